@@ -1,0 +1,115 @@
+"""One client: answers a server's messages with its own rows on the resident base model.
+
+    query      Job      -> how many rows there are                    (once)
+    train      Plan     -> Update: what the local steps changed
+    evaluate   Plan     -> Update without tensors: metrics on the held-out rows
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fedft import codec, data, evaluate, philox, transport
+from fedft.client.memory import Memory
+from fedft.config import RunConfig
+from fedft.data import Example
+from fedft.errors import PlanRefused, RejectedUpdate
+from fedft.handle import ModelHandle
+from fedft.model import Base
+from fedft.recipe import Recipe, Turn
+from fedft.update import Plan, Update
+
+MAX_PLAN_BYTES = 2**31 - 1
+
+
+@dataclass
+class Client:
+    """A site's rows, and what it shares with the other clients of its process: the resident model.
+
+    The strategy and the settings come from the local config, never from a message; the job only has to agree.
+    """
+
+    name: str
+    train_rows: Sequence[Example]
+    test_rows: Sequence[Example]
+    base: Base
+    handle: ModelHandle
+    recipe: Recipe
+    config: RunConfig
+    memory: Memory = field(default_factory=Memory)
+    _run: str = ""
+    _run_seed: int = 0
+
+    def answer(self, message: transport.Message) -> transport.Message:
+        """The reply to any message of the server's; what we will not do is a refusal with a code."""
+        try:
+            payload = transport.unpack(message, MAX_PLAN_BYTES)
+            if isinstance(payload, transport.Refused):
+                raise PlanRefused("malformed", "a server's message is never a refusal")
+            kind = message.metadata.message_type
+            if kind == "query":
+                return transport.pack_reply(message, self.enrol(payload))
+            plan = codec.decode_plan(payload, max_bytes=MAX_PLAN_BYTES)
+            update = self.evaluate(plan) if plan.evaluate else self.train(plan)
+            return transport.pack_reply(message, codec.encode_update(update, self.config.codec.up))
+        except (PlanRefused, RejectedUpdate) as e:
+            return transport.pack_refusal(message, e.code, str(e))
+
+    def enrol(self, payload: bytes) -> bytes:
+        """Agree on the run; answers with the number of rows."""
+        job = codec.decode_job(payload)
+        ours = self.config.to_dict()
+        for table, theirs in (("strategy", job.strategy), ("local", job.local)):
+            if dict(theirs) != ours[table]:
+                raise PlanRefused("job_mismatch", f"the server's [{table}] is {dict(theirs)}, ours is {ours[table]}")
+        if job.model["digest"] != self.base.digest:
+            raise PlanRefused("base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.model['digest'][:12]}")
+        self._run, self._run_seed = job.run, job.seed
+        return codec.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run), "fp32")
+
+    def train(self, plan: Plan) -> Update:
+        """Install what came down, take the local steps, return what changed."""
+        turn = self._install(plan)
+        rows = data.batches(
+            self.train_rows,
+            batch_size=self.config.local.batch_size,
+            steps=plan.steps,
+            seed=turn.seed,
+            pad_id=self.base.pad_id,
+        )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(turn.seed)  # dropout
+                delta, metrics = self.recipe.local(self.handle, rows, turn)
+        except FloatingPointError as e:
+            raise PlanRefused("nonfinite", str(e)) from e
+        return self._update(plan, delta, len(self.train_rows), metrics)
+
+    def evaluate(self, plan: Plan) -> Update:
+        """Metrics of the state on the held-out rows, and ROUGE-L when the plan asks for it."""
+        if not self.test_rows:
+            raise PlanRefused("no_rows", "there are no held-out rows here")
+        self._install(plan)
+        rows = self.test_rows[: self.config.eval.max_rows]
+        found = evaluate.evaluate(self.handle, rows, self.config.eval.batch_size, self.base.pad_id)
+        if plan.extra.get("rouge"):
+            new = self.config.eval.generate_tokens
+            found["rouge_l"] = evaluate.rouge_l(self.handle, rows, self.base.tokenizer, new)
+        return self._update(plan, {}, max(1, len(rows)), found)
+
+    def _install(self, plan: Plan) -> Turn:
+        if plan.run != self._run:
+            raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
+        held = self.memory.held
+        if plan.have is not None and (held is None or held.version != plan.have):
+            raise PlanRefused("behind", str(held.version if held else "none"))
+        self.memory.hold(plan.version, self.recipe.receive(held, plan))
+        assert self.memory.held is not None
+        own = philox.derive(self._run_seed, "client", self.name, plan.round)
+        turn = Turn(plan, self.memory.held.tensors, self.memory.digest, self.config.local, self._run_seed, own)
+        self.recipe.start(self.handle, turn)
+        return turn
+
+    def _update(self, plan: Plan, delta: dict[str, torch.Tensor], n: int, metrics: dict[str, float]) -> Update:
+        return Update(delta, n, plan.round, plan.run, plan.attempt, metrics=metrics)

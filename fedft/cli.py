@@ -1,0 +1,178 @@
+"""The front door: `fedft simulate | strategies | check-strategy | eval | export`.
+
+Imports what a command needs when it runs, so that `fedft --help` answers at once. A user's mistake is one line on
+stderr and a non-zero exit code; a traceback is a bug of ours.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedft.errors import EXIT_INTERRUPTED, FedftError
+
+app = typer.Typer(
+    name="fedft",
+    help="Federated fine-tuning of language models: simulate many clients, compare methods, export adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `fedft simulate` leaves it.")]
+
+
+@app.command()
+def simulate(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.toml]", help="Run file; none: the built-in quickstart.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. strategy.name=ffa_lora.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: a new one under fedft-runs/].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run many clients on this machine, with the engine, the codec and the strategies of a deployment."""
+    from fedft import config as configs
+    from fedft.progress import Progress
+
+    # the config is checked before torch is loaded: a typing mistake answers at once
+    file = run or Path(__file__).parents[1] / "simulations" / "quickstart.toml"
+    if run is None and not file.exists():
+        file = Path(__file__).parent / "simulations" / "quickstart.toml"
+    config = configs.load(file, set_ or ())
+    with Progress(quiet=as_json, rounds=config.server.rounds) as progress:
+        from fedft.simulations import run as runs
+
+        name = f"{file.stem}-{config.strategy.name}"
+        folder = runs.choose_folder(name, out, resume)
+        progress.folder = folder
+        done = runs.simulate(config, out=folder, resume=resume, observe=progress.observe)
+    if as_json:
+        typer.echo(json.dumps({**done.summary, "folder": str(done.folder)}, sort_keys=True))
+    else:
+        progress.finish(done.summary, done.folder)
+
+
+@app.command()
+def strategies(as_json: AsJson = False) -> None:
+    """List the installed strategies with what each declares."""
+    from fedft import strategies as known
+    from fedft.progress import table
+
+    rows = []
+    for name, where in known.installed().items():
+        recipe = known.make(name, {})
+        about = (sys.modules[type(recipe).__module__].__doc__ or "") if not where else _headline(where)
+        rows.append(
+            {
+                "name": name,
+                "what": about,
+                "space": recipe.space.kind,
+                "linear": recipe.linear,
+                "ring_summable": recipe.ring_summable,
+                "reveals_clients": recipe.reveals_clients,
+                "unlike_ranks": recipe.unlike_ranks,
+                "from": where,
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        table(rows, ("name", "space", "linear", "ring_summable", "reveals_clients", "unlike_ranks", "what"))
+
+
+def _headline(where: str) -> str:
+    """First line of the docstring of the module a factory comes from."""
+    module = sys.modules.get(where.partition(":")[0])
+    return ((module.__doc__ if module else "") or "").strip().split("\n")[0]
+
+
+@app.command(name="check-strategy")
+def check_strategy(
+    name: Annotated[str, typer.Argument(help='An installed name, or "package.module:factory".')],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="A factory option.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the contract suite on one strategy: what the engine, the wire and a deployment rely on."""
+    from fedft import strategies as known
+    from fedft import testing
+    from fedft.config import load_options
+
+    recipe = known.make(name, load_options(set_ or ()))
+    results = testing.strategy_contract(recipe, stop=False)
+    if as_json:
+        typer.echo(json.dumps({"strategy": name, "failed": {k: v for k, v in results.items() if v}}))
+    else:
+        for promise, failure in results.items():
+            typer.echo(f"{'FAIL' if failure else 'ok  '}  {promise}{': ' + failure if failure else ''}")
+    if any(results.values()):
+        raise typer.Exit(1)
+
+
+@app.command(name="eval")
+def evaluate(
+    folder: RunFolder,
+    rouge: Annotated[bool, typer.Option("--rouge", help="Also ROUGE-L of greedy generations (causal LM).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Loss, accuracy and ROUGE-L of a run's newest state on every client's held-out rows."""
+    from fedft.progress import table
+    from fedft.simulations import measure
+
+    by_client, mean = measure.evaluate_run(folder, rouge=rouge)
+    if as_json:
+        typer.echo(json.dumps({"mean": mean, "clients": by_client}, sort_keys=True))
+    else:
+        rows = [{"client": c, **m} for c, m in by_client.items()] + [{"client": "mean", **mean}]
+        table(rows, tuple(rows[0]))
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model with the change merged in.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model as a PEFT adapter folder, or merged with its base for transformers and vLLM."""
+    from fedft.simulations import measure
+
+    kind = measure.export_run(folder, to, merged=merged)
+    typer.echo(json.dumps({"kind": kind, "folder": str(to)}) if as_json else f"{kind} written to {to}")
+
+
+def main() -> None:
+    """Entry point of the `fedft` command."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("fedft: interrupted; the same command with --resume continues", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except FedftError as e:
+        typer.echo(f"fedft: {e}", err=True)
+        sys.exit(e.exit_code)
+    except Exception as e:
+        if _is_usage(e):
+            typer.echo(f"fedft: {e.format_message()}", err=True)  # type: ignore[attr-defined]
+            sys.exit(2)
+        raise
+
+
+def _is_usage(e: Exception) -> bool:
+    return hasattr(e, "format_message") and hasattr(e, "exit_code")
+
+

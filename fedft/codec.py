@@ -1,0 +1,528 @@
+"""`Plan`, `Update` and `Job` <-> bytes. Pure functions; this docstring is the format.
+
+    frame    magic "FDFT" | protocol u16 | kind u8 | header length u16 | table length u32 | header | table | body
+    kind     1 plan, 2 update, 3 job; all numbers little endian, nothing is padded or aligned
+    header   JSON object of at most 4,096 bytes with one-letter keys; a field at its default is left out
+               update  r run, t round, a attempt, n num_examples, m metrics
+               plan    r run, t round, v version, h have, a attempt, e evaluate, k rank, s steps,
+                       l learning_rate, x extra
+               job     r run, s seed
+    table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
+             ascending bytewise, hence none twice; at most 8,192 tensors, which is also what bounds a plan's table
+             in a job: JSON object of strategy, local, model, codec, at most 16 deep; the whole job at most 64 KiB
+    body     the tensors' bytes in the table's order, row-major, exactly as many as the table implies; a job has none
+
+JSON is compact UTF-8 with sorted keys: equal values make equal bytes. Refused in it: a key twice, an unknown key, NaN
+and Infinity, an integer of 2^53 or more, half a surrogate pair in a value that is used. Metrics not finite, not
+named [a-z0-9_.]{1,64} or beyond the first 32 by name are dropped. Names of tensors and of `extra` are printable ASCII
+without space, quote and backslash, at most 200 and 64 characters.
+
+A float32 tensor travels in the codec of the message; int32 and uint16 travel as they are. Of n > 0 entries:
+
+    fp32           4n      exact
+    bf16           2n      rounded half to even; |error| <= 2^-8 |x| + 2^-134
+    fp16           1 + 2n  exponent k (i8), then x / 2^k as fp16; k is the least for which the largest entry does
+                           not overflow, and at least -125; |error| <= 2^-11 |x| + 2^-40 max|x| + 2^-150
+    int8           4g + n  scales (fp32) of the g groups, then round(x / scale), half to even, from -127 to 127;
+                           |error| <= 0.501 max|x| / 127 over the group, 0 stays 0; a scale below 2^-107 is sent as 0
+    int32, uint16  4n, 2n  exact
+
+An int8 group is one index of the rank: a row of a matrix, a column of a `*.lora_B`, all of a vector; its scale is
+max|x| / 127. What was decoded encodes to the same bytes again, in every codec. A tensor without entries takes no bytes.
+Infinity and NaN stay non-finite in every codec (entries above about 1e38 may become so), for the receiver to refuse.
+
+What the decoders refuse, as `RejectedUpdate(code, message)`:
+
+    too_large      longer than the limit                  spec_mismatch  names, shapes, wire types are not the spec's
+    bad_magic      does not begin "FDFT"                  weight         num_examples is not an integer >= 1
+    version        another protocol                       nonfinite      NaN or infinity in a float tensor
+    malformed      anything else in this docstring        out_of_bounds  a decoded float beyond +-1e4
+"""
+
+import json
+import logging
+import math
+import re
+import struct
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedft import check
+from fedft.errors import RejectedUpdate
+from fedft.tensors import Tensors
+from fedft.update import Job, Plan, Spec, TensorSpec, Update
+
+PROTOCOL = 1
+CODECS = ("fp32", "fp16", "bf16", "int8")
+MAX_MESSAGE_BYTES = 2**31 - 1  # the transport's messages are protobuf: signed 32-bit lengths
+MAX_HEADER_BYTES = 4096  # ours take about 80; 32 metrics with the longest names still fit
+MAX_JOB_BYTES = 64 * 1024
+MAX_TENSORS = 8192  # an 80-layer model with all its modules adapted has about 1,100
+MAX_EMPTY_DIMENSION = 2**20  # beside a zero no bytes back a dimension's size, so it has a bound of its own
+MAX_METRICS = 32
+MAX_ABS = 1e4
+
+_FRAME = struct.Struct("<4sHBHI")
+_MAGIC = b"FDFT"
+_PLAN, _UPDATE, _JOB = 1, 2, 3
+_DTYPES = {torch.float32: "float32", torch.int32: "int32", torch.uint16: "uint16"}
+_ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int32": 4, "uint16": 2}
+_NAME = re.compile(r"[!#-\[\]-~]{1,200}")
+_METRIC = re.compile(r"[a-z0-9_.]{1,64}")
+_WIRE = re.compile(r"[a-z0-9]{1,16}")
+_RUN = re.compile(r"[0-9a-f]{16}")
+_REQUIRED = object()
+
+log = logging.getLogger(__name__)
+
+
+class _Field(NamedTuple):
+    key: str
+    name: str
+    check: Callable[[Any], Any]
+    default: Any = _REQUIRED
+    code: str = "malformed"
+
+
+class _Entry(NamedTuple):
+    wire: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.wire}{list(self.shape[:8])}"
+
+
+def encode_update(update: Update, codec: str) -> bytes:
+    """The bytes of `update`, float tensors in `codec`; metrics a receiver would drop are dropped here, with a warning.
+
+    Raises ValueError for what no receiver could accept (field or tensor of a wrong type, over 2 dimensions), but never
+    for a number in a float tensor: it is the receiver who refuses a diverged update, and so hears of it.
+    """
+    return _encode(_UPDATE, update, _UPDATE_FIELDS, update.delta, codec)
+
+
+def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None = None) -> Update:
+    """The update in `data`, with exactly the tensors of `spec`, sent in `codec`; `client` is left empty.
+
+    Tensors have the spec's dtype, are contiguous and own their memory; all floats are finite and within 1e4; where
+    several tensors are `at_most`, their lengths need not agree. Unusable metrics are dropped with a warning.
+    Args:
+        max_bytes: a limit below `max_update_bytes(spec, codec)`, which holds in any case.
+    Raises:
+        RejectedUpdate: whatever else is in `data`. Nothing is allocated for a size that `data` does not have.
+    """
+    legal = max_update_bytes(spec, codec)  # a spec or codec that is wrong raises here: that is our mistake
+    limit = legal if max_bytes is None else min(max_bytes, legal)
+    with _refusing("update"):
+        header, table, body = _open(data, _UPDATE, limit, _table_limit(len(spec)))
+        values = _read(header, _UPDATE_FIELDS)
+        entries = _entries(table)
+        _fit(entries, spec, codec)
+        return Update(delta=_tensors(entries, body), **values)
+
+
+def encode_plan(plan: Plan, codec: str) -> bytes:
+    """The bytes of `plan`, float tensors in `codec`. Raises ValueError as `encode_update` does."""
+    return _encode(_PLAN, plan, _PLAN_FIELDS, plan.tensors, codec)
+
+
+def decode_plan(data: bytes, *, max_bytes: int) -> Plan:
+    """The plan in `data`, whatever its tensors are called: at most 2 dimensions, all floats finite and within 1e4.
+
+    Raises RejectedUpdate, the same error as for updates and nothing else, whatever the bytes.
+    """
+    with _refusing("plan"):
+        header, table, body = _open(data, _PLAN, max_bytes, _table_limit(MAX_TENSORS))
+        values = _read(header, _PLAN_FIELDS)
+        entries = _entries(table)
+        return Plan(tensors=_tensors(entries, body), **values)
+
+
+def encode_job(job: Job) -> bytes:
+    """The bytes of `job`, at most 64 KiB; tuples become lists. Raises ValueError if it is longer or not plain JSON."""
+    data = _frame(_JOB, _write(job, _JOB_FIELDS), _write(job, _JOB_TABLE), [])
+    if len(data) > MAX_JOB_BYTES:
+        raise ValueError(f"expected a job of at most {MAX_JOB_BYTES} bytes, got {len(data)}")
+    return data
+
+
+def decode_job(data: bytes) -> Job:
+    """The job in `data`. Raises RejectedUpdate, the same error as for updates and nothing else, whatever the bytes."""
+    with _refusing("job"):
+        header, table, body = _open(data, _JOB, MAX_JOB_BYTES, MAX_JOB_BYTES)
+        if body:
+            raise ValueError(f"{len(body)} bytes after the job")
+        return Job(**_read(header, _JOB_FIELDS), **_read(table, _JOB_TABLE))
+
+
+def roundtrip(tensors: Tensors, codec: str) -> dict[str, Tensor]:
+    """`tensors` as the other side will see them, in its order; new memory. Non-finite entries are let through."""
+    out = {}
+    for name, entry in _describe(tensors, codec).items():
+        out[name] = _unpack(name, entry, memoryview(b"".join(_pack(name, entry, tensors[name]))))
+    return out
+
+
+def body_bytes(spec: Spec, codec: str) -> int:
+    """Bytes of the tensors alone in the largest update of this spec; an exact number if nothing in it is `at_most`."""
+    check.one_of(CODECS, codec=codec)
+    return sum(_size(name, _Entry(_wire(t.dtype, codec), t.shape)) for name, t in spec.items())
+
+
+def max_update_bytes(spec: Spec, codec: str) -> int:
+    """1.05 x the largest legal update of this spec and codec + 64 KiB, but never above 2 GiB - 1."""
+    largest = _FRAME.size + MAX_HEADER_BYTES + _table_limit(len(spec)) + body_bytes(spec, codec)
+    return min(-(-largest * 21 // 20) + 64 * 1024, MAX_MESSAGE_BYTES)
+
+
+def _table_limit(tensors: int) -> int:
+    return 4096 + 256 * tensors
+
+
+# Frames
+
+
+def _encode(kind: int, value: Any, fields: tuple[_Field, ...], tensors: Tensors, codec: str) -> bytes:
+    entries = _describe(tensors, codec)
+    body = [part for name, entry in entries.items() for part in _pack(name, entry, tensors[name])]
+    return _frame(kind, _write(value, fields), [[name, e.wire, *e.shape] for name, e in entries.items()], body)
+
+
+def _frame(kind: int, header: Any, table: Any, body: list[Any]) -> bytes:
+    head, index = (
+        json.dumps(x, separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
+        for x in (header, table)
+    )
+    size = _FRAME.size + len(head) + len(index) + sum(len(part) for part in body)
+    if len(head) > MAX_HEADER_BYTES or size > MAX_MESSAGE_BYTES:
+        raise ValueError(f"header of {len(head)} bytes, message of {size}: too long for one message")
+    return b"".join([_FRAME.pack(_MAGIC, PROTOCOL, kind, len(head), len(index)), head, index, *body])
+
+
+def _open(data: bytes, kind: int, max_bytes: int, max_table_bytes: int) -> tuple[Any, Any, memoryview]:
+    if len(data) > (limit := min(max_bytes, MAX_MESSAGE_BYTES)):
+        raise RejectedUpdate("too_large", f"message of {len(data)} bytes, at most {limit} allowed")
+    if data[:4] != _MAGIC:
+        raise RejectedUpdate("bad_magic", f"message begins {bytes(data[:4])!r}, wanted {_MAGIC!r}")
+    _, protocol, found, head, index = _FRAME.unpack_from(data)
+    if protocol != PROTOCOL:
+        raise RejectedUpdate("version", f"protocol {protocol}, wanted {PROTOCOL}; is the peer's fedft as new as ours?")
+    if found != kind:
+        raise ValueError(f"message of kind {found}, wanted {kind}")
+    if head > MAX_HEADER_BYTES or index > max_table_bytes or _FRAME.size + head + index > len(data):
+        raise ValueError(f"header of {head} and table of {index} bytes in a message of {len(data)}")
+    view = memoryview(data)[_FRAME.size :]
+    return _json(view[:head]), _json(view[head : head + index]), view[head + index :]
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """What bytes from outside can provoke becomes `malformed`; RuntimeError is torch's lack of memory, or recursion."""
+    try:
+        yield
+    except (struct.error, LookupError, TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError) as e:
+        raise RejectedUpdate("malformed", f"malformed {what}: {str(e)[:300]}") from e
+
+
+def _json(text: memoryview) -> Any:
+    return json.loads(bytes(text).decode(), object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a JSON object has a key twice")
+    return out
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 17 or abs(int(digits)) >= 2**53:
+        raise ValueError(f"integer {digits[:20]} is not below 2^53")
+    return int(digits)
+
+
+def _constant(literal: str) -> float:
+    raise ValueError(f"{literal} is not a number")
+
+
+# Fields: each check returns the value to use or raises ValueError; the same ones serve writing and reading
+
+
+def _write(value: Any, fields: tuple[_Field, ...]) -> dict[str, Any]:
+    out = {}
+    for f in fields:
+        try:
+            if (v := getattr(value, f.name)) != f.default and (checked := f.check(v)) != f.default:
+                out[f.key] = checked
+        except ValueError as e:
+            raise ValueError(f"{f.name}: {e}") from e
+    return out
+
+
+def _read(header: Any, fields: tuple[_Field, ...]) -> dict[str, Any]:
+    _want(isinstance(header, dict), "a JSON object", header)
+    _want(header.keys() <= (known := {f.key for f in fields}), f"no keys but {', '.join(sorted(known))}", list(header))
+    values = {}
+    for f in fields:
+        if f.key in header:
+            try:
+                values[f.name] = f.check(header[f.key])
+            except ValueError as e:
+                raise RejectedUpdate(f.code, f"{f.name}: {str(e)[:300]}") from e
+        elif f.default is _REQUIRED:
+            raise RejectedUpdate(f.code, f"{f.name} is missing")
+    return values
+
+
+def _want(ok: bool, wanted: str, value: Any) -> Any:
+    if not ok:
+        raise ValueError(f"expected {wanted}, got {value!r:.80}")
+    return value
+
+
+def _count(value: Any, least: int = 0) -> Any:
+    return _want(type(value) is int and least <= value < 2**53, f"an integer from {least} to 2^53 - 1", value)
+
+
+def _flag(value: Any) -> Any:
+    return _want(isinstance(value, bool), "true or false", value)
+
+
+def _run(value: Any) -> Any:
+    return _want(isinstance(value, str) and _RUN.fullmatch(value) is not None, "16 hexadecimal digits", value)
+
+
+def _rate(value: Any) -> float:
+    return float(_want(_is_number(value) and value >= 0, "a finite number >= 0", value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _metrics(value: Any) -> dict[str, float]:
+    """The usable metrics by name; a whole number as int, which is equal and shorter to send."""
+    _want(isinstance(value, Mapping), "an object", value)
+    usable = {k: float(v) for k, v in value.items() if isinstance(k, str) and _METRIC.fullmatch(k) and _is_number(v)}
+    kept = {k: usable[k] for k in sorted(usable)[:MAX_METRICS]}
+    if dropped := [k for k in value if k not in kept]:
+        log.warning("%d metrics dropped, %.80r first: too many, not finite or misnamed", len(dropped), dropped[0])
+    return {k: int(v) if v.is_integer() and abs(v) < 2**53 else v for k, v in kept.items()}
+
+
+def _plain(value: Any, depth: int = 16) -> Any:
+    """`value` if it is JSON that can be written and read back unchanged, at most `depth` deep."""
+    if isinstance(value, str):
+        value.encode()  # raises on half a surrogate pair
+    elif isinstance(value, bool) or value is None:
+        pass
+    elif isinstance(value, int | float):
+        _want(abs(value) < 2**53 if isinstance(value, int) else math.isfinite(value), "a number for JSON", value)
+    elif depth and isinstance(value, Mapping):
+        return {_plain(_want(isinstance(k, str), "text as key", k)): _plain(v, depth - 1) for k, v in value.items()}
+    elif depth and isinstance(value, list | tuple):
+        return [_plain(v, depth - 1) for v in value]
+    else:
+        raise ValueError(f"expected plain JSON, not too deep, got {type(value).__name__}")
+    return value
+
+
+def _table(value: Any) -> Any:
+    return _plain(_want(isinstance(value, Mapping), "an object", value))
+
+
+def _extra(value: Any) -> Any:
+    for key, v in _table(value).items():
+        _want(len(key) <= 64 and _NAME.fullmatch(key) is not None, "a short name", key)
+        _want(isinstance(v, str | int | float), "a number, text or truth value", v)
+    return _table(value)
+
+
+_UPDATE_FIELDS = (
+    _Field("r", "run", _run, ""),
+    _Field("t", "round", _count, 0),
+    _Field("a", "attempt", _count, 0),
+    _Field("n", "num_examples", lambda n: _count(n, 1), code="weight"),
+    _Field("m", "metrics", _metrics, {}),
+)
+_PLAN_FIELDS = (
+    _Field("r", "run", _run),
+    _Field("t", "round", _count),
+    _Field("v", "version", _count),
+    _Field("h", "have", _count, None),
+    _Field("a", "attempt", _count, 0),
+    _Field("e", "evaluate", _flag, False),
+    _Field("k", "rank", _count, 0),
+    _Field("s", "steps", _count, 0),
+    _Field("l", "learning_rate", _rate, 0.0),
+    _Field("x", "extra", _extra, {}),
+)
+_JOB_FIELDS = (_Field("r", "run", _run), _Field("s", "seed", _count))
+_JOB_TABLE = (*(_Field(k, k, _table) for k in ("strategy", "local", "model")), _Field("codec", "codec", _table, {}))
+
+
+# Tables
+
+
+def _wire(dtype: str, codec: str) -> str:
+    check.one_of(_DTYPES.values(), dtype=dtype)
+    return codec if dtype == "float32" else dtype
+
+
+def _describe(tensors: Tensors, codec: str) -> dict[str, _Entry]:
+    check.one_of(CODECS, codec=codec)
+    if len(tensors) > MAX_TENSORS:
+        raise ValueError(f"expected at most {MAX_TENSORS} tensors, got {len(tensors)}")
+    entries = {}
+    for name in sorted(tensors):
+        t = tensors[name]
+        if not _NAME.fullmatch(name) or t.dtype not in _DTYPES:
+            raise ValueError(f"tensor {name!r:.220} is {t.dtype}{list(t.shape)}: not a name or type for the wire")
+        entries[name] = _Entry(_wire(_DTYPES[t.dtype], codec), tuple(t.shape))
+        _size(name, entries[name])  # refuses what has no place in the format
+    return entries
+
+
+def _entries(table: Any) -> dict[str, _Entry]:
+    entries: dict[str, _Entry] = {}
+    last = ""
+    _want(isinstance(table, list) and len(table) <= MAX_TENSORS, f"a JSON array of at most {MAX_TENSORS}", table)
+    for row in table:
+        _want(isinstance(row, list) and len(row) >= 2, "[name, wire type, dimension...]", row)
+        name, wire, *shape = row
+        _want(isinstance(name, str) and _NAME.fullmatch(name) is not None, "a tensor's name", name)
+        _want(name > last, f"names ascending after {last!r}", name)
+        _want(isinstance(wire, str) and _WIRE.fullmatch(wire) is not None, "a wire type", wire)
+        entries[name] = _Entry(wire, tuple(_count(n) for n in shape))
+        last = name
+    return entries
+
+
+def _fit(entries: Mapping[str, _Entry], spec: Spec, codec: str) -> None:
+    for name in sorted(entries.keys() | spec.keys()):
+        found, t = entries.get(name), spec.get(name)
+        if t is None:
+            wanted = "no such tensor"
+        elif found is None or found.wire != _wire(t.dtype, codec) or not _same_shape(found.shape, t):
+            first = "<=" if t.at_most else ""
+            wanted = f"{_wire(t.dtype, codec)}[{first}{str(list(t.shape))[1:]}"
+        else:
+            continue
+        message = f"tensor {name!r} is {found or 'missing'}, wanted {wanted}; do both sides have the same job?"
+        raise RejectedUpdate("spec_mismatch", message)
+
+
+def _same_shape(found: tuple[int, ...], t: TensorSpec) -> bool:
+    if not t.at_most:
+        return found == t.shape
+    return len(found) == len(t.shape) and found[1:] == t.shape[1:] and found[0] <= t.shape[0]
+
+
+def _tensors(entries: Mapping[str, _Entry], body: memoryview) -> dict[str, Tensor]:
+    sizes = {name: _size(name, entry) for name, entry in entries.items()}
+    if sum(sizes.values()) != len(body):
+        raise ValueError(f"{len(body)} bytes of tensors, the table wants {sum(sizes.values())}")
+    out: dict[str, Tensor] = {}
+    start = 0
+    for name, entry in entries.items():
+        out[name] = _unpack(name, entry, body[start : start + sizes[name]])
+        start += sizes[name]
+        if out[name].is_floating_point() and out[name].numel():
+            lo, hi = (float(x) for x in torch.aminmax(out[name]))  # a NaN anywhere comes out as both
+            if not (math.isfinite(lo) and math.isfinite(hi)):
+                raise RejectedUpdate("nonfinite", f"tensor {name!r} has NaN or infinite entries")
+            if max(-lo, hi) > MAX_ABS:
+                raise RejectedUpdate("out_of_bounds", f"tensor {name!r} has {max(-lo, hi):g}, above {MAX_ABS:g}")
+    return out
+
+
+# Tensors
+
+
+def _size(name: str, entry: _Entry) -> int:
+    if len(entry.shape) > 2 or entry.wire not in _ITEM_BYTES:
+        raise ValueError(f"tensor {name!r} is {entry}, wanted at most 2 dimensions of {', '.join(_ITEM_BYTES)}")
+    n = math.prod(entry.shape)
+    if not n and max(entry.shape) > MAX_EMPTY_DIMENSION:
+        raise ValueError(f"tensor {name!r} is {entry}: empty, with a dimension above {MAX_EMPTY_DIMENSION}")
+    extra = {"fp16": 1, "int8": 4 * math.prod(_groups(name, entry.shape))}.get(entry.wire, 0)
+    return n * _ITEM_BYTES[entry.wire] + extra if n else 0
+
+
+def _groups(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Shape of the scales beside the tensor seen as a matrix: one per index of the rank."""
+    if len(shape) < 2:
+        return 1, 1
+    return (1, shape[1]) if name.endswith(".lora_B") else (shape[0], 1)
+
+
+def _pack(name: str, entry: _Entry, tensor: Tensor) -> list[Any]:
+    x = tensor.detach().cpu().contiguous()
+    if not x.numel():
+        return []
+    if entry.wire == "fp16":
+        k = _exponent(x)
+        return [struct.pack("<b", k), _store((x * 2.0**-k).half())]
+    if entry.wire == "bf16":
+        return [_store(x.bfloat16().view(torch.int16))]
+    if entry.wire == "int8":
+        rows = x.reshape(1, -1) if x.dim() < 2 else x
+        scales = _scales(rows, _groups(name, entry.shape))
+        q = (rows / torch.where(scales == 0, 1.0, scales)).round_().clamp_(-127, 127)
+        return [_store(scales), _store(q.to(torch.int8))]
+    return [_store(x)]
+
+
+def _unpack(name: str, entry: _Entry, data: memoryview) -> Tensor:
+    """The tensor in `data`, which has the size that `entry` implies."""
+    wire, shape = entry
+    dtype = {"int32": torch.int32, "uint16": torch.uint16}.get(wire, torch.float32)
+    if not data or wire == "fp32" or dtype != torch.float32:
+        return _load(data, dtype).reshape(shape)
+    if wire == "fp16":
+        return _load(data[1:], torch.float16).float().mul_(2.0 ** struct.unpack_from("<b", data)[0]).reshape(shape)
+    if wire == "bf16":
+        return _load(data, torch.int16).view(torch.bfloat16).float().reshape(shape)
+    groups = _groups(name, shape)
+    split = 4 * math.prod(groups)
+    q = _load(data[split:], torch.int8)
+    _want(int(q.min()) >= -127, f"int8 entries of {name!r} from -127 to 127", -128)
+    rows = q.float().reshape(shape if len(shape) == 2 else (1, -1))
+    return rows.mul_(_load(data[:split], torch.float32).reshape(groups)).reshape(shape)
+
+
+def _exponent(x: Tensor) -> int:
+    """Least k with max|x| / 2^k, rounded to fp16, finite; it is the same for what comes out at the other end."""
+    largest = max(abs(float(v)) for v in torch.aminmax(x))
+    if not math.isfinite(largest):
+        return 0
+    m, e = math.frexp(largest)
+    e += m >= 1 - 2**-12  # rounds up to the next power of two at fp16's 11 bits
+    return max(e - 16, -125)  # below -125 fp16's smallest step would leave float32
+
+
+def _scales(rows: Tensor, groups: tuple[int, int]) -> Tensor:
+    largest = rows.abs().amax(dim=[d for d in (0, 1) if groups[d] == 1], keepdim=True)
+    s = largest / 127  # 127 * s, rounded, divided by 127 is s again: a test tries all 2^23 mantissas
+    return torch.where(s < 2.0**-107, 0.0, s)  # smaller ones would lose bits to underflow
+
+
+def _store(x: Tensor) -> memoryview:
+    """The entries' bytes, little endian, without a copy where the machine is."""
+    a = x.numpy().reshape(-1)
+    return a.astype(a.dtype.newbyteorder("<"), copy=False).view(np.uint8).data
+
+
+def _load(data: memoryview, dtype: torch.dtype) -> Tensor:
+    """A flat tensor that owns its memory: the one copy of its bytes."""
+    out = torch.empty(len(data) // dtype.itemsize, dtype=dtype)
+    if data:
+        a = out.numpy()
+        a[:] = np.frombuffer(data, a.dtype.newbyteorder("<"))
+    return out

@@ -1,0 +1,344 @@
+"""A run file (TOML) becomes a frozen, checked `RunConfig`: one dataclass per table, one checker for all of them.
+
+Unknown tables and keys are refused with the nearest known one; "off" is a key left out, never -1. Any table may hold
+sub-tables named after strategies, whose keys win when that strategy runs:
+
+    [local]                      [local.fedkseed]           [clients.fedit]
+    learning_rate = 1e-2         learning_rate = 1e-4       rank = 8
+
+so one file compares methods that need different steps or ranks on the same data.
+"""
+
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fedft import check
+from fedft.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Model:
+    """[model]: what is fine-tuned, and which of its layers."""
+
+    id: str = "stdlib-base"
+    """Model folder, hub id, or "stdlib-base" (the small built-in base)."""
+    task: str = "causal-lm"
+    """"causal-lm" or "sequence-classification"."""
+    targets: str | list[str] = "all-linear"
+    """Layers that get an adapter: "all-linear" or name endings such as ["q_proj", "v_proj"]."""
+    lora_alpha: float | None = None
+    """LoRA scale is lora_alpha / rank; left out: alpha = 2 rank."""
+    lora_dropout: float = 0.0
+    dtype: str = "float32"
+    """Resident base weights: float32, bfloat16 or float16 (adapters are float32)."""
+    device: str = "cpu"
+    """torch device of the base model."""
+    labels: list[str] = field(default_factory=list)
+    """Classification: the label values, in order."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]: records, how they become text, and whose they are."""
+
+    train: str = "stdlib-docstrings"
+    """JSON lines, JSON or CSV file, hub id, or "stdlib-docstrings" (built in)."""
+    test: str | None = None
+    """Held-out records of the same form; left out: `holdout` of each client's own rows."""
+    holdout: float = 0.2
+    """Fraction of each client's rows held out when there is no `test`."""
+    prompt: str = "{prompt}"
+    """Template of what is given; its tokens are masked out of the loss. "" learns on all tokens."""
+    response: str = "{response}"
+    """Template of what is learned."""
+    text: str = "{text}"
+    """Classification: template of the input."""
+    label: str = "label"
+    """Classification: field of the label."""
+    partition: str = "natural"
+    """"natural" (by `client`), "iid" or "dirichlet"."""
+    client: str = "client"
+    """Field that names the owner of a record (natural), or that is skewed (dirichlet)."""
+    clients: int | None = None
+    """Number of clients; natural: keep the first so many in order of name."""
+    alpha: float = 0.5
+    """Dirichlet concentration; small is more skewed."""
+    max_length: int = 96
+    """Tokens per record; longer ones are cut."""
+    max_prompt: int | None = None
+    """Tokens of the prompt, cut from the left."""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """[strategy]: name and the factory's own options."""
+
+    name: str = "flora"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Local:
+    """[local]: what a client does in one round."""
+
+    steps: int = 40
+    """Optimiser steps."""
+    batch_size: int = 8
+    """Records per step."""
+    learning_rate: float = 1e-2
+    optimizer: str = "adamw"
+    """"adamw" or "sgd", fresh in every round."""
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+    """Clip of the gradient's L2 norm per step."""
+    threads: int = 1
+    """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """[codec]: how tensors are written on the wire."""
+
+    up: str = "fp32"
+    """fp32, fp16, bf16 or int8 (one scale per rank row)."""
+    down: str = "fp32"
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """[privacy]: protection beyond TLS and signatures."""
+
+    mode: str = "none"
+
+
+@dataclass(frozen=True)
+class Server:
+    """[server]: rounds and when one ends."""
+
+    rounds: int = 5
+    seed: int = 0
+    """Everything random that must be repeatable derives from it."""
+    mode: str = "local"
+    """"local" (this process) or "ray" (Flower's simulation engine)."""
+    quorum: float = 2 / 3
+    """Share of those asked that must be admitted, rounded up."""
+    deadline_s: float | None = None
+    """A round closes after so many seconds if quorum is met."""
+    grace_s: float = 30.0
+    """Seconds to wait for the rest once quorum is met and a deadline is set."""
+    attempts: int = 3
+    """Tries per round below quorum before the run pauses."""
+
+
+@dataclass(frozen=True)
+class Clients:
+    """[clients]: who takes part, with what."""
+
+    per_round: int | None = None
+    """Clients asked per round, drawn from the seed; left out: all."""
+    rank: int | list[int] = 8
+    """LoRA rank of all clients, or a list dealt out in order of name."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """[limits]: what one client's update may be."""
+
+    max_norm: float | None = None
+    """Refuse updates whose norm (of the product, for pairs) is larger."""
+    norm_factor: float = 100.0
+    """Refuse norms above so many times the median of those admitted lately."""
+    max_num_examples: int = 1_000_000
+    max_bytes: int | None = None
+    """Refuse larger messages; left out: 1.05 x the largest legal one + 64 KiB."""
+    quarantine_after: int = 3
+    """Refusals in 10 rounds after which a client is not asked any more."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """[eval]: what is measured on held-out rows."""
+
+    every: int = 1
+    """Rounds between evaluations; the last state is always evaluated."""
+    clients: int | None = None
+    """Evaluate on so many clients, the same ones every time; left out: all."""
+    max_rows: int | None = None
+    """Held-out rows per client, the first so many."""
+    batch_size: int = 16
+    rouge: bool = False
+    """ROUGE-L of greedy generations (causal LM) at the last state and the first."""
+    generate_tokens: int = 48
+    """Tokens generated per row for ROUGE-L."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run; see the tables."""
+
+    model: Model = Model()
+    data: Data = Data()
+    strategy: Strategy = Strategy()
+    local: Local = Local()
+    codec: Codec = Codec()
+    privacy: Privacy = Privacy()
+    server: Server = Server()
+    clients: Clients = Clients()
+    limits: Limits = Limits()
+    eval: Eval = Eval()
+
+    def ranks(self) -> list[int]:
+        """LoRA ranks to deal out in order of client name."""
+        return [self.clients.rank] if isinstance(self.clients.rank, int) else list(self.clients.rank)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain tables, keys that are off left out; `from_dict` reads it back."""
+        tables = {t: {k: v for k, v in values.items() if v is not None} for t, values in asdict(self).items()}
+        tables["strategy"] = {"name": self.strategy.name, **self.strategy.options}
+        return tables
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str = "") -> RunConfig:
+    """The run file at `path` (None: defaults), with `table.key=value` overrides on top.
+
+    Relative data and model paths in a file mean relative to the file. Raises ConfigError in one line.
+    """
+    tables: dict[str, Any] = {}
+    if path is not None:
+        where = where or path.name
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as e:
+            raise ConfigError(f"{path}: no such run file; `fedft simulate` without one runs the quickstart") from e
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(f"{path}: cannot be read: {e}") from e
+        except tomllib.TOMLDecodeError as e:
+            raise ConfigError(f"{path}: not valid TOML: {e}") from e
+        _resolve_paths(tables, path.parent)
+    for override in overrides:
+        _apply(tables, override)
+    return from_dict(tables, where=where or "run")
+
+
+def _resolve_paths(tables: dict[str, Any], folder: Path) -> None:
+    for table, key in (("data", "train"), ("data", "test"), ("model", "id")):
+        value = tables.get(table, {}).get(key) if isinstance(tables.get(table), dict) else None
+        if isinstance(value, str) and not Path(value).expanduser().is_absolute() and (folder / value).exists():
+            tables[table][key] = str((folder / value).resolve())
+
+
+def _apply(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not (equals and parents and last):
+        raise ConfigError(f"--set {override!r}: wanted table.key=value, for instance local.steps=20")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string: strategy.name=fedit
+    at = tables
+    for p in parents:
+        at = at.setdefault(p, {})
+        if not isinstance(at, dict):
+            raise ConfigError(f"--set {override!r}: {p!r} is not a table")
+    at[last] = value
+
+
+def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
+    """A checked RunConfig from plain tables. Raises ConfigError naming file, table and key."""
+    known = {f.name: f for f in fields(RunConfig)}
+    for name, table in tables.items():
+        if name not in known:
+            raise ConfigError(f"{where}: no table [{name}]{check.nearest(name, known)}")
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{where}: {name} is a value, wanted a table [{name}]")
+    from fedft.strategies import installed
+
+    strategies = installed()
+    chosen = tables.get("strategy", {}).get("name", Strategy.name)
+    built = {}
+    for name, kind in typing.get_type_hints(RunConfig).items():
+        table = {}
+        for key, value in tables.get(name, {}).items():
+            own = isinstance(value, Mapping) and key in strategies
+            if not own:
+                table[key] = value
+        table |= next((v for k, v in tables.get(name, {}).items() if k == chosen and isinstance(v, Mapping)), {})
+        if name == "strategy":
+            options = {k: v for k, v in table.items() if k != "name"}
+            built[name] = Strategy(_typed(str, table.get("name", chosen), f"{where}: [strategy] name"), options)
+        else:
+            built[name] = _table(kind, table, f"{where}: [{name}]")
+    config = RunConfig(**built)
+    _check(config, where)
+    return config
+
+
+def _table(kind: type, table: Mapping[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            raise ConfigError(f"{where} has no {key!r}{check.nearest(key, hints)}")
+    values = {k: _typed(hints[k], v, f"{where} {k}") for k, v in table.items()}
+    missing = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    for key in missing:
+        if key not in values:
+            raise ConfigError(f"{where} needs {key!r}")
+    return kind(**values)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` if it has the hinted type (an integer may stand for a float), else ConfigError."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        if option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        origin = typing.get_origin(option)
+        if origin is list and isinstance(value, list):
+            return [_typed(typing.get_args(option)[0], v, where) for v in value]
+        if isinstance(option, type) and isinstance(value, option) and (option is bool) == isinstance(value, bool):
+            return value
+    names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
+    raise ConfigError(f"{where} is {value!r}, wanted {names}")
+
+
+def _check(c: RunConfig, where: str) -> None:
+    try:
+        check.one_of(("causal-lm", "sequence-classification"), task=c.model.task)
+        check.one_of(("float32", "bfloat16", "float16"), dtype=c.model.dtype)
+        check.one_of(("natural", "iid", "dirichlet"), partition=c.data.partition)
+        check.one_of(("adamw", "sgd"), optimizer=c.local.optimizer)
+        check.one_of(("fp32", "fp16", "bf16", "int8"), up=c.codec.up, down=c.codec.down)
+        check.one_of(("none",), privacy_mode=c.privacy.mode)
+        check.one_of(("local", "ray"), mode=c.server.mode)
+        check.at_least(1, steps=c.local.steps, batch_size=c.local.batch_size, threads=c.local.threads)
+        check.at_least(1, rounds=c.server.rounds, attempts=c.server.attempts, every=c.eval.every)
+        check.at_least(1, max_length=c.data.max_length, eval_batch_size=c.eval.batch_size)
+        check.at_least(0, learning_rate=c.local.learning_rate, weight_decay=c.local.weight_decay, seed=c.server.seed)
+        check.between(0, 1, quorum=c.server.quorum, holdout=c.data.holdout, lora_dropout=c.model.lora_dropout)
+        check.above(0, alpha=c.data.alpha, norm_factor=c.limits.norm_factor)
+        for name, value in (("per_round", c.clients.per_round), ("clients", c.data.clients), ("eval", c.eval.clients)):
+            if value is not None:
+                check.at_least(1, **{name: value})
+        if not c.ranks():
+            raise ValueError("expected at least one rank, got an empty list")
+        for rank in c.ranks():
+            check.at_least(1, rank=rank)
+        if c.model.task == "sequence-classification" and len(c.model.labels) < 2:
+            raise ValueError("task sequence-classification needs [model] labels, at least two")
+    except ValueError as e:
+        raise ConfigError(f"{where}: {e}") from e
+
+
+def load_options(overrides: Sequence[str]) -> dict[str, Any]:
+    """`option=value` pairs of a strategy's factory, values read as TOML."""
+    tables: dict[str, Any] = {}
+    for override in overrides:
+        _apply(tables, f"options.{override}")
+    return tables.get("options", {})

@@ -1,0 +1,237 @@
+"""A resident model as strategies see it: read, write, reset and probe the trained parameters (`recipe.Handle`).
+
+The base model is loaded once and stays; a turn of another client only copies its few trained tensors in. LoRA layers
+are peft's own, one adapter per rank ("r8"), switched on by the rank that is written.
+
+What is kept beside the live model: the float32 originals of the adapted weights once a merge has moved them (FLoRA),
+or of all parameters in the full space (replay starts from w0). Weights in half precision are thus always
+w0 + change, summed in float32 and rounded once, never a running sum of roundings.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from fedft.directions import Directions
+from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.recipe import Batch, Layout, Space
+from fedft.tensors import Tensors
+
+
+class ModelHandle:
+    """`recipe.Handle` on a torch model that returns an output with `.loss` (transformers' convention)."""
+
+    def __init__(
+        self, model: nn.Module, layout: Layout, space: Space, *, lora_alpha: float | None = None, dropout: float = 0.0
+    ) -> None:
+        """Take over `model`: freezes what `space` does not train.
+
+        Args:
+            model: on its device, in its dtype; its base weights are changed in place from now on.
+            layout: of this model, see `model.layout_of`.
+            space: what is trained.
+            lora_alpha: LoRA scale is lora_alpha / rank; None: alpha = 2 rank, scale 2 at every rank.
+            dropout: LoRA dropout in training.
+        """
+        self.layout = layout
+        self._model, self._space, self._alpha, self._dropout = model, space, lora_alpha, dropout
+        self._rank = 0
+        self._change: dict[str, LowRank] = {}
+        self._stands_at = ""
+        self._w0: dict[str, Tensor] = {}
+        self._parameters = dict(model.named_parameters())
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        if space.kind == "full":
+            self._live = {n: self._parameters[n].requires_grad_(True) for n in layout.parameters}
+        else:
+            self._live = {}
+        self._weights = {m: model.get_submodule(m).weight for m in layout.modules}
+        self._transposed = {m: type(model.get_submodule(m)).__name__ == "Conv1D" for m in layout.modules}
+        self._probe = _Probe(model)
+
+    def scale(self) -> float:
+        """alpha / rank of the adapter that is switched on."""
+        return (2.0 if self._alpha is None else self._alpha / self._rank) if self._rank else 1.0
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The live trained parameters by canonical name, in canonical order."""
+        return self._live
+
+    def read(self) -> dict[str, Tensor]:
+        """The trained tensors; see `recipe.Handle`."""
+        return {n: self._value(n, p).contiguous() for n, p in self._live.items()}
+
+    def _value(self, name: str, parameter: Tensor) -> Tensor:
+        if name in self._parameters:
+            now = parameter.detach().to("cpu", torch.float32)
+            return now - self._w0[name].to("cpu", torch.float32) if name in self._w0 else torch.zeros_like(now)
+        x = parameter.detach().to("cpu", torch.float32, copy=True)
+        return x * self.scale() if name.endswith(B_SUFFIX) else x
+
+    def write(self, values: Tensors) -> None:
+        """Set unit-scale factors (of any one rank) and changes since w0."""
+        rank = next((x.shape[0] for n, x in values.items() if n.endswith(A_SUFFIX)), None)
+        rank = rank or next((x.shape[1] for n, x in values.items() if n.endswith(B_SUFFIX)), None)
+        if rank:
+            self._switch(rank)
+        adapter = self._adapter() if self._rank else {}
+        with torch.no_grad():
+            for name, x in values.items():
+                if name in adapter:
+                    adapter[name].copy_(x / self.scale() if name.endswith(B_SUFFIX) else x)
+                else:
+                    self._set(name, self._parameters[name], x)
+
+    def _set(self, name: str, parameter: Tensor, change: Tensor) -> None:
+        """parameter := w0 + change, summed in float32."""
+        w0 = self._w0.setdefault(name, parameter.detach().float().clone())
+        parameter.copy_(w0 + change.to(w0.device))
+
+    def reset(self) -> None:
+        """Every parameter of the full space back to w0, bit for bit."""
+        for name in self._live.keys() & self._parameters.keys():
+            if name in self._w0:
+                self._parameters[name].data.copy_(self._w0[name])
+            else:
+                self._w0[name] = self._parameters[name].detach().float().clone()
+
+    def stand(self, change: Mapping[str, LowRank], key: str) -> None:
+        """Adapted base weights := w0 + change; nothing is done when they stand at `key` already."""
+        if key == self._stands_at:
+            return
+        with torch.no_grad():
+            for m, d in change.items():
+                if d.rank or m in self._change:
+                    dense = d.dense()
+                    self._set(m + ".weight", self._weights[m], dense.T if self._transposed[m] else dense)
+        self._change = {m: d for m, d in change.items() if d.rank}
+        self._stands_at = key
+
+    def change(self) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+        """(what the model differs from w0 by, as factors per adapted module; changes of whole parameters by name)."""
+        pairs = dict(self._change)
+        if self._rank:
+            unit = {n: x.detach().to("cpu", torch.float32) for n, x in self._adapter().items()}
+            for m in self.layout.modules:
+                b = unit[m + B_SUFFIX] * self.scale()
+                if b.any():
+                    d = LowRank(unit[m + A_SUFFIX], b)
+                    pairs[m] = pairs[m] + d if m in pairs else d
+        whole = {n: self._value(n, p) for n, p in self._live.items() if n in self._parameters}
+        return pairs, whole
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss in float32; dropout is on only while gradients are."""
+        self._model.train(torch.is_grad_enabled())
+        return self.forward(batch).loss.float()
+
+    def forward(self, batch: Batch) -> Any:
+        """The model's own output on one batch."""
+        device = next(self._model.parameters()).device
+        return self._model(**{k: v.to(device) for k, v in batch.items()})
+
+    @property
+    def model(self) -> nn.Module:
+        """The live model, standing where the last write and stand left it."""
+        return self._model
+
+    @contextmanager
+    def perturbed(self, directions: Directions, index: int, epsilon: float) -> Iterator[None]:
+        """Forward passes inside see trained + epsilon z_index; one module's perturbed weights exist at a time."""
+        self._probe.watch(self._live)
+        self._probe.shift = (directions, index, epsilon)
+        try:
+            yield
+        finally:
+            self._probe.shift = None
+            self._probe.restore()
+
+    def _switch(self, rank: int) -> None:
+        """Make the adapter of this rank the live one, creating it the first time."""
+        if rank == self._rank:
+            return
+        name = f"r{rank}"
+        first = self._model.get_submodule(next(iter(self.layout.modules)))
+        if name not in getattr(first, "lora_A", {}):
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=2 * rank if self._alpha is None else self._alpha,  # type: ignore[arg-type]
+                lora_dropout=self._dropout,
+                target_modules=list(self.layout.modules),
+                fan_in_fan_out=any(self._transposed.values()),
+            )
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                # peft draws initial values, which are overwritten, and warns of a second adapter, which we want
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                inject_adapter_in_model(config, self._model, name)
+        for m in self.layout.modules:
+            self._model.get_submodule(m).set_adapter(name)
+        self._rank = rank
+        adapter = self._adapter()
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(False)
+        live = {n: adapter[n] for n in adapter if n.endswith(self._space.trained)}
+        live |= {n: self._parameters[n] for n in self.layout.head}
+        self._live = {n: live[n].requires_grad_(True) for n in sorted(live, key=str.encode)}
+
+    def _adapter(self) -> dict[str, nn.Parameter]:
+        name, found = f"r{self._rank}", {}
+        for m in self.layout.modules:
+            layer: Any = self._model.get_submodule(m)
+            found[m + A_SUFFIX] = layer.lora_A[name].weight
+            found[m + B_SUFFIX] = layer.lora_B[name].weight
+        return found
+
+
+class _Probe:
+    """Swaps perturbed copies of watched parameters in while their own module runs, and out again behind it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.shift: tuple[Directions, int, float] | None = None
+        self._model = model
+        self._watched: Mapping[str, nn.Parameter] | None = None
+        self._hooks: list[Any] = []
+        self._real: dict[nn.Parameter, Tensor] = {}
+
+    def watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Hook the modules that own these parameters; tied ones are hooked wherever they are used."""
+        if parameters is self._watched:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        names = {p: n for n, p in parameters.items()}
+        self._hooks = []
+        for module in self._model.modules():
+            own = [(names[p], p) for p in module.parameters(recurse=False) if p in names]
+            if own:
+                self._hooks.append(module.register_forward_pre_hook(lambda _m, _a, own=own: self._in(own)))
+                self._hooks.append(module.register_forward_hook(lambda _m, _a, _o, own=own: self._out(own)))
+        self._watched = parameters
+
+    def _in(self, own: list[tuple[str, nn.Parameter]]) -> None:
+        if self.shift is None:
+            return
+        z, index, epsilon = self.shift
+        for name, parameter in own:
+            if parameter not in self._real:
+                self._real[parameter] = parameter.data
+                moved = parameter.data.float().clone() if parameter.dtype == torch.float32 else parameter.data.float()
+                z.add_(moved, name, index, epsilon)
+                parameter.data = moved.to(parameter.dtype)
+
+    def _out(self, own: list[tuple[str, nn.Parameter]]) -> None:
+        for _, parameter in own:
+            if parameter in self._real:
+                parameter.data = self._real.pop(parameter)
+
+    def restore(self) -> None:
+        """Undo what a failed forward pass left swapped in."""
+        for parameter, data in self._real.items():
+            parameter.data = data
+        self._real = {}

@@ -1,0 +1,139 @@
+"""Changes of a weight matrix kept as factors: D = B A, never multiplied out unless it is merged.
+
+    B: [o, R], A: [R, i]; with D_k = B_k A_k and weights p_k
+
+    stack     B = [p_1 B_1 ... p_n B_n], A = [A_1; ...; A_n]           sum_k p_k D_k, exactly      (FLoRA, eq. 3)
+    mean      (sum_k p_k B_k, sum_k p_k A_k)                           FedIT's; its product is not sum_k p_k D_k
+    residual  stack - mean                                             sum_k p_k (B_k - B)(A_k - A)   (FedEx-LoRA)
+    svd(r)    best approximation of rank r (Eckart-Young) by QR of the two tall factors: O((o + i) R^2 + R^3)
+
+Pairs are in unit-scale form: B carries alpha / r. Algebra runs in float64 and is rounded once to the factors' dtype.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedft.tensors import Tensors
+
+A_SUFFIX, B_SUFFIX = ".lora_A", ".lora_B"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The matrix B A of shape [o, i]; A: [R, i], B: [o, R], same dtype; R = 0 is the zero matrix."""
+
+    A: Tensor
+    B: Tensor
+
+    def __post_init__(self) -> None:
+        if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[0] != self.B.shape[1]:
+            raise ValueError(f"factors do not fit: A {tuple(self.A.shape)}, B {tuple(self.B.shape)}")
+
+    @property
+    def rank(self) -> int:
+        """Number R of rows of A; the matrix has at most this rank."""
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(o, i)."""
+        return self.B.shape[0], self.A.shape[1]
+
+    def dense(self) -> Tensor:
+        """B A multiplied out in the factors' dtype, [o, i]. For merging and for tests."""
+        return self.B @ self.A
+
+    def norm(self) -> float:
+        """Frobenius norm of B A from the R x R Gram matrices: |BA|^2 = tr((B^T B)(A A^T)), float64."""
+        a, b = self.A.double(), self.B.double()
+        return float(torch.sum((b.T @ b) * (a @ a.T)).clamp(min=0).sqrt())
+
+    def __add__(self, other: "LowRank") -> "LowRank":
+        """Factors side by side: the sum, exactly; ranks add."""
+        return LowRank(torch.cat([self.A, other.A]), torch.cat([self.B, other.B], dim=1))
+
+    def __neg__(self) -> "LowRank":
+        return LowRank(self.A, -self.B)
+
+    def svd(self, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(U, S, V) in float64 with U: [o, q], S: [q] descending, V: [q, i], q = min(rank, R, o, i).
+
+        U diag(S) V is the best approximation of rank q. Signs are fixed (the largest entry of each column of U is
+        positive), so equal input gives equal output.
+        """
+        qb, rb = torch.linalg.qr(self.B.double())
+        qa, ra = torch.linalg.qr(self.A.double().T)
+        u, s, v = torch.linalg.svd(rb @ ra.T, full_matrices=False)
+        u, s, v = qb @ u[:, :rank], s[:rank], v[:rank] @ qa.T
+        if s.numel():
+            sign = torch.sign(u.gather(0, u.abs().argmax(0, keepdim=True))).squeeze(0)
+            sign[sign == 0] = 1
+            u, v = u * sign, v * sign[:, None]
+        return u, s, v
+
+    def truncate(self, rank: int | None = None) -> "LowRank":
+        """The best approximation of rank <= `rank`; None: exact, dropping only what float32 cannot hold.
+
+        Singular values below 2^-24 of the largest are zero for float32 factors. The root of each value goes to either
+        factor, so neither is badly scaled.
+        """
+        u, s, v = self.svd(rank)
+        kept = int((s > s[0] * 2**-24).sum()) if s.numel() else 0
+        root = s[:kept].sqrt()
+        dtype = self.A.dtype
+        return LowRank((root[:, None] * v[:kept]).to(dtype), (u[:, :kept] * root).to(dtype))
+
+
+def zero(o: int, i: int) -> LowRank:
+    """The zero matrix of shape [o, i] with rank 0, float32."""
+    return LowRank(torch.zeros(0, i), torch.zeros(o, 0))
+
+
+def stack(items: Iterable[tuple[LowRank, float]]) -> LowRank:
+    """sum_k n_k D_k / sum_k n_k as stacked factors, exactly; the weight goes on B once.
+
+    Reads the items once: the weights need not sum to one. Raises ValueError when there are none.
+    """
+    rows, columns, weights = [], [], []
+    for d, n in items:
+        rows.append(d.A)
+        columns.append(d.B)
+        weights.append(n)
+    total = sum(weights)
+    if not total > 0:
+        raise ValueError("expected at least one pair of positive weight, got none")
+    scaled = [(b.double() * (n / total)).to(b.dtype) for b, n in zip(columns, weights, strict=True)]
+    return LowRank(torch.cat(rows), torch.cat(scaled, dim=1))
+
+
+def mean_factors(items: Iterable[tuple[LowRank, float]]) -> LowRank:
+    """(sum p_k A_k, sum p_k B_k): the pair FedIT averages to. Its product misses `residual`. Equal ranks only."""
+    listed = list(items)
+    total = sum(n for _, n in listed)
+    a = sum((n / total) * d.A.double() for d, n in listed)
+    b = sum((n / total) * d.B.double() for d, n in listed)
+    dtype = listed[0][0].A.dtype
+    return LowRank(torch.as_tensor(a, dtype=dtype), torch.as_tensor(b, dtype=dtype))
+
+
+def residual(items: Iterable[tuple[LowRank, float]]) -> LowRank:
+    """sum_k p_k D_k minus the product of the mean factors, as factors of rank <= sum r_k + r."""
+    listed = list(items)
+    return stack(listed) + -mean_factors(listed)
+
+
+def split(tensors: Tensors) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
+    """(pairs by module, everything else by name) of named tensors; a factor without its partner stays in the rest."""
+    modules = sorted(n.removesuffix(A_SUFFIX) for n in tensors if n.endswith(A_SUFFIX))
+    modules = [m for m in modules if m + B_SUFFIX in tensors]
+    pairs = {m: LowRank(tensors[m + A_SUFFIX], tensors[m + B_SUFFIX]) for m in modules}
+    paired = {m + suffix for m in modules for suffix in (A_SUFFIX, B_SUFFIX)}
+    return pairs, {n: t for n, t in tensors.items() if n not in paired}
+
+
+def named(pairs: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """The inverse of `split`: `<module>.lora_A` and `<module>.lora_B`."""
+    return {m + s: t for m, d in pairs.items() for s, t in ((A_SUFFIX, d.A), (B_SUFFIX, d.B))}

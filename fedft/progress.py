@@ -1,0 +1,136 @@
+"""What a person sees of a run: a bar while it works (on a terminal), a row per state, and where the model lies."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+COLUMNS = (
+    ("round", 6), ("loss", 8), ("accuracy", 9), ("train loss", 11), ("up", 10), ("down", 10), ("clients", 8),
+    ("refused", 8), ("seconds", 8),
+)  # fmt: skip
+
+
+class Progress:
+    """Context of one run: `observe` takes the engine's events."""
+
+    def __init__(self, *, quiet: bool, rounds: int) -> None:
+        """`quiet`: nothing at all. Off a terminal there is no bar, and the rows are plain text."""
+        self.out = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        err = Console(stderr=True, quiet=quiet)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=err,
+            transient=True,
+            disable=not err.is_terminal,
+        )
+        self._task = self._bar.add_task("loading", total=rounds, note="")
+        self._rounds = rounds
+        self._header = False
+        self.folder: Path | None = None
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.stop()
+        if kind is KeyboardInterrupt and self.folder is not None:
+            self.out.print(f"interrupted; nothing is lost: add --resume --out {self.folder} to the same command")
+
+    def observe(self, kind: str, info: Mapping[str, Any]) -> None:
+        """One event of the engine."""
+        if kind == "preparing":
+            self._bar.update(self._task, description="loading", note=str(info["folder"]))
+        elif kind == "round":
+            self._bar.update(self._task, description=f"round {info['round'] + 1}", note=f"0/{len(info['asked'])} clients")
+            self._asked, self._answered = len(info["asked"]), 0
+        elif kind == "admitted":
+            self._answered += 1
+            loss = info["metrics"].get("loss")
+            said = f"{self._answered}/{self._asked} clients, {info['client']}" + (f" {loss:.3f}" if loss else "")
+            self._bar.update(self._task, note=said)
+        elif kind == "evaluating":
+            self._bar.update(self._task, note=f"evaluating on {len(info['asked'])} clients")
+        elif kind == "line":
+            self._row(info)
+            self._bar.update(self._task, completed=info["version"])
+
+    def _row(self, line: Mapping[str, Any]) -> None:
+        if not self._header:
+            self.out.print("  ".join(f"{name:>{width}}" for name, width in COLUMNS), style="bold")
+            self._header = True
+        seconds = sum(line["seconds"].values())
+        cells = (
+            f"{line['version']}/{self._rounds}",
+            _number(line.get("loss"), ".4f"),
+            _number(line.get("accuracy"), ".4f"),
+            _number(line.get("train_loss"), ".4f"),
+            size(line["bytes_up"]),
+            size(line["bytes_down"]),
+            str(len(line.get("participants", []))) if "round" in line else "-",
+            str(len(line.get("refused", []))),
+            f"{seconds:.1f}",
+        )
+        self.out.print("  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True)))
+
+    def finish(self, summary: Mapping[str, Any], folder: Path) -> None:
+        """The end of a run: what was reached, where the model lies and how to load it."""
+        before, after = summary["initial"], summary["final"]
+        if "loss" in before and "loss" in after:
+            self.out.print(
+                f"\n{summary['strategy']}: held-out loss {before['loss']:.4f} -> [bold]{after['loss']:.4f}[/bold], accuracy "
+                f"{before['accuracy']:.4f} -> {after['accuracy']:.4f}; {size(summary['bytes_up'])} up, "
+                f"{size(summary['bytes_down'])} down in all; {summary['seconds']:.1f} s"
+            )
+        model = folder / "model"
+        self.out.print(f"run    {folder}  (metrics.jsonl, summary.json, TensorBoard events)")
+        self.out.print(f"model  {model}")
+        if (model / "adapter_config.json").exists():
+            self.out.print(
+                'load   python -c "from peft import AutoPeftModel'
+                f"{'ForCausalLM' if summary.get('task', 'causal-lm') == 'causal-lm' else 'ForSequenceClassification'} as M; "
+                f"m = M.from_pretrained('{model}')\""
+            )
+        else:
+            self.out.print(f"load   fedft export {folder} --merged --to FOLDER, then transformers' from_pretrained")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def size(n: int) -> str:
+    """Bytes for people: 17.3 kB, 1.2 MB (powers of ten)."""
+    value, unit = float(n), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Print rows of values under the named columns."""
+    drawn = Table(box=box.SIMPLE)
+    for c in columns:
+        drawn.add_column(c.replace("_", " "), justify="right" if isinstance(rows[0].get(c), float) else "left")
+    for row in rows:
+        drawn.add_row(*(_cell(row.get(c)) for c in columns))
+    Console().print(drawn)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

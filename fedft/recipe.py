@@ -1,0 +1,264 @@
+"""A strategy is a `Recipe`: a frozen value naming only what is new about an algorithm; the rest has plain defaults.
+
+    server   state = initial(layout, rank, seed)                                     version 0
+             plan.tensors = downlink(state, have, plan)                       ~~>    what takes a client from `have`
+    client   held = receive(held, plan)                                              to the state, a pure function
+             start(handle, turn)                                                     the model stands at the state
+             delta = local(handle, batches, turn)                             ~~>    Update
+    server   change = aggregate(updates)                                             streams, roster order
+             state = server(state, change)                                           version + 1
+
+State is named tensors and nothing else: it is hashed, saved and sent as it is. Whatever is linear in what clients send
+(`linear`) gets exact averaging in O(1) memory from `mean`, and later secure sums and differential privacy, for nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fedft import philox, tensors
+from fedft.directions import Directions
+from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.tensors import Tensors
+from fedft.update import Plan, Spec, TensorSpec, Update
+
+Batch = Mapping[str, Tensor]
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class State:
+    """The server's whole memory: named tensors after `version` committed rounds."""
+
+    version: int
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One client's turn in one round: all that its training may depend on besides the model and its data."""
+
+    plan: Plan
+    held: Tensors
+    """The state as this client holds it."""
+    held_digest: str
+    """`tensors.digest` of `held`: the key of anything derived from it."""
+    local: Any
+    """The run's `[local]` table."""
+    run_seed: int
+    """The same on every machine: shared directions, frozen factors."""
+    seed: int
+    """This client's own in this round: order of batches, draws nobody else needs."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a base model offers to training: shapes by canonical name, tied parameters once."""
+
+    modules: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Adapted linear layers: name -> (out, in), whatever the orientation in memory."""
+    head: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Parameters trained beside the adapter (a classification head); averaged whatever the LoRA rule."""
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Every parameter of the base, for full fine-tuning."""
+
+
+class Handle(Protocol):
+    """A resident model as a strategy sees it. Values are unit-scale, float32, on the CPU; `w0` is the base."""
+
+    layout: Layout
+
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        """The live trained parameters by canonical name (in the adapter's own scale)."""
+
+    def read(self) -> dict[str, Tensor]:
+        """The trained tensors: factors in unit scale, any other parameter as its change since w0. Copies."""
+
+    def write(self, values: Tensors) -> None:
+        """Set factors and changes since w0; names left out stay as they are. Needs not be trained ones."""
+
+    def reset(self) -> None:
+        """Full space: every parameter back to w0, bit for bit."""
+
+    def stand(self, change: Mapping[str, LowRank], key: str) -> None:
+        """Base weights := w0 + change, summed in float32; skipped when `key` names what they already are."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss over the batch's learned tokens (or rows); float32 scalar with a graph unless grad is off."""
+
+    def perturbed(self, directions: Directions, index: int, epsilon: float) -> AbstractContextManager[None]:
+        """Inside, forward passes see trained parameters + epsilon z_index; the parameters themselves never move."""
+
+
+class Space(Protocol):
+    """Which parameters are trained and exchanged."""
+
+    kind: Literal["lora", "full"]
+    trained: tuple[str, ...]
+
+    def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
+        """The trained and frozen tensors of version 0, drawn from `seed`."""
+
+    def spec(self, layout: Layout, rank: int) -> dict[str, TensorSpec]:
+        """What a client uploads that trained in this space at `rank`."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters on chosen modules: change of a weight = lora_B lora_A.
+
+    `trained` names the factors that learn and travel. With A frozen it is drawn from the run's seed on every machine
+    and never sent: two seeds of 8 bytes agree where gigabytes would have travelled.
+    """
+
+    trained: tuple[str, ...] = (A_SUFFIX, B_SUFFIX)
+    kind: Literal["lora"] = "lora"
+
+    def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
+        """A uniform on +-1/sqrt(in) (peft's Kaiming bound), one Philox word per element; B zero; head changes zero."""
+        found = {name: torch.zeros(shape) for name, shape in layout.head.items()}
+        for m, (o, i) in layout.modules.items():
+            u = philox.uniform(seed, philox.LORA_INIT, m + A_SUFFIX, (rank, i))
+            found[m + A_SUFFIX] = (2 * u - 1) / i**0.5
+            found[m + B_SUFFIX] = torch.zeros(o, rank)
+        return found
+
+    def spec(self, layout: Layout, rank: int) -> dict[str, TensorSpec]:
+        """The trained factors at `rank`, and the head."""
+        shapes = {m + A_SUFFIX: (rank, i) for m, (_, i) in layout.modules.items()}
+        shapes |= {m + B_SUFFIX: (o, rank) for m, (o, _) in layout.modules.items()}
+        found = {n: TensorSpec(s) for n, s in shapes.items() if n.endswith(self.trained)}
+        return found | {n: TensorSpec(s) for n, s in layout.head.items()}
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every parameter of the base; values are changes since w0, so version 0 is all zeros."""
+
+    trained: tuple[str, ...] = ("",)
+    kind: Literal["full"] = "full"
+
+    def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
+        """Zeros."""
+        return {name: torch.zeros(shape) for name, shape in layout.parameters.items()}
+
+    def spec(self, layout: Layout, rank: int) -> dict[str, TensorSpec]:
+        """Every parameter."""
+        return {name: TensorSpec(shape) for name, shape in layout.parameters.items()}
+
+
+class LocalStep(Protocol):
+    """A client's training between download and upload."""
+
+    def __call__(
+        self, handle: Handle, batches: Iterator[Batch], turn: Turn
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Take `turn.plan.steps` steps from where `handle` stands; return (Update.delta, metrics)."""
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Back-propagation with the run's optimiser, fresh in every round.
+
+    `send` = "delta" uploads trained - received; "value" uploads the trained tensors themselves, for strategies whose
+    clients start from a draw of their own.
+    """
+
+    send: Literal["delta", "value"] = "delta"
+
+    def __call__(
+        self, handle: Handle, batches: Iterator[Batch], turn: Turn
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        received = handle.read()
+        trained = list(handle.parameters().values())
+        optimizer = _optimizer(trained, turn.plan.learning_rate, turn.local)
+        losses = []
+        for _ in range(turn.plan.steps):
+            loss = handle.loss(next(batches))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
+            if torch.isfinite(loss):
+                optimizer.step()
+                losses.append(float(loss.detach()))
+            optimizer.zero_grad(set_to_none=True)
+        if not losses:
+            raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
+        sent = handle.read() if self.send == "value" else tensors.sub(handle.read(), received)
+        return sent, {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+
+
+def _optimizer(trained: list[torch.nn.Parameter], lr: float, local: Any) -> torch.optim.Optimizer:
+    if local.optimizer == "sgd":
+        return torch.optim.SGD(trained, lr=lr, momentum=local.momentum, weight_decay=local.weight_decay)
+    return torch.optim.AdamW(trained, lr=lr, weight_decay=local.weight_decay)
+
+
+def mean(updates: Iterable[Update]) -> dict[str, Tensor]:
+    """sum_k p_k delta_k with p_k = n_k / sum n_j over those who answered; one update in memory at a time."""
+    return tensors.weighted_mean((u.delta, u.num_examples) for u in updates)
+
+
+def add(state: State, change: Tensors) -> dict[str, Tensor]:
+    """state + change on the names that changed."""
+    return {**state.tensors, **{n: state.tensors[n] + d for n, d in change.items()}}
+
+
+def everything(state: State, have: int | None, plan: Plan) -> Tensors:
+    """The whole state, or nothing when the client already stands there."""
+    return {} if have == state.version else state.tensors
+
+
+def replace_all(held: State | None, plan: Plan) -> Tensors:
+    """What came down is what the client now holds; nothing came: it holds what it held."""
+    return held.tensors if held is not None and plan.have == plan.version else plan.tensors
+
+
+def write_all(handle: Handle, turn: Turn) -> None:
+    """The trained tensors start at the state."""
+    handle.write(turn.held)
+
+
+def own_space(recipe: "Recipe", layout: Layout, plan: Plan) -> Spec:
+    """Uploads are what the space trains."""
+    return recipe.space.spec(layout, plan.rank)
+
+
+def anything(delta: Tensors, plan: Plan) -> None:
+    """No rule beyond the spec."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of an algorithm; see the module docstring for when each is called."""
+
+    name: str
+    space: Space
+    aggregate: Callable[[Iterable[Update]], dict[str, Tensor]] = mean
+    local: LocalStep = FirstOrder()
+    initial: Callable[[Layout, int, int], Tensors] | None = None
+    """(layout, largest rank, seed) -> tensors of version 0; default: the space's."""
+    server: Callable[[State, Tensors], Tensors] = add
+    downlink: Callable[[State, int | None, Plan], Tensors] = everything
+    receive: Callable[[State | None, Plan], Tensors] = replace_all
+    start: Callable[[Handle, Turn], None] = write_all
+    upload: Callable[["Recipe", Layout, Plan], Spec] = own_space
+    admit: Callable[[Tensors, Plan], None] = anything
+    """Raises RejectedUpdate for a delta that fits the spec and breaks the strategy's own rule."""
+
+    linear: bool = True
+    """The server needs only weighted sums of what is sent."""
+    ring_summable: bool = False
+    """What is sent can be summed as integers under masks (needs equal shapes for all clients)."""
+    reveals_clients: bool = False
+    """What is broadcast shows single clients' tensors."""
+    unlike_ranks: bool = False
+    """Clients may have different LoRA ranks."""
+
+    def first_state(self, layout: Layout, rank: int, seed: int) -> State:
+        """Version 0."""
+        make = self.initial or self.space.initial
+        return State(0, make(layout, rank, seed))

@@ -1,0 +1,92 @@
+"""Arithmetic on named tensors: `Tensors` is a mapping of canonical names to tensors.
+
+Nothing here changes its arguments. Sums run in float64 and are rounded once at the end, so the order of the terms is
+lost in the last bit of a double, not of a float.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+def add(x: Tensors, y: Tensors) -> dict[str, Tensor]:
+    """x + y; both have the same names and shapes."""
+    return _pairwise(torch.add, x, y)
+
+
+def sub(x: Tensors, y: Tensors) -> dict[str, Tensor]:
+    """x - y; both have the same names and shapes."""
+    return _pairwise(torch.sub, x, y)
+
+
+def scale(x: Tensors, factor: float) -> dict[str, Tensor]:
+    """factor * x."""
+    return {name: factor * t for name, t in x.items()}
+
+
+def zeros_like(x: Tensors) -> dict[str, Tensor]:
+    """Zeros with the names, shapes and dtypes of `x`."""
+    return {name: torch.zeros_like(t) for name, t in x.items()}
+
+
+def dot(x: Tensors, y: Tensors) -> float:
+    """<x, y> over all tensors taken as one vector, in float64."""
+    _same_names(x, y)
+    return sum(float(torch.dot(x[n].double().flatten(), y[n].double().flatten())) for n in sorted(x))
+
+
+def norm(x: Tensors) -> float:
+    """L2 norm of all tensors taken as one vector, in float64."""
+    return dot(x, x) ** 0.5
+
+
+def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
+    """sum_k n_k x_k / sum_k n_k, reading the items once and holding one of them at a time.
+
+    Args:
+        items: pairs (tensors, weight); the names and shapes of the first one hold for all; weights > 0, any scale.
+    Returns:
+        Tensors of the first item's dtype, accumulated in float64 and rounded once.
+    Raises:
+        ValueError: there are no items, or names or shapes differ.
+    """
+    total: dict[str, Tensor] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    weights = 0.0
+    for tensors, weight in items:
+        if not dtypes:
+            dtypes = {name: t.dtype for name, t in tensors.items()}
+            total = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in tensors.items()}
+        _same_names(total, tensors)
+        for name, t in tensors.items():
+            if t.shape != total[name].shape:
+                raise ValueError(f"{name} has shape {tuple(t.shape)}, the first one has {tuple(total[name].shape)}")
+            total[name].add_(t.double(), alpha=weight)
+        weights += weight
+    if not weights > 0:
+        raise ValueError("expected at least one update of positive weight, got none")
+    return {name: (t / weights).to(dtypes[name]) for name, t in total.items()}
+
+
+def digest(x: Tensors) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes in canonical (bytewise) order of names; hexadecimal."""
+    h = hashlib.sha256()
+    for name in sorted(x, key=str.encode):
+        t = x[name].detach().cpu().contiguous()
+        h.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
+        h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
+    return h.hexdigest()
+
+
+def _pairwise(f: Callable[[Tensor, Tensor], Tensor], x: Tensors, y: Tensors) -> dict[str, Tensor]:
+    _same_names(x, y)
+    return {name: f(x[name], y[name]) for name in x}
+
+
+def _same_names(x: Tensors, y: Tensors) -> None:
+    if x.keys() != y.keys():
+        raise ValueError(f"names differ: {sorted(x.keys() ^ y.keys())[:4]} are on one side only")

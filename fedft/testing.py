@@ -1,0 +1,255 @@
+"""The contract every strategy keeps, on a model small enough to check in a second.
+
+    from fedft.testing import strategy_contract
+    def test_mine(): strategy_contract(mine(beta=0.9))
+
+`fedft check-strategy NAME` prints the same list. What an algorithm computes is for its own tests; this is what the
+engine, the wire, resuming and a deployment rely on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from fedft import codec, philox, tensors
+from fedft.config import Local
+from fedft.errors import RejectedUpdate
+from fedft.handle import ModelHandle
+from fedft.recipe import Layout, Recipe, State, Turn
+from fedft.update import Plan, Update
+
+RUN, SEED = "0123456789abcdef", 7
+CLOSE = 1e-5
+
+
+class ToyModel(nn.Module):
+    """Two linear layers and a quadratic loss; float64-free, deterministic, 86 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 6), nn.Linear(6, 4, bias=False)
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                p.copy_((philox.uniform(SEED, philox.LORA_INIT, f"toy.{name}", tuple(p.shape)) - 0.5))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> SimpleNamespace:
+        """x: [n, 8]; labels: [n, 4]."""
+        y = self.second(torch.tanh(self.first(x)))
+        return SimpleNamespace(logits=y, loss=None if labels is None else ((y - labels) ** 2).mean())
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A recipe on the toy model with a few clients of unlike data sizes (and ranks, where allowed)."""
+
+    recipe: Recipe
+    handle: ModelHandle
+    layout: Layout
+    ranks: tuple[int, ...]
+
+    def state(self) -> State:
+        """Version 0."""
+        return self.recipe.first_state(self.layout, max(self.ranks), SEED)
+
+    def plan(self, state: State, client: int, have: int | None = None, lr: float = 0.05, steps: int = 4) -> Plan:
+        """What the engine would send."""
+        rank = self.ranks[client] if self.layout.modules else 0
+        plan = Plan(RUN, state.version, state.version, have, rank=rank, steps=steps, learning_rate=lr)
+        return replace(plan, tensors=self.recipe.downlink(state, have, plan))
+
+    def turn(self, plan: Plan, client: int, held: State | None = None) -> Turn:
+        """Install a plan, as a client does."""
+        now = self.recipe.receive(held, plan)
+        local = Local(learning_rate=plan.learning_rate)
+        own = philox.derive(SEED, "client", client, plan.round)
+        turn = Turn(plan, now, tensors.digest(now), local, SEED, own)
+        self.recipe.start(self.handle, turn)
+        return turn
+
+    def outputs(self, state: State, client: int = 0, held: State | None = None) -> Tensor:
+        """What the model at `state` says on fixed inputs."""
+        self.turn(self.plan(state, client, held.version if held else None), client, held)
+        with torch.no_grad():
+            return self.handle.forward({"x": _inputs("probe", 16)}).logits
+
+    def update(self, state: State, client: int, lr: float = 0.05, steps: int = 4) -> Update:
+        """One client's turn."""
+        plan = self.plan(state, client, lr=lr, steps=steps)
+        turn = self.turn(plan, client)
+        delta, metrics = self.recipe.local(self.handle, _batches(client), turn)
+        n = 10 * (client + 1)
+        return Update(delta, n, state.version, RUN, client=str(client), metrics=metrics)
+
+    def step(self, state: State, updates: Sequence[Update]) -> State:
+        """Aggregate and server step."""
+        change = self.recipe.aggregate(iter(updates))
+        return State(state.version + 1, self.recipe.server(state, change))
+
+    def loss(self, state: State) -> float:
+        """Loss of the state over all clients' data."""
+        self.turn(self.plan(state, 0), 0)
+        with torch.no_grad():
+            return sum(float(self.handle.loss(_data(k))) for k in range(len(self.ranks)))
+
+
+def toy(recipe: Recipe) -> Toy:
+    """The recipe on a fresh toy model; three clients of ranks 1, 2, 3 where unlike ranks are allowed, else 2."""
+    model = ToyModel()
+    modules = {"first": (6, 8), "second": (4, 6)} if recipe.space.kind == "lora" else {}
+    parameters = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    layout = Layout(modules=modules, parameters=dict(sorted(parameters.items())))
+    ranks = (1, 2, 3) if recipe.unlike_ranks else (2, 2, 2)
+    return Toy(recipe, ModelHandle(model, layout, recipe.space), layout, ranks)
+
+
+def _inputs(name: str, rows: int) -> Tensor:
+    return 2 * philox.uniform(SEED, philox.LORA_INIT, f"inputs.{name}", (rows, 8)) - 1
+
+
+def _data(client: int) -> dict[str, Tensor]:
+    x = _inputs(str(client), 12)
+    return {"x": x, "labels": torch.stack([x[:, 0], x[:, 1] - client / 4, x[:, 2] * x[:, 3], x[:, 4] / 2], dim=1)}
+
+
+def _batches(client: int) -> Iterator[dict[str, Tensor]]:
+    while True:
+        yield _data(client)
+
+
+def _same_seed_same_bytes(recipe: Recipe) -> None:
+    a, b = toy(recipe), toy(recipe)
+    assert tensors.digest(a.state().tensors) == tensors.digest(b.state().tensors), "version 0 differs"
+    assert tensors.digest(a.update(a.state(), 1).delta) == tensors.digest(b.update(b.state(), 1).delta), "update differs"
+
+
+def _uploads_fit_their_spec_and_the_wire(recipe: Recipe) -> None:
+    t = toy(recipe)
+    for client in range(len(t.ranks)):
+        sent, plan = t.update(t.state(), client), t.plan(t.state(), client)
+        spec = recipe.upload(recipe, t.layout, plan)
+        got = codec.decode_update(codec.encode_update(sent, "fp32"), spec, "fp32")
+        assert tensors.digest(got.delta) == tensors.digest(sent.delta), "fp32 is not exact on the wire"
+        recipe.admit(got.delta, plan)
+
+
+def _a_late_joiner_stands_where_a_veteran_stands(recipe: Recipe) -> None:
+    t = toy(recipe)
+    state = t.state()
+    held = State(0, t.turn(t.plan(state, 0), 0).held)
+    for _ in range(7):
+        state = t.step(state, [t.update(state, k) for k in range(len(t.ranks))])
+        held = State(state.version, t.turn(t.plan(state, 0, held.version), 0, held).held)
+    newcomer = t.turn(t.plan(state, 0), 0).held
+    assert tensors.digest(newcomer) == tensors.digest(held.tensors), "they hold different tensors"
+    lagging = t.turn(t.plan(state, 0, state.version), 0, held).held
+    assert tensors.digest(lagging) == tensors.digest(newcomer), "a client that lacks nothing was moved"
+
+
+def _the_order_of_replies_does_not_matter(recipe: Recipe) -> None:
+    t = toy(recipe)
+    updates = [t.update(t.state(), k) for k in range(len(t.ranks))]
+    forth = t.outputs(t.step(t.state(), updates))
+    back = t.outputs(t.step(t.state(), updates[::-1]))
+    assert _close(forth, back), "reversed replies give another model"
+
+
+def _updates_are_read_once_and_nothing_is_changed_in_place(recipe: Recipe) -> None:
+    t = toy(recipe)
+    state = t.state()
+    updates = [t.update(state, k) for k in range(len(t.ranks))]
+    before = [tensors.digest(u.delta) for u in updates], tensors.digest(state.tensors)
+    t.step(state, updates)  # hands over an iterator: a second reading would find nothing
+    assert before == ([tensors.digest(u.delta) for u in updates], tensors.digest(state.tensors)), "changed in place"
+
+
+def _learning_rate_zero_changes_nothing(recipe: Recipe) -> None:
+    t = toy(recipe)
+    base = t.outputs(t.state()).clone()
+    after = t.step(t.state(), [t.update(t.state(), k, lr=0.0) for k in range(len(t.ranks))])
+    assert torch.equal(t.outputs(after), base), "the model moved"
+
+
+def _the_state_survives_the_disk_and_a_restart(recipe: Recipe) -> None:
+    from safetensors.torch import load, save
+
+    t = toy(recipe)
+    state = t.step(t.state(), [t.update(t.state(), k) for k in range(len(t.ranks))])
+    again = State(state.version, load(save({n: x.contiguous() for n, x in state.tensors.items()})))
+    assert tensors.digest(again.tensors) == tensors.digest(state.tensors), "saving changed the state"
+    fresh = toy(recipe)
+    assert torch.equal(t.outputs(state), fresh.outputs(again)), "a restarted client computes something else"
+
+
+def _training_lowers_the_loss(recipe: Recipe) -> None:
+    t = toy(recipe)
+    state = t.state()
+    before = t.loss(state)
+    for _ in range(8):
+        state = t.step(state, [t.update(state, k, lr=0.02, steps=20) for k in range(len(t.ranks))])
+    after = t.loss(state)
+    assert after < before, f"loss went from {before:.4f} to {after:.4f} in 8 rounds"
+
+
+def _a_linear_strategy_adds_up(recipe: Recipe) -> None:
+    if not recipe.linear:
+        return
+    t = toy(recipe)
+    a, b = t.update(t.state(), 0), t.update(t.state(), 1)
+    both, p = recipe.aggregate([a, b]), a.num_examples / (a.num_examples + b.num_examples)
+    parts = tensors.add(tensors.scale(recipe.aggregate([a]), p), tensors.scale(recipe.aggregate([b]), 1 - p))
+    assert all(_close(both[n], parts[n]) for n in both), "declared linear, yet parts do not add up to the whole"
+
+
+def _a_misfit_is_refused(recipe: Recipe) -> None:
+    t = toy(recipe)
+    good, plan = t.update(t.state(), 0), t.plan(t.state(), 0)
+    spec = recipe.upload(recipe, t.layout, plan)
+    name = sorted(good.delta)[0]
+    lacking = {n: x for n, x in good.delta.items() if n != name}
+    poisoned = {n: x.clone() for n, x in good.delta.items()}
+    for x in poisoned.values():
+        if x.is_floating_point():
+            x.fill_(float("nan"))
+    for bad in (lacking, poisoned, {**good.delta, "stranger": torch.zeros(1)}):
+        try:
+            codec.decode_update(codec.encode_update(replace(good, delta=bad), "fp32"), spec, "fp32")
+        except (RejectedUpdate, ValueError):
+            continue
+        raise AssertionError("an update that does not fit was taken")
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    return bool((x - y).abs().max() <= CLOSE * (1 + x.abs().max())) if x.numel() else x.shape == y.shape
+
+
+PROMISES: dict[str, Callable[[Recipe], None]] = {
+    "same config and seed, same bytes": _same_seed_same_bytes,
+    "uploads fit their spec and survive the wire": _uploads_fit_their_spec_and_the_wire,
+    "a late joiner stands where a veteran stands, bit for bit": _a_late_joiner_stands_where_a_veteran_stands,
+    "the order of replies does not matter": _the_order_of_replies_does_not_matter,
+    "updates are read once and nothing is changed in place": _updates_are_read_once_and_nothing_is_changed_in_place,
+    "a learning rate of zero leaves the model bit for bit": _learning_rate_zero_changes_nothing,
+    "the state survives the disk and a restart": _the_state_survives_the_disk_and_a_restart,
+    "training lowers the loss": _training_lowers_the_loss,
+    "a linear strategy adds up": _a_linear_strategy_adds_up,
+    "an update that does not fit is refused": _a_misfit_is_refused,
+}
+
+
+def strategy_contract(recipe: Recipe, *, stop: bool = True) -> dict[str, str]:
+    """Check every promise on `recipe`: {promise: "" or what broke it}; with `stop` the first failure is raised."""
+    results: dict[str, str] = {}
+    for promise, check in PROMISES.items():
+        try:
+            check(recipe)
+            results[promise] = ""
+        except Exception as e:
+            if stop:
+                raise AssertionError(f"{recipe.name}: {promise}: {type(e).__name__}: {e}") from e
+            results[promise] = f"{type(e).__name__}: {e}".split("\n")[0]
+    return results
+
+

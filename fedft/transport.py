@@ -1,0 +1,129 @@
+"""Bytes <-> Flower messages, and the Grid that carries them inside one process: the one file that knows Flower's records.
+
+A message holds one array "payload" of raw bytes (our own `stype`, so nothing is copied through numpy's format), or, for
+an answer that is no payload, a "refusal" with a code and a line of text.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+from uuid import uuid4
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
+from flwr.app import Message as Message
+from flwr.serverapp import Grid as Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedft.errors import RejectedUpdate
+
+Kind = Literal["query", "train", "evaluate"]
+STYPE = "fedft.raw"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A peer's answer that carries no payload: its code and reason."""
+
+    code: str
+    reason: str
+
+
+def pack(kind: Kind, payload: bytes, node: int, group: str) -> Message:
+    """A message of `payload` to `node`; `group` is the round, for Flower's logs."""
+    return Message(_records(payload), node, kind, group_id=group)
+
+
+def pack_reply(to: Message, payload: bytes) -> Message:
+    """The answer to a message."""
+    return Message(_records(payload), reply_to=to)
+
+
+def pack_refusal(to: Message, code: str, reason: str) -> Message:
+    """An answer that says why there is no payload."""
+    return Message(RecordDict({"refusal": ConfigRecord({"code": code, "reason": reason[:500]})}), reply_to=to)
+
+
+def unpack(message: Message, max_bytes: int) -> bytes | Refused:
+    """The payload of a message or reply, not larger than `max_bytes`.
+
+    Raises RejectedUpdate (`too_large`, `malformed`). A transport error (a crashed client) is a `Refused` too.
+    """
+    if message.has_error():
+        return Refused("client_error", str(message.error.reason))
+    try:
+        if (refusal := message.content.config_records.get("refusal")) is not None:
+            return Refused(str(refusal["code"]), str(refusal["reason"]))
+        array = message.content.array_records["payload"]["payload"]
+        if array.stype != STYPE:
+            raise RejectedUpdate("malformed", f"expected an array of type {STYPE}, got {array.stype!r}")
+        if len(array.data) > max_bytes:
+            raise RejectedUpdate("too_large", f"message of {len(array.data)} bytes, at most {max_bytes} allowed")
+        return array.data
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise RejectedUpdate("malformed", f"not a message of ours: {e}") from e
+
+
+def _records(payload: bytes) -> RecordDict:
+    array = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
+    return RecordDict({"payload": ArrayRecord({"payload": array})})
+
+
+class LocalGrid(Grid):
+    """Flower's Grid without a network: messages are answered in this process, one at a time, when pulled.
+
+    Pulling answers at most one waiting message, so the caller's deadline, quorum and memory behave as over a network.
+    An answer that raises becomes an error reply, as Flower does it; KeyboardInterrupt passes.
+    """
+
+    def __init__(self, nodes: Iterable[int], answer: Callable[[int, Message], Message]) -> None:
+        self._nodes, self._answer = list(nodes), answer
+        self._waiting: dict[str, Message] = {}
+        self._run = Run.create_empty(run_id=1)
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # what Message() reads
+
+    def set_run(self, run: Run) -> None:
+        """Use `run` as the current run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """An empty run: there is no SuperLink."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message; Flower keeps this for older apps."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> list[int]:
+        """All nodes: they never go away."""
+        return self._nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Queue messages; returns their ids."""
+        ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = mid = uuid4().hex
+            self._waiting[mid] = message
+            ids.append(mid)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The reply to the first of these messages still waiting, or nothing."""
+        mid = next((m for m in message_ids if m in self._waiting), None)
+        if mid is None:
+            return []
+        message = self._waiting.pop(mid)
+        try:
+            reply = self._answer(message.metadata.dst_node_id, message)
+        except Exception as e:
+            reply = Message(Error(code=2, reason=f"{type(e).__name__}: {e}"), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = uuid4().hex
+        return [reply]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push, then pull until all have answered."""
+        ids = self.push_messages(messages)
+        return [reply for _ in ids for reply in self.pull_messages(ids)]

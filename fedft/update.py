@@ -1,0 +1,92 @@
+"""The two things that travel: a `Plan` down to one client, an `Update` up from it. Rounds count from 0.
+
+Both are plain values; `fedft.codec` turns them into bytes and back. A run's constants (strategy, local step, model,
+data format) are agreed once, in a `Job`; a plan says only what changes from round to round, so that a method which
+sends a few kilobytes is not drowned in repetition.
+
+Names of tensors are canonical: a LoRA pair of a module is `<module>.lora_A` and `<module>.lora_B`, **in unit-scale
+form** (`lora_B` carries the factor alpha/r, so the change of the module's weight is exactly `lora_B @ lora_A`); any
+other parameter goes under its own name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedft.tensors import Tensors
+
+Scalar = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a tensor on the wire must be.
+
+    `shape` is exact, except that with `at_most` its first dimension is an upper bound (a list of seeds). `dtype` is
+    what the decoded tensor has: "float32", "int32" or "uint16".
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    at_most: bool = False
+
+
+Spec = Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What server and clients agree on once, before the first round; all of it JSON."""
+
+    run: str
+    """Identifier of the run, 16 hexadecimal digits."""
+    seed: int
+    """The run's seed: everything that must be random and equal on all machines derives from it."""
+    strategy: Mapping[str, Any]
+    """`name` and the factory's arguments."""
+    local: Mapping[str, Any]
+    """The `[local]` table: steps, batch size, learning rate, optimiser..."""
+    model: Mapping[str, Any]
+    """Task, adapted modules, LoRA alpha, maximum length, base digest."""
+    codec: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Server -> one client, one round.
+
+    `tensors` takes the client from version `have` of the state (None: from nothing) to version `version`.
+    """
+
+    run: str
+    round: int
+    version: int
+    have: int | None = None
+    attempt: int = 0
+    evaluate: bool = False
+    """True: measure the state on the held-out rows, train nothing."""
+    rank: int = 0
+    """LoRA rank of this client; 0 where the space has none."""
+    steps: int = 0
+    learning_rate: float = 0.0
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """Client -> server: what a client's local steps changed.
+
+    `delta` is trained minus received, in unit-scale form, float32 (a strategy whose client starts from something the
+    server did not send says what it puts here instead: its docstring does). A strategy's `aggregate` needs only
+    `delta` and `num_examples`, so updates can be made by hand from plain tensors.
+    """
+
+    delta: Tensors
+    num_examples: int
+    round: int = 0
+    run: str = ""
+    attempt: int = 0
+    client: str = ""
+    """Filled in by the server from who sent it, never read from the message."""
+    metrics: Mapping[str, float] = field(default_factory=dict)

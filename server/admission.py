@@ -1,0 +1,58 @@
+"""From a reply's bytes to an update that counts: the checks behind the codec's.
+
+    codec       too_large, bad_magic, version, malformed, spec_mismatch, nonfinite, out_of_bounds
+    here        wrong_run, wrong_round, late, norm, weight, and the strategy's own codes
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+from fedft import codec, lowrank, tensors
+from fedft.config import Limits
+from fedft.errors import RejectedUpdate
+from fedft.recipe import Layout, Recipe
+from fedft.update import Plan, Update
+
+
+def admit(
+    payload: bytes, client: str, plan: Plan, recipe: Recipe, layout: Layout, up: str, limits: Limits, norms: Sequence[float]
+) -> tuple[Update, float]:
+    """(the update, its norm) if it may count; else RejectedUpdate.
+
+    Args:
+        payload: as received from `client`.
+        plan: what this client was asked.
+        recipe: of the run; its own rule is applied too.
+        layout: of the base model.
+        up: codec of uploads.
+        limits: the run's.
+        norms: of updates admitted in the last rounds; the first round has none and is not bounded by them.
+    """
+    spec = recipe.upload(recipe, layout, plan)
+    size = limits.max_bytes or codec.max_update_bytes(spec, up)
+    update = replace(codec.decode_update(payload, spec, up, max_bytes=size), client=client)
+    if update.run != plan.run:
+        raise RejectedUpdate("wrong_run", f"update of run {update.run}, this is run {plan.run}")
+    if update.round != plan.round:
+        code = "late" if update.round < plan.round else "wrong_round"
+        raise RejectedUpdate(code, f"update of round {update.round}, open is {plan.round}")
+    if update.attempt != plan.attempt:
+        raise RejectedUpdate("late", f"update of attempt {update.attempt}, open is {plan.attempt}")
+    if update.num_examples > limits.max_num_examples:
+        raise RejectedUpdate("weight", f"num_examples is {update.num_examples}, at most {limits.max_num_examples}")
+    recipe.admit(update.delta, plan)
+    norm = norm_of(update, recipe)
+    usual = median(norms) if norms else 0.0
+    bound = min(limits.norm_factor * usual or float("inf"), limits.max_norm or float("inf"))
+    if norm > bound:
+        raise RejectedUpdate("norm", f"norm {norm:.4g}, at most {bound:.4g} allowed; see [limits]")
+    return update, norm
+
+
+def norm_of(update: Update, recipe: Recipe) -> float:
+    """L2 norm of what the update changes; pairs that are whole changes by the norm of their product."""
+    if recipe.linear:
+        return tensors.norm({n: t for n, t in update.delta.items() if t.is_floating_point()})
+    pairs, rest = lowrank.split(update.delta)
+    return (sum(d.norm() ** 2 for d in pairs.values()) + tensors.norm(rest) ** 2) ** 0.5

@@ -1,0 +1,138 @@
+"""The run's durable memory: generations of the state, and a journal of admitted updates.
+
+    state/gen-00000003.fedft         SHA-256 of the rest, then a safetensors body: tensors, version, notes
+    state/journal/00000003/<client>  SHA-256 of the rest, then the admitted bytes as they came
+
+Every file is written aside, fsynced, renamed and its folder fsynced before anything is acknowledged. Starting is always
+recovery: the newest generation that verifies is the state; a damaged one is put aside and the one before is used.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fedft.errors import RunPaused, StateDamaged
+from fedft.recipe import State
+
+KEEP_LAST, KEEP_EVERY = 3, 10
+DIGEST_BYTES = 32
+
+
+def commit(path: Path, body: bytes) -> None:
+    """Make `path` hold `body` behind its SHA-256, durably, or raise RunPaused with the disk's reason."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with open(aside, "wb") as f:
+            f.write(hashlib.sha256(body).digest())
+            f.write(body)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as e:
+        raise RunPaused(f"{path}: cannot be written ({e.strerror}); nothing was lost, make room and resume") from e
+
+
+def verified(path: Path) -> bytes | None:
+    """The body of a committed file, or None if it is absent, torn or altered."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    body = raw[DIGEST_BYTES:]
+    return body if hashlib.sha256(body).digest() == raw[:DIGEST_BYTES] else None
+
+
+class Store:
+    """Generations and journal of one run under `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._journal = folder / "journal"
+        self._journal.mkdir(parents=True, exist_ok=True)
+
+    def save(self, state: State, notes: Mapping[str, Any]) -> None:
+        """Commit a generation, then drop the journal of its round and generations no longer kept."""
+        meta = {"version": str(state.version), "notes": json.dumps(notes)}
+        body = save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
+        commit(self._path(state.version), body)
+        for entry in self._journal.iterdir():
+            if int(entry.name) < state.version:
+                for f in entry.iterdir():
+                    f.unlink()
+                entry.rmdir()
+        versions = self._versions()
+        for v in versions[:-KEEP_LAST]:
+            if v % KEEP_EVERY:
+                self._path(v).unlink()
+
+    def latest(self) -> tuple[State, dict[str, Any]] | None:
+        """The newest state that verifies, with its notes; None if there never was one.
+
+        Raises StateDamaged if there are generations and none verifies.
+        """
+        versions = self._versions()
+        for v in reversed(versions):
+            body = verified(self._path(v))
+            try:
+                if body is not None:
+                    meta = _metadata(body)
+                    return State(int(meta["version"]), load_tensors(body)), json.loads(meta["notes"])
+            except (SafetensorError, KeyError, ValueError):
+                pass
+            self._path(v).rename(self._path(v).with_suffix(".damaged"))
+        if versions or list(self._folder.glob("*.damaged")):
+            raise StateDamaged(f"{self._folder}: no generation verifies; the files are kept as *.damaged")
+        return None
+
+    def journal(self, round: int, client: str, payload: bytes) -> None:
+        """Make an admitted update durable; it counts from here on."""
+        folder = self._journal / f"{round:08d}"
+        folder.mkdir(exist_ok=True)
+        commit(folder / _file(client), payload)
+
+    def journalled(self, round: int) -> list[str]:
+        """Clients whose update of this round is durable, in roster order."""
+        folder = self._journal / f"{round:08d}"
+        names = [p for p in folder.iterdir() if not p.name.endswith(".tmp")] if folder.is_dir() else []
+        return sorted((_client(p) for p in names if verified(p) is not None), key=str.encode)
+
+    def read(self, round: int, client: str) -> bytes:
+        """The admitted bytes of a client."""
+        body = verified(self._journal / f"{round:08d}" / _file(client))
+        if body is None:
+            raise StateDamaged(f"{self._journal}: the update of {client} in round {round} no longer verifies")
+        return body
+
+    def _path(self, version: int) -> Path:
+        return self._folder / f"gen-{version:08d}.fedft"
+
+    def _versions(self) -> list[int]:
+        found = (re.fullmatch(r"gen-(\d{8})\.fedft", p.name) for p in self._folder.iterdir())
+        return sorted(int(m[1]) for m in found if m)
+
+
+def _metadata(body: bytes) -> dict[str, str]:
+    size = int.from_bytes(body[:8], "little")  # safetensors: length of the JSON header, then the header
+    return json.loads(body[8 : 8 + size])["__metadata__"]
+
+
+def _file(client: str) -> str:
+    return "u-" + quote(client, safe=" ")  # the roster's name, made harmless: no "/", never "." or ".."
+
+
+def _client(path: Path) -> str:
+    return unquote(path.name.removeprefix("u-"))

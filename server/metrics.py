@@ -1,0 +1,41 @@
+"""metrics.jsonl: one line per state, version 0 first. Recovery cuts it back to what the state says is committed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class MetricsFile:
+    """The lines of one run, in memory and on disk."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        """Read what is there, keeping whole lines of versions up to `version`."""
+        self._path = path
+        self.lines: list[dict[str, Any]] = []
+        for raw in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                break  # a torn last line
+            if line["version"] <= version:
+                self.lines.append(line)
+        aside = path.with_name(path.name + ".tmp")
+        aside.write_text("".join(_text(line) for line in self.lines), encoding="utf-8")
+        os.replace(aside, path)
+
+    def has(self, version: int) -> bool:
+        """Whether the line of this version is written."""
+        return any(line["version"] == version for line in self.lines)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Write one line through to the disk."""
+        self.lines.append(line)
+        with open(self._path, "a", encoding="utf-8") as f:
+            f.write(_text(line))
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line, sort_keys=True) + "\n"

@@ -1,0 +1,66 @@
+"""What can be asked of a run folder afterwards: evaluate its newest state, export its model."""
+
+import shutil
+from pathlib import Path
+from statistics import fmean
+
+from fedft import evaluate, model
+from fedft.errors import ConfigError
+from fedft.simulations import run as runs
+
+Metrics = dict[str, float]
+
+
+def evaluate_run(folder: Path, *, rouge: bool = False) -> tuple[dict[str, Metrics], Metrics]:
+    """(metrics by client, their mean over clients) of the newest state on the held-out rows."""
+    place, _ = runs.reopen(folder)
+    c = place.config.eval
+    found: dict[str, Metrics] = {}
+    for name, client in place.clients.items():
+        rows = client.test_rows[: c.max_rows]
+        if not rows:
+            continue
+        found[name] = evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id)
+        if rouge:
+            found[name]["rouge_l"] = evaluate.rouge_l(place.handle, rows, place.base.tokenizer, c.generate_tokens)
+    if not found:
+        raise ConfigError(f"{folder}: no client has held-out rows; see [data] holdout and test")
+    return found, {k: fmean(m[k] for m in found.values()) for k in next(iter(found.values()))}
+
+
+def export_run(folder: Path, to: Path, *, merged: bool = False) -> str:
+    """Write the newest state's model to `to`; returns "adapter", "delta" or "merged model"."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
+    if any(to.iterdir()):
+        raise ConfigError(f"--to {to}: is not empty")
+    place, _ = runs.reopen(folder)
+    kind = model.save_adapter(to, place.handle, place.base, runs.base_name(place.base))
+    place.base.tokenizer.save_pretrained(to)
+    if not merged:
+        return kind
+    return _merge(to, place)
+
+
+def _merge(to: Path, place: runs.Workplace) -> str:
+    fresh = model.load(
+        place.config.model.id, place.config.model.task, labels=len(place.config.model.labels), seed=place.config.server.seed
+    )
+    if (to / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        whole = PeftModel.from_pretrained(fresh.model, str(to)).merge_and_unload()
+    else:
+        from safetensors.torch import load_file
+
+        whole = fresh.model
+        own = dict(whole.named_parameters())
+        for name, change in load_file(to / "delta.safetensors").items():
+            own[name].data.add_(change)
+    for file in to.iterdir():
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    whole.save_pretrained(str(to))
+    fresh.tokenizer.save_pretrained(str(to))
+    return "merged model"

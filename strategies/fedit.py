@@ -1,0 +1,68 @@
+"""FedIT: federated averaging of the two LoRA factors.
+
+    A^{t+1} = sum_k p_k A_k,   B^{t+1} = sum_k p_k B_k
+
+The product of the means is not the mean of the products: it misses sum_k p_k (B_k - B)(A_k - A). Clients start the next
+round from the averaged factors. With `padding="zero"` clients may have unlike ranks: factors are cut to a client's rank
+on the way down and padded with zeros on the way up, values being averaged (the zero-padding baseline of the FLoRA paper).
+
+Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024, arXiv:2305.05644.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedft.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.recipe import FirstOrder, LoRA, Recipe, State
+from fedft.tensors import Tensors
+from fedft.update import Plan, Update
+
+
+def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
+    """Weighted mean of A and of B; `padding="zero"` allows unlike ranks."""
+    if padding not in ("none", "zero"):
+        raise ValueError(f"padding is {padding!r}, wanted 'none' or 'zero'")
+    if padding == "none":
+        return Recipe("fedit", LoRA(), ring_summable=True)
+    return Recipe(
+        "fedit",
+        LoRA(),
+        aggregate=padded_mean,
+        local=FirstOrder(send="value"),
+        server=_keep_largest_rank,
+        downlink=_cut_to_rank,
+        linear=False,  # values of unlike shapes, not changes that add up
+        unlike_ranks=True,
+    )
+
+
+def padded_mean(updates: Iterable[Update]) -> dict[str, Tensor]:
+    """sum_k p_k pad(x_k), every factor padded with zeros to the largest rank seen; x_k are values, not deltas."""
+    padded: dict[str, Tensor] = {}
+    weights = 0.0
+    for u in updates:
+        for name, x in u.delta.items():
+            term = x.double() * u.num_examples
+            padded[name] = _pad(padded[name], term.shape) + _pad(term, padded[name].shape) if name in padded else term
+        weights += u.num_examples
+    return {name: (x / weights).float() for name, x in padded.items()}
+
+
+def _pad(x: Tensor, shape: torch.Size) -> Tensor:
+    grow = [max(0, want - have) for have, want in zip(x.shape, shape, strict=True)]
+    return torch.nn.functional.pad(x, [n for g in reversed(grow) for n in (0, g)])
+
+
+def _keep_largest_rank(state: State, change: Tensors) -> Tensors:
+    """Rows that nobody of the cohort holds become zero, as in the padded mean over all."""
+    return {name: _pad(change[name], x.shape) for name, x in state.tensors.items()}
+
+
+def _cut_to_rank(state: State, have: int | None, plan: Plan) -> Tensors:
+    if have == state.version:
+        return {}
+    cut = {n: x[: plan.rank] if n.endswith(A_SUFFIX) else x for n, x in state.tensors.items()}
+    return {n: x[:, : plan.rank] if n.endswith(B_SUFFIX) else x for n, x in cut.items()}

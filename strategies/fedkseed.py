@@ -1,0 +1,248 @@
+"""FedKSeed: every step of every client goes along one of K shared directions, so the model is w0 plus K scalars.
+
+    client   j ~ uniform(K) or q (Pro);   g = (L(w + eps z_j) - L(w - eps z_j)) / (2 eps)
+             w -= eta g z_j;   c_j += eta g                                 uploads the pairs (j, c_j) it drew
+    server   a += sum_k p_k c_k                                             broadcasts a
+    model    w(a) = rho w0 - sum_j a_j z_j                                  replayed from w0 in one pass
+
+Folding eta into a keeps replay right under learning-rate schedules. A step with weight decay lam scales w by
+(1 - eta lam), hence rho and a by the same: one more scalar, and replay stays O(K). Pro draws directions by how large
+their slopes were, q = softmax of the min-max-scaled mean |g|, and uploads the statistics it needs (counted).
+
+`variant="reference"` is what the published code computes: raw slopes in the pool, the learning rate applied at replay,
+and weight decay once per replayed non-zero seed.
+
+A client holds w0 beside the live weights (replay starts there) and one module's perturbed weights at a time; no third
+copy. Works on all parameters (`space="full"`) or on LoRA's (`space="lora"`), whose w0 is the seeded A and B = 0.
+
+Qin et al., "Federated Full-Parameter Tuning of Billion-Sized Language Models with Communication Cost under 18
+Kilobytes", ICML 2024, arXiv:2312.06353.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedft import check, directions, zeroth
+from fedft.directions import Directions
+from fedft.errors import RejectedUpdate
+from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Metrics, Recipe, State, Turn
+from fedft.tensors import Tensors
+from fedft.update import Plan, TensorSpec, Update
+
+
+def fedkseed(
+    *,
+    K: int = 4096,  # noqa: N803  (the paper's symbol)
+    epsilon: float = 5e-4,
+    pro: bool = False,
+    space: Literal["full", "lora"] = "full",
+    family: str = "hadamard",
+    weight_decay: float = 0.0,
+    scalar_clip: float = 1000.0,
+    sampling: Literal["with_replacement", "without_replacement"] = "with_replacement",
+    variant: Literal["exact", "reference"] = "exact",
+    table: Directions | None = None,
+) -> Recipe:
+    """Zeroth-order federated tuning in K fixed directions.
+
+    Args:
+        K: number of shared directions, 1 to 4096 (larger pools need another layout of `hadamard`).
+        epsilon: distance of the two probes, in units of the weights.
+        pro: draw directions by their history (FedKSeed-Pro).
+        space: all parameters, or the LoRA factors only.
+        family: `hadamard` (default), `rademacher` or `gaussian`.
+        weight_decay: lam, on every trained parameter.
+        scalar_clip: bound on |g| of one step.
+        sampling: draw directions with (the paper) or without replacement within a round.
+        variant: `exact`, or `reference` for the published code's pool and decay.
+        table: K directions in place of the generator's (`directions.Table`), to check numbers by hand.
+    """
+    check.between(1, 4096, K=K)
+    check.above(0, epsilon=epsilon, scalar_clip=scalar_clip)
+    check.at_least(0, weight_decay=weight_decay)
+    check.one_of(("full", "lora"), space=space)
+    check.one_of(("exact", "reference"), variant=variant)
+    check.one_of(("with_replacement", "without_replacement"), sampling=sampling)
+    directions.make(family, 0, K)  # refuses what the family cannot do
+    pool = Pool(K, epsilon, pro, family, weight_decay, scalar_clip, sampling, variant, table)
+    return Recipe(
+        "fedkseed",
+        Full() if space == "full" else LoRA(),
+        aggregate=pool.aggregate,
+        local=pool.walk,
+        initial=pool.initial,
+        server=pool.add,
+        downlink=pool.downlink,
+        start=pool.replay,
+        upload=pool.spec,
+        admit=pool.admit,
+        linear=not pro,  # its statistics are sums over clients, not means
+        ring_summable=not pro,
+    )
+
+
+@lru_cache(maxsize=2)
+def _generated(family: str, seed: int, count: int) -> Directions:
+    """One generator per run and process: it keeps the bits that do not depend on the seed number."""
+    return directions.make(family, seed, count)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The K scalars and what is done with them."""
+
+    K: int
+    epsilon: float
+    pro: bool
+    family: str
+    weight_decay: float
+    scalar_clip: float
+    sampling: str
+    variant: str
+    table: Directions | None = None
+
+    def directions(self, run_seed: int) -> Directions:
+        """The K directions of a run."""
+        return self.table or _generated(self.family, run_seed, self.K)
+
+    def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
+        """a = 0 and rho = 1: the model is w0, bit for bit."""
+        state = {"pool": torch.zeros(self.K)}
+        if self.weight_decay and self.variant == "exact":
+            state["rho"] = torch.ones(1)
+        if self.pro:
+            state |= {"count": torch.zeros(self.K), "magnitude": torch.zeros(self.K)}
+        return state
+
+    def downlink(self, state: State, have: int | None, plan: Plan) -> Tensors:
+        """a (K float32), and for Pro q (K float16, sent as its bits)."""
+        if have == state.version:
+            return {}
+        sent = {n: x for n, x in state.tensors.items() if n in ("pool", "rho")}
+        return sent | {"q": self.q(state.tensors).half().view(torch.uint16)} if self.pro else sent
+
+    def q(self, state: Tensors) -> Tensor:
+        """Pro's probabilities of the K directions: [K], float64, largest / smallest = e unless all are equal."""
+        m = state["magnitude"].double() / (state["count"].double() + 1)  # each history starts with one zero
+        u = (m - m.min()) / (m.max() - m.min() + 1e-10)
+        return torch.softmax(u, 0)
+
+    def replay(self, handle: Handle, turn: Turn) -> None:
+        """w := rho w0 - sum_j a_j z_j, in one pass over the weights."""
+        handle.reset()
+        if handle.layout.modules:
+            handle.write(LoRA().initial(handle.layout, turn.plan.rank, turn.run_seed))
+        rho, a = self.coefficients(turn)
+        z = self.directions(turn.run_seed)
+        for name, parameter in handle.parameters().items():
+            if rho != 1.0:
+                parameter.data.mul_(rho)
+            z.axpy_(parameter.data, name, -a)
+
+    def coefficients(self, turn: Turn) -> tuple[float, Tensor]:
+        """(rho, a) of w = rho w0 - sum_j a_j z_j."""
+        a = turn.held["pool"]
+        if self.variant == "exact":
+            return float(turn.held["rho"]) if "rho" in turn.held else 1.0, a
+        # for each seed with a non-zero sum, in order: w = (1 - eta lam) w - eta g_j z_j
+        keep = 1 - turn.plan.learning_rate * self.weight_decay
+        later = (a != 0).flip(0).cumsum(0).flip(0) - (a != 0).long()
+        return keep ** int((a != 0).sum()), (turn.plan.learning_rate * a.double() * keep**later).float()
+
+    def walk(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> tuple[dict[str, Tensor], Metrics]:
+        """`plan.steps` two-point steps; uploads the sums c_j of the directions drawn."""
+        z = self.directions(turn.run_seed)
+        eta, lam = turn.plan.learning_rate, self.weight_decay
+        c = torch.zeros(self.K, dtype=torch.float64)
+        count, magnitude = torch.zeros(self.K, dtype=torch.int32), torch.zeros(self.K)
+        losses, rho = [], 1.0
+        for j in self.draws(turn):
+            g, loss = zeroth.two_point(handle, next(batches), z, j, self.epsilon)
+            if not torch.isfinite(torch.tensor([g, loss])).all():
+                continue  # a skipped step is absent from the upload and from the counts
+            g = max(-self.scalar_clip, min(self.scalar_clip, g))
+            if lam:
+                for parameter in handle.parameters().values():
+                    parameter.data.mul_(1 - eta * lam)
+                rho, c = rho * (1 - eta * lam), c * (1 - eta * lam)
+            zeroth.step(handle, z, j, -eta * g)
+            c[j] += g if self.variant == "reference" else eta * g
+            count[j] += 1
+            magnitude[j] += abs(g)
+            losses.append(loss)
+        if not losses:
+            raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
+        drawn = count.nonzero().squeeze(1)
+        sent = {"index": drawn.to(torch.uint16), "scalar": c[drawn].float()}
+        if lam and self.variant == "exact":
+            sent["decay"] = torch.tensor([rho])
+        if self.pro:
+            sent |= {"count": count[drawn].to(torch.uint16), "magnitude": magnitude[drawn]}
+        return sent, {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+
+    def draws(self, turn: Turn) -> list[int]:
+        """The seed numbers of this turn's steps."""
+        rng = torch.Generator().manual_seed(turn.seed)
+        q = turn.held["q"].view(torch.float16).double() if self.pro else torch.ones(self.K, dtype=torch.float64)
+        steps, drawn = turn.plan.steps, []
+        while len(drawn) < steps:
+            size = min(self.K, steps - len(drawn)) if self.sampling == "without_replacement" else steps
+            drawn += torch.multinomial(q, size, self.sampling == "with_replacement", generator=rng).tolist()
+        return drawn
+
+    def spec(self, recipe: Recipe, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
+        """At most `plan.steps` pairs: 2 + 4 bytes each."""
+        n = min(plan.steps, self.K)
+        spec = {"index": TensorSpec((n,), "uint16", at_most=True), "scalar": TensorSpec((n,), at_most=True)}
+        if self.weight_decay and self.variant == "exact":
+            spec["decay"] = TensorSpec((1,))
+        if self.pro:
+            spec |= {"count": TensorSpec((n,), "uint16", at_most=True), "magnitude": TensorSpec((n,), at_most=True)}
+        return spec
+
+    def admit(self, delta: Tensors, plan: Plan) -> None:
+        """Seed numbers strictly increasing and below K; sum |c_j| within what clipped steps can reach."""
+        j = delta["index"].to(torch.int64)
+        if any(len(delta[n]) != len(j) for n in delta if n != "decay"):
+            raise RejectedUpdate("spec_mismatch", "the pairs' tensors differ in length")
+        if len(j) and (int(j.max()) >= self.K or bool((j.diff() <= 0).any())):
+            raise RejectedUpdate("seed_out_of_pool", f"seed numbers must increase strictly and stay below {self.K}")
+        unit = 1.0 if self.variant == "reference" else plan.learning_rate
+        bound = plan.steps * self.scalar_clip * unit * (1 + 1e-5)
+        if float(delta["scalar"].double().abs().sum()) > bound:
+            raise RejectedUpdate("scalar_bound", f"sum of |scalars| exceeds {bound:g} = steps x clip x learning rate")
+        if self.pro and int(delta["count"].to(torch.int64).sum()) > plan.steps:
+            raise RejectedUpdate("too_many_steps", f"counts add up to more than {plan.steps} steps")
+        if "decay" in delta and not 0 < float(delta["decay"]) <= 1:
+            raise RejectedUpdate("out_of_bounds", f"decay {float(delta['decay']):g} is not in (0, 1]")
+
+    def aggregate(self, updates: Iterable[Update]) -> dict[str, Tensor]:
+        """sum_k p_k c_k as [K]; for Pro the statistics added up; the p_k-mean of the decays."""
+        pool, total, decay = torch.zeros(self.K, dtype=torch.float64), 0.0, 0.0
+        history = {n: torch.zeros(self.K, dtype=torch.float64) for n in ("count", "magnitude") if self.pro}
+        for u in updates:
+            j = u.delta["index"].to(torch.int64)
+            pool[j] += u.num_examples * u.delta["scalar"].double()
+            for n, h in history.items():
+                h[j] += u.delta[n].to(torch.float64)
+            decay += u.num_examples * (float(u.delta["decay"]) if "decay" in u.delta else 1.0)
+            total += u.num_examples
+        if not total:
+            raise ValueError("expected at least one update, got none")
+        change = {"pool": (pool / total).float()} | {n: h.float() for n, h in history.items()}
+        if self.weight_decay and self.variant == "exact":
+            change["rho"] = torch.tensor([decay / total])
+        return change
+
+    def add(self, state: State, change: Tensors) -> dict[str, Tensor]:
+        """a := f a + sum_k p_k c_k and rho := f rho, f the mean decay of the round."""
+        f = change.get("rho", torch.ones(1))
+        new = {"pool": f * state.tensors["pool"] + change["pool"]}
+        if "rho" in state.tensors:
+            new["rho"] = f * state.tensors["rho"]
+        return new | {n: state.tensors[n] + change[n] for n in ("count", "magnitude") if n in change}

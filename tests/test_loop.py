@@ -1,0 +1,280 @@
+"""The round engine on the toy model: real Flower messages in one process, no language model."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedft import codec, config, strategies, tensors, testing, transport
+from fedft.errors import ConfigError, RunPaused
+from fedft.recipe import Recipe, State
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop
+from fedft.server.metrics import MetricsFile
+from fedft.transport import LocalGrid, Message
+from fedft.update import Job, Plan, Update
+
+NAMES = {10: "anna", 11: "bert", 12: "carl"}
+OPTIONS: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}}
+Twist = Callable[[str, Plan, Update], Update | bytes | None]
+
+
+class Site:
+    """A client on the toy model: what `fedft.client` does, without data or tokenizer."""
+
+    def __init__(self, toy: testing.Toy, index: int, twist: Twist) -> None:
+        self.toy, self.index, self.twist = toy, index, twist
+        self.held: State | None = None
+        self.asked: list[Plan] = []
+
+    def answer(self, name: str, message: Message) -> Message:
+        payload = transport.unpack(message, 2**31)
+        assert isinstance(payload, bytes)
+        if message.metadata.message_type == "query":
+            return transport.pack_reply(message, codec.encode_update(Update({}, 1), "fp32"))
+        plan = codec.decode_plan(payload, max_bytes=2**31)
+        self.asked.append(plan)
+        if plan.have is not None and (self.held is None or self.held.version != plan.have):
+            return transport.pack_refusal(message, "behind", str(self.held.version if self.held else "none"))
+        turn = self.toy.turn(plan, self.index, self.held)
+        self.held = State(plan.version, turn.held)
+        if plan.evaluate:
+            metrics = {"loss": float(self.toy.handle.loss(testing._data(self.index)).detach()), "accuracy": 0.0}
+            update = Update({}, 1, plan.round, plan.run, plan.attempt, metrics=metrics)
+        else:
+            delta, metrics = self.toy.recipe.local(self.toy.handle, testing._batches(self.index), turn)
+            n = 10 * (self.index + 1)
+            update = Update(delta, n, plan.round, plan.run, plan.attempt, metrics=metrics)
+        sent = update if plan.evaluate else self.twist(name, plan, update)
+        if sent is None:
+            raise RuntimeError("this client crashed")
+        return transport.pack_reply(message, sent if isinstance(sent, bytes) else codec.encode_update(sent, "fp32"))
+
+
+def honest(name: str, plan: Plan, update: Update) -> Update:
+    return update
+
+
+class Run:
+    """One run in a folder; making another one in the same folder is a restart after a crash."""
+
+    def __init__(self, folder: Path, name: str = "fedit", twist: Twist = honest, **server: Any) -> None:
+        self.recipe: Recipe = strategies.make(name, OPTIONS.get(name, {}))
+        toy = testing.toy(self.recipe)
+        tables: dict[str, Any] = {
+            "strategy": {"name": name, **OPTIONS.get(name, {})},
+            "local": {"steps": 3, "learning_rate": 0.05},
+            "server": {"rounds": 4, "seed": testing.SEED, **server},
+            "clients": {"rank": list(toy.ranks)},
+        }
+        self.config = config.from_dict(tables)
+        self.sites = {n: Site(toy, i, twist) for i, n in enumerate(NAMES.values())}
+        self.grid = LocalGrid(NAMES, lambda node, m: self.sites[NAMES[node]].answer(NAMES[node], m))
+        store = Store(folder / "state")
+        found = store.latest()
+        self.metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
+        job = Job(testing.RUN, testing.SEED, {"name": name}, {}, {"digest": "x"})
+        self.loop = Loop(self.grid, self.recipe, toy.layout, self.config, job, store, self.metrics)
+
+    def digest(self) -> str:
+        return tensors.digest(self.loop.run(NAMES).tensors)
+
+
+@pytest.mark.parametrize("name", strategies.BUILT_IN)
+def test_every_strategy_goes_through_the_same_engine_and_lowers_the_loss(tmp_path: Path, name: str) -> None:
+    run = Run(tmp_path, name)
+    run.digest()
+    lines = run.metrics.lines
+    assert [line["version"] for line in lines] == [0, 1, 2, 3, 4]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert all(line["refused"] == [] for line in lines[1:])
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[2])["participants"] == ["anna", "bert", "carl"]
+
+
+class Killed(BaseException):
+    """What SIGKILL is to a test: nothing catches it."""
+
+
+@pytest.mark.parametrize("name", ["flora", "fedkseed"])
+@pytest.mark.parametrize("when", range(1, 18, 3))
+def test_a_run_killed_at_any_commit_and_resumed_ends_with_the_same_bytes(
+    tmp_path: Path, name: str, when: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = Run(tmp_path / "a", name)
+    wanted = undisturbed.digest()
+    import fedft.server.checkpoint as checkpoint
+
+    real, calls = checkpoint.commit, []
+
+    def dying(path: Path, body: bytes) -> None:
+        calls.append(path)
+        if len(calls) == when:
+            if when % 2:  # before the write, or just behind it
+                real(path, body)
+            raise Killed
+        real(path, body)
+
+    monkeypatch.setattr(checkpoint, "commit", dying)
+    with pytest.raises(Killed):
+        Run(tmp_path / "b", name).digest()
+    monkeypatch.undo()
+    resumed = Run(tmp_path / "b", name)
+    assert resumed.digest() == wanted
+    assert [line["version"] for line in resumed.metrics.lines] == [0, 1, 2, 3, 4]
+    losses = [[line["loss"] for line in r.metrics.lines] for r in (undisturbed, resumed)]
+    assert losses[0] == losses[1]
+
+
+def test_an_admitted_update_is_not_asked_for_again_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fedft.server.checkpoint as checkpoint
+
+    real, calls = checkpoint.commit, []
+
+    def dying(path: Path, body: bytes) -> None:
+        real(path, body)
+        calls.append(path)
+        if len(calls) == 3:  # generation 0, then two updates of round 0
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "commit", dying)
+    with pytest.raises(Killed):
+        Run(tmp_path).digest()
+    monkeypatch.undo()
+    again = Run(tmp_path)
+    again.digest()
+    trained = {n: sum(p.round == 0 and not p.evaluate for p in s.asked) for n, s in again.sites.items()}
+    assert trained == {"anna": 0, "bert": 0, "carl": 1}
+
+
+def bad(kind: str) -> Twist:
+    def twist(name: str, plan: Plan, update: Update) -> Update | bytes | None:
+        if name != "bert":
+            return update
+        first = sorted(update.delta)[0]
+        return {
+            "garbage": b"FDFT" + bytes(40),
+            "nan": codec_of(replace(update, delta={n: x * float("nan") for n, x in update.delta.items()})),
+            "missing": replace(update, delta={n: x for n, x in update.delta.items() if n != first}),
+            "shape": replace(update, delta={**update.delta, first: torch.zeros(1, 1)}),
+            "late": replace(update, round=update.round - 1) if plan.round else b"late",
+            "run": replace(update, run="f" * 16),
+            "huge": replace(update, delta={n: x * 1e6 + 9000 for n, x in update.delta.items()}),
+            "weight": replace(update, num_examples=10**9),
+            "crash": None,
+        }[kind]
+
+    return twist
+
+
+def codec_of(update: Update) -> bytes:
+    """The bytes of a client that does not look at its numbers."""
+    clean = codec.encode_update(replace(update, delta={n: torch.ones_like(x) for n, x in update.delta.items()}), "fp32")
+    return clean.replace(torch.ones(1).numpy().tobytes(), torch.full((1,), float("nan")).numpy().tobytes())
+
+
+@pytest.mark.parametrize("kind", ["garbage", "nan", "missing", "shape", "late", "run", "huge", "weight", "crash"])
+def test_a_bad_client_costs_only_itself(tmp_path: Path, kind: str) -> None:
+    """The run equals the one in which the bad client takes part but is never admitted."""
+    run, without = Run(tmp_path / "a", twist=bad(kind)), Run(tmp_path / "b", twist=bad("garbage"))
+    assert run.digest() == without.digest()
+    refused = [r for line in run.metrics.lines[1:] for r in line["refused"]]
+    assert {r["client"] for r in refused} == {"bert"}
+    assert len(refused) >= 3
+    assert all(line["participants"] == ["anna", "carl"] for line in run.metrics.lines[1:])
+
+
+def test_a_client_refused_three_times_is_quarantined(tmp_path: Path) -> None:
+    run = Run(tmp_path, twist=bad("garbage"), quorum=0.5)
+    run.digest()
+    asked = [p.round for p in run.sites["bert"].asked if not p.evaluate]
+    assert asked == [0, 1, 2]
+
+
+def test_below_quorum_the_round_is_tried_again_and_then_the_run_pauses(tmp_path: Path) -> None:
+    def all_bad(name: str, plan: Plan, update: Update) -> bytes:
+        return b"no"
+
+    run = Run(tmp_path, twist=all_bad, attempts=2)
+    with pytest.raises(RunPaused, match="quorum is 2"):
+        run.digest()
+    assert [p.attempt for p in run.sites["anna"].asked if not p.evaluate] == [0, 1]
+    assert Run(tmp_path).digest() == Run(tmp_path / "clean").digest()
+
+
+def test_a_client_that_lost_its_memory_is_caught_up(tmp_path: Path) -> None:
+    forgot: set[int] = set()
+
+    def forget(name: str, plan: Plan, update: Update) -> Update:
+        if name == "carl" and plan.round == 1 and 1 not in forgot:
+            forgot.add(1)
+            run.sites["carl"].held = None
+        return update
+
+    run = Run(tmp_path / "a", "flora", twist=forget)
+    assert run.digest() == Run(tmp_path / "b", "flora").digest()
+    assert all(line["refused"] == [] for line in run.metrics.lines[1:])
+
+
+def test_a_veteran_is_sent_nothing_it_has(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.digest()
+    trains = [p for p in run.sites["anna"].asked if not p.evaluate]
+    assert all(p.have == p.version and not p.tensors for p in trains), "the evaluation had brought it there"
+
+
+def test_measured_bytes_are_the_bytes_of_the_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, int] = {"up": 0, "down": 0}
+
+    def counting(way: str, real: Callable[..., Message]) -> Callable[..., Message]:
+        def pack(*args: Any) -> Message:
+            payload = next(a for a in args if isinstance(a, bytes))
+            message = next((a for a in args if isinstance(a, Message)), None)
+            kind = message.metadata.message_type if message else args[0]
+            sent[way] += len(payload) * (kind != "query")
+            return real(*args)
+
+        return pack
+
+    monkeypatch.setattr(transport, "pack", counting("down", transport.pack))
+    monkeypatch.setattr(transport, "pack_reply", counting("up", transport.pack_reply))
+    run = Run(tmp_path)
+    run.digest()
+    totals = {way: sum(line[f"bytes_{way}"] for line in run.metrics.lines) for way in ("up", "down")}
+    assert totals == sent
+
+
+def test_unlike_ranks_are_refused_where_the_strategy_cannot(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.loop.config = config.from_dict({"clients": {"rank": [1, 2]}, "strategy": {"name": "fedit"}})
+    with pytest.raises(ConfigError, match="fedit needs one rank for all clients"):
+        run.digest()
+
+
+def test_a_deadline_closes_the_round_with_those_who_answered(tmp_path: Path) -> None:
+    class Slow(LocalGrid):
+        def pull_messages(self, message_ids: Any) -> list[Message]:
+            ids = list(message_ids)
+            ready = [i for i in ids if self._waiting.get(i) is None or self._waiting[i].metadata.dst_node_id != 11]
+            train = [i for i in ids if i in self._waiting and self._waiting[i].metadata.message_type != "train"]
+            return super().pull_messages([*train, *ready])
+
+    run = Run(tmp_path, deadline_s=5.0, grace_s=0.0, quorum=0.6)
+    run.loop.grid = Slow(NAMES, run.grid._answer)
+    run.digest()
+    assert all(line["participants"] == ["anna", "carl"] for line in run.metrics.lines[1:])
+    assert {r["code"] for line in run.metrics.lines[1:] for r in line["refused"]} == {"deadline"}
+
+
+def test_a_sampled_cohort_is_the_same_after_a_restart(tmp_path: Path) -> None:
+    from fedft.server import sampling
+
+    names = [f"client-{i}" for i in range(20)]
+    assert sampling.cohort(names, 5, 3, 7) == sampling.cohort(names[::-1], 5, 3, 7)
+    assert sampling.cohort(names, 5, 3, 7) != sampling.cohort(names, 5, 3, 8)
+    assert sampling.cohort(names, 50, 3, 7) == sorted(names)
+
+

@@ -1,0 +1,228 @@
+"""Low-rank changes as factors, against dense float64 matrices."""
+
+import itertools
+
+import pytest
+import torch
+
+from fedft import lowrank
+from fedft.lowrank import LowRank
+
+OUT, IN = 7, 5
+
+
+def pair(seed: int, rank: int, o: int = OUT, i: int = IN, scale: float = 1.0) -> LowRank:
+    rng = torch.Generator().manual_seed(seed)
+    return LowRank(torch.randn(rank, i, generator=rng), scale * torch.randn(o, rank, generator=rng))
+
+
+def clients(*ranks: int) -> list[tuple[LowRank, float]]:
+    """Unlike ranks, scales alpha / r folded into B (alpha = 4) and unlike numbers of examples."""
+    return [(pair(k, r, scale=4 / max(r, 1)), 3 * k + 1) for k, r in enumerate(ranks)]
+
+
+def oracle(items) -> torch.Tensor:
+    """sum_k p_k B_k A_k in float64."""
+    total = sum(n for _, n in items)
+    return sum((n / total) * (d.B.double() @ d.A.double()) for d, n in items)
+
+
+def exact(d: LowRank) -> torch.Tensor:
+    return d.B.double() @ d.A.double()
+
+
+def relative(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((x.double() - y).norm() / y.norm())
+
+
+COHORTS = [(1,), (3, 3), (1, 2, 4), (5, 5, 5), (1, 7, 3), (9, 2), (0, 2), (2, 0, 1)]
+"""Equal and unlike ranks, rank 1, rank = in = 5, rank = out = 7, rank beyond both, an absent client (rank 0)."""
+
+
+@pytest.mark.parametrize("ranks", COHORTS)
+def test_the_stack_is_the_weighted_sum_of_the_products(ranks):
+    items = clients(*ranks)
+    stacked = lowrank.stack(items)
+    assert stacked.rank == sum(ranks)
+    assert relative(exact(stacked), oracle(items)) < 1e-6
+
+
+def test_the_weight_goes_on_one_factor_once():
+    """p = 1/4 and 3/4 on products 8 and 16: 2 + 12 = 14; p on both factors would give 8/16 + 9."""
+    items = [(LowRank(torch.tensor([[2.0]]), torch.tensor([[4.0]])), 1), (LowRank(*[torch.tensor([[4.0]])] * 2), 3)]
+    assert lowrank.stack(items).dense().item() == 14.0
+
+
+def test_the_order_of_the_stack_does_not_matter():
+    items = clients(1, 2, 4)
+    want = exact(lowrank.stack(items))
+    for other in itertools.permutations(items):
+        assert relative(exact(lowrank.stack(other)), want) < 1e-6
+
+
+def test_a_stack_depends_on_ratios_of_weights_only_and_reads_once():
+    items = clients(2, 3)
+    stacked, scaled = lowrank.stack(items), lowrank.stack((d, n * 2.0**20) for d, n in items)
+    assert torch.equal(stacked.A, scaled.A)
+    assert torch.equal(stacked.B, scaled.B)
+
+
+@pytest.mark.parametrize("items", [[], [(pair(0, 2), 0)]])
+def test_a_stack_of_nothing_is_refused(items):
+    with pytest.raises(ValueError, match="none"):
+        lowrank.stack(items)
+
+
+@pytest.mark.parametrize("items", [[], [(pair(0, 2), 0)]])
+def test_a_mean_of_nothing_is_refused(items):
+    with pytest.raises(ValueError, match="none"):
+        lowrank.mean_factors(items)
+
+
+@pytest.mark.parametrize("ranks", [(2, 3), (1, 3), (3, 1)])
+def test_factors_of_unlike_rank_have_no_mean(ranks):
+    """Rank 1 against 3 is the trap: torch would repeat the one row three times."""
+    with pytest.raises(ValueError, match="rank"):
+        lowrank.mean_factors(clients(*ranks))
+
+
+def test_the_mean_of_the_factors_is_taken_factor_by_factor():
+    items = clients(3, 3, 3)
+    mean = lowrank.mean_factors(items)
+    total = sum(n for _, n in items)
+    assert relative(mean.A, sum(n / total * d.A.double() for d, n in items)) < 1e-7
+    assert relative(mean.B, sum(n / total * d.B.double() for d, n in items)) < 1e-7
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5, 8])
+def test_the_residual_is_the_covariance_of_the_factors(rank):
+    """sum_k p_k B_k A_k - B A = sum_k p_k (B_k - B)(A_k - A), with A and B the means (expand the right side)."""
+    items = clients(rank, rank, rank)
+    total = sum(n for _, n in items)
+    a = sum(n / total * d.A.double() for d, n in items)
+    b = sum(n / total * d.B.double() for d, n in items)
+    covariance = sum(n / total * (d.B.double() - b) @ (d.A.double() - a) for d, n in items)
+    assert relative(exact(lowrank.residual(items)), covariance) < 1e-5
+
+
+@pytest.mark.parametrize("common", ["A", "B"])
+def test_the_residual_vanishes_when_one_factor_is_common(common):
+    items = clients(3, 3, 3)
+    shared = items[0][0]
+    equal = [(LowRank(shared.A, d.B) if common == "A" else LowRank(d.A, shared.B), n) for d, n in items]
+    assert exact(lowrank.residual(equal)).norm() < 1e-6 * oracle(equal).norm()
+
+
+def test_side_by_side_is_the_sum_and_minus_is_minus():
+    x, y = pair(1, 2), pair(2, 4)
+    assert relative(exact(x + y), exact(x) + exact(y)) < 1e-14
+    assert (x + y).rank == 6
+    assert torch.equal((-x).dense(), -x.dense())
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3, 5, 7, 12])
+def test_the_norm_by_gram_matrices_is_the_dense_norm(rank):
+    d = pair(3, rank)
+    assert d.norm() == pytest.approx(float(exact(d).norm()), rel=1e-12, abs=1e-300)
+
+
+def test_the_norm_of_a_change_and_its_negative_is_tiny():
+    """The Gram form loses half the digits here and must not go below zero under the root."""
+    d = pair(3, 4)
+    assert (d + -d).norm() <= 1e-6 * d.norm()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [(2, 3), (6, 5)])
+def test_truncation_is_the_best_approximation(keep, ranks):
+    """Eckart-Young: the squared error is the sum of the discarded squared singular values, and none is smaller."""
+    d = lowrank.stack(clients(*ranks))
+    values = torch.linalg.svdvals(exact(d))
+    error = float((exact(d) - exact(d.truncate(keep))).norm())
+    assert d.truncate(keep).rank == keep
+    assert error == pytest.approx(float(values[keep:].norm()), rel=1e-5)
+
+
+def test_svd_equals_the_dense_svd():
+    d = lowrank.stack(clients(2, 2))
+    u, s, v = d.svd()
+    assert (u.shape, s.shape, v.shape) == ((OUT, 4), (4,), (4, IN))
+    assert torch.allclose(s, torch.linalg.svdvals(exact(d))[:4], rtol=1e-10)
+    assert relative((u * s) @ v, exact(d)) < 1e-12
+    assert torch.allclose(u.T @ u, torch.eye(4, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(v @ v.T, torch.eye(4, dtype=torch.float64), atol=1e-12)
+
+
+def test_truncations_are_nested():
+    d = lowrank.stack(clients(4, 4))
+    wide, narrow = d.truncate(5), d.truncate(2)
+    assert torch.equal(wide.A[:2], narrow.A)
+    assert torch.equal(wide.B[:, :2], narrow.B)
+
+
+def test_signs_are_fixed_and_runs_repeat():
+    d = lowrank.stack(clients(2, 3))
+    u, _, v = d.svd()
+    top = u.abs().argmax(0)
+    assert (u[top, torch.arange(u.shape[1])] > 0).all()
+    flipped = LowRank(-d.A, -d.B)  # the same matrix
+    assert torch.allclose(flipped.svd()[0], u, atol=1e-10)
+    assert torch.allclose(flipped.svd()[2], v, atol=1e-10)
+    assert all(torch.equal(x, y) for x, y in zip(d.svd(), d.svd(), strict=True))
+
+
+@pytest.mark.parametrize("rank", [1, 4, 5, 6, 7, 8, 20])
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (1, 6), (6, 1)])
+def test_exact_truncation_changes_nothing_and_ends_at_the_smaller_dimension(rank, shape):
+    d = pair(5, rank, *shape)
+    short = d.truncate()
+    assert short.rank == min(rank, *shape)
+    assert short.shape == shape
+    assert short.A.dtype == torch.float32
+    assert relative(exact(short), exact(d)) < 1e-6
+
+
+def test_exact_truncation_finds_the_rank_that_is_there():
+    """Three copies of a pair stacked have its rank, not three times it."""
+    d = pair(6, 2)
+    assert lowrank.stack([(d, 1), (d, 1), (d, 1)]).truncate().rank == 2
+
+
+def test_truncation_spreads_each_singular_value_over_both_factors():
+    d = pair(6, 3).truncate()
+    assert torch.allclose(d.A.norm(dim=1), d.B.norm(dim=0), rtol=1e-5)
+
+
+def test_the_zero_matrix_has_rank_zero_and_is_neutral():
+    nothing, d = lowrank.zero(OUT, IN), pair(7, 2)
+    assert (nothing.rank, nothing.shape, nothing.norm()) == (0, (OUT, IN), 0.0)
+    assert nothing.dense().shape == (OUT, IN)
+    assert not nothing.dense().any()
+    assert nothing.truncate().rank == 0
+    assert torch.equal((nothing + d).dense(), d.dense())
+    assert LowRank(d.A, torch.zeros_like(d.B)).truncate().rank == 0
+
+
+def test_truncation_to_rank_zero_is_the_zero_matrix():
+    assert pair(7, 2).truncate(0).rank == 0
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((2, 5), (7, 3)), ((2,), (7, 2)), ((2, 5), (2,))], ids=["ranks", "A a vector", "B a vector"]
+)
+def test_factors_that_do_not_fit_are_refused(a, b):
+    with pytest.raises(ValueError, match="do not fit"):
+        LowRank(torch.zeros(a), torch.zeros(b))
+
+
+def test_split_and_named_are_inverse_and_leave_the_rest_alone():
+    x = {
+        "m.lora_A": torch.ones(2, 5),
+        "m.lora_B": torch.ones(7, 2),
+        "n.lora_B": torch.ones(3, 2),
+        "head": torch.ones(4),
+    }
+    pairs, rest = lowrank.split(x)
+    assert (set(pairs), set(rest)) == ({"m"}, {"n.lora_B", "head"})
+    assert lowrank.named(pairs).keys() | rest.keys() == x.keys()
+    assert lowrank.named(pairs)["m.lora_A"] is x["m.lora_A"]
