@@ -1,24 +1,24 @@
 """One client: answers a server's messages with its own rows on the resident base model.
 
-    query      Job      -> how many rows there are                    (once)
-    train      Plan     -> Update: what the local steps changed
-    evaluate   Plan     -> Update without tensors: metrics on the held-out rows
+query      Job      -> how many rows there are                    (once)
+train      Plan     -> Update: what the local steps changed
+evaluate   Plan     -> Update without tensors: metrics on the held-out rows
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from fedft.client.memory import Memory
 
 from fedft import codec, data, evaluate, philox, transport
-from fedft.client.memory import Memory
 from fedft.config import RunConfig
 from fedft.data import Example
 from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.handle import ModelHandle
 from fedft.model import Base
 from fedft.recipe import Recipe, Turn
-from fedft.update import Plan, Update
+from fedft.update import Job, Plan, Update
 
 MAX_PLAN_BYTES = 2**31 - 1
 
@@ -59,14 +59,20 @@ class Client:
     def enrol(self, payload: bytes) -> bytes:
         """Agree on the run; answers with the number of rows."""
         job = codec.decode_job(payload)
+        self.join(job)
+        return codec.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run), "fp32")
+
+    def join(self, job: Job) -> None:
+        """Take part in `job` if it is what the local config says. Raises PlanRefused."""
         ours = self.config.to_dict()
         for table, theirs in (("strategy", job.strategy), ("local", job.local)):
             if dict(theirs) != ours[table]:
                 raise PlanRefused("job_mismatch", f"the server's [{table}] is {dict(theirs)}, ours is {ours[table]}")
         if job.model["digest"] != self.base.digest:
-            raise PlanRefused("base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.model['digest'][:12]}")
+            raise PlanRefused(
+                "base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.model['digest'][:12]}"
+            )
         self._run, self._run_seed = job.run, job.seed
-        return codec.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run), "fp32")
 
     def train(self, plan: Plan) -> Update:
         """Install what came down, take the local steps, return what changed."""

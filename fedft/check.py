@@ -1,6 +1,6 @@
 """Checks of our own arguments: one line that says what was found and what was wanted.
 
-    check.at_least(0, mu=mu)          ValueError: expected mu >= 0, got nan
+check.at_least(0, mu=mu)          ValueError: expected mu >= 0, got nan
 """
 
 import math
@@ -33,7 +33,9 @@ def one_of(choices: Collection[str], **values: str) -> None:
     """Raise ValueError unless every value is one of `choices`; the nearest one is suggested."""
     for name, value in values.items():
         if value not in choices:
-            raise ValueError(f"{name} is {value!r}, wanted one of {', '.join(sorted(choices))}{nearest(value, choices)}")
+            raise ValueError(
+                f"{name} is {value!r}, wanted one of {', '.join(sorted(choices))}{nearest(value, choices)}"
+            )
 
 
 def nearest(word: str, known: Collection[str]) -> str:

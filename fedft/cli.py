@@ -174,5 +174,3 @@ def main() -> None:
 
 def _is_usage(e: Exception) -> bool:
     return hasattr(e, "format_message") and hasattr(e, "exit_code")
-
-

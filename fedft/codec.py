@@ -28,8 +28,9 @@ A float32 tensor travels in the codec of the message; int32 and uint16 travel as
     int32, uint16  4n, 2n  exact
 
 An int8 group is one index of the rank: a row of a matrix, a column of a `*.lora_B`, all of a vector; its scale is
-max|x| / 127. What was decoded encodes to the same bytes again, in every codec. A tensor without entries takes no bytes.
-Infinity and NaN stay non-finite in every codec (entries above about 1e38 may become so), for the receiver to refuse.
+max|x| / 127. What was decoded encodes to the same bytes again, in every codec. A tensor without entries takes no bytes
+and has no dimension above 2^20. Infinity and NaN stay non-finite in every codec (entries above about 1e38 may become
+so), for the receiver to refuse.
 
 What the decoders refuse, as `RejectedUpdate(code, message)`:
 
@@ -49,11 +50,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedft import check
+from fedft import check, wire
 from fedft.errors import RejectedUpdate
 from fedft.tensors import Tensors
 from fedft.update import Job, Plan, Spec, TensorSpec, Update
@@ -64,18 +64,15 @@ MAX_MESSAGE_BYTES = 2**31 - 1  # the transport's messages are protobuf: signed 3
 MAX_HEADER_BYTES = 4096  # ours take about 80; 32 metrics with the longest names still fit
 MAX_JOB_BYTES = 64 * 1024
 MAX_TENSORS = 8192  # an 80-layer model with all its modules adapted has about 1,100
-MAX_EMPTY_DIMENSION = 2**20  # beside a zero no bytes back a dimension's size, so it has a bound of its own
 MAX_METRICS = 32
 MAX_ABS = 1e4
 
 _FRAME = struct.Struct("<4sHBHI")
 _MAGIC = b"FDFT"
 _PLAN, _UPDATE, _JOB = 1, 2, 3
-_DTYPES = {torch.float32: "float32", torch.int32: "int32", torch.uint16: "uint16"}
-_ITEM_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int32": 4, "uint16": 2}
 _NAME = re.compile(r"[!#-\[\]-~]{1,200}")
 _METRIC = re.compile(r"[a-z0-9_.]{1,64}")
-_WIRE = re.compile(r"[a-z0-9]{1,16}")
+_TYPE = re.compile(r"[a-z0-9]{1,16}")
 _RUN = re.compile(r"[0-9a-f]{16}")
 _REQUIRED = object()
 
@@ -88,14 +85,6 @@ class _Field(NamedTuple):
     check: Callable[[Any], Any]
     default: Any = _REQUIRED
     code: str = "malformed"
-
-
-class _Entry(NamedTuple):
-    wire: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.wire}{list(self.shape[:8])}"
 
 
 def encode_update(update: Update, codec: str) -> bytes:
@@ -165,14 +154,14 @@ def roundtrip(tensors: Tensors, codec: str) -> dict[str, Tensor]:
     """`tensors` as the other side will see them, in its order; new memory. Non-finite entries are let through."""
     out = {}
     for name, entry in _describe(tensors, codec).items():
-        out[name] = _unpack(name, entry, memoryview(b"".join(_pack(name, entry, tensors[name]))))
+        out[name] = wire.unpack(name, entry, memoryview(b"".join(wire.pack(name, entry, tensors[name]))))
     return out
 
 
 def body_bytes(spec: Spec, codec: str) -> int:
     """Bytes of the tensors alone in the largest update of this spec; an exact number if nothing in it is `at_most`."""
     check.one_of(CODECS, codec=codec)
-    return sum(_size(name, _Entry(_wire(t.dtype, codec), t.shape)) for name, t in spec.items())
+    return sum(wire.size(name, wire.Entry(wire.type_of(t.dtype, codec), t.shape)) for name, t in spec.items())
 
 
 def max_update_bytes(spec: Spec, codec: str) -> int:
@@ -190,8 +179,8 @@ def _table_limit(tensors: int) -> int:
 
 def _encode(kind: int, value: Any, fields: tuple[_Field, ...], tensors: Tensors, codec: str) -> bytes:
     entries = _describe(tensors, codec)
-    body = [part for name, entry in entries.items() for part in _pack(name, entry, tensors[name])]
-    return _frame(kind, _write(value, fields), [[name, e.wire, *e.shape] for name, e in entries.items()], body)
+    body = [part for name, entry in entries.items() for part in wire.pack(name, entry, tensors[name])]
+    return _frame(kind, _write(value, fields), [[name, e.type, *e.shape] for name, e in entries.items()], body)
 
 
 def _frame(kind: int, header: Any, table: Any, body: list[Any]) -> bytes:
@@ -338,10 +327,11 @@ def _table(value: Any) -> Any:
 
 
 def _extra(value: Any) -> Any:
-    for key, v in _table(value).items():
+    table = _table(value)
+    for key, v in table.items():
         _want(len(key) <= 64 and _NAME.fullmatch(key) is not None, "a short name", key)
         _want(isinstance(v, str | int | float), "a number, text or truth value", v)
-    return _table(value)
+    return table
 
 
 _UPDATE_FIELDS = (
@@ -370,48 +360,43 @@ _JOB_TABLE = (*(_Field(k, k, _table) for k in ("strategy", "local", "model")), _
 # Tables
 
 
-def _wire(dtype: str, codec: str) -> str:
-    check.one_of(_DTYPES.values(), dtype=dtype)
-    return codec if dtype == "float32" else dtype
-
-
-def _describe(tensors: Tensors, codec: str) -> dict[str, _Entry]:
+def _describe(tensors: Tensors, codec: str) -> dict[str, wire.Entry]:
     check.one_of(CODECS, codec=codec)
     if len(tensors) > MAX_TENSORS:
         raise ValueError(f"expected at most {MAX_TENSORS} tensors, got {len(tensors)}")
     entries = {}
     for name in sorted(tensors):
         t = tensors[name]
-        if not _NAME.fullmatch(name) or t.dtype not in _DTYPES:
+        if not _NAME.fullmatch(name) or t.dtype not in wire.DTYPES:
             raise ValueError(f"tensor {name!r:.220} is {t.dtype}{list(t.shape)}: not a name or type for the wire")
-        entries[name] = _Entry(_wire(_DTYPES[t.dtype], codec), tuple(t.shape))
-        _size(name, entries[name])  # refuses what has no place in the format
+        entries[name] = wire.Entry(wire.type_of(wire.DTYPES[t.dtype], codec), tuple(t.shape))
+        wire.size(name, entries[name])  # refuses what has no place in the format
     return entries
 
 
-def _entries(table: Any) -> dict[str, _Entry]:
-    entries: dict[str, _Entry] = {}
+def _entries(table: Any) -> dict[str, wire.Entry]:
+    entries: dict[str, wire.Entry] = {}
     last = ""
     _want(isinstance(table, list) and len(table) <= MAX_TENSORS, f"a JSON array of at most {MAX_TENSORS}", table)
     for row in table:
         _want(isinstance(row, list) and len(row) >= 2, "[name, wire type, dimension...]", row)
-        name, wire, *shape = row
+        name, kind, *shape = row
         _want(isinstance(name, str) and _NAME.fullmatch(name) is not None, "a tensor's name", name)
         _want(name > last, f"names ascending after {last!r}", name)
-        _want(isinstance(wire, str) and _WIRE.fullmatch(wire) is not None, "a wire type", wire)
-        entries[name] = _Entry(wire, tuple(_count(n) for n in shape))
+        _want(isinstance(kind, str) and _TYPE.fullmatch(kind) is not None, "a wire type", kind)
+        entries[name] = wire.Entry(kind, tuple(_count(n) for n in shape))
         last = name
     return entries
 
 
-def _fit(entries: Mapping[str, _Entry], spec: Spec, codec: str) -> None:
+def _fit(entries: Mapping[str, wire.Entry], spec: Spec, codec: str) -> None:
     for name in sorted(entries.keys() | spec.keys()):
         found, t = entries.get(name), spec.get(name)
         if t is None:
             wanted = "no such tensor"
-        elif found is None or found.wire != _wire(t.dtype, codec) or not _same_shape(found.shape, t):
+        elif found is None or found.type != wire.type_of(t.dtype, codec) or not _same_shape(found.shape, t):
             first = "<=" if t.at_most else ""
-            wanted = f"{_wire(t.dtype, codec)}[{first}{str(list(t.shape))[1:]}"
+            wanted = f"{wire.type_of(t.dtype, codec)}[{first}{str(list(t.shape))[1:]}"
         else:
             continue
         message = f"tensor {name!r} is {found or 'missing'}, wanted {wanted}; do both sides have the same job?"
@@ -424,14 +409,14 @@ def _same_shape(found: tuple[int, ...], t: TensorSpec) -> bool:
     return len(found) == len(t.shape) and found[1:] == t.shape[1:] and found[0] <= t.shape[0]
 
 
-def _tensors(entries: Mapping[str, _Entry], body: memoryview) -> dict[str, Tensor]:
-    sizes = {name: _size(name, entry) for name, entry in entries.items()}
+def _tensors(entries: Mapping[str, wire.Entry], body: memoryview) -> dict[str, Tensor]:
+    sizes = {name: wire.size(name, entry) for name, entry in entries.items()}
     if sum(sizes.values()) != len(body):
         raise ValueError(f"{len(body)} bytes of tensors, the table wants {sum(sizes.values())}")
     out: dict[str, Tensor] = {}
     start = 0
     for name, entry in entries.items():
-        out[name] = _unpack(name, entry, body[start : start + sizes[name]])
+        out[name] = wire.unpack(name, entry, body[start : start + sizes[name]])
         start += sizes[name]
         if out[name].is_floating_point() and out[name].numel():
             lo, hi = (float(x) for x in torch.aminmax(out[name]))  # a NaN anywhere comes out as both
@@ -439,90 +424,4 @@ def _tensors(entries: Mapping[str, _Entry], body: memoryview) -> dict[str, Tenso
                 raise RejectedUpdate("nonfinite", f"tensor {name!r} has NaN or infinite entries")
             if max(-lo, hi) > MAX_ABS:
                 raise RejectedUpdate("out_of_bounds", f"tensor {name!r} has {max(-lo, hi):g}, above {MAX_ABS:g}")
-    return out
-
-
-# Tensors
-
-
-def _size(name: str, entry: _Entry) -> int:
-    if len(entry.shape) > 2 or entry.wire not in _ITEM_BYTES:
-        raise ValueError(f"tensor {name!r} is {entry}, wanted at most 2 dimensions of {', '.join(_ITEM_BYTES)}")
-    n = math.prod(entry.shape)
-    if not n and max(entry.shape) > MAX_EMPTY_DIMENSION:
-        raise ValueError(f"tensor {name!r} is {entry}: empty, with a dimension above {MAX_EMPTY_DIMENSION}")
-    extra = {"fp16": 1, "int8": 4 * math.prod(_groups(name, entry.shape))}.get(entry.wire, 0)
-    return n * _ITEM_BYTES[entry.wire] + extra if n else 0
-
-
-def _groups(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Shape of the scales beside the tensor seen as a matrix: one per index of the rank."""
-    if len(shape) < 2:
-        return 1, 1
-    return (1, shape[1]) if name.endswith(".lora_B") else (shape[0], 1)
-
-
-def _pack(name: str, entry: _Entry, tensor: Tensor) -> list[Any]:
-    x = tensor.detach().cpu().contiguous()
-    if not x.numel():
-        return []
-    if entry.wire == "fp16":
-        k = _exponent(x)
-        return [struct.pack("<b", k), _store((x * 2.0**-k).half())]
-    if entry.wire == "bf16":
-        return [_store(x.bfloat16().view(torch.int16))]
-    if entry.wire == "int8":
-        rows = x.reshape(1, -1) if x.dim() < 2 else x
-        scales = _scales(rows, _groups(name, entry.shape))
-        q = (rows / torch.where(scales == 0, 1.0, scales)).round_().clamp_(-127, 127)
-        return [_store(scales), _store(q.to(torch.int8))]
-    return [_store(x)]
-
-
-def _unpack(name: str, entry: _Entry, data: memoryview) -> Tensor:
-    """The tensor in `data`, which has the size that `entry` implies."""
-    wire, shape = entry
-    dtype = {"int32": torch.int32, "uint16": torch.uint16}.get(wire, torch.float32)
-    if not data or wire == "fp32" or dtype != torch.float32:
-        return _load(data, dtype).reshape(shape)
-    if wire == "fp16":
-        return _load(data[1:], torch.float16).float().mul_(2.0 ** struct.unpack_from("<b", data)[0]).reshape(shape)
-    if wire == "bf16":
-        return _load(data, torch.int16).view(torch.bfloat16).float().reshape(shape)
-    groups = _groups(name, shape)
-    split = 4 * math.prod(groups)
-    q = _load(data[split:], torch.int8)
-    _want(int(q.min()) >= -127, f"int8 entries of {name!r} from -127 to 127", -128)
-    rows = q.float().reshape(shape if len(shape) == 2 else (1, -1))
-    return rows.mul_(_load(data[:split], torch.float32).reshape(groups)).reshape(shape)
-
-
-def _exponent(x: Tensor) -> int:
-    """Least k with max|x| / 2^k, rounded to fp16, finite; it is the same for what comes out at the other end."""
-    largest = max(abs(float(v)) for v in torch.aminmax(x))
-    if not math.isfinite(largest):
-        return 0
-    m, e = math.frexp(largest)
-    e += m >= 1 - 2**-12  # rounds up to the next power of two at fp16's 11 bits
-    return max(e - 16, -125)  # below -125 fp16's smallest step would leave float32
-
-
-def _scales(rows: Tensor, groups: tuple[int, int]) -> Tensor:
-    largest = rows.abs().amax(dim=[d for d in (0, 1) if groups[d] == 1], keepdim=True)
-    s = largest / 127  # 127 * s, rounded, divided by 127 is s again: a test tries all 2^23 mantissas
-    return torch.where(s < 2.0**-107, 0.0, s)  # smaller ones would lose bits to underflow
-
-
-def _store(x: Tensor) -> memoryview:
-    """The entries' bytes, little endian, without a copy where the machine is."""
-    a = x.numpy().reshape(-1)
-    return a.astype(a.dtype.newbyteorder("<"), copy=False).view(np.uint8).data
-
-
-def _load(data: memoryview, dtype: torch.dtype) -> Tensor:
-    """A flat tensor that owns its memory: the one copy of its bytes."""
-    out = torch.empty(len(data) // dtype.itemsize, dtype=dtype)
-    if data:
-        a = out.numpy()
-        a[:] = np.frombuffer(data, a.dtype.newbyteorder("<"))
     return out

@@ -9,6 +9,8 @@ sub-tables named after strategies, whose keys win when that strategy runs:
 so one file compares methods that need different steps or ranks on the same data.
 """
 
+import os
+import re
 import tomllib
 import types
 import typing
@@ -207,7 +209,8 @@ class RunConfig:
 def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str = "") -> RunConfig:
     """The run file at `path` (None: defaults), with `table.key=value` overrides on top.
 
-    Relative data and model paths in a file mean relative to the file. Raises ConfigError in one line.
+    Paths of data and model may use `$VARIABLES` and `~`; relative ones mean relative to the file where there is such a
+    file, else to the working folder. Raises ConfigError in one line.
     """
     tables: dict[str, Any] = {}
     if path is not None:
@@ -220,17 +223,27 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str 
             raise ConfigError(f"{path}: cannot be read: {e}") from e
         except tomllib.TOMLDecodeError as e:
             raise ConfigError(f"{path}: not valid TOML: {e}") from e
-        _resolve_paths(tables, path.parent)
     for override in overrides:
+        if override.startswith("strategy.name="):
+            _apply(tables, override)
+    tables = _for_strategy(tables, where or "run")
+    for override in overrides:  # behind the strategy's own tables: what is said on the command line wins
         _apply(tables, override)
+    _resolve_paths(tables, path.parent if path else Path(), where or "run")
     return from_dict(tables, where=where or "run")
 
 
-def _resolve_paths(tables: dict[str, Any], folder: Path) -> None:
+def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:
     for table, key in (("data", "train"), ("data", "test"), ("model", "id")):
         value = tables.get(table, {}).get(key) if isinstance(tables.get(table), dict) else None
-        if isinstance(value, str) and not Path(value).expanduser().is_absolute() and (folder / value).exists():
-            tables[table][key] = str((folder / value).resolve())
+        if not isinstance(value, str):
+            continue
+        value = os.path.expanduser(os.path.expandvars(value))
+        if left := re.search(r"\$\{?(\w+)", value):
+            raise ConfigError(f"{where}: [{table}] {key} = {value!r}: the variable {left[1]} is not set")
+        if not Path(value).is_absolute() and (folder / value).exists():
+            value = str((folder / value).resolve())
+        tables[table][key] = value
 
 
 def _apply(tables: dict[str, Any], override: str) -> None:
@@ -252,32 +265,41 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 
 def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
     """A checked RunConfig from plain tables. Raises ConfigError naming file, table and key."""
-    known = {f.name: f for f in fields(RunConfig)}
-    for name, table in tables.items():
-        if name not in known:
-            raise ConfigError(f"{where}: no table [{name}]{check.nearest(name, known)}")
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{where}: {name} is a value, wanted a table [{name}]")
-    from fedft.strategies import installed
-
-    strategies = installed()
-    chosen = tables.get("strategy", {}).get("name", Strategy.name)
+    tables = _for_strategy(tables, where)
     built = {}
     for name, kind in typing.get_type_hints(RunConfig).items():
-        table = {}
-        for key, value in tables.get(name, {}).items():
-            own = isinstance(value, Mapping) and key in strategies
-            if not own:
-                table[key] = value
-        table |= next((v for k, v in tables.get(name, {}).items() if k == chosen and isinstance(v, Mapping)), {})
+        table = tables.get(name, {})
         if name == "strategy":
             options = {k: v for k, v in table.items() if k != "name"}
-            built[name] = Strategy(_typed(str, table.get("name", chosen), f"{where}: [strategy] name"), options)
+            built[name] = Strategy(_typed(str, table.get("name", Strategy.name), f"{where}: [strategy] name"), options)
         else:
             built[name] = _table(kind, table, f"{where}: [{name}]")
     config = RunConfig(**built)
     _check(config, where)
     return config
+
+
+def _for_strategy(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The tables with the chosen strategy's sub-tables merged in and those of other strategies left out."""
+    from fedft.strategies import installed
+
+    known, strategies = {f.name for f in fields(RunConfig)}, installed()
+    for name, table in tables.items():
+        if name not in known:
+            raise ConfigError(f"{where}: no table [{name}]{check.nearest(name, known)}")
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{where}: {name} is a value, wanted a table [{name}]")
+    chosen = tables.get("strategy", {}).get("name", Strategy.name)
+    if isinstance(chosen, str) and chosen not in strategies and ":" not in chosen:
+        raise ConfigError(
+            f"{where}: [strategy] name: no strategy {chosen!r}; there are {', '.join(strategies)}"
+            f"{check.nearest(chosen, strategies)}"
+        )
+    merged: dict[str, Any] = {}
+    for name, table in tables.items():
+        own = {k: v for k, v in table.items() if k in strategies and isinstance(v, Mapping)}
+        merged[name] = {k: v for k, v in table.items() if k not in own} | dict(own.get(chosen, {}))
+    return merged
 
 
 def _table(kind: type, table: Mapping[str, Any], where: str) -> Any:

@@ -41,7 +41,9 @@ class Base:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
 
-def load(source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0) -> Base:
+def load(
+    source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0
+) -> Base:
     """The base model and tokenizer at `source`: a folder, a hub id, or `stdlib-base`.
 
     Args:
@@ -121,9 +123,7 @@ def layout_of(base: Base, targets: str | list[str]) -> Layout:
     linear = {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}
     head = _head_names(base)
     output = model.get_output_embeddings() if base.task == "causal-lm" else None
-    body = {
-        n: s for n, s in linear.items() if model.get_submodule(n) is not output and n.split(".")[0] not in head
-    }
+    body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and n.split(".")[0] not in head}
     if targets == "all-linear":
         modules = body
     else:
@@ -201,5 +201,3 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
 
 def _factors(d: Any) -> tuple[tuple[str, torch.Tensor], ...]:
     return ("lora_A", d.A), ("lora_B", d.B)
-
-

@@ -53,7 +53,9 @@ class Progress:
         if kind == "preparing":
             self._bar.update(self._task, description="loading", note=str(info["folder"]))
         elif kind == "round":
-            self._bar.update(self._task, description=f"round {info['round'] + 1}", note=f"0/{len(info['asked'])} clients")
+            self._bar.update(
+                self._task, description=f"round {info['round'] + 1}", note=f"0/{len(info['asked'])} clients"
+            )
             self._asked, self._answered = len(info["asked"]), 0
         elif kind == "admitted":
             self._answered += 1
@@ -89,19 +91,17 @@ class Progress:
         before, after = summary["initial"], summary["final"]
         if "loss" in before and "loss" in after:
             self.out.print(
-                f"\n{summary['strategy']}: held-out loss {before['loss']:.4f} -> [bold]{after['loss']:.4f}[/bold], accuracy "
-                f"{before['accuracy']:.4f} -> {after['accuracy']:.4f}; {size(summary['bytes_up'])} up, "
+                f"\n{summary['strategy']}: held-out loss {before['loss']:.4f} -> [bold]{after['loss']:.4f}[/bold], "
+                f"accuracy {before['accuracy']:.4f} -> {after['accuracy']:.4f}; {size(summary['bytes_up'])} up, "
                 f"{size(summary['bytes_down'])} down in all; {summary['seconds']:.1f} s"
             )
         model = folder / "model"
         self.out.print(f"run    {folder}  (metrics.jsonl, summary.json, TensorBoard events)")
         self.out.print(f"model  {model}")
         if (model / "adapter_config.json").exists():
-            self.out.print(
-                'load   python -c "from peft import AutoPeftModel'
-                f"{'ForCausalLM' if summary.get('task', 'causal-lm') == 'causal-lm' else 'ForSequenceClassification'} as M; "
-                f"m = M.from_pretrained('{model}')\""
-            )
+            kind = "CausalLM" if summary["task"] == "causal-lm" else "SequenceClassification"
+            call = f"AutoPeftModelFor{kind}.from_pretrained('{model}')"
+            self.out.print(f'load   python -c "from peft import *; model = {call}"')
         else:
             self.out.print(f"load   fedft export {folder} --merged --to FOLDER, then transformers' from_pretrained")
 

@@ -154,9 +154,7 @@ class Full:
 class LocalStep(Protocol):
     """A client's training between download and upload."""
 
-    def __call__(
-        self, handle: Handle, batches: Iterator[Batch], turn: Turn
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> tuple[dict[str, Tensor], Metrics]:
         """Take `turn.plan.steps` steps from where `handle` stands; return (Update.delta, metrics)."""
 
 
@@ -170,9 +168,7 @@ class FirstOrder:
 
     send: Literal["delta", "value"] = "delta"
 
-    def __call__(
-        self, handle: Handle, batches: Iterator[Batch], turn: Turn
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> tuple[dict[str, Tensor], Metrics]:
         received = handle.read()
         trained = list(handle.parameters().values())
         optimizer = _optimizer(trained, turn.plan.learning_rate, turn.local)

@@ -1,8 +1,8 @@
 """The quickstart's base model: a small Llama, trained once on Python's own language reference and kept in a cache.
 
 The text is `pydoc_data.topics`, what `help("while")` shows: part of every installation, so nothing is downloaded. A
-byte-level BPE of 1,024 tokens and 935,040 parameters come of it in about half a minute; a first fine-tuning round then starts
-from a model that knows words and layout instead of noise.
+byte-level BPE of 1,024 tokens and 935,040 parameters come of it in about half a minute; a first fine-tuning round then
+starts from a model that knows words and layout instead of noise.
 
 The same settings give the same bytes on one machine. Another Python has another text, and another processor rounds
 differently, so sites of a real deployment must receive one base: compare the `digest` in `fedft-base.json`.

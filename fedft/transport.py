@@ -1,4 +1,4 @@
-"""Bytes <-> Flower messages, and the Grid that carries them inside one process: the one file that knows Flower's records.
+"""Bytes <-> Flower messages, and the Grid that carries them inside one process: what knows Flower's records.
 
 A message holds one array "payload" of raw bytes (our own `stype`, so nothing is copied through numpy's format), or, for
 an answer that is no payload, a "refusal" with a code and a line of text.

@@ -1,7 +1,7 @@
 """From a reply's bytes to an update that counts: the checks behind the codec's.
 
-    codec       too_large, bad_magic, version, malformed, spec_mismatch, nonfinite, out_of_bounds
-    here        wrong_run, wrong_round, late, norm, weight, and the strategy's own codes
+codec       too_large, bad_magic, version, malformed, spec_mismatch, nonfinite, out_of_bounds
+here        wrong_run, wrong_round, late, norm, weight, and the strategy's own codes
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,14 @@ from fedft.update import Plan, Update
 
 
 def admit(
-    payload: bytes, client: str, plan: Plan, recipe: Recipe, layout: Layout, up: str, limits: Limits, norms: Sequence[float]
+    payload: bytes,
+    client: str,
+    plan: Plan,
+    recipe: Recipe,
+    layout: Layout,
+    up: str,
+    limits: Limits,
+    norms: Sequence[float],
 ) -> tuple[Update, float]:
     """(the update, its norm) if it may count; else RejectedUpdate.
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from fedft.server import admission, sampling
+from fedft.server.checkpoint import Store
+from fedft.server.metrics import MetricsFile
 
 from fedft import codec, tensors, transport
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, RejectedUpdate, RunPaused
 from fedft.recipe import Layout, Recipe, State
-from fedft.server import admission, sampling
-from fedft.server.checkpoint import Store
-from fedft.server.metrics import MetricsFile
 from fedft.update import Job, Plan, Update
 
 log = logging.getLogger(__name__)
@@ -315,7 +315,9 @@ def _no_notes() -> dict[str, Any]:
 
 def _quarantined(refusals: list[list[Any]], round: int, limit: int) -> set[str]:
     """Clients refused `limit` times in the last rounds for what they sent (not for what the network did)."""
-    blamed = [c for r, c, code in refusals if r > round - QUARANTINE_ROUNDS and code not in ("deadline", "client_error")]
+    blamed = [
+        c for r, c, code in refusals if r > round - QUARANTINE_ROUNDS and code not in ("deadline", "client_error")
+    ]
     return {c for c in blamed if blamed.count(c) >= limit}
 
 

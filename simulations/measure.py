@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 from statistics import fmean
 
+from fedft.simulations import run as runs
+
 from fedft import evaluate, model
 from fedft.errors import ConfigError
-from fedft.simulations import run as runs
 
 Metrics = dict[str, float]
 
@@ -46,7 +47,10 @@ def export_run(folder: Path, to: Path, *, merged: bool = False) -> str:
 
 def _merge(to: Path, place: runs.Workplace) -> str:
     fresh = model.load(
-        place.config.model.id, place.config.model.task, labels=len(place.config.model.labels), seed=place.config.server.seed
+        place.config.model.id,
+        place.config.model.task,
+        labels=len(place.config.model.labels),
+        seed=place.config.server.seed,
     )
     if (to / "adapter_config.json").exists():
         from peft import PeftModel

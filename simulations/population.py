@@ -1,9 +1,11 @@
 """Who has which rows: records of a data set cut into clients, and each client's train and held-out examples."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from fedft import data, philox, stdlib_docstrings
+from fedft import data, philox, records, stdlib_docstrings
 from fedft.config import RunConfig
 from fedft.data import Example
 from fedft.errors import DataError
@@ -12,17 +14,19 @@ from fedft.model import Base
 Rows = list[dict[str, Any]]
 Parts = Mapping[str, tuple[Rows, Rows]]
 
+log = logging.getLogger(__name__)
+
 
 def rows_by_client(config: RunConfig) -> Parts:
     """(train, held-out) records by client name, from the `[data]` table and the run's seed."""
     d, seed = config.data, config.server.seed
-    rows = stdlib_docstrings.rows() if d.train == "stdlib-docstrings" else data.read_rows(d.train)
+    rows = stdlib_docstrings.rows() if d.train == "stdlib-docstrings" else records.read_rows(d.train)
     owned = _by_client(rows, config)
     if d.clients is not None and len(owned) < d.clients:
         raise DataError(f"[data] clients = {d.clients}, but {d.train} has rows of {len(owned)} clients only")
     if d.test is None:
-        return {c: data.hold_out(mine, d.holdout, philox.derive(seed, "holdout", c)) for c, mine in owned.items()}
-    test = data.read_rows(d.test)
+        return {c: records.hold_out(mine, d.holdout, philox.derive(seed, "holdout", c)) for c, mine in owned.items()}
+    test = records.read_rows(d.test)
     if d.partition == "natural":
         of_client: dict[str, Rows] = {c: [] for c in owned}
         for row in test:
@@ -34,7 +38,7 @@ def rows_by_client(config: RunConfig) -> Parts:
 
 def _by_client(rows: Rows, config: RunConfig) -> dict[str, Rows]:
     d = config.data
-    parts = data.partition(
+    parts = records.partition(
         rows,
         how=d.partition,
         field=d.client,
@@ -47,39 +51,40 @@ def _by_client(rows: Rows, config: RunConfig) -> dict[str, Rows]:
 
 
 def encode(parts: Parts, config: RunConfig, base: Base) -> dict[str, tuple[list[Example], list[Example]]]:
-    """Records as token examples. Raises DataError for a client without a row to train on."""
-    found = {}
+    """Records as token examples; those of which nothing can be learned are skipped, and counted in the log.
+
+    Raises DataError for a client without a row to train on.
+    """
+    encode_row, d, found, skipped = _encoder(config, base), config.data, {}, 0
     for client, (train, test) in parts.items():
-        found[client] = (_examples(train, config, base, client), _examples(test, config, base, client))
-        if not found[client][0]:
-            raise DataError(f"[data] client {client!r} has no row to train on; fewer clients, or a smaller holdout?")
+        own, empty = data.encode_all(train, encode_row, f"{d.train}, client {client!r}")
+        held, held_empty = data.encode_all(test, encode_row, f"{d.test or d.train}, held out for client {client!r}")
+        if not own:
+            why = f"nothing can be learned of its {empty} rows" if empty else "fewer clients, or a smaller holdout?"
+            raise DataError(f"[data] client {client!r} has no row to train on; {why}")
+        found[client] = (own, held)
+        skipped += empty + held_empty
+    if skipped:
+        log.info("%d rows skipped: no token to learn among their first %d", skipped, d.max_length)
     return found
 
 
-def _examples(rows: Sequence[dict[str, Any]], config: RunConfig, base: Base, client: str) -> list[Example]:
+def _encoder(config: RunConfig, base: Base) -> Callable[..., Example]:
     d = config.data
-    found = []
-    for i, row in enumerate(rows):
-        where = f"{d.train}, row {i + 1} of {client}"
-        if config.model.task == "causal-lm":
-            example = data.encode_generation(
-                row,
-                prompt=d.prompt,
-                response=d.response,
-                tokenizer=base.tokenizer,
-                max_length=d.max_length,
-                max_prompt=d.max_prompt,
-                where=where,
-            )
-        else:
-            example = data.encode_label(
-                row,
-                text=d.text,
-                label_field=d.label,
-                labels=config.model.labels,
-                tokenizer=base.tokenizer,
-                max_length=d.max_length,
-                where=where,
-            )
-        found.append(example)
-    return found
+    if config.model.task == "causal-lm":
+        return partial(
+            data.encode_generation,
+            prompt=d.prompt,
+            response=d.response,
+            tokenizer=base.tokenizer,
+            max_length=d.max_length,
+            max_prompt=d.max_prompt,
+        )
+    return partial(
+        data.encode_label,
+        text=d.text,
+        label_field=d.label,
+        labels=config.model.labels,
+        tokenizer=base.tokenizer,
+        max_length=d.max_length,
+    )

@@ -21,20 +21,20 @@ from typing import Any
 
 import tomli_w
 import torch
+from fedft.client.memory import Memory
+from fedft.client.train import Client
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop, Observer
+from fedft.server.metrics import MetricsFile
+from fedft.simulations import population
 
 from fedft import config as configs
 from fedft import model, strategies, tensors
-from fedft.client.memory import Memory
-from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.handle import ModelHandle
 from fedft.model import Base
 from fedft.recipe import Layout, Recipe, State, Turn
-from fedft.server.checkpoint import Store
-from fedft.server.loop import Loop, Observer
-from fedft.server.metrics import MetricsFile
-from fedft.simulations import population
 from fedft.transport import LocalGrid
 from fedft.update import Job, Plan
 
@@ -95,7 +95,7 @@ def simulate(
     observe("preparing", {"folder": folder})
     place = workplace(config)
     _write_config(folder, config, place.base)
-    job = _job(config, place.base)
+    job = job_of(config, place.base)
     store = Store(folder / "state")
     found = store.latest()
     metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
@@ -199,7 +199,7 @@ def reopen(folder: Path) -> tuple[Workplace, State]:
     return place, found[0]
 
 
-def _job(config: RunConfig, base: Base) -> Job:
+def job_of(config: RunConfig, base: Base) -> Job:
     tables = config.to_dict()
     fixed = {t: v for t, v in tables.items() if t not in ("server", "eval")}
     said = json.dumps([fixed, config.server.seed, base.digest], sort_keys=True)
@@ -270,5 +270,3 @@ def _write_events(folder: Path, lines: list[dict[str, Any]]) -> None:
             for name in ("loss", "accuracy", "rouge_l", "train_loss", "bytes_up", "bytes_down"):
                 if name in line:
                     writer.add_scalar(name, line[name], line["version"])
-
-

@@ -4,7 +4,8 @@
 
 The product of the means is not the mean of the products: it misses sum_k p_k (B_k - B)(A_k - A). Clients start the next
 round from the averaged factors. With `padding="zero"` clients may have unlike ranks: factors are cut to a client's rank
-on the way down and padded with zeros on the way up, values being averaged (the zero-padding baseline of the FLoRA paper).
+on the way down and padded with zeros on the way up, and values are averaged (the zero-padding baseline of the FLoRA
+paper).
 
 Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024, arXiv:2305.05644.
 """
@@ -48,6 +49,8 @@ def padded_mean(updates: Iterable[Update]) -> dict[str, Tensor]:
             term = x.double() * u.num_examples
             padded[name] = _pad(padded[name], term.shape) + _pad(term, padded[name].shape) if name in padded else term
         weights += u.num_examples
+    if not weights > 0:
+        raise ValueError("expected at least one update of positive weight, got none")
     return {name: (x / weights).float() for name, x in padded.items()}
 
 

@@ -37,7 +37,7 @@ from fedft.update import Plan, TensorSpec, Update
 
 def fedkseed(
     *,
-    K: int = 4096,  # noqa: N803  (the paper's symbol)
+    K: int = 4096,
     epsilon: float = 5e-4,
     pro: bool = False,
     space: Literal["full", "lora"] = "full",

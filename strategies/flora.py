@@ -64,11 +64,9 @@ def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
 
 
 def _plus(total: Tensors, step: Tensors) -> dict[str, Tensor]:
-    """The sum after one more stack; a head value is replaced by the newer one. Same code, same bits, on both sides."""
-    pairs, _ = lowrank.split(total)
-    new, head = lowrank.split(step)
-    sums = {m: _short(pairs[m] + d) for m, d in new.items()}
-    return lowrank.named(sums) | head
+    """The pairs of the sum after one more stack. Same code, hence same bits, on both sides."""
+    pairs = lowrank.split(total)[0]
+    return lowrank.named({m: _short(pairs[m] + d) for m, d in lowrank.split(step)[0].items()})
 
 
 def _short(d: LowRank) -> LowRank:
@@ -76,23 +74,24 @@ def _short(d: LowRank) -> LowRank:
 
 
 def _merge(state: State, change: Tensors) -> Tensors:
-    step = lowrank.named({m: _short(d) for m, d in lowrank.split(change)[0].items()}) | lowrank.split(change)[1]
+    stack, head = lowrank.split(change)
+    step = lowrank.named({m: _short(d) for m, d in stack.items()})
     total, steps = _parts(state.tensors)
-    steps[state.version] = step
-    total = _plus(total, step)
-    limit = sum(x.numel() for x in total.values())
-    while sum(x.numel() for s in steps.values() for x in s.values()) > max(
-        limit, sum(x.numel() for x in steps[state.version].values())
-    ):
+    total, steps[state.version] = _plus(total, step) | head, step
+    while len(steps) > 1 and sum(map(_size, steps.values())) > _size(total):
         del steps[min(steps)]  # a client that lacks so much is better served with the whole sum
     return total | {f"{STEP}{v}.{n}": x for v, s in steps.items() for n, x in s.items()}
 
 
-def _parts(held: Tensors) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
-    """(the whole sum, the stacks by the version they start from)."""
+def _size(x: Tensors) -> int:
+    return sum(t.numel() for t in x.values())
+
+
+def _parts(tensors: Tensors) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+    """(the whole sum and the head, the stacks by the version they start from)."""
     total: dict[str, Tensor] = {}
     steps: dict[int, dict[str, Tensor]] = {}
-    for name, x in held.items():
+    for name, x in tensors.items():
         if name.startswith(STEP):
             version, tensor = name.removeprefix(STEP).split(".", 1)
             steps.setdefault(int(version), {})[tensor] = x
@@ -102,22 +101,25 @@ def _parts(held: Tensors) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor
 
 
 def _since(state: State, have: int | None, plan: Plan) -> Tensors:
-    """The stacks from `have` on, or the whole sum."""
+    """The stacks from `have` on and the head, or the whole sum and the head."""
     total, steps = _parts(state.tensors)
-    if have is None or any(v not in steps for v in range(have, state.version)):
+    if have == state.version:
+        return {}
+    if have is None or have > state.version or any(v not in steps for v in range(have, state.version)):
         return total
-    lacking = {f"{STEP}{v}.{n}": x for v in range(have, state.version) for n, x in steps[v].items()}
-    smaller = sum(x.numel() for x in lacking.values()) < sum(x.numel() for x in total.values())
-    return lacking if smaller else total
+    head = lowrank.split(total)[1]
+    lacking = {f"{STEP}{v}.{n}": x for v in range(have, state.version) for n, x in steps[v].items()} | head
+    return lacking if _size(lacking) < _size(total) else total
 
 
 def _catch_up(held: State | None, plan: Plan) -> Tensors:
     total, steps = _parts(plan.tensors)
-    if held is None or total:
-        return total
+    if held is None or not steps:
+        return held.tensors if held is not None and plan.have == plan.version else total
+    pairs: Tensors = held.tensors
     for version in sorted(steps):
-        total = _plus(total or held.tensors, steps[version])
-    return total or held.tensors
+        pairs = _plus(pairs, steps[version])
+    return {**pairs, **total}
 
 
 def _restart(handle: Handle, turn: Turn) -> None:

@@ -59,7 +59,9 @@ def test_an_override_that_is_none_is_refused(tmp_path: Path, bad: str) -> None:
 
 
 def test_a_table_named_for_a_strategy_holds_when_that_strategy_runs(tmp_path: Path) -> None:
-    text = "[local]\nsteps = 3\n[local.fedkseed]\nsteps = 200\n[strategy]\nname = 'fedit'\n[strategy.fedkseed]\nK = 64\n"
+    text = (
+        "[local]\nsteps = 3\n[local.fedkseed]\nsteps = 200\n[strategy]\nname = 'fedit'\n[strategy.fedkseed]\nK = 64\n"
+    )
     path = written(tmp_path, text)
     assert config.load(path).local.steps == 3
     assert config.load(path).strategy.options == {}
@@ -70,7 +72,9 @@ def test_a_table_named_for_a_strategy_holds_when_that_strategy_runs(tmp_path: Pa
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     import tomli_w
 
-    c = config.from_dict({"strategy": {"name": "fedkseed", "K": 8}, "clients": {"rank": [1, 2]}, "data": {"clients": 3}})
+    c = config.from_dict(
+        {"strategy": {"name": "fedkseed", "K": 8}, "clients": {"rank": [1, 2]}, "data": {"clients": 3}}
+    )
     assert config.load(written(tmp_path, tomli_w.dumps(c.to_dict()))) == c
 
 
@@ -78,3 +82,18 @@ def test_relative_data_paths_mean_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     c = config.load(written(tmp_path, "[data]\ntrain = 'rows.jsonl'\n"))
     assert Path(c.data.train) == tmp_path / "rows.jsonl"
+
+
+def test_the_command_line_wins_over_a_strategys_own_table(tmp_path: Path) -> None:
+    path = written(tmp_path, "[clients]\nrank = 4\n[clients.fedit]\nrank = 8\n[strategy]\nname = 'fedit'\n")
+    assert config.load(path).clients.rank == 8
+    assert config.load(path, ["clients.rank=[2, 3]"]).clients.rank == [2, 3]
+
+
+def test_paths_take_variables_and_say_which_one_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_DATA", str(tmp_path))
+    c = config.load(written(tmp_path, "[data]\ntrain = '${MY_DATA}/rows.jsonl'\n"))
+    assert c.data.train == str(tmp_path / "rows.jsonl")
+    monkeypatch.delenv("MY_DATA")
+    with pytest.raises(ConfigError, match="the variable MY_DATA is not set"):
+        config.load(tmp_path / "run.toml")

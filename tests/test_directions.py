@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedft import directions, philox
-from fedft.directions import Directions, Gaussian, Hadamard, Rademacher, Table, exponent, make
+from fedft import hadamard, philox
+from fedft.directions import FAMILIES, Directions, exponent, make
+from fedft.hadamard import Hadamard
+from fedft.independent import Gaussian, Rademacher, Table
 
-FAMILIES = ("hadamard", "rademacher", "gaussian")
 EXACT = ("hadamard", "rademacher")
 NAME = "layers.0.q.weight"
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -126,6 +127,16 @@ def test_gaussian_v1_is_box_muller_of_two_words():
     assert torch.allclose(Gaussian(7, 3).direction(NAME, 2, (12,)), torch.tensor(expected), atol=2e-6)
 
 
+def test_hadamard_keeps_signs_of_a_bounded_number_of_windows(monkeypatch):
+    """Shifting windows of one tensor, twice: what is dropped is made again with the same bits."""
+    monkeypatch.setattr(hadamard, "MAX_WINDOWS", 5)
+    z = Hadamard(8, 9)
+    whole = z.direction(NAME, 3, (40 * 4096,))
+    for start in [*range(0, 30 * 4096, 4096)] * 2:
+        assert torch.equal(z.direction(NAME, 3, (4096,), start=start), whole[start : start + 4096])
+        assert len(z._last) <= 5
+
+
 # every family
 
 
@@ -196,9 +207,9 @@ def test_the_size_of_working_chunks_does_not_show(family, monkeypatch):
     numel, count = 100_000, 20
     z, coefficients, x = make(family, 8, count), normal(count), normal(numel)
     usual = sums(z, coefficients, numel), z.dot(x, NAME), z.direction(NAME, 3, (numel,))
-    monkeypatch.setattr(directions, "CHUNK", 1 << 16)
-    monkeypatch.setattr(directions, "PHILOX_CHUNK", 100)
-    monkeypatch.setattr(directions, "CACHE_BYTES", 0)
+    monkeypatch.setattr(hadamard, "CHUNK", 1 << 16)
+    monkeypatch.setattr(hadamard, "PHILOX_CHUNK", 100)
+    monkeypatch.setattr(hadamard, "CACHE_BYTES", 0)
     monkeypatch.setattr(Rademacher, "together", 1 << 12)
     z = make(family, 8, count)
     small = sums(z, coefficients, numel), z.dot(x, NAME), z.direction(NAME, 3, (numel,))
@@ -402,8 +413,10 @@ def test_a_table_refuses_what_it_does_not_hold():
 
 
 def test_a_family_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="'cauchy'; known: gaussian, hadamard, rademacher"):
+    with pytest.raises(ValueError, match=r"family is 'cauchy', wanted one of gaussian, hadamard, rademacher$"):
         make("cauchy", 0, 1)
+    with pytest.raises(ValueError, match="did you mean 'hadamard'"):
+        make("hadamart", 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,18 @@ def test_what_comes_down_is_never_larger_than_the_whole_sum():
         assert size(plan(state, state.version)) == 0
 
 
+def test_the_whole_sum_comes_down_where_it_is_shorter_than_the_stack():
+    """A round of ranks 1 + 4, then one that takes the 4 back: the sum has rank 1, the last stack rank 4."""
+    stays, goes = client(1, 1, 1), client(2, 4, 1)
+    back = {n: -x if n.endswith("lora_B") else x for n, x in goes.delta.items()}
+    nothing = {n: torch.zeros_like(x) if n.endswith("lora_B") else x for n, x in stays.delta.items()}
+    state = after([Update(nothing, 1), Update(back, 1)], after([stays, goes]))
+    sent = plan(state, state.version - 1)
+    assert size(sent) == size(plan(state, None)) == sum(o + i for o, i in LAYOUT.modules.values()) + 3
+    held = State(1, flora().receive(None, plan(after([stays, goes]), None)))
+    assert tensors.digest(flora().receive(held, sent)) == tensors.digest(sent.tensors)
+
+
 def test_the_download_does_not_depend_on_the_receivers_rank():
     state = after(UNLIKE)
     first = tensors.digest(plan(state, 0, rank=1).tensors)

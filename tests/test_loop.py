@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop
+from fedft.server.metrics import MetricsFile
 
 from fedft import codec, config, strategies, tensors, testing, transport
 from fedft.errors import ConfigError, RunPaused
 from fedft.recipe import Recipe, State
-from fedft.server.checkpoint import Store
-from fedft.server.loop import Loop
-from fedft.server.metrics import MetricsFile
 from fedft.transport import LocalGrid, Message
 from fedft.update import Job, Plan, Update
 
@@ -92,7 +92,11 @@ def test_every_strategy_goes_through_the_same_engine_and_lowers_the_loss(tmp_pat
     assert [line["version"] for line in lines] == [0, 1, 2, 3, 4]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert all(line["refused"] == [] for line in lines[1:])
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[2])["participants"] == ["anna", "bert", "carl"]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[2])["participants"] == [
+        "anna",
+        "bert",
+        "carl",
+    ]
 
 
 class Killed(BaseException):
@@ -129,7 +133,9 @@ def test_a_run_killed_at_any_commit_and_resumed_ends_with_the_same_bytes(
     assert losses[0] == losses[1]
 
 
-def test_an_admitted_update_is_not_asked_for_again_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_admitted_update_is_not_asked_for_again_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fedft.server.checkpoint as checkpoint
 
     real, calls = checkpoint.commit, []
@@ -276,5 +282,3 @@ def test_a_sampled_cohort_is_the_same_after_a_restart(tmp_path: Path) -> None:
     assert sampling.cohort(names, 5, 3, 7) == sampling.cohort(names[::-1], 5, 3, 7)
     assert sampling.cohort(names, 5, 3, 7) != sampling.cohort(names, 5, 3, 8)
     assert sampling.cohort(names, 50, 3, 7) == sorted(names)
-
-

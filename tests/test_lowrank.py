@@ -188,6 +188,12 @@ def test_exact_truncation_finds_the_rank_that_is_there():
     assert lowrank.stack([(d, 1), (d, 1), (d, 1)]).truncate().rank == 2
 
 
+@pytest.mark.parametrize(("small", "rank"), [(2.0**-20, 2), (2.0**-23, 2), (2.0**-26, 1), (0.0, 1)])
+def test_exact_truncation_drops_only_what_float32_cannot_hold(small, rank):
+    """diag(1, small): two singular values, of which the second counts from 2^-24 of the first."""
+    assert LowRank(torch.eye(2), torch.diag(torch.tensor([1.0, small]))).truncate().rank == rank
+
+
 def test_truncation_spreads_each_singular_value_over_both_factors():
     d = pair(6, 3).truncate()
     assert torch.allclose(d.A.norm(dim=1), d.B.norm(dim=0), rtol=1e-5)

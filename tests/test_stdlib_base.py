@@ -121,7 +121,7 @@ def test_whoever_comes_second_takes_what_the_first_one_built(short, tmp_path, mo
 
 def test_a_cache_that_cannot_be_written_is_named(short, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot keep the base model in .*file"):
+    with pytest.raises(ConfigError, match=r"cannot keep the base model in .*file"):
         stdlib_base.ensure(tmp_path / "file", settings=MINUTE)
 
 

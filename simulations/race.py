@@ -1,0 +1,162 @@
+"""Methods side by side: the same data, clients, rounds and local steps, several seeds, one table.
+
+Beside the federated contenders run two baselines that need no federation: `local` (every client of the panel trains
+alone for as many steps as it would have taken, and is measured on everybody's held-out rows) and `central` (one client
+owns all rows and takes the steps of the whole cohort).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from fedft.server import sampling
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop
+from fedft.server.metrics import MetricsFile
+from fedft.simulations import run as runs
+
+from fedft import config as configs
+from fedft import evaluate
+from fedft.config import RunConfig
+from fedft.errors import ConfigError
+from fedft.recipe import State
+from fedft.transport import LocalGrid
+
+BASELINES = ("local", "central")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table: a label and the `table.key=value` overrides that make it."""
+
+    label: str
+    overrides: tuple[str, ...]
+
+
+def contender(text: str) -> Contender:
+    """`flora`, or `label: key=value key=value` for a variant; `local` and `central` are the baselines."""
+    label, colon, rest = text.partition(": ")
+    if colon:
+        return Contender(label, tuple(rest.split()))
+    return Contender(text, ("strategy.name=fedit",) if text in BASELINES else (f"strategy.name={text}",))
+
+
+def race(
+    file: Path, contenders: Sequence[Contender], seeds: int, out: Path, say: Callable[[str], None] = lambda text: None
+) -> list[dict[str, Any]]:
+    """Run every contender with seeds 0 .. seeds - 1 under `out` and return the table's rows, saved as race.json.
+
+    Finished runs found under `out` are not run again, so an interrupted race goes on where it stopped.
+    """
+    rows = []
+    for c in contenders:
+        results = []
+        for seed in range(seeds):
+            config = configs.load(file, [*c.overrides, f"server.seed={seed}"])
+            config = replace(config, eval=replace(config.eval, every=config.server.rounds))
+            folder = out / c.label / f"seed-{seed}"
+            if not (folder / "result.json").exists():
+                say(f"{c.label}, seed {seed}")
+                result = _one(c.label, config, folder)
+                (folder / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+            results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        rows.append({"method": c.label, "seeds": seeds, **_summed(results)})
+    (out / "race.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def _one(label: str, config: RunConfig, folder: Path) -> dict[str, float]:
+    if label in BASELINES:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (_local if label == "local" else _central)(config, folder)
+    done = runs.simulate(config, out=folder, resume=(folder / "config.toml").exists())
+    s, trained = done.summary, [line for line in done.lines if "round" in line]
+    turns = [b for line in trained for b in line["bytes"].values()]
+    found = {
+        "before": s["initial"]["loss"],
+        "after": s["final"]["loss"],
+        "accuracy": s["final"]["accuracy"],
+        "up": fmean(b["up"] for b in turns),
+        "down": fmean(b["down"] for b in turns),
+        "seconds": sum(line["seconds"]["train"] + line["seconds"]["aggregate"] for line in trained),
+    }
+    return found | ({"rouge_l": s["final"]["rouge_l"]} if "rouge_l" in s["final"] else {})
+
+
+def _summed(results: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of everything, and the spread (sample standard deviation) over seeds of what is learned."""
+    row = {k: fmean(r[k] for r in results) for k in results[0]}
+    if len(results) > 1:
+        row |= {f"{k}_sd": stdev([r[k] for r in results]) for k in ("after", "accuracy", "rouge_l") if k in row}
+    return row
+
+
+def _local(config: RunConfig, folder: Path) -> dict[str, float]:
+    """Each client of the panel alone, for the rounds it would expect to be asked; mean over clients."""
+    place = runs.workplace(config)
+    share = min(1.0, (config.clients.per_round or len(place.clients)) / len(place.clients))
+    rounds = max(1, round(config.server.rounds * share))
+    panel = sampling.panel(list(place.clients), config.eval.clients, config.server.seed)
+    alone = replace(config, clients=replace(config.clients, rank=_one_rank(config)))
+    alone = replace(alone, server=replace(config.server, rounds=rounds), eval=replace(config.eval, every=rounds))
+    place = replace(place, config=alone)
+    found = [
+        _train_and_measure(place, {name: place.clients[name]}, panel, folder / str(i)) for i, name in enumerate(panel)
+    ]
+    return {k: fmean(f[k] for f in found) for k in found[0]} | {"up": 0.0, "down": 0.0}
+
+
+def _central(config: RunConfig, folder: Path) -> dict[str, float]:
+    """All rows in one place: as many steps per round as the cohort takes together."""
+    place = runs.workplace(config)
+    panel = sampling.panel(list(place.clients), config.eval.clients, config.server.seed)
+    cohort = min(config.clients.per_round or len(place.clients), len(place.clients))
+    whole = replace(config, local=replace(config.local, steps=config.local.steps * cohort))
+    whole = replace(whole, clients=replace(config.clients, rank=_one_rank(config), per_round=None))
+    rows = [row for c in place.clients.values() for row in c.train_rows]
+    anyone = next(iter(place.clients.values()))
+    place = replace(place, config=whole)
+    owner = replace(anyone, name="central", train_rows=rows, test_rows=[], config=whole)
+    return _train_and_measure(place, {"central": owner}, panel, folder) | {"up": 0.0, "down": 0.0}
+
+
+def _one_rank(config: RunConfig) -> int:
+    return config.ranks()[0] if len(set(config.ranks())) == 1 else round(fmean(config.ranks()))
+
+
+def _train_and_measure(
+    place: runs.Workplace, clients: dict[str, Any], panel: Sequence[str], folder: Path
+) -> dict[str, float]:
+    """Train `clients` with the engine, then measure the result on the held-out rows of the panel."""
+    config = place.config
+    nodes = {runs.FIRST_NODE + i: name for i, name in enumerate(clients)}
+    for client in clients.values():
+        client.config, client.memory = config, type(client.memory)()
+    job = runs.job_of(config, place.base)
+    metrics = MetricsFile(folder / "metrics.jsonl", -1) if folder.exists() else _metrics_in(folder)
+    grid = LocalGrid(nodes, lambda node, message: clients[nodes[node]].answer(message))
+    state0 = place.recipe.first_state(place.layout, max(config.ranks()), job.seed)
+    before = _measure(place, state0, panel, job.seed)
+    state = Loop(grid, place.recipe, place.layout, config, job, Store(folder / "state"), metrics).run(nodes)
+    after = _measure(place, state, panel, job.seed)
+    seconds = sum(line["seconds"]["train"] for line in metrics.lines if "round" in line)
+    return {"before": before["loss"], "after": after["loss"], "accuracy": after["accuracy"], "seconds": seconds}
+
+
+def _metrics_in(folder: Path) -> MetricsFile:
+    folder.mkdir(parents=True)
+    return MetricsFile(folder / "metrics.jsonl", -1)
+
+
+def _measure(place: runs.Workplace, state: State, panel: Sequence[str], seed: int) -> dict[str, float]:
+    runs.stand(place, state, seed)
+    c, found = place.config.eval, []
+    for name in panel:
+        if rows := place.clients[name].test_rows[: c.max_rows]:
+            found.append(evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id))
+    if not found:
+        raise ConfigError("no client has held-out rows; see [data] holdout and test")
+    return {k: fmean(f[k] for f in found) for k in found[0]}

@@ -1,0 +1,126 @@
+"""The same loop and clients on Flower's simulation engine: many processes, one machine or a Ray cluster.
+
+Each worker process loads the base model once and keeps it. Ray hands a client's message to any worker, so a client may
+find that this worker does not remember its state: it answers "behind" and is sent the whole of it. Results are those of
+`local` mode, bit for bit; bytes down may be more. Needs the extra `ray`.
+"""
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop, Observer
+from fedft.server.metrics import MetricsFile
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedft import config as configs
+from fedft import transport
+from fedft.config import RunConfig
+from fedft.errors import ConfigError, FedftError
+from fedft.recipe import State
+from fedft.transport import Message
+from fedft.update import Job
+
+WAIT_S = 120.0  # for the engine to start its nodes
+
+
+def carry(
+    config: RunConfig,
+    place: Any,
+    job: Job,
+    names: Mapping[int, str],
+    store: Store,
+    metrics: MetricsFile,
+    observe: Observer,
+) -> State:
+    """Run the loop of `config` on Flower's engine; returns the final state."""
+    try:
+        import ray  # noqa: F401
+        from flwr.simulation import run_simulation
+    except ImportError as e:
+        raise ConfigError('[server] mode = "ray" needs the extra: pip install "fedft[ray]"') from e
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    ended: dict[str, Any] = {}
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            nodes = _nodes(grid, sorted(names.values(), key=str.encode))
+            ended["state"] = Loop(grid, place.recipe, place.layout, config, job, store, metrics, observe).run(nodes)
+        except FedftError as e:
+            ended["error"] = e
+
+    cpus = config.local.threads
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_simulation(
+            server,
+            _client_app(json.dumps(config.to_dict())),
+            num_supernodes=len(names),
+            backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": 0.0}},
+        )
+    if "state" not in ended:
+        raise ended.get("error") or ConfigError("Flower's simulation engine ended without a result; see its log above")
+    return ended["state"]
+
+
+def _nodes(grid: Grid, clients: list[str]) -> dict[int, str]:
+    """Client by node id, once all nodes are there; the engine numbers its nodes at random, so they are sorted."""
+    until = time.monotonic() + WAIT_S
+    while len(ids := sorted(grid.get_node_ids())) < len(clients):
+        if time.monotonic() > until:
+            raise ConfigError(f"Flower's engine started {len(ids)} of {len(clients)} nodes in {WAIT_S:.0f} s")
+        time.sleep(0.1)
+    asked = [transport.pack("query", b"which", i, "which") for i in ids]
+    replies = list(grid.send_and_receive(asked, timeout=WAIT_S))
+    found = {}
+    for reply in replies:
+        part = transport.unpack(reply, 64)
+        if not isinstance(part, bytes):
+            raise ConfigError(f"a node did not say which client it is: {part.reason}")
+        found[reply.metadata.src_node_id] = clients[int(part)]
+    return found
+
+
+def _client_app(config: str) -> ClientApp:
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        part = int(context.node_config["partition-id"])
+        if transport.unpack(message, 2**31 - 1) == b"which":
+            return transport.pack_reply(message, str(part).encode())
+        return _resident(config)[part].answer(message)
+
+    app.train()(answer)
+    app.evaluate()(answer)
+    app.query()(answer)
+    return app
+
+
+@lru_cache(maxsize=1)
+def _resident(config: str) -> list[Any]:
+    """The clients of this worker process, in roster order, on a base model that is loaded once."""
+    import torch
+    from fedft.simulations import run as runs
+
+    parsed = configs.from_dict(json.loads(config))
+    torch.set_num_threads(parsed.local.threads)
+    clients = runs.workplace(parsed).clients
+    return [_agreed(clients[name], parsed) for name in sorted(clients, key=str.encode)]
+
+
+def _agreed(client: Any, config: RunConfig) -> Any:
+    """Enrolled without being asked: any worker may be the one that trains it."""
+    from fedft.simulations import run as runs
+
+    job = runs.job_of(config, client.base)
+    client.join(job)
+    return client
