@@ -354,6 +354,10 @@ def _check(c: RunConfig, where: str) -> None:
             check.at_least(1, rank=rank)
         if c.model.task == "sequence-classification" and len(c.model.labels) < 2:
             raise ValueError("task sequence-classification needs [model] labels, at least two")
+        if c.model.task == "sequence-classification" and c.model.dtype != "float32":
+            raise ValueError(
+                f"a classification head is trained in float32; wanted dtype 'float32', got {c.model.dtype!r}"
+            )
     except ValueError as e:
         raise ConfigError(f"{where}: {e}") from e
 

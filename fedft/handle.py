@@ -9,6 +9,7 @@ w0 + change, summed in float32 and rounded once, never a running sum of rounding
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +18,18 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from fedft import lowrank
 from fedft.directions import Directions
 from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank
 from fedft.recipe import Batch, Layout, Space
 from fedft.tensors import Tensors
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The distinct parameters in canonical order (bytewise by name); tied ones under the first of their names."""
+    every = sorted(model.named_parameters(remove_duplicate=False), key=lambda item: item[0].encode())
+    first = {p: n for n, p in reversed(every)}
+    return {n: p for n, p in every if first[p] == n}
 
 
 class ModelHandle:
@@ -44,7 +53,9 @@ class ModelHandle:
         self._change: dict[str, LowRank] = {}
         self._stands_at = ""
         self._w0: dict[str, Tensor] = {}
-        self._parameters = dict(model.named_parameters())
+        if space.kind == "full":
+            model.float()  # small steps must not be lost
+        self._parameters = parameters_of(model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         if space.kind == "full":
@@ -106,9 +117,9 @@ class ModelHandle:
         if key == self._stands_at:
             return
         with torch.no_grad():
-            for m, d in change.items():
-                if d.rank or m in self._change:
-                    dense = d.dense()
+            for m in change.keys() | self._change.keys():
+                if (m in change and change[m].rank) or m in self._change:
+                    dense = (change.get(m) or lowrank.zero(*self.layout.modules[m])).dense()
                     self._set(m + ".weight", self._weights[m], dense.T if self._transposed[m] else dense)
         self._change = {m: d for m, d in change.items() if d.rank}
         self._stands_at = key
@@ -174,6 +185,8 @@ class ModelHandle:
             self._model.get_submodule(m).set_adapter(name)
         self._rank = rank
         adapter = self._adapter()
+        for parameter in adapter.values():
+            parameter.data = parameter.data.float()  # whatever the base is in: small steps must not be lost
         for parameter in self._model.parameters():
             parameter.requires_grad_(False)
         live = {n: adapter[n] for n in adapter if n.endswith(self._space.trained)}
@@ -190,7 +203,10 @@ class ModelHandle:
 
 
 class _Probe:
-    """Swaps perturbed copies of watched parameters in while their own module runs, and out again behind it."""
+    """Swaps perturbed copies of watched parameters in while their own module runs, and out again behind it.
+
+    A parameter that another module reads past its owner's forward would not be seen perturbed.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.shift: tuple[Directions, int, float] | None = None
@@ -198,6 +214,7 @@ class _Probe:
         self._watched: Mapping[str, nn.Parameter] | None = None
         self._hooks: list[Any] = []
         self._real: dict[nn.Parameter, Tensor] = {}
+        self._inside: Counter[nn.Parameter] = Counter()
 
     def watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Hook the modules that own these parameters; tied ones are hooked wherever they are used."""
@@ -219,15 +236,19 @@ class _Probe:
             return
         z, index, epsilon = self.shift
         for name, parameter in own:
-            if parameter not in self._real:
+            self._inside[parameter] += 1
+            if parameter not in self._real:  # a tied one may run inside another of its owners
                 self._real[parameter] = parameter.data
-                moved = parameter.data.float().clone() if parameter.dtype == torch.float32 else parameter.data.float()
+                moved = parameter.data.clone()
                 z.add_(moved, name, index, epsilon)
-                parameter.data = moved.to(parameter.dtype)
+                parameter.data = moved
 
     def _out(self, own: list[tuple[str, nn.Parameter]]) -> None:
+        if self.shift is None:
+            return
         for _, parameter in own:
-            if parameter in self._real:
+            self._inside[parameter] -= 1
+            if not self._inside[parameter]:
                 parameter.data = self._real.pop(parameter)
 
     def restore(self) -> None:
@@ -235,3 +256,4 @@ class _Probe:
         for parameter, data in self._real.items():
             parameter.data = data
         self._real = {}
+        self._inside.clear()

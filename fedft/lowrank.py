@@ -110,9 +110,16 @@ def stack(items: Iterable[tuple[LowRank, float]]) -> LowRank:
 
 
 def mean_factors(items: Iterable[tuple[LowRank, float]]) -> LowRank:
-    """(sum p_k A_k, sum p_k B_k): the pair FedIT averages to. Its product misses `residual`. Equal ranks only."""
+    """(sum p_k A_k, sum p_k B_k): the pair FedIT averages to. Its product misses `residual`.
+
+    Raises ValueError for unlike ranks, or where there is nothing of positive weight.
+    """
     listed = list(items)
     total = sum(n for _, n in listed)
+    if not total > 0:
+        raise ValueError("expected at least one pair of positive weight, got none")
+    if len(ranks := {d.rank for d, _ in listed}) > 1:
+        raise ValueError(f"expected one rank for all pairs, got {sorted(ranks)}")
     a = sum((n / total) * d.A.double() for d, n in listed)
     b = sum((n / total) * d.B.double() for d, n in listed)
     dtype = listed[0][0].A.dtype

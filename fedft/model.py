@@ -17,7 +17,7 @@ from torch import nn
 
 from fedft import check
 from fedft.errors import DataError
-from fedft.handle import ModelHandle
+from fedft.handle import ModelHandle, parameters_of
 from fedft.recipe import Layout
 
 TASKS = ("causal-lm", "sequence-classification")
@@ -104,7 +104,7 @@ def _can_generate(config: Any) -> bool:
 def digest_of(model: nn.Module) -> str:
     """SHA-256 over names, dtypes and bytes of the distinct parameters in canonical order; hexadecimal."""
     h = hashlib.sha256()
-    for name, p in sorted(model.named_parameters(), key=lambda item: item[0].encode()):
+    for name, p in parameters_of(model).items():
         h.update(f"{name}\0{p.dtype}\0".encode())
         h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
@@ -133,7 +133,7 @@ def layout_of(base: Base, targets: str | list[str]) -> Layout:
         for t in wanted:
             if not any(n.endswith(t) for n in modules):
                 raise DataError(f"[model] targets: no layer ends in {t!r}; this model has {', '.join(endings)}")
-    parameters = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items()}
     heads = {n: s for n, s in parameters.items() if n.split(".")[0] in head}
     return Layout(_in_order(modules), _in_order(heads), _in_order(parameters))
 
@@ -193,7 +193,7 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     )
     config.save_pretrained(str(folder))
     tensors = {f"base_model.model.{m}.{f}.weight": x for m, d in pairs.items() for f, x in _factors(d)}
-    own = dict(base.model.named_parameters())
+    own = parameters_of(base.model)
     tensors |= {f"base_model.model.{n}": own[n].detach().cpu() for n in handle.layout.head}
     save_file({n: x.contiguous() for n, x in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
     return "adapter"

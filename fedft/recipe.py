@@ -253,6 +253,8 @@ class Recipe:
     """What is broadcast shows single clients' tensors."""
     unlike_ranks: bool = False
     """Clients may have different LoRA ranks."""
+    adds_downloads: bool = False
+    """Clients add up what comes down, so it must come as it is: codec.down = "fp32"."""
 
     def first_state(self, layout: Layout, rank: int, seed: int) -> State:
         """Version 0."""

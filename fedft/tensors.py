@@ -84,6 +84,9 @@ def digest(x: Tensors) -> str:
 
 def _pairwise(f: Callable[[Tensor, Tensor], Tensor], x: Tensors, y: Tensors) -> dict[str, Tensor]:
     _same_names(x, y)
+    for name in x:
+        if x[name].shape != y[name].shape:
+            raise ValueError(f"{name} has shapes {tuple(x[name].shape)} and {tuple(y[name].shape)}")
     return {name: f(x[name], y[name]) for name in x}
 
 

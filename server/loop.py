@@ -92,6 +92,11 @@ class Loop:
             raise ConfigError(
                 f"[clients] rank: {self.recipe.name} needs one rank for all clients, got {sorted(set(ranks))}"
             )
+        if self.recipe.adds_downloads and self.config.codec.down != "fp32":
+            raise ConfigError(
+                f"[codec] down: clients of {self.recipe.name} add up what they receive; wanted 'fp32', "
+                f"got {self.config.codec.down!r}"
+            )
         replies = self._exchange("query", dict.fromkeys(roster, payload), lambda name, reply: None, need=len(roster))
         for refusal in replies.refused:
             raise ConfigError(f"client {refusal['client']} did not enrol: {refusal['code']}: {refusal['reason']}")

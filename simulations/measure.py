@@ -8,6 +8,7 @@ from fedft.simulations import run as runs
 
 from fedft import evaluate, model
 from fedft.errors import ConfigError
+from fedft.handle import parameters_of
 
 Metrics = dict[str, float]
 
@@ -60,7 +61,7 @@ def _merge(to: Path, place: runs.Workplace) -> str:
         from safetensors.torch import load_file
 
         whole = fresh.model
-        own = dict(whole.named_parameters())
+        own = parameters_of(whole)
         for name, change in load_file(to / "delta.safetensors").items():
             own[name].data.add_(change)
     for file in to.iterdir():

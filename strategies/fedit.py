@@ -60,8 +60,11 @@ def _pad(x: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _keep_largest_rank(state: State, change: Tensors) -> Tensors:
-    """Rows that nobody of the cohort holds become zero, as in the padded mean over all."""
-    return {name: _pad(change[name], x.shape) for name, x in state.tensors.items()}
+    """The padded mean; ranks that nobody of this cohort holds stay: zero in both factors, they could never learn."""
+    new = {name: x.clone() for name, x in state.tensors.items()}
+    for name, x in change.items():
+        new[name][tuple(slice(0, n) for n in x.shape)] = x
+    return new
 
 
 def _cut_to_rank(state: State, have: int | None, plan: Plan) -> Tensors:

