@@ -62,6 +62,40 @@ def simulate(
 
 
 @app.command()
+def race(
+    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="Run file that all contenders share.")],
+    strategies: Annotated[
+        str, typer.Option(help="Comma-separated: strategies, and the baselines `local` and `central`.")
+    ] = "fedit,flora,ffa_lora,local,central",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'LABEL: KEY=VALUE ...'", help="One more contender, made by overrides."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per contender, seeds 0, 1, ...")] = 3,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override for all.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones in it are not run again.")] = Path(
+        "fedft-runs/race"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Methods side by side: same data, clients and rounds, several seeds; loss, accuracy, bytes and seconds."""
+    from fedft.progress import table
+    from fedft.simulations import race as races
+
+    contenders = [races.contender(s.strip()) for s in strategies.split(",") if s.strip()]
+    contenders += [races.contender(v) for v in variant or ()]
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    rows = races.race(run, contenders, seeds, out, overrides=set_ or (), say=say)
+    if as_json:
+        typer.echo(json.dumps(rows))
+    else:
+        table(races.readable(rows), ("method", "before", "after", "accuracy", "rouge_l", "up", "down", "seconds"))
+
+
+@app.command()
 def strategies(as_json: AsJson = False) -> None:
     """List the installed strategies with what each declares."""
     from fedft import strategies as known

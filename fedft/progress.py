@@ -133,4 +133,6 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "-"
+    if value is None:
+        return ""
     return f"{value:.4f}" if isinstance(value, float) else str(value)

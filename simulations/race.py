@@ -22,6 +22,7 @@ from fedft import config as configs
 from fedft import evaluate
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
+from fedft.progress import size
 from fedft.recipe import State
 from fedft.transport import LocalGrid
 
@@ -45,17 +46,25 @@ def contender(text: str) -> Contender:
 
 
 def race(
-    file: Path, contenders: Sequence[Contender], seeds: int, out: Path, say: Callable[[str], None] = lambda text: None
+    file: Path,
+    contenders: Sequence[Contender],
+    seeds: int,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Run every contender with seeds 0 .. seeds - 1 under `out` and return the table's rows, saved as race.json.
 
-    Finished runs found under `out` are not run again, so an interrupted race goes on where it stopped.
+    `overrides` hold for all contenders, their own win. Bytes are those of training, per client asked and round; the
+    first and the last state are evaluated on the panel, and what that takes is left out. Finished runs found under
+    `out` are not run again, so an interrupted race goes on where it stopped.
     """
     rows = []
     for c in contenders:
         results = []
         for seed in range(seeds):
-            config = configs.load(file, [*c.overrides, f"server.seed={seed}"])
+            config = configs.load(file, [*overrides, *c.overrides, f"server.seed={seed}"])
             config = replace(config, eval=replace(config.eval, every=config.server.rounds))
             folder = out / c.label / f"seed-{seed}"
             if not (folder / "result.json").exists():
@@ -68,13 +77,26 @@ def race(
     return rows
 
 
+def readable(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """The rows as a person reads them: mean +- spread, bytes with units."""
+    shown = []
+    for r in rows:
+        row = {"method": r["method"], "before": f"{r['before']:.3f}", "seconds": f"{r['seconds']:.1f}"}
+        for k in ("after", "accuracy", "rouge_l"):
+            if k in r:
+                row[k] = f"{r[k]:.3f}" + (f" ± {r[k + '_sd']:.3f}" if k + "_sd" in r else "")
+        shown.append(row | {k: size(round(r[k])) if r[k] else "-" for k in ("up", "down")})
+    return shown
+
+
 def _one(label: str, config: RunConfig, folder: Path) -> dict[str, float]:
     if label in BASELINES:
         folder.mkdir(parents=True, exist_ok=True)
         return (_local if label == "local" else _central)(config, folder)
     done = runs.simulate(config, out=folder, resume=(folder / "config.toml").exists())
     s, trained = done.summary, [line for line in done.lines if "round" in line]
-    turns = [b for line in trained for b in line["bytes"].values()]
+    # round 0 finds the panel supplied by the first evaluation; later rounds pay for what they need
+    turns = [b for line in trained[1:] or trained for b in line["bytes"].values()]
     found = {
         "before": s["initial"]["loss"],
         "after": s["final"]["loss"],
@@ -119,7 +141,7 @@ def _central(config: RunConfig, folder: Path) -> dict[str, float]:
     rows = [row for c in place.clients.values() for row in c.train_rows]
     anyone = next(iter(place.clients.values()))
     place = replace(place, config=whole)
-    owner = replace(anyone, name="central", train_rows=rows, test_rows=[], config=whole)
+    owner = replace(anyone, name="central", train_rows=rows, test_rows=anyone.test_rows[:1], config=whole)
     return _train_and_measure(place, {"central": owner}, panel, folder) | {"up": 0.0, "down": 0.0}
 
 
