@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from fedft.client.memory import Memory
 
 from fedft import codec, data, evaluate, philox, transport
+from fedft.client.memory import Memory
 from fedft.config import RunConfig
 from fedft.data import Example
 from fedft.errors import PlanRefused, RejectedUpdate

@@ -36,6 +36,7 @@ class Model:
     lora_alpha: float | None = None
     """LoRA scale is lora_alpha / rank; left out: alpha = 2 rank."""
     lora_dropout: float = 0.0
+    """Dropout before the LoRA factors, in training."""
     dtype: str = "float32"
     """Resident base weights: float32, bfloat16 or float16 (adapters are float32)."""
     device: str = "cpu"
@@ -81,7 +82,9 @@ class Strategy:
     """[strategy]: name and the factory's own options."""
 
     name: str = "flora"
+    """A built-in or installed strategy, or "package.module:factory"."""
     options: dict[str, Any] = field(default_factory=dict)
+    """All other keys of the table; see the factory's docstring."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,13 @@ class Local:
     batch_size: int = 8
     """Records per step."""
     learning_rate: float = 1e-2
+    """Of the local optimiser; zeroth-order methods need much smaller ones."""
     optimizer: str = "adamw"
     """"adamw" or "sgd", fresh in every round."""
     momentum: float = 0.0
+    """Of "sgd"."""
     weight_decay: float = 0.0
+    """Of the first-order optimisers; FedKSeed has its own."""
     max_grad_norm: float | None = 1.0
     """Clip of the gradient's L2 norm per step."""
     threads: int = 1
@@ -108,8 +114,9 @@ class Codec:
     """[codec]: how tensors are written on the wire."""
 
     up: str = "fp32"
-    """fp32, fp16, bf16 or int8 (one scale per rank row)."""
+    """Client to server: fp32, fp16, bf16 or int8 (one scale per rank row)."""
     down: str = "fp32"
+    """Server to client; FLoRA's must be fp32."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ class Privacy:
     """[privacy]: protection beyond TLS and signatures."""
 
     mode: str = "none"
+    """"none" is what there is so far."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,7 @@ class Server:
     """[server]: rounds and when one ends."""
 
     rounds: int = 5
+    """Rounds of the run; a finished run may be resumed with more."""
     seed: int = 0
     """Everything random that must be repeatable derives from it."""
     mode: str = "local"
@@ -157,6 +166,9 @@ class Limits:
     norm_factor: float = 100.0
     """Refuse norms above so many times the median of those admitted lately."""
     max_num_examples: int = 1_000_000
+    """Refuse updates that claim more rows."""
+    max_share: float = 0.5
+    """Largest weight of one client among three or more; what is above is cut, and said. 1.0: no such limit."""
     max_bytes: int | None = None
     """Refuse larger messages; left out: 1.05 x the largest legal one + 64 KiB."""
     quarantine_after: int = 3
@@ -174,6 +186,7 @@ class Eval:
     max_rows: int | None = None
     """Held-out rows per client, the first so many."""
     batch_size: int = 16
+    """Rows per forward pass."""
     rouge: bool = False
     """ROUGE-L of greedy generations (causal LM) at the last state and the first."""
     generate_tokens: int = 48
@@ -266,7 +279,7 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
     """A checked RunConfig from plain tables. Raises ConfigError naming file, table and key."""
     tables = _for_strategy(tables, where)
-    built = {}
+    built: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(RunConfig).items():
         table = tables.get(name, {})
         if name == "strategy":
@@ -345,6 +358,7 @@ def _check(c: RunConfig, where: str) -> None:
         check.at_least(0, learning_rate=c.local.learning_rate, weight_decay=c.local.weight_decay, seed=c.server.seed)
         check.between(0, 1, quorum=c.server.quorum, holdout=c.data.holdout, lora_dropout=c.model.lora_dropout)
         check.above(0, alpha=c.data.alpha, norm_factor=c.limits.norm_factor)
+        check.between(0.5, 1, max_share=c.limits.max_share)
         for name, value in (("per_round", c.clients.per_round), ("clients", c.data.clients), ("eval", c.eval.clients)):
             if value is not None:
                 check.at_least(1, **{name: value})

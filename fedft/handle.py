@@ -58,11 +58,12 @@ class ModelHandle:
         self._parameters = parameters_of(model)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        self._live: dict[str, nn.Parameter] = {}
         if space.kind == "full":
-            self._live = {n: self._parameters[n].requires_grad_(True) for n in layout.parameters}
-        else:
-            self._live = {}
-        self._weights = {m: model.get_submodule(m).weight for m in layout.modules}
+            self._live = {n: self._parameters[n] for n in layout.parameters}
+        for parameter in self._live.values():
+            parameter.requires_grad_(True)
+        self._weights: dict[str, Any] = {m: model.get_submodule(m).weight for m in layout.modules}
         self._transposed = {m: type(model.get_submodule(m)).__name__ == "Conv1D" for m in layout.modules}
         self._probe = _Probe(model)
 
@@ -182,7 +183,8 @@ class ModelHandle:
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
                 inject_adapter_in_model(config, self._model, name)
         for m in self.layout.modules:
-            self._model.get_submodule(m).set_adapter(name)
+            layer: Any = self._model.get_submodule(m)
+            layer.set_adapter(name)
         self._rank = rank
         adapter = self._adapter()
         for parameter in adapter.values():
@@ -191,7 +193,9 @@ class ModelHandle:
             parameter.requires_grad_(False)
         live = {n: adapter[n] for n in adapter if n.endswith(self._space.trained)}
         live |= {n: self._parameters[n] for n in self.layout.head}
-        self._live = {n: live[n].requires_grad_(True) for n in sorted(live, key=str.encode)}
+        self._live = {n: live[n] for n in sorted(live, key=str.encode)}
+        for parameter in self._live.values():
+            parameter.requires_grad_(True)
 
     def _adapter(self) -> dict[str, nn.Parameter]:
         name, found = f"r{self._rank}", {}

@@ -81,7 +81,7 @@ def load(
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = kind.from_pretrained(folder, config=config, dtype=getattr(torch, dtype))
+            model: Any = kind.from_pretrained(folder, config=config, dtype=getattr(torch, dtype))
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as e:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -90,7 +90,7 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    model.to(device).eval()
+    model.to(torch.device(device)).eval()
     return Base(model, tokenizer, task, source, digest_of(model))
 
 
@@ -106,7 +106,7 @@ def digest_of(model: nn.Module) -> str:
     h = hashlib.sha256()
     for name, p in parameters_of(model).items():
         h.update(f"{name}\0{p.dtype}\0".encode())
-        h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
 

@@ -97,8 +97,13 @@ class Handle(Protocol):
 class Space(Protocol):
     """Which parameters are trained and exchanged."""
 
-    kind: Literal["lora", "full"]
-    trained: tuple[str, ...]
+    @property
+    def kind(self) -> Literal["lora", "full"]:
+        """Adapters on modules, or the parameters themselves."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Endings of the names that learn."""
 
     def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
         """The trained and frozen tensors of version 0, drawn from `seed`."""

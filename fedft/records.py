@@ -71,7 +71,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _json_lines(path: Path) -> Iterator[Row]:
     for number, line in _lines(path):
         if not line.isspace():
-            yield _json_object(_parsed(line, path, number), f"{path}, line {number}")
+            yield _json_object(_parsed(line.strip(), path, number), f"{path}, line {number}")
 
 
 def _json_list(path: Path) -> Iterator[Row]:

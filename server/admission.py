@@ -4,7 +4,7 @@ codec       too_large, bad_magic, version, malformed, spec_mismatch, nonfinite, 
 here        wrong_run, wrong_round, late, norm, weight, and the strategy's own codes
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -63,3 +63,16 @@ def norm_of(update: Update, recipe: Recipe) -> float:
         return tensors.norm({n: t for n, t in update.delta.items() if t.is_floating_point()})
     pairs, rest = lowrank.split(update.delta)
     return (sum(d.norm() ** 2 for d in pairs.values()) + tensors.norm(rest) ** 2) ** 0.5
+
+
+def capped(examples: Mapping[str, int], max_share: float) -> dict[str, int]:
+    """Weights by client in which none of three or more has a share above `max_share`; the others' stay as they are.
+
+    At a limit of 0.5 or more only one can be above it; it is cut to max_share / (1 - max_share) of the others' sum.
+    """
+    weights = dict(examples)
+    if len(weights) >= 3 and max_share < 1:
+        largest = max(sorted(weights), key=lambda c: weights[c])
+        others = sum(weights.values()) - weights[largest]
+        weights[largest] = min(weights[largest], max(1, int(others * max_share / (1 - max_share))))
+    return weights

@@ -94,7 +94,7 @@ class Store:
             except (SafetensorError, KeyError, ValueError):
                 pass
             self._path(v).rename(self._path(v).with_suffix(".damaged"))
-        if versions or list(self._folder.glob("*.damaged")):
+        if versions or any(self._folder.glob("*.damaged")):
             raise StateDamaged(f"{self._folder}: no generation verifies; the files are kept as *.damaged")
         return None
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from fedft.server import admission, sampling
-from fedft.server.checkpoint import Store
-from fedft.server.metrics import MetricsFile
-
 from fedft import codec, tensors, transport
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, RejectedUpdate, RunPaused
 from fedft.recipe import Layout, Recipe, State
+from fedft.server import admission, sampling
+from fedft.server.checkpoint import Store
+from fedft.server.metrics import MetricsFile
 from fedft.update import Job, Plan, Update
 
 log = logging.getLogger(__name__)
@@ -110,7 +109,7 @@ class Loop:
         asked = sampling.cohort(allowed, self.config.clients.per_round, self.job.seed, number)
         quorum = max(1, math.ceil(self.config.server.quorum * len(asked) - 1e-9))
         norms = [n for of_round in notes["norms"][-NORM_ROUNDS:] for n in of_round]
-        cost, found = Exchange(), {}
+        cost, found, seen = Exchange(), {}, {}
 
         def accept(plan: Plan) -> Callable[[str, bytes], None]:
             def one(name: str, payload: bytes) -> None:
@@ -118,7 +117,7 @@ class Loop:
                     payload, name, plan, self.recipe, self.layout, self.config.codec.up, self.config.limits, norms
                 )
                 self.store.journal(number, name, payload)
-                found[name] = norm
+                found[name], seen[name] = norm, update.num_examples
                 self.observe("admitted", {"round": number, "client": name, "metrics": update.metrics})
 
             return one
@@ -140,13 +139,18 @@ class Loop:
         trained = time.monotonic()
         counted = self.store.journalled(number)
         facts: list[tuple[float, Mapping[str, float]]] = []
-        change = self.recipe.aggregate(self._admitted(state, counted, facts))
+        examples = {c: seen[c] if c in seen else self._update(state, c).num_examples for c in counted}
+        weights = admission.capped(examples, self.config.limits.max_share)
+        if cut := {c: n for c, n in weights.items() if n != examples[c]}:
+            log.warning("round %d: weight of %s cut to %d examples; see [limits] max_share", number, *cut.popitem())
+        change = self.recipe.aggregate(self._admitted(state, weights, facts))
         after = State(number + 1, self.recipe.server(state, change))
-        examples = sum(n for n, _ in facts)
+        total = sum(n for n, _ in facts)
         record = {
             "round": number,
-            "train_loss": sum(n * m.get("loss", math.nan) for n, m in facts) / examples,
+            "train_loss": sum(n * m.get("loss", math.nan) for n, m in facts) / total,
             "participants": counted,
+            "weights": weights,
             "refused": cost.refused,
             "bytes": {c: {"up": cost.up.get(c, 0), "down": cost.down.get(c, 0)} for c in asked},
             "seconds": {"train": trained - started, "aggregate": time.monotonic() - trained},
@@ -158,15 +162,18 @@ class Loop:
         return after, kept
 
     def _admitted(
-        self, state: State, clients: list[str], facts: list[tuple[float, Mapping[str, float]]]
+        self, state: State, weights: Mapping[str, int], facts: list[tuple[float, Mapping[str, float]]]
     ) -> Iterator[Update]:
         """The journalled updates in roster order, one in memory at a time."""
-        for client in clients:
-            spec = self.recipe.upload(self.recipe, self.layout, self._bare_plan(state, client))
-            payload = self.store.read(state.version, client)
-            update = codec.decode_update(payload, spec, self.config.codec.up, max_bytes=len(payload))
+        for client, weight in weights.items():
+            update = replace(self._update(state, client), num_examples=weight)
             facts.append((update.num_examples, update.metrics))
-            yield replace(update, client=client)
+            yield update
+
+    def _update(self, state: State, client: str) -> Update:
+        spec = self.recipe.upload(self.recipe, self.layout, self._bare_plan(state, client))
+        payload = self.store.read(state.version, client)
+        return replace(codec.decode_update(payload, spec, self.config.codec.up), client=client)
 
     def _bare_plan(self, state: State, client: str, **more: Any) -> Plan:
         c = self.config.local

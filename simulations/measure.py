@@ -1,14 +1,14 @@
 """What can be asked of a run folder afterwards: evaluate its newest state, export its model."""
 
 import shutil
+import warnings
 from pathlib import Path
 from statistics import fmean
-
-from fedft.simulations import run as runs
 
 from fedft import evaluate, model
 from fedft.errors import ConfigError
 from fedft.handle import parameters_of
+from fedft.simulations import run as runs
 
 Metrics = dict[str, float]
 
@@ -56,7 +56,10 @@ def _merge(to: Path, place: runs.Workplace) -> str:
     if (to / "adapter_config.json").exists():
         from peft import PeftModel
 
-        whole = PeftModel.from_pretrained(fresh.model, str(to)).merge_and_unload()
+        with warnings.catch_warnings():
+            # peft asks transformers for a name that is being renamed
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            whole = PeftModel.from_pretrained(fresh.model, str(to)).merge_and_unload()
     else:
         from safetensors.torch import load_file
 

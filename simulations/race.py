@@ -12,18 +12,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from fedft.server import sampling
-from fedft.server.checkpoint import Store
-from fedft.server.loop import Loop
-from fedft.server.metrics import MetricsFile
-from fedft.simulations import run as runs
-
 from fedft import config as configs
 from fedft import evaluate
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.progress import size
 from fedft.recipe import State
+from fedft.server import sampling
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop
+from fedft.server.metrics import MetricsFile
+from fedft.simulations import run as runs
 from fedft.transport import LocalGrid
 
 BASELINES = ("local", "central")

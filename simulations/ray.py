@@ -13,9 +13,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from fedft.server.checkpoint import Store
-from fedft.server.loop import Loop, Observer
-from fedft.server.metrics import MetricsFile
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -25,6 +22,9 @@ from fedft import transport
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, FedftError
 from fedft.recipe import State
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop, Observer
+from fedft.server.metrics import MetricsFile
 from fedft.transport import Message
 from fedft.update import Job
 
@@ -109,6 +109,7 @@ def _client_app(config: str) -> ClientApp:
 def _resident(config: str) -> list[Any]:
     """The clients of this worker process, in roster order, on a base model that is loaded once."""
     import torch
+
     from fedft.simulations import run as runs
 
     parsed = configs.from_dict(json.loads(config))

@@ -21,20 +21,20 @@ from typing import Any
 
 import tomli_w
 import torch
-from fedft.client.memory import Memory
-from fedft.client.train import Client
-from fedft.server.checkpoint import Store
-from fedft.server.loop import Loop, Observer
-from fedft.server.metrics import MetricsFile
-from fedft.simulations import population
 
 from fedft import config as configs
 from fedft import model, strategies, tensors
+from fedft.client.memory import Memory
+from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.handle import ModelHandle
 from fedft.model import Base
 from fedft.recipe import Layout, Recipe, State, Turn
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop, Observer
+from fedft.server.metrics import MetricsFile
+from fedft.simulations import population
 from fedft.transport import LocalGrid
 from fedft.update import Job, Plan
 

@@ -193,7 +193,8 @@ class Pool:
         """The seed numbers of this turn's steps."""
         rng = torch.Generator().manual_seed(turn.seed)
         q = turn.held["q"].view(torch.float16).double() if self.pro else torch.ones(self.K, dtype=torch.float64)
-        steps, drawn = turn.plan.steps, []
+        steps = turn.plan.steps
+        drawn: list[int] = []
         while len(drawn) < steps:
             size = min(self.K, steps - len(drawn)) if self.sampling == "without_replacement" else steps
             drawn += torch.multinomial(q, size, self.sampling == "with_replacement", generator=rng).tolist()

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedft.server import checkpoint
-from fedft.server.checkpoint import Store
 
 from fedft import tensors
 from fedft.errors import RunPaused, StateDamaged
 from fedft.recipe import State
+from fedft.server import checkpoint
+from fedft.server.checkpoint import Store
 
 
 def state(version: int) -> State:

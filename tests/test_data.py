@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fedft.simulations import population
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fedft import config, data, records
 from fedft.data import IGNORED, Example
 from fedft.errors import DataError
+from fedft.simulations import population
 
 WORDS = ["what", "is", "two", "and", "four", "six", *"abcdefgh"]
 

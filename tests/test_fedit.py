@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from fedft.strategies.fedit import fedit
 
 from fedft.recipe import Layout, State
+from fedft.strategies.fedit import fedit
 from fedft.update import Plan, Update
 
 OUT, IN, RANK = 6, 5, 3

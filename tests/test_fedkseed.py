@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fedft.strategies.fedkseed import fedkseed
 from torch import nn
 
 from fedft import codec, directions, philox, tensors, zeroth
@@ -16,6 +15,7 @@ from fedft.errors import RejectedUpdate
 from fedft.handle import ModelHandle
 from fedft.independent import Table
 from fedft.recipe import Layout, LoRA, State, Turn
+from fedft.strategies.fedkseed import fedkseed
 from fedft.testing import RUN, SEED, toy
 from fedft.update import Plan, Update
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fedft.strategies.fedit import fedit
-from fedft.strategies.ffa_lora import ffa_lora
 
 from fedft import codec, tensors
 from fedft.config import Local
 from fedft.handle import ModelHandle
 from fedft.recipe import Layout, LoRA, State
+from fedft.strategies.fedit import fedit
+from fedft.strategies.ffa_lora import ffa_lora
 from fedft.testing import RUN, SEED, toy
 from fedft.update import Plan, Update
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fedft.strategies.fedit import fedit
-from fedft.strategies.flora import flora
 
 from fedft import codec, lowrank, tensors
 from fedft.recipe import Layout, State
+from fedft.strategies.fedit import fedit
+from fedft.strategies.flora import flora
 from fedft.testing import RUN, SEED, toy
 from fedft.update import Plan, Update
 

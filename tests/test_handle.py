@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from fedft.strategies.fedit import fedit
 from torch import nn
 
 from fedft import directions, model
@@ -16,6 +15,7 @@ from fedft.handle import ModelHandle
 from fedft.independent import Table
 from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank, zero
 from fedft.recipe import Full, Layout, LoRA
+from fedft.strategies.fedit import fedit
 from fedft.testing import ToyModel
 from fedft.update import Plan, Update
 

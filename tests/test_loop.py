@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from fedft.server.checkpoint import Store
-from fedft.server.loop import Loop
-from fedft.server.metrics import MetricsFile
 
 from fedft import codec, config, strategies, tensors, testing, transport
 from fedft.errors import ConfigError, RunPaused
 from fedft.recipe import Recipe, State
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop
+from fedft.server.metrics import MetricsFile
 from fedft.transport import LocalGrid, Message
 from fedft.update import Job, Plan, Update
 

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from fedft.strategies import BUILT_IN, load, make
 
 from fedft.errors import ConfigError
 from fedft.recipe import FirstOrder, Recipe, mean
+from fedft.strategies import BUILT_IN, load, make
 from fedft.testing import PROMISES, strategy_contract
 
 VARIANTS = [

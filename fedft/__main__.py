@@ -1,0 +1,5 @@
+"""`python -m fedft` is the `fedft` command."""
+
+from fedft.cli import main
+
+main()
