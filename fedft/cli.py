@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DECLARED = ("linear", "ring_summable", "reveals_clients", "unlike_ranks")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `fedft simulate` leaves it.")]
 
@@ -92,35 +93,25 @@ def race(
     if as_json:
         typer.echo(json.dumps(rows))
     else:
-        table(races.readable(rows), ("method", "before", "after", "accuracy", "rouge_l", "up", "down", "seconds"))
+        table(races.readable(rows), ("method", "before", *races.SPREAD, "up", "down", "seconds"))
 
 
 @app.command()
 def strategies(as_json: AsJson = False) -> None:
     """List the installed strategies with what each declares."""
     from fedft import strategies as known
-    from fedft.progress import table
 
     rows = []
     for name, where in known.installed().items():
         recipe = known.make(name, {})
-        about = (sys.modules[type(recipe).__module__].__doc__ or "") if not where else _headline(where)
-        rows.append(
-            {
-                "name": name,
-                "what": about,
-                "space": recipe.space.kind,
-                "linear": recipe.linear,
-                "ring_summable": recipe.ring_summable,
-                "reveals_clients": recipe.reveals_clients,
-                "unlike_ranks": recipe.unlike_ranks,
-                "from": where,
-            }
-        )
+        declared = {d: getattr(recipe, d) for d in DECLARED}
+        rows.append({"name": name, "what": _headline(where), "space": recipe.space.kind, **declared, "from": where})
     if as_json:
         typer.echo(json.dumps(rows))
-    else:
-        table(rows, ("name", "space", "linear", "ring_summable", "reveals_clients", "unlike_ranks", "what"))
+        return
+    for row in rows:
+        said = ", ".join([row["space"], *(d.replace("_", " ") for d in DECLARED if row[d])])
+        typer.echo(f"{row['name']:<10} {row['what']}\n{'':<10} {said}")
 
 
 def _headline(where: str) -> str:

@@ -122,12 +122,18 @@ def size(n: int) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Print rows of values under the named columns."""
+    shown = [c for c in columns if any(c in row for row in rows)]
     drawn = Table(box=box.SIMPLE)
-    for c in columns:
-        drawn.add_column(c.replace("_", " "), justify="right" if isinstance(rows[0].get(c), float) else "left")
+    for c in shown:
+        drawn.add_column(
+            c.replace("_", " "), no_wrap=True, justify="right" if isinstance(rows[0].get(c), float) else "left"
+        )
     for row in rows:
-        drawn.add_row(*(_cell(row.get(c)) for c in columns))
-    Console().print(drawn)
+        drawn.add_row(*(_cell(row.get(c)) for c in shown))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no edge to cut at
+    console.print(drawn)
 
 
 def _cell(value: Any) -> str:

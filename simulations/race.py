@@ -26,6 +26,7 @@ from fedft.simulations import run as runs
 from fedft.transport import LocalGrid
 
 BASELINES = ("local", "central")
+SPREAD = ("after", "gain", "accuracy", "rouge_l")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def readable(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     shown = []
     for r in rows:
         row = {"method": r["method"], "before": f"{r['before']:.3f}", "seconds": f"{r['seconds']:.1f}"}
-        for k in ("after", "accuracy", "rouge_l"):
+        for k in SPREAD:
             if k in r:
                 row[k] = f"{r[k]:.3f}" + (f" ± {r[k + '_sd']:.3f}" if k + "_sd" in r else "")
         shown.append(row | {k: size(round(r[k])) if r[k] else "-" for k in ("up", "down")})
@@ -109,9 +110,10 @@ def _one(label: str, config: RunConfig, folder: Path) -> dict[str, float]:
 
 def _summed(results: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of everything, and the spread (sample standard deviation) over seeds of what is learned."""
-    row = {k: fmean(r[k] for r in results) for k in results[0]}
-    if len(results) > 1:
-        row |= {f"{k}_sd": stdev([r[k] for r in results]) for k in ("after", "accuracy", "rouge_l") if k in row}
+    full = [{**r, "gain": r["before"] - r["after"]} for r in results]
+    row = {k: fmean(r[k] for r in full) for k in full[0]}
+    if len(full) > 1:
+        row |= {f"{k}_sd": stdev([r[k] for r in full]) for k in SPREAD if k in row}
     return row
 
 
