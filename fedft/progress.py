@@ -23,16 +23,16 @@ class Progress:
     def __init__(self, *, quiet: bool, rounds: int) -> None:
         """`quiet`: nothing at all. Off a terminal there is no bar, and the rows are plain text."""
         self.out = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        err = Console(stderr=True, quiet=quiet)
+        # one console where both are the terminal, or rows would be written into the bar
+        err = self.out if self.out.is_terminal else Console(stderr=True, quiet=quiet)
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
             console=err,
             transient=True,
-            disable=not err.is_terminal,
+            disable=quiet or not err.is_terminal,
         )
         self._task = self._bar.add_task("loading", total=rounds, note="")
         self._rounds = rounds
@@ -51,8 +51,10 @@ class Progress:
     def observe(self, kind: str, info: Mapping[str, Any]) -> None:
         """One event of the engine."""
         if kind == "preparing":
-            self._bar.update(self._task, description="loading", note=str(info["folder"]))
-        elif kind == "round":
+            self._bar.stop()  # the base model may be built now, with a bar of its own
+            return
+        self._bar.start()
+        if kind == "round":
             self._bar.update(
                 self._task, description=f"round {info['round'] + 1}", note=f"0/{len(info['asked'])} clients"
             )
@@ -61,7 +63,7 @@ class Progress:
             self._answered += 1
             loss = info["metrics"].get("loss")
             said = f"{self._answered}/{self._asked} clients, {info['client']}" + (f" {loss:.3f}" if loss else "")
-            self._bar.update(self._task, note=said)
+            self._bar.update(self._task, note=said, completed=info["round"] + self._answered / self._asked)
         elif kind == "evaluating":
             self._bar.update(self._task, note=f"evaluating on {len(info['asked'])} clients")
         elif kind == "line":
