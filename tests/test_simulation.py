@@ -152,19 +152,13 @@ def test_a_merged_export_is_a_plain_model_with_the_runs_loss(
     run = finished[name]
     assert measure.export_run(run.folder, tmp_path / "merged", merged=True) == "merged model"
     place, _ = runs.reopen(run.folder)
-    batch = _batch(place)
+    batch = _batch_of(place, "asyncio")
     with torch.no_grad():
         ours = place.handle.forward({k: v for k, v in batch.items() if k != "labels"}).logits
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
         theirs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").vocab_size == place.base.tokenizer.vocab_size
-
-
-def _batch(place: runs.Workplace) -> dict[str, torch.Tensor]:
-    from fedft.data import collate
-
-    return collate(place.clients["asyncio"].test_rows[:4], place.base.pad_id)
 
 
 def test_evaluating_a_run_again_gives_the_numbers_it_reported(finished: dict[str, runs.Run]) -> None:
@@ -245,3 +239,55 @@ def test_flowers_simulation_engine_gives_the_same_digest(
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["state_digest"] == finished["flora"].summary["state_digest"]
+
+
+@pytest.fixture(scope="session")
+def classifier(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder from seed 0 with the tiny base's tokenizer: it learns which package a docstring is from."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    small = BertConfig(vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    BertModel(small).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_classifier_learns_and_plain_peft_loads_its_head_too(classifier: Path, tmp_path: Path, name: str) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    labels = ["asyncio", "email", "logging", "unittest"]
+    sets = [
+        f"model.id='{classifier}'",
+        "model.task=sequence-classification",
+        f"model.labels={labels}",
+        "model.targets=['query', 'value']",
+        "data.text='{response}'",
+        "data.label=client",
+        "data.partition=iid",
+        "data.clients=3",
+        "data.max_length=32",
+        f"strategy.name={name}",
+        "clients.rank=4",
+        "server.rounds=3",
+        "local.steps=30",
+    ]
+    sets += ["strategy.space=lora", "strategy.K=64", "local.learning_rate=1e-2"] if name == "fedkseed" else []
+    run = runs.simulate(config.load(runs.QUICKSTART, sets), out=tmp_path / "run")
+    assert run.summary["final"]["loss"] < run.summary["initial"]["loss"]
+    place, _ = runs.reopen(run.folder)
+    assert place.layout.head.keys() == {"classifier.weight", "classifier.bias"}
+    batch = {k: v for k, v in _batch_of(place, "client-0").items() if k != "labels"}
+    fresh = AutoModelForSequenceClassification.from_pretrained(classifier, num_labels=4)
+    theirs = PeftModel.from_pretrained(fresh, str(run.model)).eval()
+    with torch.no_grad():
+        assert torch.allclose(place.handle.forward(batch).logits, theirs(**batch).logits, atol=1e-5)
+
+
+def _batch_of(place: runs.Workplace, client: str) -> dict[str, torch.Tensor]:
+    from fedft.data import collate
+
+    return collate(place.clients[client].test_rows[:4], place.base.pad_id)
