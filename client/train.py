@@ -57,15 +57,16 @@ class Client:
             return transport.pack_refusal(message, e.code, str(e))
 
     def enrol(self, payload: bytes) -> bytes:
-        """Agree on the run; answers with the number of rows."""
+        """Agree on the run; answers with the numbers of rows to train on and held out."""
         job = codec.decode_job(payload)
         self.join(job)
-        return codec.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run), "fp32")
+        said = {"held_out": float(len(self.test_rows))}
+        return codec.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run, metrics=said), "fp32")
 
     def join(self, job: Job) -> None:
         """Take part in `job` if it is what the local config says. Raises PlanRefused."""
         ours = self.config.to_dict()
-        for table, theirs in (("strategy", job.strategy), ("local", job.local)):
+        for table, theirs in (("strategy", job.strategy), ("local", job.local), ("codec", job.codec)):
             if dict(theirs) != ours[table]:
                 raise PlanRefused("job_mismatch", f"the server's [{table}] is {dict(theirs)}, ours is {ours[table]}")
         if job.model["digest"] != self.base.digest:

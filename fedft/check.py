@@ -4,8 +4,13 @@ check.at_least(0, mu=mu)          ValueError: expected mu >= 0, got nan
 """
 
 import math
+import types
+import typing
 from collections.abc import Collection
 from difflib import get_close_matches
+from typing import Any
+
+FROM_TOML = (str, int, float, bool, list, dict, typing.Literal)
 
 
 def at_least(low: float, **values: float) -> None:
@@ -36,6 +41,38 @@ def one_of(choices: Collection[str], **values: str) -> None:
             raise ValueError(
                 f"{name} is {value!r}, wanted one of {', '.join(sorted(choices))}{nearest(value, choices)}"
             )
+
+
+def typed(hint: Any, value: Any, name: str) -> Any:
+    """`value` if it has the hinted type (an integer may stand for a float, a boolean for no number), else ValueError.
+
+    A type that no run file can hold takes None only.
+    """
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        origin, args = typing.get_origin(option), typing.get_args(option)
+        if option in (Any, object) or (value is None and option in (None, type(None))):
+            return value
+        if origin is typing.Literal and any(value == a and type(value) is type(a) for a in args):
+            return value
+        if option is float and type(value) is int and abs(value) < 2**1023:
+            return float(value)
+        if origin is list and isinstance(value, list):
+            return [typed(args[0], v, name) for v in value]
+        if origin is dict and isinstance(value, dict):
+            return {k: typed(args[1], v, name) for k, v in value.items()}
+        if option in FROM_TOML and isinstance(value, option) and (option is bool) == isinstance(value, bool):
+            return value
+    wanted = " or ".join(_said(o) for o in options if o not in (None, type(None)))
+    if not any((typing.get_origin(o) or o) in FROM_TOML for o in options):
+        raise ValueError(f"{name} is {value!r}, but {wanted} cannot be written in a run file; leave it out")
+    raise ValueError(f"{name} is {value!r}, wanted {wanted}")
+
+
+def _said(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    return getattr(hint, "__name__", str(hint))
 
 
 def nearest(word: str, known: Collection[str]) -> str:

@@ -23,6 +23,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+class Interrupted(FedftError):
+    """Ctrl-C in a run that can be resumed."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 DECLARED = ("linear", "ring_summable", "reveals_clients", "unlike_ranks")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `fedft simulate` leaves it.")]
@@ -54,8 +61,12 @@ def simulate(
 
         name = f"{file.stem}-{config.strategy.name}"
         folder = runs.choose_folder(name, out, resume)
-        progress.folder = folder
-        done = runs.simulate(config, out=folder, resume=resume, observe=progress.observe)
+        try:
+            done = runs.simulate(config, out=folder, resume=resume, observe=progress.observe)
+        except KeyboardInterrupt as e:
+            if not (folder / "config.toml").exists():
+                raise  # before the first file: there is nothing to resume
+            raise Interrupted(f"interrupted; nothing is lost: add --resume --out {folder} to the same command") from e
     if as_json:
         typer.echo(json.dumps({**done.summary, "folder": str(done.folder)}, sort_keys=True))
     else:
@@ -181,12 +192,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        app(standalone_mode=False)
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        typer.echo("fedft: interrupted; the same command with --resume continues", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        code = app(standalone_mode=False)  # typer returns the code of an Exit, and 130 for a KeyboardInterrupt
     except FedftError as e:
         typer.echo(f"fedft: {e}", err=True)
         sys.exit(e.exit_code)
@@ -195,6 +201,9 @@ def main() -> None:
             typer.echo(f"fedft: {e.format_message()}", err=True)  # type: ignore[attr-defined]
             sys.exit(2)
         raise
+    if code == EXIT_INTERRUPTED:
+        typer.echo("fedft: interrupted", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _is_usage(e: Exception) -> bool:

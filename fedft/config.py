@@ -12,7 +12,6 @@ so one file compares methods that need different steps or ranks on the same data
 import os
 import re
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -21,6 +20,8 @@ from typing import Any
 
 from fedft import check
 from fedft.errors import ConfigError
+
+BUILT_IN = ("stdlib-base", "stdlib-docstrings")
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str 
     """The run file at `path` (None: defaults), with `table.key=value` overrides on top.
 
     Paths of data and model may use `$VARIABLES` and `~`; relative ones mean relative to the file where there is such a
-    file, else to the working folder. Raises ConfigError in one line.
+    file, else to the working folder; those that are there become absolute. Raises ConfigError in one line.
     """
     tables: dict[str, Any] = {}
     if path is not None:
@@ -254,8 +255,10 @@ def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:
         value = os.path.expanduser(os.path.expandvars(value))
         if left := re.search(r"\$\{?(\w+)", value):
             raise ConfigError(f"{where}: [{table}] {key} = {value!r}: the variable {left[1]} is not set")
-        if not Path(value).is_absolute() and (folder / value).exists():
-            value = str((folder / value).resolve())
+        if value and value not in BUILT_IN and not Path(value).is_absolute():
+            # absolute in the run's own config.toml, so that the run can be evaluated from any working folder
+            there = next((p for p in (folder / value, Path(value)) if p.exists()), None)
+            value = str(there.resolve()) if there else value
         tables[table][key] = value
 
 
@@ -329,18 +332,10 @@ def _table(kind: type, table: Mapping[str, Any], where: str) -> Any:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """`value` if it has the hinted type (an integer may stand for a float), else ConfigError."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    for option in options:
-        if option is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        origin = typing.get_origin(option)
-        if origin is list and isinstance(value, list):
-            return [_typed(typing.get_args(option)[0], v, where) for v in value]
-        if isinstance(option, type) and isinstance(value, option) and (option is bool) == isinstance(value, bool):
-            return value
-    names = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))
-    raise ConfigError(f"{where} is {value!r}, wanted {names}")
+    try:
+        return check.typed(hint, value, where)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
 
 
 def _check(c: RunConfig, where: str) -> None:
@@ -354,20 +349,33 @@ def _check(c: RunConfig, where: str) -> None:
         check.one_of(("local", "ray"), mode=c.server.mode)
         check.at_least(1, steps=c.local.steps, batch_size=c.local.batch_size, threads=c.local.threads)
         check.at_least(1, rounds=c.server.rounds, attempts=c.server.attempts, every=c.eval.every)
-        check.at_least(1, max_length=c.data.max_length, eval_batch_size=c.eval.batch_size)
-        check.at_least(0, learning_rate=c.local.learning_rate, weight_decay=c.local.weight_decay, seed=c.server.seed)
+        check.at_least(1, eval_batch_size=c.eval.batch_size, generate_tokens=c.eval.generate_tokens)
+        check.at_least(1, max_num_examples=c.limits.max_num_examples, quarantine_after=c.limits.quarantine_after)
+        check.at_least(2, max_length=c.data.max_length)  # the first token is never learned
+        check.at_least(0, learning_rate=c.local.learning_rate, weight_decay=c.local.weight_decay)
+        check.at_least(0, momentum=c.local.momentum, grace_s=c.server.grace_s)
+        check.between(0, 2**53 - 1, seed=c.server.seed)  # what JSON keeps exactly
         check.between(0, 1, quorum=c.server.quorum, holdout=c.data.holdout, lora_dropout=c.model.lora_dropout)
         check.above(0, alpha=c.data.alpha, norm_factor=c.limits.norm_factor)
         check.between(0.5, 1, max_share=c.limits.max_share)
-        for name, value in (("per_round", c.clients.per_round), ("clients", c.data.clients), ("eval", c.eval.clients)):
-            if value is not None:
-                check.at_least(1, **{name: value})
+        counts = {"per_round": c.clients.per_round, "clients": c.data.clients, "eval": c.eval.clients}
+        counts |= {"max_prompt": c.data.max_prompt, "max_bytes": c.limits.max_bytes, "max_rows": c.eval.max_rows}
+        check.at_least(1, **{name: value for name, value in counts.items() if value is not None})
+        sizes = {"lora_alpha": c.model.lora_alpha, "max_grad_norm": c.local.max_grad_norm}
+        sizes |= {"deadline_s": c.server.deadline_s, "max_norm": c.limits.max_norm}
+        check.above(0, **{name: value for name, value in sizes.items() if value is not None})
+        if not c.model.targets or (isinstance(c.model.targets, list) and "" in c.model.targets):
+            raise ValueError(f"targets is {c.model.targets!r}, wanted 'all-linear' or name endings")
+        if len(set(c.model.labels)) < len(c.model.labels):
+            raise ValueError(f"expected labels that are distinct, got {c.model.labels}")
         if not c.ranks():
             raise ValueError("expected at least one rank, got an empty list")
         for rank in c.ranks():
             check.at_least(1, rank=rank)
         if c.model.task == "sequence-classification" and len(c.model.labels) < 2:
             raise ValueError("task sequence-classification needs [model] labels, at least two")
+        if c.model.task == "sequence-classification" and c.eval.rouge:
+            raise ValueError("[eval] rouge compares generated text; task sequence-classification generates none")
         if c.model.task == "sequence-classification" and c.model.dtype != "float32":
             raise ValueError(
                 f"a classification head is trained in float32; wanted dtype 'float32', got {c.model.dtype!r}"

@@ -33,10 +33,12 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     What stands between the braces is a column's name and nothing else; "{{" and "}}" are literal braces, and values are
     taken as they are, whatever they hold. Text in "[[" and "]]" is left out when a field in it is empty or missing:
     "[[### Input:\\n{input}\\n]]"; brackets around no field are text. Blocks do not nest. A missing field outside a
-    block and a value that is a list or an object raise DataError.
+    block, a value that is a list or an object, and a brace without its other raise DataError.
     """
     text = []
     for i, piece in enumerate(BLOCK.split(template)):  # odd ones were in brackets
+        if set("{}") & set(FIELD.sub("", piece).replace("{}", "")):
+            raise DataError(f"{where}: template {template!r} has a brace without its other; a literal one is doubled")
         names = [name for name in FIELD.findall(piece) if name]
         if i % 2 and not names:
             piece = f"[[{piece}]]"

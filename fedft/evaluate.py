@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fedft.data import Example, collate
+from fedft.errors import DataError
 from fedft.handle import ModelHandle
 
 
@@ -44,9 +45,15 @@ def rouge_l(handle: ModelHandle, rows: Sequence[Example], tokenizer: Any, new_to
     scorer = RougeScorer(["rougeL"])
     handle.model.eval()
     scores = []
+    device = next(handle.model.parameters()).device
+    # a generation starts from something, also where a record's prompt is empty
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     with torch.no_grad():
         for row in rows:
-            prompt = torch.tensor([row.input_ids[: row.prompt_length]])
+            given = row.input_ids[: row.prompt_length] or [start]
+            if None in given:
+                raise DataError("ROUGE-L of an empty prompt needs a tokenizer with a first or a last token")
+            prompt = torch.tensor([given], device=device)
             out = handle.model.generate(  # type: ignore[operator]
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -54,7 +61,7 @@ def rouge_l(handle: ModelHandle, rows: Sequence[Example], tokenizer: Any, new_to
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            said = tokenizer.decode(out[0, row.prompt_length :], skip_special_tokens=True)
+            said = tokenizer.decode(out[0, len(given) :], skip_special_tokens=True)
             wanted = tokenizer.decode(row.input_ids[row.prompt_length :], skip_special_tokens=True)
             scores.append(scorer.score(wanted, said)["rougeL"].fmeasure)
     return sum(scores) / len(scores) if scores else math.nan

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -54,7 +55,7 @@ def load(
         device: torch device.
         seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
     Raises:
-        DataError: no model there, or one that does not do this task.
+        DataError: no model there, or one that does not do this task; no such device.
     """
     check.one_of(TASKS, task=task)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -70,6 +71,7 @@ def load(
         folder = os.path.expanduser(source)
         if not Path(folder).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
             raise DataError(f"[model] id: no folder {source!r}; wanted a model folder or a hub id owner/name")
+    place = _device(device)
     kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if task == "causal-lm" else {"num_labels": labels}
     try:
@@ -83,15 +85,32 @@ def load(
             torch.manual_seed(seed)
             model: Any = kind.from_pretrained(folder, config=config, dtype=getattr(torch, dtype))
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as e:
+        model.to(place).eval()
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, SafetensorError) as e:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise DataError(f"[model] id: cannot load {source!r} for {task}: {first}") from e
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    model.to(torch.device(device)).eval()
     return Base(model, tokenizer, task, source, digest_of(model))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()  # fails where the device is not there, and on "meta", which holds nothing
+    except (RuntimeError, AssertionError, ImportError) as e:
+        said = str(e).strip().splitlines()
+        raise DataError(f"[model] device: cannot use {name!r}: {said[0] if said else type(e).__name__}") from e
+    return device
+
+
+def check_length(base: Base, max_length: int) -> None:
+    """Raise DataError where records may be longer than the positions that the base knows."""
+    room = getattr(base.model.config, "max_position_embeddings", None)
+    if isinstance(room, int) and 0 < room < max_length:
+        raise DataError(f"[data] max_length = {max_length}, but {base.source} has {room} positions")
 
 
 def _can_generate(config: Any) -> bool:

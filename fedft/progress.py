@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -22,13 +23,14 @@ class Progress:
 
     def __init__(self, *, quiet: bool, rounds: int) -> None:
         """`quiet`: nothing at all. Off a terminal there is no bar, and the rows are plain text."""
-        self.out = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        # names of clients and folders are a user's: what looks like markup in them is text
+        self.out = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
         # one console where both are the terminal, or rows would be written into the bar
         err = self.out if self.out.is_terminal else Console(stderr=True, quiet=quiet)
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=err,
             transient=True,
@@ -37,7 +39,6 @@ class Progress:
         self._task = self._bar.add_task("loading", total=rounds, note="")
         self._rounds = rounds
         self._header = False
-        self.folder: Path | None = None
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -45,8 +46,6 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._bar.stop()
-        if kind is KeyboardInterrupt and self.folder is not None:
-            self.out.print(f"interrupted; nothing is lost: add --resume --out {self.folder} to the same command")
 
     def observe(self, kind: str, info: Mapping[str, Any]) -> None:
         """One event of the engine."""
@@ -93,9 +92,11 @@ class Progress:
         before, after = summary["initial"], summary["final"]
         if "loss" in before and "loss" in after:
             self.out.print(
-                f"\n{summary['strategy']}: held-out loss {before['loss']:.4f} -> [bold]{after['loss']:.4f}[/bold], "
-                f"accuracy {before['accuracy']:.4f} -> {after['accuracy']:.4f}; {size(summary['bytes_up'])} up, "
-                f"{size(summary['bytes_down'])} down in all; {summary['seconds']:.1f} s"
+                f"\n{escape(summary['strategy'])}: held-out loss {before['loss']:.4f} -> "
+                f"[bold]{after['loss']:.4f}[/bold], accuracy {before['accuracy']:.4f} -> {after['accuracy']:.4f}; "
+                f"{size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down in all; "
+                f"{summary['seconds']:.1f} s",
+                markup=True,
             )
         model = folder / "model"
         self.out.print(f"run    {folder}  (metrics.jsonl, summary.json, TensorBoard events)")
@@ -132,7 +133,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         )
     for row in rows:
         drawn.add_row(*(_cell(row.get(c)) for c in shown))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 160  # a file or a pipe has no edge to cut at
     console.print(drawn)

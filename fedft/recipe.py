@@ -181,8 +181,8 @@ class FirstOrder:
         for _ in range(turn.plan.steps):
             loss = handle.loss(next(batches))
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
-            if torch.isfinite(loss):
+            norm = torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
+            if torch.isfinite(loss) and torch.isfinite(norm):
                 optimizer.step()
                 losses.append(float(loss.detach()))
             optimizer.zero_grad(set_to_none=True)
@@ -223,11 +223,6 @@ def write_all(handle: Handle, turn: Turn) -> None:
     handle.write(turn.held)
 
 
-def own_space(recipe: "Recipe", layout: Layout, plan: Plan) -> Spec:
-    """Uploads are what the space trains."""
-    return recipe.space.spec(layout, plan.rank)
-
-
 def anything(delta: Tensors, plan: Plan) -> None:
     """No rule beyond the spec."""
 
@@ -239,14 +234,22 @@ class Recipe:
     name: str
     space: Space
     aggregate: Callable[[Iterable[Update]], dict[str, Tensor]] = mean
+    """Updates -> change; reads them once, in roster order. You need one wherever the mean of deltas is not the rule."""
     local: LocalStep = FirstOrder()
+    """What a client does; `FirstOrder(send="value")` where it starts from a draw of its own instead of the state."""
     initial: Callable[[Layout, int, int], Tensors] | None = None
     """(layout, largest rank, seed) -> tensors of version 0; default: the space's."""
     server: Callable[[State, Tensors], Tensors] = add
+    """(state, change) -> tensors of the next version: server optimisers, merges, pools."""
     downlink: Callable[[State, int | None, Plan], Tensors] = everything
+    """(state, version the client holds or None, plan) -> what it must receive. Needed where ranks differ, or where the
+    state grows and only the news should travel; then `receive` must lead to the same tensors by either way."""
     receive: Callable[[State | None, Plan], Tensors] = replace_all
+    """(what the client held or None, plan with what came) -> what it holds now."""
     start: Callable[[Handle, Turn], None] = write_all
-    upload: Callable[["Recipe", Layout, Plan], Spec] = own_space
+    """Put the model at `turn.held`. Needed where that is more than writing the trained tensors."""
+    upload: Callable[[Layout, Plan], Spec] | None = None
+    """What a client uploads; default: what the space trains."""
     admit: Callable[[Tensors, Plan], None] = anything
     """Raises RejectedUpdate for a delta that fits the spec and breaks the strategy's own rule."""
 
@@ -258,8 +261,14 @@ class Recipe:
     """What is broadcast shows single clients' tensors."""
     unlike_ranks: bool = False
     """Clients may have different LoRA ranks."""
+    sends_products: bool = False
+    """Pairs that are sent are whole changes B A (`send="value"`), so their size is that of the product."""
     adds_downloads: bool = False
     """Clients add up what comes down, so it must come as it is: codec.down = "fp32"."""
+
+    def spec(self, layout: Layout, plan: Plan) -> Spec:
+        """Names, shapes and dtypes of what a client with this plan uploads."""
+        return self.upload(layout, plan) if self.upload else self.space.spec(layout, plan.rank)
 
     def first_state(self, layout: Layout, rank: int, seed: int) -> State:
         """Version 0."""

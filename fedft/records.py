@@ -27,6 +27,7 @@ from fedft.errors import DataError
 
 Row = dict[str, Any]
 FORMATS = (".jsonl", ".json", ".csv")  # each may be followed by .gz
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<split>[\w.-]+))?")
 
 
@@ -95,6 +96,10 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
 def _json_object(value: Any, where: str) -> Row:
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected an object {{...}}, got {type(value).__name__}")
+    for name, text in value.items():
+        # JSON can say half a character, which neither a tokenizer nor a client's name can hold
+        if SURROGATE.search(name) or (isinstance(text, str) and SURROGATE.search(text)):
+            raise DataError(f"{where}: field {name!a} is not text: it holds a lone surrogate")
     return value
 
 

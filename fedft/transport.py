@@ -4,6 +4,7 @@ A message holds one array "payload" of raw bytes (our own `stype`, so nothing is
 an answer that is no payload, a "refusal" with a code and a line of text.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,8 @@ from fedft.errors import RejectedUpdate
 
 Kind = Literal["query", "train", "evaluate"]
 STYPE = "fedft.raw"
+MAX_REASON = 300  # characters of a peer's text that we keep
+OURS = ("deadline", "client_error")  # codes that the server and the transport give, and no client
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def pack_reply(to: Message, payload: bytes) -> Message:
 
 def pack_refusal(to: Message, code: str, reason: str) -> Message:
     """An answer that says why there is no payload."""
-    return Message(RecordDict({"refusal": ConfigRecord({"code": code, "reason": reason[:500]})}), reply_to=to)
+    return Message(RecordDict({"refusal": ConfigRecord({"code": code, "reason": reason[:MAX_REASON]})}), reply_to=to)
 
 
 def unpack(message: Message, max_bytes: int) -> bytes | Refused:
@@ -50,10 +53,13 @@ def unpack(message: Message, max_bytes: int) -> bytes | Refused:
     Raises RejectedUpdate (`too_large`, `malformed`). A transport error (a crashed client) is a `Refused` too.
     """
     if message.has_error():
-        return Refused("client_error", str(message.error.reason))
+        return Refused("client_error", _line(message.error.reason))
     try:
         if (refusal := message.content.config_records.get("refusal")) is not None:
-            return Refused(str(refusal["code"]), str(refusal["reason"]))
+            code = str(refusal["code"])[:32]
+            if not re.fullmatch(r"[a-z_]+", code) or code in OURS:
+                raise RejectedUpdate("malformed", "a refusal whose code is none of a client's")
+            return Refused(code, _line(refusal["reason"]))
         array = message.content.array_records["payload"]["payload"]
         if array.stype != STYPE:
             raise RejectedUpdate("malformed", f"expected an array of type {STYPE}, got {array.stype!r}")
@@ -62,6 +68,11 @@ def unpack(message: Message, max_bytes: int) -> bytes | Refused:
         return array.data
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise RejectedUpdate("malformed", f"not a message of ours: {e}") from e
+
+
+def _line(text: object) -> str:
+    """A peer's text as one short printable line."""
+    return "".join(c if c.isprintable() else " " for c in str(text)[:MAX_REASON])
 
 
 def _records(payload: bytes) -> RecordDict:

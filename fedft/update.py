@@ -47,7 +47,7 @@ class Job:
     local: Mapping[str, Any]
     """The `[local]` table: steps, batch size, learning rate, optimiser..."""
     model: Mapping[str, Any]
-    """Task, adapted modules, LoRA alpha, maximum length, base digest."""
+    """Task and digest of the base."""
     codec: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -24,6 +24,8 @@ def admit(
     up: str,
     limits: Limits,
     norms: Sequence[float],
+    *,
+    recovered: bool = False,
 ) -> tuple[Update, float]:
     """(the update, its norm) if it may count; else RejectedUpdate.
 
@@ -35,8 +37,9 @@ def admit(
         up: codec of uploads.
         limits: the run's.
         norms: of updates admitted in the last rounds; the first round has none and is not bounded by them.
+        recovered: it was admitted before a restart, in whichever attempt.
     """
-    spec = recipe.upload(recipe, layout, plan)
+    spec = recipe.spec(layout, plan)
     size = limits.max_bytes or codec.max_update_bytes(spec, up)
     update = replace(codec.decode_update(payload, spec, up, max_bytes=size), client=client)
     if update.run != plan.run:
@@ -44,7 +47,7 @@ def admit(
     if update.round != plan.round:
         code = "late" if update.round < plan.round else "wrong_round"
         raise RejectedUpdate(code, f"update of round {update.round}, open is {plan.round}")
-    if update.attempt != plan.attempt:
+    if update.attempt != plan.attempt and not recovered:
         raise RejectedUpdate("late", f"update of attempt {update.attempt}, open is {plan.attempt}")
     if update.num_examples > limits.max_num_examples:
         raise RejectedUpdate("weight", f"num_examples is {update.num_examples}, at most {limits.max_num_examples}")
@@ -59,9 +62,10 @@ def admit(
 
 def norm_of(update: Update, recipe: Recipe) -> float:
     """L2 norm of what the update changes; pairs that are whole changes by the norm of their product."""
-    if recipe.linear:
-        return tensors.norm({n: t for n, t in update.delta.items() if t.is_floating_point()})
-    pairs, rest = lowrank.split(update.delta)
+    floats = {n: t for n, t in update.delta.items() if t.is_floating_point()}
+    if not recipe.sends_products:
+        return tensors.norm(floats)
+    pairs, rest = lowrank.split(floats)
     return (sum(d.norm() ** 2 for d in pairs.values()) + tensors.norm(rest) ** 2) ** 0.5
 
 

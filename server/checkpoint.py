@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -29,10 +28,14 @@ DIGEST_BYTES = 32
 
 def commit(path: Path, body: bytes) -> None:
     """Make `path` hold `body` behind its SHA-256, durably, or raise RunPaused with the disk's reason."""
+    write(path, hashlib.sha256(body).digest() + body)
+
+
+def write(path: Path, body: bytes) -> None:
+    """Make `path` hold `body`, whole or not at all, or raise RunPaused with the disk's reason."""
     aside = path.with_name(path.name + ".tmp")
     try:
         with open(aside, "wb") as f:
-            f.write(hashlib.sha256(body).digest())
             f.write(body)
             f.flush()
             os.fsync(f.fileno())
@@ -70,7 +73,7 @@ class Store:
         body = save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
         commit(self._path(state.version), body)
         for entry in self._journal.iterdir():
-            if int(entry.name) < state.version:
+            if entry.name.isdecimal() and int(entry.name) < state.version:
                 for f in entry.iterdir():
                     f.unlink()
                 entry.rmdir()
@@ -104,18 +107,9 @@ class Store:
         folder.mkdir(exist_ok=True)
         commit(folder / _file(client), payload)
 
-    def journalled(self, round: int) -> list[str]:
-        """Clients whose update of this round is durable, in roster order."""
-        folder = self._journal / f"{round:08d}"
-        names = [p for p in folder.iterdir() if not p.name.endswith(".tmp")] if folder.is_dir() else []
-        return sorted((_client(p) for p in names if verified(p) is not None), key=str.encode)
-
-    def read(self, round: int, client: str) -> bytes:
-        """The admitted bytes of a client."""
-        body = verified(self._journal / f"{round:08d}" / _file(client))
-        if body is None:
-            raise StateDamaged(f"{self._journal}: the update of {client} in round {round} no longer verifies")
-        return body
+    def read(self, round: int, client: str) -> bytes | None:
+        """The admitted bytes of a client, or None if there are none that verify."""
+        return verified(self._journal / f"{round:08d}" / _file(client))
 
     def _path(self, version: int) -> Path:
         return self._folder / f"gen-{version:08d}.fedft"
@@ -131,8 +125,5 @@ def _metadata(body: bytes) -> dict[str, str]:
 
 
 def _file(client: str) -> str:
-    return "u-" + quote(client, safe=" ")  # the roster's name, made harmless: no "/", never "." or ".."
-
-
-def _client(path: Path) -> str:
-    return unquote(path.name.removeprefix("u-"))
+    """A file name of fixed length for any name of the roster, also where case or dots do not count."""
+    return "u-" + hashlib.blake2b(client.encode(), digest_size=16).hexdigest()

@@ -8,8 +8,8 @@ most the work of clients whose updates were not yet journalled, and the run ends
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -19,24 +19,24 @@ from fedft.errors import ConfigError, RejectedUpdate, RunPaused
 from fedft.recipe import Layout, Recipe, State
 from fedft.server import admission, sampling
 from fedft.server.checkpoint import Store
+from fedft.server.exchange import Exchange, Observer, Traffic
 from fedft.server.metrics import MetricsFile
 from fedft.update import Job, Plan, Update
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.05
 NORM_ROUNDS, QUARANTINE_ROUNDS = 5, 10
 EVALUATION_BYTES = 8192  # an evaluation carries a header and no tensors
-Observer = Callable[[str, Mapping[str, Any]], None]
+MEASURED = ("loss", "accuracy", "rouge_l")
 
 
 @dataclass
-class Exchange:
-    """What one exchange of messages cost: bytes by client, and the refused."""
+class Admitted:
+    """The updates of the open round that are durable: examples, norm and upload bytes by client."""
 
-    up: dict[str, int] = field(default_factory=dict)
-    down: dict[str, int] = field(default_factory=dict)
-    refused: list[dict[str, str]] = field(default_factory=list)
+    examples: dict[str, int]
+    norms: dict[str, float]
+    up: dict[str, int]
 
 
 @dataclass
@@ -53,10 +53,11 @@ class Loop:
     observe: Observer = lambda kind, info: None
 
     def __post_init__(self) -> None:
-        self._nodes: dict[str, int] = {}
+        c = self.config
+        limit = c.limits.max_bytes or codec.MAX_MESSAGE_BYTES
+        self._talk = Exchange(self.grid, self.recipe, c.server, c.codec.down, limit, self.observe)
         self._ranks: dict[str, int] = {}
-        self._have: dict[str, int] = {}
-        self._stale: set[str] = set()
+        self._held_out: dict[str, int] = {}
 
     def run(self, names: Mapping[int, str]) -> State:
         """Carry the run to its last round and return the final state.
@@ -64,135 +65,168 @@ class Loop:
         Args:
             names: client by Flower node id; the roster.
         Raises:
+            ConfigError: the state found belongs to another run, or a client does not take part.
             RunPaused: a round stayed below quorum, or the disk is full; running again continues.
         """
         self._enrol(names)
         found = self.store.latest()
         if found is None:
-            state, notes = self.recipe.first_state(self.layout, max(self.config.ranks()), self.job.seed), _no_notes()
+            state = self.recipe.first_state(self.layout, max(self._ranks.values()), self.job.seed)
+            notes: dict[str, Any] = {"run": self.job.run, "norms": [], "refusals": [], "barred": [], "record": {}}
             self.store.save(state, notes)
         else:
             state, notes = found
+        if notes["run"] != self.job.run:
+            raise ConfigError(
+                f"the state found is of run {notes['run']}, this is run {self.job.run}: "
+                "its config, base model or data have changed since; start in another folder"
+            )
         self._report(state, notes)
         while state.version < self.config.server.rounds:
             state, notes = self._round(state, notes)
             self._report(state, notes)
         return state
 
-    # -- who -----------------------------------------------------------------------------------------------------
-
     def _enrol(self, names: Mapping[int, str]) -> None:
-        payload = codec.encode_job(self.job)
         roster = sorted(names.values(), key=str.encode)
         ranks = self.config.ranks()
-        self._nodes = {name: node for node, name in names.items()}
+        self._talk.nodes = {name: node for node, name in names.items()}
         self._ranks = {name: ranks[i % len(ranks)] for i, name in enumerate(roster)}
-        if len(set(self._ranks.values())) > 1 and not self.recipe.unlike_ranks and self.layout.modules:
+        if len(unlike := set(self._ranks.values())) > 1 and not self.recipe.unlike_ranks and self.layout.modules:
             raise ConfigError(
-                f"[clients] rank: {self.recipe.name} needs one rank for all clients, got {sorted(set(ranks))}"
+                f"[clients] rank: {self.recipe.name} needs one rank for all clients, got {sorted(unlike)}"
             )
         if self.recipe.adds_downloads and self.config.codec.down != "fp32":
             raise ConfigError(
                 f"[codec] down: clients of {self.recipe.name} add up what they receive; wanted 'fp32', "
                 f"got {self.config.codec.down!r}"
             )
-        replies = self._exchange("query", dict.fromkeys(roster, payload), lambda name, reply: None, need=len(roster))
-        for refusal in replies.refused:
+
+        def accept(client: str, payload: bytes) -> None:
+            said = codec.decode_update(payload, {}, "fp32", max_bytes=EVALUATION_BYTES).metrics
+            self._held_out[client] = int(said.get("held_out", 0))
+
+        traffic = Traffic()
+        job = codec.encode_job(self.job)
+        self._talk.send("query", dict.fromkeys(roster, job), accept, len(roster), traffic)
+        for refusal in traffic.refused:
             raise ConfigError(f"client {refusal['client']} did not enrol: {refusal['code']}: {refusal['reason']}")
 
     # -- one round -----------------------------------------------------------------------------------------------
 
     def _round(self, state: State, notes: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         started, number = time.monotonic(), state.version
-        barred = _quarantined(notes["refusals"], number, self.config.limits.quarantine_after)
-        allowed = [c for c in self._nodes if c not in barred]
+        allowed = [c for c in self._ranks if c not in notes["barred"]]
         asked = sampling.cohort(allowed, self.config.clients.per_round, self.job.seed, number)
         quorum = max(1, math.ceil(self.config.server.quorum * len(asked) - 1e-9))
-        norms = [n for of_round in notes["norms"][-NORM_ROUNDS:] for n in of_round]
-        cost, found, seen = Exchange(), {}, {}
-
-        def accept(plan: Plan) -> Callable[[str, bytes], None]:
-            def one(name: str, payload: bytes) -> None:
-                update, norm = admission.admit(
-                    payload, name, plan, self.recipe, self.layout, self.config.codec.up, self.config.limits, norms
-                )
-                self.store.journal(number, name, payload)
-                found[name], seen[name] = norm, update.num_examples
-                self.observe("admitted", {"round": number, "client": name, "metrics": update.metrics})
-
-            return one
-
+        norms = [n for of_round in notes["norms"] for n in of_round]
+        admitted, traffic = self._recovered(state, asked, norms), Traffic()
         self.observe("round", {"round": number, "asked": asked})
         for attempt in range(self.config.server.attempts):
-            done = set(self.store.journalled(number))
-            plans = {c: self._plan(state, c, attempt) for c in asked if c not in done}
-            rules = {c: accept(p) for c, p in plans.items()}
-            one = self._ask("train", plans, lambda c, payload: rules[c](c, payload), quorum - len(done), state)  # noqa: B023
-            _add(cost, one)
-            if len(self.store.journalled(number)) >= quorum:
+            self._collect(
+                state, [c for c in asked if c not in admitted.examples], attempt, quorum, norms, admitted, traffic
+            )
+            if len(admitted.examples) >= quorum:
                 break
         else:
+            barred = f"; quarantined: {', '.join(notes['barred'])}" if notes["barred"] else ""
             raise RunPaused(
-                f"round {number}: {len(self.store.journalled(number))} of {len(asked)} updates admitted in "
-                f"{self.config.server.attempts} attempts, quorum is {quorum}; run again to continue"
+                f"round {number}: {len(admitted.examples)} of {len(asked)} updates admitted in "
+                f"{self.config.server.attempts} attempts, quorum is {quorum}{barred}; run again to continue"
             )
         trained = time.monotonic()
-        counted = self.store.journalled(number)
-        facts: list[tuple[float, Mapping[str, float]]] = []
-        examples = {c: seen[c] if c in seen else self._update(state, c).num_examples for c in counted}
+        examples = {c: admitted.examples[c] for c in asked if c in admitted.examples}
         weights = admission.capped(examples, self.config.limits.max_share)
-        if cut := {c: n for c, n in weights.items() if n != examples[c]}:
-            log.warning("round %d: weight of %s cut to %d examples; see [limits] max_share", number, *cut.popitem())
-        change = self.recipe.aggregate(self._admitted(state, weights, facts))
+        for c in examples:
+            if weights[c] != examples[c]:
+                log.warning("round %d: weight of %s cut to %d examples; see [limits] max_share", number, c, weights[c])
+        facts: list[tuple[int, Mapping[str, float]]] = []
+        change = self.recipe.aggregate(self._updates(state, weights, facts))
         after = State(number + 1, self.recipe.server(state, change))
         total = sum(n for n, _ in facts)
         record = {
             "round": number,
             "train_loss": sum(n * m.get("loss", math.nan) for n, m in facts) / total,
-            "participants": counted,
+            "participants": list(weights),
             "weights": weights,
-            "refused": cost.refused,
-            "bytes": {c: {"up": cost.up.get(c, 0), "down": cost.down.get(c, 0)} for c in asked},
+            "refused": traffic.refused,
+            "bytes": {
+                c: {"up": admitted.up.get(c, traffic.up.get(c, 0)), "down": traffic.down.get(c, 0)} for c in asked
+            },
             "seconds": {"train": trained - started, "aggregate": time.monotonic() - trained},
         }
-        refusals = notes["refusals"] + [[number, r["client"], r["code"]] for r in cost.refused]
-        norms_now = [found[c] for c in counted if c in found]
-        kept = {"norms": (notes["norms"] + [norms_now])[-NORM_ROUNDS:], "refusals": refusals, "record": record}
+        recent = [r for r in notes["refusals"] if r[0] > number - QUARANTINE_ROUNDS]
+        refusals = recent + [[number, r["client"]] for r in traffic.refused if r["code"] not in transport.OURS]
+        barred_now = _barred(refusals, self.config.limits.quarantine_after)
+        kept = {
+            "run": self.job.run,
+            "norms": [*notes["norms"], [admitted.norms[c] for c in weights]][-NORM_ROUNDS:],
+            "refusals": refusals,
+            "barred": sorted({*notes["barred"], *barred_now}, key=str.encode),
+            "record": record,
+        }
         self.store.save(after, kept)
         return after, kept
 
-    def _admitted(
-        self, state: State, weights: Mapping[str, int], facts: list[tuple[float, Mapping[str, float]]]
+    def _collect(
+        self,
+        state: State,
+        clients: list[str],
+        attempt: int,
+        quorum: int,
+        norms: list[float],
+        admitted: Admitted,
+        traffic: Traffic,
+    ) -> None:
+        """Ask these clients; what is admitted is durable when it enters `admitted`."""
+        plans = {c: self._talk.plan(self._bare_plan(state, c, attempt=attempt), state, c) for c in clients}
+
+        def accept(client: str, payload: bytes) -> None:
+            update, norm = self._admit(payload, client, plans[client], norms)
+            self.store.journal(state.version, client, payload)
+            _enter(admitted, client, update, norm, traffic.up[client])
+            self.observe("admitted", {"round": state.version, "client": client, "metrics": update.metrics})
+
+        self._talk.ask("train", plans, state, accept, quorum - len(admitted.examples), traffic)
+
+    def _recovered(self, state: State, asked: list[str], norms: list[float]) -> Admitted:
+        """What a run that was killed in this round had made durable; anything else is passed over."""
+        admitted = Admitted({}, {}, {})
+        for client in asked:
+            if (payload := self.store.read(state.version, client)) is not None:
+                try:
+                    update, norm = self._admit(payload, client, self._bare_plan(state, client), norms, recovered=True)
+                except RejectedUpdate:
+                    continue
+                _enter(admitted, client, update, norm, len(payload))
+        return admitted
+
+    def _admit(
+        self, payload: bytes, client: str, plan: Plan, norms: list[float], *, recovered: bool = False
+    ) -> tuple[Update, float]:
+        c = self.config
+        return admission.admit(
+            payload, client, plan, self.recipe, self.layout, c.codec.up, c.limits, norms, recovered=recovered
+        )
+
+    def _updates(
+        self, state: State, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]]
     ) -> Iterator[Update]:
         """The journalled updates in roster order, one in memory at a time."""
         for client, weight in weights.items():
-            update = replace(self._update(state, client), num_examples=weight)
-            facts.append((update.num_examples, update.metrics))
-            yield update
-
-    def _update(self, state: State, client: str) -> Update:
-        spec = self.recipe.upload(self.recipe, self.layout, self._bare_plan(state, client))
-        payload = self.store.read(state.version, client)
-        return replace(codec.decode_update(payload, spec, self.config.codec.up), client=client)
+            payload = self.store.read(state.version, client)
+            if payload is None:
+                raise RunPaused(f"round {state.version}: the update of {client} on disk no longer verifies; resume")
+            spec = self.recipe.spec(self.layout, self._bare_plan(state, client))
+            update = codec.decode_update(payload, spec, self.config.codec.up)
+            facts.append((weight, update.metrics))
+            yield replace(update, client=client, num_examples=weight)
 
     def _bare_plan(self, state: State, client: str, **more: Any) -> Plan:
         c = self.config.local
-        return Plan(
-            self.job.run,
-            state.version,
-            state.version,
-            rank=self._ranks[client] if self.layout.modules else 0,
-            steps=c.steps,
-            learning_rate=c.learning_rate,
-            **more,
-        )
-
-    def _plan(self, state: State, client: str, attempt: int = 0, **more: Any) -> Plan:
-        """What this client is to do, with what takes it from the version it stands at to `state`."""
-        have = self._have.get(client)
-        plan = self._bare_plan(state, client, have=have, attempt=attempt, **more)
-        sent = self.recipe.downlink(state, have, plan)
-        return replace(plan, tensors=sent)
+        rank = self._ranks[client] if self.layout.modules else 0
+        version = state.version
+        return Plan(self.job.run, version, version, rank=rank, steps=c.steps, learning_rate=c.learning_rate, **more)
 
     # -- what was measured -----------------------------------------------------------------------------------------
 
@@ -202,142 +236,53 @@ class Loop:
         if self.metrics.has(state.version):
             return
         started = time.monotonic()
-        line: dict[str, Any] = {"version": state.version, **notes["record"]}
+        line: dict[str, Any] = {"version": state.version, "refused": [], "seconds": {}, **notes["record"]}
         line["state_digest"] = tensors.digest(state.tensors)
         if last or state.version % self.config.eval.every == 0:
             rouge = self.config.eval.rouge and (last or state.version == 0)
-            by_client, cost = self._evaluate(state, rouge)
-            for name in next(iter(by_client.values()), {}):
-                if name != "count":
-                    line[name] = fmean(m[name] for m in by_client.values())
-            line |= {"evaluation": by_client, "evaluation_bytes": {"up": cost.up, "down": cost.down}}
+            found, traffic = self._evaluate(state, rouge, notes["barred"])
+            for name in MEASURED:
+                if values := [m[name] for m in found.values() if name in m]:
+                    line[name] = fmean(values)
+            line["evaluation"] = found
+            line["evaluation_bytes"] = {"up": traffic.up, "down": traffic.down}
+            line["refused"] = [*line["refused"], *traffic.refused]
         line["bytes_up"], line["bytes_down"] = _total(line, "up"), _total(line, "down")
-        line.setdefault("seconds", {})["evaluate"] = time.monotonic() - started
+        line["seconds"] = {**line["seconds"], "evaluate": time.monotonic() - started}
         self.metrics.append(line)
         self.observe("line", line)
 
-    def _evaluate(self, state: State, rouge: bool) -> tuple[dict[str, dict[str, float]], Exchange]:
+    def _evaluate(self, state: State, rouge: bool, barred: list[str]) -> tuple[dict[str, dict[str, float]], Traffic]:
         found: dict[str, dict[str, float]] = {}
 
-        def accept(name: str, payload: bytes) -> None:
+        def accept(client: str, payload: bytes) -> None:
             update = codec.decode_update(payload, {}, self.config.codec.up, max_bytes=EVALUATION_BYTES)
             if (update.run, update.round) != (self.job.run, state.version):
                 raise RejectedUpdate("late", f"evaluation of round {update.round}, open is {state.version}")
-            found[name] = dict(update.metrics)
+            if "loss" not in update.metrics:
+                raise RejectedUpdate("malformed", "an evaluation without a finite loss")
+            found[client] = dict(update.metrics)
 
-        panel = sampling.panel(list(self._nodes), self.config.eval.clients, self.job.seed)
+        able = [c for c in self._ranks if self._held_out.get(c) and c not in barred]
+        panel = sampling.panel(able, self.config.eval.clients, self.job.seed)
         extra = {"rouge": True} if rouge else {}
         self.observe("evaluating", {"version": state.version, "asked": panel})
-        plans = {c: self._plan(state, c, evaluate=True, extra=extra) for c in panel}
-        cost = self._ask("evaluate", plans, accept, len(panel), state)
-        return dict(sorted(found.items())), cost
-
-    # -- messages --------------------------------------------------------------------------------------------------
-
-    def _ask(
-        self,
-        kind: transport.Kind,
-        plans: Mapping[str, Plan],
-        accept: Callable[[str, bytes], None],
-        need: int,
-        state: State,
-    ) -> Exchange:
-        """Send plans; a client that turns out to stand elsewhere is asked once more with what it lacks."""
-        down = self.config.codec.down
-        cost = self._exchange(kind, {c: codec.encode_plan(p, down) for c, p in plans.items()}, accept, need)
-        behind = {r["client"]: r["reason"] for r in cost.refused if r["code"] == "behind"}
-        for client in plans:
-            if client in behind:
-                self._have.pop(client, None)
-                if behind[client].isdecimal() and int(behind[client]) <= state.version:
-                    self._have[client] = int(behind[client])
-            else:
-                self._have[client] = state.version
-        cost.refused = [r for r in cost.refused if r["code"] != "behind"]
-        if behind:
-            again = {c: self._catch_up(plans[c], state, c) for c in behind}
-            _add(cost, self._exchange(kind, {c: codec.encode_plan(p, down) for c, p in again.items()}, accept, need))
-            self._have |= dict.fromkeys(again, state.version)
-        return cost
-
-    def _catch_up(self, plan: Plan, state: State, client: str) -> Plan:
-        have = self._have.get(client)
-        plan = replace(plan, have=have)
-        return replace(plan, tensors=self.recipe.downlink(state, have, plan))
-
-    def _exchange(
-        self, kind: transport.Kind, payloads: Mapping[str, bytes], accept: Callable[[str, bytes], None], need: int
-    ) -> Exchange:
-        """Send to each client, hand what comes back to `accept`, and stop when all answered or time is up.
-
-        Time is up at `deadline_s`, or `grace_s` after `need` were accepted; without a deadline all are waited for.
-        """
-        cost = Exchange(down={c: len(p) for c, p in payloads.items()})
-        messages = [transport.pack(kind, p, self._nodes[c], kind) for c, p in payloads.items()]
-        waiting = dict(zip(self.grid.push_messages(messages), payloads, strict=True))
-        largest = self.config.limits.max_bytes or 2**31 - 1
-        started, accepted, enough_at = time.monotonic(), 0, math.inf
-        while waiting:
-            replies = list(self.grid.pull_messages([*waiting, *self._stale]))
-            for reply in replies:
-                to = reply.metadata.reply_to_message_id
-                if to in self._stale:
-                    self._stale.discard(to)
-                    continue  # its round is closed; what it carries is late whatever it is
-                if (client := waiting.pop(to, None)) is None:
-                    continue
-                if self._take(reply, client, accept, largest, cost):
-                    accepted += 1
-                    enough_at = time.monotonic() if accepted == need else enough_at
-            now, s = time.monotonic(), self.config.server
-            if s.deadline_s is not None and (now > started + s.deadline_s or now > enough_at + s.grace_s):
-                break
-            if not replies:
-                time.sleep(POLL_S)
-        for client in waiting.values():
-            self._refuse(cost, client, "deadline", f"no answer within {time.monotonic() - started:.1f} s")
-        self._stale |= set(waiting)
-        return cost
-
-    def _take(
-        self, reply: transport.Message, client: str, accept: Callable[[str, bytes], None], largest: int, cost: Exchange
-    ) -> bool:
-        try:
-            payload = transport.unpack(reply, largest)
-            if isinstance(payload, transport.Refused):
-                self._refuse(cost, client, payload.code, payload.reason)
-                return False
-            cost.up[client] = cost.up.get(client, 0) + len(payload)
-            accept(client, payload)
-        except RejectedUpdate as e:
-            self._refuse(cost, client, e.code, str(e))
-            return False
-        return True
-
-    def _refuse(self, cost: Exchange, client: str, code: str, reason: str) -> None:
-        cost.refused.append({"client": client, "code": code, "reason": reason})
-        if code != "behind":
-            log.warning("%s refused: %s: %s", client, code, reason)
-            self.observe("refused", {"client": client, "code": code, "reason": reason})
+        traffic = Traffic()
+        bare = {c: self._bare_plan(state, c, evaluate=True, extra=extra) for c in panel}
+        plans = {c: self._talk.plan(p, state, c) for c, p in bare.items()}
+        self._talk.ask("evaluate", plans, state, accept, len(panel), traffic)
+        return dict(sorted(found.items())), traffic
 
 
-def _no_notes() -> dict[str, Any]:
-    return {"norms": [], "refusals": [], "record": {}}
+def _enter(admitted: Admitted, client: str, update: Update, norm: float, up: int) -> None:
+    admitted.examples[client], admitted.norms[client], admitted.up[client] = update.num_examples, norm, up
 
 
-def _quarantined(refusals: list[list[Any]], round: int, limit: int) -> set[str]:
-    """Clients refused `limit` times in the last rounds for what they sent (not for what the network did)."""
-    blamed = [
-        c for r, c, code in refusals if r > round - QUARANTINE_ROUNDS and code not in ("deadline", "client_error")
-    ]
-    return {c for c in blamed if blamed.count(c) >= limit}
-
-
-def _add(cost: Exchange, more: Exchange) -> None:
-    for total, part in ((cost.up, more.up), (cost.down, more.down)):
-        for client, n in part.items():
-            total[client] = total.get(client, 0) + n
-    cost.refused += more.refused
+def _barred(refusals: list[list[Any]], limit: int) -> list[str]:
+    """Clients refused in `limit` of the last rounds for what they sent (not for what the network did)."""
+    rounds = {(r, c) for r, c in refusals}
+    clients = [c for _, c in rounds]
+    return [c for c in set(clients) if clients.count(c) >= limit]
 
 
 def _total(line: Mapping[str, Any], way: str) -> int:

@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fedft.errors import RunPaused
+from fedft.server import checkpoint
+
 
 class MetricsFile:
     """The lines of one run, in memory and on disk."""
@@ -16,13 +19,13 @@ class MetricsFile:
         for raw in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
             try:
                 line = json.loads(raw)
-            except ValueError:
+                if line["version"] <= version:
+                    self.lines.append(line)
+            except (ValueError, TypeError, KeyError):
                 break  # a torn last line
-            if line["version"] <= version:
-                self.lines.append(line)
-        aside = path.with_name(path.name + ".tmp")
-        aside.write_text("".join(_text(line) for line in self.lines), encoding="utf-8")
-        os.replace(aside, path)
+        kept = "".join(map(_text, self.lines)).encode()
+        if not path.exists() or kept != path.read_bytes():
+            checkpoint.write(path, kept)
 
     def has(self, version: int) -> bool:
         """Whether the line of this version is written."""
@@ -31,10 +34,13 @@ class MetricsFile:
     def append(self, line: dict[str, Any]) -> None:
         """Write one line through to the disk."""
         self.lines.append(line)
-        with open(self._path, "a", encoding="utf-8") as f:
-            f.write(_text(line))
-            f.flush()
-            os.fsync(f.fileno())
+        try:
+            with open(self._path, "a", encoding="utf-8") as f:
+                f.write(_text(line))
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as e:
+            raise RunPaused(f"{self._path}: cannot be written ({e.strerror}); make room and resume") from e
 
 
 def _text(line: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ def evaluate_run(folder: Path, *, rouge: bool = False) -> tuple[dict[str, Metric
     """(metrics by client, their mean over clients) of the newest state on the held-out rows."""
     place, _ = runs.reopen(folder)
     c = place.config.eval
+    if rouge and place.config.model.task != "causal-lm":
+        raise ConfigError(f"--rouge compares generated text; {folder} is a run of task {place.config.model.task}")
     found: dict[str, Metrics] = {}
     for name, client in place.clients.items():
         rows = client.test_rows[: c.max_rows]
@@ -33,12 +35,15 @@ def evaluate_run(folder: Path, *, rouge: bool = False) -> tuple[dict[str, Metric
 def export_run(folder: Path, to: Path, *, merged: bool = False) -> str:
     """Write the newest state's model to `to`; returns "adapter", "delta" or "merged model"."""
     try:
+        if to.exists() and any(to.iterdir()):
+            raise ConfigError(f"--to {to}: is not empty")
+    except OSError as e:
+        raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
+    place, _ = runs.reopen(folder)  # before --to is made: a run that cannot be read leaves nothing there
+    try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
-    if any(to.iterdir()):
-        raise ConfigError(f"--to {to}: is not empty")
-    place, _ = runs.reopen(folder)
     kind = model.save_adapter(to, place.handle, place.base, runs.base_name(place.base))
     place.base.tokenizer.save_pretrained(to)
     if not merged:

@@ -6,14 +6,21 @@ owns all rows and takes the steps of the whole cohort).
 """
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
+
 from fedft import config as configs
 from fedft import evaluate
+from fedft.client.memory import Memory
+from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.progress import size
@@ -27,6 +34,8 @@ from fedft.transport import LocalGrid
 
 BASELINES = ("local", "central")
 SPREAD = ("after", "gain", "accuracy", "rouge_l")
+TABLE, RESULT = "race.json", "result.json"
+NO_ROWS = "no client has held-out rows to measure on; see [data] holdout and test"
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,15 @@ class Contender:
 
 
 def contender(text: str) -> Contender:
-    """`flora`, or `label: key=value key=value` for a variant; `local` and `central` are the baselines."""
+    """`flora` or `package.module:factory`, or `label: key=value key=value` for a variant; `local` and `central` are the
+    baselines. A label names a folder, so what a folder should not be named is a dot in the label made from a strategy.
+    """
     label, colon, rest = text.partition(": ")
+    if label in BASELINES:
+        return Contender(label, ("strategy.name=fedit", *rest.split()))
     if colon:
         return Contender(label, tuple(rest.split()))
-    return Contender(text, ("strategy.name=fedit",) if text in BASELINES else (f"strategy.name={text}",))
+    return Contender(re.sub(r"[^\w.+-]", ".", text, flags=re.ASCII), (f"strategy.name={text}",))
 
 
 def race(
@@ -59,21 +72,37 @@ def race(
     `overrides` hold for all contenders, their own win. Bytes are those of training, per client asked and round; the
     first and the last state are evaluated on the panel, and what that takes is left out. Finished runs found under
     `out` are not run again, so an interrupted race goes on where it stopped.
+
+    Raises:
+        ConfigError: no contenders, labels that cannot be told apart or name no folder, nothing to measure on, or runs
+            of another config under `out`; before any work where it can be seen.
     """
-    rows = []
+    _check(contenders, seeds)
+    planned: dict[str, list[RunConfig]] = {c.label: [] for c in contenders}
     for c in contenders:
-        results = []
         for seed in range(seeds):
             config = configs.load(file, [*overrides, *c.overrides, f"server.seed={seed}"])
+            if config.data.test is None and not config.data.holdout:
+                raise ConfigError(f"{file.name}: {NO_ROWS}")
             config = replace(config, eval=replace(config.eval, every=config.server.rounds))
-            folder = out / c.label / f"seed-{seed}"
-            if not (folder / "result.json").exists():
-                say(f"{c.label}, seed {seed}")
-                result = _one(c.label, config, folder)
-                (folder / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
-            results.append(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-        rows.append({"method": c.label, "seeds": seeds, **_summed(results)})
-    (out / "race.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            if changed := _changed(_folder(out, c.label, seed), config):
+                raise ConfigError(
+                    f"--out {out}: {c.label}, seed {seed} in it is of a run that differs in {', '.join(changed)}; "
+                    "name another --out"
+                )
+            planned[c.label].append(config)
+    rows = []
+    for label, of_seeds in planned.items():
+        results = []
+        for seed, config in enumerate(of_seeds):
+            folder = _folder(out, label, seed)
+            if (result := _finished(folder)) is None:
+                say(f"{label}, seed {seed}")
+                result = {**_one(label, config, folder), "config": config.to_dict()}
+                _write(folder / RESULT, json.dumps(result))
+            results.append({k: v for k, v in result.items() if k != "config"})
+        rows.append({"method": label, "seeds": seeds, **_summed(results)})
+    _write(out / TABLE, json.dumps(rows, indent=2))
     return rows
 
 
@@ -89,11 +118,60 @@ def readable(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return shown
 
 
+def _check(contenders: Sequence[Contender], seeds: int) -> None:
+    if not contenders or seeds < 1:
+        raise ConfigError(f"a race needs a contender and a seed, got {len(contenders)} contenders and {seeds} seeds")
+    seen: set[str] = set()
+    for label in (c.label for c in contenders):
+        if not re.fullmatch(r"[\w.+-]+( +[\w.+-]+)*", label, flags=re.ASCII) or label in (".", "..", TABLE):
+            raise ConfigError(f"contender {label!r}: wanted a plain name of letters, digits, spaces and _ . + -")
+        if label.casefold() in seen:
+            raise ConfigError(f"contender {label!r} is there twice; 'LABEL: KEY=VALUE ...' gives one another label")
+        seen.add(label.casefold())
+
+
+def _folder(out: Path, label: str, seed: int) -> Path:
+    return out / label / f"seed-{seed}"
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """What a finished run left here; None if there is none, or what is there is not whole."""
+    try:
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"config", "before", "after"} <= found.keys() else None
+
+
+def _changed(folder: Path, now: RunConfig) -> list[str]:
+    """`table.key` of what the run in `folder`, finished or not, has otherwise than `now`; the rounds count here."""
+    if result := _finished(folder):
+        before = configs.from_dict(result["config"], where=str(folder / RESULT))
+    elif (folder / "config.toml").exists():
+        before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
+    else:
+        return []
+    keys = [k for k in runs._changed(before, now) if k != "eval.every"]  # that one follows the rounds
+    return keys + ["server.rounds"] * (before.server.rounds != now.server.rounds)
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
 def _one(label: str, config: RunConfig, folder: Path) -> dict[str, float]:
     if label in BASELINES:
-        folder.mkdir(parents=True, exist_ok=True)
-        return (_local if label == "local" else _central)(config, folder)
+        work = folder / "trained"
+        if work.is_dir():
+            shutil.rmtree(work)  # left by one that was stopped: they are short, and start afresh
+        runs.prepare(config, work, resume=False)
+        torch.set_num_threads(config.local.threads)
+        return (_local if label == "local" else _central)(config, work)
     done = runs.simulate(config, out=folder, resume=(folder / "config.toml").exists())
+    if not {"initial", "final"} <= {k for k, v in done.summary.items() if isinstance(v, dict) and "loss" in v}:
+        raise ConfigError(NO_ROWS)
     s, trained = done.summary, [line for line in done.lines if "round" in line]
     # round 0 finds the panel supplied by the first evaluation; later rounds pay for what they need
     turns = [b for line in trained[1:] or trained for b in line["bytes"].values()]
@@ -151,27 +229,21 @@ def _one_rank(config: RunConfig) -> int:
 
 
 def _train_and_measure(
-    place: runs.Workplace, clients: dict[str, Any], panel: Sequence[str], folder: Path
+    place: runs.Workplace, owners: Mapping[str, Client], panel: Sequence[str], folder: Path
 ) -> dict[str, float]:
-    """Train `clients` with the engine, then measure the result on the held-out rows of the panel."""
+    """Train `owners` with the engine, then measure the result on the held-out rows of the panel."""
     config = place.config
-    nodes = {runs.FIRST_NODE + i: name for i, name in enumerate(clients)}
-    for client in clients.values():
-        client.config, client.memory = config, type(client.memory)()
-    job = runs.job_of(config, place.base)
-    metrics = MetricsFile(folder / "metrics.jsonl", -1) if folder.exists() else _metrics_in(folder)
+    nodes = {runs.FIRST_NODE + i: name for i, name in enumerate(owners)}
+    clients = {name: replace(c, config=config, memory=Memory()) for name, c in owners.items()}
+    job = runs.job_of(config, place.base, clients)
+    store, metrics = Store(folder / "state"), MetricsFile(folder / "metrics.jsonl", -1)
     grid = LocalGrid(nodes, lambda node, message: clients[nodes[node]].answer(message))
     state0 = place.recipe.first_state(place.layout, max(config.ranks()), job.seed)
     before = _measure(place, state0, panel, job.seed)
-    state = Loop(grid, place.recipe, place.layout, config, job, Store(folder / "state"), metrics).run(nodes)
+    state = Loop(grid, place.recipe, place.layout, config, job, store, metrics).run(nodes)
     after = _measure(place, state, panel, job.seed)
     seconds = sum(line["seconds"]["train"] for line in metrics.lines if "round" in line)
     return {"before": before["loss"], "after": after["loss"], "accuracy": after["accuracy"], "seconds": seconds}
-
-
-def _metrics_in(folder: Path) -> MetricsFile:
-    folder.mkdir(parents=True)
-    return MetricsFile(folder / "metrics.jsonl", -1)
 
 
 def _measure(place: runs.Workplace, state: State, panel: Sequence[str], seed: int) -> dict[str, float]:
@@ -181,5 +253,5 @@ def _measure(place: runs.Workplace, state: State, panel: Sequence[str], seed: in
         if rows := place.clients[name].test_rows[: c.max_rows]:
             found.append(evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id))
     if not found:
-        raise ConfigError("no client has held-out rows; see [data] holdout and test")
+        raise ConfigError(NO_ROWS)
     return {k: fmean(f[k] for f in found) for k in found[0]}

@@ -114,14 +114,9 @@ def _resident(config: str) -> list[Any]:
 
     parsed = configs.from_dict(json.loads(config))
     torch.set_num_threads(parsed.local.threads)
-    clients = runs.workplace(parsed).clients
-    return [_agreed(clients[name], parsed) for name in sorted(clients, key=str.encode)]
-
-
-def _agreed(client: Any, config: RunConfig) -> Any:
-    """Enrolled without being asked: any worker may be the one that trains it."""
-    from fedft.simulations import run as runs
-
-    job = runs.job_of(config, client.base)
-    client.join(job)
-    return client
+    place = runs.workplace(parsed)
+    job = runs.job_of(parsed, place.base, place.clients)
+    clients = [place.clients[name] for name in sorted(place.clients, key=str.encode)]
+    for client in clients:
+        client.join(job)  # without being asked: any worker may be the one that trains it
+    return clients

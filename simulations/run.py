@@ -11,10 +11,12 @@ The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `stat
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,13 @@ from fedft.server.metrics import MetricsFile
 from fedft.simulations import population
 from fedft.transport import LocalGrid
 from fedft.update import Job, Plan
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 FIRST_NODE = 1000
 QUICKSTART = Path(__file__).with_name("quickstart.toml")
@@ -90,14 +99,24 @@ def simulate(
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = prepare(config, choose_folder(name, out, resume), resume)
+    with alone(folder):
+        return _simulate(config, folder, observe)
+
+
+def _simulate(config: RunConfig, folder: Path, observe: Observer) -> Run:
     started = time.monotonic()
+    store = Store(folder / "state")
+    found = store.latest()
+    if found and found[0].version > config.server.rounds:
+        raise ConfigError(
+            f"--resume {folder}: is at round {found[0].version}, wanted at least as many rounds, "
+            f"got {config.server.rounds}"
+        )
     torch.set_num_threads(config.local.threads)
     observe("preparing", {"folder": folder})
     place = workplace(config)
     _write_config(folder, config, place.base)
-    job = job_of(config, place.base)
-    store = Store(folder / "state")
-    found = store.latest()
+    job = job_of(config, place.base, place.clients)
     metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
     nodes = {FIRST_NODE + i: name for i, name in enumerate(place.clients)}
     if config.server.mode == "ray":
@@ -124,6 +143,8 @@ def choose_folder(name: str, out: str | Path | None, resume: bool) -> Path:
         number += 1
     if resume:
         number -= 1
+        while number and not (root / (name if number == 1 else f"{name}-{number}") / "config.toml").exists():
+            number -= 1  # an attempt that ended before its run began
         if not number:
             raise ConfigError(f"{root}: no run {name!r} to resume; name it with --out")
     return root / (name if number == 1 else f"{name}-{number}")
@@ -131,21 +152,49 @@ def choose_folder(name: str, out: str | Path | None, resume: bool) -> Path:
 
 def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
     """Make the run folder and see that it is ours: writable, empty or to be resumed, of the same config."""
+    there = (folder / "config.toml").exists()
+    if there and not resume:
+        raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another folder starts anew")
+    if resume and not there:
+        raise ConfigError(f"--resume {folder}: there is no run to resume, no config.toml")
     try:
+        if not there and folder.is_dir() and _holds_more(folder):
+            raise ConfigError(f"--out {folder}: is not empty and holds no run; another folder starts one")
         (folder / "state").mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as e:
         raise ConfigError(f"--out {folder}: cannot be written: {e.strerror}") from e
-    there = (folder / "config.toml").exists()
-    if there and not resume:
-        raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another folder starts anew")
     if there:
-        before = configs.load(folder / "config.toml", where=str(folder / "config.toml")) if there else config
-        if (changed := _changed(before, config)) and resume:
+        before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
+        if changed := _changed(before, config):
             raise ConfigError(f"--resume {folder}: the run file has changed in {', '.join(changed)}; start a new run")
     return folder
+
+
+def _holds_more(folder: Path) -> bool:
+    """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written."""
+    left = {"state", "state/lock", "state/journal", ".writable", "config.tmp"}
+    return any(p.relative_to(folder).as_posix() not in left for p in folder.rglob("*"))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from running this run; a killed process holds no lock."""
+    try:
+        lock = (folder / "state" / "lock").open("wb")
+    except OSError as e:
+        raise ConfigError(f"--out {folder}: cannot be written: {e.strerror}") from e
+    with lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise ConfigError(f"--out {folder}: another process is running this run") from e
+            except OSError:
+                log.warning("%s: this file system has no locks; do not run the run twice at once", folder)
+        yield
 
 
 def _changed(before: RunConfig, now: RunConfig) -> list[str]:
@@ -161,6 +210,7 @@ def workplace(config: RunConfig) -> Workplace:
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
     parts = population.rows_by_client(config)
     base = model.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, device=m.device, seed=config.server.seed)
+    model.check_length(base, config.data.max_length)
     layout = model.layout_of(base, m.targets)
     layout = replace(layout, modules={}, head={}) if recipe.space.kind == "full" else layout
     handle = ModelHandle(base.model, layout, recipe.space, lora_alpha=m.lora_alpha, dropout=m.lora_dropout)
@@ -199,12 +249,17 @@ def reopen(folder: Path) -> tuple[Workplace, State]:
     return place, found[0]
 
 
-def job_of(config: RunConfig, base: Base) -> Job:
+def job_of(config: RunConfig, base: Base, clients: Mapping[str, Client]) -> Job:
+    """What the run is: its identifier changes with config (rounds, limits, evaluation apart), base and rows."""
     tables = config.to_dict()
-    fixed = {t: v for t, v in tables.items() if t not in ("server", "eval")}
-    said = json.dumps([fixed, config.server.seed, base.digest], sort_keys=True)
-    run = hashlib.sha256(said.encode()).hexdigest()[:16]
+    fixed = {t: v for t, v in tables.items() if t not in ("server", "eval", "limits")}
+    h = hashlib.sha256(json.dumps([fixed, config.server.seed, base.digest], sort_keys=True).encode())
+    for name, client in sorted(clients.items()):
+        h.update(name.encode())
+        for row in client.train_rows:
+            h.update(str((row.input_ids, row.labels)).encode())
     agreed = {"task": config.model.task, "digest": base.digest}
+    run = h.hexdigest()[:16]
     return Job(run, config.server.seed, tables["strategy"], tables["local"], agreed, tables["codec"])
 
 
@@ -228,7 +283,7 @@ def _summary(
         "final": ends[1],
         "bytes_up": sum(line["bytes_up"] for line in lines),
         "bytes_down": sum(line["bytes_down"] for line in lines),
-        "seconds": round(seconds, 3),
+        "seconds": round(max(seconds, sum(sum(line["seconds"].values()) for line in lines)), 3),  # resumed: all of it
         "refused": sum(len(line.get("refused", [])) for line in lines),
         "state_digest": tensors.digest(state.tensors),
         "model": "model",

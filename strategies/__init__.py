@@ -37,24 +37,49 @@ def load(name: str) -> Callable[..., Recipe]:
         raise ConfigError(f"no strategy {name!r}; there are {', '.join(known)}{check.nearest(name, known)}")
     try:
         return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise ConfigError(f"strategy {name!r}: cannot load {where}: {e}") from e
+    except Exception as e:  # a plug-in's module runs when it is imported, and may raise what it likes
+        raise ConfigError(f"strategy {name!r}: cannot load {where}: {_reason(e)}") from e
 
 
 def make(name: str, options: Mapping[str, Any]) -> Recipe:
     """The recipe of a strategy with the options of a `[strategy]` table; errors name the option."""
     factory = load(name)
-    known = inspect.signature(factory).parameters
-    for option in options:
+    if not callable(factory):
+        raise ConfigError(f"[strategy] {name} is a {type(factory).__name__}, wanted a factory that returns a Recipe")
+    known = _options(factory, name)
+    given: dict[str, Any] = {}
+    for option, value in options.items():
         if option not in known:
             raise ConfigError(
                 f"[strategy] {name} has no option {option!r}; it has {', '.join(known) or 'none'}"
                 f"{check.nearest(option, known)}"
             )
+        try:
+            given[option] = check.typed(known[option], value, option)
+        except ValueError as e:
+            raise ConfigError(f"[strategy] {name}: {e}") from e
     try:
-        recipe = factory(**options)
-    except (TypeError, ValueError) as e:
-        raise ConfigError(f"[strategy] {name}: {e}") from e
+        recipe = factory(**given)
+    except Exception as e:  # the factory may be another package's
+        raise ConfigError(f"[strategy] {name}: {_reason(e)}") from e
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"[strategy] {name}: the factory returned {type(recipe).__name__}, wanted a fedft.Recipe")
     return recipe
+
+
+def _options(factory: Callable[..., Recipe], name: str) -> dict[str, Any]:
+    """Option -> its type, of a factory's parameters; Any where none is said."""
+    try:
+        parameters = inspect.signature(factory, eval_str=True).parameters
+    except NameError:  # types that are imported for type checkers only
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"[strategy] {name}: the factory does not say its options: {_reason(e)}") from e
+    hints = {n: p.annotation for n, p in parameters.items()}
+    return {n: Any if h is inspect.Parameter.empty or isinstance(h, str) else h for n, h in hints.items()}
+
+
+def _reason(e: Exception) -> str:
+    """An exception in one line."""
+    said = " ".join(str(e).split())
+    return said if said and isinstance(e, TypeError | ValueError | ImportError) else f"{type(e).__name__}: {said}"

@@ -84,7 +84,6 @@ def fedkseed(
         upload=pool.spec,
         admit=pool.admit,
         linear=not pro,  # its statistics are sums over clients, not means
-        ring_summable=not pro,
     )
 
 
@@ -92,6 +91,16 @@ def fedkseed(
 def _generated(family: str, seed: int, count: int) -> Directions:
     """One generator per run and process: it keeps the bits that do not depend on the seed number."""
     return directions.make(family, seed, count)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """float32 as int32 of the same bits: a factor next to 1 must not be rounded by a 16-bit codec."""
+    return x.view(torch.int32)
+
+
+def _factor(x: Tensor) -> float:
+    """What `_bits` hid, or a float tensor made by hand."""
+    return float(x.view(torch.float32) if x.dtype == torch.int32 else x)
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,9 @@ class Pool:
         """a (K float32), and for Pro q (K float16, sent as its bits)."""
         if have == state.version:
             return {}
-        sent = {n: x for n, x in state.tensors.items() if n in ("pool", "rho")}
+        sent = {"pool": state.tensors["pool"]}
+        if "rho" in state.tensors:
+            sent["rho"] = _bits(state.tensors["rho"])
         return sent | {"q": self.q(state.tensors).half().view(torch.uint16)} if self.pro else sent
 
     def q(self, state: Tensors) -> Tensor:
@@ -150,7 +161,7 @@ class Pool:
         """(rho, a) of w = rho w0 - sum_j a_j z_j."""
         a = turn.held["pool"]
         if self.variant == "exact":
-            return float(turn.held["rho"]) if "rho" in turn.held else 1.0, a
+            return _factor(turn.held["rho"]) if "rho" in turn.held else 1.0, a
         # for each seed with a non-zero sum, in order: w = (1 - eta lam) w - eta g_j z_j
         keep = 1 - turn.plan.learning_rate * self.weight_decay
         later = (a != 0).flip(0).cumsum(0).flip(0) - (a != 0).long()
@@ -184,7 +195,7 @@ class Pool:
         drawn = count.nonzero().squeeze(1)
         sent = {"index": drawn.to(torch.uint16), "scalar": c[drawn].float()}
         if lam and self.variant == "exact":
-            sent["decay"] = torch.tensor([rho])
+            sent["decay"] = _bits(torch.tensor([rho]))
         if self.pro:
             sent |= {"count": count[drawn].to(torch.uint16), "magnitude": magnitude[drawn]}
         return sent, {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
@@ -200,12 +211,12 @@ class Pool:
             drawn += torch.multinomial(q, size, self.sampling == "with_replacement", generator=rng).tolist()
         return drawn
 
-    def spec(self, recipe: Recipe, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
+    def spec(self, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
         """At most `plan.steps` pairs: 2 + 4 bytes each."""
         n = min(plan.steps, self.K)
         spec = {"index": TensorSpec((n,), "uint16", at_most=True), "scalar": TensorSpec((n,), at_most=True)}
         if self.weight_decay and self.variant == "exact":
-            spec["decay"] = TensorSpec((1,))
+            spec["decay"] = TensorSpec((1,), "int32")
         if self.pro:
             spec |= {"count": TensorSpec((n,), "uint16", at_most=True), "magnitude": TensorSpec((n,), at_most=True)}
         return spec
@@ -229,8 +240,8 @@ class Pool:
             if not bool(((size >= 0) & (size <= self.scalar_clip * count * (1 + 1e-5))).all()):
                 raise RejectedUpdate("scalar_bound", f"a magnitude is not in 0 .. {self.scalar_clip:g} x its count")
         least = (1 - plan.learning_rate * self.weight_decay) ** plan.steps * (1 - 1e-5)
-        if "decay" in delta and not least <= float(delta["decay"]) <= 1:
-            raise RejectedUpdate("out_of_bounds", f"decay {float(delta['decay']):g} is not in [{least:g}, 1]")
+        if "decay" in delta and not least <= (f := _factor(delta["decay"])) <= 1:
+            raise RejectedUpdate("out_of_bounds", f"decay {f:g} is not in [{least:g}, 1]")
 
     def aggregate(self, updates: Iterable[Update]) -> dict[str, Tensor]:
         """sum_k p_k c_k as [K]; for Pro the statistics added up; the p_k-mean of the decays."""
@@ -241,7 +252,7 @@ class Pool:
             pool[j] += u.num_examples * u.delta["scalar"].double()
             for n, h in history.items():
                 h[j] += u.delta[n].to(torch.float64)
-            decay += u.num_examples * (float(u.delta["decay"]) if "decay" in u.delta else 1.0)
+            decay += u.num_examples * (_factor(u.delta["decay"]) if "decay" in u.delta else 1.0)
             total += u.num_examples
         if not total:
             raise ValueError("expected at least one update, got none")

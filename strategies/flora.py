@@ -4,7 +4,8 @@
     W^{t+1} = W^t + B_st A_st;  every client restarts from a fresh A_k and B_k = 0
 
 Here W is never the state: the state is the sum of all stacks since w0, factored, and W^t = w0 + that sum in one float32
-addition. A client that took part in every round and one that came yesterday hold the same factors, hence the same bits.
+addition. A client that took part in every round and one that came yesterday hold the same factors, hence (on one type
+of machine) the same bits.
 Stacks are concatenated while that is shorter than min(o, i) rows and recompressed exactly beyond, by the same code on
 both sides. The last few stacks are kept as well: a client receives the stacks it lacks or the whole sum, whichever is
 smaller. Uploads are the factors themselves (`send="value"`), because A_k starts from the client's own draw.
@@ -42,6 +43,7 @@ def flora() -> Recipe:
         linear=False,
         reveals_clients=True,
         unlike_ranks=True,
+        sends_products=True,
         adds_downloads=True,
     )
 

@@ -1,15 +1,24 @@
 """The front door: every mistake is one line on stderr and a non-zero exit code, never a traceback."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedft import cli, stdlib_base
+from fedft.config import RunConfig, Server
+from fedft.errors import ConfigError
+from fedft.progress import table
+from fedft.recipe import State
+from fedft.server.checkpoint import Store
+from fedft.simulations import run as runs
 
 ROWS = '{"who": "a", "q": "1 + 1", "a": "2"}\n{"who": "b", "q": "2 + 2", "a": "4"}\n'
 MODEL = "[data]\ntrain = 'rows.jsonl'\nclient = 'who'\nprompt = '{q}'\nresponse = '{a}'\n"
@@ -62,6 +71,14 @@ def fedft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         ("[data]\npartition = 'iid'\nclients = 9999\n", ROWS, (), "9999"),
         ("", ROWS, ("--out", "/dev/null/run"), "cannot be written"),
         ("", ROWS, ("--resume", "--out", "{tmp}/x", "--set", "local.steps=one"), "steps is 'one', wanted int"),
+        ("", ROWS, ("--resume", "--out", "{tmp}/x"), "there is no run to resume"),
+        ("", ROWS, ("--out", "{tmp}"), "is not empty and holds no run"),
+        (MODEL.replace("{q}", "{q"), ROWS, ("--set", "model.id='{base}'"), "has a brace without its other"),
+        (MODEL, ROWS, ("--set", "model.id='{base}'", "--set", "data.max_length=100000"), "max_length = 100000, but"),
+        (MODEL, ROWS, ("--set", "model.device=cuda:99"), "[model] device: cannot use 'cuda:99'"),
+        (MODEL, ROWS, ("--set", "model.device=tpv"), "[model] device: cannot use 'tpv'"),
+        (MODEL, ROWS, ("--set", "model.device=meta"), "[model] device: cannot use 'meta'"),
+        (MODEL, ROWS + '{"who": "\\ud800", "q": "", "a": ""}\n', (), "line 3: field 'who' is not text"),
         ("", ROWS, ("--frobnicate",), "No such option"),
         ("[codec]\ndown = 'int8'\n", ROWS, ("--set", "model.id='{base}'"), "wanted 'fp32', got 'int8'"),
         (
@@ -128,6 +145,74 @@ def test_a_simulation_prints_a_row_per_state_and_how_to_load_the_model(
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     again = fedft("export", "fedft-runs/quickstart-flora", "--to", "out")
     assert (again.returncode, "is not empty" in again.stderr) == (2, True)
+
+
+def test_a_folder_that_was_left_before_the_run_began_counts_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "state" / "journal").mkdir(parents=True)
+    (tmp_path / "state" / "lock").write_bytes(b"")
+    assert runs.prepare(RunConfig(), tmp_path, False) == tmp_path
+    (tmp_path / "state" / "journal" / "00000000").mkdir()
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        runs.prepare(RunConfig(), tmp_path, False)
+
+
+def test_a_run_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    first, second, third = (runs.alone(tmp_path) for _ in range(3))
+    first.__enter__()
+    with pytest.raises(ConfigError, match="another process is running this run"):
+        second.__enter__()
+    assert not first.__exit__(RuntimeError, RuntimeError("the run's own"), None)
+    with third:
+        pass
+
+
+def test_a_finished_run_is_not_resumed_with_fewer_rounds(tmp_path: Path) -> None:
+    Store(tmp_path / "state").save(State(3, {"x": torch.zeros(1)}), {})
+    (tmp_path / "config.toml").write_text("[server]\nrounds = 3\n")
+    fewer = RunConfig(server=Server(rounds=2))
+    with pytest.raises(ConfigError, match="is at round 3, wanted at least as many rounds, got 2"):
+        runs.simulate(fewer, out=tmp_path, resume=True)
+    assert "rounds = 3" in (tmp_path / "config.toml").read_text()
+
+
+BROKEN = """
+from dataclasses import replace
+from fedft.recipe import mean
+from fedft.strategies.fedit import fedit
+def broken():
+    return replace(fedit(), aggregate=lambda updates: {n: x + 1 for n, x in mean(updates).items()})
+"""
+
+
+def test_a_strategy_that_breaks_a_promise_fails_the_command(
+    fedft: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "adds_one.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = fedft("check-strategy", "adds_one:broken")
+    assert done.returncode == 1
+    assert "FAIL  " in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process")
+def test_ctrl_c_is_one_line_that_says_how_to_resume(tmp_path: Path, base: Path) -> None:
+    sets = [f"model.id='{base}'", "server.rounds=1000", "local.steps=2", "eval.max_rows=4"]
+    command = [sys.executable, "-m", "fedft", "simulate", "--out", "here", *(x for s in sets for x in ("--set", s))]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (tmp_path / "here" / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "fedft: interrupted; nothing is lost: add --resume --out here to the same command\n"
+
+
+def test_what_looks_like_markup_in_a_name_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    table([{"client": "[bold]a[/red]"}], ("client",))
+    assert "[bold]a[/red]" in capsys.readouterr().out
 
 
 def test_strategies_are_listed_with_what_they_declare(fedft: Command) -> None:

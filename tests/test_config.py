@@ -1,10 +1,12 @@
 """Run files: what is accepted, and the one line that says what is not."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fedft import config
+from fedft import config, strategies
 from fedft.errors import ConfigError
 
 
@@ -31,6 +33,28 @@ def written(folder: Path, text: str) -> Path:
         ("[server]\nquorum = 1.5\n", "expected 0 <= quorum <= 1, got 1.5"),
         ("[model]\ntask = 'sequence-classification'\n", "needs [model] labels, at least two"),
         ("[local\n", "run.toml: not valid TOML"),
+        ("[local]\nmax_grad_norm = 0\n", "expected max_grad_norm > 0, got 0.0"),
+        ("[local]\nmomentum = -0.1\n", "expected momentum >= 0, got -0.1"),
+        ("[model]\nlora_alpha = 0.0\n", "expected lora_alpha > 0, got 0.0"),
+        ("[model]\ntargets = []\n", "targets is [], wanted 'all-linear' or name endings"),
+        ("[model]\ntargets = ''\n", "targets is '', wanted"),
+        ("[data]\nmax_prompt = 0\n", "expected max_prompt >= 1, got 0"),
+        ("[data]\nmax_length = 1\n", "expected max_length >= 2, got 1"),
+        ("[server]\nseed = -1\n", "seed <= 9007199254740991, got -1"),
+        ("[server]\nseed = 9007199254740992\n", "seed <= 9007199254740991, got 9007199254740992"),
+        ("[server]\ndeadline_s = 0\n", "expected deadline_s > 0, got 0.0"),
+        ("[server]\ngrace_s = -1\n", "expected grace_s >= 0, got -1.0"),
+        ("[limits]\nmax_norm = nan\n", "expected max_norm > 0, got nan"),
+        ("[limits]\nmax_bytes = 0\n", "expected max_bytes >= 1, got 0"),
+        ("[limits]\nquarantine_after = 0\n", "expected quarantine_after >= 1, got 0"),
+        ("[limits]\nmax_num_examples = 0\n", "expected max_num_examples >= 1, got 0"),
+        ("[eval]\nmax_rows = 0\n", "expected max_rows >= 1, got 0"),
+        ("[eval]\ngenerate_tokens = 0\n", "expected generate_tokens >= 1, got 0"),
+        ("[model]\ntask = 'sequence-classification'\nlabels = ['a', 'a']\n", "labels that are distinct"),
+        (
+            "[model]\ntask = 'sequence-classification'\nlabels = ['a', 'b']\n[eval]\nrouge = true\n",
+            "[eval] rouge compares generated text",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_file_table_and_key(tmp_path: Path, text: str, said: str) -> None:
@@ -82,6 +106,73 @@ def test_relative_data_paths_mean_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     c = config.load(written(tmp_path, "[data]\ntrain = 'rows.jsonl'\n"))
     assert Path(c.data.train) == tmp_path / "rows.jsonl"
+
+
+def test_paths_of_the_working_folder_are_kept_absolute_and_other_names_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("owner/model", "stdlib-base"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    path = written(tmp_path, "")
+    c = config.load(path, ["model.id=owner/model", "data.train=../rows.jsonl", "data.test=owner/data:test"])
+    assert c.model.id == str(tmp_path / "here" / "owner" / "model")
+    assert (c.data.train, c.data.test) == (str(tmp_path / "rows.jsonl"), "owner/data:test")
+    assert config.load(path, ["model.id=stdlib-base"]).model.id == "stdlib-base"
+
+
+PLUGIN = """
+from typing import TYPE_CHECKING
+from fedft.strategies.fedit import fedit
+if TYPE_CHECKING:
+    from fedft import Recipe
+def typed(*, n: int = 1, x: float = 1.0, names: list[str] | None = None):
+    assert type(x) is float
+    return fedit()
+def later(*, x: "Recipe" = None): return fedit()
+def raises(): return {}["no such"]
+value = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("fedkseed", {"pro": "False"}, "[strategy] fedkseed: pro is 'False', wanted bool"),
+        ("fedkseed", {"K": 10.5}, "[strategy] fedkseed: K is 10.5, wanted int"),
+        ("fedkseed", {"K": "abc"}, "[strategy] fedkseed: K is 'abc', wanted int"),
+        ("fedkseed", {"K": True}, "[strategy] fedkseed: K is True, wanted int"),
+        ("fedkseed", {"epsilon": True}, "[strategy] fedkseed: epsilon is True, wanted float"),
+        ("fedkseed", {"space": "ful"}, "[strategy] fedkseed: space is 'ful', wanted 'full' or 'lora'"),
+        ("fedkseed", {"table": "t"}, "table is 't', but Directions cannot be written in a run file; leave it out"),
+        ("options_of:typed", {"names": ["a", 1]}, "names is 1, wanted str"),
+        ("options_of:value", {}, "[strategy] options_of:value is a int, wanted a factory"),
+        ("options_of:raises", {}, "[strategy] options_of:raises: KeyError: 'no such'"),
+        ("options_of:none", {}, "cannot load options_of:none"),
+        ("wrong_syntax:make", {}, "cannot load wrong_syntax:make: SyntaxError: "),
+    ],
+)
+def test_an_option_of_the_wrong_type_and_a_broken_factory_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "options_of.py").write_text(PLUGIN)
+    (tmp_path / "wrong_syntax.py").write_text("def make(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "options_of", raising=False)
+    with pytest.raises(ConfigError) as e:
+        strategies.make(name, options)
+    assert said in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_options_of_the_right_type_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "options_of.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "options_of", raising=False)
+    assert strategies.make("options_of:typed", {"x": 2, "n": 3, "names": ["a"]}).name == "fedit"
+    assert strategies.make("options_of:later", {"x": "unchecked"}).name == "fedit"
+    assert strategies.make("fedkseed", {"K": 8, "table": None, "space": "lora", "epsilon": 1}).name == "fedkseed"
 
 
 def test_the_command_line_wins_over_a_strategys_own_table(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ BATCH = {"x": torch.linspace(-1, 1, 40).reshape(5, 8), "labels": torch.linspace(
 
 def deltas(seed: int) -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    spec = ffa_lora().upload(ffa_lora(), LAYOUT, Plan("", 0, 0, rank=RANK))
+    spec = ffa_lora().spec(LAYOUT, Plan("", 0, 0, rank=RANK))
     return {n: torch.randn(s.shape, generator=rng) for n, s in spec.items()}
 
 
@@ -41,7 +41,7 @@ def test_a_is_absent_from_state_download_and_upload():
     names = {B, "n.lora_B", "head.weight"}
     assert state.tensors.keys() == names
     assert ffa_lora().downlink(state, None, plan).keys() == names
-    assert ffa_lora().upload(ffa_lora(), LAYOUT, plan).keys() == names
+    assert ffa_lora().spec(LAYOUT, plan).keys() == names
 
 
 def test_a_stays_bitwise_and_frozen_on_every_client_through_training():
@@ -79,7 +79,7 @@ def test_upload_bytes_are_out_over_in_plus_out_of_loras():
     plan = Plan(RUN, 0, 0, rank=RANK)
     size = {}
     for recipe in (ffa_lora(), fedit()):
-        spec = recipe.upload(recipe, layout, plan)
+        spec = recipe.spec(layout, plan)
         update = Update({n: torch.ones(s.shape) for n, s in spec.items()}, 1, run=RUN)
         size[recipe.name] = sum(x.numel() for x in update.delta.values())
         header = len(codec.encode_update(update, "fp32")) - 4 * size[recipe.name]

@@ -524,7 +524,7 @@ def test_a_classification_head_is_trained_counted_and_averaged():
     s = small("bert")
     assert s.layout.head == {"classifier.bias": (3,), "classifier.weight": (3, 16)}
     recipe = fedit()
-    spec = recipe.upload(recipe, s.layout, Plan("", 0, 0, rank=2))
+    spec = recipe.spec(s.layout, Plan("", 0, 0, rank=2))
     assert {n: spec[n].shape for n in s.layout.head} == s.layout.head
     handle = s.handle()
     handle.write(LoRA().initial(s.layout, 2, SEED))

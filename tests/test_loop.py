@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from flwr.app import ConfigRecord, RecordDict
 
 from fedft import codec, config, strategies, tensors, testing, transport
 from fedft.errors import ConfigError, RunPaused
@@ -20,7 +21,15 @@ from fedft.update import Job, Plan, Update
 
 NAMES = {10: "anna", 11: "bert", 12: "carl"}
 OPTIONS: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}}
-Twist = Callable[[str, Plan, Update], Update | bytes | None]
+Twist = Callable[[str, Plan, Update], "Update | bytes | Refusal | None"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A refusal as a peer could put it, unbounded."""
+
+    code: str
+    reason: str
 
 
 class Site:
@@ -31,11 +40,15 @@ class Site:
         self.held: State | None = None
         self.asked: list[Plan] = []
 
+    def barred_after(self, rounds: int) -> bool:
+        """Whether it was asked to train in so many rounds and never again."""
+        return {p.round for p in self.asked if not p.evaluate} == set(range(rounds))
+
     def answer(self, name: str, message: Message) -> Message:
         payload = transport.unpack(message, 2**31)
         assert isinstance(payload, bytes)
         if message.metadata.message_type == "query":
-            return transport.pack_reply(message, codec.encode_update(Update({}, 1), "fp32"))
+            return transport.pack_reply(message, codec.encode_update(Update({}, 1, metrics={"held_out": 1.0}), "fp32"))
         plan = codec.decode_plan(payload, max_bytes=2**31)
         self.asked.append(plan)
         if plan.have is not None and (self.held is None or self.held.version != plan.have):
@@ -49,9 +62,13 @@ class Site:
             delta, metrics = self.toy.recipe.local(self.toy.handle, testing._batches(self.index), turn)
             n = 10 * (self.index + 1)
             update = Update(delta, n, plan.round, plan.run, plan.attempt, metrics=metrics)
-        sent = update if plan.evaluate else self.twist(name, plan, update)
+        sent = self.twist(name, plan, update)
         if sent is None:
             raise RuntimeError("this client crashed")
+        if isinstance(sent, Refusal):
+            return transport.Message(
+                RecordDict({"refusal": ConfigRecord({"code": sent.code, "reason": sent.reason})}), reply_to=message
+            )
         return transport.pack_reply(message, sent if isinstance(sent, bytes) else codec.encode_update(sent, "fp32"))
 
 
@@ -158,7 +175,7 @@ def test_an_admitted_update_is_not_asked_for_again_after_a_restart(
 
 def bad(kind: str) -> Twist:
     def twist(name: str, plan: Plan, update: Update) -> Update | bytes | None:
-        if name != "bert":
+        if name != "bert" or plan.evaluate:
             return update
         first = sorted(update.delta)[0]
         return {
@@ -201,8 +218,8 @@ def test_a_client_refused_three_times_is_quarantined(tmp_path: Path) -> None:
 
 
 def test_below_quorum_the_round_is_tried_again_and_then_the_run_pauses(tmp_path: Path) -> None:
-    def all_bad(name: str, plan: Plan, update: Update) -> bytes:
-        return b"no"
+    def all_bad(name: str, plan: Plan, update: Update) -> Update | bytes:
+        return update if plan.evaluate else b"no"
 
     run = Run(tmp_path, twist=all_bad, attempts=2)
     with pytest.raises(RunPaused, match="quorum is 2"):
@@ -215,7 +232,7 @@ def test_a_client_that_lost_its_memory_is_caught_up(tmp_path: Path) -> None:
     forgot: set[int] = set()
 
     def forget(name: str, plan: Plan, update: Update) -> Update:
-        if name == "carl" and plan.round == 1 and 1 not in forgot:
+        if name == "carl" and plan.round == 1 and not plan.evaluate and 1 not in forgot:
             forgot.add(1)
             run.sites["carl"].held = None
         return update
@@ -253,6 +270,84 @@ def test_measured_bytes_are_the_bytes_of_the_messages(tmp_path: Path, monkeypatc
     assert totals == sent
 
 
+@pytest.mark.parametrize("metrics", [{}, {"seconds": 1.0, "version": 7.0}, {"loss": 1.0, "seconds": 9.0, "round": 3.0}])
+def test_no_evaluation_can_stop_the_run_or_write_over_its_facts(tmp_path: Path, metrics: dict[str, float]) -> None:
+    def odd(name: str, plan: Plan, update: Update) -> Update:
+        return replace(update, metrics=metrics) if plan.evaluate and name == "bert" else update
+
+    run = Run(tmp_path / "a", twist=odd)
+    assert run.digest() == Run(tmp_path / "b").digest()
+    assert [line["version"] for line in run.metrics.lines] == [0, 1, 2, 3, 4]
+    assert all(isinstance(line["seconds"], dict) for line in run.metrics.lines)
+    if "loss" not in metrics:
+        assert {r["client"] for line in run.metrics.lines for r in line["refused"]} == {"bert"}
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("behind", "9" * 5000),
+        ("behind", "-1"),
+        ("behind", "3"),
+        ("deadline", ""),
+        ("\x1b[31m", "x"),
+        ("no", "y" * 10**6),
+    ],
+)
+def test_a_refusal_is_bounded_and_costs_only_who_refuses(tmp_path: Path, code: str, reason: str) -> None:
+    def refusing(name: str, plan: Plan, update: Update) -> Any:
+        return Refusal(code, reason) if name == "bert" and not plan.evaluate else update
+
+    run = Run(tmp_path / "a", twist=refusing)
+    assert run.digest() == Run(tmp_path / "b", twist=bad("garbage")).digest()
+    refused = [r for line in run.metrics.lines for r in line["refused"]]
+    assert {r["client"] for r in refused} == {"bert"}
+    assert all(len(r["code"]) <= 32 and len(r["reason"]) <= 300 and r["code"].isascii() for r in refused)
+    assert run.sites["bert"].barred_after(3), "whatever it says, it is to blame"
+
+
+def test_a_resumed_round_has_the_norms_and_upload_bytes_of_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fedft.server.checkpoint as checkpoint
+
+    whole = Run(tmp_path / "a")
+    whole.digest()
+    real, calls = checkpoint.commit, []
+
+    def dying(path: Path, body: bytes) -> None:
+        real(path, body)
+        calls.append(path)
+        if len(calls) == 4:  # generation 0 and all three updates of round 0
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "commit", dying)
+    with pytest.raises(Killed):
+        Run(tmp_path / "b").digest()
+    monkeypatch.undo()
+    Run(tmp_path / "b").digest()
+    found, wanted = (Store(tmp_path / x / "state").latest() for x in "ba")
+    assert found is not None
+    assert wanted is not None
+    assert found[1]["norms"] == wanted[1]["norms"]
+    assert Run(tmp_path / "b").metrics.lines[1]["bytes"]["anna"]["up"] == whole.metrics.lines[1]["bytes"]["anna"]["up"]
+
+
+def test_state_of_another_run_is_not_continued(tmp_path: Path) -> None:
+    Run(tmp_path).digest()
+    other = Run(tmp_path, rounds=5)
+    other.loop.job = replace(other.loop.job, run="f" * 16)
+    with pytest.raises(ConfigError, match="the state found is of run 0123456789abcdef"):
+        other.digest()
+
+
+def test_an_update_journalled_by_another_run_is_not_counted(tmp_path: Path) -> None:
+    toy = testing.toy(strategies.make("fedit", {}))
+    foreign = replace(toy.update(toy.state(), 0), run="f" * 16)
+    Store(tmp_path / "a" / "state").journal(0, "anna", codec.encode_update(foreign, "fp32"))
+    assert Run(tmp_path / "a").digest() == Run(tmp_path / "b").digest()
+
+
 def test_unlike_ranks_are_refused_where_the_strategy_cannot(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.loop.config = config.from_dict({"clients": {"rank": [1, 2]}, "strategy": {"name": "fedit"}})
@@ -269,7 +364,7 @@ def test_a_deadline_closes_the_round_with_those_who_answered(tmp_path: Path) -> 
             return super().pull_messages([*train, *ready])
 
     run = Run(tmp_path, deadline_s=5.0, grace_s=0.0, quorum=0.6)
-    run.loop.grid = Slow(NAMES, run.grid._answer)
+    run.loop._talk.grid = Slow(NAMES, run.grid._answer)
     run.digest()
     assert all(line["participants"] == ["anna", "carl"] for line in run.metrics.lines[1:])
     assert {r["code"] for line in run.metrics.lines[1:] for r in line["refused"]} == {"deadline"}

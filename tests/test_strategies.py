@@ -58,7 +58,7 @@ def test_the_contract_names_the_promise_that_is_broken():
 
 
 def test_the_contract_reports_every_promise_where_it_is_not_stopped():
-    def misfit(recipe, layout, plan):
+    def misfit(layout, plan):
         return {}
 
     results = strategy_contract(replace(make("fedit", {}), upload=misfit, local=FirstOrder(send="value")), stop=False)
