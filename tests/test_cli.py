@@ -200,12 +200,19 @@ def test_a_strategy_that_breaks_a_promise_fails_the_command(
 def test_ctrl_c_is_one_line_that_says_how_to_resume(tmp_path: Path, base: Path) -> None:
     sets = [f"model.id='{base}'", "server.rounds=1000", "local.steps=2", "eval.max_rows=4"]
     command = [sys.executable, "-m", "fedft", "simulate", "--out", "here", *(x for s in sets for x in ("--set", s))]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite in the background has it ignored, for children too
+    try:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     until = time.monotonic() + 120
     while not (tmp_path / "here" / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert err == "fedft: interrupted; nothing is lost: add --resume --out here to the same command\n"
 
