@@ -51,7 +51,7 @@ def simulate(
     from fedft import config as configs
     from fedft.progress import Progress
 
-    # the config is checked before torch is loaded: a typing mistake answers at once
+    # the config is checked before transformers and Flower are loaded: a typing mistake answers soon
     file = run or Path(__file__).parents[1] / "simulations" / "quickstart.toml"
     if run is None and not file.exists():
         file = Path(__file__).parent / "simulations" / "quickstart.toml"

@@ -12,7 +12,7 @@ Our own mistakes raise Python's own exceptions and show a traceback; a user's mi
 line: what was found, what was wanted, where to look.
 """
 
-EXIT_USAGE, EXIT_DAMAGED, EXIT_UNWRITABLE, EXIT_PAUSED, EXIT_INTERRUPTED = 2, 65, 73, 75, 130
+EXIT_USAGE, EXIT_DAMAGED, EXIT_PAUSED, EXIT_INTERRUPTED = 2, 65, 75, 130
 
 
 class FedftError(Exception):
