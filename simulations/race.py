@@ -6,7 +6,6 @@ owns all rows and takes the steps of the whole cohort).
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.progress import size
 from fedft.recipe import State
-from fedft.server import sampling
+from fedft.server import checkpoint, sampling
 from fedft.server.checkpoint import Store
 from fedft.server.loop import Loop
 from fedft.server.metrics import MetricsFile
@@ -99,10 +98,10 @@ def race(
             if (result := _finished(folder)) is None:
                 say(f"{label}, seed {seed}")
                 result = {**_one(label, config, folder), "config": config.to_dict()}
-                _write(folder / RESULT, json.dumps(result))
+                checkpoint.write(folder / RESULT, json.dumps(result).encode() + b"\n")
             results.append({k: v for k, v in result.items() if k != "config"})
         rows.append({"method": label, "seeds": seeds, **_summed(results)})
-    _write(out / TABLE, json.dumps(rows, indent=2))
+    checkpoint.write(out / TABLE, json.dumps(rows, indent=2).encode() + b"\n")
     return rows
 
 
@@ -153,12 +152,6 @@ def _changed(folder: Path, now: RunConfig) -> list[str]:
         return []
     keys = [k for k in runs._changed(before, now) if k != "eval.every"]  # that one follows the rounds
     return keys + ["server.rounds"] * (before.server.rounds != now.server.rounds)
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _one(label: str, config: RunConfig, folder: Path) -> dict[str, float]:

@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +32,7 @@ from fedft.errors import ConfigError
 from fedft.handle import ModelHandle
 from fedft.model import Base
 from fedft.recipe import Layout, Recipe, State, Turn
+from fedft.server import checkpoint
 from fedft.server.checkpoint import Store
 from fedft.server.loop import Loop, Observer
 from fedft.server.metrics import MetricsFile
@@ -175,7 +175,7 @@ def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
 
 def _holds_more(folder: Path) -> bool:
     """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written."""
-    left = {"state", "state/lock", "state/journal", ".writable", "config.tmp"}
+    left = {"state", "state/lock", "state/journal", ".writable", "config.toml.tmp"}
     return any(p.relative_to(folder).as_posix() not in left for p in folder.rglob("*"))
 
 
@@ -296,10 +296,8 @@ def _summary(
 def _write_config(folder: Path, config: RunConfig, base: Base) -> None:
     made = {p: _version(p) for p in VERSIONS} | {"python": platform.python_version()}
     head = "".join(f"# {k} {v}\n" for k, v in {**made, "base": base.digest}.items() if v)
-    path = folder / "config.toml"
-    aside = path.with_suffix(".tmp")
-    aside.write_text(f"# The run as it was resolved, made with\n{head}\n{tomli_w.dumps(config.to_dict())}", "utf-8")
-    os.replace(aside, path)
+    text = f"# The run as it was resolved, made with\n{head}\n{tomli_w.dumps(config.to_dict())}"
+    checkpoint.write(folder / "config.toml", text.encode())
 
 
 def _version(package: str) -> str:
@@ -310,7 +308,7 @@ def _version(package: str) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    checkpoint.write(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _write_events(folder: Path, lines: list[dict[str, Any]]) -> None:
