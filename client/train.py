@@ -47,18 +47,20 @@ class Client:
             payload = transport.unpack(message, MAX_PLAN_BYTES)
             if isinstance(payload, transport.Refused):
                 raise PlanRefused("malformed", "a server's message is never a refusal")
-            kind = message.metadata.message_type
-            if kind == "query":
-                return transport.pack_reply(message, self.enrol(payload))
+            if message.metadata.message_type == "query":
+                return transport.pack_reply(message, self.enrol(codec.decode_job(payload)))
             plan = codec.decode_plan(payload, max_bytes=MAX_PLAN_BYTES)
-            update = self.evaluate(plan) if plan.evaluate else self.train(plan)
-            return transport.pack_reply(message, codec.encode_update(update, self.config.codec.up))
+            return transport.pack_reply(message, self.carry_out(plan))
         except (PlanRefused, RejectedUpdate) as e:
             return transport.pack_refusal(message, e.code, str(e))
 
-    def enrol(self, payload: bytes) -> bytes:
-        """Agree on the run; answers with the numbers of rows to train on and held out."""
-        job = codec.decode_job(payload)
+    def carry_out(self, plan: Plan) -> bytes:
+        """Train or evaluate as the plan says; the encoded update. Raises PlanRefused."""
+        update = self.evaluate(plan) if plan.evaluate else self.train(plan)
+        return codec.encode_update(update, self.config.codec.up)
+
+    def enrol(self, job: Job) -> bytes:
+        """Agree on the run; answers with the numbers of rows to train on and held out. Raises PlanRefused."""
         self.join(job)
         said = {"held_out": float(len(self.test_rows))}
         return codec.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run, metrics=said), "fp32")
@@ -66,9 +68,10 @@ class Client:
     def join(self, job: Job) -> None:
         """Take part in `job` if it is what the local config says. Raises PlanRefused."""
         ours = self.config.to_dict()
-        for table, theirs in (("strategy", job.strategy), ("local", job.local), ("codec", job.codec)):
-            if dict(theirs) != ours[table]:
-                raise PlanRefused("job_mismatch", f"the server's [{table}] is {dict(theirs)}, ours is {ours[table]}")
+        for table, said in (("strategy", job.strategy), ("local", job.local), ("codec", job.codec)):
+            theirs = dict(said) | ({"threads": self.config.local.threads} if table == "local" else {})
+            if theirs != ours[table]:
+                raise PlanRefused("job_mismatch", f"the server's [{table}] is {theirs}, ours is {ours[table]}")
         if job.model["digest"] != self.base.digest:
             raise PlanRefused(
                 "base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.model['digest'][:12]}"

@@ -9,7 +9,7 @@
                job     r run, s seed
     table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
              ascending bytewise, hence none twice; at most 8,192 tensors, which is also what bounds a plan's table
-             in a job: JSON object of strategy, local, model, codec, at most 16 deep; the whole job at most 64 KiB
+             in a job: JSON object of strategy, local, model, codec, data, eval, at most 16 deep; all at most 64 KiB
     body     the tensors' bytes in the table's order, row-major, exactly as many as the table implies; a job has none
 
 JSON is compact UTF-8 with sorted keys: equal values make equal bytes. Refused in it: a key twice, an unknown key, NaN
@@ -354,7 +354,10 @@ _PLAN_FIELDS = (
     _Field("x", "extra", _extra, {}),
 )
 _JOB_FIELDS = (_Field("r", "run", _run), _Field("s", "seed", _count))
-_JOB_TABLE = (*(_Field(k, k, _table) for k in ("strategy", "local", "model")), _Field("codec", "codec", _table, {}))
+_JOB_TABLE = (
+    *(_Field(k, k, _table) for k in ("strategy", "local", "model")),
+    *(_Field(k, k, _table, {}) for k in ("codec", "data", "eval")),
+)
 
 
 # Tables

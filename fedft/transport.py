@@ -2,12 +2,15 @@
 
 A message holds one array "payload" of raw bytes (our own `stype`, so nothing is copied through numpy's format), or, for
 an answer that is no payload, a "refusal" with a code and a line of text.
+
+The round engine speaks to a `Post`: letters to clients by name, answers as they come. `GridPost` carries them on any
+Flower Grid whose nodes all stay (one process, or Ray); the server of a deployment has one of its own.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 from uuid import uuid4
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, RecordDict
@@ -30,6 +33,52 @@ class Refused:
 
     code: str
     reason: str
+
+
+Answer = bytes | Refused | RejectedUpdate
+
+
+@dataclass(frozen=True)
+class Letter:
+    """What goes to one client. `payload` makes its bytes, the same ones every time, so that nobody has to keep them."""
+
+    client: str
+    kind: Kind
+    payload: Callable[[], bytes]
+    round: int = 0
+    attempt: int = 0
+    max_bytes: int = 8192
+    """Longest answer there may be; enough for one without tensors."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a letter, or beside one (`ticket` of no open letter): for the audit only, then."""
+
+    ticket: str
+    client: str
+    answer: Answer
+    proven: bool = True
+    """Whether it is certain that the client named sent it."""
+    size: int = 0
+    sha256: str = ""
+    """Size and digest of what arrived, where it was refused before it could become an answer."""
+
+
+class Post(Protocol):
+    """Carries letters to clients by name."""
+
+    def push(self, letter: Letter) -> tuple[str, int]:
+        """Send, or keep until the client can be reached; (ticket, bytes of the payload)."""
+
+    def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
+        """What has come, one reply in memory at a time; an answered ticket is done with. Never blocks for long."""
+
+    def cancel(self, tickets: Collection[str]) -> None:
+        """Stop waiting for these; what still comes of them is late."""
+
+    def gone(self, client: str) -> bool:
+        """Whether a client is known to be out of reach at present."""
 
 
 def pack(kind: Kind, payload: bytes, node: int, group: str) -> Message:
@@ -56,10 +105,7 @@ def unpack(message: Message, max_bytes: int) -> bytes | Refused:
         return Refused("client_error", _line(message.error.reason))
     try:
         if (refusal := message.content.config_records.get("refusal")) is not None:
-            code = str(refusal["code"])[:32]
-            if not re.fullmatch(r"[a-z_]+", code) or code in OURS:
-                raise RejectedUpdate("malformed", "a refusal whose code is none of a client's")
-            return Refused(code, _line(refusal["reason"]))
+            return refused(refusal["code"], refusal["reason"])
         array = message.content.array_records["payload"]["payload"]
         if array.stype != STYPE:
             raise RejectedUpdate("malformed", f"expected an array of type {STYPE}, got {array.stype!r}")
@@ -70,6 +116,14 @@ def unpack(message: Message, max_bytes: int) -> bytes | Refused:
         raise RejectedUpdate("malformed", f"not a message of ours: {e}") from e
 
 
+def refused(code: object, reason: object) -> Refused:
+    """A peer's refusal, its text bounded and printable. Raises RejectedUpdate for a code that is no client's."""
+    code = str(code)[:32]
+    if not re.fullmatch(r"[a-z_]+", code) or code in OURS:
+        raise RejectedUpdate("malformed", "a refusal whose code is none of a client's")
+    return Refused(code, _line(reason))
+
+
 def _line(text: object) -> str:
     """A peer's text as one short printable line."""
     return "".join(c if c.isprintable() else " " for c in str(text)[:MAX_REASON])
@@ -78,6 +132,47 @@ def _line(text: object) -> str:
 def _records(payload: bytes) -> RecordDict:
     array = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
     return RecordDict({"payload": ArrayRecord({"payload": array})})
+
+
+class GridPost:
+    """`Post` on a Flower Grid whose nodes are known and stay."""
+
+    def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
+        """`nodes`: node id by client."""
+        self._grid, self._nodes = grid, nodes
+        self._letters: dict[str, Letter] = {}
+        self._late: set[str] = set()
+
+    def push(self, letter: Letter) -> tuple[str, int]:
+        """See `Post`."""
+        payload = letter.payload()
+        message = pack(letter.kind, payload, self._nodes[letter.client], letter.kind)
+        (ticket,) = self._grid.push_messages([message])
+        self._letters[ticket] = letter
+        return ticket, len(payload)
+
+    def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
+        """See `Post`. Answers to cancelled letters are taken out of the Grid and dropped."""
+        for message in self._grid.pull_messages([*tickets, *self._late]):
+            ticket = message.metadata.reply_to_message_id
+            letter = self._letters.pop(ticket, None)
+            if ticket in self._late or letter is None:
+                self._late.discard(ticket)
+                continue
+            try:
+                yield Reply(ticket, letter.client, unpack(message, letter.max_bytes))
+            except RejectedUpdate as e:
+                yield Reply(ticket, letter.client, e)
+
+    def cancel(self, tickets: Collection[str]) -> None:
+        """See `Post`; only those cancelled last are still fetched."""
+        for old in self._late:
+            self._letters.pop(old, None)
+        self._late = set(tickets)
+
+    def gone(self, client: str) -> bool:
+        """Never: nodes stay."""
+        return False
 
 
 class LocalGrid(Grid):

@@ -47,8 +47,11 @@ class Job:
     local: Mapping[str, Any]
     """The `[local]` table: steps, batch size, learning rate, optimiser..."""
     model: Mapping[str, Any]
-    """Task and digest of the base."""
+    """The `[model]` table without paths and device, and the `digest` of the base."""
     codec: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """How records become text and what is held out: the `[data]` table without paths and owners."""
+    eval: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     state/gen-00000003.fedft         SHA-256 of the rest, then a safetensors body: tensors, version, notes
     state/journal/00000003/<client>  SHA-256 of the rest, then the admitted bytes as they came
+    state/attempt                    SHA-256 of the rest, then the number of the last attempt at a round, in decimal
 
 Every file is written aside, fsynced, renamed and its folder fsynced before anything is acknowledged. Starting is always
 recovery: the newest generation that verifies is the state; a damaged one is put aside and the one before is used.
@@ -9,8 +10,8 @@ recovery: the newest generation that verifies is the state; a damaged one is put
 
 import hashlib
 import json
-import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,44 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from fedft import durable
 from fedft.errors import RunPaused, StateDamaged
 from fedft.recipe import State
 
 KEEP_LAST, KEEP_EVERY = 3, 10
-DIGEST_BYTES = 32
-
-
-def commit(path: Path, body: bytes) -> None:
-    """Make `path` hold `body` behind its SHA-256, durably, or raise RunPaused with the disk's reason."""
-    write(path, hashlib.sha256(body).digest() + body)
-
-
-def write(path: Path, body: bytes) -> None:
-    """Make `path` hold `body`, whole or not at all, or raise RunPaused with the disk's reason."""
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with open(aside, "wb") as f:
-            f.write(body)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(aside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as e:
-        raise RunPaused(f"{path}: cannot be written ({e.strerror}); nothing was lost, make room and resume") from e
-
-
-def verified(path: Path) -> bytes | None:
-    """The body of a committed file, or None if it is absent, torn or altered."""
-    try:
-        raw = path.read_bytes()
-    except OSError:
-        return None
-    body = raw[DIGEST_BYTES:]
-    return body if hashlib.sha256(body).digest() == raw[:DIGEST_BYTES] else None
 
 
 class Store:
@@ -71,7 +39,7 @@ class Store:
         """Commit a generation, then drop the journal of its round and generations no longer kept."""
         meta = {"version": str(state.version), "notes": json.dumps(notes)}
         body = save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
-        commit(self._path(state.version), body)
+        durable.commit(self._path(state.version), body)
         for entry in self._journal.iterdir():
             if entry.name.isdecimal() and int(entry.name) < state.version:
                 for f in entry.iterdir():
@@ -89,7 +57,7 @@ class Store:
         """
         versions = self._versions()
         for v in reversed(versions):
-            body = verified(self._path(v))
+            body = durable.verified(self._path(v))
             try:
                 if body is not None:
                     meta = _metadata(body)
@@ -101,15 +69,32 @@ class Store:
             raise StateDamaged(f"{self._folder}: no generation verifies; the files are kept as *.damaged")
         return None
 
+    def next_attempt(self) -> int:
+        """A number greater than any given before in this run, durably: no two requests of a run share one."""
+        path = self._folder / "attempt"
+        if (body := durable.verified(path)) is not None:
+            number = int(body) + 1
+        else:  # never given, or damaged: then a number far beyond what can have been given
+            number = int(path.stat().st_mtime) if path.exists() else 0
+        durable.commit(path, str(number).encode())
+        return number
+
+    def check_room(self) -> None:
+        """Raise RunPaused if the disk could not take two more generations."""
+        versions = self._versions()
+        need = 2 * self._path(versions[-1]).stat().st_size if versions else 0
+        if (free := shutil.disk_usage(self._folder).free) < need:
+            raise RunPaused(f"{self._folder}: {free} bytes free, a round needs {need}; make room and resume")
+
     def journal(self, round: int, client: str, payload: bytes) -> None:
         """Make an admitted update durable; it counts from here on."""
         folder = self._journal / f"{round:08d}"
         folder.mkdir(exist_ok=True)
-        commit(folder / _file(client), payload)
+        durable.commit(folder / _file(client), payload)
 
     def read(self, round: int, client: str) -> bytes | None:
         """The admitted bytes of a client, or None if there are none that verify."""
-        return verified(self._journal / f"{round:08d}" / _file(client))
+        return durable.verified(self._journal / f"{round:08d}" / _file(client))
 
     def _path(self, version: int) -> Path:
         return self._folder / f"gen-{version:08d}.fedft"

@@ -1,16 +1,18 @@
-"""One exchange of messages: plans go out, answers are taken as they come, until all have answered or time is up."""
+"""One exchange of letters: plans go out, answers are taken as they come, until all have answered or time is up."""
 
+import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from fedft import codec, transport
-from fedft.config import Server
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Recipe, State
+from fedft.transport import Kind, Letter, Post, Refused, Reply
 from fedft.update import Plan
 
 log = logging.getLogger(__name__)
@@ -20,30 +22,56 @@ Accept = Callable[[str, bytes], None]
 Observer = Callable[[str, Mapping[str, Any]], None]
 
 
+class Clock(Protocol):
+    """Seconds, of which only differences count; the module `time` is one."""
+
+    def monotonic(self) -> float:
+        """Now."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """When an exchange ends though not all have answered."""
+
+    need: float = math.inf
+    """Accepted answers that are enough, `grace_s` later."""
+    grace_s: float = math.inf
+    deadline_s: float = math.inf
+    """Seconds after which it ends in any case."""
+
+
 @dataclass
 class Traffic:
-    """What exchanges cost: bytes by client each way, and the refused as {client, code, reason}."""
+    """What exchanges cost: bytes by client each way, the refused as {client, code, reason}, and who is to blame."""
 
     up: dict[str, int] = field(default_factory=dict)
     down: dict[str, int] = field(default_factory=dict)
     refused: list[dict[str, str]] = field(default_factory=list)
+    blamed: set[str] = field(default_factory=set)
+    """Clients refused for what they certainly sent, not for what the network did or somebody sent in their name."""
 
 
 @dataclass
 class Exchange:
-    """Talks to the clients of one run and remembers which version of the state each of them stands at."""
+    """Talks to the clients of one run and remembers which version of the state each of them stands at.
 
-    grid: transport.Grid
+    A client that does not know the run is sent the job first, one that stands at another version what it lacks, both
+    within the exchange. `enrolled` takes the answers to the job.
+    """
+
+    post: Post
     recipe: Recipe
-    server: Server
+    job: bytes
+    enrolled: Accept
     down_codec: str
-    max_bytes: int
     observe: Observer
+    clock: Clock = time
 
     def __post_init__(self) -> None:
-        self.nodes: dict[str, int] = {}
         self._have: dict[str, int] = {}
-        self._stale: set[str] = set()
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
         """`bare` with what takes this client from the version it stands at to `state`."""
@@ -52,88 +80,132 @@ class Exchange:
 
     def ask(
         self,
-        kind: transport.Kind,
-        plans: Mapping[str, Plan],
+        kind: Kind,
+        bare: Mapping[str, Plan],
         state: State,
         accept: Accept,
-        need: int,
         traffic: Traffic,
+        max_bytes: Mapping[str, int],
+        until: Until,
     ) -> None:
-        """Send plans and hand each answer to `accept`, which raises RejectedUpdate for what must not count.
+        """Send each client its plan and hand each answer to `accept`, which raises RejectedUpdate if it must not count.
 
-        A client that turns out to stand elsewhere is sent what it lacks, within the same deadline. Time is up at the
-        run's `deadline_s`, or `grace_s` after `need` answers were accepted; without a deadline all are waited for.
+        Args:
+            kind: of message.
+            bare: plans by client, without tensors.
+            state: what the plans bring the clients to.
+            accept: takes client and answer.
+            traffic: added to.
+            max_bytes: longest answer by client.
+            until: when it ends.
         """
 
         def take(client: str, payload: bytes) -> None:
             self._have[client] = state.version
             accept(client, payload)
 
-        def behind(client: str, reason: str) -> bytes | None:
-            """What to send again; a client is behind once, or it is refused."""
-            if client in corrected:
-                return None
-            corrected.add(client)
+        def payload(client: str) -> bytes:
+            return codec.encode_plan(self.plan(bare[client], state, client), self.down_codec)
+
+        def behind(client: str, reason: str) -> None:
+            """Note where the client says it stands."""
             self._have.pop(client, None)
             if len(reason) < 10 and reason.isdecimal() and int(reason) <= state.version:
                 self._have[client] = int(reason)
-            return codec.encode_plan(self.plan(plans[client], state, client), self.down_codec)
 
-        corrected: set[str] = set()
-        payloads = {c: codec.encode_plan(p, self.down_codec) for c, p in plans.items()}
-        self.send(kind, payloads, take, need, traffic, behind)
+        letters = [Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c]) for c, p in bare.items()]
+        self.send(letters, take, traffic, until, behind)
+
+    def enrol(self, clients: list[str], traffic: Traffic, until: Until) -> None:
+        """Send the job."""
+        self.send([Letter(c, "query", lambda: self.job) for c in clients], self.enrolled, traffic, until)
 
     def send(
         self,
-        kind: transport.Kind,
-        payloads: Mapping[str, bytes],
+        letters: list[Letter],
         accept: Accept,
-        need: int,
         traffic: Traffic,
-        behind: Callable[[str, str], bytes | None] = lambda client, reason: None,
+        until: Until,
+        behind: Callable[[str, str], None] | None = None,
     ) -> None:
-        """`ask` for any payloads."""
-        waiting: dict[str, str] = {}
-        for client, payload in payloads.items():
-            self._push(kind, client, payload, waiting, traffic)
-        started, accepted, enough_at = time.monotonic(), 0, math.inf
+        """Send letters and take the answers, each as it comes; `behind` is told where a client says it stands."""
+        waiting: dict[str, Letter] = {}
+        asked = {letter.client: letter for letter in letters}
+        helped: set[tuple[str, str]] = set()
+
+        def push(letter: Letter) -> None:
+            ticket, size = self.post.push(letter)
+            waiting[ticket] = letter
+            traffic.down[letter.client] = traffic.down.get(letter.client, 0) + size
+
+        def help_(client: str, answer: Refused) -> bool:
+            """Send what the client lacks, once; False if that is not why it refused."""
+            if behind is None or answer.code not in ("behind", "wrong_run") or (client, answer.code) in helped:
+                return False
+            helped.add((client, answer.code))
+            if answer.code == "behind":
+                behind(client, answer.reason)
+                push(asked[client])
+            else:
+                push(Letter(client, "query", lambda: self.job))
+            return True
+
+        def take(reply: Reply, letter: Letter) -> bool:
+            """Whether an answer was accepted."""
+            if isinstance(reply.answer, RejectedUpdate):
+                raise reply.answer
+            if isinstance(reply.answer, Refused):
+                if not help_(letter.client, reply.answer):
+                    raise RejectedUpdate(reply.answer.code, reply.answer.reason)
+                return False
+            traffic.up[letter.client] = traffic.up.get(letter.client, 0) + len(reply.answer)
+            if letter is asked[letter.client]:
+                accept(letter.client, reply.answer)
+                return True
+            self.enrolled(letter.client, reply.answer)
+            push(asked[letter.client])
+            return False
+
+        for letter in letters:
+            push(letter)
+        started, accepted, enough_at = self.clock.monotonic(), 0, math.inf
         while waiting:
-            enough_at = min(enough_at, time.monotonic()) if accepted >= need else math.inf
-            replies = list(self.grid.pull_messages([*waiting, *self._stale]))
-            for reply in replies:
-                to = reply.metadata.reply_to_message_id
-                self._stale.discard(to)  # its exchange is over; what it carries is late whatever it is
-                if (client := waiting.pop(to, "")) == "":
-                    continue
+            came = False
+            for reply in self.post.pull(waiting):
+                came = True
+                known = waiting.pop(reply.ticket) if reply.ticket in waiting else None
                 try:
-                    answer = transport.unpack(reply, self.max_bytes)
-                    if isinstance(answer, bytes):
-                        traffic.up[client] = traffic.up.get(client, 0) + len(answer)
-                        accept(client, answer)
-                        accepted += 1
-                    elif answer.code == "behind" and (again := behind(client, answer.reason)) is not None:
-                        self._push(kind, client, again, waiting, traffic)
+                    if known is None:  # nothing waits for it, but it may have to be told
+                        if isinstance(reply.answer, RejectedUpdate):
+                            raise reply.answer
                     else:
-                        self._refuse(traffic, client, answer.code, answer.reason)
+                        accepted += take(reply, known)
                 except RejectedUpdate as e:
-                    self._refuse(traffic, client, e.code, str(e))
-            now, limit = time.monotonic(), self.server.deadline_s
-            if limit is not None and (now > started + limit or now > enough_at + self.server.grace_s):
+                    self._refuse(traffic, reply, e, counts=known is not None or e.code == "equivocation")
+                if accepted >= until.need:
+                    enough_at = min(enough_at, self.clock.monotonic())
+                if self.clock.monotonic() > min(started + until.deadline_s, enough_at + until.grace_s):
+                    break
+            if self.clock.monotonic() > min(started + until.deadline_s, enough_at + until.grace_s):
                 break
-            if not replies:
-                time.sleep(POLL_S)
-        for client in waiting.values():
-            self._refuse(traffic, client, "deadline", f"no answer within {time.monotonic() - started:.1f} s")
-        self._stale = set(waiting)  # answers to older ones are not even fetched
+            if accepted >= until.need and all(self.post.gone(letter.client) for letter in waiting.values()):
+                break
+            if not came:
+                self.clock.sleep(POLL_S)
+        for letter in waiting.values():
+            late = RejectedUpdate("deadline", f"no answer within {self.clock.monotonic() - started:.1f} s")
+            self._refuse(traffic, Reply("", letter.client, late, proven=False), late)
+        self.post.cancel(waiting)
 
-    def _push(
-        self, kind: transport.Kind, client: str, payload: bytes, waiting: dict[str, str], traffic: Traffic
-    ) -> None:
-        (mid,) = self.grid.push_messages([transport.pack(kind, payload, self.nodes[client], kind)])
-        waiting[mid] = client
-        traffic.down[client] = traffic.down.get(client, 0) + len(payload)
-
-    def _refuse(self, traffic: Traffic, client: str, code: str, reason: str) -> None:
-        traffic.refused.append({"client": client, "code": code, "reason": reason})
-        log.warning("%s refused: %s: %s", client, code, reason)
-        self.observe("refused", traffic.refused[-1])
+    def _refuse(self, traffic: Traffic, reply: Reply, e: RejectedUpdate, counts: bool = True) -> None:
+        """Tell of a refusal; what nothing waited for is told to the audit only, unless it `counts`."""
+        client, size, digest = reply.client, reply.size, reply.sha256
+        if isinstance(reply.answer, bytes):
+            size, digest = len(reply.answer), hashlib.sha256(reply.answer).hexdigest()
+        if counts:
+            traffic.refused.append({"client": client, "code": e.code, "reason": str(e)})
+            if reply.proven and e.code not in transport.OURS:
+                traffic.blamed.add(client)
+        log.warning("%s refused: %s: %s", client, e.code, e)
+        said = {"client": client, "code": e.code, "reason": str(e), "size": size, "sha256": digest}
+        self.observe("refused", {**said, "proven": reply.proven})

@@ -8,25 +8,27 @@ most the work of clients whose updates were not yet journalled, and the run ends
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from fedft import codec, tensors, transport
+from fedft import codec, tensors
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, RejectedUpdate, RunPaused
 from fedft.recipe import Layout, Recipe, State
 from fedft.server import admission, sampling
 from fedft.server.checkpoint import Store
-from fedft.server.exchange import Exchange, Observer, Traffic
+from fedft.server.exchange import Clock, Exchange, Observer, Traffic, Until
 from fedft.server.metrics import MetricsFile
+from fedft.transport import Post
 from fedft.update import Job, Plan, Update
 
 log = logging.getLogger(__name__)
 
 NORM_ROUNDS, QUARANTINE_ROUNDS = 5, 10
 EVALUATION_BYTES = 8192  # an evaluation carries a header and no tensors
+DEADLINE_S = 3600.0  # of a deployment whose run file sets none: a round ends whatever the sites do
 MEASURED = ("loss", "accuracy", "rouge_l")
 
 
@@ -43,7 +45,7 @@ class Admitted:
 class Loop:
     """A run in progress. `observe` hears of everything a person may want to see."""
 
-    grid: transport.Grid
+    post: Post
     recipe: Recipe
     layout: Layout
     config: RunConfig
@@ -51,24 +53,47 @@ class Loop:
     store: Store
     metrics: MetricsFile
     observe: Observer = lambda kind, info: None
+    clock: Clock = time
+    deployed: bool = False
+    """Sites come and go: whoever is not there is waited for up to quorum and deadline, and never an error."""
+    caps: Mapping[str, int] = field(default_factory=dict)
+    """Most examples that a client may claim, where that is less than `[limits] max_num_examples`."""
+    lift: Collection[str] = ()
+    """Clients whose quarantine ends now."""
 
     def __post_init__(self) -> None:
-        c = self.config
-        limit = c.limits.max_bytes or codec.MAX_MESSAGE_BYTES
-        self._talk = Exchange(self.grid, self.recipe, c.server, c.codec.down, limit, self.observe)
+        self._talk = Exchange(
+            self.post,
+            self.recipe,
+            codec.encode_job(self.job),
+            self._enrolled,
+            self.config.codec.down,
+            self.observe,
+            self.clock,
+        )
         self._ranks: dict[str, int] = {}
         self._held_out: dict[str, int] = {}
 
-    def run(self, names: Mapping[int, str]) -> State:
+    def run(self, clients: Collection[str]) -> State:
         """Carry the run to its last round and return the final state.
 
         Args:
-            names: client by Flower node id; the roster.
+            clients: names of all who may take part.
         Raises:
-            ConfigError: the state found belongs to another run, or a client does not take part.
+            ConfigError: the state found belongs to another run, or a client of a simulation does not take part.
             RunPaused: a round stayed below quorum, or the disk is full; running again continues.
         """
-        self._enrol(names)
+        self._check(clients)
+        state, notes = self._found()
+        self._enrol()
+        self._report(state, notes)
+        while state.version < self.config.server.rounds:
+            state, notes = self._round(state, notes)
+            self._report(state, notes)
+        return state
+
+    def _found(self) -> tuple[State, dict[str, Any]]:
+        """The state to go on from: the newest on disk, or the first."""
         found = self.store.latest()
         if found is None:
             state = self.recipe.first_state(self.layout, max(self._ranks.values()), self.job.seed)
@@ -81,16 +106,17 @@ class Loop:
                 f"the state found is of run {notes['run']}, this is run {self.job.run}: "
                 "its config, base model or data have changed since; start in another folder"
             )
-        self._report(state, notes)
-        while state.version < self.config.server.rounds:
-            state, notes = self._round(state, notes)
-            self._report(state, notes)
-        return state
+        if lifted := {*self.lift} & {*notes["barred"]}:
+            notes["barred"] = [c for c in notes["barred"] if c not in lifted]
+            notes["refusals"] = [r for r in notes["refusals"] if r[1] not in lifted]
+            self.store.save(state, notes)
+        return state, notes
 
-    def _enrol(self, names: Mapping[int, str]) -> None:
-        roster = sorted(names.values(), key=str.encode)
+    def _check(self, clients: Collection[str]) -> None:
+        if not clients:
+            raise ConfigError("no clients: nobody is enrolled")
+        roster = sorted(clients, key=str.encode)
         ranks = self.config.ranks()
-        self._talk.nodes = {name: node for node, name in names.items()}
         self._ranks = {name: ranks[i % len(ranks)] for i, name in enumerate(roster)}
         if len(unlike := set(self._ranks.values())) > 1 and not self.recipe.unlike_ranks and self.layout.modules:
             raise ConfigError(
@@ -102,15 +128,30 @@ class Loop:
                 f"got {self.config.codec.down!r}"
             )
 
-        def accept(client: str, payload: bytes) -> None:
-            said = codec.decode_update(payload, {}, "fp32", max_bytes=EVALUATION_BYTES).metrics
-            self._held_out[client] = int(said.get("held_out", 0))
-
+    def _enrol(self) -> None:
+        """Send everybody the job. Who of a deployment is not there yet is sent it with its first plan."""
+        self.observe("enrolling", {"clients": list(self._ranks)})
+        until = Until(self._quorum(len(self._ranks)), self.config.server.grace_s) if self.deployed else Until()
         traffic = Traffic()
-        job = codec.encode_job(self.job)
-        self._talk.send("query", dict.fromkeys(roster, job), accept, len(roster), traffic)
+        self._talk.enrol(list(self._ranks), traffic, until)
         for refusal in traffic.refused:
-            raise ConfigError(f"client {refusal['client']} did not enrol: {refusal['code']}: {refusal['reason']}")
+            if not self.deployed:
+                raise ConfigError(f"client {refusal['client']} did not enrol: {refusal['code']}: {refusal['reason']}")
+
+    def _enrolled(self, client: str, payload: bytes) -> None:
+        said = codec.decode_update(payload, {}, "fp32", max_bytes=EVALUATION_BYTES).metrics
+        self._held_out[client] = int(said.get("held_out", 0))
+        self.observe("enrolled", {"client": client})
+
+    def _quorum(self, asked: int) -> int:
+        return max(1, math.ceil(self.config.server.quorum * asked - 1e-9))
+
+    def _until(self, need: int) -> Until:
+        """When an exchange ends."""
+        limit, grace = self.config.server.deadline_s, self.config.server.grace_s
+        if limit is None and not self.deployed:
+            return Until(need)
+        return Until(need, grace, limit or DEADLINE_S)
 
     # -- one round -----------------------------------------------------------------------------------------------
 
@@ -118,14 +159,14 @@ class Loop:
         started, number = time.monotonic(), state.version
         allowed = [c for c in self._ranks if c not in notes["barred"]]
         asked = sampling.cohort(allowed, self.config.clients.per_round, self.job.seed, number)
-        quorum = max(1, math.ceil(self.config.server.quorum * len(asked) - 1e-9))
+        quorum = self._quorum(len(asked))
+        self.store.check_room()
         norms = [n for of_round in notes["norms"] for n in of_round]
         admitted, traffic = self._recovered(state, asked, norms), Traffic()
         self.observe("round", {"round": number, "asked": asked})
-        for attempt in range(self.config.server.attempts):
-            self._collect(
-                state, [c for c in asked if c not in admitted.examples], attempt, quorum, norms, admitted, traffic
-            )
+        for _ in range(self.config.server.attempts):
+            if missing := [c for c in asked if c not in admitted.examples]:
+                self._collect(state, missing, quorum, norms, admitted, traffic)
             if len(admitted.examples) >= quorum:
                 break
         else:
@@ -156,7 +197,7 @@ class Loop:
             "seconds": {"train": trained - started, "aggregate": time.monotonic() - trained},
         }
         recent = [r for r in notes["refusals"] if r[0] > number - QUARANTINE_ROUNDS]
-        refusals = recent + [[number, r["client"]] for r in traffic.refused if r["code"] not in transport.OURS]
+        refusals = recent + [[number, client] for client in sorted(traffic.blamed, key=str.encode)]
         barred_now = _barred(refusals, self.config.limits.quarantine_after)
         kept = {
             "run": self.job.run,
@@ -172,14 +213,14 @@ class Loop:
         self,
         state: State,
         clients: list[str],
-        attempt: int,
         quorum: int,
         norms: list[float],
         admitted: Admitted,
         traffic: Traffic,
     ) -> None:
         """Ask these clients; what is admitted is durable when it enters `admitted`."""
-        plans = {c: self._talk.plan(self._bare_plan(state, c, attempt=attempt), state, c) for c in clients}
+        attempt = self.store.next_attempt()
+        plans = {c: self._bare_plan(state, c, attempt=attempt) for c in clients}
 
         def accept(client: str, payload: bytes) -> None:
             update, norm = self._admit(payload, client, plans[client], norms)
@@ -187,7 +228,13 @@ class Loop:
             _enter(admitted, client, update, norm, traffic.up[client])
             self.observe("admitted", {"round": state.version, "client": client, "metrics": update.metrics})
 
-        self._talk.ask("train", plans, state, accept, quorum - len(admitted.examples), traffic)
+        need = quorum - len(admitted.examples)
+        up, most = self.config.codec.up, self.config.limits.max_bytes
+        limits = {
+            c: most or codec.max_update_bytes(self.recipe.spec(self.layout, self._bare_plan(state, c)), up)
+            for c in clients
+        }
+        self._talk.ask("train", plans, state, accept, traffic, limits, self._until(need))
 
     def _recovered(self, state: State, asked: list[str], norms: list[float]) -> Admitted:
         """What a run that was killed in this round had made durable; anything else is passed over."""
@@ -204,9 +251,10 @@ class Loop:
     def _admit(
         self, payload: bytes, client: str, plan: Plan, norms: list[float], *, recovered: bool = False
     ) -> tuple[Update, float]:
-        c = self.config
+        c, cap = self.config, self.caps.get(client, self.config.limits.max_num_examples)
+        limits = replace(c.limits, max_num_examples=min(cap, c.limits.max_num_examples))
         return admission.admit(
-            payload, client, plan, self.recipe, self.layout, c.codec.up, c.limits, norms, recovered=recovered
+            payload, client, plan, self.recipe, self.layout, c.codec.up, limits, norms, recovered=recovered
         )
 
     def _updates(
@@ -268,9 +316,9 @@ class Loop:
         extra = {"rouge": True} if rouge else {}
         self.observe("evaluating", {"version": state.version, "asked": panel})
         traffic = Traffic()
-        bare = {c: self._bare_plan(state, c, evaluate=True, extra=extra) for c in panel}
-        plans = {c: self._talk.plan(p, state, c) for c, p in bare.items()}
-        self._talk.ask("evaluate", plans, state, accept, len(panel), traffic)
+        plans = {c: self._bare_plan(state, c, evaluate=True, extra=extra) for c in panel}
+        limits = dict.fromkeys(panel, EVALUATION_BYTES)
+        self._talk.ask("evaluate", plans, state, accept, traffic, limits, self._until(self._quorum(len(panel))))
         return dict(sorted(found.items())), traffic
 
 

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fedft import durable
 from fedft.errors import RunPaused
-from fedft.server import checkpoint
 
 
 class MetricsFile:
@@ -25,7 +25,7 @@ class MetricsFile:
                 break  # a torn last line
         kept = "".join(map(_text, self.lines)).encode()
         if not path.exists() or kept != path.read_bytes():
-            checkpoint.write(path, kept)
+            durable.write(path, kept)
 
     def has(self, version: int) -> bool:
         """Whether the line of this version is written."""

@@ -8,6 +8,7 @@ from statistics import fmean
 from fedft import evaluate, model
 from fedft.errors import ConfigError
 from fedft.handle import parameters_of
+from fedft.server import result
 from fedft.simulations import run as runs
 
 Metrics = dict[str, float]
@@ -39,12 +40,12 @@ def export_run(folder: Path, to: Path, *, merged: bool = False) -> str:
             raise ConfigError(f"--to {to}: is not empty")
     except OSError as e:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
-    place, _ = runs.reopen(folder)  # before --to is made: a run that cannot be read leaves nothing there
+    place, _ = runs.reopen(folder, data=False)  # before --to is made: a run that cannot be read leaves nothing there
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
-    kind = model.save_adapter(to, place.handle, place.base, runs.base_name(place.base))
+    kind = model.save_adapter(to, place.handle, place.base, result.base_name(place.base))
     place.base.tokenizer.save_pretrained(to)
     if not merged:
         return kind

@@ -17,19 +17,20 @@ from typing import Any
 import torch
 
 from fedft import config as configs
-from fedft import evaluate
+from fedft import durable, evaluate
 from fedft.client.memory import Memory
 from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.progress import size
 from fedft.recipe import State
-from fedft.server import checkpoint, sampling
+from fedft.server import sampling
 from fedft.server.checkpoint import Store
+from fedft.server.folder import changed
+from fedft.server.job import job_of
 from fedft.server.loop import Loop
 from fedft.server.metrics import MetricsFile
 from fedft.simulations import run as runs
-from fedft.transport import LocalGrid
 
 BASELINES = ("local", "central")
 SPREAD = ("after", "gain", "accuracy", "rouge_l")
@@ -98,10 +99,10 @@ def race(
             if (result := _finished(folder)) is None:
                 say(f"{label}, seed {seed}")
                 result = {**_one(label, config, folder), "config": config.to_dict()}
-                checkpoint.write(folder / RESULT, json.dumps(result).encode() + b"\n")
+                durable.write(folder / RESULT, json.dumps(result).encode() + b"\n")
             results.append({k: v for k, v in result.items() if k != "config"})
         rows.append({"method": label, "seeds": seeds, **_summed(results)})
-    checkpoint.write(out / TABLE, json.dumps(rows, indent=2).encode() + b"\n")
+    durable.write(out / TABLE, json.dumps(rows, indent=2).encode() + b"\n")
     return rows
 
 
@@ -150,7 +151,7 @@ def _changed(folder: Path, now: RunConfig) -> list[str]:
         before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
     else:
         return []
-    keys = [k for k in runs._changed(before, now) if k != "eval.every"]  # that one follows the rounds
+    keys = [k for k in changed(before, now) if k != "eval.every"]  # that one follows the rounds
     return keys + ["server.rounds"] * (before.server.rounds != now.server.rounds)
 
 
@@ -226,21 +227,20 @@ def _train_and_measure(
 ) -> dict[str, float]:
     """Train `owners` with the engine, then measure the result on the held-out rows of the panel."""
     config = place.config
-    nodes = {runs.FIRST_NODE + i: name for i, name in enumerate(owners)}
     clients = {name: replace(c, config=config, memory=Memory()) for name, c in owners.items()}
-    job = runs.job_of(config, place.base, clients)
+    job = job_of(config, place.base.digest, runs.rows_digest(clients))
     store, metrics = Store(folder / "state"), MetricsFile(folder / "metrics.jsonl", -1)
-    grid = LocalGrid(nodes, lambda node, message: clients[nodes[node]].answer(message))
+    post = runs.local_post(clients)
     state0 = place.recipe.first_state(place.layout, max(config.ranks()), job.seed)
     before = _measure(place, state0, panel, job.seed)
-    state = Loop(grid, place.recipe, place.layout, config, job, store, metrics).run(nodes)
+    state = Loop(post, place.recipe, place.layout, config, job, store, metrics).run(clients)
     after = _measure(place, state, panel, job.seed)
     seconds = sum(line["seconds"]["train"] for line in metrics.lines if "round" in line)
     return {"before": before["loss"], "after": after["loss"], "accuracy": after["accuracy"], "seconds": seconds}
 
 
 def _measure(place: runs.Workplace, state: State, panel: Sequence[str], seed: int) -> dict[str, float]:
-    runs.stand(place, state, seed)
+    place.stand(state)
     c, found = place.config.eval, []
     for name in panel:
         if rows := place.clients[name].test_rows[: c.max_rows]:

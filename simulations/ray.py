@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +23,7 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError, FedftError
 from fedft.recipe import State
 from fedft.server.checkpoint import Store
+from fedft.server.job import job_of
 from fedft.server.loop import Loop, Observer
 from fedft.server.metrics import MetricsFile
 from fedft.transport import Message
@@ -35,7 +36,7 @@ def carry(
     config: RunConfig,
     place: Any,
     job: Job,
-    names: Mapping[int, str],
+    clients: Collection[str],
     store: Store,
     metrics: MetricsFile,
     observe: Observer,
@@ -53,8 +54,9 @@ def carry(
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            nodes = _nodes(grid, sorted(names.values(), key=str.encode))
-            ended["state"] = Loop(grid, place.recipe, place.layout, config, job, store, metrics, observe).run(nodes)
+            nodes = _nodes(grid, sorted(clients, key=str.encode))
+            post = transport.GridPost(grid, nodes)
+            ended["state"] = Loop(post, place.recipe, place.layout, config, job, store, metrics, observe).run(nodes)
         except FedftError as e:
             ended["error"] = e
 
@@ -64,7 +66,7 @@ def carry(
         run_simulation(
             server,
             _client_app(json.dumps(config.to_dict())),
-            num_supernodes=len(names),
+            num_supernodes=len(clients),
             backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": 0.0}},
         )
     if "state" not in ended:
@@ -72,8 +74,8 @@ def carry(
     return ended["state"]
 
 
-def _nodes(grid: Grid, clients: list[str]) -> dict[int, str]:
-    """Client by node id, once all nodes are there; the engine numbers its nodes at random, so they are sorted."""
+def _nodes(grid: Grid, clients: list[str]) -> dict[str, int]:
+    """Node id by client, once all nodes are there; the engine numbers its nodes at random, so they are sorted."""
     until = time.monotonic() + WAIT_S
     while len(ids := sorted(grid.get_node_ids())) < len(clients):
         if time.monotonic() > until:
@@ -86,7 +88,7 @@ def _nodes(grid: Grid, clients: list[str]) -> dict[int, str]:
         part = transport.unpack(reply, 64)
         if not isinstance(part, bytes):
             raise ConfigError(f"a node did not say which client it is: {part.reason}")
-        found[reply.metadata.src_node_id] = clients[int(part)]
+        found[clients[int(part)]] = reply.metadata.src_node_id
     return found
 
 
@@ -115,7 +117,7 @@ def _resident(config: str) -> list[Any]:
     parsed = configs.from_dict(json.loads(config))
     torch.set_num_threads(parsed.local.threads)
     place = runs.workplace(parsed)
-    job = runs.job_of(parsed, place.base, place.clients)
+    job = job_of(parsed, place.base.digest, runs.rows_digest(place.clients))
     clients = [place.clients[name] for name in sorted(place.clients, key=str.encode)]
     for client in clients:
         client.join(job)  # without being asked: any worker may be the one that trains it

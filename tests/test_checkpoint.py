@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedft import tensors
+from fedft import durable, tensors
 from fedft.errors import RunPaused, StateDamaged
 from fedft.recipe import State
-from fedft.server import checkpoint
 from fedft.server.checkpoint import Store
 
 
@@ -111,4 +110,4 @@ def test_a_full_disk_pauses_the_run_and_keeps_the_old_state(tmp_path: Path, monk
 
 
 def test_verified_is_none_for_what_is_not_there(tmp_path: Path) -> None:
-    assert checkpoint.verified(tmp_path / "nothing") is None
+    assert durable.verified(tmp_path / "nothing") is None

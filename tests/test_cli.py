@@ -17,6 +17,7 @@ from fedft.config import RunConfig, Server
 from fedft.errors import ConfigError
 from fedft.progress import table
 from fedft.recipe import State
+from fedft.server import folder
 from fedft.server.checkpoint import Store
 from fedft.simulations import run as runs
 
@@ -150,15 +151,15 @@ def test_a_simulation_prints_a_row_per_state_and_how_to_load_the_model(
 def test_a_folder_that_was_left_before_the_run_began_counts_as_empty(tmp_path: Path) -> None:
     (tmp_path / "state" / "journal").mkdir(parents=True)
     (tmp_path / "state" / "lock").write_bytes(b"")
-    assert runs.prepare(RunConfig(), tmp_path, False) == tmp_path
+    assert folder.prepare(RunConfig(), tmp_path, False) == tmp_path
     (tmp_path / "state" / "journal" / "00000000").mkdir()
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
-        runs.prepare(RunConfig(), tmp_path, False)
+        folder.prepare(RunConfig(), tmp_path, False)
 
 
 def test_a_run_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
-    first, second, third = (runs.alone(tmp_path) for _ in range(3))
+    first, second, third = (folder.alone(tmp_path) for _ in range(3))
     first.__enter__()
     with pytest.raises(ConfigError, match="another process is running this run"):
         second.__enter__()

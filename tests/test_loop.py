@@ -16,7 +16,7 @@ from fedft.recipe import Recipe, State
 from fedft.server.checkpoint import Store
 from fedft.server.loop import Loop
 from fedft.server.metrics import MetricsFile
-from fedft.transport import LocalGrid, Message
+from fedft.transport import GridPost, LocalGrid, Message
 from fedft.update import Job, Plan, Update
 
 NAMES = {10: "anna", 11: "bert", 12: "carl"}
@@ -95,10 +95,11 @@ class Run:
         found = store.latest()
         self.metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
         job = Job(testing.RUN, testing.SEED, {"name": name}, {}, {"digest": "x"})
-        self.loop = Loop(self.grid, self.recipe, toy.layout, self.config, job, store, self.metrics)
+        self.post = GridPost(self.grid, {name: node for node, name in NAMES.items()})
+        self.loop = Loop(self.post, self.recipe, toy.layout, self.config, job, store, self.metrics)
 
     def digest(self) -> str:
-        return tensors.digest(self.loop.run(NAMES).tensors)
+        return tensors.digest(self.loop.run(NAMES.values()).tensors)
 
 
 @pytest.mark.parametrize("name", strategies.BUILT_IN)
@@ -127,9 +128,9 @@ def test_a_run_killed_at_any_commit_and_resumed_ends_with_the_same_bytes(
 ) -> None:
     undisturbed = Run(tmp_path / "a", name)
     wanted = undisturbed.digest()
-    import fedft.server.checkpoint as checkpoint
+    import fedft.durable as durable
 
-    real, calls = checkpoint.commit, []
+    real, calls = durable.commit, []
 
     def dying(path: Path, body: bytes) -> None:
         calls.append(path)
@@ -139,7 +140,7 @@ def test_a_run_killed_at_any_commit_and_resumed_ends_with_the_same_bytes(
             raise Killed
         real(path, body)
 
-    monkeypatch.setattr(checkpoint, "commit", dying)
+    monkeypatch.setattr(durable, "commit", dying)
     with pytest.raises(Killed):
         Run(tmp_path / "b", name).digest()
     monkeypatch.undo()
@@ -153,17 +154,17 @@ def test_a_run_killed_at_any_commit_and_resumed_ends_with_the_same_bytes(
 def test_an_admitted_update_is_not_asked_for_again_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fedft.server.checkpoint as checkpoint
+    import fedft.durable as durable
 
-    real, calls = checkpoint.commit, []
+    real, calls = durable.commit, []
 
     def dying(path: Path, body: bytes) -> None:
         real(path, body)
         calls.append(path)
-        if len(calls) == 3:  # generation 0, then two updates of round 0
+        if len(calls) == 4:  # generation 0, the attempt's number, then two updates of round 0
             raise Killed
 
-    monkeypatch.setattr(checkpoint, "commit", dying)
+    monkeypatch.setattr(durable, "commit", dying)
     with pytest.raises(Killed):
         Run(tmp_path).digest()
     monkeypatch.undo()
@@ -309,19 +310,19 @@ def test_a_refusal_is_bounded_and_costs_only_who_refuses(tmp_path: Path, code: s
 def test_a_resumed_round_has_the_norms_and_upload_bytes_of_an_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fedft.server.checkpoint as checkpoint
+    import fedft.durable as durable
 
     whole = Run(tmp_path / "a")
     whole.digest()
-    real, calls = checkpoint.commit, []
+    real, calls = durable.commit, []
 
     def dying(path: Path, body: bytes) -> None:
         real(path, body)
         calls.append(path)
-        if len(calls) == 4:  # generation 0 and all three updates of round 0
+        if len(calls) == 5:  # generation 0, the attempt's number and all three updates of round 0
             raise Killed
 
-    monkeypatch.setattr(checkpoint, "commit", dying)
+    monkeypatch.setattr(durable, "commit", dying)
     with pytest.raises(Killed):
         Run(tmp_path / "b").digest()
     monkeypatch.undo()
@@ -364,7 +365,7 @@ def test_a_deadline_closes_the_round_with_those_who_answered(tmp_path: Path) -> 
             return super().pull_messages([*train, *ready])
 
     run = Run(tmp_path, deadline_s=5.0, grace_s=0.0, quorum=0.6)
-    run.loop._talk.grid = Slow(NAMES, run.grid._answer)
+    run.post._grid = Slow(NAMES, run.grid._answer)
     run.digest()
     assert all(line["participants"] == ["anna", "carl"] for line in run.metrics.lines[1:])
     assert {r["code"] for line in run.metrics.lines[1:] for r in line["refused"]} == {"deadline"}

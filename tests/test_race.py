@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from fedft import config as configs
-from fedft import stdlib_base
+from fedft import durable, stdlib_base
 from fedft.errors import ConfigError
-from fedft.server import checkpoint
 from fedft.simulations import race as races
 from fedft.simulations import run as runs
 
@@ -130,14 +129,14 @@ def test_an_unfinished_run_of_another_config_is_refused(race: Race, tmp_path: Pa
 
 def test_a_baseline_that_was_stopped_starts_afresh(race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it left is of any config: its state and its seconds must not be found in the result."""
-    real = checkpoint.write
+    real = durable.write
 
     def stopped(path: Path, body: bytes) -> None:
         assert path.name != races.RESULT
         real(path, body)
 
     with monkeypatch.context() as m:
-        m.setattr(checkpoint, "write", stopped)
+        m.setattr(durable, "write", stopped)
         with pytest.raises(AssertionError):
             race(tmp_path / "a", "central", more=("local.steps=7", "server.rounds=2"))
     left = tmp_path / "a/central/seed-0/trained"

@@ -1,0 +1,71 @@
+"""A run's folder: made or taken up again, and held by one process at a time."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from fedft import config as configs
+from fedft.config import RunConfig
+from fedft.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
+    """Make the run folder and see that it is ours: writable, empty or to be resumed, of the same config."""
+    there = (folder / "config.toml").exists()
+    if there and not resume:
+        raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another folder starts anew")
+    if resume and not there:
+        raise ConfigError(f"--resume {folder}: there is no run to resume, no config.toml")
+    try:
+        if not there and folder.is_dir() and _holds_more(folder):
+            raise ConfigError(f"--out {folder}: is not empty and holds no run; another folder starts one")
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as e:
+        raise ConfigError(f"--out {folder}: cannot be written: {e.strerror}") from e
+    if there:
+        before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
+        if keys := changed(before, config):
+            raise ConfigError(f"--resume {folder}: the run file has changed in {', '.join(keys)}; start a new run")
+    return folder
+
+
+def _holds_more(folder: Path) -> bool:
+    """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written."""
+    left = {"state", "state/lock", "state/journal", ".writable", "config.toml.tmp"}
+    return any(p.relative_to(folder).as_posix() not in left for p in folder.rglob("*"))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from running this run; a killed process holds no lock."""
+    try:
+        lock = (folder / "state" / "lock").open("wb")
+    except OSError as e:
+        raise ConfigError(f"--out {folder}: cannot be written: {e.strerror}") from e
+    with lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise ConfigError(f"--out {folder}: another process is running this run") from e
+            except OSError:
+                log.warning("%s: this file system has no locks; do not run the run twice at once", folder)
+        yield
+
+
+def changed(before: RunConfig, now: RunConfig) -> list[str]:
+    """`table.key` of what differs, but for the number of rounds: a run may be made longer."""
+    a, b = before.to_dict(), replace(now, server=replace(now.server, rounds=before.server.rounds)).to_dict()
+    return [f"{t}.{k}" for t in b for k in sorted(a[t].keys() | b[t].keys()) if a[t].get(k) != b[t].get(k)]

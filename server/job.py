@@ -1,0 +1,32 @@
+"""What a run is, said once to every client: the parts of the run file it needs, and the run's identifier."""
+
+import hashlib
+import json
+
+from fedft.config import RunConfig
+from fedft.update import Job
+
+NOT_THE_CLIENTS = {"model": ("id", "device"), "data": ("train", "test", "partition", "client", "clients", "alpha")}
+
+
+def job_of(config: RunConfig, base_digest: str, who: bytes) -> Job:
+    """The job of `config`. Its identifier changes with the config (rounds, limits, evaluation apart), base and `who`.
+
+    Args:
+        base_digest: of the base model that everybody must have.
+        who: digest of whose data it is: the rows in a simulation, nothing in a deployment, where sites come and go.
+    """
+    tables = config.to_dict()
+    fixed = {t: v for t, v in tables.items() if t not in ("server", "eval", "limits")}
+    h = hashlib.sha256(json.dumps([fixed, config.server.seed, base_digest], sort_keys=True).encode() + who)
+    said = {t: {k: v for k, v in tables[t].items() if k not in gone} for t, gone in NOT_THE_CLIENTS.items()}
+    return Job(
+        h.hexdigest()[:16],
+        config.server.seed,
+        tables["strategy"],
+        tables["local"],
+        {**said["model"], "digest": base_digest},
+        tables["codec"],
+        said["data"],
+        tables["eval"],
+    )

@@ -1,0 +1,102 @@
+"""What a run leaves for others to read: config.toml, summary.json, model/ and TensorBoard events."""
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedft import durable, model, tensors
+from fedft.config import RunConfig
+from fedft.handle import ModelHandle
+from fedft.model import Base
+from fedft.recipe import Layout, Recipe, State, Turn
+from fedft.update import Plan
+
+VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
+
+
+def stand(config: RunConfig, recipe: Recipe, layout: Layout, handle: ModelHandle, state: State) -> None:
+    """Put the model at `state`, as a new client would."""
+    rank, seed = max(config.ranks()) if layout.modules else 0, config.server.seed
+    plan = Plan("", state.version, state.version, rank=rank, learning_rate=config.local.learning_rate)
+    plan = replace(plan, tensors=recipe.downlink(state, None, plan))
+    held = recipe.receive(None, plan)
+    recipe.start(handle, Turn(plan, held, tensors.digest(held), config.local, seed, seed))
+
+
+def finish(
+    folder: Path, config: RunConfig, base: Base, handle: ModelHandle, state: State, clients: int,
+    lines: list[dict[str, Any]], seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Write model (which stands at `state`), summary and events of a finished run; returns the summary."""
+    model.save_adapter(folder / "model", handle, base, base_name(base))
+    summary = summary_of(config, base, clients, state, lines, seconds)
+    _json(folder / "summary.json", summary)
+    _events(folder, lines)
+    return summary
+
+
+def base_name(base: Base) -> str:
+    """What `from_pretrained` takes on this machine."""
+    return str(getattr(base.model.config, "_name_or_path", "") or base.source)
+
+
+def summary_of(
+    config: RunConfig, base: Base, clients: int, state: State, lines: list[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
+    measured = [line for line in lines if "evaluation" in line]
+    names = sorted({n for line in measured for n in line} & {"loss", "accuracy", "rouge_l"})
+    ends = [{n: line[n] for n in names if n in line} for line in (measured[0], measured[-1])] if measured else [{}, {}]
+    return {
+        "strategy": config.strategy.name,
+        "rounds": state.version,
+        "clients": clients,
+        "seed": config.server.seed,
+        "initial": ends[0],
+        "final": ends[1],
+        "bytes_up": sum(line["bytes_up"] for line in lines),
+        "bytes_down": sum(line["bytes_down"] for line in lines),
+        "seconds": round(max(seconds, sum(sum(line["seconds"].values()) for line in lines)), 3),  # resumed: all of it
+        "refused": sum(len(line.get("refused", [])) for line in lines),
+        "state_digest": tensors.digest(state.tensors),
+        "model": "model",
+        "task": config.model.task,
+        "base": base.source,
+        "base_digest": base.digest,
+    }
+
+
+def write_config(folder: Path, config: RunConfig, base: Base) -> None:
+    made = {p: _version(p) for p in VERSIONS} | {"python": platform.python_version()}
+    head = "".join(f"# {k} {v}\n" for k, v in {**made, "base": base.digest}.items() if v)
+    text = f"# The run as it was resolved, made with\n{head}\n{tomli_w.dumps(config.to_dict())}"
+    durable.write(folder / "config.toml", text.encode())
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _json(path: Path, value: Any) -> None:
+    durable.write(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _events(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """TensorBoard events, written once from the metrics so that a resumed run has each point once."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    events = folder / "events"
+    for old in events.glob("*tfevents*"):
+        old.unlink()
+    with SummaryWriter(str(events)) as writer:
+        for line in lines:
+            for name in ("loss", "accuracy", "rouge_l", "train_loss", "bytes_up", "bytes_down"):
+                if name in line:
+                    writer.add_scalar(name, line[name], line["version"])
