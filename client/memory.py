@@ -1,8 +1,20 @@
-"""What a client keeps between rounds: the state it stands at. A server that is told "behind" sends what is missing."""
+"""What a client keeps between rounds: the state it stands at. A server that is told "behind" sends what is missing.
 
-from dataclasses import dataclass, field
+A site of a deployment keeps it on its disk, beside the answer it sent last:
 
-from fedft import tensors
+    state.fedft     SHA-256 of the rest, then a safetensors body: tensors, run, version
+    answer.fedft    SHA-256 of the rest, then a line of JSON (what was asked, what work it took) and the answer's bytes
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fedft import durable, tensors
 from fedft.recipe import State
 from fedft.tensors import Tensors
 
@@ -32,3 +44,53 @@ class Memory:
         used = {f"{m.held.version}:{m.digest}" for m in self.everyone if m.held is not None} | {key}
         for unused in self.pool.keys() - used:
             del self.pool[unused]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which request an answer is to, and the work it took."""
+
+    run: str
+    round: int
+    attempt: int
+    plan: str
+    """SHA-256 of the plan, hexadecimal."""
+    work: str = ""
+    """Equal for requests whose answers are equal but for the attempt's number."""
+
+
+class SiteDisk:
+    """A site's files under `folder`; what does not verify is as if it were not there."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._state, self._answer = folder / "state.fedft", folder / "answer.fedft"
+
+    def keep_answer(self, asked: Asked, payload: bytes) -> None:
+        """Make the answer durable, before it is sent: whatever happens, these bytes go out again."""
+        durable.commit(self._answer, json.dumps(asdict(asked)).encode() + b"\n" + payload)
+
+    def answer(self) -> tuple[Asked, bytes] | None:
+        """The answer kept last."""
+        try:
+            head, _, payload = (durable.verified(self._answer) or b"").partition(b"\n")
+            return Asked(**json.loads(head)), payload
+        except (ValueError, TypeError):
+            return None
+
+    def keep_state(self, run: str, state: State) -> None:
+        """Make the held state durable; it may always be lost, the server sends it again."""
+        meta = {"run": run, "version": str(state.version)}
+        durable.commit(self._state, save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta))
+
+    def state(self, run: str) -> State | None:
+        """The state held in that run."""
+        body = durable.verified(self._state)
+        try:
+            if body is not None:
+                meta = durable.metadata(body)
+                if meta["run"] == run:
+                    return State(int(meta["version"]), load_tensors(body))
+        except (SafetensorError, KeyError, ValueError):
+            pass
+        return None

@@ -5,8 +5,8 @@ train      Plan     -> Update: what the local steps changed
 evaluate   Plan     -> Update without tensors: metrics on the held-out rows
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -17,7 +17,7 @@ from fedft.data import Example
 from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.handle import ModelHandle
 from fedft.model import Base
-from fedft.recipe import Recipe, Turn
+from fedft.recipe import Batch, Recipe, Turn
 from fedft.update import Job, Plan, Update
 
 MAX_PLAN_BYTES = 2**31 - 1
@@ -38,6 +38,8 @@ class Client:
     recipe: Recipe
     config: RunConfig
     memory: Memory = field(default_factory=Memory)
+    step: int = 0
+    """Local steps begun in the round at hand, for those who wait."""
     _run: str = ""
     _run_seed: int = 0
 
@@ -56,8 +58,18 @@ class Client:
 
     def carry_out(self, plan: Plan) -> bytes:
         """Train or evaluate as the plan says; the encoded update. Raises PlanRefused."""
-        update = self.evaluate(plan) if plan.evaluate else self.train(plan)
+        turn = self.install(plan)
+        return self.encode(self.evaluate(turn) if plan.evaluate else self.train(turn))
+
+    def encode(self, update: Update) -> bytes:
+        """The update as it travels."""
         return codec.encode_update(update, self.config.codec.up)
+
+    def relabelled(self, payload: bytes, plan: Plan) -> bytes:
+        """An encoded update of the same work, as the answer to another attempt."""
+        spec = self.recipe.spec(self.handle.layout, plan)
+        update = codec.decode_update(payload, spec, self.config.codec.up)
+        return self.encode(replace(update, round=plan.round, attempt=plan.attempt))
 
     def enrol(self, job: Job) -> bytes:
         """Agree on the run; answers with the numbers of rows to train on and held out. Raises PlanRefused."""
@@ -78,29 +90,30 @@ class Client:
             )
         self._run, self._run_seed = job.run, job.seed
 
-    def train(self, plan: Plan) -> Update:
-        """Install what came down, take the local steps, return what changed."""
-        turn = self._install(plan)
-        rows = data.batches(
-            self.train_rows,
-            batch_size=self.config.local.batch_size,
-            steps=plan.steps,
-            seed=turn.seed,
-            pad_id=self.base.pad_id,
-        )
+    def train(self, turn: Turn) -> Update:
+        """Take the local steps from the installed state; what changed."""
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(turn.seed)  # dropout
-                delta, metrics = self.recipe.local(self.handle, rows, turn)
+                delta, metrics = self.recipe.local(self.handle, self._batches(turn), turn)
         except FloatingPointError as e:
             raise PlanRefused("nonfinite", str(e)) from e
-        return self._update(plan, delta, len(self.train_rows), metrics)
+        return self._update(turn.plan, delta, len(self.train_rows), metrics)
 
-    def evaluate(self, plan: Plan) -> Update:
-        """Metrics of the state on the held-out rows, and ROUGE-L when the plan asks for it."""
-        if not self.test_rows:
-            raise PlanRefused("no_rows", "there are no held-out rows here")
-        self._install(plan)
+    def _batches(self, turn: Turn) -> Iterator[Batch]:
+        rows = data.batches(
+            self.train_rows,
+            batch_size=self.config.local.batch_size,
+            steps=turn.plan.steps,
+            seed=turn.seed,
+            pad_id=self.base.pad_id,
+        )
+        for self.step, batch in enumerate(rows, 1):
+            yield batch
+
+    def evaluate(self, turn: Turn) -> Update:
+        """Metrics of the installed state on the held-out rows, and ROUGE-L when the plan asks for it."""
+        plan = turn.plan
         rows = self.test_rows[: self.config.eval.max_rows]
         found = evaluate.evaluate(self.handle, rows, self.config.eval.batch_size, self.base.pad_id)
         if plan.extra.get("rouge"):
@@ -108,9 +121,12 @@ class Client:
             found["rouge_l"] = evaluate.rouge_l(self.handle, rows, self.base.tokenizer, new)
         return self._update(plan, {}, max(1, len(rows)), found)
 
-    def _install(self, plan: Plan) -> Turn:
+    def install(self, plan: Plan) -> Turn:
+        """Bring the model to the plan's state. Raises PlanRefused, `behind` with the version held if that fails."""
         if plan.run != self._run:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
+        if plan.evaluate and not self.test_rows:
+            raise PlanRefused("no_rows", "there are no held-out rows here")
         held = self.memory.held
         if plan.have is not None and (held is None or held.version != plan.have):
             raise PlanRefused("behind", str(held.version if held else "none"))

@@ -1,4 +1,4 @@
-"""The front door: `fedft simulate | strategies | check-strategy | eval | export`.
+"""The front door: every command of `fedft`; those of a deployment are in `cli_deploy.py` and `cli_keys.py`.
 
 Imports what a command needs when it runs, so that `fedft --help` answers at once. A user's mistake is one line on
 stderr and a non-zero exit code; a traceback is a bug of ours.
@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from fedft.errors import EXIT_INTERRUPTED, FedftError
+from fedft import cli_deploy, cli_keys
+from fedft.errors import EXIT_INTERRUPTED, FedftError, Interrupted
 
 app = typer.Typer(
     name="fedft",
@@ -22,12 +23,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Interrupted(FedftError):
-    """Ctrl-C in a run that can be resumed."""
-
-    exit_code = EXIT_INTERRUPTED
 
 
 DECLARED = ("linear", "ring_summable", "reveals_clients", "unlike_ranks")
@@ -183,6 +178,12 @@ def export(
 
     kind = measure.export_run(folder, to, merged=merged)
     typer.echo(json.dumps({"kind": kind, "folder": str(to)}) if as_json else f"{kind} written to {to}")
+
+
+app.command()(cli_deploy.split)
+app.add_typer(cli_keys.app, name="keys")
+app.command()(cli_deploy.server)
+app.command()(cli_deploy.client)
 
 
 def main() -> None:

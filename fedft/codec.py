@@ -13,9 +13,9 @@
     body     the tensors' bytes in the table's order, row-major, exactly as many as the table implies; a job has none
 
 JSON is compact UTF-8 with sorted keys: equal values make equal bytes. Refused in it: a key twice, an unknown key, NaN
-and Infinity, an integer of 2^53 or more, half a surrogate pair in a value that is used. Metrics not finite, not
-named [a-z0-9_.]{1,64} or beyond the first 32 by name are dropped. Names of tensors and of `extra` are printable ASCII
-without space, quote and backslash, at most 200 and 64 characters.
+and Infinity, an integer of 2^53 or more, half a surrogate pair in a value that is used. Metrics beyond
++-1e30, not named [a-z0-9_.]{1,64} or beyond the first 32 by name are dropped. Names of tensors and of `extra` are
+printable ASCII without space, quote and backslash, at most 200 and 64 characters.
 
 A float32 tensor travels in the codec of the message; int32 and uint16 travel as they are. Of n > 0 entries:
 
@@ -65,6 +65,7 @@ MAX_HEADER_BYTES = 4096  # ours take about 80; 32 metrics with the longest names
 MAX_JOB_BYTES = 64 * 1024
 MAX_TENSORS = 8192  # an 80-layer model with all its modules adapted has about 1,100
 MAX_METRICS = 32
+MAX_METRIC = 1e30  # sums and means of what clients say stay finite
 MAX_ABS = 1e4
 
 _FRAME = struct.Struct("<4sHBHI")
@@ -298,11 +299,17 @@ def _is_number(value: Any) -> bool:
 def _metrics(value: Any) -> dict[str, float]:
     """The usable metrics by name; a whole number as int, which is equal and shorter to send."""
     _want(isinstance(value, Mapping), "an object", value)
-    usable = {k: float(v) for k, v in value.items() if isinstance(k, str) and _METRIC.fullmatch(k) and _is_number(v)}
+    usable = {k: float(v) for k, v in value.items() if isinstance(k, str) and _METRIC.fullmatch(k) and _is_metric(v)}
     kept = {k: usable[k] for k in sorted(usable)[:MAX_METRICS]}
     if dropped := [k for k in value if k not in kept]:
-        log.warning("%d metrics dropped, %.80r first: too many, not finite or misnamed", len(dropped), dropped[0])
+        log.warning(
+            "%d metrics dropped, %.80r first: too many, not finite, too large or misnamed", len(dropped), dropped[0]
+        )
     return {k: int(v) if v.is_integer() and abs(v) < 2**53 else v for k, v in kept.items()}
+
+
+def _is_metric(value: Any) -> bool:
+    return _is_number(value) and abs(value) <= MAX_METRIC
 
 
 def _plain(value: Any, depth: int = 16) -> Any:

@@ -289,7 +289,7 @@ def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
             options = {k: v for k, v in table.items() if k != "name"}
             built[name] = Strategy(_typed(str, table.get("name", Strategy.name), f"{where}: [strategy] name"), options)
         else:
-            built[name] = _table(kind, table, f"{where}: [{name}]")
+            built[name] = checked_table(kind, table, f"{where}: [{name}]")
     config = RunConfig(**built)
     _check(config, where)
     return config
@@ -318,7 +318,8 @@ def _for_strategy(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
     return merged
 
 
-def _table(kind: type, table: Mapping[str, Any], where: str) -> Any:
+def checked_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
+    """The dataclass `kind` from a table: unknown keys refused, types checked, defaults filled in."""
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in hints:

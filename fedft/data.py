@@ -119,7 +119,7 @@ def encode_label(
 
     A label is one of `labels`, or already its place there (as the hub's class labels are).
     """
-    found = fill(f"{{{label_field}}}", row, where)
+    found = _value(row, label_field, where)  # a field's name, never a template
     if found in labels:
         label = labels.index(found)
     elif type(value := row[label_field]) is int and 0 <= value < len(labels):

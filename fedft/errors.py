@@ -5,6 +5,8 @@
     |- DataError          a record, file or model does not fit the task                                   (exit 2)
     |- RunPaused          quorum not reached or disk full: state is safe, the same command resumes        (exit 75)
     |- StateDamaged       no generation of the run's state can be trusted                                 (exit 65)
+    |- KeyFault           a private key file is missing, unreadable as a key, or open to others           (exit 77)
+    |- Interrupted        Ctrl-C or SIGTERM: the same command goes on                                    (exit 130)
     |- PlanRefused        the site's policy does not allow what the server asks; carries a code
     `- RejectedUpdate     a peer's bytes do not fit; carries a code; costs the other peers nothing
 
@@ -12,7 +14,7 @@ Our own mistakes raise Python's own exceptions and show a traceback; a user's mi
 line: what was found, what was wanted, where to look.
 """
 
-EXIT_USAGE, EXIT_DAMAGED, EXIT_PAUSED, EXIT_INTERRUPTED = 2, 65, 75, 130
+EXIT_USAGE, EXIT_DAMAGED, EXIT_PAUSED, EXIT_KEYS, EXIT_INTERRUPTED = 2, 65, 75, 77, 130
 
 
 class FedftError(Exception):
@@ -43,6 +45,18 @@ class StateDamaged(FedftError):
     """Files of state exist but none verifies; nothing was overwritten."""
 
     exit_code = EXIT_DAMAGED
+
+
+class KeyFault(FedftError):
+    """A private key file that cannot be used; the message names the file and never shows what is in it."""
+
+    exit_code = EXIT_KEYS
+
+
+class Interrupted(FedftError):
+    """Somebody stopped a run that can go on."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 class Refusal(FedftError):

@@ -60,7 +60,7 @@ class Store:
             body = durable.verified(self._path(v))
             try:
                 if body is not None:
-                    meta = _metadata(body)
+                    meta = durable.metadata(body)
                     return State(int(meta["version"]), load_tensors(body)), json.loads(meta["notes"])
             except (SafetensorError, KeyError, ValueError):
                 pass
@@ -102,11 +102,6 @@ class Store:
     def _versions(self) -> list[int]:
         found = (re.fullmatch(r"gen-(\d{8})\.fedft", p.name) for p in self._folder.iterdir())
         return sorted(int(m[1]) for m in found if m)
-
-
-def _metadata(body: bytes) -> dict[str, str]:
-    size = int.from_bytes(body[:8], "little")  # safetensors: length of the JSON header, then the header
-    return json.loads(body[8 : 8 + size])["__metadata__"]
 
 
 def _file(client: str) -> str:

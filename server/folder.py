@@ -1,21 +1,13 @@
 """A run's folder: made or taken up again, and held by one process at a time."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from fedft import config as configs
+from fedft import durable
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
-log = logging.getLogger(__name__)
 
 
 def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
@@ -47,22 +39,9 @@ def _holds_more(folder: Path) -> bool:
     return any(p.relative_to(folder).as_posix() not in left for p in folder.rglob("*"))
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from running this run; a killed process holds no lock."""
-    try:
-        lock = (folder / "state" / "lock").open("wb")
-    except OSError as e:
-        raise ConfigError(f"--out {folder}: cannot be written: {e.strerror}") from e
-    with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise ConfigError(f"--out {folder}: another process is running this run") from e
-            except OSError:
-                log.warning("%s: this file system has no locks; do not run the run twice at once", folder)
-        yield
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes from running this run."""
+    return durable.alone(folder / "state" / "lock", f"--out {folder}: another process is running this run")
 
 
 def changed(before: RunConfig, now: RunConfig) -> list[str]:

@@ -1,0 +1,80 @@
+"""`fedft client`: one site, until it is told to stop. Base model and data are loaded once and stay.
+
+main thread     the transport: takes messages, answers STATUS at once      (Node)
+worker thread   the one request at hand: joins a run, trains, evaluates    (Responder.work)
+"""
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedft import durable, keys, resident, rows, strategies
+from fedft.client import policy
+from fedft.client.memory import SiteDisk
+from fedft.client.respond import Responder
+from fedft.client.site import SiteConfig
+from fedft.client.supernode import Node
+from fedft.client.train import Client
+from fedft.config import RunConfig
+from fedft.errors import ConfigError, DataError, PlanRefused
+from fedft.recipe import Recipe
+from fedft.resident import Resident
+from fedft.update import Job
+
+log = logging.getLogger(__name__)
+
+
+def attend(site: SiteConfig, stop: threading.Event) -> None:
+    """Serve the site until `stop` is set.
+
+    Raises ConfigError or KeyFault for what is wrong with the site's own files; all else is retried and logged.
+    """
+    own, state = Path(site.keys.folder), Path(site.site.state)
+    signing, node = keys.load_signing(own / "signing.key"), keys.load_ecdsa(own / "node.key")
+    server, ca = keys.load_public(Path(site.server.key)), Path(site.server.ca).read_bytes()
+    disk = SiteDisk(state)
+    with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
+        allowed = partial(policy.check_plan, policy=site.policy)
+        responder = Responder(site.site.name, signing, server, disk, Joiner(site), allowed)
+        threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
+        log.info("site %s, server %s", site.site.name, site.server.address)
+        Node(site.server.address, ca, node).run(lambda kind, payload, reply: responder.take(payload, reply), stop)
+
+
+def _work(responder: Responder, stop: threading.Event) -> None:
+    while not stop.is_set():
+        responder.work(1.0)
+
+
+@dataclass
+class Joiner:
+    """Makes a job's client under the site's policy. What is loaded stays: a run like the last one starts at once."""
+
+    site: SiteConfig
+    _key: Any = None
+    _resident: Resident | None = field(default=None)
+
+    def __call__(self, job: Job) -> Client:
+        """Raises PlanRefused for what the policy does not allow or the site does not have."""
+        config = policy.run_config(job, self.site)
+        try:
+            recipe = strategies.make(config.strategy.name, config.strategy.options)
+            name, data = self.site.site.name, self.site.data
+            parts = rows.of_site(config, name, data.client, data.value)
+            here = self._loaded(config, recipe)
+            train, test = rows.encode({name: parts}, config, here.base)[name]
+        except (ConfigError, DataError) as e:
+            log.error("run %s: %s", job.run, e)  # it may quote a record: for this site's operator only
+            raise PlanRefused("site_unfit", "model or data of this site do not fit the job; its log says why") from None
+        log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
+        return Client(name, train, test, here.base, here.handle, recipe, config)
+
+    def _loaded(self, config: RunConfig, recipe: Recipe) -> Resident:
+        key = (config.model, config.data.max_length, recipe.space, config.server.seed)
+        if self._resident is None or key != self._key:
+            self._resident = None  # before the next one is loaded: there may be room for one only
+            self._resident, self._key = resident.load(config, recipe), key
+        return self._resident

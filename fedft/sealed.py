@@ -1,0 +1,170 @@
+"""Sealed messages: bytes signed by the one who sends them, and bound to what they are about.
+
+    data = seal(Kind.ANSWER, About(run, round, attempt, "clinic-1", plan), payload, key)
+    open_sealed(data, roster.key_of)        Opened(kind, about, payload), or RejectedUpdate
+
+The network and the transport may read, change, delay and repeat messages, and attach any name to them; an opened
+message is still exactly what the holder of the key sent, for this run, round, attempt, site and plan. Nothing here is
+secret (TLS sees to that), and nothing stops a repetition: whoever opens decides what is new.
+
+The format, little endian, nothing between the fields:
+
+    offset  bytes
+         0      4   magic "FDSE"
+         4      2   protocol, unsigned: 1
+         6      1   kind: 1 job, 2 train, 3 evaluate, 4 status, 5 fetch; 11 answer, 12 refusal, 13 progress
+         7      1   n, bytes of the site's name: 1 to 64
+         8      8   run
+        16      4   round, unsigned
+        20      4   attempt, unsigned
+        24     32   plan digest, SHA-256
+        56     64   Ed25519 signature of: b"fedft sealed 1\\0", bytes 0 to 55, the site's name, SHA-256 of the payload
+       120      n   the site's name, UTF-8
+     120+n          payload, to the end
+
+What is signed has no second reading: all its parts but the name have one length, and the name's stands before it.
+
+RejectedUpdate carries one of
+
+    bad_magic        not a sealed message
+    version          another protocol
+    malformed        shorter than its own fields, an unknown kind, a name that is none
+    bad_signature    not sealed by this site's key, or altered since
+    unknown_client   from `key_of`: no key for this name
+    revoked          from `key_of`: the key no longer counts, or not yet
+"""
+
+import hashlib
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fedft.errors import RejectedUpdate
+
+MAGIC, PROTOCOL = b"FDSE", 1
+MAX_NAME_BYTES = 64
+_DOMAIN = b"fedft sealed 1\0"  # a signature of this key over anything else is never one of ours
+_FIELDS = struct.Struct("<4sHBB8sII32s")
+_SIGNATURE_BYTES = 64
+_SITE = _FIELDS.size + _SIGNATURE_BYTES  # where the name begins
+OVERHEAD = _SITE + MAX_NAME_BYTES
+"""Largest number of bytes that `seal` adds to a payload."""
+
+
+class Kind(IntEnum):
+    """What a message is. Up to 9: from the server to a site; from 10: from a site to the server."""
+
+    JOB = 1
+    TRAIN = 2
+    EVALUATE = 3
+    STATUS = 4
+    FETCH = 5
+    ANSWER = 11
+    REFUSAL = 12
+    PROGRESS = 13
+
+
+@dataclass(frozen=True)
+class About:
+    """What the signature binds beside kind and payload. Raises ValueError if a field has no place in the format."""
+
+    run: str
+    """16 lower-case hexadecimal digits."""
+    round: int
+    """From 0, below 2^32."""
+    attempt: int
+    """From 0, below 2^32."""
+    site: str
+    """To whom (from the server) or from whom (from a site); see `site_name`."""
+    plan: bytes
+    """SHA-256 of the server's payload that this message carries, asks about or answers."""
+
+    def __post_init__(self) -> None:
+        if len(self.run) != 16 or not set(self.run) <= set("0123456789abcdef"):
+            raise ValueError(f"expected run to be 16 lower-case hexadecimal digits, got {self.run!r}")
+        for name, value in (("round", self.round), ("attempt", self.attempt)):
+            if type(value) is not int or not 0 <= value < 2**32:
+                raise ValueError(f"expected {name} to be an integer from 0 to 2^32 - 1, got {value!r}")
+        site_name(self.site)
+        if not isinstance(self.plan, bytes) or len(self.plan) != 32:
+            raise ValueError(f"expected plan to be the 32 bytes of a SHA-256, got {self.plan!r}")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A message whose signature holds."""
+
+    kind: Kind
+    about: About
+    payload: bytes
+
+
+def site_name(name: str) -> str:
+    """`name`, if a site may be called so: it is shown in logs and tables, and a site's files are named after it.
+
+    1 to 64 bytes of UTF-8, printable, no slash or backslash, no dot in front, no space at either end. Else ValueError.
+    """
+    size = len(name.encode(errors="surrogatepass"))
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise ValueError(f"expected a site's name of 1 to {MAX_NAME_BYTES} bytes, got {size}")
+    if not name.isprintable() or set(name) & set("/\\") or name[0] == "." or name != name.strip():
+        raise ValueError(
+            f"expected a site's name of printable characters, without slashes, a dot in front or spaces around it, "
+            f"got {name!a}"
+        )
+    return name
+
+
+def digest(payload: bytes) -> bytes:
+    """SHA-256 of a payload: how a plan is named."""
+    return hashlib.sha256(payload).digest()
+
+
+def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey) -> bytes:
+    """The message of `payload`, signed with `key`; at most OVERHEAD bytes longer. The payload is copied once."""
+    site = about.site.encode()
+    fields = _FIELDS.pack(
+        MAGIC, PROTOCOL, Kind(kind), len(site), bytes.fromhex(about.run), about.round, about.attempt, about.plan
+    )
+    return b"".join((fields, key.sign(_signed(fields, site, payload)), site, payload))
+
+
+def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opened:
+    """What `data` says, if the key that `key_of` gives for its site has signed it. The payload is copied once.
+
+    Whatever the bytes: an `Opened`, or RejectedUpdate with a code of the module's table. `key_of` raises
+    RejectedUpdate for a name it does not know; a site that expects messages for itself alone knows no other.
+    """
+    if data[:4] != MAGIC:
+        raise RejectedUpdate("bad_magic", f"expected a sealed message beginning {MAGIC!r}, got {bytes(data[:4])!r}")
+    if len(data) < 6:
+        raise RejectedUpdate("malformed", f"sealed message of {len(data)} bytes, shorter than its fields")
+    if (protocol := int.from_bytes(data[4:6], "little")) != PROTOCOL:
+        raise RejectedUpdate("version", f"sealed message of protocol {protocol}, this is {PROTOCOL}; update the older")
+    if len(data) < _SITE:
+        raise RejectedUpdate("malformed", f"sealed message of {len(data)} bytes, shorter than its fields")
+    view = memoryview(data)
+    _, _, number, size, run, round, attempt, plan = _FIELDS.unpack_from(view)
+    site, payload = bytes(view[_SITE : _SITE + size]), view[_SITE + size :]
+    try:
+        if len(site) != size:
+            raise ValueError(f"expected {size} bytes of the site's name, got {len(site)}")
+        kind, about = Kind(number), About(run.hex(), round, attempt, site.decode(), plan)
+    except ValueError as e:  # UnicodeDecodeError is one
+        raise RejectedUpdate("malformed", f"malformed sealed message: {e}") from e
+    try:
+        signature = bytes(view[_FIELDS.size : _SITE])
+        key_of(about.site).verify(signature, _signed(view[: _FIELDS.size], site, payload))
+    except InvalidSignature as e:
+        raise RejectedUpdate(
+            "bad_signature", f"message in the name of {about.site!r}: altered, or not signed by its key"
+        ) from e
+    return Opened(kind, about, bytes(payload))
+
+
+def _signed(fields: bytes | memoryview, site: bytes, payload: bytes | memoryview) -> bytes:
+    return b"".join((_DOMAIN, fields, site, hashlib.sha256(payload).digest()))

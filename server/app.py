@@ -1,0 +1,191 @@
+"""`fedft server`: one run of a deployment, from its run file, keys and folder; starting again resumes it.
+
+    sites  <~ TLS ~>  SuperLink (our child process, or somebody's own)  <~~>  this process: link, post, loop, store
+
+All that must survive is in the run folder. SuperLink keeps messages in memory only: when it dies it is started again,
+and what was on its way is sent again.
+"""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedft import codec, durable, keys, resident, strategies
+from fedft.config import RunConfig
+from fedft.errors import ConfigError, RejectedUpdate
+from fedft.server import folder as folders
+from fedft.server import result
+from fedft.server.checkpoint import Store
+from fedft.server.exchange import Observer
+from fedft.server.job import job_of
+from fedft.server.loop import Loop
+from fedft.server.metrics import MetricsFile
+from fedft.server.network import LinkLost, NetworkPost
+from fedft.server.superlink import FlowerLink, SuperLink
+from fedft.transport import Refused
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens and what it holds. Either `listen` or `superlink`."""
+
+    keys: Path
+    """The server's key folder, see `fedft.keys`."""
+    listen: tuple[str, int] | None = None
+    """Host and port of the SuperLink that we start."""
+    superlink: str = ""
+    """host:port of a SuperLink that somebody else runs."""
+    ca: Path | None = None
+    """Certificate authority of that one; left out: ours."""
+
+
+def serve(
+    config: RunConfig,
+    place: Place,
+    folder: Path,
+    *,
+    lift: Collection[str] = (),
+    observe: Observer = lambda kind, info: None,
+) -> dict[str, Any]:
+    """Coordinate the run to its end; returns its summary.
+
+    Args:
+        config: the run file; `[server] mode` and where the data lies do not matter here.
+        place: keys and addresses.
+        folder: run folder; one that holds this run is resumed.
+        lift: sites whose quarantine ends now.
+        observe: hears what happens.
+    Raises:
+        ConfigError, DataError, KeyFault: a mistake of the operator's, before any work.
+        RunPaused: the run stopped where it can go on.
+    """
+    roster = keys.load_roster(place.keys / "roster.toml")
+    key = keys.load_signing(place.keys / "signing.key")
+    sites = [name for name, member in roster.members.items() if member.state() != "revoked"]
+    if not sites:
+        raise ConfigError(f"{place.keys / 'roster.toml'}: no site is enrolled; `fedft keys enrol` takes a site's card")
+    if unknown := set(lift) - set(roster.members):
+        raise ConfigError(f"--lift {min(unknown)}: no such site in {place.keys / 'roster.toml'}")
+    folders.prepare(config, folder, (folder / "config.toml").exists())
+    with folders.alone(folder):
+        started = time.monotonic()
+        store = Store(folder / "state")
+        found = store.latest()
+        recipe = strategies.make(config.strategy.name, config.strategy.options)
+        observe("preparing", {"folder": folder})
+        here = resident.load(config, recipe)
+        result.write_config(folder, config, here.base)
+        job = job_of(config, here.base.digest, _salt(folder / "state" / "salt"))
+        metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
+        audit = Audit(folder / "audit.jsonl", observe)
+        caps = {name: m.max_examples for name, m in roster.members.items()}
+        members = {name: roster.members[name].node for name in sites}
+        link = _Supervised(place, members, folder / "superlink", config.limits.max_bytes or codec.MAX_MESSAGE_BYTES)
+        try:
+            link.start()
+            post = NetworkPost(link, roster, key, job.run, audit)
+            loop = Loop(
+                post, recipe, here.layout, config, job, store, metrics, audit, deployed=True, caps=caps, lift=lift
+            )
+            state = loop.run(sites)
+        finally:
+            link.close()
+        result.stand(config, recipe, here.layout, here.handle, state)
+        seconds = time.monotonic() - started
+        return result.finish(folder, config, here.base, here.handle, state, len(sites), metrics.lines, seconds)
+
+
+def _salt(path: Path) -> bytes:
+    """What tells this run from another one of the same config: drawn once, kept with the state."""
+    if (salt := durable.verified(path)) is None:
+        salt = secrets.token_bytes(16)
+        durable.commit(path, salt)
+    return salt
+
+
+@dataclass
+class Audit:
+    """Passes events on and writes a line for every refusal: who, why, how large, digest; never what was in it."""
+
+    path: Path
+    observe: Observer
+    _round: int = -1
+
+    def __call__(self, kind: str, info: Mapping[str, Any]) -> None:
+        """One event."""
+        if kind == "round":
+            self._round = info["round"]
+        if kind == "refused":
+            kept = {k: info[k] for k in ("code", "size", "sha256", "proven")}
+            line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "round": self._round, **kept}
+            with suppress(OSError), open(self.path, "a", encoding="utf-8") as f:  # a full disk is told elsewhere
+                f.write(json.dumps({**line, "site": info["client"]}, sort_keys=True) + "\n")
+        self.observe(kind, info)
+
+
+@dataclass
+class _Supervised:
+    """A link that starts its SuperLink again when that has died."""
+
+    place: Place
+    members: Mapping[str, bytes]
+    folder: Path
+    max_bytes: int
+    _child: SuperLink | None = None
+    _link: FlowerLink | None = field(default=None)
+
+    def start(self) -> None:
+        """Start the child, if it is ours. Raises ConfigError if it cannot listen."""
+        keys_ = self.place.keys
+        if self.place.listen is not None:
+            host, port = self.place.listen
+            self._child = SuperLink(
+                host, port, keys_ / "server.pem", keys_ / "server.key", self.folder, int(1.05 * self.max_bytes)
+            )
+            self._child.start()
+            log.info("listening on %s:%d", self._child.host, self._child.port)
+        self._connect()
+
+    def _connect(self) -> None:
+        ca = (self.place.ca or self.place.keys / "ca.pem").read_bytes()
+        if self._child is None:
+            self._link = FlowerLink(self.place.superlink, ca, self.members)
+        else:
+            address = f"127.0.0.1:{self._child.port}"
+            self._link = FlowerLink(address, ca, self.members, self._child.secret)
+
+    def _alive(self) -> FlowerLink:
+        if self._child is not None and not self._child.alive():
+            log.warning("SuperLink has died; starting it again")
+            try:
+                self._child.start()
+            except ConfigError as e:
+                raise LinkLost(str(e)) from e
+            self._connect()
+            raise LinkLost("SuperLink has died and was started again")
+        assert self._link is not None
+        return self._link
+
+    def nodes(self) -> Mapping[str, int]:
+        return self._alive().nodes()
+
+    def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
+        return self._alive().push(node, kind, payload, group)
+
+    def pull(self, ids: Collection[str], max_bytes: int) -> Iterator[tuple[str, bytes | Refused | RejectedUpdate]]:
+        return self._alive().pull(ids, max_bytes)
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        if self._child is not None:
+            self._child.stop()

@@ -1,0 +1,190 @@
+"""A deployment on the toy model in one process: the server's post, loop and store, sites with their own disks and keys.
+
+The `Link` is what a test replaces; `Direct` delivers everything at once.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedft import config, philox, strategies, tensors, testing
+from fedft.client.memory import SiteDisk
+from fedft.client.respond import Responder
+from fedft.client.train import Client
+from fedft.config import RunConfig
+from fedft.errors import RejectedUpdate
+from fedft.keys import Member, Roster
+from fedft.recipe import Batch, State, Turn
+from fedft.server.checkpoint import Store
+from fedft.server.loop import Loop
+from fedft.server.metrics import MetricsFile
+from fedft.server.network import Link, NetworkPost
+from fedft.transport import GridPost, LocalGrid, Refused
+from fedft.update import Job, Update
+
+SITES = ("anna", "bert", "carl")
+OPTIONS: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}}
+SERVER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+
+def key_of(site: str) -> Ed25519PrivateKey:
+    """The site's signing key, the same in every test."""
+    return Ed25519PrivateKey.from_private_bytes(philox.derive(1, "key", site).to_bytes(8, "little") * 4)
+
+
+def roster(sites: Sequence[str] = SITES) -> Roster:
+    """All sites enrolled."""
+    return Roster({s: Member(s, key_of(s).public_key(), s.encode()) for s in sites})
+
+
+class ToyClient(Client):
+    """A client whose rows and model are the toy's; all else is what a site runs."""
+
+    index = 0
+
+    def _batches(self, turn: Turn) -> Iterator[Batch]:
+        for batch in testing._batches(self.index):
+            self.step += 1
+            yield batch
+
+    def evaluate(self, turn: Turn) -> Update:
+        """Loss on the client's own data."""
+        loss = float(self.handle.loss(testing._data(self.index)).detach())
+        return self._update(turn.plan, {}, 1, {"loss": loss, "accuracy": 0.0})
+
+
+@dataclass(frozen=True)
+class ToyBase:
+    """As much of a base model as a client asks for."""
+
+    digest: str = "d" * 64
+
+
+class Site:
+    """A site's process and disk. `start` is a restart: what is not on the disk is gone."""
+
+    def __init__(self, name: str, index: int, folder: Path, configured: RunConfig) -> None:
+        self.name, self.index, self.folder, self.config = name, index, folder, configured
+        self.trained = 0
+        self.start()
+
+    def start(self) -> None:
+        """A fresh process on the disk that is there."""
+        self.responder = Responder(
+            self.name, key_of(self.name), SERVER_KEY.public_key(), SiteDisk(self.folder), self._join, lambda plan: None
+        )
+
+    def _join(self, job: Job) -> Client:
+        recipe = strategies.make(self.config.strategy.name, self.config.strategy.options)
+        toy, site = testing.toy(recipe), self
+
+        class Counted(ToyClient):
+            index = self.index
+
+            def train(self, turn: Turn) -> Update:
+                site.trained += 1
+                return super().train(turn)
+
+        rows: list[Any] = [None] * 10 * (self.index + 1)
+        return Counted(self.name, rows, rows[:1], ToyBase(), toy.handle, recipe, self.config)  # type: ignore[arg-type]
+
+
+@dataclass
+class Direct:
+    """A `Link` that delivers every message and works it off when its answer is pulled."""
+
+    sites: Mapping[str, Site]
+    _sent: dict[str, tuple[Site, bytes]] = field(default_factory=dict)
+    _count: int = 0
+
+    def nodes(self) -> Mapping[str, int]:
+        """All of them."""
+        return {name: i for i, name in enumerate(self.sites)}
+
+    def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
+        """Keep it for `pull`."""
+        self._count += 1
+        self._sent[str(self._count)] = (list(self.sites.values())[node], payload)
+        return str(self._count)
+
+    def pull(self, ids: Collection[str], max_bytes: int) -> Iterator[tuple[str, bytes | Refused | RejectedUpdate]]:
+        """Every answer, one after the other."""
+        for mid in ids:
+            if mid not in self._sent:
+                continue
+            site, payload = self._sent.pop(mid)
+            for answer in self.answers(site, payload):
+                yield mid, answer
+
+    def answers(self, site: Site, payload: bytes) -> list[bytes]:
+        """What the site says to a message."""
+        said: list[bytes] = []
+        site.responder.take(payload, said.append)
+        while site.responder.work(0):
+            pass
+        return said
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+class Deployment:
+    """One run in a folder; another one in the same folder is a restart of the server."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "fedit",
+        *,
+        sites: Mapping[str, Site] | None = None,
+        link: Link | None = None,
+        names: Sequence[str] = SITES,
+        loop: Mapping[str, Any] | None = None,
+        post: Mapping[str, Any] | None = None,
+        **server: Any,
+    ) -> None:
+        tables: dict[str, Any] = {
+            "strategy": {"name": name, **OPTIONS.get(name, {})},
+            "local": {"steps": 3, "learning_rate": 0.05},
+            "server": {"rounds": 4, "seed": testing.SEED, **server},
+        }
+        recipe = strategies.make(name, OPTIONS.get(name, {}))
+        toy = testing.toy(recipe)
+        tables["clients"] = {"rank": list(toy.ranks)}
+        self.config = config.from_dict(tables)
+        self.sites = sites or {s: Site(s, i, folder / "sites" / s, self.config) for i, s in enumerate(names)}
+        self.store = Store(folder / "state")
+        found = self.store.latest()
+        self.metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
+        self.events: list[tuple[str, Mapping[str, Any]]] = []
+        said = self.config.to_dict()
+        agreed = {"digest": ToyBase().digest}
+        job = Job(testing.RUN, testing.SEED, said["strategy"], said["local"], agreed, said["codec"])
+        observe = lambda kind, info: self.events.append((kind, info))  # noqa: E731
+        self.link = link or Direct(self.sites)
+        self.post = NetworkPost(self.link, roster(names), SERVER_KEY, testing.RUN, observe, **(post or {}))
+        self.loop = Loop(
+            self.post, recipe, toy.layout, self.config, job, self.store, self.metrics, observe, deployed=True,
+            **(loop or {}),
+        )  # fmt: skip
+        self.names, self.job = names, job
+
+    def run(self) -> State:
+        """Carry the run to its end."""
+        return self.loop.run(self.names)
+
+    def digest(self) -> str:
+        """Of the final state."""
+        return tensors.digest(self.run().tensors)
+
+    def simulated(self) -> str:
+        """Digest of the final state of the same clients in one process, as a simulation runs them."""
+        clients = {name: site._join(self.job) for name, site in self.sites.items()}
+        names = dict(enumerate(clients))
+        post = GridPost(LocalGrid(names, lambda n, m: clients[names[n]].answer(m)), {c: n for n, c in names.items()})
+        self.loop.post, self.loop.deployed = post, False
+        self.loop.__post_init__()
+        return self.digest()
