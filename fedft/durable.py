@@ -36,19 +36,26 @@ def write(path: Path, body: bytes, *, mode: int = 0o666) -> None:
     """
     aside = path.with_name(path.name + ".tmp")
     try:
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+            _sync(path.parent.parent)  # or the file would be gone with its folder
         aside.unlink(missing_ok=True)  # one that a crash left keeps its own mode, and whoever has it open reads on
         with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as f:
             f.write(body)
             f.flush()
             os.fsync(f.fileno())
         os.replace(aside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     except OSError as e:
         raise RunPaused(f"{path}: cannot be written ({e.strerror}); nothing was lost, make room and resume") from e
+
+
+def _sync(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def verified(path: Path) -> bytes | None:

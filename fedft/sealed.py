@@ -19,10 +19,12 @@ The format, little endian, nothing between the fields:
         20      4   attempt, unsigned
         24     32   plan digest, SHA-256
         56     64   Ed25519 signature of: b"fedft sealed 1\\0", bytes 0 to 55, the site's name, SHA-256 of the payload
-       120      n   the site's name, UTF-8
-     120+n          payload, to the end
+       120     64   the site's name, UTF-8, then zeros
+       184          payload, to the end
 
-What is signed has no second reading: all its parts but the name have one length, and the name's stands before it.
+What is signed has no second reading: all its parts but the name have one length, and the name's stands before it. The
+payload always begins at the same place, so that what many sites are sent is equal but for its beginning: a transport
+that cuts messages into pieces and names them by content then holds the rest once.
 
 RejectedUpdate carries one of
 
@@ -52,7 +54,7 @@ _FIELDS = struct.Struct("<4sHBB8sII32s")
 _SIGNATURE_BYTES = 64
 _SITE = _FIELDS.size + _SIGNATURE_BYTES  # where the name begins
 OVERHEAD = _SITE + MAX_NAME_BYTES
-"""Largest number of bytes that `seal` adds to a payload."""
+"""Bytes that `seal` adds to a payload."""
 
 
 class Kind(IntEnum):
@@ -125,12 +127,12 @@ def digest(payload: bytes) -> bytes:
 
 
 def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey) -> bytes:
-    """The message of `payload`, signed with `key`; at most OVERHEAD bytes longer. The payload is copied once."""
+    """The message of `payload`, signed with `key`; OVERHEAD bytes longer. The payload is copied once."""
     site = about.site.encode()
     fields = _FIELDS.pack(
         MAGIC, PROTOCOL, Kind(kind), len(site), bytes.fromhex(about.run), about.round, about.attempt, about.plan
     )
-    return b"".join((fields, key.sign(_signed(fields, site, payload)), site, payload))
+    return b"".join((fields, key.sign(_signed(fields, site, payload)), site.ljust(MAX_NAME_BYTES, b"\0"), payload))
 
 
 def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opened:
@@ -145,14 +147,15 @@ def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opene
         raise RejectedUpdate("malformed", f"sealed message of {len(data)} bytes, shorter than its fields")
     if (protocol := int.from_bytes(data[4:6], "little")) != PROTOCOL:
         raise RejectedUpdate("version", f"sealed message of protocol {protocol}, this is {PROTOCOL}; update the older")
-    if len(data) < _SITE:
+    if len(data) < OVERHEAD:
         raise RejectedUpdate("malformed", f"sealed message of {len(data)} bytes, shorter than its fields")
     view = memoryview(data)
     _, _, number, size, run, round, attempt, plan = _FIELDS.unpack_from(view)
-    site, payload = bytes(view[_SITE : _SITE + size]), view[_SITE + size :]
+    name, payload = bytes(view[_SITE:OVERHEAD]), view[OVERHEAD:]
+    site = name[:size]
     try:
-        if len(site) != size:
-            raise ValueError(f"expected {size} bytes of the site's name, got {len(site)}")
+        if name[size:].strip(b"\0") or len(name[size:]) != MAX_NAME_BYTES - size:
+            raise ValueError(f"expected {size} bytes of the site's name, then zeros up to {MAX_NAME_BYTES}")
         kind, about = Kind(number), About(run.hex(), round, attempt, site.decode(), plan)
     except ValueError as e:  # UnicodeDecodeError is one
         raise RejectedUpdate("malformed", f"malformed sealed message: {e}") from e

@@ -40,11 +40,7 @@ class Store:
         meta = {"version": str(state.version), "notes": json.dumps(notes)}
         body = save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
         durable.commit(self._path(state.version), body)
-        for entry in self._journal.iterdir():
-            if entry.name.isdecimal() and int(entry.name) < state.version:
-                for f in entry.iterdir():
-                    f.unlink()
-                entry.rmdir()
+        self._keep_journal(range(state.version, 2**63))
         versions = self._versions()
         for v in versions[:-KEEP_LAST]:
             if v % KEEP_EVERY:
@@ -61,7 +57,9 @@ class Store:
             try:
                 if body is not None:
                     meta = durable.metadata(body)
-                    return State(int(meta["version"]), load_tensors(body)), json.loads(meta["notes"])
+                    found = State(int(meta["version"]), load_tensors(body)), json.loads(meta["notes"])
+                    self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
+                    return found
             except (SafetensorError, KeyError, ValueError):
                 pass
             self._path(v).rename(self._path(v).with_suffix(".damaged"))
@@ -88,13 +86,18 @@ class Store:
 
     def journal(self, round: int, client: str, payload: bytes) -> None:
         """Make an admitted update durable; it counts from here on."""
-        folder = self._journal / f"{round:08d}"
-        folder.mkdir(exist_ok=True)
-        durable.commit(folder / _file(client), payload)
+        durable.commit(self._journal / f"{round:08d}" / _file(client), payload)
 
     def read(self, round: int, client: str) -> bytes | None:
         """The admitted bytes of a client, or None if there are none that verify."""
         return durable.verified(self._journal / f"{round:08d}" / _file(client))
+
+    def _keep_journal(self, rounds: range) -> None:
+        for entry in self._journal.iterdir():
+            if entry.name.isdecimal() and int(entry.name) not in rounds:
+                for f in entry.iterdir():
+                    f.unlink()
+                entry.rmdir()
 
     def _path(self, version: int) -> Path:
         return self._folder / f"gen-{version:08d}.fedft"

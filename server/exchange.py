@@ -72,6 +72,7 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self._have: dict[str, int] = {}
+        self._stood: set[tuple[str, int]] = set()
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
         """`bare` with what takes this client from the version it stands at to `state`."""
@@ -102,15 +103,19 @@ class Exchange:
 
         def take(client: str, payload: bytes) -> None:
             self._have[client] = state.version
+            self._stood.add((client, state.version))
             accept(client, payload)
 
         def payload(client: str) -> bytes:
             return codec.encode_plan(self.plan(bare[client], state, client), self.down_codec)
 
         def behind(client: str, reason: str) -> None:
-            """Note where the client says it stands."""
+            """Note where the client says it stands, if it was us who brought it there.
+
+            Else it could be a version of the same number from before a damaged generation was put aside.
+            """
             self._have.pop(client, None)
-            if len(reason) < 10 and reason.isdecimal() and int(reason) <= state.version:
+            if len(reason) < 10 and reason.isdecimal() and (client, int(reason)) in self._stood:
                 self._have[client] = int(reason)
 
         letters = [Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c]) for c, p in bare.items()]

@@ -33,7 +33,7 @@ DOING = ("loading", "queued", "working", "training", "ready", "unknown")
 STATUS_S = 5.0  # silence after which a site is asked what it is doing
 RETRY_S = 1.0  # between two attempts to reach the network
 AGAIN_S = 1.0, 60.0  # before a letter that was lost goes out again: the first time, doubled each time up to
-FETCH_S = 60.0  # after which a long answer's place on the way goes to the site that has waited longest
+FETCH_S, FETCH_BYTES_S = 60.0, 100_000  # after so long, and slower than this, a long answer's place goes to the next
 PARALLEL_FETCHES = 2  # long answers on their way at once: the transport holds them in memory
 LATE_BYTES = 65536  # of an answer when nothing is open: it is told of, not used
 MAX_FORGERIES = 3  # answers to one letter that are nobody's, before it is given up
@@ -139,7 +139,7 @@ class NetworkPost:
         self._online = self.link.nodes()
         due = {t: o for t, o in self._open.items() if o.letter.client in self._online and now >= o.not_before}
         for ticket, o in due.items():
-            o.fetching = o.fetching and now < o.fetched_at + FETCH_S
+            o.fetching = o.fetching and now < o.fetched_at + FETCH_S + o.letter.max_bytes / FETCH_BYTES_S
             if not o.pushed:
                 self._deliver(ticket, o.letter.payload())
             elif not o.ready and now > o.heard + STATUS_S:

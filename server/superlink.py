@@ -125,6 +125,12 @@ class SuperLink:
                     pipe.close()
 
     @property
+    def address(self) -> str:
+        """host:port under which this machine reaches it; the certificate must name that host."""
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
     def pid(self) -> int | None:
         """Of the process, while there is one."""
         return self._process.pid if self._process else None
