@@ -30,10 +30,13 @@ class Memory:
     everyone: list["Memory"] = field(default_factory=list)
     """The memories that share the pool."""
     held: State | None = None
+    label: str = ""
+    """What the server calls the state that is held, beside its version."""
     digest: str = ""
 
-    def hold(self, version: int, held: Tensors) -> None:
-        """Stand at `version` with these tensors."""
+    def hold(self, version: int, label: str, held: Tensors) -> None:
+        """Stand at `version`, so labelled, with these tensors."""
+        self.label = label
         if self.held is not None and self.held.tensors is held and self.held.version == version:
             return
         self.digest = tensors.digest(held)
@@ -78,19 +81,19 @@ class SiteDisk:
         except (ValueError, TypeError):
             return None
 
-    def keep_state(self, run: str, state: State) -> None:
+    def keep_state(self, run: str, label: str, state: State) -> None:
         """Make the held state durable; it may always be lost, the server sends it again."""
-        meta = {"run": run, "version": str(state.version)}
+        meta = {"run": run, "version": str(state.version), "label": label}
         durable.commit(self._state, save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta))
 
-    def state(self, run: str) -> State | None:
-        """The state held in that run."""
+    def state(self, run: str) -> tuple[str, State] | None:
+        """The state held in that run, behind its label."""
         body = durable.verified(self._state)
         try:
             if body is not None:
                 meta = durable.metadata(body)
                 if meta["run"] == run:
-                    return State(int(meta["version"]), load_tensors(body))
+                    return meta["label"], State(int(meta["version"]), load_tensors(body))
         except (SafetensorError, KeyError, ValueError):
             pass
         return None

@@ -102,9 +102,10 @@ class Responder:
             log.exception("round %d: this site failed", about.round)
             reply(self._refusal(about, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
-        if opened.kind is Kind.TRAIN and self._client is not None and self._client.memory.held is not None:
+        memory = self._client.memory if self._client else None
+        if opened.kind is Kind.TRAIN and memory is not None and memory.held is not None:
             try:
-                self.disk.keep_state(about.run, self._client.memory.held)
+                self.disk.keep_state(about.run, memory.label, memory.held)
             except FedftError as e:
                 log.warning("%s", e)  # the server sends it again if it is missed
         return True
@@ -142,8 +143,9 @@ class Responder:
             self._client = self._job = None
             client = self.join(job)
             said = client.enrol(job)
-            if (held := self.disk.state(job.run)) is not None:
-                client.memory.hold(held.version, held.tensors)
+            if (kept := self.disk.state(job.run)) is not None:
+                label, held = kept
+                client.memory.hold(held.version, label, held.tensors)
             self._client, self._job = client, job
             return said
         return self._client.enrol(job)

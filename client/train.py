@@ -128,9 +128,11 @@ class Client:
         if plan.evaluate and not self.test_rows:
             raise PlanRefused("no_rows", "there are no held-out rows here")
         held = self.memory.held
-        if plan.have is not None and (held is None or held.version != plan.have):
-            raise PlanRefused("behind", str(held.version if held else "none"))
-        self.memory.hold(plan.version, self.recipe.receive(held, plan))
+        if plan.have is not None and (
+            held is None or (held.version, self.memory.label) != (plan.have, plan.have_label)
+        ):
+            raise PlanRefused("behind", f"{held.version} {self.memory.label}" if held else "none")
+        self.memory.hold(plan.version, plan.label, self.recipe.receive(held, plan))
         assert self.memory.held is not None
         own = philox.derive(self._run_seed, "client", self.name, plan.round)
         turn = Turn(plan, self.memory.held.tensors, self.memory.digest, self.config.local, self._run_seed, own)

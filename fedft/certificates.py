@@ -75,7 +75,10 @@ def facts(path: Path, found: x509.Certificate, ca: x509.Certificate) -> Certific
 
 
 def subjects(hosts: Sequence[str]) -> list[x509.GeneralName]:
-    """The hosts as a certificate names them, each once. Raises ConfigError for what is no host, or for none."""
+    """The hosts as a certificate names them, each once, and this machine itself: the server uses what it starts.
+
+    Raises ConfigError for what is no host, or for none.
+    """
     label = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"  # with the underscore, which container networks use
     names: dict[x509.GeneralName, None] = {}
     for host in hosts:
@@ -91,7 +94,9 @@ def subjects(hosts: Sequence[str]) -> list[x509.GeneralName]:
         names[name] = None
     if not names:
         raise ConfigError("no host; wanted the DNS names or IP addresses under which the sites reach the server")
-    return list(names)
+    own: list[x509.GeneralName] = [x509.DNSName("localhost")]
+    own += [x509.IPAddress(ipaddress.ip_address(a)) for a in ("127.0.0.1", "::1")]
+    return list(names | dict.fromkeys(own))
 
 
 def authority(key: EllipticCurvePrivateKey) -> x509.Certificate:

@@ -4,7 +4,7 @@
     kind     1 plan, 2 update, 3 job; all numbers little endian, nothing is padded or aligned
     header   JSON object of at most 4,096 bytes with one-letter keys; a field at its default is left out
                update  r run, t round, a attempt, n num_examples, m metrics
-               plan    r run, t round, v version, h have, a attempt, e evaluate, k rank, s steps,
+               plan    r run, t round, v version, y label, h have, z have_label, a attempt, e evaluate, k rank, s steps,
                        l learning_rate, x extra
                job     r run, s seed
     table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
@@ -74,6 +74,7 @@ _PLAN, _UPDATE, _JOB = 1, 2, 3
 _NAME = re.compile(r"[!#-\[\]-~]{1,200}")
 _METRIC = re.compile(r"[a-z0-9_.]{1,64}")
 _TYPE = re.compile(r"[a-z0-9]{1,16}")
+_LABEL = re.compile(r"[0-9a-f]{8}")
 _RUN = re.compile(r"[0-9a-f]{16}")
 _REQUIRED = object()
 
@@ -288,6 +289,10 @@ def _run(value: Any) -> Any:
     return _want(isinstance(value, str) and _RUN.fullmatch(value) is not None, "16 hexadecimal digits", value)
 
 
+def _label(value: Any) -> Any:
+    return _want(isinstance(value, str) and _LABEL.fullmatch(value) is not None, "8 hexadecimal digits", value)
+
+
 def _rate(value: Any) -> float:
     return float(_want(_is_number(value) and value >= 0, "a finite number >= 0", value))
 
@@ -353,6 +358,8 @@ _PLAN_FIELDS = (
     _Field("t", "round", _count),
     _Field("v", "version", _count),
     _Field("h", "have", _count, None),
+    _Field("y", "label", _label, ""),
+    _Field("z", "have_label", _label, ""),
     _Field("a", "attempt", _count, 0),
     _Field("e", "evaluate", _flag, False),
     _Field("k", "rank", _count, 0),

@@ -15,6 +15,7 @@ State is named tensors and nothing else: it is hashed, saved and sent as it is. 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -36,6 +37,16 @@ class State:
 
     version: int
     tensors: Tensors
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the tensors."""
+        return tensors.digest(self.tensors)
+
+    @property
+    def label(self) -> str:
+        """What tells it from another state of its version: a damaged generation can make a round run again."""
+        return self.digest[:8]
 
 
 @dataclass(frozen=True)

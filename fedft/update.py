@@ -58,13 +58,16 @@ class Job:
 class Plan:
     """Server -> one client, one round.
 
-    `tensors` takes the client from version `have` of the state (None: from nothing) to version `version`.
+    `tensors` takes the client from version `have` of the state (None: from nothing) to version `version`. The labels
+    beside the versions tell states of one number apart, see `State.label`.
     """
 
     run: str
     round: int
     version: int
     have: int | None = None
+    label: str = ""
+    have_label: str = ""
     attempt: int = 0
     evaluate: bool = False
     """True: measure the state on the held-out rows, train nothing."""

@@ -70,6 +70,9 @@ def serve(
     """
     roster = keys.load_roster(place.keys / "roster.toml")
     key = keys.load_signing(place.keys / "signing.key")
+    if place.listen is not None:
+        for fault in keys.certificate_facts(place.keys / "server.pem").faults():
+            raise ConfigError(fault)
     sites = [name for name, member in roster.members.items() if member.state() != "revoked"]
     if not sites:
         raise ConfigError(f"{place.keys / 'roster.toml'}: no site is enrolled; `fedft keys enrol` takes a site's card")
@@ -87,6 +90,7 @@ def serve(
         job = job_of(config, here.base.digest, _salt(folder / "state" / "salt"))
         metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
         audit = Audit(folder / "audit.jsonl", observe)
+        audit.path.touch()
         caps = {name: m.max_examples for name, m in roster.members.items()}
         members = {name: roster.members[name].node for name in sites}
         link = _Supervised(place, members, folder / "superlink", config.limits.max_bytes or codec.MAX_MESSAGE_BYTES)
@@ -156,12 +160,13 @@ class _Supervised:
         self._connect()
 
     def _connect(self) -> None:
+        if self._link is not None:
+            self._link.close()
         ca = (self.place.ca or self.place.keys / "ca.pem").read_bytes()
         if self._child is None:
             self._link = FlowerLink(self.place.superlink, ca, self.members)
         else:
-            address = f"127.0.0.1:{self._child.port}"
-            self._link = FlowerLink(address, ca, self.members, self._child.secret)
+            self._link = FlowerLink(self._child.address, ca, self.members, self._child.secret)
 
     def _alive(self) -> FlowerLink:
         if self._child is not None and not self._child.alive():
@@ -183,6 +188,9 @@ class _Supervised:
 
     def pull(self, ids: Collection[str], max_bytes: int) -> Iterator[tuple[str, bytes | Refused | RejectedUpdate]]:
         return self._alive().pull(ids, max_bytes)
+
+    def forget(self, ids: Collection[str]) -> None:
+        self._alive().forget(ids)
 
     def close(self) -> None:
         if self._link is not None:

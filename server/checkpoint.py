@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Store:
         if (body := durable.verified(path)) is not None:
             number = int(body) + 1
         else:  # never given, or damaged: then a number far beyond what can have been given
-            number = int(path.stat().st_mtime) if path.exists() else 0
+            number = int(max(path.stat().st_mtime, time.time())) if path.exists() else 0
         durable.commit(path, str(number).encode())
         return number
 

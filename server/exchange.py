@@ -51,7 +51,10 @@ class Traffic:
     down: dict[str, int] = field(default_factory=dict)
     refused: list[dict[str, str]] = field(default_factory=list)
     blamed: set[str] = field(default_factory=set)
-    """Clients refused for what they certainly sent, not for what the network did or somebody sent in their name."""
+    """Clients refused for what they certainly sent, not for what the network did or somebody sent in their name.
+
+    `stale` is no fault of a client's: the server's numbers have gone back.
+    """
 
 
 @dataclass
@@ -71,12 +74,13 @@ class Exchange:
     clock: Clock = time
 
     def __post_init__(self) -> None:
-        self._have: dict[str, int] = {}
-        self._stood: set[tuple[str, int]] = set()
+        self._have: dict[str, tuple[int, str]] = {}
+        self._served: dict[str, int] = {}
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
         """`bare` with what takes this client from the version it stands at to `state`."""
-        plan = replace(bare, have=self._have.get(client))
+        have, label = self._have.get(client, (None, ""))
+        plan = replace(bare, label=state.label, have=have, have_label=label)
         return replace(plan, tensors=self.recipe.downlink(state, plan.have, plan))
 
     def ask(
@@ -102,22 +106,20 @@ class Exchange:
         """
 
         def take(client: str, payload: bytes) -> None:
-            self._have[client] = state.version
-            self._stood.add((client, state.version))
+            self._have[client] = state.version, state.label
             accept(client, payload)
 
         def payload(client: str) -> bytes:
             return codec.encode_plan(self.plan(bare[client], state, client), self.down_codec)
 
         def behind(client: str, reason: str) -> None:
-            """Note where the client says it stands, if it was us who brought it there.
-
-            Else it could be a version of the same number from before a damaged generation was put aside.
-            """
+            """Note where the client says it stands, if there was such a state since we started."""
             self._have.pop(client, None)
-            if len(reason) < 10 and reason.isdecimal() and (client, int(reason)) in self._stood:
-                self._have[client] = int(reason)
+            version, _, label = reason.partition(" ")
+            if str(self._served.get(label)) == version:
+                self._have[client] = int(version), label
 
+        self._served[state.label] = state.version
         letters = [Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c]) for c, p in bare.items()]
         self.send(letters, take, traffic, until, behind)
 
@@ -209,7 +211,7 @@ class Exchange:
             size, digest = len(reply.answer), hashlib.sha256(reply.answer).hexdigest()
         if counts:
             traffic.refused.append({"client": client, "code": e.code, "reason": str(e)})
-            if reply.proven and e.code not in transport.OURS:
+            if reply.proven and e.code not in (*transport.OURS, "stale"):
                 traffic.blamed.add(client)
         log.warning("%s refused: %s: %s", client, e.code, e)
         said = {"client": client, "code": e.code, "reason": str(e), "size": size, "sha256": digest}

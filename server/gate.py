@@ -61,6 +61,7 @@ class Gate:
     ) -> None:
         self._app, self._secret, self._known, self._sound = app, secret.encode("ascii"), known, sound
         self._max_body = max_body_bytes
+        self._ready = False  # our server registers the sites' keys first, then acquires its task
         self._sent: dict[bytes, int] = {}  # bytes of objects by node key, since its last reply was announced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +96,10 @@ class Gate:
         if b"transfer-encoding" in headers:
             return 411
         if ours:
+            self._ready |= scope["path"].endswith("/acquire-task")
             return 413 if size > MAX_OBJECT else 0
+        if not self._ready:
+            return 503
         if name in SITES_MAY_NOT:
             return 403
         if not self._known(key):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from fedft import codec, tensors
+from fedft import codec
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, RejectedUpdate, RunPaused
 from fedft.recipe import Layout, Recipe, State
@@ -285,7 +285,7 @@ class Loop:
             return
         started = time.monotonic()
         line: dict[str, Any] = {"version": state.version, "refused": [], "seconds": {}, **notes["record"]}
-        line["state_digest"] = tensors.digest(state.tensors)
+        line["state_digest"] = state.digest
         if last or state.version % self.config.eval.every == 0:
             rouge = self.config.eval.rouge and (last or state.version == 0)
             found, traffic = self._evaluate(state, rouge, notes["barred"])

@@ -56,6 +56,9 @@ class Link(Protocol):
     def pull(self, ids: Collection[str], max_bytes: int) -> Iterator[tuple[str, bytes | Refused | RejectedUpdate]]:
         """Replies by the id they answer, one in memory at a time. Raises LinkLost."""
 
+    def forget(self, ids: Collection[str]) -> None:
+        """Withdraw messages; what still comes of them is dropped. Raises LinkLost."""
+
     def close(self) -> None:
         """Leave the network."""
 
@@ -126,7 +129,9 @@ class NetworkPost:
         if not self._open:
             kept = 4 * len(self.roster.members)
             self._answered = dict(list(self._answered.items())[-kept:])
-            self._ids = dict(list(self._ids.items())[-kept:])
+            if old := list(self._ids)[:-kept]:
+                self._linked(lambda: self.link.forget(old))
+                self._ids = {mid: about for mid, about in self._ids.items() if mid not in set(old)}
 
     def gone(self, client: str) -> bool:
         """See `Post`."""

@@ -62,7 +62,7 @@ def summary_of(
         "bytes_down": sum(line["bytes_down"] for line in lines),
         "seconds": round(max(seconds, sum(sum(line["seconds"].values()) for line in lines)), 3),  # resumed: all of it
         "refused": sum(len(line.get("refused", [])) for line in lines),
-        "state_digest": tensors.digest(state.tensors),
+        "state_digest": state.digest,
         "model": "model",
         "task": config.model.task,
         "base": base.source,

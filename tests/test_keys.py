@@ -487,8 +487,9 @@ def test_a_renewed_certificate_needs_nothing_of_the_sites(server: Path) -> None:
     assert keys.certificate_facts(server / "server.pem").names == tuple(HOSTS)
     keys.renew(server, ["new.example"])
     handshake(server, "new.example", server / "ca.pem")
+    handshake(server, "localhost", server / "ca.pem")
     with pytest.raises(ssl.SSLCertVerificationError):
-        handshake(server, "localhost", server / "ca.pem")
+        handshake(server, "a.fl.example.org", server / "ca.pem")
 
 
 def test_no_certificate_outlives_its_authority(server: Path) -> None:
@@ -559,5 +560,5 @@ def test_the_command_leads_from_keys_to_an_enrolled_site(tmp_path: Path, monkeyp
     shown = run("list", "srv")
     assert fingerprint in shown
     assert "not before" not in shown
-    assert "for a.example, valid until 20" in run("renew", "srv", "--host", "a.example", "--days", "9")
+    assert "for a.example, localhost, 127.0.0.1, ::1, valid until 20" in run("renew", "srv", "--host", "a.example", "--days", "9")
     assert CliRunner().invoke(app, ["server", "srv"]).exit_code != 0

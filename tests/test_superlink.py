@@ -53,10 +53,12 @@ def ask(path: str, **request: Any) -> int:
 class Asked:
     """A gate before an app that answers 200 to everything."""
 
-    def __init__(self, max_body_bytes: int = 20 * 2**20) -> None:
+    def __init__(self, max_body_bytes: int = 20 * 2**20, ready: bool = True) -> None:
         self.gate = gate.Gate(
             self.app, "s3cret", lambda key: key == b"known", lambda body: body != b"bad", max_body_bytes
         )
+        if ready:
+            self.ask("/v1/runtime/acquire-task", x_fedft_secret="s3cret")
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         self.got = await receive()
@@ -147,6 +149,16 @@ def test_a_body_of_unknown_length_is_refused():
     assert ask("/v1/fleet/pull-messages", flwr_public_key=KNOWN, transfer_encoding="chunked") == 411
 
 
+def test_until_our_server_has_registered_the_sites_they_are_told_to_wait() -> None:
+    """A 401 would tell an operator that the roster is wrong."""
+    asked = Asked(ready=False)
+    assert asked.ask("/v1/fleet/activate-node", flwr_public_key="a25vd24=") == 503
+    assert asked.ask("/v1/runtime/acquire-task", x_fedft_secret="wrong") == 404
+    assert asked.ask("/v1/fleet/activate-node", flwr_public_key="a25vd24=") == 503
+    assert asked.ask("/v1/runtime/acquire-task", x_fedft_secret="s3cret") == 200
+    assert asked.ask("/v1/fleet/activate-node", flwr_public_key="a25vd24=") == 200
+
+
 def test_a_site_has_a_budget_of_bytes_for_each_reply():
     site = Asked(max_body_bytes=10)
 
@@ -229,7 +241,7 @@ class House:
             "127.0.0.1", 0, folder / "server.pem", folder / "server.key", folder / "flower", MAX_REPLY
         )
         self.superlink.start()
-        self.address = f"127.0.0.1:{self.superlink.port}"
+        self.address = self.superlink.address
         self.link = self.connect()
 
     def connect(self) -> FlowerLink:
@@ -414,6 +426,15 @@ def test_a_reply_survives_a_network_that_comes_and_goes(house, monkeypatch):
 def test_a_clock_that_is_wrong_is_named():
     long_ago = {"date": "Mon, 01 Jan 2024 00:00:00 GMT"}
     assert "clock is" in supernode._refusal(httpx.Response(401, headers=long_ago), "host:1")
+
+
+def test_our_own_way_to_a_superlink_that_listens_everywhere_is_the_loopback():
+    def way(host: str) -> str:
+        return SuperLink(host, 8000, Path(), Path(), Path(), 1).address
+
+    assert way("0.0.0.0") == "127.0.0.1:8000"
+    assert way("::") == "[::1]:8000"
+    assert way("fed.example.org") == "fed.example.org:8000"
 
 
 def test_a_used_port_and_a_wrong_certificate_are_one_line(house, tmp_path):

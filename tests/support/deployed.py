@@ -127,6 +127,11 @@ class Direct:
             pass
         return said
 
+    def forget(self, ids: Collection[str]) -> None:
+        """As if it had never been sent."""
+        for mid in ids:
+            self._sent.pop(mid, None)
+
     def close(self) -> None:
         """Nothing to leave."""
 
