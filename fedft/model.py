@@ -202,7 +202,7 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # unit scale: the factors carry alpha / r
-        target_modules=list(handle.layout.modules) if not pairs else list(pairs),
+        target_modules=(targets := sorted(pairs or handle.layout.modules)),
         rank_pattern=unlike,
         alpha_pattern=dict(unlike),
         modules_to_save=heads or None,
@@ -210,6 +210,7 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
         base_model_name_or_path=base_name,
         inference_mode=True,
     )
+    config.target_modules = targets  # peft has made it a set, which it would write in an order of this process's own
     config.save_pretrained(str(folder))
     tensors = {f"base_model.model.{m}.{f}.weight": x for m, d in pairs.items() for f, x in _factors(d)}
     own = parameters_of(base.model)

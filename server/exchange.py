@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,7 @@ from fedft.update import Plan
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
+MAX_HELP = 5  # times in one exchange that a client may have forgotten the run, or the state: it may have been killed
 Accept = Callable[[str, bytes], None]
 Observer = Callable[[str, Mapping[str, Any]], None]
 
@@ -138,7 +140,7 @@ class Exchange:
         """Send letters and take the answers, each as it comes; `behind` is told where a client says it stands."""
         waiting: dict[str, Letter] = {}
         asked = {letter.client: letter for letter in letters}
-        helped: set[tuple[str, str]] = set()
+        helped: Counter[tuple[str, str]] = Counter()
 
         def push(letter: Letter) -> None:
             ticket, size = self.post.push(letter)
@@ -146,10 +148,11 @@ class Exchange:
             traffic.down[letter.client] = traffic.down.get(letter.client, 0) + size
 
         def help_(client: str, answer: Refused) -> bool:
-            """Send what the client lacks, once; False if that is not why it refused."""
-            if behind is None or answer.code not in ("behind", "wrong_run") or (client, answer.code) in helped:
+            """Send what the client lacks; False if that is not why it refused, or no longer believed."""
+            why = (client, answer.code)
+            if behind is None or answer.code not in ("behind", "wrong_run") or helped[why] >= MAX_HELP:
                 return False
-            helped.add((client, answer.code))
+            helped[why] += 1
             if answer.code == "behind":
                 behind(client, answer.reason)
                 push(asked[client])

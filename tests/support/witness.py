@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deployed import roster
-from faults import SERVER, FaultyClient, Hashed, hashed_loss
+from faults import SERVER
+from faulty import FaultyClient, Hashed, hashed_loss, key_of
 
 from fedft import codec, sealed, tensors, testing
 from fedft.client.memory import Memory
@@ -28,7 +28,6 @@ class Witness:
     def __init__(self, recipe: Recipe, layout: Layout, clients: Mapping[str, FaultyClient], up: str) -> None:
         """`clients`: fresh ones, kept out of the run."""
         self.recipe, self.layout, self.clients, self.up = recipe, layout, clients, up
-        self._key_of = roster(list(clients)).key_of
         ranks = testing.toy(recipe).ranks
         self.ranks = {name: ranks[i % len(ranks)] for i, name in enumerate(sorted(clients))}
         self.exact = all(c.exact for c in clients.values())
@@ -50,7 +49,7 @@ class Witness:
 
     def signed(self, site: str, data: bytes) -> None:
         """A message leaves a site."""
-        said = sealed.open_sealed(data, self._key_of)
+        said = sealed.open_sealed(data, key_of)
         assert said.about.site == site
         if said.kind is not Kind.ANSWER:
             return
@@ -138,8 +137,8 @@ class Witness:
             others = [p for p in path.parent.glob("gen-*.fedft") if p != path]
             if not others or version == 0:
                 raise PermissionError("a run of which no state is left has to end")
-            if version == self.durable:
-                self.durable = version - 1
+            self.durable = min(self.durable, version - 1)
+            self.journalled.pop(version - 1, None)  # dropped, or about to be, when the generation was written
         if path.name.startswith("u-"):
             for client in list(self.journalled[int(path.parent.name)]):
                 if path.name == _journal_name(client):
