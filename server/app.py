@@ -17,9 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from fedft import codec, durable, keys, resident, strategies
 from fedft.config import RunConfig
-from fedft.errors import ConfigError, RejectedUpdate
+from fedft.errors import ConfigError, FedftError, RejectedUpdate
 from fedft.server import folder as folders
 from fedft.server import result
 from fedft.server.checkpoint import Store
@@ -68,7 +70,7 @@ def serve(
         ConfigError, DataError, KeyFault: a mistake of the operator's, before any work.
         RunPaused: the run stopped where it can go on.
     """
-    roster = keys.load_roster(place.keys / "roster.toml")
+    roster = _Roster(place.keys / "roster.toml")
     key = keys.load_signing(place.keys / "signing.key")
     if place.listen is not None:
         for fault in keys.certificate_facts(place.keys / "server.pem").faults():
@@ -92,8 +94,9 @@ def serve(
         audit = Audit(folder / "audit.jsonl", observe)
         audit.path.touch()
         caps = {name: m.max_examples for name, m in roster.members.items()}
-        members = {name: roster.members[name].node for name in sites}
-        link = _Supervised(place, members, folder / "superlink", config.limits.max_bytes or codec.MAX_MESSAGE_BYTES)
+        link = _Supervised(
+            place, roster.nodes, folder / "superlink", config.limits.max_bytes or codec.MAX_MESSAGE_BYTES
+        )
         try:
             link.start()
             post = NetworkPost(link, roster, key, job.run, audit)
@@ -106,6 +109,36 @@ def serve(
         result.stand(config, recipe, here.layout, here.handle, state)
         seconds = time.monotonic() - started
         return result.finish(folder, config, here.base, here.handle, state, len(sites), metrics.lines, seconds)
+
+
+class _Roster:
+    """The roster's file, read again when it changes: who is revoked is out at once, who is new is in at the next start."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read_at = path, (0, 0)
+        self._roster = keys.load_roster(path)
+        self.nodes = {m.name: m.node for m in self.members.values() if m.state() != "revoked"}
+
+    @property
+    def members(self) -> Mapping[str, keys.Member]:
+        return self._roster.members
+
+    def key_of(self, name: str) -> Ed25519PublicKey:
+        with suppress(OSError):
+            found = self._path.stat()
+            if (stamp := (found.st_mtime_ns, found.st_size)) != self._read_at:
+                self._read_at = stamp
+                self._reload()
+        return self._roster.key_of(name)
+
+    def _reload(self) -> None:
+        try:
+            self._roster = keys.load_roster(self._path)
+        except FedftError as e:
+            log.error("%s; going on with the roster as it was", e)
+        for name in [n for n in self.nodes if n not in self.members or self.members[n].state() == "revoked"]:
+            log.warning("%s is revoked", name)
+            del self.nodes[name]
 
 
 def _salt(path: Path) -> bytes:

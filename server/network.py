@@ -18,11 +18,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedft import sealed
 from fedft.errors import RejectedUpdate
-from fedft.keys import Roster
 from fedft.sealed import About, Kind, Opened
 from fedft.server.exchange import Clock, Observer
 from fedft.transport import Letter, Refused, Reply, refused
@@ -38,6 +37,17 @@ PARALLEL_FETCHES = 2  # long answers on their way at once: the transport holds t
 LATE_BYTES = 65536  # of an answer when nothing is open: it is told of, not used
 MAX_FORGERIES = 3  # answers to one letter that are nobody's, before it is given up
 KINDS = {"query": Kind.JOB, "train": Kind.TRAIN, "evaluate": Kind.EVALUATE}
+
+
+class Keyring(Protocol):
+    """Whose messages count: a roster."""
+
+    @property
+    def members(self) -> Mapping[str, Any]:
+        """The sites."""
+
+    def key_of(self, name: str) -> Ed25519PublicKey:
+        """What the site signs with. Raises RejectedUpdate."""
 
 
 class LinkLost(Exception):
@@ -86,7 +96,7 @@ class NetworkPost:
     """`Post` over a `Link`, for the members of a roster. `run` is the run's identifier."""
 
     link: Link
-    roster: Roster
+    roster: Keyring
     key: Ed25519PrivateKey
     run: str
     observe: Observer = lambda kind, info: None
