@@ -112,7 +112,7 @@ def serve(
 
 
 class _Roster:
-    """The roster's file, read again when it changes: who is revoked is out at once, who is new is in at the next start."""
+    """The roster's file, read again when it changes: the revoked are out at once, the new are in at the next start."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._read_at = path, (0, 0)

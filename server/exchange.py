@@ -118,8 +118,8 @@ class Exchange:
             """Note where the client says it stands, if there was such a state since we started."""
             self._have.pop(client, None)
             version, _, label = reason.partition(" ")
-            if str(self._served.get(label)) == version:
-                self._have[client] = int(version), label
+            if (served := self._served.get(label)) is not None and version == str(served):
+                self._have[client] = served, label
 
         self._served[state.label] = state.version
         letters = [Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c]) for c, p in bare.items()]

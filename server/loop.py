@@ -73,6 +73,7 @@ class Loop:
         )
         self._ranks: dict[str, int] = {}
         self._held_out: dict[str, int] = {}
+        self._contradicted: set[str] = set()
 
     def run(self, clients: Collection[str]) -> State:
         """Carry the run to its last round and return the final state.
@@ -197,7 +198,8 @@ class Loop:
             "seconds": {"train": trained - started, "aggregate": time.monotonic() - trained},
         }
         recent = [r for r in notes["refusals"] if r[0] > number - QUARANTINE_ROUNDS]
-        refusals = recent + [[number, client] for client in sorted(traffic.blamed, key=str.encode)]
+        refusals = recent + [[number, client] for client in sorted(traffic.blamed | self._contradicted, key=str.encode)]
+        self._contradicted = set()
         barred_now = _barred(refusals, self.config.limits.quarantine_after)
         kept = {
             "run": self.job.run,
@@ -292,6 +294,8 @@ class Loop:
             for name in MEASURED:
                 if values := [m[name] for m in found.values() if name in m]:
                     line[name] = fmean(values)
+            # refused evaluations are nobody's fault where the state is; a contradiction of an update is
+            self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
             line["evaluation"] = found
             line["evaluation_bytes"] = {"up": traffic.up, "down": traffic.down}
             line["refused"] = [*line["refused"], *traffic.refused]
