@@ -77,8 +77,10 @@ class Node:
                     self._say("")
                     failing_since = None
                 except (httpx.HTTPError, ValueError) as e:
-                    if _status(e) in (401, 412):  # the server has started anew, or never knew us
+                    if self._node and _status(e) in (401, 412):  # the server has started anew: our number there is void
                         self._node = 0
+                        stop.wait(RETRY_S[0])
+                        continue  # what it says to the next activation is what counts
                     failing_since = failing_since or time.monotonic()
                     self._say(_reason(e, self._address))
                     stop.wait(min(max((time.monotonic() - failing_since) / 5, RETRY_S[0]), RETRY_S[1]))
@@ -188,7 +190,7 @@ class Node:
 
     def _say(self, reason: str) -> None:
         """Log a change of reason, and only that."""
-        if reason and reason != self._said:
+        if reason and reason.partition(": ")[0] != self._said.partition(": ")[0]:
             log.warning("%s; trying again", reason)
         elif not reason and self._said:
             log.warning("the connection to %s is back", self._address)
@@ -245,7 +247,8 @@ def _reason(e: Exception, address: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         why = text.partition("verify failed: ")[2].partition(" (")[0]
         return f"TLS: the certificate of {address} is refused: {why} (is ca.pem that of this server?)"
-    if isinstance(e, httpx.ConnectError) and any(word in text for word in ("SSL", "TLS")):
+    cut = "UNEXPECTED_EOF" in text  # a connection that ends in the handshake says nothing about TLS
+    if isinstance(e, httpx.ConnectError) and any(word in text for word in ("SSL", "TLS")) and not cut:
         return f"TLS: {address} does not speak TLS 1.3 as a fedft server does: {text[:200]}"
     if isinstance(e, httpx.TimeoutException):
         return f"server {address} does not answer in time"
@@ -263,7 +266,7 @@ def _refusal(response: httpx.Response, address: str) -> str:
     if status == 412:
         return f"server {address} takes this site for connected: another process with its key, or one that was killed"
     if status == 503:
-        return f"server {address} is too busy"
+        return f"server {address} is starting, or too busy"
     return f"server {address} answered {status} to {response.request.url.path}"
 
 

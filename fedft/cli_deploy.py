@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fedft.errors import ConfigError, Interrupted
+
+PATIENCE_S = 5.0  # for a goodbye to the server
 
 log = logging.getLogger("fedft")
 
@@ -81,10 +84,20 @@ def client(
     from fedft.client import app
 
     stop = threading.Event()
+
+    def leave() -> None:
+        log.info("stopped")
+        logging.shutdown()
+        os._exit(0)  # the worker may be in the middle of a step; what must be durable is so at any instant
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        threading.Timer(PATIENCE_S, leave).start()  # a server that does not answer must not keep us
+
     for s in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(s, lambda number, frame: stop.set())
+        signal.signal(s, end)
     app.attend(config, stop)
-    log.info("stopped")
+    leave()
 
 
 def _address(text: str) -> tuple[str, int]:
