@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-from fedft import codec, transport
+from fedft import codec
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Recipe, State
 from fedft.transport import Kind, Letter, Post, Refused, Reply
@@ -53,10 +53,8 @@ class Traffic:
     down: dict[str, int] = field(default_factory=dict)
     refused: list[dict[str, str]] = field(default_factory=list)
     blamed: set[str] = field(default_factory=set)
-    """Clients refused for what they certainly sent, not for what the network did or somebody sent in their name.
-
-    `stale` is no fault of a client's: the server's numbers have gone back.
-    """
+    """Clients refused for what they certainly sent; not for what the network did or somebody sent in their name, nor
+    for a refusal of their own, unless it is for ever that they have forgotten what we said."""
 
 
 @dataclass
@@ -214,7 +212,8 @@ class Exchange:
             size, digest = len(reply.answer), hashlib.sha256(reply.answer).hexdigest()
         if counts:
             traffic.refused.append({"client": client, "code": e.code, "reason": str(e)})
-            if reply.proven and e.code not in (*transport.OURS, "stale"):
+            sent = not isinstance(reply.answer, Refused) or e.code in ("behind", "wrong_run")
+            if reply.proven and sent and e.code != "deadline":
                 traffic.blamed.add(client)
         log.warning("%s refused: %s: %s", client, e.code, e)
         said = {"client": client, "code": e.code, "reason": str(e), "size": size, "sha256": digest}
