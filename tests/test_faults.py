@@ -1,0 +1,132 @@
+"""Everything fails, and the run is right: the engine and its sites on a simulated network and disk, from one seed.
+
+FEDFT_FAULT_SEED=123 pytest tests/test_faults.py -k replay         one run again
+FEDFT_FAULT_ROUNDS=100000 pytest tests/test_faults.py -k many      more of them
+"""
+
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import Odds
+from faulty import FastKey
+from scenario import NAMES, Scenario, simulate
+
+from fedft.client.memory import Asked, Memory
+from fedft.client.respond import Responder
+from fedft.client.train import Client
+from fedft.sealed import About
+from fedft.server import admission
+from fedft.server.loop import Admitted, Loop
+from fedft.server.metrics import MetricsFile
+from fedft.server.network import NetworkPost
+from fedft.tensors import Tensors
+from fedft.update import Plan
+
+
+def summary(done: list[Scenario], seconds: float) -> str:
+    """What was injected, and how fast."""
+    counts: Counter[str] = Counter()
+    for scenario in done:
+        counts += scenario.world.counts
+    rounds = sum(s.witness.commits for s in done)
+    crashes = counts["crashes of the server"] + counts["crashes of sites"]
+    faults = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
+    return f"{rounds} rounds in {len(done)} runs, {rounds / seconds:.0f} rounds/s, {crashes} crashes; {faults}"
+
+
+def many(rounds: int, folder: Path, first: int) -> list[Scenario]:
+    """Runs from seed `first` on, until so many rounds were committed."""
+    done: list[Scenario] = []
+    while sum(s.witness.commits for s in done) < rounds:
+        place = folder / str(first + len(done))
+        done.append(simulate(first + len(done), place))
+        shutil.rmtree(place)
+    return done
+
+
+def reported(rounds: int, folder: Path, first: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run `many`, and say what they went through."""
+    started = time.perf_counter()
+    done = many(rounds, folder, first)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{summary(done, time.perf_counter() - started)}\n")
+
+
+def test_whatever_fails_500_rounds_come_out_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reported(500, tmp_path, 10**6, capsys)
+
+
+@pytest.mark.slow
+def test_whatever_fails_many_rounds_come_out_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reported(int(os.environ.get("FEDFT_FAULT_ROUNDS", "20000")), tmp_path, 0, capsys)
+
+
+def test_replay_of_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if "FEDFT_FAULT_SEED" not in os.environ:
+        pytest.skip("FEDFT_FAULT_SEED names no run")
+    started = time.perf_counter()
+    done = simulate(int(os.environ["FEDFT_FAULT_SEED"]), tmp_path)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{summary([done], time.perf_counter() - started)}\n")
+
+
+def test_one_seed_is_one_run(tmp_path: Path) -> None:
+    first, again = (simulate(5, tmp_path / x) for x in "ab")
+    assert first.world.counts == again.world.counts
+    assert first.world.now == again.world.now
+    lines = [(tmp_path / x / "metrics.jsonl").read_text() for x in "ab"]
+    assert lines[0] == lines[1]
+
+
+def stuck(memory: Memory, version: int, label: str, held: Tensors) -> None:
+    """What a client holds that takes no new state."""
+    HOLD(memory, version, label, memory.held.tensors if memory.held else held)
+
+
+def forgetful(responder: Responder, client: Client, plan: Plan, about: About) -> bytes:
+    """A site that never looks at what it answered before."""
+    payload = client.encode(client.train(client.install(plan)))
+    responder.disk.keep_answer(Asked(plan.run, plan.round, plan.attempt, about.plan.hex()), payload)
+    return payload
+
+
+HOLD = Memory.hold
+BROKEN: dict[str, tuple[Any, str, Any]] = {
+    "admitted a second time": (Loop, "_recovered", lambda *args: Admitted({}, {}, {})),
+    "wanted ": (admission, "capped", lambda examples, share: dict.fromkeys(examples, 1)),
+    "is not what the updates": (Memory, "hold", stuck),
+    "signed two answers": (Responder, "_train", forgetful),
+    "was never signed by it": (FastKey, "verify", lambda key, signature, data: None),
+    r"^\[0, ": (MetricsFile, "has", lambda file, version: False),
+    "nothing fails any more": (NetworkPost, "_again", lambda post, o, why: None),
+}
+
+
+SLOW = ("was never signed by it", "nothing fails any more")
+
+
+@pytest.mark.parametrize("said", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW)) for s in BROKEN])
+def test_an_engine_that_is_broken_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setattr(*BROKEN[said])
+    with pytest.raises(AssertionError, match=said):
+        many(1000, tmp_path, 0)
+
+
+def killed_at(call: int, folder: Path) -> Scenario:
+    return simulate(call, folder, odds=Odds(), strategy="flora", names=NAMES[:2], rounds=2, kill_at=call)
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_a_crash_at_any_call_of_the_disk_costs_nothing(tmp_path: Path, part: int) -> None:
+    """Server and sites alike; before and after each write, and in its middle."""
+    call = part + 1
+    while (done := killed_at(call, tmp_path / str(call))).world.disk_calls >= call:
+        assert done.world.counts["crashes of the server"] + done.world.counts["crashes of sites"] == 1
+        call += 8
+    assert call > 40, "the disk was called too rarely for this to be a test"
