@@ -68,18 +68,22 @@ class SiteDisk:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._state, self._answer = folder / "state.fedft", folder / "answer.fedft"
+        self._last: tuple[Asked, bytes] | None = None
 
     def keep_answer(self, asked: Asked, payload: bytes) -> None:
         """Make the answer durable, before it is sent: whatever happens, these bytes go out again."""
-        durable.commit(self._answer, json.dumps(asdict(asked)).encode() + b"\n" + payload)
+        durable.commit(self._answer, json.dumps(asdict(asked)).encode() + b"\n", payload)
+        self._last = asked, payload
 
     def answer(self) -> tuple[Asked, bytes] | None:
         """The answer kept last."""
-        try:
-            head, _, payload = (durable.verified(self._answer) or b"").partition(b"\n")
-            return Asked(**json.loads(head)), payload
-        except (ValueError, TypeError):
-            return None
+        if self._last is None:
+            try:
+                head, _, payload = (durable.verified(self._answer) or b"").partition(b"\n")
+                self._last = Asked(**json.loads(head)), payload
+            except (ValueError, TypeError):
+                return None
+        return self._last
 
     def keep_state(self, run: str, label: str, state: State) -> None:
         """Make the held state durable; it may always be lost, the server sends it again."""

@@ -118,7 +118,7 @@ class Responder:
     # -- requests --------------------------------------------------------------------------------------------------
 
     def _deal_with(self, opened: Opened) -> bytes:
-        if opened.about.plan != sealed.digest(opened.payload):
+        if opened.about.plan != opened.digest:
             raise PlanRefused("malformed", "the letter's digest is of another payload")
         if opened.kind is Kind.JOB:
             return self._enrol(codec.decode_job(opened.payload), opened.about)

@@ -22,26 +22,30 @@ except ImportError:  # not on Windows
 log = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
+Part = bytes | memoryview
 
 
-def commit(path: Path, body: bytes) -> None:
-    """Make `path` hold `body` behind its SHA-256, durably, or raise RunPaused with the disk's reason."""
-    write(path, hashlib.sha256(body).digest() + body)
+def commit(path: Path, *parts: Part) -> None:
+    """Make `path` hold the parts behind their SHA-256, durably, or raise RunPaused with the disk's reason."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    write(path, digest.digest(), *parts)
 
 
-def write(path: Path, body: bytes, *, mode: int = 0o666) -> None:
-    """Make `path` hold `body`, whole or not at all, or raise RunPaused with the disk's reason.
+def write(path: Path, *parts: Part, mode: int = 0o666) -> None:
+    """Make `path` hold the parts one after the other, whole or not at all, or raise RunPaused with the disk's reason.
 
     `mode`: permission bits, less the umask's; the file has them before it has content.
     """
     aside = path.with_name(path.name + ".tmp")
     try:
         if not path.parent.exists():
-            path.parent.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             _sync(path.parent.parent)  # or the file would be gone with its folder
         aside.unlink(missing_ok=True)  # one that a crash left keeps its own mode, and whoever has it open reads on
         with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as f:
-            f.write(body)
+            f.writelines(parts)
             f.flush()
             os.fsync(f.fileno())
         os.replace(aside, path)
@@ -61,11 +65,11 @@ def _sync(folder: Path) -> None:
 def verified(path: Path) -> bytes | None:
     """The body of a committed file, or None if it is absent, torn or altered."""
     try:
-        raw = path.read_bytes()
+        with open(path, "rb") as f:
+            digest, body = f.read(DIGEST_BYTES), f.read()
     except OSError:
         return None
-    body = raw[DIGEST_BYTES:]
-    return body if hashlib.sha256(body).digest() == raw[:DIGEST_BYTES] else None
+    return body if hashlib.sha256(body).digest() == digest else None
 
 
 def metadata(body: bytes) -> dict[str, str]:

@@ -6,6 +6,7 @@ there means that all of it is. Flower's own functions fetch without a bound, wai
 way, and repeat a chunk as often as an array says; hence our own.
 """
 
+import hashlib
 import json
 import ssl
 from collections.abc import Callable, Collection, Mapping
@@ -15,9 +16,12 @@ from typing import Any, Protocol, TypeVar
 import httpx
 from flwr.app import Array, Message
 from flwr.app.message import remove_content_from_message
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde import message_to_proto
 from flwr.proto import message_pb2, node_pb2
 from flwr.supercore.inflatable.inflatable_object import (
+    _get_computed_object_ids,
     get_all_nested_objects,
     get_object_tree,
     iterate_object_tree,
@@ -84,13 +88,17 @@ def connect(kind: type[Client], address: str, ca: bytes, *interceptors: Any, com
 def send(message: Message, register: Register, peer: Peer, node: int) -> None:
     """Announce a message by `register` (which returns the wanted objects and a session), then send what is wanted."""
     with no_object_id_recompute():
+        for record in message.content.array_records.values():
+            for array in record.values():
+                _cut(array)
         message.metadata.__dict__["_message_id"] = root = message.object_id
         objects = get_all_nested_objects(message)  # children before parents: the message itself is the last
         announced = message_to_proto(remove_content_from_message(message))
         wanted, session = register(announced, get_object_tree(message))
 
     def push(name: str) -> None:
-        content = objects[name].deflate()
+        found = objects[name]
+        content = b"".join(_parts(found)) if isinstance(found, ArrayChunk) else found.deflate()
         request = message_pb2.PushObjectRequest(
             node=node_pb2.Node(node_id=node),
             run_id=message.metadata.run_id,
@@ -178,6 +186,24 @@ def _arrays(contents: dict[str, bytes], max_bytes: int) -> dict[str, Any]:
     for name in chunks:
         contents.pop(name, None)
     return arrays
+
+
+def _cut(array: Array) -> None:
+    """Cut an array into the pieces that Flower would cut it into, and name them, without Flower's copies of each."""
+    view, pieces = memoryview(array.data), []
+    for start in range(0, len(view), FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE):
+        piece, named = ArrayChunk(view[start : start + FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE]), hashlib.sha256()
+        for part in _parts(piece):
+            named.update(part)
+        piece.__dict__["_object_id"] = name = named.hexdigest()
+        _get_computed_object_ids().add(name)
+        pieces.append((name, piece))
+    array.__dict__["_chunks"] = pieces
+
+
+def _parts(piece: ArrayChunk) -> tuple[bytes, memoryview]:
+    """The bytes of a piece as Flower writes them: type, children (none) and length, then the data."""
+    return f"ArrayChunk  {len(piece.data)}\0".encode(), piece.data
 
 
 def _split(content: bytes) -> tuple[str, list[str], memoryview]:

@@ -103,6 +103,8 @@ class Opened:
     kind: Kind
     about: About
     payload: bytes
+    digest: bytes
+    """SHA-256 of the payload."""
 
 
 def site_name(name: str) -> str:
@@ -126,13 +128,18 @@ def digest(payload: bytes) -> bytes:
     return hashlib.sha256(payload).digest()
 
 
-def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey) -> bytes:
-    """The message of `payload`, signed with `key`; OVERHEAD bytes longer. The payload is copied once."""
+def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, sha256: bytes | None = None) -> bytes:
+    """The message of `payload`, signed with `key`; OVERHEAD bytes longer. The payload is copied once.
+
+    `sha256`: of the payload, from whoever has it already.
+    """
     site = about.site.encode()
     fields = _FIELDS.pack(
         MAGIC, PROTOCOL, Kind(kind), len(site), bytes.fromhex(about.run), about.round, about.attempt, about.plan
     )
-    return b"".join((fields, key.sign(_signed(fields, site, payload)), site.ljust(MAX_NAME_BYTES, b"\0"), payload))
+    return b"".join(
+        (fields, key.sign(_signed(fields, site, sha256 or digest(payload))), site.ljust(MAX_NAME_BYTES, b"\0"), payload)
+    )
 
 
 def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opened:
@@ -159,15 +166,16 @@ def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opene
         kind, about = Kind(number), About(run.hex(), round, attempt, site.decode(), plan)
     except ValueError as e:  # UnicodeDecodeError is one
         raise RejectedUpdate("malformed", f"malformed sealed message: {e}") from e
+    sha256 = hashlib.sha256(payload).digest()
     try:
         signature = bytes(view[_FIELDS.size : _SITE])
-        key_of(about.site).verify(signature, _signed(view[: _FIELDS.size], site, payload))
+        key_of(about.site).verify(signature, _signed(view[: _FIELDS.size], site, sha256))
     except InvalidSignature as e:
         raise RejectedUpdate(
             "bad_signature", f"message in the name of {about.site!r}: altered, or not signed by its key"
         ) from e
-    return Opened(kind, about, bytes(payload))
+    return Opened(kind, about, bytes(payload), sha256)
 
 
-def _signed(fields: bytes | memoryview, site: bytes, payload: bytes | memoryview) -> bytes:
-    return b"".join((_DOMAIN, fields, site, hashlib.sha256(payload).digest()))
+def _signed(fields: bytes | memoryview, site: bytes, sha256: bytes) -> bytes:
+    return b"".join((_DOMAIN, fields, site, sha256))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
+BLOCK = 2**18  # entries
 
 
 def add(x: Tensors, y: Tensors) -> dict[str, Tensor]:
@@ -36,7 +37,11 @@ def zeros_like(x: Tensors) -> dict[str, Tensor]:
 def dot(x: Tensors, y: Tensors) -> float:
     """<x, y> over all tensors taken as one vector, in float64."""
     _same_names(x, y)
-    return sum(float(torch.dot(x[n].double().flatten(), y[n].double().flatten())) for n in sorted(x))
+    return sum(
+        float(torch.dot(a.double(), b.double()))
+        for n in sorted(x)
+        for a, b in zip(_blocks(x[n]), _blocks(y[n]), strict=True)
+    )
 
 
 def norm(x: Tensors) -> float:
@@ -65,11 +70,16 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
         for name, t in tensors.items():
             if t.shape != total[name].shape:
                 raise ValueError(f"{name} has shape {tuple(t.shape)}, the first one has {tuple(total[name].shape)}")
-            total[name].add_(t.double(), alpha=weight)
+            for sum_, term in zip(_blocks(total[name]), _blocks(t), strict=True):
+                sum_.add_(term.double(), alpha=weight)
         weights += weight
     if not weights > 0:
         raise ValueError("expected at least one update of positive weight, got none")
-    return {name: (t / weights).to(dtypes[name]) for name, t in total.items()}
+    mean = {name: torch.empty(t.shape, dtype=dtypes[name]) for name, t in total.items()}
+    for name, t in total.items():
+        for rounded, sum_ in zip(_blocks(mean[name]), _blocks(t), strict=True):
+            rounded.copy_(sum_.div_(weights))
+    return mean
 
 
 def digest(x: Tensors) -> str:
@@ -78,8 +88,13 @@ def digest(x: Tensors) -> str:
     for name in sorted(x, key=str.encode):
         t = x[name].detach().cpu().contiguous()
         h.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
-        h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
+        h.update(t.reshape(-1).view(torch.uint8).numpy() if t.numel() else b"")
     return h.hexdigest()
+
+
+def _blocks(t: Tensor) -> tuple[Tensor, ...]:
+    """The entries in pieces whose float64 copy stays in the cache; fresh memory costs more than arithmetic."""
+    return t.reshape(-1).split(BLOCK)
 
 
 def _pairwise(f: Callable[[Tensor, Tensor], Tensor], x: Tensors, y: Tensors) -> dict[str, Tensor]:

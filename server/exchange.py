@@ -76,6 +76,7 @@ class Exchange:
     def __post_init__(self) -> None:
         self._have: dict[str, tuple[int, str]] = {}
         self._served: dict[str, int] = {}
+        self._encoded: tuple[object, bytes] | None = None
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
         """`bare` with what takes this client from the version it stands at to `state`."""
@@ -110,7 +111,10 @@ class Exchange:
             accept(client, payload)
 
         def payload(client: str) -> bytes:
-            return codec.encode_plan(self.plan(bare[client], state, client), self.down_codec)
+            wanted = self._have.get(client), bare[client]
+            if not self._encoded or self._encoded[0] != wanted:  # most are sent the same
+                self._encoded = wanted, codec.encode_plan(self.plan(bare[client], state, client), self.down_codec)
+            return self._encoded[1]
 
         def behind(client: str, reason: str) -> None:
             """Note where the client says it stands, if there was such a state since we started."""
@@ -176,6 +180,7 @@ class Exchange:
 
         for letter in letters:
             push(letter)
+        self._encoded = None  # a late one is made anew
         started, accepted, enough_at = self.clock.monotonic(), 0, math.inf
         while waiting:
             came = False

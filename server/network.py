@@ -108,6 +108,7 @@ class NetworkPost:
     """Digest of the answer that counted, by site, round, attempt and plan."""
     _online: Mapping[str, int] = field(default_factory=dict)
     _count: int = 0
+    _hashed: tuple[bytes, bytes] = (b"", sealed.digest(b""))
     _down_until: float = 0.0
 
     def push(self, letter: Letter) -> tuple[str, int]:
@@ -115,7 +116,7 @@ class NetworkPost:
         payload = letter.payload()
         self._count += 1
         ticket = str(self._count)
-        self._open[ticket] = _Open(letter, sealed.digest(payload), heard=self.clock.monotonic())
+        self._open[ticket] = _Open(letter, self._digest(payload), heard=self.clock.monotonic())
         self._linked(lambda: self._deliver(ticket, payload))
         return ticket, len(payload)
 
@@ -123,6 +124,7 @@ class NetworkPost:
         """See `Post`. Also sends what is due: letters not out yet, fetches of long answers, questions to the silent."""
         if self.clock.monotonic() < self._down_until:
             return
+        self._hashed = b"", sealed.digest(b"")  # lets go of the payload
         self._linked(self._send_due)
         try:
             limit = max([o.letter.max_bytes for o in self._open.values()], default=LATE_BYTES)
@@ -171,14 +173,20 @@ class NetworkPost:
         if not self._online:
             self._online = self.link.nodes()
         if o.letter.client in self._online:
-            o.digest = sealed.digest(payload)
-            self._send(ticket, KINDS[o.letter.kind], payload)
+            o.digest = self._digest(payload)
+            self._send(ticket, KINDS[o.letter.kind], payload, o.digest)
             o.pushed, o.heard = True, self.clock.monotonic()
 
-    def _send(self, ticket: str, kind: Kind, payload: bytes) -> None:
+    def _digest(self, payload: bytes) -> bytes:
+        """SHA-256, taken once of the plan that many sites are sent."""
+        if payload is not self._hashed[0]:
+            self._hashed = payload, sealed.digest(payload)
+        return self._hashed[1]
+
+    def _send(self, ticket: str, kind: Kind, payload: bytes, sha256: bytes | None = None) -> None:
         letter = self._open[ticket].letter
         about = About(self.run, letter.round, letter.attempt, letter.client, self._open[ticket].digest)
-        data = sealed.seal(kind, about, payload, self.key)
+        data = sealed.seal(kind, about, payload, self.key, sha256)
         flower = "query" if kind in (Kind.STATUS, Kind.FETCH) else letter.kind
         mid = self.link.push(self._online[letter.client], flower, data, str(letter.round))
         self._ids[mid] = (ticket, letter.client, kind)
@@ -271,7 +279,7 @@ class NetworkPost:
 
     def _answer(self, ticket: str, site: str, opened: Opened) -> Reply | None:
         """The first answer to a letter counts; what else comes is a repetition, an equivocation, or late."""
-        about, digest = opened.about, hashlib.sha256(opened.payload).hexdigest()
+        about, digest = opened.about, opened.digest.hex()
         facts: dict[str, Any] = {"size": len(opened.payload), "sha256": digest}
         key = (site, about.round, about.attempt, about.plan)
         o = self._open.get(ticket)

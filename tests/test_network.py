@@ -212,5 +212,6 @@ def test_the_kept_answer_and_state_of_a_site_survive_it_and_damage_is_seen(tmp_p
     for name in ("answer.fedft", "state.fedft"):
         path = run.sites["anna"].folder / name
         path.write_bytes(path.read_bytes()[:-1])
-    assert disk.answer() is None
-    assert disk.state(run.job.run) is None
+    after = SiteDisk(run.sites["anna"].folder)
+    assert after.answer() is None
+    assert after.state(run.job.run) is None
