@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from fedft import cli_deploy, cli_keys
+from fedft import cli_deploy, cli_doctor, cli_keys
 from fedft.errors import EXIT_INTERRUPTED, FedftError, Interrupted
 
 app = typer.Typer(
@@ -184,6 +184,7 @@ app.command()(cli_deploy.split)
 app.add_typer(cli_keys.app, name="keys")
 app.command()(cli_deploy.server)
 app.command()(cli_deploy.client)
+app.command()(cli_doctor.doctor)
 
 
 def main() -> None:

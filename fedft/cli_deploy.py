@@ -63,7 +63,7 @@ def server(
     config = configs.load(run, set_ or ())
     from fedft.server import app
 
-    place = app.Place(keys, None if superlink else _address(listen), superlink, superlink_ca)
+    place = app.Place(keys, None if superlink else address_of(listen), superlink, superlink_ca)
     _stop_on_sigterm()
     try:
         summary = app.serve(config, place, out, lift=lift or (), observe=_say)
@@ -100,7 +100,8 @@ def client(
     leave()
 
 
-def _address(text: str) -> tuple[str, int]:
+def address_of(text: str) -> tuple[str, int]:
+    """Host and port of a --listen. Raises ConfigError."""
     host, colon, port = text.rpartition(":")
     if not (host and colon and port.isdecimal() and int(port) < 65536):
         raise ConfigError(f"--listen {text!r}: wanted HOST:PORT, for instance 0.0.0.0:9443")

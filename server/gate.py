@@ -73,9 +73,12 @@ class Gate:
                 await _answer(send, status)
             else:
                 body, receive = await _whole(receive)
-                if scope["path"] == FLEET + "push-messages" and not self._sound(body):
+                announced = scope["path"] == FLEET + "push-messages"
+                if announced and not self._sound(body):
                     await _answer(send, 400)
                 else:
+                    if announced:
+                        self._sent.pop(base64.b64decode(dict(scope["headers"]).get(NODE_KEY, b"")), None)
                     await self._app(scope, receive, send)
         else:
             await send({"type": "websocket.close"})
@@ -104,9 +107,7 @@ class Gate:
             return 403
         if not self._known(key):
             return 401
-        if name == "push-messages":
-            self._sent[key] = 0
-        elif name == "push-object":
+        if name == "push-object":
             self._sent[key] = self._sent.get(key, 0) + size
             return 413 if size > MAX_OBJECT or self._sent[key] > self._max_body else 0
         return 413 if size > MAX_REQUEST else 0
@@ -196,7 +197,10 @@ def _serve(args: argparse.Namespace, secret: str) -> None:
     from flwr.superlink.main import create_app
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    flwr_log = logging.getLogger("flwr")
+    flwr_log.setLevel(logging.WARNING)
+    for handler in flwr_log.handlers:
+        handler.setFormatter(logging.Formatter("%(levelname)s SuperLink: %(message)s"))  # Flower's own is in colours
     listener = socket.socket(fileno=args.socket)
     host, port = listener.getsockname()[:2]
     config = SuperLinkLifespanConfig(

@@ -560,5 +560,7 @@ def test_the_command_leads_from_keys_to_an_enrolled_site(tmp_path: Path, monkeyp
     shown = run("list", "srv")
     assert fingerprint in shown
     assert "not before" not in shown
-    assert "for a.example, localhost, 127.0.0.1, ::1, valid until 20" in run("renew", "srv", "--host", "a.example", "--days", "9")
+    assert "for a.example, localhost, 127.0.0.1, ::1, valid until 20" in run(
+        "renew", "srv", "--host", "a.example", "--days", "9"
+    )
     assert CliRunner().invoke(app, ["server", "srv"]).exit_code != 0
