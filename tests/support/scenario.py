@@ -3,11 +3,14 @@
 import functools
 import logging
 import random
+import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from deployed import OPTIONS, ToyBase
 from faults import SERVER, Disk, Killed, Odds, World, installed
 from faulty import FastKey, FaultyClient, FaultySite, Network, hashed, key_of
@@ -230,3 +233,33 @@ def simulate(seed: int, folder: Path, **fixed: Any) -> Scenario:
     finally:
         logging.disable(logging.NOTSET)
     return scenario
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a number of runs went through."""
+
+    runs: int
+    rounds: int
+    counts: Counter[str]
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.runs + other.runs, self.rounds + other.rounds, self.counts + other.counts)
+
+    def told(self, seconds: float) -> str:
+        """What was injected, and how fast."""
+        crashes = self.counts["crashes of the server"] + self.counts["crashes of sites"]
+        faults = ", ".join(f"{n} {kind}" for kind, n in sorted(self.counts.items()))
+        return f"{self.rounds} rounds in {self.runs} runs, {self.rounds / seconds:.0f} rounds/s, {crashes} crashes; {faults}"
+
+
+def many(rounds: int, folder: Path, first: int) -> Tally:
+    """Runs from seed `first` on, until so many rounds were committed."""
+    torch.set_num_threads(1)
+    tally = Tally(0, 0, Counter())
+    while tally.rounds < rounds:
+        place = folder / str(first + tally.runs)
+        done = simulate(first + tally.runs, place)
+        tally += Tally(1, done.witness.commits, done.world.counts)
+        shutil.rmtree(place)
+    return tally
