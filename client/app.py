@@ -33,6 +33,10 @@ def attend(site: SiteConfig, stop: threading.Event) -> None:
     Raises ConfigError or KeyFault for what is wrong with the site's own files; all else is retried and logged.
     """
     own, state = Path(site.keys.folder), Path(site.site.state)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"[site] state = {str(state)!r}: cannot be made: {e.strerror}") from e
     signing, node = keys.load_signing(own / "signing.key"), keys.load_ecdsa(own / "node.key")
     server, ca = keys.load_public(Path(site.server.key)), Path(site.server.ca).read_bytes()
     disk = SiteDisk(state)
@@ -46,7 +50,10 @@ def attend(site: SiteConfig, stop: threading.Event) -> None:
 
 def _work(responder: Responder, stop: threading.Event) -> None:
     while not stop.is_set():
-        responder.work(1.0)
+        try:
+            responder.work(1.0)
+        except Exception:  # an answer that could not be sent; the server asks again
+            log.exception("the worker failed")
 
 
 @dataclass

@@ -172,6 +172,7 @@ class Responder:
     # -- at once ---------------------------------------------------------------------------------------------------
 
     def _progress(self, about: About) -> dict[str, object]:
+        queued = about.plan in self._waiting  # before the rest: the worker moves it from here to there
         plan, doing, since = self._doing
         if plan == about.plan:
             said: dict[str, object] = {"doing": doing}
@@ -181,7 +182,7 @@ class Responder:
                 if step > 1:
                     said["left_s"] = round(seconds / (step - 1) * (self._steps - step + 1), 1)
             return said
-        if about.plan in self._waiting:
+        if queued:
             return {"doing": "queued"}
         return {"doing": "ready" if self._answer_to(about) is not None else "unknown"}
 

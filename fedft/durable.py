@@ -30,7 +30,7 @@ def commit(path: Path, *parts: Part) -> None:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    write(path, digest.digest(), *parts)
+    write(path, digest.digest(), *parts, mode=0o600)  # an update can tell of the rows that it was trained on
 
 
 def write(path: Path, *parts: Part, mode: int = 0o666) -> None:

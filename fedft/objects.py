@@ -39,6 +39,7 @@ Register = Callable[[Any, Any], tuple[Collection[str], str]]
 FRAMING = 64 * 1024  # bytes that Flower's records may add to a payload, besides MAX_ID per object
 MAX_ID = 1024  # bytes of an object's own header and of its name in its parent
 PARALLEL = 4  # objects of one message on their way at once: a far server is waited for once, not for each
+HEAD_BYTES = 64 * 1024  # of a message's first piece
 TIMEOUT_S = 30.0  # of one request, each way; a chunk of 5 MiB is the largest
 
 
@@ -189,10 +190,14 @@ def _arrays(contents: dict[str, bytes], max_bytes: int) -> dict[str, Any]:
 
 
 def _cut(array: Array) -> None:
-    """Cut an array into the pieces that Flower would cut it into, and name them, without Flower's copies of each."""
+    """Cut an array into named pieces, as Flower does but without its copies of each.
+
+    The first one is small: it holds what differs between the messages to several sites, so that the rest is one.
+    """
     view, pieces = memoryview(array.data), []
-    for start in range(0, len(view), FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE):
-        piece, named = ArrayChunk(view[start : start + FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE]), hashlib.sha256()
+    for start in [0, *range(HEAD_BYTES, len(view), FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE)] if view else []:
+        end = start + FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE if start else HEAD_BYTES
+        piece, named = ArrayChunk(view[start:end]), hashlib.sha256()
         for part in _parts(piece):
             named.update(part)
         piece.__dict__["_object_id"] = name = named.hexdigest()

@@ -9,6 +9,7 @@ and what was on its way is sent again.
 import json
 import logging
 import secrets
+import ssl
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedft import codec, durable, keys, resident, strategies
 from fedft.config import RunConfig
-from fedft.errors import ConfigError, FedftError, RejectedUpdate
+from fedft.errors import ConfigError, FedftError, RejectedUpdate, StateDamaged
 from fedft.server import folder as folders
 from fedft.server import result
 from fedft.server.checkpoint import Store
@@ -73,6 +74,7 @@ def serve(
     roster = _Roster(place.keys / "roster.toml")
     key = keys.load_signing(place.keys / "signing.key")
     if place.listen is not None:
+        keys.load_ecdsa(place.keys / "server.key")
         for fault in keys.certificate_facts(place.keys / "server.pem").faults():
             raise ConfigError(fault)
     sites = [name for name, member in roster.members.items() if member.state() != "revoked"]
@@ -85,11 +87,12 @@ def serve(
         started = time.monotonic()
         store = Store(folder / "state")
         found = store.latest()
+        folders.check_rounds(folder, found, config)
         recipe = strategies.make(config.strategy.name, config.strategy.options)
         observe("preparing", {"folder": folder})
         here = resident.load(config, recipe)
         result.write_config(folder, config, here.base)
-        job = job_of(config, here.base.digest, _salt(folder / "state" / "salt"))
+        job = job_of(config, here.base.digest, (_salt(folder / "state" / "salt"),))
         metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
         audit = Audit(folder / "audit.jsonl", observe)
         audit.path.touch()
@@ -144,6 +147,8 @@ class _Roster:
 def _salt(path: Path) -> bytes:
     """What tells this run from another one of the same config: drawn once, kept with the state."""
     if (salt := durable.verified(path)) is None:
+        if path.exists():
+            raise StateDamaged(f"{path}: cannot be read or was altered; without it the run cannot go on")
         salt = secrets.token_bytes(16)
         durable.commit(path, salt)
     return salt
@@ -195,7 +200,12 @@ class _Supervised:
     def _connect(self) -> None:
         if self._link is not None:
             self._link.close()
-        ca = (self.place.ca or self.place.keys / "ca.pem").read_bytes()
+        path = self.place.ca or self.place.keys / "ca.pem"
+        try:
+            ca = path.read_bytes()
+            ssl.create_default_context(cadata=ca.decode("ascii"))
+        except (OSError, ValueError) as e:
+            raise ConfigError(f"{path}: not a certificate in PEM: {e}") from e
         if self._child is None:
             self._link = FlowerLink(self.place.superlink, ca, self.members)
         else:

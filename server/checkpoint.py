@@ -47,9 +47,10 @@ class Store:
             if v % KEEP_EVERY:
                 self._path(v).unlink()
 
-    def latest(self) -> tuple[State, dict[str, Any]] | None:
+    def latest(self, *, recover: bool = True) -> tuple[State, dict[str, Any]] | None:
         """The newest state that verifies, with its notes; None if there never was one.
 
+        `recover` puts damaged files aside and drops what follows from them: for the one process that runs the run.
         Raises StateDamaged if there are generations and none verifies.
         """
         versions = self._versions()
@@ -59,11 +60,13 @@ class Store:
                 if body is not None:
                     meta = durable.metadata(body)
                     found = State(int(meta["version"]), load_tensors(body)), json.loads(meta["notes"])
-                    self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
+                    if recover:
+                        self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
                     return found
             except (SafetensorError, KeyError, ValueError):
                 pass
-            self._path(v).rename(self._path(v).with_suffix(".damaged"))
+            if recover:
+                self._path(v).rename(self._path(v).with_suffix(".damaged"))
         if versions or any(self._folder.glob("*.damaged")):
             raise StateDamaged(f"{self._folder}: no generation verifies; the files are kept as *.damaged")
         return None

@@ -18,7 +18,7 @@ from fedft.update import Plan
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.05
+POLL_S = 0.05, 0.5  # between two looks for answers: after one has come, and up to, when none has for ten seconds
 MAX_HELP = 5  # times in one exchange that a client may have forgotten the run, or the state: it may have been killed
 Accept = Callable[[str, bytes], None]
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -74,6 +74,7 @@ class Exchange:
     clock: Clock = time
 
     def __post_init__(self) -> None:
+        self._joined: set[str] = set()
         self._have: dict[str, tuple[int, str]] = {}
         self._served: dict[str, int] = {}
         self._encoded: tuple[object, bytes] | None = None
@@ -129,7 +130,11 @@ class Exchange:
 
     def enrol(self, clients: list[str], traffic: Traffic, until: Until) -> None:
         """Send the job."""
-        self.send([Letter(c, "query", lambda: self.job) for c in clients], self.enrolled, traffic, until)
+        self.send([Letter(c, "query", lambda: self.job) for c in clients], self._join, traffic, until)
+
+    def _join(self, client: str, payload: bytes) -> None:
+        self.enrolled(client, payload)
+        self._joined.add(client)
 
     def send(
         self,
@@ -174,18 +179,20 @@ class Exchange:
             if letter is asked[letter.client]:
                 accept(letter.client, reply.answer)
                 return True
-            self.enrolled(letter.client, reply.answer)
+            self._join(letter.client, reply.answer)
             push(asked[letter.client])
             return False
 
         for letter in letters:
-            push(letter)
+            joined = behind is None or letter.client in self._joined
+            push(letter if joined else Letter(letter.client, "query", lambda: self.job))
         self._encoded = None  # a late one is made anew
-        started, accepted, enough_at = self.clock.monotonic(), 0, math.inf
+        started = heard = self.clock.monotonic()
+        accepted, enough_at = 0, started if until.need <= 0 else math.inf
         while waiting:
             came = False
             for reply in self.post.pull(waiting):
-                came = True
+                came, heard = True, self.clock.monotonic()
                 known = waiting.pop(reply.ticket) if reply.ticket in waiting else None
                 try:
                     if known is None:  # nothing waits for it, but it may have to be told
@@ -204,7 +211,7 @@ class Exchange:
             if accepted >= until.need and all(self.post.gone(letter.client) for letter in waiting.values()):
                 break
             if not came:
-                self.clock.sleep(POLL_S)
+                self.clock.sleep(min(max((self.clock.monotonic() - heard) / 20, POLL_S[0]), POLL_S[1]))
         for letter in waiting.values():
             late = RejectedUpdate("deadline", f"no answer within {self.clock.monotonic() - started:.1f} s")
             self._refuse(traffic, Reply("", letter.client, late, proven=False), late)

@@ -8,6 +8,7 @@ from fedft import config as configs
 from fedft import durable
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
+from fedft.recipe import State
 
 
 def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
@@ -37,6 +38,15 @@ def _holds_more(folder: Path) -> bool:
     """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written."""
     left = {"state", "state/lock", "state/journal", ".writable", "config.toml.tmp"}
     return any(p.relative_to(folder).as_posix() not in left for p in folder.rglob("*"))
+
+
+def check_rounds(folder: Path, found: tuple[State, object] | None, config: RunConfig) -> None:
+    """Raise ConfigError if the run in the folder is further than `config` wants it."""
+    if found and found[0].version > config.server.rounds:
+        raise ConfigError(
+            f"--resume {folder}: is at round {found[0].version}, wanted at least as many rounds, "
+            f"got {config.server.rounds}"
+        )
 
 
 def alone(folder: Path) -> AbstractContextManager[None]:

@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,9 @@ MAX_OBJECT = 8 * 2**20  # bytes of one request; Flower cuts arrays into pieces o
 MAX_REQUEST = 2**20  # bytes of a site's other requests: names and trees of names
 IDLE_S = 30  # a connection without a request is closed; nodes ask at least every second
 MAX_CONNECTIONS = 1024
+PULLS, PULLS_OF_ONE = 16, 4  # objects on their way to sites at once: each is in memory twice until it has left
+PIECE = 128 * 1024  # bytes of an answer between two looks whether the socket takes more
+PULL_S = 120.0  # for one of 5 MiB; who reads more slowly must not keep the others waiting
 TRIM_S = 10.0
 
 
@@ -61,6 +65,7 @@ class Gate:
     ) -> None:
         self._app, self._secret, self._known, self._sound = app, secret.encode("ascii"), known, sound
         self._max_body = max_body_bytes
+        self._pulls, self._pulling = asyncio.Semaphore(PULLS), Counter[bytes]()
         self._ready = False  # our server registers the sites' keys first, then acquires its task
         self._sent: dict[bytes, int] = {}  # bytes of objects by node key, since its last reply was announced
 
@@ -76,12 +81,39 @@ class Gate:
                 announced = scope["path"] == FLEET + "push-messages"
                 if announced and not self._sound(body):
                     await _answer(send, 400)
+                elif scope["path"] == FLEET + "pull-object":
+                    await self._pull(scope, receive, send)
                 else:
-                    if announced:
-                        self._sent.pop(base64.b64decode(dict(scope["headers"]).get(NODE_KEY, b"")), None)
-                    await self._app(scope, receive, send)
+                    await self._app(scope, receive, self._counted(scope, send))
         else:
             await send({"type": "websocket.close"})
+
+    def _counted(self, scope: Scope, send: Send) -> Send:
+        """A `send` that counts what a node has sent once Flower has taken it, and so knows that the node sent it."""
+        name = scope["path"].removeprefix(FLEET)
+
+        async def counted(event: MutableMapping[str, Any]) -> None:
+            if event["type"] == "http.response.start" and event["status"] == 200:
+                if name == "push-messages":
+                    self._sent.pop(_key(scope), None)
+                elif name == "push-object":
+                    self._sent[_key(scope)] = self._sent.get(_key(scope), 0) + _size(scope)
+            await send(event)
+
+        return counted
+
+    async def _pull(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._pulling[key := _key(scope)] >= PULLS_OF_ONE:
+            await _answer(send, 503)
+            return
+        self._pulling[key] += 1
+        try:
+            async with self._pulls:
+                await asyncio.wait_for(self._app(scope, receive, _paced(send)), PULL_S)
+        except TimeoutError:
+            pass  # the server closes a connection whose answer was not finished
+        finally:
+            self._pulling[key] -= 1
 
     def _refusal(self, scope: Scope) -> int:
         """The status with which a request is refused before a byte of its body is read, or 0."""
@@ -93,11 +125,13 @@ class Gate:
             return 404
         try:
             key = base64.b64decode(headers.get(NODE_KEY, b""), validate=True)
-            size = int(headers[b"content-length"])  # what it says is what is read: the HTTP parser sees to it
+            size = _size(scope)
         except (ValueError, KeyError):
             return 411
         if b"transfer-encoding" in headers:
             return 411
+        if sum(name == NODE_KEY for name, _ in scope["headers"]) > 1:
+            return 400  # Flower reads the first, we the last
         if ours:
             self._ready |= scope["path"].endswith("/acquire-task")
             return 413 if size > MAX_OBJECT else 0
@@ -108,9 +142,30 @@ class Gate:
         if not self._known(key):
             return 401
         if name == "push-object":
-            self._sent[key] = self._sent.get(key, 0) + size
-            return 413 if size > MAX_OBJECT or self._sent[key] > self._max_body else 0
+            return 413 if size > MAX_OBJECT or self._sent.get(key, 0) + size > self._max_body else 0
         return 413 if size > MAX_REQUEST else 0
+
+
+def _key(scope: Scope) -> bytes:
+    """The node key that a request names, of a form that was found to be right."""
+    return base64.b64decode(dict(scope["headers"]).get(NODE_KEY, b""))
+
+
+def _size(scope: Scope) -> int:
+    return int(dict(scope["headers"])[b"content-length"])  # what it says is what is read: the HTTP parser sees to it
+
+
+def _paced(send: Send) -> Send:
+    """A `send` that hands over a large body in pieces: the server waits for the socket between two events only."""
+
+    async def paced(event: MutableMapping[str, Any]) -> None:
+        body = memoryview(event.get("body", b""))
+        while len(body) > PIECE:
+            await send({"type": event["type"], "body": bytes(body[:PIECE]), "more_body": True})
+            body = body[PIECE:]
+        await send({**event, "body": bytes(body)} if "body" in event else event)
+
+    return paced
 
 
 async def _whole(receive: Receive) -> tuple[bytes, Receive]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 from fedft.config import RunConfig
 from fedft.update import Job
@@ -9,16 +10,18 @@ from fedft.update import Job
 NOT_THE_CLIENTS = {"model": ("id", "device"), "data": ("train", "test", "partition", "client", "clients", "alpha")}
 
 
-def job_of(config: RunConfig, base_digest: str, who: bytes) -> Job:
+def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes]) -> Job:
     """The job of `config`. Its identifier changes with the config (rounds, limits, evaluation apart), base and `who`.
 
     Args:
         base_digest: of the base model that everybody must have.
-        who: digest of whose data it is: the rows in a simulation, nothing in a deployment, where sites come and go.
+        who: what else tells the run from others: the rows in a simulation, a salt in a deployment.
     """
     tables = config.to_dict()
     fixed = {t: v for t, v in tables.items() if t not in ("server", "eval", "limits")}
-    h = hashlib.sha256(json.dumps([fixed, config.server.seed, base_digest], sort_keys=True).encode() + who)
+    h = hashlib.sha256(json.dumps([fixed, config.server.seed, base_digest], sort_keys=True).encode())
+    for part in who:
+        h.update(part)
     said = {t: {k: v for k, v in tables[t].items() if k not in gone} for t, gone in NOT_THE_CLIENTS.items()}
     return Job(
         h.hexdigest()[:16],

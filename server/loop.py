@@ -86,7 +86,7 @@ class Loop:
         """
         self._check(clients)
         state, notes = self._found()
-        self._enrol()
+        self._enrol([c for c in self._ranks if c not in notes["barred"]])
         self._report(state, notes)
         while state.version < self.config.server.rounds:
             state, notes = self._round(state, notes)
@@ -129,12 +129,12 @@ class Loop:
                 f"got {self.config.codec.down!r}"
             )
 
-    def _enrol(self) -> None:
-        """Send everybody the job. Who of a deployment is not there yet is sent it with its first plan."""
-        self.observe("enrolling", {"clients": list(self._ranks)})
-        until = Until(self._quorum(len(self._ranks)), self.config.server.grace_s) if self.deployed else Until()
+    def _enrol(self, clients: list[str]) -> None:
+        """Send them the job. Who of a deployment is not there yet is sent it with its first plan."""
+        self.observe("enrolling", {"clients": clients})
+        until = Until(self._quorum(len(clients)), self.config.server.grace_s) if self.deployed else Until()
         traffic = Traffic()
-        self._talk.enrol(list(self._ranks), traffic, until)
+        self._talk.enrol(clients, traffic, until)
         for refusal in traffic.refused:
             if not self.deployed:
                 raise ConfigError(f"client {refusal['client']} did not enrol: {refusal['code']}: {refusal['reason']}")

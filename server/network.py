@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 DOING = ("loading", "queued", "working", "training", "ready", "unknown")
 STATUS_S = 5.0  # silence after which a site is asked what it is doing
+PLAN_BYTES_S = 1_000_000  # at which a plan is taken to arrive: until then a site cannot know of it
 RETRY_S = 1.0  # between two attempts to reach the network
 AGAIN_S = 1.0, 60.0  # before a letter that was lost goes out again: the first time, doubled each time up to
 FETCH_S, FETCH_BYTES_S = 60.0, 100_000  # after so long, and slower than this, a long answer's place goes to the next
@@ -79,6 +80,9 @@ class _Open:
 
     letter: Letter
     digest: bytes
+    size: int = 0
+    reached: bool = False
+    """Whether the site has said anything about it."""
     pushed: bool = False
     ready: bool = False
     """The site has a long answer and waits to be asked for it."""
@@ -116,8 +120,9 @@ class NetworkPost:
         payload = letter.payload()
         self._count += 1
         ticket = str(self._count)
-        self._open[ticket] = _Open(letter, self._digest(payload), heard=self.clock.monotonic())
-        self._linked(lambda: self._deliver(ticket, payload))
+        self._open[ticket] = _Open(letter, self._digest(payload), len(payload), heard=self.clock.monotonic())
+        if self.clock.monotonic() >= self._down_until:
+            self._linked(lambda: self._deliver(ticket, payload))
         return ticket, len(payload)
 
     def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
@@ -155,11 +160,13 @@ class NetworkPost:
         now = self.clock.monotonic()
         self._online = self.link.nodes()
         due = {t: o for t, o in self._open.items() if o.letter.client in self._online and now >= o.not_before}
+        for o in self._open.values():
+            allowed = FETCH_S + o.letter.max_bytes / FETCH_BYTES_S
+            o.fetching = o.fetching and o.letter.client in self._online and now < o.fetched_at + allowed
         for ticket, o in due.items():
-            o.fetching = o.fetching and now < o.fetched_at + FETCH_S + o.letter.max_bytes / FETCH_BYTES_S
             if not o.pushed:
                 self._deliver(ticket, o.letter.payload())
-            elif not o.ready and now > o.heard + STATUS_S:
+            elif not o.ready and now > o.heard + STATUS_S + (0 if o.reached else o.size / PLAN_BYTES_S):
                 o.not_before = now + STATUS_S
                 self._send(ticket, Kind.STATUS, b"")
         places = PARALLEL_FETCHES - sum(o.fetching for o in self._open.values())
@@ -223,7 +230,7 @@ class NetworkPost:
         except RejectedUpdate as e:
             return self._forged(ticket, site, e, found, kind)
         if o is not None and opened.about.plan == o.digest:
-            o.heard = self.clock.monotonic()
+            o.heard, o.reached = self.clock.monotonic(), True
             if opened.kind is Kind.PROGRESS:
                 self._progress(o, opened.payload)
                 return None

@@ -244,6 +244,8 @@ class FlowerLink:
         with self._guarded():
             self._collect_heads(session, set(ids) & session.sent)
         for mid in [mid for mid in session.heads if mid in ids]:
+            if session is not self._session:
+                raise LinkLost("the connection was lost meanwhile")
             _, tree = session.heads[mid]
             try:
                 with self._guarded():

@@ -228,7 +228,7 @@ def _train_and_measure(
     """Train `owners` with the engine, then measure the result on the held-out rows of the panel."""
     config = place.config
     clients = {name: replace(c, config=config, memory=Memory()) for name, c in owners.items()}
-    job = job_of(config, place.base.digest, runs.rows_digest(clients))
+    job = job_of(config, place.base.digest, runs.whose(clients))
     store, metrics = Store(folder / "state"), MetricsFile(folder / "metrics.jsonl", -1)
     post = runs.local_post(clients)
     state0 = place.recipe.first_state(place.layout, max(config.ranks()), job.seed)

@@ -8,10 +8,8 @@ The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `stat
 `summary.json` and TensorBoard events. A run that was interrupted or killed continues with `resume=True`.
 """
 
-import hashlib
-import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,23 +25,15 @@ from fedft.model import Base
 from fedft.recipe import Layout, Recipe, State
 from fedft.server import result
 from fedft.server.checkpoint import Store
-from fedft.server.folder import alone, prepare
+from fedft.server.folder import alone, check_rounds, prepare
 from fedft.server.job import job_of
 from fedft.server.loop import Loop, Observer
 from fedft.server.metrics import MetricsFile
 from fedft.simulations import population
 from fedft.transport import GridPost, LocalGrid
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
-log = logging.getLogger(__name__)
-
 FIRST_NODE = 1000
 QUICKSTART = Path(__file__).with_name("quickstart.toml")
-VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
 
 
 @dataclass(frozen=True)
@@ -105,16 +95,12 @@ def _simulate(config: RunConfig, folder: Path, observe: Observer) -> Run:
     started = time.monotonic()
     store = Store(folder / "state")
     found = store.latest()
-    if found and found[0].version > config.server.rounds:
-        raise ConfigError(
-            f"--resume {folder}: is at round {found[0].version}, wanted at least as many rounds, "
-            f"got {config.server.rounds}"
-        )
+    check_rounds(folder, found, config)
     observe("preparing", {"folder": folder})
     place = workplace(config)
     result.write_config(folder, config, place.base)
     clients = place.clients
-    job = job_of(config, place.base.digest, rows_digest(clients))
+    job = job_of(config, place.base.digest, whose(clients))
     metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
     if config.server.mode == "ray":
         from fedft.simulations import ray
@@ -167,7 +153,7 @@ def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:
     if not (folder / "config.toml").exists():
         raise ConfigError(f"{folder}: not a run folder, there is no config.toml")
     config = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
-    found = Store(folder / "state").latest()
+    found = Store(folder / "state").latest(recover=False)
     if found is None:
         raise ConfigError(f"{folder}: the run has no state yet")
     place = workplace(config, data=data)
@@ -182,11 +168,9 @@ def local_post(clients: Mapping[str, Client]) -> GridPost:
     return GridPost(grid, {name: node for node, name in names.items()})
 
 
-def rows_digest(clients: Mapping[str, Client]) -> bytes:
-    """Digest of whose rows the run trains on."""
-    h = hashlib.sha256()
+def whose(clients: Mapping[str, Client]) -> Iterator[bytes]:
+    """Whose rows the run trains on, for its identifier."""
     for name, client in sorted(clients.items()):
-        h.update(name.encode())
+        yield name.encode()
         for row in client.train_rows:
-            h.update(str((row.input_ids, row.labels)).encode())
-    return h.digest()
+            yield str((row.input_ids, row.labels)).encode()

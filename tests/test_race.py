@@ -131,9 +131,9 @@ def test_a_baseline_that_was_stopped_starts_afresh(race: Race, tmp_path: Path, m
     """What it left is of any config: its state and its seconds must not be found in the result."""
     real = durable.write
 
-    def stopped(path: Path, body: bytes) -> None:
+    def stopped(path: Path, *parts: bytes, **more: int) -> None:
         assert path.name != races.RESULT
-        real(path, body)
+        real(path, *parts, **more)
 
     with monkeypatch.context() as m:
         m.setattr(durable, "write", stopped)

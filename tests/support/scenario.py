@@ -250,7 +250,8 @@ class Tally:
         """What was injected, and how fast."""
         crashes = self.counts["crashes of the server"] + self.counts["crashes of sites"]
         faults = ", ".join(f"{n} {kind}" for kind, n in sorted(self.counts.items()))
-        return f"{self.rounds} rounds in {self.runs} runs, {self.rounds / seconds:.0f} rounds/s, {crashes} crashes; {faults}"
+        rounds = f"{self.rounds} rounds in {self.runs} runs, {self.rounds / seconds:.0f} rounds/s"
+        return f"{rounds}, {crashes} crashes; {faults}"
 
 
 def many(rounds: int, folder: Path, first: int) -> Tally:
