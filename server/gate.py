@@ -21,9 +21,9 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -65,7 +65,8 @@ class Gate:
     ) -> None:
         self._app, self._secret, self._known, self._sound = app, secret.encode("ascii"), known, sound
         self._max_body = max_body_bytes
-        self._pulls, self._pulling = asyncio.Semaphore(PULLS), Counter[bytes]()
+        self._pulls = asyncio.Semaphore(PULLS)
+        self._pulls_of: dict[bytes, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(PULLS_OF_ONE))
         self._ready = False  # our server registers the sites' keys first, then acquires its task
         self._sent: dict[bytes, int] = {}  # bytes of objects by node key, since its last reply was announced
 
@@ -103,17 +104,9 @@ class Gate:
         return counted
 
     async def _pull(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._pulling[key := _key(scope)] >= PULLS_OF_ONE:
-            await _answer(send, 503)
-            return
-        self._pulling[key] += 1
-        try:
-            async with self._pulls:
+        with suppress(TimeoutError):  # the server closes a connection whose answer was not finished
+            async with self._pulls_of[_key(scope)], self._pulls:
                 await asyncio.wait_for(self._app(scope, receive, _paced(send)), PULL_S)
-        except TimeoutError:
-            pass  # the server closes a connection whose answer was not finished
-        finally:
-            self._pulling[key] -= 1
 
     def _refusal(self, scope: Scope) -> int:
         """The status with which a request is refused before a byte of its body is read, or 0."""

@@ -241,6 +241,7 @@ def test_the_superlink_dies_with_a_server_that_was_killed_and_the_site_waits(sec
     assert client.stop() == 0
 
 
+@pytest.mark.slow
 def test_the_round_goes_on_without_sites_that_refuse_or_do_not_understand(
     overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
