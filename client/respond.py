@@ -95,9 +95,8 @@ class Responder:
             reply(self._refusal(about, e.code, str(e)))
         except FedftError as e:
             log.error("round %d: %s", about.round, e)
-            reply(
-                self._refusal(about, "site_error", "this site failed; its log says why")
-            )  # the text may quote a record
+            why = "this site failed; its log says why"  # the error's own text may quote a record
+            reply(self._refusal(about, "site_error", why))
         except Exception as e:
             log.exception("round %d: this site failed", about.round)
             reply(self._refusal(about, "crashed", f"{type(e).__name__}"))

@@ -6,14 +6,13 @@ Unknown tables and keys are refused with the nearest known one, and every file t
 
 import os
 import re
-import tomllib
 import typing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fedft import check
-from fedft.config import BUILT_IN, checked_table
+from fedft.config import BUILT_IN, checked_table, read
 from fedft.errors import ConfigError
 from fedft.sealed import site_name
 
@@ -140,14 +139,7 @@ def load(path: Path) -> SiteConfig:
 
     Paths may use `$VARIABLES` and `~`; relative ones mean relative to the file.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise ConfigError(f"{path}: no such site file") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot be read: {e}") from e
-    except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{path}: not valid TOML: {e}") from e
+    tables = read(path, "no such site file")
     known = {f.name for f in fields(SiteConfig)}
     for name, table in tables.items():
         if name not in known:

@@ -162,12 +162,8 @@ class Node:
 
         try:
             objects.send(transport.pack_reply(message, payload), register, peer, node)
-        except (
-            httpx.HTTPError,
-            objects.Withdrawn,
-            ValueError,
-            RuntimeError,
-        ) as e:  # RuntimeError: we have left meanwhile
+        except (httpx.HTTPError, objects.Withdrawn, ValueError, RuntimeError) as e:
+            # RuntimeError: we have left meanwhile
             if _status(e) == 413:
                 log.warning("server %s takes no reply of %d bytes", self._address, len(payload))
             else:

@@ -229,14 +229,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str 
     tables: dict[str, Any] = {}
     if path is not None:
         where = where or path.name
-        try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as e:
-            raise ConfigError(f"{path}: no such run file; `fedft simulate` without one runs the quickstart") from e
-        except (OSError, UnicodeDecodeError) as e:
-            raise ConfigError(f"{path}: cannot be read: {e}") from e
-        except tomllib.TOMLDecodeError as e:
-            raise ConfigError(f"{path}: not valid TOML: {e}") from e
+        tables = read(path, "no such run file; `fedft simulate` without one runs the quickstart")
     for override in overrides:
         if override.startswith("strategy.name="):
             _apply(tables, override)
@@ -245,6 +238,18 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str 
         _apply(tables, override)
     _resolve_paths(tables, path.parent if path else Path(), where or "run")
     return from_dict(tables, where=where or "run")
+
+
+def read(path: Path, missing: str) -> dict[str, Any]:
+    """The TOML file at `path`. Raises ConfigError in one line; `missing` is what it says if there is no such file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ConfigError(f"{path}: {missing}") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read: {e}") from e
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path}: not valid TOML: {e}") from e
 
 
 def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:

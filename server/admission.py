@@ -12,7 +12,7 @@ from fedft import codec, lowrank, tensors
 from fedft.config import Limits
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Layout, Recipe
-from fedft.update import Plan, Update
+from fedft.update import Plan, Spec, Update
 
 
 def admit(
@@ -40,8 +40,7 @@ def admit(
         recovered: it was admitted before a restart, in whichever attempt.
     """
     spec = recipe.spec(layout, plan)
-    size = limits.max_bytes or codec.max_update_bytes(spec, up)
-    update = replace(codec.decode_update(payload, spec, up, max_bytes=size), client=client)
+    update = replace(codec.decode_update(payload, spec, up, max_bytes=longest(spec, up, limits)), client=client)
     if update.run != plan.run:
         raise RejectedUpdate("wrong_run", f"update of run {update.run}, this is run {plan.run}")
     if update.round != plan.round:
@@ -58,6 +57,11 @@ def admit(
     if norm > bound:
         raise RejectedUpdate("norm", f"norm {norm:.4g}, at most {bound:.4g} allowed; see [limits]")
     return update, norm
+
+
+def longest(spec: Spec, up: str, limits: Limits) -> int:
+    """Bytes of the longest update that may be sent."""
+    return limits.max_bytes or codec.max_update_bytes(spec, up)
 
 
 def norm_of(update: Update, recipe: Recipe) -> float:

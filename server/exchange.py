@@ -189,6 +189,10 @@ class Exchange:
         self._encoded = None  # a late one is made anew
         started = heard = self.clock.monotonic()
         accepted, enough_at = 0, started if until.need <= 0 else math.inf
+
+        def over() -> bool:
+            return self.clock.monotonic() > min(started + until.deadline_s, enough_at + until.grace_s)
+
         while waiting:
             came = False
             for reply in self.post.pull(waiting):
@@ -204,9 +208,9 @@ class Exchange:
                     self._refuse(traffic, reply, e, counts=known is not None or e.code == "equivocation")
                 if accepted >= until.need:
                     enough_at = min(enough_at, self.clock.monotonic())
-                if self.clock.monotonic() > min(started + until.deadline_s, enough_at + until.grace_s):
+                if over():
                     break
-            if self.clock.monotonic() > min(started + until.deadline_s, enough_at + until.grace_s):
+            if over():
                 break
             if accepted >= until.need and all(self.post.gone(letter.client) for letter in waiting.values()):
                 break

@@ -223,7 +223,7 @@ def _die_with(parent: int) -> None:
 def main() -> None:
     """Serve until the parent ends or says so."""
     parser = argparse.ArgumentParser()
-    for name in ("--cert", "--key", "--database"):
+    for name in ("--cert", "--key"):
         parser.add_argument(name, required=True)
     for name in ("--socket", "--max-body-bytes"):
         parser.add_argument(name, required=True, type=int)
@@ -271,7 +271,7 @@ def _serve(args: argparse.Namespace, secret: str) -> None:
         ssl_ca_certfile=None,
         ssl_certfile=args.cert,
         ssl_keyfile=args.key,
-        database=args.database or FLWR_IN_MEMORY_DB_NAME,
+        database=FLWR_IN_MEMORY_DB_NAME,
         isolation="process",
         runtime_dependency_install=False,
     )

@@ -231,12 +231,9 @@ class Loop:
             self.observe("admitted", {"round": state.version, "client": client, "metrics": update.metrics})
 
         need = quorum - len(admitted.examples)
-        up, most = self.config.codec.up, self.config.limits.max_bytes
-        limits = {
-            c: most or codec.max_update_bytes(self.recipe.spec(self.layout, self._bare_plan(state, c)), up)
-            for c in clients
-        }
-        self._talk.ask("train", plans, state, accept, traffic, limits, self._until(need))
+        up, limits = self.config.codec.up, self.config.limits
+        longest = {c: admission.longest(self.recipe.spec(self.layout, plans[c]), up, limits) for c in clients}
+        self._talk.ask("train", plans, state, accept, traffic, longest, self._until(need))
 
     def _recovered(self, state: State, asked: list[str], norms: list[float]) -> Admitted:
         """What a run that was killed in this round had made durable; anything else is passed over."""

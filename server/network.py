@@ -226,7 +226,7 @@ class NetworkPost:
         try:
             if isinstance(found, RejectedUpdate):
                 raise found
-            opened = self._opened(found, site, kind)
+            opened = self._opened(found, site)
         except RejectedUpdate as e:
             return self._forged(ticket, site, e, found, kind)
         if o is not None and opened.about.plan == o.digest:
@@ -236,7 +236,7 @@ class NetworkPost:
                 return None
         return self._answer(ticket, site, opened)
 
-    def _opened(self, data: bytes, site: str, kind: Kind) -> Opened:
+    def _opened(self, data: bytes, site: str) -> Opened:
         opened = sealed.open_sealed(data, self.roster.key_of)
         about = opened.about
         if about.site != site:

@@ -65,7 +65,6 @@ class SuperLink:
         cert, key: PEM files of the server's TLS certificate and private key.
         folder: where Flower may write (it takes this for the user's home).
         max_body_bytes: of one reply of a site.
-        database: an SQLite file for Flower's state instead of memory.
     """
 
     def __init__(
@@ -76,11 +75,10 @@ class SuperLink:
         key: Path,
         folder: Path,
         max_body_bytes: int,
-        database: Path | None = None,
     ) -> None:
         self.host, self.port, self.secret = host, port, ""
         self._cert, self._key, self._folder = cert, key, folder
-        self._max_body, self._database = max_body_bytes, database
+        self._max_body = max_body_bytes
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -137,7 +135,7 @@ class SuperLink:
 
     def _spawn(self, listener: socket.socket) -> subprocess.Popen[bytes]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        options = {"cert": self._cert, "key": self._key, "database": self._database or "", "socket": listener.fileno()}
+        options = {"cert": self._cert, "key": self._key, "socket": listener.fileno()}
         options["max-body-bytes"] = self._max_body
         quiet = {
             "FLWR_HOME": str(self._folder),
@@ -242,17 +240,17 @@ class FlowerLink:
                     ),
                 )
         with self._guarded():
-            self._collect_heads(session, set(ids) & session.sent)
-        for mid in [mid for mid in session.heads if mid in ids]:
+            self._collect(session, set(ids) & session.sent)
+        for mid in [mid for mid in session.trees if mid in ids]:
             if session is not self._session:
                 raise LinkLost("the connection was lost meanwhile")
-            _, tree = session.heads[mid]
+            tree = session.trees[mid]
             try:
                 with self._guarded():
                     answer = self._answer(session, tree, max_bytes)
             except objects.Pending:
                 continue
-            del session.heads[mid]
+            del session.trees[mid]
             self._free(session, mid, tree.object_id)
             yield mid, answer
 
@@ -260,7 +258,7 @@ class FlowerLink:
         """Give messages up: a node that has not taken one yet never will, and a late reply is thrown away."""
         session = self._connected()
         for mid in set(ids) & session.sent:
-            _, tree = session.heads.pop(mid, (None, None))
+            tree = session.trees.pop(mid, None)
             if tree is None:
                 session.forgotten.add(mid)
             self._free(session, mid, *([tree.object_id] if tree else []))
@@ -283,9 +281,9 @@ class FlowerLink:
         except objects.Withdrawn as e:
             return Refused("client_error", str(e))
 
-    def _collect_heads(self, session: "_Session", ids: set[str]) -> None:
-        """Ask for new replies to `ids`; Flower names each reply once only, so their heads are kept."""
-        asked = (ids - session.heads.keys()) | session.forgotten
+    def _collect(self, session: "_Session", ids: set[str]) -> None:
+        """Ask for new replies to `ids`; Flower names each reply once only, so their trees are kept."""
+        asked = (ids - session.trees.keys()) | session.forgotten
         if not asked:
             return
         response = session.runtime.PullMessages(runtime_pb2.PullAppMessagesRequest(message_ids=asked))
@@ -295,7 +293,7 @@ class FlowerLink:
                 session.forgotten.discard(mid)
                 self._free(session, mid, tree.object_id)
             else:
-                session.heads[mid] = (head, tree)
+                session.trees[mid] = tree
 
     def _free(self, session: "_Session", mid: str, *roots: str) -> None:
         """Let the SuperLink drop a message's objects and its reply's."""
@@ -350,7 +348,7 @@ class _Session:
         self.sent: set[str] = set()
         self.unsendable: set[str] = set()
         self.forgotten: set[str] = set()
-        self.heads: dict[str, tuple[Any, Any]] = {}  # by the message they answer
+        self.trees: dict[str, Any] = {}  # of new replies, by the message they answer
         self.nodes: dict[str, int] = {}
         self.nodes_at = float("-inf")
         self.over = threading.Event()
