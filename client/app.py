@@ -13,6 +13,7 @@ from typing import Any
 
 from fedft import durable, keys, resident, rows, strategies
 from fedft.client import policy
+from fedft.client.kept import Kept
 from fedft.client.memory import SiteDisk
 from fedft.client.respond import Responder
 from fedft.client.site import SiteConfig
@@ -68,7 +69,7 @@ class Joiner:
         """Raises PlanRefused for what the policy does not allow or the site does not have."""
         config = policy.run_config(job, self.site)
         try:
-            recipe = strategies.make(config.strategy.name, config.strategy.options)
+            recipe = strategies.of(config)
             name, data = self.site.site.name, self.site.data
             parts = rows.of_site(config, name, data.client, data.value)
             here = self._loaded(config, recipe)
@@ -77,7 +78,8 @@ class Joiner:
             log.error("run %s: %s", job.run, e)  # it may quote a record: for this site's operator only
             raise PlanRefused("site_unfit", "model or data of this site do not fit the job; its log says why") from None
         log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
-        return Client(name, train, test, here.base, here.handle, recipe, config)
+        kept = Kept(Path(self.site.site.state) / "kept")
+        return Client(name, train, test, here.base, here.handle, recipe, config, kept=kept)
 
     def _loaded(self, config: RunConfig, recipe: Recipe) -> Resident:
         key = (config.model, config.data.max_length, recipe.space, config.server.seed)

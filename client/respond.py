@@ -20,7 +20,7 @@ from queue import Empty, Queue
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedft import codec, sealed
+from fedft import codec, sealed, tensors
 from fedft.client.memory import Asked, SiteDisk
 from fedft.client.train import MAX_PLAN_BYTES, Client
 from fedft.errors import FedftError, PlanRefused, Refusal, RejectedUpdate
@@ -209,5 +209,6 @@ class Responder:
 def _work(turn: Turn) -> str:
     """Digest of all that an answer follows from, but for the attempt's number."""
     p = turn.plan
-    asked = [p.run, p.round, p.version, p.rank, p.steps, p.learning_rate, dict(p.extra), turn.held_digest]
+    kept = tensors.digest(turn.kept) if turn.kept else ""
+    asked = [p.run, p.round, p.version, p.rank, p.steps, p.learning_rate, dict(p.extra), turn.held_digest, kept]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

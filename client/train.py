@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedft import codec, data, evaluate, philox, transport
+from fedft.client.kept import Kept
 from fedft.client.memory import Memory
 from fedft.config import RunConfig
 from fedft.data import Example
@@ -38,6 +39,7 @@ class Client:
     recipe: Recipe
     config: RunConfig
     memory: Memory = field(default_factory=Memory)
+    kept: Kept = field(default_factory=Kept)
     step: int = 0
     """Local steps begun in the round at hand, for those who wait."""
     _run: str = ""
@@ -89,15 +91,17 @@ class Client:
                 "base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.model['digest'][:12]}"
             )
         self._run, self._run_seed = job.run, job.seed
+        self.kept.open(job.run)
 
     def train(self, turn: Turn) -> Update:
-        """Take the local steps from the installed state; what changed."""
+        """Take the local steps from the installed state; what changed. What stays here is on the disk then."""
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(turn.seed)  # dropout
-                delta, metrics = self.recipe.local(self.handle, self._batches(turn), turn)
+                delta, metrics, kept = self.recipe.local(self.handle, self._batches(turn), turn)
         except FloatingPointError as e:
             raise PlanRefused("nonfinite", str(e)) from e
+        self.kept.after(turn.plan.round, kept)
         return self._update(turn.plan, delta, len(self.train_rows), metrics)
 
     def _batches(self, turn: Turn) -> Iterator[Batch]:
@@ -127,15 +131,14 @@ class Client:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
         if plan.evaluate and not self.test_rows:
             raise PlanRefused("no_rows", "there are no held-out rows here")
-        held = self.memory.held
-        if plan.have is not None and (
-            held is None or (held.version, self.memory.label) != (plan.have, plan.have_label)
-        ):
-            raise PlanRefused("behind", f"{held.version} {self.memory.label}" if held else "none")
-        self.memory.hold(plan.version, plan.label, self.recipe.receive(held, plan))
+        had = self.memory.held
+        if plan.have is not None and (had is None or (had.version, self.memory.label) != (plan.have, plan.have_label)):
+            raise PlanRefused("behind", f"{had.version} {self.memory.label}" if had else "none")
+        self.memory.hold(plan.version, plan.label, self.recipe.receive(had, plan))
         assert self.memory.held is not None
         own = philox.derive(self._run_seed, "client", self.name, plan.round)
-        turn = Turn(plan, self.memory.held.tensors, self.memory.digest, self.config.local, self._run_seed, own)
+        held, kept = self.memory.held.tensors, self.kept.before(plan.round)
+        turn = Turn(plan, held, self.memory.digest, self.config.local, self._run_seed, own, kept)
         self.recipe.start(self.handle, turn)
         return turn
 

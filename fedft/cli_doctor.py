@@ -123,7 +123,7 @@ def _server(keys: Path, run: Path | None, listen: str, hosts: list[str], out: Pa
 
         assert run is not None
         found = config.load(run)
-        strategies.make(found.strategy.name, found.strategy.options)
+        strategies.of(found)
         loaded.append(found)
         yield Row("run", OK, f"{run}: {found.strategy.name}, {found.server.rounds} rounds")
 

@@ -98,6 +98,8 @@ class Local:
     """Records per step."""
     learning_rate: float = 1e-2
     """Of the local optimiser; zeroth-order methods need much smaller ones."""
+    learning_rate_decay: float = 1.0
+    """Factor on the learning rate from one round to the next."""
     optimizer: str = "adamw"
     """"adamw" or "sgd", fresh in every round."""
     momentum: float = 0.0
@@ -359,6 +361,7 @@ def _check(c: RunConfig, where: str) -> None:
         check.at_least(1, max_num_examples=c.limits.max_num_examples, quarantine_after=c.limits.quarantine_after)
         check.at_least(2, max_length=c.data.max_length)  # the first token is never learned
         check.at_least(0, learning_rate=c.local.learning_rate, weight_decay=c.local.weight_decay)
+        check.above(0, learning_rate_decay=c.local.learning_rate_decay)
         check.at_least(0, momentum=c.local.momentum, grace_s=c.server.grace_s)
         check.between(0, 2**53 - 1, seed=c.server.seed)  # what JSON keeps exactly
         check.between(0, 1, quorum=c.server.quorum, holdout=c.data.holdout, lora_dropout=c.model.lora_dropout)

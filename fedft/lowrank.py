@@ -132,6 +132,18 @@ def residual(items: Iterable[tuple[LowRank, float]]) -> LowRank:
     return stack(listed) + -mean_factors(listed)
 
 
+def cut(tensors: Tensors, rank: int) -> dict[str, Tensor]:
+    """The first `rank` rows of every A and columns of every B; everything else as it is."""
+    rows = {n: x[:rank] if n.endswith(A_SUFFIX) else x for n, x in tensors.items()}
+    return {n: x[:, :rank] if n.endswith(B_SUFFIX) else x for n, x in rows.items()}
+
+
+def pad(d: LowRank, rank: int) -> LowRank:
+    """The same matrix with zero rows of A and zero columns of B up to `rank`; `cut` undoes it."""
+    extra = max(0, rank - d.rank)
+    return LowRank(torch.nn.functional.pad(d.A, (0, 0, 0, extra)), torch.nn.functional.pad(d.B, (0, extra)))
+
+
 def split(tensors: Tensors) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
     """(pairs by module, everything else by name) of named tensors; a factor without its partner stays in the rest."""
     modules = sorted(n.removesuffix(A_SUFFIX) for n in tensors if n.endswith(A_SUFFIX))

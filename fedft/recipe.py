@@ -4,7 +4,7 @@
              plan.tensors = downlink(state, have, plan)                       ~~>    what takes a client from `have`
     client   held = receive(held, plan)                                              to the state, a pure function
              start(handle, turn)                                                     the model stands at the state
-             delta = local(handle, batches, turn)                             ~~>    Update
+             delta, metrics, kept = local(handle, batches, turn)              ~~>    Update; `kept` stays there
     server   change = aggregate(updates)                                             streams, roster order
              state = server(state, change)                                           version + 1
 
@@ -13,17 +13,18 @@ State is named tensors and nothing else: it is hashed, saved and sent as it is. 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fedft import philox, tensors
 from fedft.directions import Directions
-from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank, cut
 from fedft.tensors import Tensors
 from fedft.update import Plan, Spec, TensorSpec, Update
 
@@ -64,6 +65,8 @@ class Turn:
     """The same on every machine: shared directions, frozen factors."""
     seed: int
     """This client's own in this round: order of batches, draws nobody else needs."""
+    kept: Tensors = field(default_factory=dict)
+    """What this client kept for itself when it last trained (`Trained.kept`); nothing at its first turn."""
 
 
 @dataclass(frozen=True)
@@ -167,11 +170,34 @@ class Full:
         return {name: TensorSpec(shape) for name, shape in layout.parameters.items()}
 
 
+class Trained(NamedTuple):
+    """What a client's turn gives."""
+
+    delta: dict[str, Tensor]
+    """`Update.delta`."""
+    metrics: Metrics
+    """Of the local steps: loss, steps."""
+    kept: Tensors = MappingProxyType({})
+    """What stays with this client for its next turn and never travels: private factors, control variates, what was
+    not sent. On its disk before the update leaves. Empty: it keeps nothing (and what it had is gone)."""
+
+
 class LocalStep(Protocol):
     """A client's training between download and upload."""
 
-    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> tuple[dict[str, Tensor], Metrics]:
-        """Take `turn.plan.steps` steps from where `handle` stands; return (Update.delta, metrics)."""
+    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+        """Take `turn.plan.steps` steps from where `handle` stands."""
+
+
+Live = Mapping[str, torch.nn.Parameter]
+Adjust = Callable[[Live, Turn], Callable[[], None]]
+"""(the parameters that learn, turn) at the start of a turn -> what is done to their `.grad` in every step, before it is
+clipped. In the adapter's own scale: B = unit-scale B x rank / alpha."""
+
+
+def everything_trained(plan: Plan) -> tuple[str, ...]:
+    """Endings of all names."""
+    return ("",)
 
 
 @dataclass(frozen=True)
@@ -179,28 +205,63 @@ class FirstOrder:
     """Back-propagation with the run's optimiser, fresh in every round.
 
     `send` = "delta" uploads trained - received; "value" uploads the trained tensors themselves, for strategies whose
-    clients start from a draw of their own.
+    clients start from a draw of their own. `adjust` changes gradients (a proximal pull, a control variate); `trains`
+    says which of the space's trained names learn, and are sent, in a round (endings; a head always does).
     """
 
     send: Literal["delta", "value"] = "delta"
+    adjust: Adjust | None = None
+    trains: Callable[[Plan], tuple[str, ...]] = everything_trained
 
-    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> tuple[dict[str, Tensor], Metrics]:
+    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+        endings, head = self.trains(turn.plan), handle.layout.head
+        live = {n: p for n, p in handle.parameters().items() if n.endswith(endings) or n in head}
         received = handle.read()
-        trained = list(handle.parameters().values())
-        optimizer = _optimizer(trained, turn.plan.learning_rate, turn.local)
-        losses = []
+        metrics = _descend(handle, live, batches, turn, self.adjust(live, turn) if self.adjust else None)
+        now = {n: x for n, x in handle.read().items() if n in live}
+        sent = now if self.send == "value" else tensors.sub(now, {n: received[n] for n in now})
+        return Trained(sent, metrics)
+
+
+def _descend(
+    handle: Handle, live: Live, batches: Iterator[Batch], turn: Turn, adjust: Callable[[], None] | None
+) -> Metrics:
+    """`plan.steps` optimiser steps on `live`; a step whose loss or gradient is not finite is left out."""
+    trained = list(live.values())
+    others = [p for n, p in handle.parameters().items() if n not in live]
+    optimizer = _optimizer(trained, turn.plan.learning_rate, turn.local)
+    losses = []
+    with frozen(others):
         for _ in range(turn.plan.steps):
             loss = handle.loss(next(batches))
             loss.backward()
+            if adjust is not None and torch.isfinite(loss) and _finite(trained):
+                adjust()
             norm = torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
             if torch.isfinite(loss) and torch.isfinite(norm):
                 optimizer.step()
                 losses.append(float(loss.detach()))
             optimizer.zero_grad(set_to_none=True)
-        if not losses:
-            raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
-        sent = handle.read() if self.send == "value" else tensors.sub(handle.read(), received)
-        return sent, {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+    if not losses:
+        raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
+    return {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+
+
+@contextmanager
+def frozen(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """Inside, these parameters have no gradient."""
+    stopped = list(parameters)
+    for p in stopped:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in stopped:
+            p.requires_grad_(True)
+
+
+def _finite(trained: Iterable[torch.nn.Parameter]) -> bool:
+    return all(bool(torch.isfinite(p.grad).all()) for p in trained if p.grad is not None)
 
 
 def _optimizer(trained: list[torch.nn.Parameter], lr: float, local: Any) -> torch.optim.Optimizer:
@@ -224,6 +285,11 @@ def everything(state: State, have: int | None, plan: Plan) -> Tensors:
     return {} if have == state.version else state.tensors
 
 
+def cut_to_rank(state: State, have: int | None, plan: Plan) -> Tensors:
+    """The whole state with its factors cut to the client's rank: the first rows of A, the first columns of B."""
+    return {} if have == state.version else cut(state.tensors, plan.rank)
+
+
 def replace_all(held: State | None, plan: Plan) -> Tensors:
     """What came down is what the client now holds; nothing came: it holds what it held."""
     return held.tensors if held is not None and plan.have == plan.version else plan.tensors
@@ -236,6 +302,15 @@ def write_all(handle: Handle, turn: Turn) -> None:
 
 def anything(delta: Tensors, plan: Plan) -> None:
     """No rule beyond the spec."""
+
+
+def as_configured(state: State, client: str, rank: int) -> int:
+    """The rank that the run file gives this client."""
+    return rank
+
+
+def any_run(config: Any) -> None:
+    """No rule about the run file."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +339,11 @@ class Recipe:
     admit: Callable[[Tensors, Plan], None] = anything
     """Raises RejectedUpdate for a delta that fits the spec and breaks the strategy's own rule."""
 
+    rank: Callable[[State, str, int], int] = as_configured
+    """(state, client, rank of the run file) -> its LoRA rank in this round, for strategies that change it."""
+    check: Callable[[Any], None] = any_run
+    """(RunConfig) raises ValueError with the reason where the run file makes no sense with this strategy."""
+
     linear: bool = True
     """The server needs only weighted sums of what is sent."""
     ring_summable: bool = False
@@ -276,6 +356,8 @@ class Recipe:
     """Pairs that are sent are whole changes B A (`send="value"`), so their size is that of the product."""
     adds_downloads: bool = False
     """Clients add up what comes down, so it must come as it is: codec.down = "fp32"."""
+    personal: bool = False
+    """A client's model is the state and what it keeps: there is no single global model, evaluation is per client."""
 
     def spec(self, layout: Layout, plan: Plan) -> Spec:
         """Names, shapes and dtypes of what a client with this plan uploads."""

@@ -8,7 +8,7 @@ engine, the wire, resuming and a deployment rely on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import torch
@@ -19,6 +19,7 @@ from fedft.config import Local
 from fedft.errors import RejectedUpdate
 from fedft.handle import ModelHandle
 from fedft.recipe import Layout, Recipe, State, Turn
+from fedft.tensors import Tensors
 from fedft.update import Plan, Update
 
 RUN, SEED = "0123456789abcdef", 7
@@ -49,6 +50,8 @@ class Toy:
     handle: ModelHandle
     layout: Layout
     ranks: tuple[int, ...]
+    kept: dict[tuple[int, int], Tensors] = field(default_factory=dict)
+    """What a client kept after a round: by (client, round)."""
 
     def state(self) -> State:
         """Version 0."""
@@ -56,16 +59,18 @@ class Toy:
 
     def plan(self, state: State, client: int, have: int | None = None, lr: float = 0.05, steps: int = 4) -> Plan:
         """What the engine would send."""
-        rank = self.ranks[client] if self.layout.modules else 0
+        rank = self.recipe.rank(state, str(client), self.ranks[client]) if self.layout.modules else 0
         plan = Plan(RUN, state.version, state.version, have, rank=rank, steps=steps, learning_rate=lr)
         return replace(plan, tensors=self.recipe.downlink(state, have, plan))
 
     def turn(self, plan: Plan, client: int, held: State | None = None) -> Turn:
-        """Install a plan, as a client does."""
+        """Install a plan, as a client does that keeps what it kept before this round."""
         now = self.recipe.receive(held, plan)
         local = Local(learning_rate=plan.learning_rate)
         own = philox.derive(SEED, "client", client, plan.round)
-        turn = Turn(plan, now, tensors.digest(now), local, SEED, own)
+        earlier = [r for c, r in self.kept if c == client and r < plan.round]
+        kept = self.kept[client, max(earlier)] if earlier else {}
+        turn = Turn(plan, now, tensors.digest(now), local, SEED, own, kept)
         self.recipe.start(self.handle, turn)
         return turn
 
@@ -79,9 +84,10 @@ class Toy:
         """One client's turn."""
         plan = self.plan(state, client, lr=lr, steps=steps)
         turn = self.turn(plan, client)
-        delta, metrics = self.recipe.local(self.handle, _batches(client), turn)
+        delta, metrics, self.kept[client, state.version] = self.recipe.local(self.handle, _batches(client), turn)
         n = 10 * (client + 1)
-        return Update(delta, n, state.version, RUN, client=str(client), metrics=metrics)
+        roster = len(self.ranks)
+        return Update(delta, n, state.version, RUN, client=str(client), roster=roster, metrics=metrics)
 
     def step(self, state: State, updates: Sequence[Update]) -> State:
         """Aggregate and server step."""
@@ -90,9 +96,13 @@ class Toy:
 
     def loss(self, state: State) -> float:
         """Loss of the state over all clients' data."""
-        self.turn(self.plan(state, 0), 0)
-        with torch.no_grad():
-            return sum(float(self.handle.loss(_data(k))) for k in range(len(self.ranks)))
+        total = 0.0
+        for k in range(len(self.ranks)):
+            if k == 0 or self.recipe.personal:
+                self.turn(self.plan(state, k), k)
+            with torch.no_grad():
+                total += float(self.handle.loss(_data(k)))
+        return total
 
 
 def toy(recipe: Recipe) -> Toy:
@@ -183,6 +193,7 @@ def _the_state_survives_the_disk_and_a_restart(recipe: Recipe) -> None:
     again = State(state.version, load(save({n: x.contiguous() for n, x in state.tensors.items()})))
     assert tensors.digest(again.tensors) == tensors.digest(state.tensors), "saving changed the state"
     fresh = toy(recipe)
+    fresh.kept.update(t.kept)
     assert torch.equal(t.outputs(state), fresh.outputs(again)), "a restarted client computes something else"
 
 

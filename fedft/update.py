@@ -95,4 +95,6 @@ class Update:
     attempt: int = 0
     client: str = ""
     """Filled in by the server from who sent it, never read from the message."""
+    roster: int = 0
+    """How many clients the run has, asked or not; filled in by the server. 0: as many as there are updates."""
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -88,7 +88,7 @@ def serve(
         store = Store(folder / "state")
         found = store.latest()
         folders.check_rounds(folder, found, config)
-        recipe = strategies.make(config.strategy.name, config.strategy.options)
+        recipe = strategies.of(config)
         observe("preparing", {"folder": folder})
         here = resident.load(config, recipe)
         result.write_config(folder, config, here.base)

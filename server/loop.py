@@ -119,15 +119,6 @@ class Loop:
         roster = sorted(clients, key=str.encode)
         ranks = self.config.ranks()
         self._ranks = {name: ranks[i % len(ranks)] for i, name in enumerate(roster)}
-        if len(unlike := set(self._ranks.values())) > 1 and not self.recipe.unlike_ranks and self.layout.modules:
-            raise ConfigError(
-                f"[clients] rank: {self.recipe.name} needs one rank for all clients, got {sorted(unlike)}"
-            )
-        if self.recipe.adds_downloads and self.config.codec.down != "fp32":
-            raise ConfigError(
-                f"[codec] down: clients of {self.recipe.name} add up what they receive; wanted 'fp32', "
-                f"got {self.config.codec.down!r}"
-            )
 
     def _enrol(self, clients: list[str]) -> None:
         """Send them the job. Who of a deployment is not there yet is sent it with its first plan."""
@@ -267,13 +258,13 @@ class Loop:
             spec = self.recipe.spec(self.layout, self._bare_plan(state, client))
             update = codec.decode_update(payload, spec, self.config.codec.up)
             facts.append((weight, update.metrics))
-            yield replace(update, client=client, num_examples=weight)
+            yield replace(update, client=client, roster=len(self._ranks), num_examples=weight)
 
     def _bare_plan(self, state: State, client: str, **more: Any) -> Plan:
         c = self.config.local
-        rank = self._ranks[client] if self.layout.modules else 0
-        version = state.version
-        return Plan(self.job.run, version, version, rank=rank, steps=c.steps, learning_rate=c.learning_rate, **more)
+        rank = self.recipe.rank(state, client, self._ranks[client]) if self.layout.modules else 0
+        version, lr = state.version, c.learning_rate * c.learning_rate_decay**state.version
+        return Plan(self.job.run, version, version, rank=rank, steps=c.steps, learning_rate=lr, **more)
 
     # -- what was measured -----------------------------------------------------------------------------------------
 

@@ -14,18 +14,26 @@ from fedft.config import RunConfig
 from fedft.handle import ModelHandle
 from fedft.model import Base
 from fedft.recipe import Layout, Recipe, State, Turn
+from fedft.tensors import Tensors
 from fedft.update import Plan
 
 VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
 
 
-def stand(config: RunConfig, recipe: Recipe, layout: Layout, handle: ModelHandle, state: State) -> None:
-    """Put the model at `state`, as a new client would."""
+def stand(
+    config: RunConfig,
+    recipe: Recipe,
+    layout: Layout,
+    handle: ModelHandle,
+    state: State,
+    kept: Tensors | None = None,
+) -> None:
+    """Put the model at `state`, as a new client would that keeps `kept`."""
     rank, seed = max(config.ranks()) if layout.modules else 0, config.server.seed
     plan = Plan("", state.version, state.version, rank=rank, learning_rate=config.local.learning_rate)
     plan = replace(plan, tensors=recipe.downlink(state, None, plan))
     held = recipe.receive(None, plan)
-    recipe.start(handle, Turn(plan, held, tensors.digest(held), config.local, seed, seed))
+    recipe.start(handle, Turn(plan, held, tensors.digest(held), config.local, seed, seed, kept or {}))
 
 
 def finish(

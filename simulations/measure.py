@@ -16,7 +16,7 @@ Metrics = dict[str, float]
 
 def evaluate_run(folder: Path, *, rouge: bool = False) -> tuple[dict[str, Metrics], Metrics]:
     """(metrics by client, their mean over clients) of the newest state on the held-out rows."""
-    place, _ = runs.reopen(folder)
+    place, state = runs.reopen(folder)
     c = place.config.eval
     if rouge and place.config.model.task != "causal-lm":
         raise ConfigError(f"--rouge compares generated text; {folder} is a run of task {place.config.model.task}")
@@ -25,6 +25,8 @@ def evaluate_run(folder: Path, *, rouge: bool = False) -> tuple[dict[str, Metric
         rows = client.test_rows[: c.max_rows]
         if not rows:
             continue
+        if place.recipe.personal:
+            place.stand(state, name)
         found[name] = evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id)
         if rouge:
             found[name]["rouge_l"] = evaluate.rouge_l(place.handle, rows, place.base.tokenizer, c.generate_tokens)

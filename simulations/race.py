@@ -244,6 +244,8 @@ def _measure(place: runs.Workplace, state: State, panel: Sequence[str], seed: in
     c, found = place.config.eval, []
     for name in panel:
         if rows := place.clients[name].test_rows[: c.max_rows]:
+            if place.recipe.personal:
+                place.stand(state, name)
             found.append(evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id))
     if not found:
         raise ConfigError(NO_ROWS)

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Collection
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
@@ -40,8 +41,9 @@ def carry(
     store: Store,
     metrics: MetricsFile,
     observe: Observer,
+    folder: Path,
 ) -> State:
-    """Run the loop of `config` on Flower's engine; returns the final state."""
+    """Run the loop of `config` on Flower's engine; returns the final state. What clients keep lies in `folder`."""
     try:
         import ray  # noqa: F401
         from flwr.simulation import run_simulation
@@ -65,7 +67,7 @@ def carry(
         warnings.simplefilter("ignore")
         run_simulation(
             server,
-            _client_app(json.dumps(config.to_dict())),
+            _client_app(json.dumps(config.to_dict()), str(folder.resolve())),
             num_supernodes=len(clients),
             backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": 0.0}},
         )
@@ -92,14 +94,14 @@ def _nodes(grid: Grid, clients: list[str]) -> dict[str, int]:
     return found
 
 
-def _client_app(config: str) -> ClientApp:
+def _client_app(config: str, folder: str) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
         part = int(context.node_config["partition-id"])
         if transport.unpack(message, 2**31 - 1) == b"which":
             return transport.pack_reply(message, str(part).encode())
-        return _resident(config)[part].answer(message)
+        return _resident(config, folder)[part].answer(message)
 
     app.train()(answer)
     app.evaluate()(answer)
@@ -108,7 +110,7 @@ def _client_app(config: str) -> ClientApp:
 
 
 @lru_cache(maxsize=1)
-def _resident(config: str) -> list[Any]:
+def _resident(config: str, folder: str) -> list[Any]:
     """The clients of this worker process, in roster order, on a base model that is loaded once."""
     import torch
 
@@ -116,7 +118,7 @@ def _resident(config: str) -> list[Any]:
 
     parsed = configs.from_dict(json.loads(config))
     torch.set_num_threads(parsed.local.threads)
-    place = runs.workplace(parsed)
+    place = runs.workplace(parsed, folder=Path(folder))
     job = job_of(parsed, place.base.digest, runs.whose(place.clients))
     clients = [place.clients[name] for name in sorted(place.clients, key=str.encode)]
     for client in clients:

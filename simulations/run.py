@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fedft import config as configs
 from fedft import resident, strategies
+from fedft.client.kept import Kept
 from fedft.client.memory import Memory
 from fedft.client.train import Client
 from fedft.config import RunConfig
@@ -61,9 +63,10 @@ class Workplace:
     handle: ModelHandle
     clients: Mapping[str, Client]
 
-    def stand(self, state: State) -> None:
-        """Put the resident model at `state`, as a new client would."""
-        result.stand(self.config, self.recipe, self.layout, self.handle, state)
+    def stand(self, state: State, client: str | None = None) -> None:
+        """Put the resident model at `state`, as a new client would, or as `client` does with what it keeps."""
+        kept = self.clients[client].kept.before(state.version) if client is not None else {}
+        result.stand(self.config, self.recipe, self.layout, self.handle, state, kept)
 
 
 def simulate(
@@ -97,7 +100,7 @@ def _simulate(config: RunConfig, folder: Path, observe: Observer) -> Run:
     found = store.latest()
     check_rounds(folder, found, config)
     observe("preparing", {"folder": folder})
-    place = workplace(config)
+    place = workplace(config, folder=folder)
     result.write_config(folder, config, place.base)
     clients = place.clients
     job = job_of(config, place.base.digest, whose(clients))
@@ -105,7 +108,7 @@ def _simulate(config: RunConfig, folder: Path, observe: Observer) -> Run:
     if config.server.mode == "ray":
         from fedft.simulations import ray
 
-        state = ray.carry(config, place, job, clients, store, metrics, observe)
+        state = ray.carry(config, place, job, clients, store, metrics, observe, folder)
     else:
         post = local_post(clients)
         state = Loop(post, place.recipe, place.layout, config, job, store, metrics, observe).run(clients)
@@ -131,15 +134,21 @@ def choose_folder(name: str, out: str | Path | None, resume: bool) -> Path:
     return root / (name if number == 1 else f"{name}-{number}")
 
 
-def workplace(config: RunConfig, *, data: bool = True) -> Workplace:
-    """Load the base once, cut the data into clients, and put one client on each part; without `data`, none."""
-    recipe = strategies.make(config.strategy.name, config.strategy.options)
+def workplace(config: RunConfig, *, data: bool = True, folder: Path | None = None) -> Workplace:
+    """Load the base once, cut the data into clients, and put one client on each part; without `data`, none.
+
+    What clients keep for themselves lies in the run's `folder`, or in memory only.
+    """
+    recipe = strategies.of(config)
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
     parts = population.rows_by_client(config) if data else {}
     here = resident.load(config, recipe)
     pool: dict[str, State] = {}
+    own = folder and folder / "clients"
     clients = {
-        name: Client(name, train, test, here.base, here.handle, recipe, config, Memory(pool))
+        name: Client(
+            name, train, test, here.base, here.handle, recipe, config, Memory(pool), Kept(own and own / quote(name, ""))
+        )
         for name, (train, test) in population.encode(parts, config, here.base).items()
     }
     memories = [c.memory for c in clients.values()]
@@ -156,7 +165,9 @@ def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:
     found = Store(folder / "state").latest(recover=False)
     if found is None:
         raise ConfigError(f"{folder}: the run has no state yet")
-    place = workplace(config, data=data)
+    place = workplace(config, data=data, folder=folder)
+    for client in place.clients.values():
+        client.kept.open(found[1]["run"])
     place.stand(found[0])
     return place, found[0]
 

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from fedft import check
+from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
 
@@ -64,6 +65,23 @@ def make(name: str, options: Mapping[str, Any]) -> Recipe:
         raise ConfigError(f"[strategy] {name}: {_reason(e)}") from e
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"[strategy] {name}: the factory returned {type(recipe).__name__}, wanted a fedft.Recipe")
+    return recipe
+
+
+def of(config: RunConfig) -> Recipe:
+    """The recipe of a run file. Raises ConfigError, with the reason, where the run file makes no sense with it."""
+    recipe = make(config.strategy.name, config.strategy.options)
+    name, ranks = recipe.name, sorted(set(config.ranks()))
+    if len(ranks) > 1 and recipe.space.kind == "lora" and not recipe.unlike_ranks:
+        raise ConfigError(f"[clients] rank: {name} needs one rank for all clients, got {ranks}")
+    if recipe.adds_downloads and config.codec.down != "fp32":
+        raise ConfigError(
+            f"[codec] down: clients of {name} add up what they receive; wanted 'fp32', got {config.codec.down!r}"
+        )
+    try:
+        recipe.check(config)
+    except ValueError as e:
+        raise ConfigError(f"{name}: {e}") from e
     return recipe
 
 

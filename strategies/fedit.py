@@ -16,10 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft.lowrank import A_SUFFIX, B_SUFFIX
-from fedft.recipe import FirstOrder, LoRA, Recipe, State
+from fedft.recipe import FirstOrder, LoRA, Recipe, State, cut_to_rank
 from fedft.tensors import Tensors
-from fedft.update import Plan, Update
+from fedft.update import Update
 
 
 def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
@@ -34,7 +33,7 @@ def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
         aggregate=padded_mean,
         local=FirstOrder(send="value"),
         server=_keep_largest_rank,
-        downlink=_cut_to_rank,
+        downlink=cut_to_rank,
         linear=False,  # values of unlike shapes, not changes that add up
         unlike_ranks=True,
         sends_products=True,
@@ -66,10 +65,3 @@ def _keep_largest_rank(state: State, change: Tensors) -> Tensors:
     for name, x in change.items():
         new[name][tuple(slice(0, n) for n in x.shape)] = x
     return new
-
-
-def _cut_to_rank(state: State, have: int | None, plan: Plan) -> Tensors:
-    if have == state.version:
-        return {}
-    cut = {n: x[: plan.rank] if n.endswith(A_SUFFIX) else x for n, x in state.tensors.items()}
-    return {n: x[:, : plan.rank] if n.endswith(B_SUFFIX) else x for n, x in cut.items()}

@@ -30,7 +30,7 @@ from torch import Tensor
 from fedft import check, directions, zeroth
 from fedft.directions import Directions
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Metrics, Recipe, State, Turn
+from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Recipe, State, Trained, Turn
 from fedft.tensors import Tensors
 from fedft.update import Plan, TensorSpec, Update
 
@@ -167,7 +167,7 @@ class Pool:
         later = (a != 0).flip(0).cumsum(0).flip(0) - (a != 0).long()
         return keep ** int((a != 0).sum()), (turn.plan.learning_rate * a.double() * keep**later).float()
 
-    def walk(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> tuple[dict[str, Tensor], Metrics]:
+    def walk(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
         """`plan.steps` two-point steps; uploads the sums c_j of the directions drawn."""
         z = self.directions(turn.run_seed)
         eta, lam = turn.plan.learning_rate, self.weight_decay
@@ -198,7 +198,7 @@ class Pool:
             sent["decay"] = _bits(torch.tensor([rho]))
         if self.pro:
             sent |= {"count": count[drawn].to(torch.uint16), "magnitude": magnitude[drawn]}
-        return sent, {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+        return Trained(sent, {"loss": sum(losses) / len(losses), "steps": float(len(losses))})
 
     def draws(self, turn: Turn) -> list[int]:
         """The seed numbers of this turn's steps."""

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from fedft import config
 from fedft.errors import ConfigError
 from fedft.recipe import FirstOrder, Recipe, mean
-from fedft.strategies import BUILT_IN, load, make
+from fedft.strategies import BUILT_IN, load, make, of
 from fedft.testing import PROMISES, strategy_contract
 
 VARIANTS = [
@@ -65,6 +66,13 @@ def test_the_contract_reports_every_promise_where_it_is_not_stopped():
     assert results.keys() == PROMISES.keys()
     assert "RejectedUpdate" in results["uploads fit their spec and survive the wire"]
     assert not results["same config and seed, same bytes"]
+
+
+def test_what_a_strategy_cannot_do_is_refused_when_the_run_file_is_read():
+    with pytest.raises(ConfigError, match="fedit needs one rank for all clients, got \\[1, 2\\]"):
+        of(config.from_dict({"clients": {"rank": [1, 2]}, "strategy": {"name": "fedit"}}))
+    with pytest.raises(ConfigError, match="add up what they receive; wanted 'fp32', got 'fp16'"):
+        of(config.from_dict({"codec": {"down": "fp16"}, "strategy": {"name": "flora"}}))
 
 
 def test_an_unknown_strategy_or_option_names_the_nearest():

@@ -19,7 +19,7 @@ from faults import SERVER, Disk, Killed, World
 
 from fedft.config import RunConfig
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Layout, Recipe, Turn
+from fedft.recipe import Layout, Recipe, Trained, Turn
 from fedft.server.network import LinkLost
 from fedft.transport import Refused
 from fedft.update import Job, Update
@@ -308,7 +308,7 @@ class FaultyClient(ToyClient):
         FaultyClient.trainings += 1
         if not isinstance(self.recipe.local, Hashed):
             return super().train(turn)
-        delta, metrics = self.recipe.local(self.handle, iter(()), turn)
+        delta, metrics, _ = self.recipe.local(self.handle, iter(()), turn)
         if not self.exact:
             noise = 1 + FaultyClient.trainings % 1000 / 1e6
             delta = {n: x * noise if x.is_floating_point() else x for n, x in delta.items()}
@@ -334,7 +334,7 @@ class Hashed:
     recipe: Recipe
     layout: Layout
 
-    def __call__(self, handle: Any, batches: Any, turn: Turn) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    def __call__(self, handle: Any, batches: Any, turn: Turn) -> Trained:
         """See `LocalStep`."""
         spec = self.recipe.spec(self.layout, turn.plan)
         seed = f"{turn.held_digest} {turn.seed} {turn.plan.steps}".encode()
@@ -348,7 +348,7 @@ class Hashed:
                 delta[name] = (words.abs() % 16 + 16 * torch.arange(len(words))).reshape(s.shape).to(torch.uint16)
             else:
                 delta[name] = (words.float() * (0.01 / 2**31)).reshape(s.shape)
-        return delta, {"loss": 0.5}
+        return Trained(delta, {"loss": 0.5})
 
 
 def hashed(recipe: Recipe, layout: Layout) -> Recipe:

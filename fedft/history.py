@@ -1,0 +1,79 @@
+"""States that only grow: each round adds a few numbers, and the model is the base plus what all rounds say.
+
+state      `<version>.<name>` came with the round that led from <version> to the next
+downlink   the rounds that a client lacks
+receive    what it held, and those: veteran and newcomer hold the same tensors
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedft import tensors
+from fedft.recipe import State
+from fedft.tensors import Tensors
+from fedft.update import Plan
+
+
+def nothing_yet(layout: object, rank: int, seed: int) -> dict[str, Tensor]:
+    """Version 0: no rounds; the model is the base."""
+    return {}
+
+
+def grow(state: State, change: Tensors) -> dict[str, Tensor]:
+    """The state with one more round."""
+    return {**state.tensors, **{f"{state.version}.{n}": x for n, x in change.items()}}
+
+
+def since(state: State, have: int | None, plan: Plan) -> dict[str, Tensor]:
+    """The rounds from version `have` on, or all of them."""
+    first = have if have is not None and have <= state.version else 0
+    return {n: x for n, x in state.tensors.items() if int(n.partition(".")[0]) >= first}
+
+
+def with_news(held: State | None, plan: Plan) -> Tensors:
+    """What was held and the rounds that came."""
+    return plan.tensors if held is None or plan.have is None else {**held.tensors, **plan.tensors}
+
+
+def rounds(history: Tensors) -> list[tuple[int, dict[str, Tensor]]]:
+    """(version, what its round brought) in order."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, x in history.items():
+        version, _, name = key.partition(".")
+        found.setdefault(int(version), {})[name] = x
+    return sorted(found.items())
+
+
+@dataclass(eq=False)
+class Replay:
+    """The change that a history amounts to: float32, one round after the other, always in the same order.
+
+    Keeps the last sum, so a client that took part in every round adds one round; the bits are those of adding all.
+    Its memory is one copy of what is trained.
+    """
+
+    _sum: dict[str, Tensor] = field(default_factory=dict)
+    _done: list[tuple[int, str]] = field(default_factory=list)
+    _seed: int | None = None
+
+    def change(
+        self,
+        history: Tensors,
+        shapes: Mapping[str, tuple[int, ...]],
+        run_seed: int,
+        add: Callable[[dict[str, Tensor], int, Tensors], None],
+    ) -> dict[str, Tensor]:
+        """The sum by name, not to be changed; `add(sum, version, round)` adds one round in place."""
+        news = [(version, tensors.digest(x), x) for version, x in rounds(history)]
+        asked = [(version, digest) for version, digest, _ in news]
+        fits = {n: tuple(x.shape) for n, x in self._sum.items()} == dict(shapes) and self._seed == run_seed
+        if not fits or self._done != asked[: len(self._done)]:
+            self._sum = {n: torch.zeros(shape) for n, shape in shapes.items()}
+            self._done, self._seed = [], run_seed
+        for version, digest, x in news[len(self._done) :]:
+            add(self._sum, version, x)
+            self._done.append((version, digest))
+        return self._sum
