@@ -1,11 +1,13 @@
 """What a client keeps for itself between rounds and never sends: private factors, control variates, what was not sent.
 
-A turn of round t starts from what was kept after the last round before t, and its outcome is on the disk before the
-update leaves. So a round that is done again, after whatever crash, starts from the same and gives the same bytes.
+A plan says in which round this client's update last counted; the turn starts from what was kept then. So an update that
+was lost on the way, or a round that is done again after whatever crash, changes nothing: what clients keep is a
+function of the rounds that counted, as the server's state is. It is on the disk before the update leaves.
 
-    kept-<round>.fedft    SHA-256 of the rest, then a safetensors body: tensors, run, round; the newest three of them
+    kept-<round>.fedft    SHA-256 of the rest, then a safetensors body: tensors, run
 """
 
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,9 @@ from safetensors.torch import save as save_tensors
 from fedft import durable
 from fedft.tensors import Tensors
 
-GENERATIONS = 3  # a server that lost its newest states goes back as many rounds at most
+log = logging.getLogger(__name__)
+
+COUNTED = 2  # kept for rounds that counted: a server that lost its newest state goes back by one
 FILE = re.compile(r"kept-(\d+)\.fedft")
 
 
@@ -30,7 +34,7 @@ class Kept:
     _rounds: dict[int, Tensors] = field(default_factory=dict)
 
     def open(self, run: str) -> None:
-        """From now on those of `run`; another run's are forgotten when this one first keeps something."""
+        """From now on those of `run`; another run's are deleted when this one first keeps something."""
         if run == self._run:
             return
         self._run, self._rounds = run, {}
@@ -42,22 +46,26 @@ class Kept:
             except (SafetensorError, KeyError, ValueError):
                 continue  # what does not verify is as if it were not there
 
-    def before(self, number: int) -> Tensors:
-        """What was kept after the last round before round `number`; nothing if there was none."""
-        earlier = [n for n in self._rounds if n < number]
-        return self._rounds[max(earlier)] if earlier else {}
+    def after(self, counted: int | None) -> Tensors:
+        """What was kept after round `counted`; nothing for a client whose updates have not counted yet."""
+        if counted is None:
+            return {}
+        if counted not in self._rounds:
+            log.warning("what was kept after round %d is not here; this client begins anew", counted)
+        return self._rounds.get(counted, {})
 
-    def after(self, number: int, tensors: Tensors) -> None:
-        """Keep the outcome of round `number`, durably. Raises RunPaused where the disk does not take it."""
+    def keep(self, number: int, tensors: Tensors, counted: int | None) -> None:
+        """Keep the outcome of a turn of round `number`, durably. Raises RunPaused where the disk does not take it.
+
+        `counted`: the round that the turn began from; it and the one before stay, what never counted goes.
+        """
         if not tensors and not self._rounds:
             return
-        self._rounds = {n: x for n, x in self._rounds.items() if n < number} | {number: tensors}
-        for old in sorted(self._rounds)[:-GENERATIONS]:
-            del self._rounds[old]
+        stay = sorted(n for n in self._rounds if counted is not None and n <= counted)[-COUNTED:]
+        self._rounds = {n: self._rounds[n] for n in stay} | {number: tensors}
         if self.folder is None:
             return
-        meta = {"run": self._run, "round": str(number)}
-        body = save_tensors({n: x.contiguous() for n, x in tensors.items()}, meta)
+        body = save_tensors({n: x.contiguous() for n, x in tensors.items()}, {"run": self._run})
         durable.commit(self.folder / f"kept-{number}.fedft", body)
         for found, path in self._files():
             if found not in self._rounds:

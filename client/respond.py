@@ -210,5 +210,16 @@ def _work(turn: Turn) -> str:
     """Digest of all that an answer follows from, but for the attempt's number."""
     p = turn.plan
     kept = tensors.digest(turn.kept) if turn.kept else ""
-    asked = [p.run, p.round, p.version, p.rank, p.steps, p.learning_rate, dict(p.extra), turn.held_digest, kept]
+    asked = [
+        p.run,
+        p.round,
+        p.version,
+        p.rank,
+        p.steps,
+        p.learning_rate,
+        p.counted,
+        dict(p.extra),
+        turn.held_digest,
+        kept,
+    ]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

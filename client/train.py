@@ -101,7 +101,8 @@ class Client:
                 delta, metrics, kept = self.recipe.local(self.handle, self._batches(turn), turn)
         except FloatingPointError as e:
             raise PlanRefused("nonfinite", str(e)) from e
-        self.kept.after(turn.plan.round, kept)
+        if self.recipe.keeps:
+            self.kept.keep(turn.plan.round, kept, turn.plan.counted)
         return self._update(turn.plan, delta, len(self.train_rows), metrics)
 
     def _batches(self, turn: Turn) -> Iterator[Batch]:
@@ -137,7 +138,7 @@ class Client:
         self.memory.hold(plan.version, plan.label, self.recipe.receive(had, plan))
         assert self.memory.held is not None
         own = philox.derive(self._run_seed, "client", self.name, plan.round)
-        held, kept = self.memory.held.tensors, self.kept.before(plan.round)
+        held, kept = self.memory.held.tensors, self.kept.after(plan.counted)
         turn = Turn(plan, held, self.memory.digest, self.config.local, self._run_seed, own, kept)
         self.recipe.start(self.handle, turn)
         return turn

@@ -5,7 +5,7 @@
     header   JSON object of at most 4,096 bytes with one-letter keys; a field at its default is left out
                update  r run, t round, a attempt, n num_examples, m metrics
                plan    r run, t round, v version, y label, h have, z have_label, a attempt, e evaluate, k rank, s steps,
-                       l learning_rate, x extra
+                       l learning_rate, c counted, x extra
                job     r run, s seed
     table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
              ascending bytewise, hence none twice; at most 8,192 tensors, which is also what bounds a plan's table
@@ -365,6 +365,7 @@ _PLAN_FIELDS = (
     _Field("k", "rank", _count, 0),
     _Field("s", "steps", _count, 0),
     _Field("l", "learning_rate", _rate, 0.0),
+    _Field("c", "counted", _count, None),
     _Field("x", "extra", _extra, {}),
 )
 _JOB_FIELDS = (_Field("r", "run", _run), _Field("s", "seed", _count))

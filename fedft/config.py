@@ -190,6 +190,8 @@ class Eval:
     """Held-out rows per client, the first so many."""
     batch_size: int = 16
     """Rows per forward pass."""
+    exactness: bool = True
+    """Measure every round how far the aggregate of LoRA pairs is from the mean of their products."""
     rouge: bool = False
     """ROUGE-L of greedy generations (causal LM) at the last state and the first."""
     generate_tokens: int = 48

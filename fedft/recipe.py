@@ -66,7 +66,7 @@ class Turn:
     seed: int
     """This client's own in this round: order of batches, draws nobody else needs."""
     kept: Tensors = field(default_factory=dict)
-    """What this client kept for itself when it last trained (`Trained.kept`); nothing at its first turn."""
+    """What this client kept (`Trained.kept`) in the last round in which its update counted; nothing before that."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ class Trained(NamedTuple):
     metrics: Metrics
     """Of the local steps: loss, steps."""
     kept: Tensors = MappingProxyType({})
-    """What stays with this client for its next turn and never travels: private factors, control variates, what was
-    not sent. On its disk before the update leaves. Empty: it keeps nothing (and what it had is gone)."""
+    """What stays with this client and never travels: private factors, control variates, what was not sent. Its next
+    turn has it if the update counted. Only where the recipe `keeps`."""
 
 
 class LocalStep(Protocol):
@@ -356,6 +356,8 @@ class Recipe:
     """Pairs that are sent are whole changes B A (`send="value"`), so their size is that of the product."""
     adds_downloads: bool = False
     """Clients add up what comes down, so it must come as it is: codec.down = "fp32"."""
+    keeps: bool = False
+    """Clients keep something for themselves between rounds (`Trained.kept`)."""
     personal: bool = False
     """A client's model is the state and what it keeps: there is no single global model, evaluation is per client."""
 

@@ -60,7 +60,8 @@ class Toy:
     def plan(self, state: State, client: int, have: int | None = None, lr: float = 0.05, steps: int = 4) -> Plan:
         """What the engine would send."""
         rank = self.recipe.rank(state, str(client), self.ranks[client]) if self.layout.modules else 0
-        plan = Plan(RUN, state.version, state.version, have, rank=rank, steps=steps, learning_rate=lr)
+        counted = max((r for c, r in self.kept if c == client and r < state.version), default=None)
+        plan = Plan(RUN, state.version, state.version, have, rank=rank, steps=steps, learning_rate=lr, counted=counted)
         return replace(plan, tensors=self.recipe.downlink(state, have, plan))
 
     def turn(self, plan: Plan, client: int, held: State | None = None) -> Turn:
@@ -68,8 +69,7 @@ class Toy:
         now = self.recipe.receive(held, plan)
         local = Local(learning_rate=plan.learning_rate)
         own = philox.derive(SEED, "client", client, plan.round)
-        earlier = [r for c, r in self.kept if c == client and r < plan.round]
-        kept = self.kept[client, max(earlier)] if earlier else {}
+        kept = self.kept[client, plan.counted] if plan.counted is not None else {}
         turn = Turn(plan, now, tensors.digest(now), local, SEED, own, kept)
         self.recipe.start(self.handle, turn)
         return turn
@@ -84,7 +84,9 @@ class Toy:
         """One client's turn."""
         plan = self.plan(state, client, lr=lr, steps=steps)
         turn = self.turn(plan, client)
-        delta, metrics, self.kept[client, state.version] = self.recipe.local(self.handle, _batches(client), turn)
+        delta, metrics, kept = self.recipe.local(self.handle, _batches(client), turn)
+        assert self.recipe.keeps or not kept, "a client keeps something, which is not declared"
+        self.kept[client, state.version] = kept
         n = 10 * (client + 1)
         roster = len(self.ranks)
         return Update(delta, n, state.version, RUN, client=str(client), roster=roster, metrics=metrics)

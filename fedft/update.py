@@ -75,6 +75,8 @@ class Plan:
     """LoRA rank of this client; 0 where the space has none."""
     steps: int = 0
     learning_rate: float = 0.0
+    counted: int | None = None
+    """The last round in which this client's update counted, where clients keep something; None: none did yet."""
     extra: Mapping[str, Scalar] = field(default_factory=dict)
     tensors: Tensors = field(default_factory=dict)
 

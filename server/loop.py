@@ -19,6 +19,7 @@ from fedft.errors import ConfigError, RejectedUpdate, RunPaused
 from fedft.recipe import Layout, Recipe, State
 from fedft.server import admission, sampling
 from fedft.server.checkpoint import Store
+from fedft.server.exactness import Exactness
 from fedft.server.exchange import Clock, Exchange, Observer, Traffic, Until
 from fedft.server.metrics import MetricsFile
 from fedft.transport import Post
@@ -72,6 +73,7 @@ class Loop:
             self.clock,
         )
         self._ranks: dict[str, int] = {}
+        self._counted: dict[str, int] = {}
         self._held_out: dict[str, int] = {}
         self._contradicted: set[str] = set()
 
@@ -86,6 +88,7 @@ class Loop:
         """
         self._check(clients)
         state, notes = self._found()
+        self._counted = notes.get("counted", {})
         self._enrol([c for c in self._ranks if c not in notes["barred"]])
         self._report(state, notes)
         while state.version < self.config.server.rounds:
@@ -174,8 +177,10 @@ class Loop:
             if weights[c] != examples[c]:
                 log.warning("round %d: weight of %s cut to %d examples; see [limits] max_share", number, c, weights[c])
         facts: list[tuple[int, Mapping[str, float]]] = []
-        change = self.recipe.aggregate(self._updates(state, weights, facts))
+        audit = self._audit(state, next(iter(weights)))
+        change = self.recipe.aggregate(self._updates(state, weights, facts, audit))
         after = State(number + 1, self.recipe.server(state, change))
+        error = audit.error(after, max(self._ranks.values())) if audit else None
         total = sum(n for n, _ in facts)
         record = {
             "round": number,
@@ -183,6 +188,7 @@ class Loop:
             "participants": list(weights),
             "weights": weights,
             "refused": traffic.refused,
+            **({} if error is None else {"aggregation_error": error}),
             "bytes": {
                 c: {"up": admitted.up.get(c, traffic.up.get(c, 0)), "down": traffic.down.get(c, 0)} for c in asked
             },
@@ -199,6 +205,8 @@ class Loop:
             "barred": sorted({*notes["barred"], *barred_now}, key=str.encode),
             "record": record,
         }
+        if self.recipe.keeps:
+            kept["counted"] = self._counted = {**self._counted, **dict.fromkeys(weights, number)}
         self.store.save(after, kept)
         return after, kept
 
@@ -247,24 +255,38 @@ class Loop:
             payload, client, plan, self.recipe, self.layout, c.codec.up, limits, norms, recovered=recovered
         )
 
+    def _audit(self, state: State, client: str) -> Exactness | None:
+        """What measures the aggregate of this round, if it is wanted and can be measured."""
+        plan = self._bare_plan(state, client)
+        audit = Exactness(self.recipe, self.layout, state, plan, self.config.local, self.job.seed)
+        return audit if self.config.eval.exactness and audit.possible() else None
+
     def _updates(
-        self, state: State, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]]
+        self,
+        state: State,
+        weights: Mapping[str, int],
+        facts: list[tuple[int, Mapping[str, float]]],
+        audit: Exactness | None,
     ) -> Iterator[Update]:
         """The journalled updates in roster order, one in memory at a time."""
         for client, weight in weights.items():
             payload = self.store.read(state.version, client)
             if payload is None:
                 raise RunPaused(f"round {state.version}: the update of {client} on disk no longer verifies; resume")
-            spec = self.recipe.spec(self.layout, self._bare_plan(state, client))
-            update = codec.decode_update(payload, spec, self.config.codec.up)
+            plan = self._bare_plan(state, client)
+            update = codec.decode_update(payload, self.recipe.spec(self.layout, plan), self.config.codec.up)
             facts.append((weight, update.metrics))
-            yield replace(update, client=client, roster=len(self._ranks), num_examples=weight)
+            update = replace(update, client=client, roster=len(self._ranks), num_examples=weight)
+            if audit:
+                audit.see(update, plan.rank)
+            yield update
 
     def _bare_plan(self, state: State, client: str, **more: Any) -> Plan:
         c = self.config.local
         rank = self.recipe.rank(state, client, self._ranks[client]) if self.layout.modules else 0
         version, lr = state.version, c.learning_rate * c.learning_rate_decay**state.version
-        return Plan(self.job.run, version, version, rank=rank, steps=c.steps, learning_rate=lr, **more)
+        counted = self._counted.get(client)
+        return Plan(self.job.run, version, version, rank=rank, steps=c.steps, learning_rate=lr, counted=counted, **more)
 
     # -- what was measured -----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `stat
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -62,10 +62,12 @@ class Workplace:
     layout: Layout
     handle: ModelHandle
     clients: Mapping[str, Client]
+    counted: Mapping[str, int] = field(default_factory=dict)
+    """The last round in which a client's update counted, where clients keep something."""
 
     def stand(self, state: State, client: str | None = None) -> None:
         """Put the resident model at `state`, as a new client would, or as `client` does with what it keeps."""
-        kept = self.clients[client].kept.before(state.version) if client is not None else {}
+        kept = self.clients[client].kept.after(self.counted.get(client)) if client is not None else {}
         result.stand(self.config, self.recipe, self.layout, self.handle, state, kept)
 
 
@@ -165,7 +167,7 @@ def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:
     found = Store(folder / "state").latest(recover=False)
     if found is None:
         raise ConfigError(f"{folder}: the run has no state yet")
-    place = workplace(config, data=data, folder=folder)
+    place = replace(workplace(config, data=data, folder=folder), counted=found[1].get("counted", {}))
     for client in place.clients.values():
         client.kept.open(found[1]["run"])
     place.stand(found[0])

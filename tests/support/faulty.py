@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from deployed import Site, ToyClient
 from faults import SERVER, Disk, Killed, World
 
+from fedft import tensors
 from fedft.config import RunConfig
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Layout, Recipe, Trained, Turn
@@ -308,11 +309,12 @@ class FaultyClient(ToyClient):
         FaultyClient.trainings += 1
         if not isinstance(self.recipe.local, Hashed):
             return super().train(turn)
-        delta, metrics, _ = self.recipe.local(self.handle, iter(()), turn)
+        delta, metrics, kept = self.recipe.local(self.handle, iter(()), turn)
         if not self.exact:
             noise = 1 + FaultyClient.trainings % 1000 / 1e6
             delta = {n: x * noise if x.is_floating_point() else x for n, x in delta.items()}
         self.meanwhile()
+        self.kept.keep(turn.plan.round, kept, turn.plan.counted)
         return self._update(turn.plan, delta, len(self.train_rows), metrics)
 
     def evaluate(self, turn: Turn) -> Update:
@@ -337,7 +339,8 @@ class Hashed:
     def __call__(self, handle: Any, batches: Any, turn: Turn) -> Trained:
         """See `LocalStep`."""
         spec = self.recipe.spec(self.layout, turn.plan)
-        seed = f"{turn.held_digest} {turn.seed} {turn.plan.steps}".encode()
+        kept = tensors.digest(turn.kept)
+        seed = f"{turn.held_digest} {turn.seed} {turn.plan.steps} {kept}".encode()
         sizes = {n: max(1, int(torch.Size(s.shape).numel())) for n, s in spec.items()}
         raw = torch.frombuffer(bytearray(hashlib.shake_128(seed).digest(4 * sum(sizes.values()))), dtype=torch.int32)
         delta, start = {}, 0
@@ -348,9 +351,9 @@ class Hashed:
                 delta[name] = (words.abs() % 16 + 16 * torch.arange(len(words))).reshape(s.shape).to(torch.uint16)
             else:
                 delta[name] = (words.float() * (0.01 / 2**31)).reshape(s.shape)
-        return Trained(delta, {"loss": 0.5})
+        return Trained(delta, {"loss": 0.5}, {"own": raw[:4].clone()})
 
 
 def hashed(recipe: Recipe, layout: Layout) -> Recipe:
     """The recipe with a local step that costs nothing; all else is as it is."""
-    return replace(recipe, local=Hashed(recipe, layout), start=lambda handle, turn: None)
+    return replace(recipe, local=Hashed(recipe, layout), start=lambda handle, turn: None, keeps=True)

@@ -17,6 +17,7 @@ from faulty import FastKey, FaultyClient, FaultySite, Network, hashed, key_of
 from witness import Witness
 
 from fedft import config, strategies, testing
+from fedft.client.kept import Kept
 from fedft.config import RunConfig
 from fedft.errors import RunPaused
 from fedft.recipe import Recipe, State
@@ -90,6 +91,7 @@ class Scenario:
             "server": {"seed": testing.SEED, **{k: v for k, v in self.server.items() if v is not None}},
             "clients": {"rank": list(ranks), **({"per_round": self.per_round} if self.per_round else {})},
             "codec": {"up": self.up},
+            "eval": {"exactness": False},
         }
         return config.from_dict(tables)
 
@@ -113,17 +115,18 @@ class Scenario:
                 assert self.starts < MAX_STARTS + 10, "nothing fails any more, yet the run does not end"
         self.witness.finished(self.folder / "metrics.jsonl", self.rounds)
 
-    def _client(self, name: str, index: int) -> FaultyClient:
+    def _client(self, name: str, index: int, own: Path | None = None) -> FaultyClient:
         rows: list[Any] = [None] * 10 * (index + 1)
         handle = testing.toy(self.recipe).handle if self.trains else _toy(self.strategy)[0].handle
         client = FaultyClient(name, rows, rows[:1], ToyBase(), handle, self.recipe, self.config)  # type: ignore[arg-type]
         client.index, client.exact = index, self.exact
+        client.kept = Kept(own)
         client.join(self.job)
         return client
 
     def _site(self, name: str, index: int, disk: Disk) -> FaultySite:
         def join(site: FaultySite) -> FaultyClient:
-            return self._client(name, index)
+            return self._client(name, index, self.folder / "sites" / name / "kept")
 
         site = FaultySite(
             name, index, self.folder / "sites" / name, self.config, self.world, disk, join, self.witness.signed,

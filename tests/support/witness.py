@@ -16,9 +16,11 @@ from faults import SERVER
 from faulty import FaultyClient, Hashed, hashed_loss, key_of
 
 from fedft import codec, sealed, tensors, testing
+from fedft.client.kept import Kept
 from fedft.client.memory import Memory
 from fedft.recipe import Layout, Recipe, State
 from fedft.sealed import Kind
+from fedft.tensors import Tensors
 from fedft.update import Plan, Update
 
 
@@ -33,6 +35,8 @@ class Witness:
         self.exact = all(c.exact for c in clients.values())
         self.states: dict[int, State] = {}
         """By version, of the branch that stands."""
+        self.kept: dict[int, dict[str, tuple[int, Tensors]]] = {0: {}}
+        """By version: the round in which a client last counted, and what it kept then."""
         self.durable = -1
         """Version that was acknowledged and not torn since."""
         self.records: dict[int, Mapping[str, Any]] = {}
@@ -40,7 +44,6 @@ class Witness:
         """Clients by round whose update was acknowledged as durable."""
         self.entries: dict[tuple[int, str], bytes] = {}
         self.answers: dict[tuple[str, Kind, int, int, bytes], bytes] = {}
-        self.updates: dict[tuple[int, str, str], Update] = {}
         self.commits = 0
         self.forgiven: set[str] = set()
         """Sites whose own disk was full: to be barred for it is no wrong."""
@@ -109,6 +112,9 @@ class Witness:
         assert not lost, f"round {round}: updates of {sorted(lost)} were admitted and are lost"
         state = self.states[round]
         updates = [self._update(state, client) for client in taken]
+        if self.exact:
+            news = {c: (round, self.clients[c].kept.after(round)) for c in taken if self.recipe.keeps}
+            self.kept[after.version] = {**self.kept[round], **news}
         weights = _weights({u.client: u.num_examples for u in updates})
         assert record["weights"] == weights, f"round {round}: weights {record['weights']}, wanted {weights}"
         change = self.recipe.aggregate(iter([replace(u, num_examples=weights[u.client]) for u in updates]))
@@ -129,6 +135,8 @@ class Witness:
     def torn(self, actor: str, path: Path) -> None:
         """A finished file is about to be damaged; what it held may be lost then."""
         if actor != SERVER:
+            if path.name.startswith("kept"):
+                raise PermissionError("nobody else has what a client keeps for itself")
             if path.name.startswith("answer") and not self.exact:
                 raise PermissionError("a site that cannot compute its answer again would contradict itself")
             return
@@ -181,13 +189,13 @@ class Witness:
         if not self.exact:
             sent = self.entries[state.version, name]
             return replace(codec.decode_update(sent, spec, self.up), client=name)
-        key = (state.version, tensors.digest(state.tensors), name)
-        if key not in self.updates:
-            client.memory = Memory()
-            sent = client.carry_out(plan)
-            self.updates = {k: u for k, u in self.updates.items() if k[0] > state.version - 4}
-            self.updates[key] = replace(codec.decode_update(sent, spec, self.up), client=name)
-        return self.updates[key]
+        client.memory, client.kept = Memory(), Kept()
+        client.kept.open(testing.RUN)
+        counted, kept = self.kept[state.version].get(name, (None, {}))
+        if counted is not None:
+            client.kept.keep(counted, kept, None)
+        sent = client.carry_out(replace(plan, counted=counted if self.recipe.keeps else None))
+        return replace(codec.decode_update(sent, spec, self.up), client=name)
 
 
 def _weights(examples: Mapping[str, int]) -> dict[str, int]:
