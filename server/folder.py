@@ -1,7 +1,6 @@
 """A run's folder: made or taken up again, and held by one process at a time."""
 
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 
 from fedft import config as configs
@@ -54,7 +53,11 @@ def alone(folder: Path) -> AbstractContextManager[None]:
     return durable.alone(folder / "state" / "lock", f"--out {folder}: another process is running this run")
 
 
+LENGTH = {("server", "rounds"), ("server", "budget")}
+
+
 def changed(before: RunConfig, now: RunConfig) -> list[str]:
-    """`table.key` of what differs, but for the number of rounds: a run may be made longer."""
-    a, b = before.to_dict(), replace(now, server=replace(now.server, rounds=before.server.rounds)).to_dict()
-    return [f"{t}.{k}" for t in b for k in sorted(a[t].keys() | b[t].keys()) if a[t].get(k) != b[t].get(k)]
+    """`table.key` of what differs, but for the number of rounds and the budget: a run may be made longer."""
+    a, b = before.to_dict(), now.to_dict()
+    keys = [(t, k) for t in b for k in sorted(a[t].keys() | b[t].keys()) if a[t].get(k) != b[t].get(k)]
+    return [f"{t}.{k}" for t, k in keys if (t, k) not in LENGTH]

@@ -11,6 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedft import config, philox, strategies, tensors, testing
+from fedft.client.kept import Kept
 from fedft.client.memory import SiteDisk
 from fedft.client.respond import Responder
 from fedft.client.train import Client
@@ -89,7 +90,8 @@ class Site:
                 return super().train(turn)
 
         rows: list[Any] = [None] * 10 * (self.index + 1)
-        return Counted(self.name, rows, rows[:1], ToyBase(), toy.handle, recipe, self.config)  # type: ignore[arg-type]
+        base, kept = ToyBase(), Kept(self.folder / "kept")
+        return Counted(self.name, rows, rows[:1], base, toy.handle, recipe, self.config, kept=kept)  # type: ignore[arg-type]
 
 
 @dataclass
