@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from statistics import fmean
 
-from fedft import evaluate, model
+from fedft import check, evaluate, model
 from fedft.errors import ConfigError
 from fedft.handle import parameters_of
 from fedft.server import result
@@ -35,14 +35,24 @@ def evaluate_run(folder: Path, *, rouge: bool = False) -> tuple[dict[str, Metric
     return found, {k: fmean(m[k] for m in found.values()) for k in next(iter(found.values()))}
 
 
-def export_run(folder: Path, to: Path, *, merged: bool = False) -> str:
-    """Write the newest state's model to `to`; returns "adapter", "delta" or "merged model"."""
+def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | None = None) -> str:
+    """Write the newest state's model to `to`, or that of `client` where clients keep models of their own.
+
+    Returns "adapter", "delta" or "merged model".
+    """
     try:
         if to.exists() and any(to.iterdir()):
             raise ConfigError(f"--to {to}: is not empty")
     except OSError as e:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
-    place, _ = runs.reopen(folder, data=False)  # before --to is made: a run that cannot be read leaves nothing there
+    # before --to is made: a run that cannot be read leaves nothing there
+    place, state = runs.reopen(folder, data=client is not None)
+    if client is not None:
+        if not place.recipe.personal:
+            raise ConfigError(f"--client {client}: all clients of {place.recipe.name} have one model")
+        if client not in place.clients:
+            raise ConfigError(f"--client {client!r}: no such client{check.nearest(client, place.clients)}")
+        place.stand(state, client)
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as e:
