@@ -101,6 +101,9 @@ class Handle(Protocol):
     def stand(self, change: Mapping[str, LowRank], key: str) -> None:
         """Base weights := w0 + change, summed in float32; skipped when `key` names what they already are."""
 
+    def scale(self) -> float:
+        """Unit-scale B per B as the adapter holds it (alpha / rank); 1 where there is no adapter."""
+
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss over the batch's learned tokens (or rows); float32 scalar with a graph unless grad is off."""
 
