@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedft.tensors import Tensors
+from fedft.tensors import Tensors, weighted_mean
 
 A_SUFFIX, B_SUFFIX = ".lora_A", ".lora_B"
 
@@ -57,6 +57,18 @@ class LowRank:
 
     def __neg__(self) -> "LowRank":
         return LowRank(self.A, -self.B)
+
+    def __rmul__(self, factor: float) -> "LowRank":
+        """factor * B A; the factor goes on B."""
+        return LowRank(self.A, (factor * self.B.double()).to(self.B.dtype))
+
+    def __matmul__(self, x: Tensor) -> Tensor:
+        """B (A x) in float64, with no [o, i] product on the way."""
+        return self.B.double() @ (self.A.double() @ x.double())
+
+    def double(self) -> "LowRank":
+        """The same matrix with float64 factors."""
+        return LowRank(self.A.double(), self.B.double())
 
     def svd(self, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(U, S, V) in float64 with U: [o, q], S: [q] descending, V: [q, i], q = min(rank, R, o, i).
@@ -132,6 +144,12 @@ def residual(items: Iterable[tuple[LowRank, float]]) -> LowRank:
     return stack(listed) + -mean_factors(listed)
 
 
+def inner(x: LowRank, y: LowRank) -> float:
+    """<x, y> = tr(x^T y) = tr((B_x^T B_y)(A_y A_x^T)) from small Gram matrices, float64."""
+    a, b = x.double(), y.double()
+    return float(torch.sum((a.B.T @ b.B) * (a.A @ b.A.T)))
+
+
 def cut(tensors: Tensors, rank: int) -> dict[str, Tensor]:
     """The first `rank` rows of every A and columns of every B; everything else as it is."""
     rows = {n: x[:rank] if n.endswith(A_SUFFIX) else x for n, x in tensors.items()}
@@ -142,6 +160,50 @@ def pad(d: LowRank, rank: int) -> LowRank:
     """The same matrix with zero rows of A and zero columns of B up to `rank`; `cut` undoes it."""
     extra = max(0, rank - d.rank)
     return LowRank(torch.nn.functional.pad(d.A, (0, 0, 0, extra)), torch.nn.functional.pad(d.B, (0, extra)))
+
+
+def padded(items: Iterable[tuple[LowRank, float]]) -> list[tuple[LowRank, float]]:
+    """The same changes and weights, all padded with zeros to the largest rank among them."""
+    listed = list(items)
+    largest = max((d.rank for d, _ in listed), default=0)
+    return [(pad(d, largest), n) for d, n in listed]
+
+
+def onto(new: LowRank, old: LowRank) -> LowRank:
+    """`new` with rows that can all learn: those it lacks are `old`'s, and where both its factors are zero, A is.
+
+    A row of A that is zero together with its column of B has no gradient in either: d/dB = G A^T, d/dA = B^T G. With
+    the column zero the row may be anything: the product of the ranks that `new` has stays what it is.
+    """
+    held = new.rank
+    dead = ~new.A.any(dim=1) & ~new.B.any(dim=0)
+    fill = torch.zeros_like(new.A)
+    fill[: old.rank] = old.A[:held]
+    a = torch.where(dead[:, None], fill, new.A)
+    return LowRank(torch.cat([a, old.A[held:]]), torch.cat([new.B, old.B[:, held:]], dim=1))
+
+
+def gathered(
+    items: Iterable[tuple[Tensors, float]],
+) -> tuple[dict[str, list[tuple[LowRank, float]]], dict[str, Tensor]]:
+    """(the pairs of all clients with their weights by module, the weighted mean of everything that is not a pair).
+
+    Reads the items once. Raises ValueError when there are none of positive weight.
+    """
+    pairs: dict[str, list[tuple[LowRank, float]]] = {}
+    rest: list[tuple[Tensors, float]] = []
+    for tensors, weight in items:
+        of_client, other = split(tensors)
+        for m, d in of_client.items():
+            pairs.setdefault(m, []).append((d, weight))
+        rest.append((other, weight))
+    return pairs, weighted_mean(rest)
+
+
+def replaced(old: Tensors, new: Tensors) -> dict[str, Tensor]:
+    """`old` with the values of `new`, pairs of which may be of smaller rank: see `onto`."""
+    before, (pairs, rest) = split(old)[0], split(new)
+    return {**old, **named({m: onto(d, before[m]) for m, d in pairs.items()}), **rest}
 
 
 def split(tensors: Tensors) -> tuple[dict[str, LowRank], dict[str, Tensor]]:

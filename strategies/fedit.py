@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedft import lowrank
 from fedft.recipe import FirstOrder, LoRA, Recipe, State, cut_to_rank
 from fedft.tensors import Tensors
 from fedft.update import Update
@@ -32,7 +33,7 @@ def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
         LoRA(),
         aggregate=padded_mean,
         local=FirstOrder(send="value"),
-        server=_keep_largest_rank,
+        server=keep_largest_rank,
         downlink=cut_to_rank,
         linear=False,  # values of unlike shapes, not changes that add up
         unlike_ranks=True,
@@ -59,9 +60,6 @@ def _pad(x: Tensor, shape: torch.Size) -> Tensor:
     return torch.nn.functional.pad(x, [n for g in reversed(grow) for n in (0, g)])
 
 
-def _keep_largest_rank(state: State, change: Tensors) -> Tensors:
-    """The padded mean; ranks that nobody of this cohort holds stay: zero in both factors, they could never learn."""
-    new = {name: x.clone() for name, x in state.tensors.items()}
-    for name, x in change.items():
-        new[name][tuple(slice(0, n) for n in x.shape)] = x
-    return new
+def keep_largest_rank(state: State, change: Tensors) -> Tensors:
+    """Values replace the state's; ranks that nobody of this cohort holds stay: zero in both factors they were dead."""
+    return lowrank.replaced(state.tensors, change)

@@ -232,3 +232,85 @@ def test_split_and_named_are_inverse_and_leave_the_rest_alone():
     assert (set(pairs), set(rest)) == ({"m"}, {"n.lora_B", "head"})
     assert lowrank.named(pairs).keys() | rest.keys() == x.keys()
     assert lowrank.named(pairs)["m.lora_A"] is x["m.lora_A"]
+
+
+# -- factors of many clients
+
+
+def test_a_factor_goes_on_one_side_and_keeps_the_dtype():
+    d = pair(1, 3)
+    assert relative(exact(0.3 * d), 0.3 * exact(d)) < 1e-7
+    assert torch.equal((0.3 * d).A, d.A)
+    assert (0.3 * d).B.dtype == torch.float32
+    assert (0.3 * d.double()).B.dtype == torch.float64
+
+
+def test_a_change_times_a_matrix_is_the_dense_product_in_float64():
+    d = pair(1, 3)
+    x = torch.randn(IN, 4, generator=torch.Generator().manual_seed(2))
+    assert (d @ x).dtype == torch.float64
+    assert relative(d @ x, exact(d) @ x.double()) < 1e-14
+
+
+@pytest.mark.parametrize("ranks", [(2, 4), (1, 1), (0, 3), (8, 6)])
+def test_the_inner_product_from_gram_matrices_is_the_dense_one(ranks):
+    x, y = pair(1, ranks[0]), pair(2, ranks[1])
+    assert lowrank.inner(x, y) == pytest.approx(float((exact(x) * exact(y)).sum()), rel=1e-12, abs=1e-12)
+    assert lowrank.inner(x, x) == pytest.approx(x.norm() ** 2, rel=1e-12)
+
+
+def test_padding_gives_all_the_largest_rank_and_changes_no_product():
+    items = clients(1, 4, 0, 2)
+    grown = lowrank.padded(iter(items))
+    assert {d.rank for d, _ in grown} == {4}
+    assert [n for _, n in grown] == [n for _, n in items]
+    assert all(torch.equal(exact(x), exact(y)) for (x, _), (y, _) in zip(grown, items, strict=True))
+    assert lowrank.padded([]) == []
+
+
+def test_a_cut_undoes_padding():
+    d = pair(3, 2)
+    grown = lowrank.cut(lowrank.named({"m": lowrank.pad(d, 6)}), 2)
+    assert torch.equal(grown["m.lora_A"], d.A)
+    assert torch.equal(grown["m.lora_B"], d.B)
+
+
+def test_rows_that_the_new_pair_lacks_are_the_old_ones():
+    new, old = pair(1, 2), pair(2, 5)
+    both = lowrank.onto(new, old)
+    assert torch.equal(both.A, torch.cat([new.A, old.A[2:]]))
+    assert torch.equal(both.B, torch.cat([new.B, old.B[:, 2:]], dim=1))
+
+
+@pytest.mark.parametrize("old_rank", [1, 4, 6])
+def test_a_row_zero_in_both_factors_gets_the_old_row_of_a_and_the_product_stays(old_rank):
+    """Row 1 is dead; row 2 has a B, row 3 an A: those stay as they are."""
+    new, old = pair(1, 4), pair(2, old_rank)
+    a, b = new.A.clone(), new.B.clone()
+    a[1:3], b[:, 1], b[:, 3] = 0, 0, 0
+    grown = lowrank.onto(LowRank(a, b), old)
+    assert torch.equal(grown.A[1], old.A[1] if old_rank > 1 else a[1])
+    assert torch.equal(grown.A[[0, 2, 3]], a[[0, 2, 3]])
+    assert torch.equal(exact(LowRank(grown.A[:4], grown.B[:, :4])), exact(LowRank(a, b)))
+
+
+def test_pairs_are_gathered_by_module_and_the_rest_is_averaged():
+    items = clients(1, 3)
+    named = [(lowrank.named({"m": d}) | {"head": torch.full((2,), float(k))}, n) for k, (d, n) in enumerate(items)]
+    pairs, rest = lowrank.gathered(iter(named))
+    assert [(d.rank, n) for d, n in pairs["m"]] == [(1, 1), (3, 4)]
+    assert rest["head"].tolist() == pytest.approx([0.8, 0.8])
+    with pytest.raises(ValueError, match="none"):
+        lowrank.gathered(iter([]))
+
+
+def test_values_replace_and_everything_else_stays():
+    old = lowrank.named({"m": pair(1, 3), "n": pair(2, 3)}) | {"head": torch.zeros(2), "other": torch.ones(1)}
+    new = lowrank.named({"m": pair(3, 2)}) | {"head": torch.ones(2)}
+    now = lowrank.replaced(old, new)
+    assert now.keys() == old.keys()
+    assert torch.equal(now["m.lora_A"][:2], new["m.lora_A"])
+    assert torch.equal(now["m.lora_A"][2], old["m.lora_A"][2])
+    assert now["n.lora_A"] is old["n.lora_A"]
+    assert now["other"] is old["other"]
+    assert torch.equal(now["head"], torch.ones(2))
