@@ -5,10 +5,8 @@
 
 Here W is never the state: the state is the sum of all stacks since w0, factored, and W^t = w0 + that sum in one float32
 addition. A client that took part in every round and one that came yesterday hold the same factors, hence (on one type
-of machine) the same bits.
-Stacks are concatenated while that is shorter than min(o, i) rows and recompressed exactly beyond, by the same code on
-both sides. The last few stacks are kept as well: a client receives the stacks it lacks or the whole sum, whichever is
-smaller. Uploads are the factors themselves (`send="value"`), because A_k starts from the client's own draw.
+of machine) the same bits. `fedft.stacks` says how the sum is kept and what of it travels. Uploads are the factors
+themselves (`send="value"`), because A_k starts from the client's own draw.
 
 Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations", NeurIPS 2024,
 arXiv:2409.05976.
@@ -18,13 +16,12 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fedft import lowrank, tensors
+from fedft import lowrank, stacks, tensors
 from fedft.lowrank import LowRank
-from fedft.recipe import FirstOrder, Handle, Layout, LoRA, Recipe, State, Turn
+from fedft.recipe import FirstOrder, Handle, Layout, LoRA, Recipe, Turn
 from fedft.tensors import Tensors
-from fedft.update import Plan, Update
+from fedft.update import Update
 
-STEP = "step."  # "step.<version>.<name>" is the stack that led from <version> to the next
 SPACE = LoRA()
 
 
@@ -36,9 +33,9 @@ def flora() -> Recipe:
         aggregate=stacked,
         local=FirstOrder(send="value"),
         initial=_nothing_yet,
-        server=_merge,
-        downlink=_since,
-        receive=_catch_up,
+        server=stacks.merge,
+        downlink=stacks.since,
+        receive=stacks.catch_up,
         start=_restart,
         linear=False,
         reveals_clients=True,
@@ -61,68 +58,7 @@ def stacked(updates: Iterable[Update]) -> dict[str, Tensor]:
 
 
 def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-    empty = {m: lowrank.zero(o, i) for m, (o, i) in layout.modules.items()}
-    head = {n: x for n, x in SPACE.initial(layout, rank, seed).items() if n in layout.head}
-    return lowrank.named(empty) | head
-
-
-def _plus(total: Tensors, step: Tensors) -> dict[str, Tensor]:
-    """The pairs of the sum after one more stack. Same code, hence same bits, on both sides."""
-    pairs = lowrank.split(total)[0]
-    return lowrank.named({m: _short(pairs[m] + d) for m, d in lowrank.split(step)[0].items()})
-
-
-def _short(d: LowRank) -> LowRank:
-    return d if d.rank <= min(d.shape) else d.truncate()
-
-
-def _merge(state: State, change: Tensors) -> Tensors:
-    stack, head = lowrank.split(change)
-    step = lowrank.named({m: _short(d) for m, d in stack.items()})
-    total, steps = _parts(state.tensors)
-    total, steps[state.version] = _plus(total, step) | head, step
-    while len(steps) > 1 and sum(map(_size, steps.values())) > _size(total):
-        del steps[min(steps)]  # a client that lacks so much is better served with the whole sum
-    return total | {f"{STEP}{v}.{n}": x for v, s in steps.items() for n, x in s.items()}
-
-
-def _size(x: Tensors) -> int:
-    return sum(t.numel() for t in x.values())
-
-
-def _parts(tensors: Tensors) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
-    """(the whole sum and the head, the stacks by the version they start from)."""
-    total: dict[str, Tensor] = {}
-    steps: dict[int, dict[str, Tensor]] = {}
-    for name, x in tensors.items():
-        if name.startswith(STEP):
-            version, tensor = name.removeprefix(STEP).split(".", 1)
-            steps.setdefault(int(version), {})[tensor] = x
-        else:
-            total[name] = x
-    return total, steps
-
-
-def _since(state: State, have: int | None, plan: Plan) -> Tensors:
-    """The stacks from `have` on and the head, or the whole sum and the head."""
-    total, steps = _parts(state.tensors)
-    if have == state.version:
-        return {}
-    if have is None or have > state.version or any(v not in steps for v in range(have, state.version)):
-        return total
-    head = lowrank.split(total)[1]
-    lacking = {f"{STEP}{v}.{n}": x for v in range(have, state.version) for n, x in steps[v].items()} | head
-    return lacking if _size(lacking) < _size(total) else total
-
-
-def _catch_up(held: State | None, plan: Plan) -> Tensors:
-    total, steps = _parts(plan.tensors)
-    if held is None or not steps:
-        return held.tensors if held is not None and plan.have == plan.version else total
-    pairs: Tensors = held.tensors
-    for version in sorted(steps):
-        pairs = _plus(pairs, steps[version])
-    return {**pairs, **total}
+    return stacks.nothing_yet(layout) | {n: x for n, x in SPACE.initial(layout, rank, seed).items() if n in layout.head}
 
 
 def _restart(handle: Handle, turn: Turn) -> None:
