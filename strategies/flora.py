@@ -16,10 +16,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fedft import lowrank, stacks, tensors
-from fedft.lowrank import LowRank
+from fedft import lowrank, stacks
 from fedft.recipe import FirstOrder, Handle, Layout, LoRA, Recipe, Turn
-from fedft.tensors import Tensors
 from fedft.update import Update
 
 SPACE = LoRA()
@@ -47,14 +45,8 @@ def flora() -> Recipe:
 
 def stacked(updates: Iterable[Update]) -> dict[str, Tensor]:
     """The stack of all pairs with p_k on B, and the p_k-mean of everything that is not a pair."""
-    pairs: dict[str, list[tuple[LowRank, float]]] = {}
-    rest: list[tuple[Tensors, float]] = []
-    for u in updates:
-        of_client, other = lowrank.split(u.delta)
-        for m, d in of_client.items():
-            pairs.setdefault(m, []).append((d, u.num_examples))
-        rest.append((other, u.num_examples))
-    return lowrank.named({m: lowrank.stack(ds) for m, ds in pairs.items()}) | tensors.weighted_mean(rest)
+    pairs, rest = lowrank.gathered((u.delta, u.num_examples) for u in updates)
+    return lowrank.named({m: lowrank.stack(ds) for m, ds in pairs.items()}) | rest
 
 
 def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
