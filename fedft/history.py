@@ -30,21 +30,28 @@ def grow(state: State, change: Tensors) -> dict[str, Tensor]:
 def since(state: State, have: int | None, plan: Plan) -> dict[str, Tensor]:
     """The rounds from version `have` on, or all of them."""
     first = have if have is not None and have <= state.version else 0
-    return {n: x for n, x in state.tensors.items() if int(n.partition(".")[0]) >= first}
+    return {n: x for n, x in state.tensors.items() if _version(n) >= first}
 
 
 def with_news(held: State | None, plan: Plan) -> Tensors:
-    """What was held and the rounds that came."""
-    return plan.tensors if held is None or plan.have is None else {**held.tensors, **plan.tensors}
+    """What was held up to there and the rounds that came; rounds of a state that was taken back are forgotten."""
+    if held is None or plan.have is None:
+        return plan.tensors
+    if plan.have == plan.version:
+        return held.tensors
+    return {**{n: x for n, x in held.tensors.items() if _version(n) < plan.version}, **plan.tensors}
 
 
 def rounds(history: Tensors) -> list[tuple[int, dict[str, Tensor]]]:
     """(version, what its round brought) in order."""
     found: dict[int, dict[str, Tensor]] = {}
     for key, x in history.items():
-        version, _, name = key.partition(".")
-        found.setdefault(int(version), {})[name] = x
+        found.setdefault(_version(key), {})[key.partition(".")[2]] = x
     return sorted(found.items())
+
+
+def _version(key: str) -> int:
+    return int(key.partition(".")[0])
 
 
 @dataclass(eq=False)
@@ -72,8 +79,10 @@ class Replay:
         fits = {n: tuple(x.shape) for n, x in self._sum.items()} == dict(shapes) and self._seed == run_seed
         if not fits or self._done != asked[: len(self._done)]:
             self._sum = {n: torch.zeros(shape) for n, shape in shapes.items()}
-            self._done, self._seed = [], run_seed
+            self._done = []
+        self._seed = None  # a round added by half is not to be built on
         for version, digest, x in news[len(self._done) :]:
             add(self._sum, version, x)
             self._done.append((version, digest))
+        self._seed = run_seed
         return self._sum
