@@ -1,0 +1,116 @@
+"""FlexLoRA: whole changes are averaged, and every client gets their best approximation at its own rank.
+
+    D* = sum_k p_k B_k A_k = U S V^T;   rank r:  A = (V^T)[:r],  B = (U S)[:, :r]        (Eckart-Young, nested in r)
+
+D* is never multiplied out: the singular value decomposition comes from QR of the two stacks of factors. Uploads are the
+factors themselves, at any rank; the state is the pair at the largest rank. Where D* has fewer ranks than that, the
+remaining rows of A stay as they were with zero columns of B: the same matrix, in which all ranks can learn.
+
+The server may remember, as factors that never travel: what the cut to the largest rank lost (`feedback`), so that
+broadcast + residual = D* + residual before, and a momentum on the dense change (the factors have no identity from round
+to round): m = momentum m + (D* - D),  D := D + server_lr m.
+
+Bai, Chen, Qian, Yao, Li, "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
+Resources", NeurIPS 2024, arXiv:2402.11505.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from fedft import check, lowrank
+from fedft.lowrank import LowRank
+from fedft.recipe import FirstOrder, LoRA, Recipe, State, cut_to_rank
+from fedft.tensors import Tensors
+from fedft.update import Plan, Update
+
+SERVER = "server."  # names of what stays with the server
+LOST, MOMENTUM = SERVER + "lost.", SERVER + "momentum."
+
+
+def flexlora(
+    *,
+    gauge: Literal["b", "balanced", "a"] = "b",
+    feedback: bool = False,
+    momentum: float = 0.0,
+    server_lr: float = 1.0,
+) -> Recipe:
+    """Mean of products, cut to each client's rank; a head, if there is one, is averaged and replaced.
+
+    Args:
+        gauge: where the singular values go: `b` (published: A has orthonormal rows), `balanced` (their roots on both,
+            which keeps the two learning rates alike in long runs with Adam), `a`.
+        feedback: keep what the cut to the largest rank loses on the server and add it to the next D*.
+        momentum: of the dense change, from 0 to below 1.
+        server_lr: step of the dense change; 1 with momentum 0 is the plain method.
+    """
+    check.one_of(tuple(SHARE_OF_A), gauge=gauge)
+    check.at_least(0, momentum=momentum)
+    check.above(0, server_lr=server_lr)
+    if momentum >= 1:
+        raise ValueError(f"expected momentum < 1, got {momentum}")
+    return Recipe(
+        "flexlora",
+        LoRA(),
+        aggregate=products,
+        local=FirstOrder(send="value"),
+        server=Redistribute(SHARE_OF_A[gauge], feedback, momentum, server_lr),
+        downlink=_factors,
+        linear=False,
+        unlike_ranks=True,
+        sends_products=True,
+    )
+
+
+SHARE_OF_A = {"b": 0.0, "balanced": 0.5, "a": 1.0}
+"""Exponent of the singular values on A; B has the rest."""
+
+
+def products(updates: Iterable[Update]) -> dict[str, Tensor]:
+    """D* as stacked factors, and the p_k-mean of everything that is not a pair."""
+    pairs, rest = lowrank.gathered((u.delta, u.num_examples) for u in updates)
+    return lowrank.named({m: lowrank.stack(items) for m, items in pairs.items()}) | rest
+
+
+@dataclass(frozen=True)
+class Redistribute:
+    """(state, D* as factors) -> the pair at the state's rank, and what the server remembers."""
+
+    share_of_a: float
+    feedback: bool
+    momentum: float
+    server_lr: float
+
+    def __call__(self, state: State, change: Tensors) -> Tensors:
+        """The tensors of the next version."""
+        old, (pairs, rest) = lowrank.split(state.tensors)[0], lowrank.split(change)
+        new = {}
+        for m, wanted in pairs.items():
+            if self.momentum or self.server_lr != 1:
+                step = wanted + -old[m]
+                if MOMENTUM + m in old:
+                    step = step + self.momentum * old[MOMENTUM + m]
+                step = step.truncate()
+                wanted = old[m] + self.server_lr * step
+                new |= {MOMENTUM + m: step} if self.momentum else {}
+            if self.feedback and LOST + m in old:
+                wanted = wanted + old[LOST + m]
+            kept, lost = cut_in_two(wanted, old[m].rank, self.share_of_a)
+            new[m] = lowrank.onto(lowrank.pad(kept, old[m].rank), old[m])
+            new |= {LOST + m: lost} if self.feedback else {}
+        return {**state.tensors, **lowrank.named(new), **rest}
+
+
+def cut_in_two(d: LowRank, rank: int, share_of_a: float) -> tuple[LowRank, LowRank]:
+    """(the best approximation of rank <= `rank`, the rest): together `d`, but for what float32 cannot hold."""
+    u, s, v = d.svd()
+    there = int((s > s[0] * 2**-24).sum()) if s.numel() else 0
+    a, b = (s[:, None] ** share_of_a * v).to(d.A.dtype), (u * s ** (1 - share_of_a)).to(d.B.dtype)
+    cut = min(rank, there)
+    return LowRank(a[:cut], b[:, :cut]), LowRank(a[cut:there], b[:, cut:there])
+
+
+def _factors(state: State, have: int | None, plan: Plan) -> Tensors:
+    return {n: x for n, x in cut_to_rank(state, have, plan).items() if not n.startswith(SERVER)}
