@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedft import check
 from fedft.lowrank import A_SUFFIX, B_SUFFIX
-from fedft.recipe import Batch, FirstOrder, Handle, Layout, LoRA, Recipe, State, Trained, Turn
+from fedft.recipe import Batch, FirstOrder, Handle, Layout, LocalStep, LoRA, Recipe, State, Trained, Turn
 from fedft.strategies.fedit import fedit
 from fedft.tensors import Tensors
 from fedft.update import Plan, Spec
@@ -43,11 +43,11 @@ def fedsa_lora(*, realign: bool = False, share_b: bool = False, global_b: Litera
         raise ValueError("share_b leaves nothing private; wanted realign = false and global_b = 'none'")
     if share_b:
         return replace(fedit(), name="fedsa_lora")
-    private = Private(realign, sends=global_b == "mean")
+    private = Private(FirstOrder(), realign, sends=global_b == "mean")
     return Recipe(
         "fedsa_lora",
         SPACE,
-        local=private.train,
+        local=private,
         initial=private.initial,
         server=private.server,
         start=private.start,
@@ -62,6 +62,7 @@ def fedsa_lora(*, realign: bool = False, share_b: bool = False, global_b: Litera
 class Private:
     """What stays on the client: every trained tensor but A; with `realign`, a copy of the A it was trained with."""
 
+    inner: LocalStep
     realign: bool
     sends: bool
 
@@ -85,9 +86,9 @@ class Private:
             own = {}
         handle.write({**fresh, **(_aligned(own, turn.kept, turn.held) if self.realign else own)})
 
-    def train(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
         """Ordinary training of both factors; what is private is taken out of what is sent."""
-        delta, metrics, _ = FirstOrder()(handle, batches, turn)
+        delta, metrics, _ = self.inner(handle, batches, turn)
         now = handle.read()
         kept = {n: x for n, x in now.items() if self.realign or not n.endswith(A_SUFFIX)}
         sent = {n: delta[n] if n.endswith(A_SUFFIX) else now[n] for n in delta if self._travels(n)}

@@ -1,4 +1,4 @@
-"""FedSA-LoRA: A is shared, B and the head never leave their client and wait there, and each client has its own model."""
+"""FedSA-LoRA: A is shared; B and the head never leave their client and wait there; each client has its own model."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from fedft import codec, tensors
 from fedft.config import Local
 from fedft.handle import ModelHandle
-from fedft.recipe import Layout, State, Turn
+from fedft.recipe import FirstOrder, Layout, State, Turn
 from fedft.strategies.fedit import fedit
 from fedft.strategies.fedsa_lora import fedsa_lora
 from fedft.testing import RUN, SEED, ToyModel, strategy_contract, toy
@@ -198,6 +198,19 @@ def test_global_b_is_the_mean_of_values_and_only_newcomers_start_from_it():
     own = {n: 2 * x for n, x in mine.kept.items()}
     model.turn(state, own)
     assert torch.equal(model.handle.read()["first.lora_B"], own["first.lora_B"])
+
+
+def test_another_method_may_change_the_gradients():
+    """Here to nothing: neither A nor what is kept moves."""
+    recipe = fedsa_lora()
+    recipe = replace(recipe, local=replace(recipe.local, inner=FirstOrder(adjust=without_gradient)))
+    model = WithHead(recipe)
+    trained = model.train(model.turn(model.first()))
+    assert not any(x.any() for x in (*trained.delta.values(), *trained.kept.values()))
+
+
+def without_gradient(live, turn):
+    return lambda: [p.grad.zero_() for p in live.values()]
 
 
 def test_what_it_declares():
