@@ -10,13 +10,15 @@ w0 + change, summed in float32 and rounded once, never a running sum of rounding
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedft import lowrank
 from fedft.directions import Directions
@@ -153,16 +155,48 @@ class ModelHandle:
         """The live model, standing where the last write and stand left it."""
         return self._model
 
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the model says and should say; see `recipe.Handle`."""
+        labels = batch["labels"]
+        if labels.is_floating_point():
+            raise ValueError("expected labels that are numbers of classes or tokens, got numbers to fit")
+        self._model.eval()
+        with torch.no_grad():
+            logits = self.forward({k: v for k, v in batch.items() if k != "labels"}).logits
+        if labels.ndim == 2:  # (B, T): token t + 1 is predicted at t
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        return logits.argmax(-1).cpu(), labels.cpu()
+
     @contextmanager
-    def perturbed(self, directions: Directions, index: int, epsilon: float) -> Iterator[None]:
+    def perturbed(
+        self, directions: Directions, index: int, epsilon: float, *, only: Collection[str] | None = None
+    ) -> Iterator[None]:
         """Forward passes inside see trained + epsilon z_index; one module's perturbed weights exist at a time."""
-        self._probe.watch(self._live)
-        self._probe.shift = (directions, index, epsilon)
-        try:
+        with self._probe.swapping(self._live, only) as probe:
+            probe.shift = (directions, index, epsilon)
             yield
-        finally:
-            self._probe.shift = None
-            self._probe.restore()
+
+    def slope(
+        self, batch: Batch, directions: Directions, index: int, *, only: Collection[str] | None = None
+    ) -> tuple[float, float]:
+        """(<gradient, z_index>, loss) from one forward pass; one module's tangents of weights exist at a time.
+
+        Attention runs in its explicit form: the fused kernels have no forward-mode rules. Raises NotImplementedError
+        for a model with another operation that has none.
+        """
+        try:
+            probing = self._probe.swapping(self._live, only)
+            with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), probing as probe:
+                probe.tangent = (directions, index)
+                loss = forward_ad.unpack_dual(self.loss(batch))
+        except (NotImplementedError, RuntimeError) as e:
+            if "forward AD" not in str(e) and "jvp" not in str(e):
+                raise
+            reason = str(e).splitlines()[0]
+            raise NotImplementedError(f"this model has no forward-mode derivative; use two_sided: {reason}") from e
+        if loss.tangent is None:
+            raise NotImplementedError("this model's loss lost its forward-mode derivative; use two_sided")
+        return float(loss.tangent), float(loss.primal)
 
     def _switch(self, rank: int) -> None:
         """Make the adapter of this rank the live one, creating it the first time."""
@@ -207,20 +241,41 @@ class ModelHandle:
 
 
 class _Probe:
-    """Swaps perturbed copies of watched parameters in while their own module runs, and out again behind it.
+    """Swaps perturbed copies of chosen parameters in while their own module runs, and out again behind it.
 
     A parameter that another module reads past its owner's forward would not be seen perturbed.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.shift: tuple[Directions, int, float] | None = None
+        """Copies are p + epsilon z."""
+        self.tangent: tuple[Directions, int] | None = None
+        """Copies are dual numbers (p, z)."""
         self._model = model
+        self._chosen: Collection[str] = ()
         self._watched: Mapping[str, nn.Parameter] | None = None
         self._hooks: list[Any] = []
         self._real: dict[nn.Parameter, Tensor] = {}
         self._inside: Counter[nn.Parameter] = Counter()
+        self._slots: dict[tuple[nn.Module, str], nn.Parameter] = {}
 
-    def watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    @contextmanager
+    def swapping(self, live: Mapping[str, nn.Parameter], only: Collection[str] | None) -> Iterator["_Probe"]:
+        """Inside, set `shift` or `tangent`; whatever a failed forward pass left swapped in is undone at the end."""
+        self._watch(live)
+        self._chosen = set(live if only is None else only)
+        try:
+            yield self
+        finally:
+            self.shift = self.tangent = None
+            for parameter, data in self._real.items():
+                parameter.data = data
+            for (module, slot), parameter in self._slots.items():
+                module._parameters[slot] = parameter
+            self._real, self._slots = {}, {}
+            self._inside.clear()
+
+    def _watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Hook the modules that own these parameters; tied ones are hooked wherever they are used."""
         if parameters is self._watched:
             return
@@ -229,35 +284,39 @@ class _Probe:
         names = {p: n for n, p in parameters.items()}
         self._hooks = []
         for module in self._model.modules():
-            own = [(names[p], p) for p in module.parameters(recurse=False) if p in names]
+            slots = module.named_parameters(recurse=False, remove_duplicate=False)
+            own = [(slot, names[p], p) for slot, p in slots if p in names]
             if own:
-                self._hooks.append(module.register_forward_pre_hook(lambda _m, _a, own=own: self._in(own)))
-                self._hooks.append(module.register_forward_hook(lambda _m, _a, _o, own=own: self._out(own)))
+                self._hooks.append(module.register_forward_pre_hook(lambda m, _a, own=own: self._in(m, own)))
+                self._hooks.append(module.register_forward_hook(lambda m, _a, _o, own=own: self._out(m, own)))
         self._watched = parameters
 
-    def _in(self, own: list[tuple[str, nn.Parameter]]) -> None:
-        if self.shift is None:
-            return
-        z, index, epsilon = self.shift
-        for name, parameter in own:
-            self._inside[parameter] += 1
-            if parameter not in self._real:  # a tied one may run inside another of its owners
-                self._real[parameter] = parameter.data
-                moved = parameter.data.clone()
-                z.add_(moved, name, index, epsilon)
-                parameter.data = moved
+    def _in(self, module: nn.Module, own: list[tuple[str, str, nn.Parameter]]) -> None:
+        for slot, name, parameter in own:
+            if name not in self._chosen:
+                continue
+            if self.tangent is not None:
+                z, index = self.tangent
+                direction = z.direction(name, index, parameter.shape, device=parameter.device)
+                self._slots[module, slot] = parameter
+                # the slot takes any tensor; only assignment by attribute insists on a Parameter, which has no tangent
+                module._parameters[slot] = forward_ad.make_dual(parameter.detach(), direction)  # type: ignore[assignment]
+            elif self.shift is not None:
+                self._inside[parameter] += 1
+                if parameter not in self._real:  # a tied one may run inside another of its owners
+                    z, index, epsilon = self.shift
+                    self._real[parameter] = parameter.data
+                    moved = parameter.data.clone()
+                    z.add_(moved, name, index, epsilon)
+                    parameter.data = moved
 
-    def _out(self, own: list[tuple[str, nn.Parameter]]) -> None:
-        if self.shift is None:
-            return
-        for _, parameter in own:
-            self._inside[parameter] -= 1
-            if not self._inside[parameter]:
-                parameter.data = self._real.pop(parameter)
-
-    def restore(self) -> None:
-        """Undo what a failed forward pass left swapped in."""
-        for parameter, data in self._real.items():
-            parameter.data = data
-        self._real = {}
-        self._inside.clear()
+    def _out(self, module: nn.Module, own: list[tuple[str, str, nn.Parameter]]) -> None:
+        for slot, name, parameter in own:
+            if name not in self._chosen:
+                continue
+            if self.tangent is not None:
+                module._parameters[slot] = self._slots.pop((module, slot))
+            elif self.shift is not None:
+                self._inside[parameter] -= 1
+                if not self._inside[parameter]:
+                    parameter.data = self._real.pop(parameter)

@@ -2,6 +2,7 @@
 
     client   j ~ uniform(K) or q (Pro);   g = (L(w + eps z_j) - L(w - eps z_j)) / (2 eps)
              w -= eta g z_j;   c_j += eta g                                 uploads the pairs (j, c_j) it drew
+             or w -= sum_j s_j z_j, c += s by another rule                  momentum, adam, sign, conservative
     server   a += sum_k p_k c_k                                             broadcasts a
     model    w(a) = rho w0 - sum_j a_j z_j                                  replayed from w0 in one pass
 
@@ -9,8 +10,12 @@ Folding eta into a keeps replay right under learning-rate schedules. A step with
 (1 - eta lam), hence rho and a by the same: one more scalar, and replay stays O(K). Pro draws directions by how large
 their slopes were, q = softmax of the min-max-scaled mean |g|, and uploads the statistics it needs (counted).
 
-`variant="reference"` is what the published code computes: raw slopes in the pool, the learning rate applied at replay,
-and weight decay once per replayed non-zero seed.
+The other rules are those whose steps are sums of the K directions (`rules`), so replay stays the exact mean of the
+clients' weights; momentum and moments begin anew in every round, as functions of the pairs alone. With `sparsity` all
+K directions are zero in the same entries, for the whole run.
+
+`variant="reference"` is what the published code computes: raw slopes in the pool, the learning rate applied at replay
+(so it must not change from round to round), and weight decay once per replayed non-zero seed.
 
 A client holds w0 beside the live weights (replay starts there) and one module's perturbed weights at a time; no third
 copy. Works on all parameters (`space="full"`) or on LoRA's (`space="lora"`), whose w0 is the seeded A and B = 0.
@@ -27,10 +32,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft import check, directions, zeroth
+from fedft import check, directions, rules, walks
+from fedft.config import RunConfig
 from fedft.directions import Directions
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Recipe, State, Trained, Turn
+from fedft.rules import Estimate, Objective, Rule, Walk
 from fedft.tensors import Tensors
 from fedft.update import Plan, TensorSpec, Update
 
@@ -44,6 +51,13 @@ def fedkseed(
     family: str = "hadamard",
     weight_decay: float = 0.0,
     scalar_clip: float = 1000.0,
+    rule: Rule = "sgd",
+    estimate: Estimate = "two_sided",
+    objective: Objective = "loss",
+    samples: int = 1,
+    momentum: float = 0.9,
+    beta2: float = 0.999,
+    sparsity: float = 0.0,
     sampling: Literal["with_replacement", "without_replacement"] = "with_replacement",
     variant: Literal["exact", "reference"] = "exact",
     table: Directions | None = None,
@@ -57,21 +71,34 @@ def fedkseed(
         space: all parameters, or the LoRA factors only.
         family: `hadamard` (default), `rademacher` or `gaussian`.
         weight_decay: lam, on every trained parameter.
-        scalar_clip: bound on |g| of one step.
+        scalar_clip: bound on |g| of one probe.
+        rule: `sgd` (the paper), `momentum`, `adam`, `sign` or `conservative`; the last compares losses before and
+            after a step and cannot have weight decay.
+        estimate: `two_sided` (the paper), `one_sided` (half the passes, biased) or `forward` (forward-mode, exact).
+        objective: what is minimised: `loss`, or 1 - `accuracy` or 1 - `f1` of the batch.
+        samples: directions per step, whose slopes are averaged.
+        momentum: mu of the rules momentum and adam.
+        beta2: decay of adam's second moment.
+        sparsity: share of the entries of all directions that are zero.
         sampling: draw directions with (the paper) or without replacement within a round.
         variant: `exact`, or `reference` for the published code's pool and decay.
         table: K directions in place of the generator's (`independent.Table`), to check numbers by hand.
     """
     check.between(1, 4096, K=K)
-    check.above(0, epsilon=epsilon, scalar_clip=scalar_clip)
     check.at_least(0, weight_decay=weight_decay)
     check.one_of(("full", "lora"), space=space)
-    check.one_of(("exact", "reference"), variant=variant)
     check.one_of(("with_replacement", "without_replacement"), sampling=sampling)
-    directions.make(family, 0, K)  # refuses what the family cannot do
+    how = Walk(
+        rule, estimate, objective, epsilon, samples, momentum, beta2, sparsity, scalar_clip=scalar_clip, variant=variant
+    )
+    how.check_span(rules.signs(table or directions.make(family, 0, K)))  # `make` refuses what the family cannot do
     if table is not None and table.count != K:
         raise ValueError(f"expected a table of K = {K} directions, got {table.count}")
-    pool = Pool(K, epsilon, pro, family, weight_decay, scalar_clip, sampling, variant, table)
+    if rule == "conservative" and weight_decay:
+        raise ValueError("rule 'conservative' never raises the loss of a batch, weight_decay may; choose one")
+    if rule != "sgd" and variant == "reference":
+        raise ValueError(f"the published code's pool of raw slopes knows rule 'sgd' only, got {rule!r}")
+    pool = Pool(K, how, pro, family, weight_decay, sampling, table)
     return Recipe(
         "fedkseed",
         Full() if space == "full" else LoRA(),
@@ -83,14 +110,9 @@ def fedkseed(
         start=pool.replay,
         upload=pool.spec,
         admit=pool.admit,
+        check=pool.check,
         linear=not pro,  # its statistics are sums over clients, not means
     )
-
-
-@lru_cache(maxsize=2)
-def _generated(family: str, seed: int, count: int) -> Directions:
-    """One generator per run and process: it keeps the bits that do not depend on the seed number."""
-    return directions.make(family, seed, count)
 
 
 def _bits(x: Tensor) -> Tensor:
@@ -108,23 +130,30 @@ class Pool:
     """The K scalars and what is done with them."""
 
     K: int
-    epsilon: float
+    how: Walk
     pro: bool
     family: str
     weight_decay: float
-    scalar_clip: float
     sampling: str
-    variant: str
     table: Directions | None = None
 
     def directions(self, run_seed: int) -> Directions:
         """The K directions of a run."""
-        return self.table or _generated(self.family, run_seed, self.K)
+        return _generated(self, run_seed)
+
+    def check(self, config: RunConfig) -> None:
+        """Raw slopes of several rounds share one learning rate: the last one."""
+        decay = config.local.learning_rate_decay
+        if self.how.variant == "reference" and decay != 1:
+            raise ValueError(
+                f"variant 'reference' replays all rounds at one learning rate; wanted [local] learning_rate_decay = 1,"
+                f" got {decay}"
+            )
 
     def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
         """a = 0 and rho = 1: the model is w0, bit for bit."""
         state = {"pool": torch.zeros(self.K)}
-        if self.weight_decay and self.variant == "exact":
+        if self.weight_decay and self.how.variant == "exact":
             state["rho"] = torch.ones(1)
         if self.pro:
             state |= {"count": torch.zeros(self.K), "magnitude": torch.zeros(self.K)}
@@ -160,7 +189,7 @@ class Pool:
     def coefficients(self, turn: Turn) -> tuple[float, Tensor]:
         """(rho, a) of w = rho w0 - sum_j a_j z_j."""
         a = turn.held["pool"]
-        if self.variant == "exact":
+        if self.how.variant == "exact":
             return _factor(turn.held["rho"]) if "rho" in turn.held else 1.0, a
         # for each seed with a non-zero sum, in order: w = (1 - eta lam) w - eta g_j z_j
         keep = 1 - turn.plan.learning_rate * self.weight_decay
@@ -168,43 +197,23 @@ class Pool:
         return keep ** int((a != 0).sum()), (turn.plan.learning_rate * a.double() * keep**later).float()
 
     def walk(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
-        """`plan.steps` two-point steps; uploads the sums c_j of the directions drawn."""
+        """`plan.steps` steps; uploads the sums c_j of the directions drawn."""
         z = self.directions(turn.run_seed)
-        eta, lam = turn.plan.learning_rate, self.weight_decay
-        c = torch.zeros(self.K, dtype=torch.float64)
-        count, magnitude = torch.zeros(self.K, dtype=torch.int32), torch.zeros(self.K)
-        losses, rho = [], 1.0
-        for j in self.draws(turn):
-            g, loss = zeroth.two_point(handle, next(batches), z, j, self.epsilon)
-            if not torch.isfinite(torch.tensor([g, loss])).all():
-                continue  # a skipped step is absent from the upload and from the counts
-            g = max(-self.scalar_clip, min(self.scalar_clip, g))
-            if lam:
-                for parameter in handle.parameters().values():
-                    parameter.data.mul_(1 - eta * lam)
-                rho *= 1 - eta * lam
-                if self.variant == "exact":
-                    c *= 1 - eta * lam
-            zeroth.step(handle, z, j, -eta * g)
-            c[j] += g if self.variant == "reference" else eta * g
-            count[j] += 1
-            magnitude[j] += abs(g)
-            losses.append(loss)
-        if not losses:
-            raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
-        drawn = count.nonzero().squeeze(1)
+        walked = walks.walk(handle, batches, turn, self.how, z, self.draws(turn), self.weight_decay)
+        c = walked.slopes if self.how.variant == "reference" else walked.moved
+        drawn = walked.count.nonzero().squeeze(1)
         sent = {"index": drawn.to(torch.uint16), "scalar": c[drawn].float()}
-        if lam and self.variant == "exact":
-            sent["decay"] = _bits(torch.tensor([rho]))
+        if self.weight_decay and self.how.variant == "exact":
+            sent["decay"] = _bits(torch.tensor([walked.keep]))
         if self.pro:
-            sent |= {"count": count[drawn].to(torch.uint16), "magnitude": magnitude[drawn]}
-        return Trained(sent, {"loss": sum(losses) / len(losses), "steps": float(len(losses))})
+            sent |= {"count": walked.count[drawn].to(torch.uint16), "magnitude": walked.magnitude[drawn]}
+        return Trained(sent, walked.metrics)
 
     def draws(self, turn: Turn) -> list[int]:
-        """The seed numbers of this turn's steps."""
+        """The seed numbers of this turn's steps, `samples` for each."""
         rng = torch.Generator().manual_seed(turn.seed)
         q = turn.held["q"].view(torch.float16).double() if self.pro else torch.ones(self.K, dtype=torch.float64)
-        steps = turn.plan.steps
+        steps = turn.plan.steps * self.how.samples
         drawn: list[int] = []
         while len(drawn) < steps:
             size = min(self.K, steps - len(drawn)) if self.sampling == "without_replacement" else steps
@@ -212,10 +221,10 @@ class Pool:
         return drawn
 
     def spec(self, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
-        """At most `plan.steps` pairs: 2 + 4 bytes each."""
-        n = min(plan.steps, self.K)
+        """At most `plan.steps` x `samples` pairs: 2 + 4 bytes each."""
+        n = min(plan.steps * self.how.samples, self.K)
         spec = {"index": TensorSpec((n,), "uint16", at_most=True), "scalar": TensorSpec((n,), at_most=True)}
-        if self.weight_decay and self.variant == "exact":
+        if self.weight_decay and self.how.variant == "exact":
             spec["decay"] = TensorSpec((1,), "int32")
         if self.pro:
             spec |= {"count": TensorSpec((n,), "uint16", at_most=True), "magnitude": TensorSpec((n,), at_most=True)}
@@ -228,17 +237,19 @@ class Pool:
             raise RejectedUpdate("spec_mismatch", "the pairs' tensors differ in length")
         if len(j) and (int(j.max()) >= self.K or bool((j.diff() <= 0).any())):
             raise RejectedUpdate("seed_out_of_pool", f"seed numbers must increase strictly and stay below {self.K}")
-        unit = 1.0 if self.variant == "reference" else plan.learning_rate
-        bound = plan.steps * self.scalar_clip * unit * (1 + 1e-5)
+        unit = 1.0 if self.how.variant == "reference" else plan.learning_rate
+        bound = plan.steps * self.how.reach() * unit * (1 + 1e-5)
         if not float(delta["scalar"].double().abs().sum()) <= bound:
-            raise RejectedUpdate("scalar_bound", f"sum of |scalars| exceeds {bound:g} = steps x clip x learning rate")
+            raise RejectedUpdate(
+                "scalar_bound", f"sum of |scalars| exceeds {bound:g}, what {plan.steps} steps can reach"
+            )
         if self.pro:
             count = delta["count"].double()
-            if int(count.sum()) > plan.steps:
-                raise RejectedUpdate("too_many_steps", f"counts add up to more than {plan.steps} steps")
+            if int(count.sum()) > (most := plan.steps * self.how.samples):
+                raise RejectedUpdate("too_many_steps", f"counts add up to more than {most} probes")
             size = delta["magnitude"].double()
-            if not bool(((size >= 0) & (size <= self.scalar_clip * count * (1 + 1e-5))).all()):
-                raise RejectedUpdate("scalar_bound", f"a magnitude is not in 0 .. {self.scalar_clip:g} x its count")
+            if not bool(((size >= 0) & (size <= self.how.scalar_clip * count * (1 + 1e-5))).all()):
+                raise RejectedUpdate("scalar_bound", f"a magnitude is not in 0 .. {self.how.scalar_clip:g} x its count")
         least = (1 - plan.learning_rate * self.weight_decay) ** plan.steps * (1 - 1e-5)
         if "decay" in delta and not least <= (f := _factor(delta["decay"])) <= 1:
             raise RejectedUpdate("out_of_bounds", f"decay {f:g} is not in [{least:g}, 1]")
@@ -257,7 +268,7 @@ class Pool:
         if not total:
             raise ValueError("expected at least one update, got none")
         change = {"pool": (pool / total).float()} | {n: h.float() for n, h in history.items()}
-        if self.weight_decay and self.variant == "exact":
+        if self.weight_decay and self.how.variant == "exact":
             change["rho"] = torch.tensor([decay / total])
         return change
 
@@ -268,3 +279,9 @@ class Pool:
         if "rho" in state.tensors:
             new["rho"] = f * state.tensors["rho"]
         return new | {n: state.tensors[n] + change[n] for n in ("count", "magnitude") if n in change}
+
+
+@lru_cache(maxsize=2)
+def _generated(pool: Pool, seed: int) -> Directions:
+    """One generator per run and process: it keeps the bits that do not depend on the seed number."""
+    return pool.how.masked(pool.table or directions.make(pool.family, seed, pool.K), seed)

@@ -421,8 +421,8 @@ def test_the_reference_uploads_the_sums_of_the_raw_slopes(decay, monkeypatch):
     seen = torch.zeros(8, dtype=torch.float64)
     honest = zeroth.two_point
 
-    def spy(handle, batch, z, j, epsilon):
-        g, loss = honest(handle, batch, z, j, epsilon)
+    def spy(handle, batch, z, j, epsilon, *more):
+        g, loss = honest(handle, batch, z, j, epsilon, *more)
         seen[j] += g
         return g, loss
 
