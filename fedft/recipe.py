@@ -12,7 +12,7 @@ State is named tensors and nothing else: it is hashed, saved and sent as it is. 
 (`linear`) gets exact averaging in O(1) memory from `mean`, and later secure sums and differential privacy, for nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,8 +107,21 @@ class Handle(Protocol):
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss over the batch's learned tokens (or rows); float32 scalar with a graph unless grad is off."""
 
-    def perturbed(self, directions: Directions, index: int, epsilon: float) -> AbstractContextManager[None]:
-        """Inside, forward passes see trained parameters + epsilon z_index; the parameters themselves never move."""
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(most likely class of every row, or token of every place; what should be there, -100: not learned)."""
+
+    def perturbed(
+        self, directions: Directions, index: int, epsilon: float, *, only: Collection[str] | None = None
+    ) -> AbstractContextManager[None]:
+        """Inside, forward passes see trained parameters + epsilon z_index; the parameters themselves never move.
+
+        `only`: names of those that are seen moved; the others stay where they are.
+        """
+
+    def slope(
+        self, batch: Batch, directions: Directions, index: int, *, only: Collection[str] | None = None
+    ) -> tuple[float, float]:
+        """(<gradient of the loss, z_index>, loss) by forward-mode differentiation: exact, no graph, dropout off."""
 
 
 class Space(Protocol):
