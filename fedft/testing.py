@@ -68,7 +68,7 @@ class Toy:
         """Install a plan, as a client does that keeps what it kept before this round."""
         now = self.recipe.receive(held, plan)
         local = Local(learning_rate=plan.learning_rate)
-        own = philox.derive(SEED, "client", client, plan.round)
+        own = philox.derive(SEED, "client", str(client), plan.round)
         kept = self.kept[client, plan.counted] if plan.counted is not None else {}
         turn = Turn(plan, now, tensors.digest(now), local, SEED, own, kept)
         self.recipe.start(self.handle, turn)

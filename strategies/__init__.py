@@ -15,7 +15,21 @@ from fedft.errors import ConfigError
 from fedft.recipe import Recipe
 
 GROUP = "fedft.strategies"
-BUILT_IN = ("fedit", "fedkseed", "ffa_lora", "flora")
+BUILT_IN = (
+    "fedavg",
+    "fedex_lora",
+    "fedit",
+    "fedkseed",
+    "fedprox",
+    "fedsa_lora",
+    "ferret",
+    "ffa_lora",
+    "flexlora",
+    "flora",
+    "hetlora",
+    "lora_fair",
+    "rolora",
+)
 
 
 def installed() -> dict[str, str]:

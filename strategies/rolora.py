@@ -10,7 +10,6 @@ Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization o
 first as "Robust Federated Finetuning of Foundation Models via Alternating Minimization of LoRA", arXiv:2409.02346.
 """
 
-from fedft.history import with_news
 from fedft.lowrank import A_SUFFIX, B_SUFFIX
 from fedft.recipe import FirstOrder, Layout, LoRA, Recipe, State
 from fedft.tensors import Tensors
@@ -26,7 +25,7 @@ def rolora() -> Recipe:
         SPACE,
         local=FirstOrder(trains=lambda plan: (learns(plan.round),)),
         downlink=_what_changed,
-        receive=with_news,
+        receive=_on_top,
         upload=_one_factor,
         ring_summable=True,
     )
@@ -51,3 +50,7 @@ def _what_changed(state: State, have: int | None, plan: Plan) -> Tensors:
     if have != state.version - 1:
         return state.tensors
     return {n: x for n, x in state.tensors.items() if not n.endswith(_frozen(have))}
+
+
+def _on_top(held: State | None, plan: Plan) -> Tensors:
+    return plan.tensors if held is None or plan.have is None else {**held.tensors, **plan.tensors}

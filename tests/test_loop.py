@@ -20,7 +20,7 @@ from fedft.transport import GridPost, LocalGrid, Message
 from fedft.update import Job, Plan, Update
 
 NAMES = {10: "anna", 11: "bert", 12: "carl"}
-OPTIONS: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}}
+OPTIONS: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}, "ferret": {"K": 64}}
 Twist = Callable[[str, Plan, Update], "Update | bytes | Refusal | None"]
 
 
@@ -59,7 +59,8 @@ class Site:
             metrics = {"loss": float(self.toy.handle.loss(testing._data(self.index)).detach()), "accuracy": 0.0}
             update = Update({}, 1, plan.round, plan.run, plan.attempt, metrics=metrics)
         else:
-            delta, metrics, _ = self.toy.recipe.local(self.toy.handle, testing._batches(self.index), turn)
+            delta, metrics, kept = self.toy.recipe.local(self.toy.handle, testing._batches(self.index), turn)
+            self.toy.kept[self.index, plan.round] = kept
             n = 10 * (self.index + 1)
             update = Update(delta, n, plan.round, plan.run, plan.attempt, metrics=metrics)
         sent = self.twist(name, plan, update)

@@ -27,7 +27,7 @@ from fedft.transport import GridPost, LocalGrid, Refused
 from fedft.update import Job, Update
 
 SITES = ("anna", "bert", "carl")
-OPTIONS: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}}
+OPTIONS: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}, "ferret": {"K": 64}}
 SERVER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 
 
