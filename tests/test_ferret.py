@@ -174,11 +174,11 @@ def test_blocks_of_any_size_keep_the_law_within_three_tenths(d, k):
 def test_no_other_multiple_has_less_mean_error_than_mmse(family):
     """(K + d + kappa - 2) / K times the unbiased sum; a tenth more or less is worse."""
     d, k, errors = 64, 32, {0.9: 0.0, 1.0: 0.0, 1.1: 0.0}
-    for seed in range(300):
+    for seed in range(150):
         x = normal(d, seed=seed).double()
         y = once(x.float(), k, seed, scale="mmse", family=family)
         for factor in errors:
-            errors[factor] += float((factor * y - x) @ (factor * y - x) / (x @ x)) / 300
+            errors[factor] += float((factor * y - x) @ (factor * y - x) / (x @ x)) / 150
     assert errors[1.0] < min(errors[0.9], errors[1.1])
     kappa = sketch.KAPPA[family]
     assert errors[1.0] == pytest.approx(1 - k / (k + d + kappa - 2), rel=0.05)
@@ -236,8 +236,8 @@ def test_the_number_of_local_steps_does_not_enter_the_error(steps):
     t = toy(ferret())
     turn = t.turn(t.plan(t.state(), 1, steps=steps), 1)
     x = FirstOrder()(t.handle, _batches(1), turn).delta["first.weight"]
-    errors = [float((once(x, 8, seed) - x).square().sum() / x.square().sum()) for seed in range(200)]
-    assert sum(errors) / 200 == pytest.approx(5, rel=0.1)
+    errors = [float((once(x, 8, seed) - x).square().sum() / x.square().sum()) for seed in range(100)]
+    assert sum(errors) / 100 == pytest.approx(5, rel=0.1)
 
 
 # -- the budget
@@ -635,7 +635,7 @@ def test_options_that_make_no_sense_are_refused(options, said):
 @pytest.mark.parametrize(
     "options",
     [
-        {"K": 40, "scale": "lstsq", "error_feedback": True},
+        {"K": 40, "scale": "projection", "error_feedback": True},
         {"K": 32, "seeds": "per_client"},
     ],
     ids=str,
