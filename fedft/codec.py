@@ -10,14 +10,18 @@
     table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
              ascending bytewise, hence none twice; at most 8,192 tensors, which is also what bounds a plan's table
              in a job: JSON object of strategy, local, model, codec, data, eval, at most 16 deep; all at most 64 KiB
-    body     the tensors' bytes in the table's order, row-major, exactly as many as the table implies; a job has none
+             of other than plain codecs: {"c": codec, "t": rows}, a row [p, rest of name, wire type, dimension...] whose
+             name begins with p characters of the name above, and whose wire type is left out where it is the codec
+    body     the tensors' bytes in the table's order, row-major, exactly as many as the table implies, where it does,
+             else as many as a varint before them says; a job has none
 
 JSON is compact UTF-8 with sorted keys: equal values make equal bytes. Refused in it: a key twice, an unknown key, NaN
 and Infinity, an integer of 2^53 or more, half a surrogate pair in a value that is used. Metrics beyond
 +-1e30, not named [a-z0-9_.]{1,64} or beyond the first 32 by name are dropped. Names of tensors and of `extra` are
 printable ASCII without space, quote and backslash, at most 200 and 64 characters.
 
-A float32 tensor travels in the codec of the message; int32 and uint16 travel as they are. Of n > 0 entries:
+A float32 tensor travels in the codec of the message; int32 and uint16 travel as they are. `codec_name.py` says how
+codecs are called; there are plain ones, whose bytes are counted by the shape. Of n > 0 entries:
 
     fp32           4n      exact
     bf16           2n      rounded half to even; |error| <= 2^-8 |x| + 2^-134
@@ -28,9 +32,15 @@ A float32 tensor travels in the codec of the message; int32 and uint16 travel as
     int32, uint16  4n, 2n  exact
 
 An int8 group is one index of the rank: a row of a matrix, a column of a `*.lora_B`, all of a vector; its scale is
-max|x| / 127. What was decoded encodes to the same bytes again, in every codec. A tensor without entries takes no bytes
-and has no dimension above 2^20. Infinity and NaN stay non-finite in every codec (entries above about 1e38 may become
-so), for the receiver to refuse.
+max|x| / 127. What was decoded encodes to the same bytes again, in every plain codec.
+
+All other codecs select, round coarsely or make integers, and code what is left by its entropy: `coded.py` has the bytes
+of a float32 tensor, whose wire type is the codec's canonical name. With them uint16 becomes the wire type "numbers",
+which takes the fewest bytes (`entropy.py`). 256 entries take at least one byte, so what a short message can claim is
+bounded; a table of the frequencies of symbols always adds up, and nothing is left over when the last symbol is out.
+
+A tensor without entries takes no bytes and has no dimension above 2^20. Infinity and NaN stay non-finite in every
+codec (entries above about 1e38 may become so), for the receiver to refuse.
 
 What the decoders refuse, as `RejectedUpdate(code, message)`:
 
@@ -48,22 +58,26 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedft import check, wire
+from fedft import wire
+from fedft.codec_name import PLAIN, Codec, parse
+from fedft.entropy import Reader, varint
 from fedft.errors import RejectedUpdate
 from fedft.tensors import Tensors
 from fedft.update import Job, Plan, Spec, TensorSpec, Update
 
 PROTOCOL = 1
-CODECS = ("fp32", "fp16", "bf16", "int8")
+CODECS = PLAIN
 MAX_MESSAGE_BYTES = 2**31 - 1  # the transport's messages are protobuf: signed 32-bit lengths
 MAX_HEADER_BYTES = 4096  # ours take about 80; 32 metrics with the longest names still fit
 MAX_JOB_BYTES = 64 * 1024
 MAX_TENSORS = 8192  # an 80-layer model with all its modules adapted has about 1,100
+MAX_NAME = 200
 MAX_METRICS = 32
 MAX_METRIC = 1e30  # sums and means of what clients say stay finite
 MAX_ABS = 1e4
@@ -71,9 +85,9 @@ MAX_ABS = 1e4
 _FRAME = struct.Struct("<4sHBHI")
 _MAGIC = b"FDFT"
 _PLAN, _UPDATE, _JOB = 1, 2, 3
-_NAME = re.compile(r"[!#-\[\]-~]{1,200}")
+_NAME = re.compile(rf"[!#-\[\]-~]{{1,{MAX_NAME}}}")
 _METRIC = re.compile(r"[a-z0-9_.]{1,64}")
-_TYPE = re.compile(r"[a-z0-9]{1,16}")
+_TYPE = re.compile(r"[a-z0-9][a-z0-9:.|+-]{0,31}")
 _LABEL = re.compile(r"[0-9a-f]{8}")
 _RUN = re.compile(r"[0-9a-f]{16}")
 _REQUIRED = object()
@@ -89,13 +103,15 @@ class _Field(NamedTuple):
     code: str = "malformed"
 
 
-def encode_update(update: Update, codec: str) -> bytes:
+def encode_update(update: Update, codec: str, seed: int = 0) -> bytes:
     """The bytes of `update`, float tensors in `codec`; metrics a receiver would drop are dropped here, with a warning.
 
+    Args:
+        seed: of what the codec draws at random, 64 bits; a new one for every update.
     Raises ValueError for what no receiver could accept (field or tensor of a wrong type, over 2 dimensions), but never
     for a number in a float tensor: it is the receiver who refuses a diverged update, and so hears of it.
     """
-    return _encode(_UPDATE, update, _UPDATE_FIELDS, update.delta, codec)
+    return _encode(_UPDATE, update, _UPDATE_FIELDS, update.delta, codec, seed)
 
 
 def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None = None) -> Update:
@@ -118,9 +134,23 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
         return Update(delta=_tensors(entries, body), **values)
 
 
-def encode_plan(plan: Plan, codec: str) -> bytes:
-    """The bytes of `plan`, float tensors in `codec`. Raises ValueError as `encode_update` does."""
-    return _encode(_PLAN, plan, _PLAN_FIELDS, plan.tensors, codec)
+def relabelled(data: bytes, *, round: int, attempt: int) -> bytes:
+    """An encoded update under another round and attempt, its tensors' bytes as they were.
+
+    To decode and encode again would be another update where a codec rounds once more. Raises as `decode_update` does.
+    """
+    with _refusing("update"):
+        header, _, _ = _open(data, _UPDATE, MAX_MESSAGE_BYTES, _table_limit(MAX_TENSORS))
+        said = Update(delta={}, **(_read(header, _UPDATE_FIELDS) | {"round": round, "attempt": attempt}))
+        *_, head, index = _FRAME.unpack_from(data)
+        after = memoryview(data)[_FRAME.size + head :]
+        new = _json_bytes(_write(said, _UPDATE_FIELDS))
+        return b"".join([_FRAME.pack(_MAGIC, PROTOCOL, _UPDATE, len(new), index), new, after])
+
+
+def encode_plan(plan: Plan, codec: str, seed: int = 0) -> bytes:
+    """The bytes of `plan`, float tensors in `codec`, which draws by `seed`. Raises ValueError as for an update."""
+    return _encode(_PLAN, plan, _PLAN_FIELDS, plan.tensors, codec, seed)
 
 
 def decode_plan(data: bytes, *, max_bytes: int) -> Plan:
@@ -152,22 +182,29 @@ def decode_job(data: bytes) -> Job:
         return Job(**_read(header, _JOB_FIELDS), **_read(table, _JOB_TABLE))
 
 
-def roundtrip(tensors: Tensors, codec: str) -> dict[str, Tensor]:
-    """`tensors` as the other side will see them, in its order; new memory. Non-finite entries are let through."""
-    out = {}
-    for name, entry in _describe(tensors, codec).items():
-        out[name] = wire.unpack(name, entry, memoryview(b"".join(wire.pack(name, entry, tensors[name]))))
-    return out
+def roundtrip(tensors: Tensors, codec: str, seed: int = 0) -> dict[str, Tensor]:
+    """`tensors` as the other side will see them, in its order; new memory. Non-finite entries are let through.
+
+    The same seed makes the same choices as in `encode_update`.
+    """
+    return {name: wire.seen(name, entry, tensors[name], seed) for name, entry in _describe(tensors, codec).items()}
 
 
 def body_bytes(spec: Spec, codec: str) -> int:
-    """Bytes of the tensors alone in the largest update of this spec; an exact number if nothing in it is `at_most`."""
-    check.one_of(CODECS, codec=codec)
-    return sum(wire.size(name, wire.Entry(wire.type_of(t.dtype, codec), t.shape)) for name, t in spec.items())
+    """Bytes of the tensors alone in an update of this spec, at most.
+
+    Exact in plain codecs if nothing in the spec is `at_most`; in others it depends on the numbers, and mostly is less.
+    """
+    entries = {name: wire.Entry(wire.type_of(t.dtype, codec), t.shape) for name, t in spec.items()}
+    parse(codec)  # also where there are no tensors
+    return sum(wire.size(name, e) + 5 * wire.has_length(e) for name, e in entries.items())
 
 
 def max_update_bytes(spec: Spec, codec: str) -> int:
-    """1.05 x the largest legal update of this spec and codec + 64 KiB, but never above 2 GiB - 1."""
+    """1.05 x the largest legal update of this spec and codec + 64 KiB, but never above 2 GiB - 1.
+
+    Whatever an honest client's numbers are, its update in a codec of entropy is no longer either.
+    """
     largest = _FRAME.size + MAX_HEADER_BYTES + _table_limit(len(spec)) + body_bytes(spec, codec)
     return min(-(-largest * 21 // 20) + 64 * 1024, MAX_MESSAGE_BYTES)
 
@@ -179,17 +216,21 @@ def _table_limit(tensors: int) -> int:
 # Frames
 
 
-def _encode(kind: int, value: Any, fields: tuple[_Field, ...], tensors: Tensors, codec: str) -> bytes:
+def _encode(kind: int, value: Any, fields: tuple[_Field, ...], tensors: Tensors, codec: str, seed: int) -> bytes:
     entries = _describe(tensors, codec)
-    body = [part for name, entry in entries.items() for part in wire.pack(name, entry, tensors[name])]
-    return _frame(kind, _write(value, fields), [[name, e.type, *e.shape] for name, e in entries.items()], body)
+    body: list[bytes | memoryview] = []
+    for name, entry in entries.items():
+        parts = wire.pack(name, entry, tensors[name], seed)
+        body += [varint(sum(len(p) for p in parts)), *parts] if wire.has_length(entry) else parts
+    return _frame(kind, _write(value, fields), _rows(entries, parse(codec)), body)
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
 
 
 def _frame(kind: int, header: Any, table: Any, body: list[Any]) -> bytes:
-    head, index = (
-        json.dumps(x, separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
-        for x in (header, table)
-    )
+    head, index = _json_bytes(header), _json_bytes(table)
     size = _FRAME.size + len(head) + len(index) + sum(len(part) for part in body)
     if len(head) > MAX_HEADER_BYTES or size > MAX_MESSAGE_BYTES:
         raise ValueError(f"header of {len(head)} bytes, message of {size}: too long for one message")
@@ -379,7 +420,7 @@ _JOB_TABLE = (
 
 
 def _describe(tensors: Tensors, codec: str) -> dict[str, wire.Entry]:
-    check.one_of(CODECS, codec=codec)
+    parse(codec)
     if len(tensors) > MAX_TENSORS:
         raise ValueError(f"expected at most {MAX_TENSORS} tensors, got {len(tensors)}")
     entries = {}
@@ -392,9 +433,35 @@ def _describe(tensors: Tensors, codec: str) -> dict[str, wire.Entry]:
     return entries
 
 
+def _rows(entries: Mapping[str, wire.Entry], codec: Codec) -> Any:
+    """The table, short where the codec is not plain: names and types would be a tenth of a small model's update."""
+    if codec.plain:
+        return [[name, e.type, *e.shape] for name, e in entries.items()]
+    rows, above = [], ""
+    for name, e in entries.items():
+        p = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(above, name, strict=False)))
+        rows.append([p, name[p:], *([] if e.type == codec.name else [e.type]), *e.shape])
+        above = name
+    return {"c": codec.name, "t": rows}
+
+
+def _long_rows(table: Any) -> Any:
+    """A table as rows of [name, wire type, dimension...]."""
+    if not isinstance(table, dict):
+        return table
+    codec, rows, above, out = table.pop("c"), table.pop("t"), "", []
+    _want(not table and isinstance(codec, str) and isinstance(rows, list), "a codec and rows", table)
+    for p, rest, *more in rows[: MAX_TENSORS + 1]:
+        _want(_count(p) <= len(above) and isinstance(rest, str), "the rest of a name", [p, rest])
+        above = _want(len(name := above[:p] + rest) <= MAX_NAME, "a tensor's name", name)
+        out.append([name, *more] if more and isinstance(more[0], str) else [name, codec, *more])
+    return out
+
+
 def _entries(table: Any) -> dict[str, wire.Entry]:
     entries: dict[str, wire.Entry] = {}
     last = ""
+    table = _long_rows(table)
     _want(isinstance(table, list) and len(table) <= MAX_TENSORS, f"a JSON array of at most {MAX_TENSORS}", table)
     for row in table:
         _want(isinstance(row, list) and len(row) >= 2, "[name, wire type, dimension...]", row)
@@ -428,14 +495,17 @@ def _same_shape(found: tuple[int, ...], t: TensorSpec) -> bool:
 
 
 def _tensors(entries: Mapping[str, wire.Entry], body: memoryview) -> dict[str, Tensor]:
-    sizes = {name: wire.size(name, entry) for name, entry in entries.items()}
-    if sum(sizes.values()) != len(body):
-        raise ValueError(f"{len(body)} bytes of tensors, the table wants {sum(sizes.values())}")
-    out: dict[str, Tensor] = {}
-    start = 0
+    r = Reader(body)
+    parts: dict[str, memoryview] = {}
     for name, entry in entries.items():
-        out[name] = wire.unpack(name, entry, body[start : start + sizes[name]])
-        start += sizes[name]
+        n = most = wire.size(name, entry)
+        if wire.has_length(entry) and (n := r.varint()) > most:
+            raise ValueError(f"{n} bytes of tensor {name!r}, which is {entry}: at most {most} allowed")
+        parts[name] = r.take(n)
+    r.close()
+    out: dict[str, Tensor] = {}
+    for name, entry in entries.items():
+        out[name] = wire.unpack(name, entry, parts[name])
         if out[name].is_floating_point() and out[name].numel():
             lo, hi = (float(x) for x in torch.aminmax(out[name]))  # a NaN anywhere comes out as both
             if not (math.isfinite(lo) and math.isfinite(hi)):

@@ -1,0 +1,348 @@
+"""Integers in few bytes, lossless: small symbols, which entries are kept, and increasing lists. The format of each is
+here; every form is the smallest of several, told by a byte.
+
+    varint    7 bits per byte, low ones first, the top bit says that more follow; no longer than needed
+    bits      most significant bit of a byte first; the last byte is filled up with zeros
+
+    symbols   n integers in -m .. m, m <= 127:  form u8, then
+                0        nothing: all are 0
+                1 .. 8   n fields of so many bits: symbol + 2^(form - 1) - 1
+                16       m u8 | m + 1 sizes for 0 .. m, both signs alike | stream
+                17       m u8 | 2m + 1 sizes for -m .. m | stream
+                18       m u8 | stream; the sizes are those of a normal distribution in steps of 0.46 of its deviation
+              A size s in 0 .. 192 stands for the weight floor(2^(s/8)); in form 18 it is 192 - (39 i^2 + 16) // 32 of
+              the symbol i, at least 0.
+    support   k of d places, ascending:  k varint, then for 0 < k < d:  form u8
+                1        d bits
+                2        gaps: rice
+                3        stream of d symbols 0 or 1, the 1 with frequency k / d
+    rice      p u8 | sum of the quotients varint | bits: for each gap g >> p ones and a zero, then p low bits of each
+              gap (a gap is the number of places between one and the next)
+    numbers   n in 0 .. 65535:  form u8
+                0 .. 16  n fields of so many bits
+                32       they ascend strictly: rice
+    stream    words varint | so many u32, little endian: rANS with a 64-bit state and frequencies out of 2^24
+
+Frequencies come from weights w_1 .. w_a by integer arithmetic alone: f_i = 1 + floor(w_i (2^24 - a) / sum w), and what
+is missing to 2^24 goes to the first of the largest. The coder (package `constriction`) is given f_i - 1 as weights,
+whose sum is 2^24 - a, so that its own rounding has nothing left to do.
+
+Readers raise ValueError for what these lines do not allow, and check lengths before they allocate.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from fedft.codec_name import bits_per_place
+
+Ints = NDArray[np.integer]
+TOTAL = 1 << 24
+SAMPLE = 1 << 14  # symbols counted for a table; a table need not be exact
+_SIZES = 193
+_RANS, _RANS_LOPSIDED, _RANS_NORMAL, _RICE = 16, 17, 18, 32
+
+
+class Reader:
+    """Bytes read from front to back."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.left = data
+
+    def take(self, n: int) -> memoryview:
+        """The next n bytes."""
+        if n > len(self.left):
+            raise ValueError(f"expected {n} more bytes, got {len(self.left)}")
+        out, self.left = self.left[:n], self.left[n:]
+        return out
+
+    def byte(self) -> int:
+        """The next byte."""
+        return self.take(1)[0]
+
+    def varint(self) -> int:
+        """The next integer, below 2^35."""
+        value = 0
+        for shift in range(0, 35, 7):
+            b = self.byte()
+            value |= (b & 127) << shift
+            if b < 128:
+                if not b and shift:
+                    break
+                return value
+        raise ValueError("an integer is longer than needed")
+
+    def close(self) -> None:
+        """Nothing may be left."""
+        if len(self.left):
+            raise ValueError(f"{len(self.left)} bytes too many")
+
+
+def varint(n: int) -> bytes:
+    """An integer in 0 .. 2^35 - 1."""
+    out = bytearray()
+    while n > 127:
+        out.append(n & 127 | 128)
+        n >>= 7
+    return bytes([*out, n])
+
+
+def put_bits(bits: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
+    """Zeros and ones as bits."""
+    return np.packbits(bits).tobytes()
+
+
+def get_bits(r: Reader, n: int) -> NDArray[np.uint8]:
+    """The next n bits."""
+    data = np.frombuffer(r.take((n + 7) // 8), np.uint8)
+    if n % 8 and data[-1] & (0xFF >> n % 8):
+        raise ValueError("the last byte is not filled up with zeros")
+    return np.unpackbits(data, count=n)
+
+
+def put_fields(values: Ints, width: int) -> bytes:
+    """Non-negative integers in `width` bits each, at most 24."""
+    if not width % 8:
+        return values.astype(">u4").view(np.uint8).reshape(-1, 4)[:, 4 - width // 8 :].tobytes()
+    planes = np.empty((len(values), width), np.uint8)
+    for i in range(width):
+        planes[:, i] = (values >> (width - 1 - i)) & 1
+    return put_bits(planes.reshape(-1))
+
+
+def get_fields(r: Reader, n: int, width: int) -> NDArray[np.int32]:
+    """n integers of `width` bits each."""
+    if not width % 8:
+        whole = np.zeros((n, 4), np.uint8)
+        whole[:, 4 - width // 8 :] = np.frombuffer(r.take(n * width // 8), np.uint8).reshape(n, width // 8)
+        return whole.view(">u4").astype(np.int32).reshape(n)
+    planes = get_bits(r, n * width).reshape(n, width)
+    out = np.zeros(n, np.int32)
+    for i in range(width):
+        out = (out << 1) | planes[:, i]
+    return out
+
+
+# Symbols
+
+
+def put_symbols(q: NDArray[np.int32]) -> bytes:
+    """Integers in -127 .. 127."""
+    m = max(int(q.max()), -int(q.min())) if len(q) else 0
+    if not m:
+        return b"\0"
+    width = (2 * m).bit_length()
+    shifted = q + np.int32(m)
+    # a sample from all over; for few symbols it is all of them
+    counts = np.bincount(shifted[:: -(-len(q) // SAMPLE)], minlength=2 * m + 1)
+    folded = counts + counts[::-1]
+    tables = [(_RANS_NORMAL, []), (_RANS, _sizes(folded)[m:]), (_RANS_LOPSIDED, _sizes(counts))]
+    costs = [_cost(counts, _unfold(f, m, t)) * len(q) / counts.sum() + len(t) + 6 for f, t in tables]
+    best = min(range(3), key=costs.__getitem__)
+    if costs[best] >= width * len(q) / 8:
+        return bytes([width]) + put_fields(q + ((1 << (width - 1)) - 1), width)
+    form, table = tables[best]
+    return bytes([form, m]) + bytes(table) + _put_stream(shifted, _frequencies(_unfold(form, m, table)))
+
+
+def get_symbols(r: Reader, n: int) -> NDArray[np.int32]:
+    """n integers in -127 .. 127."""
+    form = r.byte()
+    if not form:
+        return np.zeros(n, np.int32)
+    if form <= 8:
+        q = get_fields(r, n, form) - ((1 << (form - 1)) - 1)
+        if n and int(q.max()) > 127:
+            raise ValueError("a symbol is above 127")
+        return q
+    if form not in (_RANS, _RANS_LOPSIDED, _RANS_NORMAL):
+        raise ValueError(f"symbols of form {form}")
+    m = r.byte()
+    if not 0 < m <= 127:
+        raise ValueError(f"expected symbols up to 1 .. 127, got {m}")
+    table = list(r.take({_RANS: m + 1, _RANS_LOPSIDED: 2 * m + 1, _RANS_NORMAL: 0}[form]))
+    if max(table, default=0) >= _SIZES:
+        raise ValueError(f"a size in a table is {max(table)}, at most {_SIZES - 1} allowed")
+    q = _get_stream(r, n, _frequencies(_unfold(form, m, table)))
+    q -= m
+    return q
+
+
+def _unfold(form: int, m: int, table: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of -m .. m."""
+    if form == _RANS_NORMAL:
+        return _normal(m)
+    return (*reversed(table[1:]), *table) if form == _RANS else tuple(table)
+
+
+@lru_cache(maxsize=1)
+def _weights() -> tuple[int, ...]:
+    """floor(2^(s/8)), by integer square roots: the same everywhere."""
+
+    def eighth_root(n: int) -> int:
+        return math.isqrt(math.isqrt(math.isqrt(n)))
+
+    return tuple(eighth_root(1 << s) for s in range(_SIZES))
+
+
+def _sizes(counts: Ints) -> list[int]:
+    scaled = counts.astype(np.int64) * (1 << 24) // int(counts.max())
+    return [int(s) for s in np.maximum(np.searchsorted(_weights(), scaled, "right") - 1, 0)]
+
+
+@lru_cache(maxsize=256)
+def _normal(m: int) -> tuple[int, ...]:
+    return tuple(max(0, _SIZES - 1 - (39 * i * i + 16) // 32) for i in range(-m, m + 1))
+
+
+def _cost(counts: Ints, sizes: tuple[int, ...]) -> float:
+    """Bytes of the symbols counted, about."""
+    return float(counts @ (24 - np.log2(_frequencies(sizes)))) / 8
+
+
+def _frequencies(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    weights = [_weights()[s] for s in sizes]
+    free, total = TOTAL - len(weights), sum(weights)
+    f = [1 + w * free // total for w in weights]
+    f[f.index(max(f))] += TOTAL - sum(f)
+    return tuple(f)
+
+
+# Streams
+
+
+def _model(frequencies: Sequence[int]) -> constriction.stream.model.Categorical:
+    # float64 holds the integers, and their sum, exactly
+    return constriction.stream.model.Categorical(np.array(frequencies, np.float64) - 1, perfect=False)
+
+
+def _put_stream(symbols: NDArray[np.int32], frequencies: Sequence[int]) -> bytes:
+    coder = constriction.stream.stack.AnsCoder()
+    coder.encode_reverse(symbols, _model(frequencies))
+    words = coder.get_compressed()
+    return varint(len(words)) + words.astype("<u4").tobytes()
+
+
+def _get_stream(r: Reader, n: int, frequencies: Sequence[int]) -> NDArray[np.int32]:
+    words = np.frombuffer(r.take(4 * r.varint()), "<u4").astype(np.uint32)
+    coder = constriction.stream.stack.AnsCoder(words)  # raises ValueError if the last word is 0
+    out: NDArray[np.int32] = coder.decode(_model(frequencies), n)
+    if not coder.is_empty():  # what is left when all symbols are out is where the encoder began: nothing
+        raise ValueError("a stream does not end where its symbols do")
+    return out
+
+
+# Supports and lists
+
+
+def put_support(index: NDArray[np.int64], d: int) -> bytes:
+    """Which of d places are kept: their numbers, ascending."""
+    k = len(index)
+    head = varint(k)
+    if k in (0, d):
+        return head
+    bitmap = (d + 7) // 8
+    stream = 1.01 * d * bits_per_place(k / d) / 8 + 9  # slower, so it has to be worth it
+    if 4 * k <= d:  # above it never is the shortest
+        gaps = np.diff(index, prepend=-1) - 1
+        p, rice = _rice_size(gaps)
+        if rice <= min(bitmap, stream):
+            return head + b"\2" + _put_rice(gaps, p)
+    mask = np.zeros(d, np.uint8)
+    mask[index] = 1
+    if bitmap <= stream:
+        return head + b"\1" + put_bits(mask)
+    return head + b"\3" + _put_stream(mask.astype(np.int32), _share(k, d))
+
+
+def get_support(r: Reader, d: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of d places."""
+    k = r.varint()
+    if k > most:
+        raise ValueError(f"{k} entries are kept of {d}, at most {most} allowed")
+    if not k:
+        return np.zeros(0, np.int64)
+    if k == d:
+        return np.arange(d)
+    form = r.byte()
+    if form == 2:
+        index = _get_rice(r, k)
+    elif form in (1, 3):
+        mask = get_bits(r, d) if form == 1 else _get_stream(r, d, _share(k, d))
+        index = np.flatnonzero(mask)
+    else:
+        raise ValueError(f"support of form {form}")
+    if len(index) != k or index[-1] >= d:
+        raise ValueError(f"expected {k} of {d} places, got {len(index)} up to {index[-1] if len(index) else 0}")
+    return index
+
+
+def _share(k: int, d: int) -> tuple[int, int]:
+    f = min(max(k * TOTAL // d, 1), TOTAL - 1)
+    return TOTAL - f, f
+
+
+def _rice_size(gaps: Ints) -> tuple[int, int]:
+    """(parameter, bytes) of the shortest Rice code of gaps."""
+    mean = float(gaps.mean())
+    around = max(0, round(math.log2(math.log(2) * mean))) if mean > 1 else 0
+    sizes = {p: len(gaps) * (1 + p) + int((gaps >> p).sum()) for p in range(max(0, around - 1), around + 2)}
+    best = min(sizes, key=sizes.__getitem__)
+    return best, (sizes[best] + 7) // 8 + 5
+
+
+def _put_rice(gaps: Ints, p: int) -> bytes:
+    quotients = gaps >> p
+    total = int(quotients.sum())
+    unary = np.ones(total + len(gaps), np.uint8)
+    unary[np.cumsum(quotients + 1) - 1] = 0
+    low = ((gaps[:, None] >> np.arange(p - 1, -1, -1)) & 1).astype(np.uint8)
+    return bytes([p]) + varint(total) + put_bits(np.concatenate([unary, low.reshape(-1)]))
+
+
+def _get_rice(r: Reader, n: int) -> NDArray[np.int64]:
+    """n ascending numbers; the bits are there before anything is allocated."""
+    p = r.byte()
+    if p > 31:
+        raise ValueError(f"expected a Rice parameter up to 31, got {p}")
+    unary = r.varint() + n
+    if unary << p >= 1 << 48:
+        raise ValueError(f"gaps of {n} numbers add up to far too much")
+    bits = get_bits(r, unary + n * p)
+    ends = np.flatnonzero(bits[:unary] == 0)
+    if len(ends) != n or unary != (ends[-1] + 1 if n else 0):
+        raise ValueError(f"expected {n} quotients in {unary} bits, got {len(ends)}")
+    gaps = np.diff(ends, prepend=-1) - 1
+    low = np.zeros(n, np.int64)
+    for plane in bits[unary:].reshape(n, p).T:
+        low = (low << 1) | plane
+    return np.cumsum((gaps << p) + low + 1) - 1
+
+
+def put_numbers(x: NDArray[np.uint16]) -> bytes:
+    """Integers in 0 .. 65535."""
+    values = x.astype(np.int64)
+    width = int(values.max()).bit_length() if len(values) else 0
+    gaps = np.diff(values, prepend=-1) - 1
+    if len(values) and int(gaps.min()) >= 0:
+        p, rice = _rice_size(gaps)
+        if rice < width * len(values) / 8:
+            return bytes([_RICE]) + _put_rice(gaps, p)
+    return bytes([width]) + (put_fields(values, width) if width else b"")
+
+
+def get_numbers(r: Reader, n: int) -> NDArray[np.int64]:
+    """n integers in 0 .. 65535."""
+    form = r.byte()
+    if form == _RICE:
+        values = _get_rice(r, n)
+        if n and int(values[-1]) > 65535:
+            raise ValueError(f"a number is {values[-1]}, at most 65535 allowed")
+        return values
+    if form > 16:
+        raise ValueError(f"numbers of form {form}")
+    return (get_fields(r, n, form) if form else np.zeros(n, np.int32)).astype(np.int64)
