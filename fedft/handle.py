@@ -300,7 +300,7 @@ class _Probe:
                 direction = z.direction(name, index, parameter.shape, device=parameter.device)
                 self._slots[module, slot] = parameter
                 # the slot takes any tensor; only assignment by attribute insists on a Parameter, which has no tangent
-                module._parameters[slot] = forward_ad.make_dual(parameter.detach(), direction)  # type: ignore[assignment]
+                module._parameters[slot] = forward_ad.make_dual(parameter.detach(), direction)
             elif self.shift is not None:
                 self._inside[parameter] += 1
                 if parameter not in self._real:  # a tied one may run inside another of its owners

@@ -12,7 +12,7 @@ the rest is probed before they move.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ from fedft.rules import Past, Walk
 ONE_BY_ONE = 12  # a hadamard transform of all directions takes as long as adding so many of them (measured)
 
 
-class Walked(NamedTuple):
+@dataclass(frozen=True)
+class Walked:
     """A walk in numbers by direction, [K]. Steps that were skipped are in none of them."""
 
     moved: Tensor
@@ -239,7 +240,7 @@ class _Deep:
         self.forget()  # those of a step that was skipped
         with recipe.frozen(self._others):
             loss = self.handle.loss(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         bound = self.turn.local.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.live.values(), bound)
         return bool(torch.isfinite(loss) and torch.isfinite(norm))
