@@ -109,8 +109,10 @@ def wrapped(on: str | Recipe) -> Recipe:
     """The recipe that is named, with its default options, or the recipe itself."""
     if isinstance(on, Recipe):
         return on
-    from fedft.strategies import make  # late: that module looks strategies up, this one among them
+    from fedft.strategies import BUILT_IN, make  # late: that module looks strategies up, this one among them
 
+    # a site takes options from its server, and no name from there may import anything
+    check.one_of(BUILT_IN, on=on)
     return make(on, {})
 
 

@@ -92,7 +92,7 @@ def test_many_local_steps_on_unlike_data_settle_beside_the_optimum():
         for _ in range(60):
             state = q.round(state, lr=0.1, steps=steps)
         ends[steps] = float((state.tensors["y"] - best(q)).norm())
-    assert ends[1] < 1e-5
+    assert ends[1] < 1e-3
     assert ends[20] > 0.3
 
 

@@ -239,9 +239,9 @@ def test_the_two_variants_differ_where_the_sheet_says():
 def test_on_quadratics_it_reaches_the_optimum_with_one_local_step(optimizer):
     q = two_clients(fedopt(optimizer=optimizer, server_lr=0.2, on=fedavg(), tau=0.1))
     state = q.state()
-    for _ in range(400):
+    for _ in range(200):
         state = q.round(state, lr=0.1, steps=1)
-    assert (state.tensors["y"] - best(q)).norm() < 0.01
+    assert (state.tensors["y"] - best(q)).norm() < 0.02
 
 
 def test_what_cannot_be_wrapped_is_refused_with_the_reason():
@@ -267,18 +267,21 @@ def test_nonsense_is_refused(option, value):
 
 
 @SPACES
-@every
-def test_it_keeps_every_strategy_s_promises(on, optimizer):
-    strategy_contract(fedopt(optimizer=optimizer, on=on))
+def test_it_keeps_every_strategy_s_promises(on):
+    strategy_contract(fedopt(on=on))
 
 
-@every
-def test_the_published_variant_keeps_them_too(optimizer):
+@pytest.mark.parametrize("optimizer", ["yogi", "adagrad", "momentum"])
+def test_so_do_the_other_optimisers(optimizer):
+    strategy_contract(fedopt(optimizer=optimizer))
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "momentum", "server_lr": 0.1}], ids=["adam", "momentum"])
+def test_so_does_the_published_variant(options):
     """Its momentum has no rate of its own: a sum of ten mean steps overshoots on the toy, a tenth of it does not."""
-    options = {"server_lr": 0.1} if optimizer == "momentum" else {}
-    strategy_contract(fedopt(optimizer=optimizer, variant="reference", **options))
+    strategy_contract(fedopt(variant="reference", **options))
 
 
-def test_on_fedprox_and_rolora_it_keeps_them():
-    strategy_contract(fedopt(on=fedprox()))
-    strategy_contract(fedopt(on=rolora()))
+@pytest.mark.parametrize("on", [fedprox(), rolora()], ids=lambda r: r.name)
+def test_so_does_fedopt_on_what_adds_to_fedit(on):
+    strategy_contract(fedopt(on=on))

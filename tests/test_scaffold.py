@@ -109,7 +109,7 @@ def test_unlike_optima_are_no_bias_at_constant_rate_and_many_local_steps(example
     for recipe in (fedavg(), scaffold(on=fedavg())):
         q = two_clients(recipe, examples=examples)
         state = q.state()
-        for _ in range(40):
+        for _ in range(25):
             state = q.round(state, lr=0.1, steps=20)
         optima = best(q), best(replace(q, examples=()))
         ends[recipe.name] = [float((state.tensors["y"] - o).norm()) for o in optima]
