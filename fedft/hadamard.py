@@ -12,18 +12,20 @@ S and D are bits of Philox-4x32-10 (`philox.py`; key = seed, 1 means -1). 16 blo
 Full blocks of different directions are orthogonal, the K directions of a block cost one fast transform, and one
 direction needs of S only 16 bits per superblock. Choromanski, Rowland, Weller, "The unreasonable effectiveness of
 structured random orthogonal embeddings", NeurIPS 2017; for K << n the law is that of independent signs.
+
+What stands here is torch, for every device. Where numba or Triton is installed, compiled kernels take over, with the
+same bits, once a process has enough to do (`hadamard_kernels.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fedft import directions, philox
+from fedft import directions, hadamard_kernels, philox
 
 BLOCK = 4096  # M of the definition
 SUPERBLOCK = 16  # blocks that share Philox blocks of S
@@ -32,6 +34,7 @@ CHUNK = 1 << 18  # elements worked on at once: the int32 buffers of a transform,
 PHILOX_CHUNK = 1 << 14  # Philox blocks made at once: int64 temporaries of 128 KB are reused, larger ones mapped anew
 CACHE_BYTES = 1 << 28  # bits of D kept by one instance: those of 2^31 parameters
 MAX_WINDOWS = 4096  # whose block signs one instance keeps: one per tensor, or per chunk of a walk
+_TRANSFORM = 10  # `axpy_` and `dot` take torch as long as this many `add_`
 _SPAN = SUPERBLOCK * BLOCK  # elements, and bits of D or S, of a superblock
 
 
@@ -58,22 +61,38 @@ class Hadamard:
     def direction(
         self, name: str, index: int, shape: Sequence[int], *, start: int = 0, device: torch.device | str = "cpu"
     ) -> Tensor:
-        out = torch.empty(math.prod(shape), device=device)
-        for here, piece in self._pieces(name, index, start, out.numel(), directions.ONE_BITS, out.device):
-            out[here] = piece
-        return out.view(tuple(shape))
+        out = torch.zeros(tuple(shape), dtype=torch.float32, device=device)
+        self.add_(out, name, index, 1.0, start=start)
+        return out
 
     def add_(self, out: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
-        flat, value = directions.flat(out), directions.float32_bits(alpha)
+        self.add_into(out, out, name, index, alpha, start=start)
+
+    def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """out = x + alpha * z_index in one pass, rounded as `add_` rounds; `x` is like `out`, or is `out` itself."""
+        flat, old, value = directions.flat(out), directions.flat(x), directions.float32_bits(alpha)
+        if (out.shape, out.device) != (x.shape, x.device):
+            raise ValueError(f"expected tensors alike, got {list(out.shape)} {out.device}, {list(x.shape)} {x.device}")
+        directions.check_index(index, self.count)
+        directions.check_start(start)
+        if kernels := hadamard_kernels.chosen(flat):
+            kernels.add_into(flat, old, start, self.seed, philox.tensor_id(name), index, alpha)
+            torch.autograd.graph.increment_version(flat)
+            return
         for here, piece in self._pieces(name, index, start, flat.numel(), value, flat.device):
-            flat[here].add_(piece)
+            torch.add(old[here], piece, out=flat[here])
 
     def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
         flat = directions.flat(out)
         integers, unit = directions.quantised(coefficients, self.count)
         if unit == 0.0:
             return
+        directions.check_start(start)
         padded = torch.nn.functional.pad(integers, (0, BLOCK - self.count)).to(flat.device, torch.int32)
+        if kernels := hadamard_kernels.chosen(flat, _TRANSFORM):
+            kernels.axpy_(flat, start, self.seed, philox.tensor_id(name), padded, unit)
+            torch.autograd.graph.increment_version(flat)
+            return
         bits = self._element_bits(name, start, flat.numel(), flat.device)
         block_bits = self._superblock_bits(philox.DIRECTION_SIGN, name, start, flat.numel(), flat.device)
         for blocks, here, there in _walk(start, flat.numel()):
@@ -85,6 +104,10 @@ class Hadamard:
 
     def dot(self, x: Tensor, name: str, *, start: int = 0, scale_exponent: int | None = None) -> Tensor:
         flat, scale = directions.scaled(x, scale_exponent)
+        directions.check_start(start)
+        if kernels := hadamard_kernels.chosen(flat, _TRANSFORM):
+            exact = kernels.dot(flat.contiguous(), start, self.seed, philox.tensor_id(name), scale)
+            return exact[: self.count].to(torch.float64) / scale
         total = torch.zeros(BLOCK, dtype=torch.float64, device=flat.device)
         bits = self._element_bits(name, start, flat.numel(), flat.device)
         block_bits = self._superblock_bits(philox.DIRECTION_SIGN, name, start, flat.numel(), flat.device)
@@ -101,7 +124,6 @@ class Hadamard:
         self, name: str, index: int, start: int, numel: int, value: int, device: torch.device
     ) -> Iterator[tuple[slice, Tensor]]:
         """Parts of the window and there z_index times the float32 with bits `value`."""
-        directions.check_index(index, self.count)
         if numel == 0:
             return
         bits = self._element_bits(name, start, numel, device)
@@ -125,7 +147,6 @@ class Hadamard:
 
     def _element_bits(self, name: str, start: int, numel: int, device: torch.device) -> Tensor:
         """D of the blocks that hold the window, int32 [blocks, 128]; row 0 is block start // 4096."""
-        directions.check_start(start)
         key = (name, start // _SPAN, -(-(start + numel) // _SPAN), device)
         bits = self._kept.get(key)
         if bits is None:
