@@ -455,6 +455,169 @@ def test_a_half_precision_model_is_trained_and_perturbed_in_float32_and_restored
     assert all(torch.equal(p, before[n]) for n, p in handle.parameters().items())
 
 
+@every_model
+@pytest.mark.parametrize("space", [LoRA(), Full()], ids=["lora", "full"])
+def test_a_part_is_perturbed_and_the_rest_stays(name, space):
+    s = small(name)
+    handle = s.handle(space)
+    if space.kind == "lora":
+        handle.write(factors(s.layout, 2))
+    z = directions.make("hadamard", SEED, 16)
+    some = list(handle.parameters())[::2]
+    other = copy.deepcopy(handle)
+    with torch.no_grad():
+        for n in some:
+            p = other.parameters()[n]
+            p.add_(0.05 * z.direction(n, 3, p.shape))
+    plain, want = logits(handle.model, s.batch), logits(other.model, s.batch)
+    with handle.perturbed(z, 3, 0.05, only=some):
+        assert distance(logits(handle.model, s.batch), want) < 1e-5
+    assert distance(want, plain) > 1e-3
+    assert torch.equal(logits(handle.model, s.batch), plain)
+    with handle.perturbed(z, 3, 0.05, only=[]):
+        assert torch.equal(logits(handle.model, s.batch), plain)
+
+
+# -- forward-mode slopes
+
+
+def by_backpropagation(handle: ModelHandle, s: Small, z, index: int, only=None) -> float:
+    """<gradient, z_index>, dropout off, tied uses together."""
+    names = list(only or handle.parameters())
+    handle.model.eval()
+    loss = handle.forward(s.batch).loss.float()
+    found = torch.autograd.grad(loss, [handle.parameters()[n] for n in names], allow_unused=True)
+    pairs = [(g, n) for g, n in zip(found, names, strict=True) if g is not None]
+    return sum(float((g.double() * z.direction(n, index, g.shape).double()).sum()) for g, n in pairs)
+
+
+@every_model
+@pytest.mark.parametrize("space", [LoRA(), LoRA(trained=(B_SUFFIX,)), Full()], ids=["lora", "B", "full"])
+@pytest.mark.parametrize("family", ["hadamard", "gaussian"])
+def test_a_forward_mode_slope_is_the_product_of_gradient_and_direction(name, space, family):
+    s = small(name)
+    handle = s.handle(space)
+    if space.kind == "lora":
+        handle.write(factors(s.layout, 2))
+    z = directions.make(family, SEED, 8)
+    for index in (1, 6):
+        got, loss = handle.slope(s.batch, z, index)
+        want = by_backpropagation(handle, s, z, index)
+        assert got == pytest.approx(want, rel=1e-5, abs=2e-6)
+        with torch.no_grad():
+            assert loss == pytest.approx(float(handle.loss(s.batch)), rel=1e-6)
+
+
+def test_a_slope_of_a_part_is_the_product_of_its_entries():
+    s = small("llama")
+    handle, z = s.handle(Full()), directions.make("hadamard", SEED, 4)
+    parts = [[n for n in handle.parameters() if f".layers.{k}." in n] for k in range(2)]
+    parts.append([n for n in handle.parameters() if ".layers." not in n])
+    slopes = [handle.slope(s.batch, z, 2, only=part)[0] for part in parts]
+    for got, part in zip(slopes, parts, strict=True):
+        assert got == pytest.approx(by_backpropagation(handle, s, z, 2, part), rel=1e-5, abs=2e-6)
+    assert sum(slopes) == pytest.approx(handle.slope(s.batch, z, 2)[0], rel=1e-4)
+
+
+def test_a_slope_follows_the_adapter_that_is_switched_on():
+    s = small("gpt2")
+    handle, z = s.handle(), directions.make("hadamard", SEED, 4)
+    for rank in (2, 3, 2):
+        handle.write(factors(s.layout, rank))
+        want = by_backpropagation(handle, s, z, 1)
+        assert handle.slope(s.batch, z, 1)[0] == pytest.approx(want, rel=1e-5, abs=2e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_slope_of_adapters_on_a_half_precision_base_is_near(name):
+    s = small(name, torch.bfloat16)
+    handle, z = s.handle(), directions.make("hadamard", SEED, 4)
+    handle.write(factors(s.layout, 2))
+    assert handle.slope(s.batch, z, 1)[0] == pytest.approx(by_backpropagation(handle, s, z, 1), rel=0.1, abs=0.05)
+
+
+@every_model
+def test_a_slope_leaves_every_parameter_as_it_was_and_no_graph(name):
+    s = small(name)
+    handle, z = s.handle(Full()), directions.make("hadamard", SEED, 4)
+    before = {n: (p, p.detach().clone(), p.data_ptr()) for n, p in handle.model.named_parameters()}
+    plain = logits(handle.model, s.batch)
+    handle.slope(s.batch, z, 0)
+    for n, p in handle.model.named_parameters():
+        assert p is before[n][0]
+        assert torch.equal(p, before[n][1])
+        assert p.data_ptr() == before[n][2]
+        assert p.grad is None
+    assert torch.equal(logits(handle.model, s.batch), plain)
+    assert handle.loss(s.batch).requires_grad
+
+
+def test_a_slope_whose_forward_raises_leaves_every_parameter_as_it_was():
+    s = small("llama")
+    handle, z = s.handle(Full()), directions.make("hadamard", SEED, 4)
+    before = {n: (p, p.detach().clone()) for n, p in handle.model.named_parameters()}
+
+    def fail(*_):
+        raise RuntimeError("the batch did not fit in memory")
+
+    handle.model.model.layers[1].mlp.act_fn.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="memory"):
+        handle.slope(s.batch, z, 0)
+    for n, p in handle.model.named_parameters():
+        assert p is before[n][0]
+        assert torch.equal(p, before[n][1])
+
+
+class NoForwardMode(torch.autograd.Function):
+    """The identity, without a forward-mode rule."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+@pytest.mark.parametrize("loses", [NoForwardMode.apply, lambda x: torch.tensor(x.tolist())], ids=["no rule", "lost"])
+def test_a_model_without_forward_mode_is_an_error_that_says_what_to_do(loses):
+    class Opaque(ToyModel):
+        def forward(self, x, labels=None):
+            found = super().forward(x, labels)
+            return SimpleNamespace(loss=loses(found.loss))
+
+    handle = ModelHandle(Opaque(), Layout(parameters={"second.weight": (4, 6)}), Full())
+    with pytest.raises(NotImplementedError, match="two_sided"):
+        handle.slope(small("toy").batch, directions.make("hadamard", SEED, 4), 0)
+
+
+# -- predictions
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_causal_model_predicts_every_next_token(name):
+    s = small(name)
+    labels = TOKENS.clone()
+    labels[:, :3] = -100
+    guess, wanted = s.handle().predictions({**s.batch, "labels": labels})
+    assert torch.equal(wanted, labels[:, 1:])
+    assert torch.equal(guess, logits(s.model, s.batch)[:, :-1].argmax(-1))
+
+
+def test_a_classifier_predicts_a_class_per_row():
+    s = small("bert")
+    guess, wanted = s.handle().predictions(s.batch)
+    assert torch.equal(wanted, s.batch["labels"])
+    assert torch.equal(guess, logits(s.model, s.batch).argmax(-1))
+
+
+def test_numbers_to_fit_have_no_predictions():
+    s = small("toy")
+    with pytest.raises(ValueError, match="numbers to fit"):
+        s.handle().predictions(s.batch)
+
+
 # -- tied weights
 
 

@@ -1,5 +1,6 @@
 """Two-point slopes: exact where the loss is linear or quadratic, the directional derivative elsewhere."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -173,3 +174,80 @@ def test_steps_along_slopes_lower_a_convex_loss():
         zeroth.step(handle, z, j, -0.1 * g)
     minimum = -float(model.b @ model.b) / 2
     assert float(model(**ONCE).loss.detach()) - minimum < 0.01 * (start - minimum)
+
+
+# -- one-sided
+
+
+@pytest.mark.parametrize("epsilon", [2.0**-6, 0.5])
+def test_a_one_sided_slope_is_exact_where_the_loss_is_linear(epsilon):
+    model = Polynomial(False)
+    handle = handle_of(model)
+    z = torch.cat([SIGNS.vectors["u"][0], SIGNS.vectors["v"][0]])
+    g = zeroth.one_point(handle, ONCE, SIGNS, 0, epsilon, zeroth.loss(handle, ONCE))
+    assert g == pytest.approx(float(model.gradient() @ z), rel=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [2.0**-4, 0.5])
+def test_a_one_sided_slope_is_off_by_half_epsilon_z_h_z(epsilon):
+    model = Polynomial(True)
+    handle = handle_of(model)
+    z = torch.cat([SIGNS.vectors["u"][0], SIGNS.vectors["v"][0]])
+    g = zeroth.one_point(handle, ONCE, SIGNS, 0, epsilon, zeroth.loss(handle, ONCE))
+    assert g - float(model.gradient() @ z) == pytest.approx(epsilon / 2 * float(z @ model.h @ z), rel=1e-4)
+
+
+def test_only_what_is_named_is_probed():
+    """On a linear loss the slope with only u moved is <gradient of u, z of u>."""
+    model = Polynomial(False)
+    g, _ = zeroth.two_point(handle_of(model), ONCE, SIGNS, 1, 0.5, ["u"])
+    assert g == pytest.approx(float(model.gradient()[:3] @ SIGNS.vectors["u"][1]), rel=1e-6)
+
+
+# -- what is minimised
+
+
+class Said:
+    """A handle that predicts what it is told."""
+
+    def __init__(self, guess, wanted) -> None:
+        self.pair = torch.tensor(guess), torch.tensor(wanted)
+
+    def predictions(self, batch):
+        return self.pair
+
+
+def test_the_accuracy_of_classes_by_hand():
+    assert zeroth.errors(Said([0, 1, 2, 2], [0, 1, 1, 2]), {}) == 0.25
+
+
+def test_the_accuracy_of_tokens_counts_what_is_learned():
+    guess, wanted = [[5, 6, 7], [1, 2, 3]], [[-100, 6, 8], [1, 2, -100]]
+    assert zeroth.errors(Said(guess, wanted), {}) == pytest.approx(0.25)
+
+
+def test_the_f1_of_classes_is_the_mean_over_classes_by_hand():
+    """Class 0: 2 hits of 3 labels and 2 guesses, 4/5; class 1: 1 of 1 and 2, 2/3; class 2: never, label or guess."""
+    assert zeroth.lost_f1(Said([0, 0, 1, 1], [0, 0, 0, 1]), {}) == pytest.approx(1 - (4 / 5 + 2 / 3) / 2)
+
+
+def test_a_class_that_is_only_guessed_counts_as_nothing_found():
+    assert zeroth.lost_f1(Said([0, 2], [0, 0]), {}) == pytest.approx(1 - (2 / 3 + 0) / 2)
+
+
+def test_the_f1_of_tokens_compares_bags_row_by_row():
+    """Row 0: {6, 7, 7} and {7, 6, 8} have 6 and 7 in common, 2/3; row 1: 1/1; row 2 learns nothing."""
+    guess = [[9, 6, 7, 7], [4, 9, 9, 9], [1, 1, 1, 1]]
+    wanted = [[-100, 7, 6, 8], [4, -100, -100, -100], [-100] * 4]
+    assert zeroth.lost_f1(Said(guess, wanted), {}) == pytest.approx(1 - (2 / 3 + 1) / 2)
+
+
+@pytest.mark.parametrize("measure", [zeroth.errors, zeroth.lost_f1])
+def test_a_batch_that_teaches_nothing_has_no_measure(measure):
+    assert math.isnan(measure(Said([[1, 2]], [[-100, -100]]), {}))
+
+
+@pytest.mark.parametrize("measure", [zeroth.errors, zeroth.lost_f1])
+def test_all_right_is_zero_and_all_wrong_is_one(measure):
+    assert measure(Said([0, 1, 2], [0, 1, 2]), {}) == 0
+    assert measure(Said([1, 1, 1], [0, 2, 0]), {}) == 1
