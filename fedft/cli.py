@@ -78,6 +78,10 @@ def race(
         list[str] | None,
         typer.Option(metavar="'LABEL: KEY=VALUE ...'", help="One more contender, made by overrides."),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="bytes=N|steps=N|seconds=N", help="Each run ends at its last round within it."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per contender, seeds 0, 1, ...")] = 3,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override for all.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones in it are not run again.")] = Path(
@@ -85,21 +89,48 @@ def race(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Methods side by side: same data, clients and rounds, several seeds; loss, accuracy, bytes and seconds."""
-    from fedft.progress import table
-    from fedft.simulations import race as races
+    """Methods side by side: same data, clients and budget, several seeds; a table, learning curves and a page."""
+    from fedft.progress import RaceProgress, table
 
-    contenders = [races.contender(s.strip()) for s in strategies.split(",") if s.strip()]
-    contenders += [races.contender(v) for v in variant or ()]
+    with RaceProgress() as progress:
+        from fedft.simulations import race as races
+        from fedft.simulations import tally
 
-    def say(text: str) -> None:
-        typer.echo(text, err=True)
-
-    rows = races.race(run, contenders, seeds, out, overrides=set_ or (), say=say)
+        contenders = [races.contender(s.strip()) for s in strategies.split(",") if s.strip()]
+        contenders += [races.contender(v) for v in variant or ()]
+        try:
+            done = races.race(
+                run, contenders, seeds, out, budget=budget, overrides=set_ or (), observe=progress.observe
+            )
+        except KeyboardInterrupt as e:
+            raise Interrupted("interrupted; nothing is lost: the same command continues the race") from e
     if as_json:
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps(done))
     else:
-        table(races.readable(rows), ("method", "before", *races.SPREAD, "up", "down", "seconds"))
+        table(tally.readable(done["rows"]), tally.COLUMNS, tally.SPARE)
+        typer.echo(f"{out / races.PAGE}  (the same with learning curves; numbers in {races.TABLE} beside it)")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs and of races.")],
+    to: Annotated[
+        Path | None, typer.Option(help="File [default: report.html in the folder, or here if there are several].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One page that compares runs and races: table, learning curves, bytes; a single file to open, mail and print."""
+    from fedft.progress import table
+    from fedft.simulations import report as reports
+    from fedft.simulations import tally
+
+    file = to or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    done = reports.write(folders, file)
+    if as_json:
+        typer.echo(json.dumps(done))
+    else:
+        table(tally.readable(done["rows"]), tally.COLUMNS, tally.SPARE)
+        typer.echo(f"page   {file}")
 
 
 @app.command()

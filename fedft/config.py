@@ -9,6 +9,7 @@ sub-tables named after strategies, whose keys win when that strategy runs:
 so one file compares methods that need different steps or ranks on the same data.
 """
 
+import math
 import os
 import re
 import tomllib
@@ -22,6 +23,7 @@ from fedft import check
 from fedft.errors import ConfigError
 
 BUILT_IN = ("stdlib-base", "stdlib-docstrings")
+BUDGETS = ("bytes", "steps", "seconds")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,9 @@ class Server:
 
     rounds: int = 5
     """Rounds of the run; a finished run may be resumed with more."""
+    budget: str | None = None
+    """End at the last round that fits "bytes=2e7" (training traffic of all clients, both ways), "steps=400" (rounds x
+    [local] steps) or "seconds=60" (training and aggregation); left out: all rounds."""
     seed: int = 0
     """Everything random that must be repeatable derives from it."""
     mode: str = "local"
@@ -359,6 +364,8 @@ def _check(c: RunConfig, where: str) -> None:
         check.one_of(("local", "ray"), mode=c.server.mode)
         check.at_least(1, steps=c.local.steps, batch_size=c.local.batch_size, threads=c.local.threads)
         check.at_least(1, rounds=c.server.rounds, attempts=c.server.attempts, every=c.eval.every)
+        if c.server.budget is not None:
+            budget_of(c.server.budget)
         check.at_least(1, eval_batch_size=c.eval.batch_size, generate_tokens=c.eval.generate_tokens)
         check.at_least(1, max_num_examples=c.limits.max_num_examples, quarantine_after=c.limits.quarantine_after)
         check.at_least(2, max_length=c.data.max_length)  # the first token is never learned
@@ -393,6 +400,18 @@ def _check(c: RunConfig, where: str) -> None:
             )
     except ValueError as e:
         raise ConfigError(f"{where}: {e}") from e
+
+
+def budget_of(text: str) -> tuple[str, float]:
+    """("bytes", "steps" or "seconds", how many) of a `[server] budget`. Raises ValueError."""
+    kind, equals, number = text.partition("=")
+    try:
+        most = float(number) if equals and kind in BUDGETS else math.nan
+    except ValueError:
+        most = math.nan
+    if not 0 < most < math.inf:
+        raise ValueError(f"budget is {text!r}, wanted bytes=NUMBER, steps=NUMBER or seconds=NUMBER, as in 'bytes=2e7'")
+    return kind, most
 
 
 def load_options(overrides: Sequence[str]) -> dict[str, Any]:

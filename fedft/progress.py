@@ -8,7 +8,8 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.measure import Measurement
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -109,6 +110,57 @@ class Progress:
             self.out.print(f"load   fedft export {folder} --merged --to FOLDER, then transformers' from_pretrained")
 
 
+class RaceProgress:
+    """Context of a race: `observe` takes its events. On a terminal a line with a bar for the run at work; everywhere a
+    plain line for each run that is done. All of it goes to stderr."""
+
+    def __init__(self) -> None:
+        self._out = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        self._bar = Bar(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+            console=self._out,
+            transient=True,
+            disable=not self._out.is_terminal,
+            speed_estimate_period=600,
+        )
+        self._run = ""
+
+    def __enter__(self) -> "RaceProgress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def observe(self, kind: str, info: Mapping[str, Any]) -> None:
+        """One event of the race."""
+        if kind == "note":
+            self._out.print(info["text"])
+        elif kind == "run":
+            self._run = f"[{info['number']}/{info['of']}] {info['contender']}, seed {info['seed']}"
+            self._task = self._bar.add_task(self._run, total=1.0, note="loading")
+            self._bar.start()
+            if not self._out.is_terminal:
+                self._out.print(self._run)
+        elif kind == "preparing":
+            self._bar.stop()  # the base model may be built now, with a bar of its own
+        elif kind == "step":
+            self._bar.start()
+            self._bar.update(self._task, completed=info["share"], note=info["note"])
+        elif kind == "ran":
+            self._bar.stop()
+            self._bar.remove_task(self._task)
+            r = info["result"]
+            self._out.print(
+                f"{self._run}: loss {r['before']:.4f} -> {r['after']:.4f}, {round(r['rounds'])} rounds, "
+                f"{size(round(r['bytes']))}, {r['seconds']:.1f} s"
+            )
+
+
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
@@ -123,9 +175,25 @@ def size(n: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Print rows of values under the named columns."""
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spare: Sequence[str] = ()) -> None:
+    """Print rows of values under the named columns; on a narrow terminal without those to `spare`, the first first."""
     shown = [c for c in columns if any(c in row for row in rows)]
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no edge to cut at
+    left_out = []
+    wide = console.options.update(max_width=10_000)
+    for c in (c for c in spare if c in shown):
+        if Measurement.get(console, wide, _drawn(rows, shown)).maximum <= console.width:
+            break
+        shown.remove(c)
+        left_out.append(c.replace("_", " "))
+    console.print(_drawn(rows, shown))
+    if left_out:
+        console.print(f"left out, for the width of the terminal: {', '.join(left_out)}")
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> Table:
     drawn = Table(box=box.SIMPLE)
     for c in shown:
         drawn.add_column(
@@ -133,10 +201,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         )
     for row in rows:
         drawn.add_row(*(_cell(row.get(c)) for c in shown))
-    console = Console(markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no edge to cut at
-    console.print(drawn)
+    return drawn
 
 
 def _cell(value: Any) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 from fedft import codec
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, RejectedUpdate, RunPaused
-from fedft.recipe import Layout, Recipe, State
-from fedft.server import admission, sampling
+from fedft.recipe import Layout, Recipe, State, replace_all
+from fedft.server import admission, budget, sampling
 from fedft.server.checkpoint import Store
 from fedft.server.exactness import Exactness
 from fedft.server.exchange import Clock, Exchange, Observer, Traffic, Until
@@ -91,7 +91,7 @@ class Loop:
         self._counted = notes.get("counted", {})
         self._enrol([c for c in self._ranks if c not in notes["barred"]])
         self._report(state, notes)
-        while state.version < self.config.server.rounds:
+        while not budget.over(self.config, self.metrics.lines):
             state, notes = self._round(state, notes)
             self._report(state, notes)
         return state
@@ -292,12 +292,16 @@ class Loop:
 
     def _report(self, state: State, notes: Mapping[str, Any]) -> None:
         """Evaluate where it is due and write the line of this version, unless it stands already."""
-        last = state.version == self.config.server.rounds
         if self.metrics.has(state.version):
             return
         started = time.monotonic()
         line: dict[str, Any] = {"version": state.version, "refused": [], "seconds": {}, **notes["record"]}
         line["state_digest"] = state.digest
+        if "bytes" in line:
+            adds = self.recipe.receive is not replace_all
+            earlier = [] if self.recipe.evaluates_apart else self.metrics.lines
+            line["training_bytes"] = budget.training_bytes(line, earlier, adds)
+        last = budget.over(self.config, [*self.metrics.lines, line])
         if last or state.version % self.config.eval.every == 0:
             rouge = self.config.eval.rouge and (last or state.version == 0)
             found, traffic = self._evaluate(state, rouge, notes["barred"])
@@ -330,7 +334,7 @@ class Loop:
         extra = {"rouge": True} if rouge else {}
         self.observe("evaluating", {"version": state.version, "asked": panel})
         traffic = Traffic()
-        plans = {c: self._bare_plan(state, c, evaluate=True, extra=extra) for c in panel}
+        plans = {c: replace(self._bare_plan(state, c), steps=0, evaluate=True, extra=extra) for c in panel}
         limits = dict.fromkeys(panel, EVALUATION_BYTES)
         self._talk.ask("evaluate", plans, state, accept, traffic, limits, self._until(self._quorum(len(panel))))
         return dict(sorted(found.items())), traffic

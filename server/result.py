@@ -62,6 +62,7 @@ def summary_of(
     return {
         "strategy": config.strategy.name,
         "rounds": state.version,
+        "ended": "rounds" if state.version >= config.server.rounds else "budget",
         "clients": clients,
         "seed": config.server.seed,
         "initial": ends[0],

@@ -1,0 +1,83 @@
+"""When a run ends: at its last round, or at the last one that fits `[server] budget`.
+
+    bytes=2e7     training traffic of all clients, up and down, added up
+    steps=400     local optimiser steps one after the other: rounds x [local] steps
+    seconds=60    training and aggregation by the clock on the wall
+
+A round is not begun that would exceed the budget if it cost what the last one did; one round is always done. Enrolment
+and evaluation are left out, with one correction: what an evaluation brings to a client that trains next, training would
+have had to bring, so it counts as if it had. Everything is read from the lines of metrics.jsonl, so a run that was
+killed ends where it would have ended.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fedft.config import RunConfig, budget_of
+
+Line = Mapping[str, Any]
+
+
+def over(config: RunConfig, lines: Sequence[Line]) -> bool:
+    """Whether the run with these lines, the newest last, is at its end."""
+    if lines[-1]["version"] >= config.server.rounds:
+        return True
+    if config.server.budget is None or "round" not in lines[-1]:
+        return False
+    costs = _costs(config, lines)
+    return sum(costs) + costs[-1] > budget_of(config.server.budget)[1]
+
+
+def share(config: RunConfig, lines: Sequence[Line]) -> float:
+    """How far the run with these lines is, from 0 to 1."""
+    share = lines[-1]["version"] / config.server.rounds if lines else 0.0
+    if config.server.budget is not None:
+        share = max(share, sum(_costs(config, lines)) / budget_of(config.server.budget)[1])
+    return min(share, 1.0)
+
+
+def _costs(config: RunConfig, lines: Sequence[Line]) -> list[float]:
+    """What each round has taken of what the budget is about."""
+    of: dict[str, Callable[[Line], float]] = {"bytes": traffic, "seconds": seconds}
+    of["steps"] = lambda line: config.local.steps
+    kind, _ = budget_of(config.server.budget or "")
+    return [of[kind](line) for line in lines if "round" in line]
+
+
+def traffic(line: Line) -> int:
+    """Bytes of the training that led to this line's state."""
+    if "training_bytes" in line:
+        return sum(line["training_bytes"].values())
+    return sum(b["up"] + b["down"] for b in line.get("bytes", {}).values())
+
+
+def seconds(line: Line) -> float:
+    """Of training and aggregation."""
+    return sum(line["seconds"].get(part, 0.0) for part in ("train", "aggregate"))
+
+
+def training_bytes(line: Line, earlier: Sequence[Line], adds: bool) -> dict[str, int]:
+    """Bytes up and down of a round as if no evaluation had brought its clients anything.
+
+    Args:
+        line: of the state that the round led to.
+        earlier: the lines before it, in order.
+        adds: clients add up what they receive; else the newest replaces what they had.
+    """
+    up = sum(b["up"] for b in line["bytes"].values())
+    down = sum(b["down"] + _brought(c, b["down"], earlier, adds) for c, b in line["bytes"].items())
+    return {"up": up, "down": down}
+
+
+def _brought(client: str, sent: int, earlier: Sequence[Line], adds: bool) -> int:
+    """Bytes of state that evaluations have brought to a client since it last trained, so far as it uses them now."""
+    found: list[int] = []
+    for line in reversed(earlier):
+        came = line.get("evaluation_bytes", {}).get("down", {}).get(client)
+        if came is not None and (adds or line is earlier[-1]):
+            found.append(came)
+        if not adds or client in line.get("bytes", {}):
+            break
+    # who was evaluated just before is sent a plan without state: as long as a message is that carries none
+    empty = sent if earlier and client in earlier[-1].get("evaluation_bytes", {}).get("down", {}) else 0
+    return sum(max(0, came - empty) for came in found)

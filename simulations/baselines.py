@@ -1,0 +1,148 @@
+"""The two contenders of a race that need no federation.
+
+    local     every client of the panel trains alone, for the rounds in which it would expect to be asked
+    central   one client owns all rows, and takes in a round the steps of the whole cohort
+
+Both are measured on everybody's held-out rows. They send nothing, so a budget of bytes does not bind them; of steps
+they take the rounds of the federation; of seconds, a client that trains alone has its share.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedft import evaluate
+from fedft.client.memory import Memory
+from fedft.client.train import Client
+from fedft.config import RunConfig, budget_of
+from fedft.errors import ConfigError
+from fedft.recipe import State
+from fedft.server import budget, sampling
+from fedft.server.checkpoint import Store
+from fedft.server.job import job_of
+from fedft.server.loop import Loop
+from fedft.server.metrics import MetricsFile
+from fedft.simulations import run as runs
+from fedft.simulations import tally
+
+NAMES = ("local", "central")
+NO_ROWS = "no client has held-out rows to measure on; see [data] holdout and test"
+Tell = Callable[[float, Mapping[str, Any]], None]
+
+
+def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str, Any]:
+    """What `local` or `central` reaches, as `tally.result` says it.
+
+    Args:
+        config: of the race, with one LoRA rank.
+        folder: for its states, empty.
+        tell: hears how far it is, from 0 to 1, and of each state that was measured.
+    """
+    place = runs.workplace(config)
+    panel = sampling.panel(list(place.clients), config.eval.clients, config.server.seed)
+    cohort = min(config.clients.per_round or len(place.clients), len(place.clients))
+    config = _bounded(config, len(place.clients) if label == "local" else 1)
+    config = replace(config, eval=replace(config.eval, exactness=False))
+    if label == "local":
+        return _local(replace(place, config=config), panel, cohort, folder, tell)
+    return _central(replace(place, config=config), panel, cohort, folder, tell)
+
+
+def _bounded(config: RunConfig, sharers: int) -> RunConfig:
+    """The config whose budget is one for clients that train by themselves."""
+    server = config.server
+    if server.budget is None:
+        return config
+    kind, most = budget_of(server.budget)
+    if kind == "seconds":
+        return replace(config, server=replace(server, budget=f"seconds={most / sharers!r}"))
+    rounds = max(1, min(server.rounds, int(most // config.local.steps))) if kind == "steps" else server.rounds
+    return replace(config, server=replace(server, rounds=rounds, budget=None))
+
+
+def _local(place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Path, tell: Tell) -> dict[str, Any]:
+    """Mean over the clients of the panel. Its rounds are those of the federation, its steps are a client's own."""
+    config, share = place.config, cohort / len(place.clients)
+    rounds = max(1, round(config.server.rounds * share))
+    every = max(1, round(config.eval.every * share))
+    server = replace(config.server, rounds=rounds)
+    place = replace(place, config=replace(config, server=server, eval=replace(config.eval, every=every)))
+    found = []
+    for i, name in enumerate(panel):
+
+        def of_this(share: float, line: Mapping[str, Any], i: int = i, name: str = name) -> None:
+            tell((i + share) / len(panel), {**line, "client": name})
+
+        lines = _train_and_measure(place, {name: place.clients[name]}, panel, folder / str(i), of_this)
+        found.append(tally.result(lines, config.local.steps) or {})
+    for r in found:
+        r["rounds"] = _federated(r["rounds"], share)
+        for point in r["curve"]:
+            point["version"] = _federated(point["version"], share)
+    return tally.mean(found)
+
+
+def _federated(turns: int, share: float) -> int:
+    """Rounds after which a client expects to have been asked so often."""
+    return round(turns / share)
+
+
+def _central(place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Path, tell: Tell) -> dict[str, Any]:
+    config, steps = place.config, place.config.local.steps * cohort
+    whole = replace(config, local=replace(config.local, steps=steps), clients=replace(config.clients, per_round=None))
+    rows = [row for c in place.clients.values() for row in c.train_rows]
+    anyone = next(iter(place.clients.values()))
+    owner = replace(anyone, name="central", train_rows=rows, test_rows=anyone.test_rows[:1], config=whole)
+    lines = _train_and_measure(replace(place, config=whole), {"central": owner}, panel, folder, tell)
+    return tally.result(lines, steps) or {}
+
+
+def _train_and_measure(
+    place: runs.Workplace,
+    owners: Mapping[str, Client],
+    panel: Sequence[str],
+    folder: Path,
+    tell: Tell = lambda share, line: None,
+) -> list[dict[str, Any]]:
+    """Train `owners` with the engine; the lines of their states, measured on the held-out rows of the panel."""
+    config = place.config
+    clients = {name: replace(c, config=config, memory=Memory()) for name, c in owners.items()}
+    job = job_of(config, place.base.digest, runs.whose(clients))
+    store, metrics = Store(folder / "state"), MetricsFile(folder / "metrics.jsonl", -1)
+    lines: list[dict[str, Any]] = []
+
+    def observe(kind: str, info: Mapping[str, Any]) -> None:
+        if kind != "line":
+            return
+        # nothing travels, and what the engine does around one client's update is no part of training alone
+        line = {k: info[k] for k in ("version", "round") if k in info}
+        line["seconds"] = {"train": info["seconds"].get("train", 0.0)}
+        if "evaluation" in info and (found := store.latest(recover=False)):
+            line |= _measure(place, found[0], panel)
+        lines.append(line)
+        tell(budget.share(config, metrics.lines), line)
+
+    Loop(runs.local_post(clients), place.recipe, place.layout, config, job, store, metrics, observe).run(clients)
+    if rouge := config.eval.rouge and store.latest(recover=False):
+        lines[-1]["rouge_l"] = _rouge(place, rouge[0], panel)
+    return lines
+
+
+def _measure(place: runs.Workplace, state: State, panel: Sequence[str]) -> dict[str, float]:
+    place.stand(state)
+    c, found = place.config.eval, []
+    for name in panel:
+        if rows := place.clients[name].test_rows[: c.max_rows]:
+            found.append(evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id))
+    if not found:
+        raise ConfigError(NO_ROWS)
+    return {k: fmean(f[k] for f in found) for k in found[0]}
+
+
+def _rouge(place: runs.Workplace, state: State, panel: Sequence[str]) -> float:
+    place.stand(state)
+    c = place.config.eval
+    rows = [r for name in panel if (r := place.clients[name].test_rows[: c.max_rows])]
+    return fmean(evaluate.rouge_l(place.handle, r, place.base.tokenizer, c.generate_tokens) for r in rows)
