@@ -6,8 +6,8 @@
     server    x := AdamW(x, gradient -sum_k p_k m_k * d_k)                  on the dense x; moments never travel
 
 What travels is exactly ceil(q P) values, and P bits that say where (`fedft.sparse`). With both densities 1 this is
-FedAvg with the server's optimiser. Only the server sees all of x: clients train and evaluate from what they are sent;
-the exported model (a plan of no steps) is x itself.
+FedAvg with the server's optimiser. Only the server has all of x: clients train from what they are sent. What is
+evaluated and exported (a plan of no steps) is x itself.
 
 As long as |B| is small beside |A| a plain top-k sends A only; `score="normalised"` divides by each tensor's rms first.
 
@@ -56,7 +56,7 @@ def flasc(
         score: what is ranked: magnitudes, or magnitudes over the root mean square of their tensor.
         freeze_a: A stays as the run's seed draws it and never travels; only B (and a head) is trained and sparse.
         server_optimizer: `adamw`, or `sgd` for x + server_lr * mean change.
-        server_lr: of the server's optimiser.
+        server_lr: of the server's optimiser; the published 0.001 is for hundreds of rounds, `sgd` at 1 suits a few.
         beta1: of the server's AdamW, decay of the first moment.
         beta2: of the server's AdamW, decay of the second moment.
         weight_decay: of the server's optimiser, on all entries.
@@ -96,6 +96,7 @@ def flasc(
         upload=topk.spec,
         admit=one_bit_per_value,
         linear=False,  # every client has positions of its own
+        evaluates_apart=True,
         keeps=error_feedback,
     )
 

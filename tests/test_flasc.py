@@ -12,7 +12,7 @@ from fedft.errors import RejectedUpdate
 from fedft.recipe import FirstOrder, Layout, LoRA, State
 from fedft.strategies.fedit import fedit
 from fedft.strategies.flasc import FIRST, SECOND, flasc
-from fedft.testing import PROMISES, RUN, SEED, strategy_contract, toy
+from fedft.testing import RUN, SEED, strategy_contract, toy
 from fedft.update import Plan, Update
 
 OUT, IN, RANK = 9, 4, 3
@@ -63,12 +63,9 @@ QUICK = {"server_lr": 0.05}  # on the toy, |A| is up to 0.4: B outgrows it withi
     "options",
     [
         QUICK,
-        {**QUICK, "error_feedback": True},
-        {"score": "normalised"},
-        {"freeze_a": True},
-        {"density_up": 1.0, "density_down": 1.0},
-        {"density_down": 0.75, "server_optimizer": "sgd", "server_lr": 1.0},
-        {**QUICK, "variant": "reference"},
+        {"score": "normalised", "error_feedback": True},
+        {"freeze_a": True, "server_optimizer": "sgd", "server_lr": 1.0},
+        {"density_up": 1.0, "density_down": 1.0, "variant": "reference"},
     ],
     ids=str,
 )
@@ -384,7 +381,6 @@ def test_what_it_declares():
     assert (recipe.linear, recipe.ring_summable, recipe.unlike_ranks, recipe.reveals_clients) == (False,) * 4
     assert not recipe.keeps
     assert flasc(error_feedback=True).keeps
-    assert len(PROMISES) >= 10
 
 
 @pytest.mark.parametrize(
