@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fedft import codec, data, evaluate, philox, transport
+from fedft import codec, data, evaluate, philox, tensors, transport
 from fedft.client.kept import Kept
 from fedft.client.memory import Memory
 from fedft.config import RunConfig
@@ -135,11 +135,16 @@ class Client:
         had = self.memory.held
         if plan.have is not None and (had is None or (had.version, self.memory.label) != (plan.have, plan.have_label)):
             raise PlanRefused("behind", f"{had.version} {self.memory.label}" if had else "none")
-        self.memory.hold(plan.version, plan.label, self.recipe.receive(had, plan))
-        assert self.memory.held is not None
+        held = self.recipe.receive(had, plan)
+        if plan.evaluate and self.recipe.evaluates_apart:
+            digest = tensors.digest(held)
+        else:
+            self.memory.hold(plan.version, plan.label, held)
+            assert self.memory.held is not None
+            held, digest = self.memory.held.tensors, self.memory.digest
         own = philox.derive(self._run_seed, "client", self.name, plan.round)
-        held, kept = self.memory.held.tensors, self.kept.after(plan.counted)
-        turn = Turn(plan, held, self.memory.digest, self.config.local, self._run_seed, own, kept)
+        kept = self.kept.after(plan.counted)
+        turn = Turn(plan, held, digest, self.config.local, self._run_seed, own, kept)
         self.recipe.start(self.handle, turn)
         return turn
 

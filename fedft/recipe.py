@@ -372,6 +372,8 @@ class Recipe:
     """Pairs that are sent are whole changes B A (`send="value"`), so their size is that of the product."""
     adds_downloads: bool = False
     """Clients add up what comes down, so it must come as it is: codec.down = "fp32"."""
+    evaluates_apart: bool = False
+    """A model is evaluated from other tensors than it is trained from (plans of no steps): neither is kept for both."""
     keeps: bool = False
     """Clients keep something for themselves between rounds (`Trained.kept`)."""
     personal: bool = False

@@ -81,9 +81,13 @@ class Exchange:
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
         """`bare` with what takes this client from the version it stands at to `state`."""
-        have, label = self._have.get(client, (None, ""))
+        have, label = self._have.get(client, (None, "")) if self._shares(bare) else (None, "")
         plan = replace(bare, label=state.label, have=have, have_label=label)
         return replace(plan, tensors=self.recipe.downlink(state, plan.have, plan))
+
+    def _shares(self, plan: Plan) -> bool:
+        """Whether what comes with this plan is what the client stands at from then on."""
+        return not (plan.evaluate and self.recipe.evaluates_apart)
 
     def ask(
         self,
@@ -108,7 +112,8 @@ class Exchange:
         """
 
         def take(client: str, payload: bytes) -> None:
-            self._have[client] = state.version, state.label
+            if self._shares(bare[client]):
+                self._have[client] = state.version, state.label
             accept(client, payload)
 
         def payload(client: str) -> bytes:

@@ -20,15 +20,20 @@ BUILT_IN = (
     "fedex_lora",
     "fedit",
     "fedkseed",
+    "fedopt",
     "fedprox",
     "fedsa_lora",
     "ferret",
     "ffa_lora",
+    "flasc",
     "flexlora",
     "flora",
     "hetlora",
     "lora_fair",
+    "mezo",
     "rolora",
+    "scaffold",
+    "zo_fedavg",
 )
 
 
