@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedft import codec, directions, philox, tensors, zeroth
+from fedft import codec, config, directions, philox, tensors, zeroth
 from fedft.config import Local
 from fedft.errors import RejectedUpdate
 from fedft.handle import ModelHandle
 from fedft.independent import Table
 from fedft.recipe import Layout, LoRA, State, Turn
 from fedft.strategies.fedkseed import fedkseed
-from fedft.testing import RUN, SEED, toy
+from fedft.testing import RUN, SEED, strategy_contract, toy
 from fedft.update import Plan, Update
 
 K = 64
@@ -60,6 +60,16 @@ def one_round(t, state: State, steps=(4, 4, 4), lr: float = 0.05) -> tuple[State
         ({"weight_decay": 0.3}, (20, 20, 20)),
         ({"weight_decay": 0.3}, (3, 11, 7)),
         ({"weight_decay": 0.3, "space": "lora", "pro": True}, (3, 11, 7)),
+        ({"estimate": "one_sided"}, (9, 9, 9)),
+        ({"estimate": "forward"}, (9, 9, 9)),
+        ({"samples": 3, "pro": True}, (3, 11, 7)),
+        ({"sparsity": 0.5}, (9, 9, 9)),
+        ({"rule": "momentum"}, (3, 11, 7)),
+        ({"rule": "momentum", "K": 8, "samples": 2, "family": "gaussian"}, (9, 9, 9)),
+        ({"rule": "adam", "weight_decay": 0.3}, (3, 11, 7)),
+        ({"rule": "adam", "K": 8, "family": "rademacher"}, (9, 9, 9)),
+        ({"rule": "sign", "space": "lora", "sparsity": 0.4}, (3, 11, 7)),
+        ({"rule": "conservative", "pro": True}, (3, 11, 7)),
     ],
     ids=str,
 )
@@ -396,6 +406,82 @@ def test_a_half_precision_base_is_trained_in_float32():
     _, w = by_hand(recipe, model, 1, 0.0, pool=pool)
     assert w.dtype == torch.float32
     assert torch.equal(w, torch.ones(2) - pool * torch.tensor([3.0, 4.0]))
+
+
+# -- the zeroth-order family in the pool
+
+
+RULES = ("sgd", "momentum", "adam", "sign", "conservative")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_draws_the_same_directions(rule):
+    t = toy(fedkseed(K=K, rule=rule, pro=True))
+    plain = toy(fedkseed(K=K, pro=True))
+    a, b = t.update(t.state(), 1, steps=12), plain.update(plain.state(), 1, steps=12)
+    assert torch.equal(a.delta["index"], b.delta["index"])
+    assert torch.equal(a.delta["count"], b.delta["count"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"rule": r} for r in RULES[1:]] + [{"samples": 2, "sparsity": 0.5}], ids=str)
+def test_the_contract_holds_for_every_rule(options):
+    strategy_contract(fedkseed(K=K, **options))
+
+
+def test_momentum_in_one_direction_by_hand():
+    """g = 11, mu 0.5, eta 0.1: c = 0.1 * 11 * (1 + 1.5 + 1.75)."""
+    recipe = fedkseed(K=1, epsilon=0.5, rule="momentum", momentum=0.5, table=ONE)
+    sent, w = by_hand(recipe, Vector([5.0, 5.0], [1.0, 2.0], 0.0), 3, 0.1)
+    assert sent["scalar"].tolist() == pytest.approx([4.675], rel=1e-5)
+    assert w.tolist() == pytest.approx([5 - 4.675 * 3, 5 - 4.675 * 4], rel=1e-5)
+
+
+def test_a_sign_moves_by_eta_and_is_admitted_at_its_bound():
+    recipe = fedkseed(K=1, epsilon=0.5, rule="sign", table=Table({"w": torch.tensor([[1.0, -1.0]])}))
+    sent, w = by_hand(recipe, Vector([5.0, 5.0], [1.0, 2.0], 0.0), 3, 0.125)
+    assert sent["scalar"].tolist() == [-0.375]
+    assert w.tolist() == [5.375, 4.625]
+    plan = Plan(RUN, 0, 0, steps=3, learning_rate=0.125)
+    recipe.admit(sent, plan)
+    with pytest.raises(RejectedUpdate):
+        recipe.admit({**sent, "scalar": 1.02 * sent["scalar"]}, plan)
+
+
+def test_more_samples_are_more_pairs():
+    recipe, plan = fedkseed(K=64, samples=3), Plan(RUN, 0, 0, steps=10, learning_rate=0.1)
+    assert recipe.spec(Layout(), plan)["index"].shape == (30,)
+    assert len(draws(recipe, turn_of(recipe, 10))) == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rule": "adam", "samples": 2}, "samples = 1"),
+        ({"rule": "adam", "family": "gaussian"}, "signs"),
+        ({"rule": "sign", "family": "gaussian"}, "signs"),
+        ({"K": 1, "rule": "sign", "table": ONE}, "signs"),
+        ({"rule": "conservative", "weight_decay": 0.1}, "weight_decay"),
+        ({"rule": "momentum", "variant": "reference"}, "raw slopes"),
+        ({"estimate": "forward", "objective": "accuracy"}, "accuracy"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_a_pool_is_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        fedkseed(**options)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_the_reference_needs_a_constant_learning_rate(decay):
+    """Its pool holds raw slopes of all rounds, replayed at one learning rate."""
+    run = config.RunConfig(local=Local(learning_rate_decay=decay))
+    fedkseed().check(run)
+    if decay == 1:
+        fedkseed(variant="reference").check(run)
+    else:
+        with pytest.raises(ValueError, match="learning_rate_decay"):
+            fedkseed(variant="reference").check(run)
 
 
 # -- variant="reference"
