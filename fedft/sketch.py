@@ -84,7 +84,8 @@ def allocate(weights: Sequence[float], sizes: Sequence[int], budget: int, most: 
     that is possible, K_l = min(d_l, most). Largest remainders are rounded up, the first of equal ones first. Weights
     that are all zero count as sqrt(d_l). In plain float64, so that server and clients agree to the last one.
 
-    With K_l in proportion to |x_l| the total error sum_l d_l |x_l|^2 / K_l, for blocks of like size, is least, and
+    The total error of unbiased coordinates, sum_l d_l |x_l|^2 / K_l, is least for weights sqrt(d_l) |x_l| (Lagrange);
+    for weights |x_l| that is so among blocks of one size, and
     coordinates of all blocks are of like size. Raises ValueError where the budget is below the least.
     """
     ceiling = [min(d, most) for d in sizes]

@@ -12,7 +12,8 @@ p_k-mean of the |D_l| of the round before (to sqrt(d_l) in the first), so that a
 
 Errors and the other scales: `fedft.sketch`. In short: the cosine of Z gamma and D is about sqrt(K/(K + d)) at every
 scale; unbiased coordinates carry noise of sqrt(d/K) |D|, so for K << d they want a server_lr of about K/d or a smaller
-learning rate; the other scales leave less than there was. The number of local steps does not enter.
+learning rate; projection, mmse and lstsq leave less than there was, and make small steps; norm makes steps as large as
+the clients' own, whatever K is. The number of local steps does not enter.
 
 The noise of clients on shared directions is (d/K) |sum_k p_k D_k|^2; if each has its own (`seeds="per_client"`, the
 paper's) it is (d/K) sum_k p_k^2 |D_k|^2, for as many times the download as there are clients, who all are seen.
@@ -56,6 +57,7 @@ def ferret(
     scale: Literal["unbiased", "projection", "mmse", "norm", "lstsq"] = "unbiased",
     seeds: Literal["shared", "per_client", "fixed"] = "shared",
     server_lr: float = 1.0,
+    allocation: Literal["norm", "error"] = "norm",
     error_feedback: bool = False,
     space: Literal["full", "lora"] = "full",
     family: str = "hadamard",
@@ -72,6 +74,8 @@ def ferret(
         seeds: `shared` by all clients and fresh in every round, `per_client` (the paper), or `fixed` for the run (the
             published code: what those directions cannot say is never said).
         server_lr: eta_g.
+        allocation: K_l in proportion to |D_l| (`norm`, the paper's, all coordinates of one size), or to sqrt(d_l) |D_l|
+            (`error`, the least total error of unbiased coordinates for blocks of unlike sizes).
         error_feedback: a client adds what its coordinates left out to its next update. The sum arrives about d/K rounds
             late, so it wants small steps. Needs scale = projection, mmse or lstsq.
         space: all parameters, or the LoRA factors only.
@@ -84,6 +88,7 @@ def ferret(
     check.above(0, server_lr=server_lr)
     check.one_of(sketch.SCALES, scale=scale)
     check.one_of(("shared", "per_client", "fixed"), seeds=seeds)
+    check.one_of(("norm", "error"), allocation=allocation)
     check.one_of(("full", "lora"), space=space)
     check.one_of(("exact", "reference"), variant=variant)
     check.one_of(directions.FAMILIES, family=family)
@@ -97,8 +102,19 @@ def ferret(
         if scale != "unbiased" or seeds == "per_client":
             raise ValueError("variant 'reference' has its own scale, and seeds fixed for the run; leave both out")
         seeds = "fixed"
+    if table is not None and table.count < (least := K if variant == "reference" else sketch.LEAST):
+        raise ValueError(f"expected a table of at least {least} directions, got {table.count}")
     projection = Projection(
-        K, scale, seeds, server_lr, error_feedback, family, variant, table, Full() if space == "full" else LoRA()
+        K,
+        scale,
+        seeds,
+        server_lr,
+        allocation,
+        error_feedback,
+        family,
+        variant,
+        table,
+        Full() if space == "full" else LoRA(),
     )
     shared = seeds != "per_client"
     return Recipe(
@@ -143,6 +159,7 @@ class Projection:
     scale: str
     seeds: str
     server_lr: float
+    allocation: str
     error_feedback: bool
     family: str
     variant: str
@@ -160,6 +177,8 @@ class Projection:
         if self.variant == "reference":
             return [self.K] * len(sizes)
         weights = [math.sqrt(d) for d in sizes] if norms is None else norms.view(torch.float32).tolist()
+        if self.allocation == "error":
+            weights = [w * math.sqrt(d) for w, d in zip(weights, sizes, strict=True)]
         return sketch.allocate(weights, sizes, self.K, min(sketch.MOST, self.table.count if self.table else self.K))
 
     def directions(self, seed: int, name: str, count: int) -> Directions:
