@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from fedft import cli_deploy, cli_doctor, cli_keys
-from fedft.errors import EXIT_INTERRUPTED, FedftError, Interrupted
+from fedft.errors import EXIT_INTERRUPTED, FedftError, Interrupted, RunPaused
 
 app = typer.Typer(
     name="fedft",
@@ -109,6 +109,8 @@ def race(
     else:
         table(tally.readable(done["rows"]), tally.COLUMNS, tally.SPARE)
         typer.echo(f"{out / races.PAGE}  (the same with learning curves; numbers in {races.TABLE} beside it)")
+    if stopped := done["stopped"]:
+        raise RunPaused(f"stopped, and without a row: {', '.join(stopped)}; the same command tries again")
 
 
 @app.command()

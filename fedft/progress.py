@@ -99,6 +99,8 @@ class Progress:
                 f"{summary['seconds']:.1f} s",
                 markup=True,
             )
+        if summary.get("ended") == "budget":
+            self.out.print(f"the run ended at its budget, after {summary['rounds']} rounds")
         model = folder / "model"
         self.out.print(f"run    {folder}  (metrics.jsonl, summary.json, TensorBoard events)")
         self.out.print(f"model  {model}")
@@ -151,6 +153,10 @@ class RaceProgress:
         elif kind == "step":
             self._bar.start()
             self._bar.update(self._task, completed=info["share"], note=info["note"])
+        elif kind == "stopped":
+            self._bar.stop()
+            self._bar.remove_task(self._task)
+            self._out.print(f"{self._run}: stopped: {info['reason']}")
         elif kind == "ran":
             self._bar.stop()
             self._bar.remove_task(self._task)

@@ -7,6 +7,7 @@ Both are measured on everybody's held-out rows. They send nothing, so a budget o
 they take the rounds of the federation; of seconds, a client that trains alone has its share.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,8 @@ NO_ROWS = "no client has held-out rows to measure on; see [data] holdout and tes
 Tell = Callable[[float, Mapping[str, Any]], None]
 
 
-def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str, Any]:
-    """What `local` or `central` reaches, as `tally.result` says it.
+def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str, Any] | None:
+    """What `local` or `central` reaches, as `tally.result` says it; None if that is no finite loss.
 
     Args:
         config: of the race, with one LoRA rank.
@@ -62,7 +63,7 @@ def _bounded(config: RunConfig, sharers: int) -> RunConfig:
     return replace(config, server=replace(server, rounds=rounds, budget=None))
 
 
-def _local(place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Path, tell: Tell) -> dict[str, Any]:
+def _local(place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Path, tell: Tell) -> dict[str, Any] | None:
     """Mean over the clients of the panel. Its rounds are those of the federation, its steps are a client's own."""
     config, share = place.config, cohort / len(place.clients)
     rounds = max(1, round(config.server.rounds * share))
@@ -76,7 +77,9 @@ def _local(place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Pat
             tell((i + share) / len(panel), {**line, "client": name})
 
         lines = _train_and_measure(place, {name: place.clients[name]}, panel, folder / str(i), of_this)
-        found.append(tally.result(lines, config.local.steps) or {})
+        if (of_client := tally.result(lines, config.local.steps)) is None:
+            return None
+        found.append(of_client)
     for r in found:
         r["rounds"] = _federated(r["rounds"], share)
         for point in r["curve"]:
@@ -89,14 +92,16 @@ def _federated(turns: int, share: float) -> int:
     return round(turns / share)
 
 
-def _central(place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Path, tell: Tell) -> dict[str, Any]:
+def _central(
+    place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Path, tell: Tell
+) -> dict[str, Any] | None:
     config, steps = place.config, place.config.local.steps * cohort
     whole = replace(config, local=replace(config.local, steps=steps), clients=replace(config.clients, per_round=None))
     rows = [row for c in place.clients.values() for row in c.train_rows]
     anyone = next(iter(place.clients.values()))
     owner = replace(anyone, name="central", train_rows=rows, test_rows=anyone.test_rows[:1], config=whole)
     lines = _train_and_measure(replace(place, config=whole), {"central": owner}, panel, folder, tell)
-    return tally.result(lines, steps) or {}
+    return tally.result(lines, steps)
 
 
 def _train_and_measure(
@@ -138,7 +143,8 @@ def _measure(place: runs.Workplace, state: State, panel: Sequence[str]) -> dict[
             found.append(evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id))
     if not found:
         raise ConfigError(NO_ROWS)
-    return {k: fmean(f[k] for f in found) for k in found[0]}
+    mean = {k: fmean(f[k] for f in found) for k in found[0]}
+    return mean if math.isfinite(mean["loss"]) else {}
 
 
 def _rouge(place: runs.Workplace, state: State, panel: Sequence[str]) -> float:

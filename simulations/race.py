@@ -18,7 +18,7 @@ import torch
 from fedft import config as configs
 from fedft import durable, strategies
 from fedft.config import RunConfig
-from fedft.errors import ConfigError
+from fedft.errors import ConfigError, RunPaused
 from fedft.server import budget as budgets
 from fedft.server.exchange import Observer
 from fedft.server.folder import changed
@@ -61,7 +61,8 @@ def race(
     """Run every contender with seeds 0 .. seeds - 1 under `out` and return the comparison, saved as race.json.
 
     Beside it race.html shows the same to people; both are written anew after each contender. Finished runs found under
-    `out` are not run again, so an interrupted race goes on where it stopped.
+    `out` are not run again, so an interrupted race goes on where it stopped. A contender that cannot go on has no row
+    but a reason under `stopped`; the others run all the same.
 
     Args:
         file: run file of all.
@@ -71,7 +72,7 @@ def race(
         budget: `[server] budget` of all; None: what the run file says.
         overrides: hold for all contenders, their own win.
         observe: hears `note` (text), `run` (contender, seed, number, of), `preparing`, `step` (share from 0 to 1,
-            note) and `ran` (contender, seed, result).
+            note), and `ran` (contender, seed, result) or `stopped` (contender, seed, reason).
     Raises:
         ConfigError: no contenders, labels that cannot be told apart or name no folder, nothing to measure on, a
             strategy that cannot run so, or runs of another config under `out`; before any work.
@@ -82,6 +83,7 @@ def race(
     about = {"run file": file.name, **report.about([config for of_seeds in planned.values() for config in of_seeds])}
     about["contenders"] = {c.label: list(c.overrides) for c in contenders}
     results: dict[str, list[dict[str, Any]]] = {}
+    stopped: dict[str, str] = {}
     for at, (label, of_seeds) in enumerate(planned.items()):
         found, ran = [], False
         for seed, config in enumerate(of_seeds):
@@ -89,14 +91,20 @@ def race(
             if (result := _finished(folder)) is None:
                 ran, who = True, {"contender": label, "seed": seed}
                 observe("run", {**who, "number": at * seeds + seed + 1, "of": len(planned) * seeds})
-                result = {**_one(label, config, folder, observe), "config": config.to_dict()}
+                try:
+                    result = {**_one(label, config, folder, observe), "config": config.to_dict()}
+                except RunPaused as e:  # it diverged, say: no reason to keep the others from running
+                    stopped[label] = f"seed {seed}: {e}"
+                    observe("stopped", {**who, "reason": str(e)})
+                    break
                 durable.write(folder / RESULT, json.dumps(result).encode() + b"\n")
                 observe("ran", {**who, "result": result})
             found.append({k: v for k, v in result.items() if k != "config"})
-        results[label] = found
-        if ran and len(results) < len(planned):
-            _save(tally.comparison(about, results, complete=False), out)
-    done = tally.comparison(about, results)
+        else:
+            results[label] = found
+        if ran and at + 1 < len(planned):
+            _save(tally.comparison(about, results, stopped, complete=False), out)
+    done = tally.comparison(about, results, stopped)
     _save(done, out)
     return done
 
@@ -181,11 +189,15 @@ def _one(label: str, config: RunConfig, folder: Path, observe: Observer) -> dict
         runs.prepare(config, work, resume=False)
         torch.set_num_threads(config.local.threads)
         observe("preparing", {"folder": folder})
-        return baselines.result(label, config, work, tell)
-    watch = _watch(config, observe, tell)
-    done = runs.simulate(config, out=folder, resume=(folder / "config.toml").exists(), observe=watch)
-    if (found := tally.result(done.lines, config.local.steps)) is None:
-        raise ConfigError(baselines.NO_ROWS)
+        found = baselines.result(label, config, work, tell)
+    else:
+        watch = _watch(config, observe, tell)
+        done = runs.simulate(config, out=folder, resume=(folder / "config.toml").exists(), observe=watch)
+        if "loss" not in done.lines[0]:
+            raise ConfigError(baselines.NO_ROWS)
+        found = tally.result(done.lines, config.local.steps)
+    if found is None:
+        raise RunPaused("it diverged: its last state has no finite loss on held-out rows")
     return found
 
 

@@ -143,7 +143,7 @@ def _run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"{folder / 'metrics.jsonl'}: cannot be read") from e
     if result is None:
-        raise ConfigError(f"{folder}: {baselines.NO_ROWS}")
+        raise ConfigError(f"{folder}: no loss was measured at its start and its end; see [data] holdout and test")
     return config, result
 
 
@@ -169,7 +169,8 @@ def page(comparison: Mapping[str, Any]) -> str:
             "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
             f"<title>fedft race: {escape(title)}</title><style>{STYLE}</style></head><body>",
             "<h1>Federated fine-tuning, method by method</h1>",
-            "" if comparison["complete"] else f"<p><b>Still running: {done} of {wanted} methods are done.</b></p>",
+            "" if comparison["complete"] else f"<p><b>{done} of {wanted} methods are done.</b></p>",
+            _facts(comparison["stopped"]),
             _facts(facts),
             "<h2>Results</h2>",
             _table(comparison["rows"]),
@@ -183,6 +184,8 @@ def page(comparison: Mapping[str, Any]) -> str:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
+    if not facts:
+        return ""
     return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>"
 
 
@@ -216,6 +219,8 @@ def _legend(rows: Sequence[Mapping[str, Any]]) -> str:
 def _plots(comparison: Mapping[str, Any]) -> str:
     if not plots.available():
         return f"<p>{escape(NO_PLOTS)}</p>"
+    if not comparison["curves"]:
+        return ""
     look = plots.styles(list(comparison["curves"]))
     key = "".join(f"<li>{_image(plots.swatch(s), '', 'swatch')}{escape(label)}</li>" for label, s in look.items())
     drawn = "".join(

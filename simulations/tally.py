@@ -100,12 +100,17 @@ def readable(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def comparison(
-    about: Mapping[str, Any], results: Mapping[str, Sequence[Mapping[str, Any]]], *, complete: bool = True
+    about: Mapping[str, Any],
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    stopped: Mapping[str, str] | None = None,
+    *,
+    complete: bool = True,
 ) -> dict[str, Any]:
-    """All of a race as one JSON object: race.json, and what the page shows."""
+    """All of a race as one JSON object: race.json, and what the page shows. `stopped`: why a method has no results."""
     return {
         "version": 1,
-        "complete": complete,
+        "complete": complete and not stopped,
+        "stopped": dict(stopped or {}),
         "about": dict(about),
         "rows": [row(label, of) for label, of in results.items()],
         "results": {label: [{k: v for k, v in r.items() if k != "curve"} for r in of] for label, of in results.items()},

@@ -345,3 +345,17 @@ def test_json_is_one_object_and_nothing_else(
     found = json.loads(capsys.readouterr().out)
     assert (found["version"], found["complete"], found["rows"]) == (1, True, rows)
     assert found == json.loads((out / races.TABLE).read_text())
+
+
+def test_a_contender_that_diverges_keeps_no_other_from_running(race: Race, tmp_path: Path) -> None:
+    said: Said = []
+    wild = "wild: strategy.name=fedit local.optimizer=sgd local.learning_rate=1e30 local.max_grad_norm=1e30"
+    rows = race(tmp_path, wild, "fedit", said=said)
+    assert [r["method"] for r in rows] == ["fedit"]
+    saved = json.loads((tmp_path / races.TABLE).read_text())
+    assert (saved["complete"], list(saved["stopped"])) == (False, ["wild"])
+    assert saved["stopped"]["wild"].startswith("seed 0: ")
+    assert [info["contender"] for kind, info in said if kind == "stopped"] == ["wild"]
+    page = (tmp_path / races.PAGE).read_text()
+    assert "1 of 2 methods are done" in page
+    assert "<dt>wild</dt>" in page
