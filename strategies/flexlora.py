@@ -86,7 +86,7 @@ class Redistribute:
     def __call__(self, state: State, change: Tensors) -> Tensors:
         """The tensors of the next version."""
         old, (pairs, rest) = lowrank.split(state.tensors)[0], lowrank.split(change)
-        new = {}
+        new: dict[str, LowRank] = {}
         for m, wanted in pairs.items():
             if self.momentum or self.server_lr != 1:
                 step = wanted + -old[m]

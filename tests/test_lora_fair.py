@@ -245,6 +245,15 @@ def test_the_cosine_objective_decreases_and_its_gradient_vanishes(updates, lam):
     assert c.grad.norm() < 1e-2 * start.grad.norm()
 
 
+@pytest.mark.parametrize("lam", [10.0**k for k in range(3, 9)])
+def test_the_cosine_objective_of_what_is_broadcast_is_never_above_plain_averagings(lam):
+    """Also where dB is of the size of a rounding of B, and rounding costs more than dB gains."""
+    for seed in range(5):
+        mean, updates = plain(cohort(seed))[B].double(), cohort(seed)
+        got = fair(updates, lam=lam, solver="cosine")[B].double()
+        assert cosine_objective(got, updates, lam) <= cosine_objective(mean, updates, lam) + 1e-14
+
+
 def test_the_cosine_solver_finds_what_a_long_plain_descent_finds():
     """SGD from zero with a small fixed step, as in published re-implementations, run to the end."""
     c = plain(cohort())[B].double().clone().requires_grad_()
