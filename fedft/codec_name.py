@@ -117,6 +117,10 @@ def parse(name: str) -> Codec:
         raise ValueError(f"codec is {name!r}: wanted {selection}:Q with Q the share of entries kept, 0 < Q <= 1")
     if selection == "randk" and q == 1:
         raise ValueError(f"codec is {name!r}: randk:1 keeps everything; wanted {values!r}")
+    if selection == "randk" and values == "ternary":
+        raise ValueError(
+            f"codec is {name!r}: ternary has to know which entries are 0; wanted topk before it, or nothing"
+        )
     return Codec(f"{selection}:{q:g}|{values}", values, selection, float(f"{q:g}"))
 
 

@@ -65,9 +65,10 @@ class Sent:
     def tensor(self) -> Tensor:
         """As the other side sees it: float32, new memory."""
         n = math.prod(self.shape)
-        v = _seen(self)
-        if self.codec.selection == "randk":
-            v = v * np.float32(n / len(v))
+        with np.errstate(all="ignore"):  # what is not finite is for the receiver to refuse
+            v = _seen(self)
+            if self.codec.selection == "randk":
+                v = v * np.float32(n / len(v))
         if self.index is not None:
             out = np.zeros(n, np.float32)
             out[self.index] = v
@@ -83,7 +84,7 @@ def take(name: str, tensor: Tensor, codec: Codec, seed: int = 0) -> Sent:
         index = selection.drawn(seed, name, len(x), codec.kept(len(x)))
     elif _sparse(codec):
         index = selection.largest(x, codec.kept(len(x)))
-    with np.errstate(all="ignore"):  # infinity and NaN are for the receiver to refuse
+    with np.errstate(all="ignore"):  # as in `tensor`
         values, scale = _rounded(x if index is None else x[index], name, shape, codec)
     if index is not None and _sparse(codec) and not np.all(values):
         sent = values != 0  # NaN is not
@@ -167,7 +168,7 @@ def _seen(s: Sent) -> Floats:
         case "fixed":
             return from_fixed(torch.from_numpy(s.values), s.codec).numpy()
         case "int8" | "int4":
-            x = _grid(s.values, s.shape, s.codec) * _step(s.scale)
+            x = _grid(s.values.astype(np.float32), s.shape, s.codec) * _step(s.scale)
             return x.reshape(-1)[: len(s.values)]
     return s.values.copy()
 

@@ -21,7 +21,11 @@ here; every form is the smallest of several, told by a byte.
     numbers   n in 0 .. 65535:  form u8
                 0 .. 16  n fields of so many bits
                 32       they ascend strictly: rice
-    stream    words varint | so many u32, little endian: rANS with a 64-bit state and frequencies out of 2^24
+    stream    words varint | so many u32, little endian: rANS with a state x of 64 bits and frequencies f out of 2^24.
+              To read: x is the last word and the one before it (if there is one) as low half; then for each symbol
+              r = x mod 2^24, the symbol is the one with c <= r < c + f (c: sum of the f before it),
+              x = f floor(x / 2^24) + r - c, and if x < 2^32 and words are left, the last of them goes in as low half.
+              In the end x is 0 and no word is left
 
 Frequencies come from weights w_1 .. w_a by integer arithmetic alone: f_i = 1 + floor(w_i (2^24 - a) / sum w), and what
 is missing to 2^24 goes to the first of the largest. The coder (package `constriction`) is given f_i - 1 as weights,
@@ -136,17 +140,20 @@ def put_symbols(q: NDArray[np.int32]) -> bytes:
     if not m:
         return b"\0"
     width = (2 * m).bit_length()
+    packed = (width * len(q) + 7) // 8
     shifted = q + np.int32(m)
-    # a sample from all over; for few symbols it is all of them
-    counts = np.bincount(shifted[:: -(-len(q) // SAMPLE)], minlength=2 * m + 1)
-    folded = counts + counts[::-1]
-    tables = [(_RANS_NORMAL, []), (_RANS, _sizes(folded)[m:]), (_RANS_LOPSIDED, _sizes(counts))]
-    costs = [_cost(counts, _unfold(f, m, t)) * len(q) / counts.sum() + len(t) + 6 for f, t in tables]
-    best = min(range(3), key=costs.__getitem__)
-    if costs[best] >= width * len(q) / 8:
+    best, form, table = float(packed), width, b""
+    if packed > 16:
+        counts = np.bincount(shifted[:: -(-len(q) // SAMPLE)], minlength=2 * m + 1)  # from all over
+        for f in (_RANS_NORMAL, _RANS, _RANS_LOPSIDED):
+            if (length := {_RANS_NORMAL: 0, _RANS: m + 1, _RANS_LOPSIDED: 2 * m + 1}[f]) + 8 < best:
+                t = bytes(_sizes(counts if f == _RANS_LOPSIDED else (counts + counts[::-1])[m:])[:length])
+                cost = len(q) * _bits(counts, _unfold(f, m, t)) / 8 + length + 8
+                if cost < best:
+                    best, form, table = cost, f, t
+    if form <= 8:
         return bytes([width]) + put_fields(q + ((1 << (width - 1)) - 1), width)
-    form, table = tables[best]
-    return bytes([form, m]) + bytes(table) + _put_stream(shifted, _frequencies(_unfold(form, m, table)))
+    return bytes([form, m]) + table + _put_stream(shifted, _frequencies(_unfold(form, m, table)))
 
 
 def get_symbols(r: Reader, n: int) -> NDArray[np.int32]:
@@ -164,7 +171,7 @@ def get_symbols(r: Reader, n: int) -> NDArray[np.int32]:
     m = r.byte()
     if not 0 < m <= 127:
         raise ValueError(f"expected symbols up to 1 .. 127, got {m}")
-    table = list(r.take({_RANS: m + 1, _RANS_LOPSIDED: 2 * m + 1, _RANS_NORMAL: 0}[form]))
+    table = bytes(r.take({_RANS: m + 1, _RANS_LOPSIDED: 2 * m + 1, _RANS_NORMAL: 0}[form]))
     if max(table, default=0) >= _SIZES:
         raise ValueError(f"a size in a table is {max(table)}, at most {_SIZES - 1} allowed")
     q = _get_stream(r, n, _frequencies(_unfold(form, m, table)))
@@ -172,26 +179,27 @@ def get_symbols(r: Reader, n: int) -> NDArray[np.int32]:
     return q
 
 
-def _unfold(form: int, m: int, table: Sequence[int]) -> tuple[int, ...]:
+def _unfold(form: int, m: int, table: bytes) -> Sequence[int]:
     """The sizes of -m .. m."""
     if form == _RANS_NORMAL:
         return _normal(m)
-    return (*reversed(table[1:]), *table) if form == _RANS else tuple(table)
+    return [*reversed(table[1:]), *table] if form == _RANS else list(table)
 
 
 @lru_cache(maxsize=1)
-def _weights() -> tuple[int, ...]:
+def _weights() -> NDArray[np.int64]:
     """floor(2^(s/8)), by integer square roots: the same everywhere."""
 
     def eighth_root(n: int) -> int:
         return math.isqrt(math.isqrt(math.isqrt(n)))
 
-    return tuple(eighth_root(1 << s) for s in range(_SIZES))
+    return np.array([eighth_root(1 << s) for s in range(_SIZES)], np.int64)
 
 
 def _sizes(counts: Ints) -> list[int]:
     scaled = counts.astype(np.int64) * (1 << 24) // int(counts.max())
-    return [int(s) for s in np.maximum(np.searchsorted(_weights(), scaled, "right") - 1, 0)]
+    sizes: list[int] = np.maximum(np.searchsorted(_weights(), scaled, "right") - 1, 0).tolist()
+    return sizes
 
 
 @lru_cache(maxsize=256)
@@ -199,35 +207,34 @@ def _normal(m: int) -> tuple[int, ...]:
     return tuple(max(0, _SIZES - 1 - (39 * i * i + 16) // 32) for i in range(-m, m + 1))
 
 
-def _cost(counts: Ints, sizes: tuple[int, ...]) -> float:
-    """Bytes of the symbols counted, about."""
-    return float(counts @ (24 - np.log2(_frequencies(sizes)))) / 8
+def _bits(counts: Ints, sizes: Sequence[int]) -> float:
+    """Bits per symbol of those counted, about."""
+    return float(counts @ (24 - np.log2(_frequencies(sizes)))) / float(counts.sum())
 
 
-def _frequencies(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    weights = [_weights()[s] for s in sizes]
-    free, total = TOTAL - len(weights), sum(weights)
-    f = [1 + w * free // total for w in weights]
-    f[f.index(max(f))] += TOTAL - sum(f)
-    return tuple(f)
+def _frequencies(sizes: Sequence[int]) -> NDArray[np.int64]:
+    weights = _weights()[np.array(sizes)]
+    f = 1 + weights * (TOTAL - len(weights)) // weights.sum()
+    f[f.argmax()] += TOTAL - f.sum()
+    return f
 
 
 # Streams
 
 
-def _model(frequencies: Sequence[int]) -> constriction.stream.model.Categorical:
+def _model(frequencies: Ints) -> constriction.stream.model.Categorical:
     # float64 holds the integers, and their sum, exactly
-    return constriction.stream.model.Categorical(np.array(frequencies, np.float64) - 1, perfect=False)
+    return constriction.stream.model.Categorical(frequencies.astype(np.float64) - 1, perfect=False)
 
 
-def _put_stream(symbols: NDArray[np.int32], frequencies: Sequence[int]) -> bytes:
+def _put_stream(symbols: NDArray[np.int32], frequencies: Ints) -> bytes:
     coder = constriction.stream.stack.AnsCoder()
     coder.encode_reverse(symbols, _model(frequencies))
     words = coder.get_compressed()
     return varint(len(words)) + words.astype("<u4").tobytes()
 
 
-def _get_stream(r: Reader, n: int, frequencies: Sequence[int]) -> NDArray[np.int32]:
+def _get_stream(r: Reader, n: int, frequencies: Ints) -> NDArray[np.int32]:
     words = np.frombuffer(r.take(4 * r.varint()), "<u4").astype(np.uint32)
     coder = constriction.stream.stack.AnsCoder(words)  # raises ValueError if the last word is 0
     out: NDArray[np.int32] = coder.decode(_model(frequencies), n)
@@ -281,9 +288,9 @@ def get_support(r: Reader, d: int, most: int) -> NDArray[np.int64]:
     return index
 
 
-def _share(k: int, d: int) -> tuple[int, int]:
+def _share(k: int, d: int) -> NDArray[np.int64]:
     f = min(max(k * TOTAL // d, 1), TOTAL - 1)
-    return TOTAL - f, f
+    return np.array([TOTAL - f, f])
 
 
 def _rice_size(gaps: Ints) -> tuple[int, int]:
