@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 LIBRARIES = {"cpu": "numba", "cuda": "triton"}  # by kind of device
 PAYS = 1 << 31  # elements of `add_` that torch does first: a second and more on one core
+CALL = 1 << 17  # elements in whose time torch only begins and ends a call
 KNOWN_ANSWER = "0341f98d69061d56"  # of `answer`, made by torch
 
 _done: Counter[str] = Counter()  # elements that torch did, by kind of device
@@ -40,7 +41,7 @@ def chosen(x: Tensor, cost: int = 1) -> ModuleType | None:
     if kind not in LIBRARIES or not x.numel():
         return None
     if _done[kind] < PAYS:
-        _done[kind] += cost * x.numel()
+        _done[kind] += cost * (x.numel() + CALL)
         return None
     return _trusted(LIBRARIES[kind], kind)
 

@@ -90,7 +90,7 @@ def _axpy(out, first, key, name, coefficients, unit, minus, flip, sums, spare): 
 
 
 @_jit
-def _dot(x, first, key, name, scale, total, minus, flip, values, spare, wide, sums):  # type: ignore[no-untyped-def]
+def _dot(x, first, key, name, scale, total, minus, flip, values, spare, wide):  # type: ignore[no-untyped-def]
     for n in range(x.size // BLOCK):
         block = first + n
         if n == 0 or block % _SUPERBLOCK == 0:
@@ -104,24 +104,29 @@ def _dot(x, first, key, name, scale, total, minus, flip, values, spare, wide, su
         for _ in range(2):
             _rotate(values, spare)
             _rotate(spare, values)
-        _rotate(values, wide)  # from 2^30 on, int32 would not do
-        _rotate(wide, sums)
+        _rotate(values, wide)  # from 2^30 on: int32 would not do
         even, odd = _BIT[block % _SUPERBLOCK], _BIT[block % _SUPERBLOCK + 16]
-        for k in range(BLOCK // 2):
-            a, b = sums[2 * k], sums[2 * k + 1]
-            total[2 * k] += -a if minus[k] & even else a
-            total[2 * k + 1] += -b if minus[k] & odd else b
+        for k in range(_QUARTER):  # the last two steps, too
+            a, b, c, d = wide[k], wide[k + _QUARTER], wide[k + 2 * _QUARTER], wide[k + 3 * _QUARTER]
+            a, b, c, d = a + b, a - b, c + d, c - d
+            a, b, c, d = a + c, b + d, a - c, b - d
+            total[4 * k] += -a if minus[2 * k] & even else a
+            total[4 * k + 1] += -b if minus[2 * k] & odd else b
+            total[4 * k + 2] += -c if minus[2 * k + 1] & even else c
+            total[4 * k + 3] += -d if minus[2 * k + 1] & odd else d
 
 
 @_jit
 def _add(out, x, copy, first, key, name, index, alpha, minus, flip, row):  # type: ignore[no-untyped-def]
-    for w in range(_WORDS):
-        row[w] = 0
-        for k in range(32):
-            parity = (32 * w + k) & index
-            for shift in (8, 4, 2, 1):
-                parity ^= parity >> shift
-            row[w] |= _BIT[k] if parity & 1 else np.uint32(0)
+    row[0] = (
+        0  # Walsh row: bit i is the parity of i & index; the upper half of 2^t bits is the lower one, or its opposite
+    )
+    for t in range(5):
+        upper = row[0] ^ np.uint32((1 << (1 << t)) - 1 if index >> t & 1 else 0)
+        row[0] |= np.uint32(upper << (1 << t))
+    for t in range(7):
+        for w in range(1 << t):
+            row[w + (1 << t)] = ~row[w] if index >> (t + 5) & 1 else row[w]
     for n in range(out.size // BLOCK):
         block = first + n
         if n == 0 or block % _SUPERBLOCK == 0:
@@ -155,7 +160,7 @@ def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
 
     def of(part: Array, _: Array, first: int) -> None:
         total, words = np.zeros(BLOCK, np.int64), (np.empty(BLOCK // 2, np.uint32), np.empty(_WORDS, np.uint32))
-        buffers = _buffers(np.int32, np.int32, np.int64, np.int64)
+        buffers = _buffers(np.int32, np.int32, np.int64)
         _dot(part, first, *stream, np.float32(scale), total, *words, *buffers)
         totals.append(total)
 
