@@ -1,6 +1,7 @@
 """One contract over every built-in strategy and its variants: a new one is tested from its first day."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,9 @@ from fedft.recipe import FirstOrder, Recipe, mean
 from fedft.strategies import BUILT_IN, load, make, of
 from fedft.testing import PROMISES, strategy_contract
 
-VARIANTS = [
-    *((name, {"K": 64} if name == "fedkseed" else {}) for name in BUILT_IN),
+SMALL: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}, "ferret": {"K": 64}}
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, SMALL.get(name, {})) for name in BUILT_IN),
     ("fedit", {"padding": "zero"}),
     ("fedkseed", {"K": 64, "pro": True}),
     ("fedkseed", {"K": 64, "space": "lora"}),
