@@ -72,21 +72,21 @@ def zo_fedavg(
     check.one_of(("full", "lora"), space=space)
     directions.make(family, 0, 1)  # refuses what there is not
     how = Walk(
-        rule,
-        estimate,
-        objective,
-        epsilon,
-        samples,
-        momentum,
-        beta2,
-        sparsity,
-        resample,
-        blocks,
-        coordinate,
-        first_order_from,
-        first_order_factor,
-        scalar_clip,
-        variant,
+        rule=rule,
+        estimate=estimate,
+        objective=objective,
+        epsilon=epsilon,
+        samples=samples,
+        momentum=momentum,
+        beta2=beta2,
+        sparsity=sparsity,
+        resample=resample,
+        blocks=blocks,
+        coordinate=coordinate,
+        first_order_from=first_order_from,
+        first_order_factor=first_order_factor,
+        scalar_clip=scalar_clip,
+        variant=variant,
     )
     fresh = Fresh(how, family)
     return Recipe("zo_fedavg", Full() if space == "full" else LoRA(), local=fresh.change, check=fresh.check)
