@@ -101,7 +101,7 @@ class Toy:
         total = 0.0
         for k in range(len(self.ranks)):
             if k == 0 or self.recipe.personal:
-                self.turn(self.plan(state, k), k)
+                self.turn(replace(self.plan(state, k, steps=0), evaluate=True), k)
             with torch.no_grad():
                 total += float(self.handle.loss(_data(k)))
         return total
