@@ -63,6 +63,9 @@ def training_bytes(line: Line, earlier: Sequence[Line], adds: bool) -> dict[str,
         line: of the state that the round led to.
         earlier: the lines before it, in order.
         adds: clients add up what they receive; else the newest replaces what they had.
+
+    Within the length of a few headers. Only where clients are drawn, and evaluated in rounds that they sleep through,
+    a method that adds one part of its state and replaces another (FedEx-LoRA, RoLoRA) is counted up to a quarter high.
     """
     up = sum(b["up"] for b in line["bytes"].values())
     down = sum(b["down"] + _brought(c, b["down"], earlier, adds) for c, b in line["bytes"].items())

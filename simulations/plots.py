@@ -83,12 +83,15 @@ def series(seeds: Sequence[Sequence[Point]], x: str, y: str) -> list[tuple[float
 
 def _draw(curves: Mapping[str, Sequence[Sequence[Point]]], look: Mapping[str, Style], x: str, y: str, name: str) -> str:
     """`y` against `x`: a line and a band for each method, a level line for one that sends nothing."""
+    from matplotlib.ticker import MaxNLocator
 
     def draw(axes: Any) -> None:
         axes.set_xlabel(name)
         axes.set_ylabel({"loss": "held-out loss", "accuracy": "accuracy"}.get(y, "|applied - exact| / |exact|"))
         if x == "bytes":
             _in_bytes(axes)
+        if x == "version":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if y == "aggregation_error":
             axes.set_yscale("log")
         for label, seeds in curves.items():

@@ -141,6 +141,9 @@ def test_a_run_ends_at_its_budget_killed_or_not_and_is_measured_there(overrides:
     assert resumed.summary["state_digest"] == whole.summary["state_digest"]
     assert (resumed.summary["rounds"], resumed.summary["ended"]) == (3, "budget")
     assert run(tmp_path / "whole", overrides, *of, resume=True).lines == whole.lines
+    of[-1] = f"server.budget=bytes={5.5 * per_round}"
+    longer = run(tmp_path / "whole", overrides, *of, resume=True)
+    assert (longer.summary["rounds"], longer.lines[:4]) == (5, whole.lines)
 
 
 def test_a_run_that_ended_at_its_rounds_says_so(overrides: list[str], tmp_path: Path) -> None:
