@@ -17,6 +17,7 @@ from fedft import philox
 
 BLOCK = 4096
 _ROWS = 1024  # partial sums of a dot: as many programs run at once
+_HOW = {"num_warps": 8, "enable_fp_fusion": False}  # fusing changes no bit; left unsaid, some versions warn
 
 _D = tl.constexpr(philox.DIRECTION)
 _S = tl.constexpr(philox.DIRECTION_SIGN)
@@ -124,7 +125,7 @@ def axpy_(out: Tensor, start: int, key: int, name_id: int, integers: Tensor, uni
     """out += unit * sum_j integers[j] z_j, where `integers` is int32 [4096] and `out` begins at element `start`."""
     first, blocks, words = _plan(out, start, key, name_id)
     with _on(out):
-        _axpy[(blocks,)](out, out.numel(), start, first, *words, integers, unit)
+        _axpy[(blocks,)](out, out.numel(), start, first, *words, integers, unit, **_HOW)
 
 
 def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
@@ -132,7 +133,7 @@ def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
     first, blocks, words = _plan(x, start, key, name_id)
     total = torch.empty((min(blocks, _ROWS), BLOCK), dtype=torch.int64, device=x.device)
     with _on(x):
-        _dot[(len(total),)](x, x.numel(), start, first, blocks, *words, scale, total)
+        _dot[(len(total),)](x, x.numel(), start, first, blocks, *words, scale, total, **_HOW)
     return total.sum(0)
 
 
@@ -140,7 +141,7 @@ def add_into(out: Tensor, x: Tensor, start: int, key: int, name_id: int, index: 
     """out = x + alpha z_index; x may be out."""
     first, blocks, words = _plan(out, start, key, name_id)
     with _on(out):
-        _add[(blocks,)](out, x, out.numel(), start, first, *words, index, alpha)
+        _add[(blocks,)](out, x, out.numel(), start, first, *words, index, alpha, **_HOW)
 
 
 def _plan(x: Tensor, start: int, key: int, name_id: int) -> tuple[int, int, tuple[int, ...]]:

@@ -301,6 +301,32 @@ def test_the_inner_loops_are_compiled_to_vectors(kernel):
     assert re.search(r"= (add|xor) <\d+ x i(32|64)>", text)
 
 
+COMPILE = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from fedft import hadamard_triton as kernels
+window = dict(size="i32", start="i64", first="i32")
+key = dict(k0="i32", k1="i32", name="i32")
+for kernel, types in (
+    (kernels._axpy, dict(out="*fp32", **window, **key, coefficients="*i32", unit="fp32")),
+    (kernels._dot, dict(x="*fp32", **window, blocks="i32", **key, scale="fp32", total="*i64")),
+    (kernels._add, dict(out="*fp32", x="*fp32", **window, **key, index="i32", alpha="fp32")),
+):
+    made = compile(ASTSource(kernel, types, {}), target=GPUTarget("cuda", 90, 32), options=kernels._HOW)
+    assert ".local" not in made.asm["ptx"], "registers do not hold a block"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed: nothing compiles kernels with it")
+def test_triton_compiles_every_kernel_for_a_gpu_that_is_not_here(tmp_path):
+    """Its interpreter takes programs that its compiler refuses."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    subprocess.run([sys.executable, "-W", "error", "-c", COMPILE], env=environment, check=True)
+
+
 # which one is used
 
 
