@@ -52,7 +52,7 @@ class Codec:
     @property
     def linear(self) -> bool:
         """Decoding commutes with sums, but for rounding (and `clip`): no value depends on the other entries' sizes."""
-        return self.values in ("fp32", "fp16", "bf16", "fixed") and self.selection != "topk"
+        return self.values in ("fp32", "fp16", "bf16", "fixed") and (self.selection != "topk" or self.share == 1)
 
     @property
     def exact(self) -> bool:
@@ -80,6 +80,7 @@ class Codec:
         per_value = float(self.bits) if self.values == "fixed" else _BITS[self.values]
         if not self.selection:
             return per_value
+        per_value = 6.5 if self.values == "int8" else per_value  # coded by its entropy
         support = bits_per_place(self.share) if self.selection == "topk" else 0.0
         return support + self.share * per_value
 

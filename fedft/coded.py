@@ -273,7 +273,7 @@ def _quantised(v: Floats, name: str, shape: tuple[int, ...], codec: Codec) -> tu
 
 def _quarters(x: Floats, groups: tuple[int, int], codec: Codec) -> Integers:
     """Four times the binary logarithm of the groups' steps."""
-    columns = groups[0] == 1 and x.shape[0] > 1
+    columns = groups == (1, x.shape[1])
     largest = (_largest_of_columns(x) if columns else np.maximum(x.max(1), -x.min(1))).astype(np.float64)
     least = largest / 127
     if codec.values == "int4":

@@ -277,7 +277,9 @@ def test_whatever_the_bytes_an_update_that_fits_or_a_refusal(name, caplog):
     cases = UPDATES_PER_CODEC if name in codec.CODECS else OTHERS
     outcomes = attack("update", name, cases, lambda data: codec.decode_update(data, SPEC, name), fits)
     # the mutations must reach every check, or they prove little (a mutant of this size is never too large)
-    assert outcomes.keys() >= {"accepted", "bad_magic", "version", "malformed", "spec_mismatch", "weight"} | nan_met(name)
+    assert outcomes.keys() >= {"accepted", "bad_magic", "version", "malformed", "spec_mismatch", "weight"} | nan_met(
+        name
+    )
 
 
 @pytest.mark.parametrize("name", ["fp32", "int4", "topk:0.5|int8", "ternary:0.5"])
