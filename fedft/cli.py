@@ -204,12 +204,13 @@ def export(
     folder: RunFolder,
     to: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
     merged: Annotated[bool, typer.Option("--merged", help="The whole model with the change merged in.")] = False,
+    client: Annotated[str | None, typer.Option(help="This client's own model, where clients have such.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's model as a PEFT adapter folder, or merged with its base for transformers and vLLM."""
     from fedft.simulations import measure
 
-    kind = measure.export_run(folder, to, merged=merged)
+    kind = measure.export_run(folder, to, merged=merged, client=client)
     typer.echo(json.dumps({"kind": kind, "folder": str(to)}) if as_json else f"{kind} written to {to}")
 
 

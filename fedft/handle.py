@@ -215,6 +215,8 @@ class ModelHandle:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 # peft draws initial values, which are overwritten, and warns of a second adapter, which we want
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                # where Conv1D and Linear are mixed: peft corrects it for each layer
+                warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True")
                 inject_adapter_in_model(config, self._model, name)
         for m in self.layout.modules:
             layer: Any = self._model.get_submodule(m)

@@ -76,15 +76,34 @@ class LowRank:
         U diag(S) V is the best approximation of rank q. Signs are fixed (the largest entry of each column of U is
         positive), so equal input gives equal output.
         """
-        qb, rb = torch.linalg.qr(self.B.double())
-        qa, ra = torch.linalg.qr(self.A.double().T)
-        u, s, v = torch.linalg.svd(rb @ ra.T, full_matrices=False)
-        u, s, v = qb @ u[:, :rank], s[:rank], v[:rank] @ qa.T
+        u, s, v = self._svd_by_gram(rank) or self._svd_by_qr(rank)
         if s.numel():
             sign = torch.sign(u.gather(0, u.abs().argmax(0, keepdim=True))).squeeze(0)
             sign[sign == 0] = 1
             u, v = u * sign, v * sign[:, None]
         return u, s, v
+
+    def _svd_by_qr(self, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Through orthonormal bases of the two tall factors."""
+        qb, rb = torch.linalg.qr(self.B.double())
+        qa, ra = torch.linalg.qr(self.A.double().T)
+        u, s, v = torch.linalg.svd(rb @ ra.T, full_matrices=False)
+        return qb @ u[:, :rank], s[:rank], v[:rank] @ qa.T
+
+    def _svd_by_gram(self, rank: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Through B^T B and A A^T, half the work where the factors are tall; None where that is not, or not precise.
+
+        Squaring halves the digits, so what is kept must be above 1e-6 of the largest singular value.
+        """
+        if rank is None or not 0 < rank < self.rank or 4 * self.rank > min(self.shape):
+            return None
+        b, a = self.B.double(), self.A.double()
+        (root_b, basis_b), (root_a, basis_a) = _root(b.T @ b), _root(a @ a.T)
+        x, s, y = torch.linalg.svd((root_b[:, None] * basis_b.T) @ (basis_a * root_a), full_matrices=False)
+        if len(s) < rank or not s[rank - 1] > 1e-6 * s[0]:
+            return None
+        u = b @ ((basis_b / root_b) @ x[:, :rank])
+        return u, s[:rank], (y[:rank] @ (basis_a / root_a).T) @ a
 
     def truncate(self, rank: int | None = None) -> "LowRank":
         """The best approximation of rank <= `rank`; None: exact, dropping only what float32 cannot hold.
@@ -97,6 +116,13 @@ class LowRank:
         root = s[:kept].sqrt()
         dtype = self.A.dtype
         return LowRank((root[:, None] * v[:kept]).to(dtype), (u[:, :kept] * root).to(dtype))
+
+
+def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """(roots of the eigenvalues that are not rounding, their eigenvectors as columns) of a Gram matrix."""
+    values, vectors = torch.linalg.eigh(gram)
+    sound = values > values[-1:] * 1e-13
+    return values[sound].sqrt(), vectors[:, sound]
 
 
 def zero(o: int, i: int) -> LowRank:

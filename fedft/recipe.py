@@ -245,7 +245,7 @@ def _descend(
     """`plan.steps` optimiser steps on `live`; a step whose loss or gradient is not finite is left out."""
     trained = list(live.values())
     others = [p for n, p in handle.parameters().items() if n not in live]
-    optimizer = _optimizer(trained, turn.plan.learning_rate, turn.local)
+    optimizer = optimizer_of(trained, turn.plan.learning_rate, turn.local)
     losses = []
     with frozen(others):
         for _ in range(turn.plan.steps):
@@ -280,7 +280,8 @@ def _finite(trained: Iterable[torch.nn.Parameter]) -> bool:
     return all(bool(torch.isfinite(p.grad).all()) for p in trained if p.grad is not None)
 
 
-def _optimizer(trained: list[torch.nn.Parameter], lr: float, local: Any) -> torch.optim.Optimizer:
+def optimizer_of(trained: list[torch.nn.Parameter], lr: float, local: Any) -> torch.optim.Optimizer:
+    """The run's optimiser (the `[local]` table), fresh."""
     if local.optimizer == "sgd":
         return torch.optim.SGD(trained, lr=lr, momentum=local.momentum, weight_decay=local.weight_decay)
     return torch.optim.AdamW(trained, lr=lr, weight_decay=local.weight_decay)

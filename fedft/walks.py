@@ -233,7 +233,7 @@ class _Deep:
             where = "all" if self.live else "no"
             raise ValueError(f"first_order_from = {first}: {where} trained tensors are in layers from there on")
         eta = self.turn.plan.learning_rate * self.how.first_order_factor
-        self._optimizer = recipe._optimizer(list(self.live.values()), eta, self.turn.local)
+        self._optimizer = recipe.optimizer_of(list(self.live.values()), eta, self.turn.local)
 
     def differentiate(self, batch: Batch) -> bool:
         """Gradients of the deep part at its present value; whether they are finite."""

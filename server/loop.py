@@ -180,6 +180,7 @@ class Loop:
         audit = self._audit(state, next(iter(weights)))
         change = self.recipe.aggregate(self._updates(state, weights, facts, audit))
         after = State(number + 1, self.recipe.server(state, change))
+        aggregated = time.monotonic()
         error = audit.error(after, max(self._ranks.values())) if audit else None
         total = sum(n for n, _ in facts)
         record = {
@@ -192,7 +193,11 @@ class Loop:
             "bytes": {
                 c: {"up": admitted.up.get(c, traffic.up.get(c, 0)), "down": traffic.down.get(c, 0)} for c in asked
             },
-            "seconds": {"train": trained - started, "aggregate": time.monotonic() - trained},
+            "seconds": {
+                "train": trained - started,
+                "aggregate": aggregated - trained,
+                "audit": time.monotonic() - aggregated,
+            },
         }
         recent = [r for r in notes["refusals"] if r[0] > number - QUARANTINE_ROUNDS]
         refusals = recent + [[number, client] for client in sorted(traffic.blamed | self._contradicted, key=str.encode)]

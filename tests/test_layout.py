@@ -244,7 +244,7 @@ def test_the_readme_shows_the_example_as_it_is() -> None:
     assert f"```python\n{example}```\n" in README
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "STRATEGIES.md"])
 def test_commands_named_in_a_document_exist(document: str) -> None:
     """`fedft <command> --option` in code exists, but for what the document says is not there."""
     commands = getattr(get_command(cli.app), "commands")  # noqa: B009  (typer hides the type of its group)
@@ -257,7 +257,13 @@ def test_commands_named_in_a_document_exist(document: str) -> None:
         assert set(re.findall(r"--[a-z]+", rest)) <= options, f"{document}: fedft {command}{rest}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "DEPLOYMENT.md"])
+def test_every_strategy_has_its_row() -> None:
+    text = (ROOT / "STRATEGIES.md").read_text(encoding="utf-8")
+    rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert rows == set(strategies.BUILT_IN)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "DEPLOYMENT.md", "STRATEGIES.md"])
 def test_files_named_in_a_document_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     rooms = "|".join((*ROOMS, "tests"))

@@ -314,3 +314,28 @@ def test_values_replace_and_everything_else_stays():
     assert now["n.lora_A"] is old["n.lora_A"]
     assert now["other"] is old["other"]
     assert torch.equal(now["head"], torch.ones(2))
+
+
+@pytest.mark.parametrize("decay", [0.0, 2.0, 4.0])
+def test_tall_factors_give_the_same_values_through_gram_matrices(decay: float) -> None:
+    """Half the work; singular values over four decades agree with QR to 1e-8, vectors are orthonormal."""
+    rng = torch.Generator().manual_seed(3)
+    scale = torch.logspace(0, -decay, 12)
+    d = LowRank(torch.randn(12, 60, generator=rng), torch.randn(50, 12, generator=rng) * scale)
+    short, long = d._svd_by_gram(6), d._svd_by_qr(6)
+    assert short is not None
+    assert torch.allclose(short[1], long[1], rtol=1e-8)
+    assert torch.allclose(short[0].T @ short[0], torch.eye(6, dtype=torch.float64), atol=1e-8)
+    product = [(u * s) @ v for u, s, v in (short, long)]
+    assert (product[0] - product[1]).norm() <= 1e-8 * long[1].norm()
+
+
+def test_where_gram_matrices_lose_the_digits_qr_is_used() -> None:
+    rng = torch.Generator().manual_seed(3)
+    scale = torch.logspace(0, -9, 12)
+    d = LowRank(torch.randn(12, 60, generator=rng), torch.randn(50, 12, generator=rng) * scale)
+    assert d._svd_by_gram(10) is None
+    assert torch.allclose(d.svd(10)[1], torch.linalg.svdvals(d.B.double() @ d.A.double())[:10], rtol=1e-7)
+    zero = LowRank(torch.zeros(12, 60), torch.randn(50, 12, generator=rng))
+    assert zero._svd_by_gram(4) is None
+    assert zero.svd(4)[1].abs().max() == 0
