@@ -42,10 +42,11 @@ _SPAN = SUPERBLOCK * BLOCK  # elements, and bits of D or S, of a superblock
 class Hadamard:
     """`hadamard v1`, the default family: K <= 4096 directions; exact everywhere.
 
-    Keeps the bits of D, which do not depend on j: n/8 bytes per tensor (8 KiB at least), 256 MiB in all, beyond which
-    they are made anew at each call; and the block signs of the direction last used, n/1024 bytes per tensor, of at most
-    4096 tensors or chunks. A tensor walked in chunks is kept chunk by chunk, so walk it in the same chunks each time.
-    `axpy_` and `dot` hold another n/8 bytes while they work. What is kept goes with the instance.
+    Compiled kernels keep nothing. torch keeps the bits of D, which do not depend on j: n/8 bytes per tensor (8 KiB at
+    least), 256 MiB in all, beyond which they are made anew at each call; and the block signs of the direction last
+    used, n/1024 bytes per tensor, of at most 4096 tensors or chunks. A tensor walked in chunks is kept chunk by chunk,
+    so walk it in the same chunks each time. `axpy_` and `dot` hold another n/8 bytes while they work. What is kept goes
+    with the instance.
     """
 
     seed: int
