@@ -36,8 +36,9 @@ max|x| / 127. What was decoded encodes to the same bytes again, in every plain c
 
 All other codecs select, round coarsely or make integers, and code what is left by its entropy: `coded.py` has the bytes
 of a float32 tensor, whose wire type is the codec's canonical name. With them uint16 becomes the wire type "numbers",
-which takes the fewest bytes (`entropy.py`). 256 entries take at least one byte, so what a short message can claim is
-bounded; a table of the frequencies of symbols always adds up, and nothing is left over when the last symbol is out.
+which takes the fewest bytes (`entropy.py`). 256 entries take at least one byte and a message has at most 2^31 of them,
+so what a short message can claim is bounded. A table of the frequencies of symbols always adds up, and nothing may be
+left when the last symbol is out.
 
 A tensor without entries takes no bytes and has no dimension above 2^20. Infinity and NaN stay non-finite in every
 codec (entries above about 1e38 may become so), for the receiver to refuse.
@@ -77,6 +78,7 @@ MAX_MESSAGE_BYTES = 2**31 - 1  # the transport's messages are protobuf: signed 3
 MAX_HEADER_BYTES = 4096  # ours take about 80; 32 metrics with the longest names still fit
 MAX_JOB_BYTES = 64 * 1024
 MAX_TENSORS = 8192  # an 80-layer model with all its modules adapted has about 1,100
+MAX_ENTRIES = 2**31  # of all tensors of a message: four times what fp32 could hold
 MAX_NAME = 200
 MAX_METRICS = 32
 MAX_METRIC = 1e30  # sums and means of what clients say stay finite
@@ -496,6 +498,8 @@ def _same_shape(found: tuple[int, ...], t: TensorSpec) -> bool:
 
 def _tensors(entries: Mapping[str, wire.Entry], body: memoryview) -> dict[str, Tensor]:
     r = Reader(body)
+    if (total := sum(math.prod(e.shape) for e in entries.values())) > MAX_ENTRIES:
+        raise ValueError(f"{total} entries, at most {MAX_ENTRIES} allowed")
     parts: dict[str, memoryview] = {}
     for name, entry in entries.items():
         n = most = wire.size(name, entry)

@@ -264,8 +264,8 @@ def _quantised(v: Floats, name: str, shape: tuple[int, ...], codec: Codec) -> tu
         return np.zeros(0, np.int32), np.full((1, 1), ZERO, np.int32)
     x = _grid(v, shape, codec)
     quarters = _quarters(x, _groups(name, shape, codec), codec)
-    used = (quarters != ZERO) & (quarters != NOT_FINITE)
-    q = x * np.where(used, 1 / _step(quarters), np.float32(0))
+    step = _step(quarters)
+    q = x * np.where(step > 0, 1 / step, np.float32(0))
     if (quarters == NOT_FINITE).any():
         q[np.isnan(q)] = 1  # any symbol but 0 comes out as NaN
     return np.rint(q, out=q).astype(np.int32).reshape(-1)[: len(v)], quarters
@@ -300,15 +300,17 @@ def _largest_of_columns(x: Floats) -> Floats:
 
 
 def _step(quarters: Integers) -> Floats:
-    step = np.ldexp(_FOURTH_ROOTS[quarters & 3], np.clip(quarters >> 2, -126, 127))
-    return np.select([quarters == ZERO, quarters == NOT_FINITE], [np.float32(0), np.float32(np.nan)], step)
+    step: Floats = np.ldexp(_FOURTH_ROOTS[quarters & 3], quarters >> 2)  # 0 or infinite for the two that are none
+    step[quarters == ZERO] = 0
+    step[quarters == NOT_FINITE] = np.nan
+    return step
 
 
 def _put_steps(quarters: Integers) -> bytes:
     flat = quarters.reshape(-1)
-    used = flat[(flat != ZERO) & (flat != NOT_FINITE)]
-    base = int(used.max()) if len(used) else 0
-    t = np.select([flat == ZERO, flat == NOT_FINITE], [0, 255], base - flat + 1)
+    base = int(np.where(flat == NOT_FINITE, ZERO, flat).max())
+    base = 0 if base == ZERO else base
+    t = np.where(flat == ZERO, 0, np.where(flat == NOT_FINITE, 255, base - flat + 1))
     width = int(t.max()).bit_length()
     return struct.pack("<hB", base, width) + entropy.put_fields(t, width)
 
@@ -321,4 +323,5 @@ def _get_steps(r: Reader, groups: tuple[int, int]) -> Integers:
     quarters = base - t + 1
     if not _LEAST <= base < 4 * 128 or int(quarters[(t > 0) & (t < 255)].min(initial=base)) < _LEAST:
         raise ValueError(f"expected steps from 2^{_LEAST // 4} to 2^127, got 2^({base}/4) and below")
-    return np.select([t == 0, t == 255], [ZERO, NOT_FINITE], quarters).astype(np.int32).reshape(groups)
+    quarters[t == 0], quarters[t == 255] = ZERO, NOT_FINITE
+    return quarters.reshape(groups)

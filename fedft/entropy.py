@@ -19,7 +19,7 @@ here; every form is the smallest of several, told by a byte.
     rice      p u8 | sum of the quotients varint | bits: for each gap g >> p ones and a zero, then p low bits of each
               gap (a gap is the number of places between one and the next)
     numbers   n in 0 .. 65535:  form u8
-                0 .. 16  n fields of so many bits
+                1 .. 16  n fields of so many bits
                 32       they ascend strictly: rice
     stream    words varint | so many u32, little endian: rANS with a state x of 64 bits and frequencies f out of 2^24.
               To read: x is the last word and the one before it (if there is one) as low half; then for each symbol
@@ -333,13 +333,13 @@ def _get_rice(r: Reader, n: int) -> NDArray[np.int64]:
 def put_numbers(x: NDArray[np.uint16]) -> bytes:
     """Integers in 0 .. 65535."""
     values = x.astype(np.int64)
-    width = int(values.max()).bit_length() if len(values) else 0
+    width = max(1, int(values.max(initial=0)).bit_length())  # so that many numbers need many bytes
     gaps = np.diff(values, prepend=-1) - 1
-    if len(values) and int(gaps.min()) >= 0:
+    if int(gaps.min(initial=0)) >= 0 and len(values):
         p, rice = _rice_size(gaps)
         if rice < width * len(values) / 8:
             return bytes([_RICE]) + _put_rice(gaps, p)
-    return bytes([width]) + (put_fields(values, width) if width else b"")
+    return bytes([width]) + put_fields(values, width)
 
 
 def get_numbers(r: Reader, n: int) -> NDArray[np.int64]:
@@ -350,6 +350,6 @@ def get_numbers(r: Reader, n: int) -> NDArray[np.int64]:
         if n and int(values[-1]) > 65535:
             raise ValueError(f"a number is {values[-1]}, at most 65535 allowed")
         return values
-    if form > 16:
+    if not 1 <= form <= 16:
         raise ValueError(f"numbers of form {form}")
-    return (get_fields(r, n, form) if form else np.zeros(n, np.int32)).astype(np.int64)
+    return get_fields(r, n, form).astype(np.int64)

@@ -201,6 +201,7 @@ BAD = {
     "gaps that add up to 2^65": ("support", "0202" + "1f" + "ffffffff7f"),
     "a remainder past the end": ("support", "0102" + "07" + "00" + "7f"),
     "numbers of 17 bits": ("numbers", "11" + "00" * 26),
+    "numbers of no bits": ("numbers", "00"),
     "numbers cut short": ("numbers", "0a" + "00" * 14),
     "a number of 65,536": ("numbers", "200e" + "0c" + "ff" * 12),
 }
