@@ -86,9 +86,10 @@ def take(name: str, tensor: Tensor, codec: Codec, seed: int = 0) -> Sent:
         index = selection.largest(x, codec.kept(len(x)))
     with np.errstate(all="ignore"):  # as in `tensor`
         values, scale = _rounded(x if index is None else x[index], name, shape, codec)
-    if index is not None and _sparse(codec) and not np.all(values):
-        sent = values != 0  # NaN is not
-        index, values = index[sent], values[sent]
+    if index is not None and _sparse(codec):
+        sent = (values & 0x7FFF if codec.values == "bf16" else values) != 0  # NaN is sent, -0 is not
+        if not sent.all():
+            index, values = index[sent], values[sent]
     return Sent(name, shape, codec, seed if codec.selection == "randk" else 0, index, values, scale)
 
 
