@@ -161,10 +161,10 @@ class Responder:
         turn = client.install(plan)
         asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), _work(turn))
         if kept is not None and kept[0].work == asked.work:
-            payload = client.relabelled(kept[1], plan)
+            payload = codec.relabelled(kept[1], round=plan.round, attempt=plan.attempt)
         else:
             self._doing = (about.plan, "training", time.monotonic())
-            payload = client.encode(client.train(turn))
+            payload = client.encode(client.train(turn), turn)
         self.disk.keep_answer(asked, payload)
         return payload
 

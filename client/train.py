@@ -6,7 +6,7 @@ evaluate   Plan     -> Update without tensors: metrics on the held-out rows
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -61,17 +61,11 @@ class Client:
     def carry_out(self, plan: Plan) -> bytes:
         """Train or evaluate as the plan says; the encoded update. Raises PlanRefused."""
         turn = self.install(plan)
-        return self.encode(self.evaluate(turn) if plan.evaluate else self.train(turn))
+        return self.encode(self.evaluate(turn) if plan.evaluate else self.train(turn), turn)
 
-    def encode(self, update: Update) -> bytes:
-        """The update as it travels."""
-        return codec.encode_update(update, self.config.codec.up)
-
-    def relabelled(self, payload: bytes, plan: Plan) -> bytes:
-        """An encoded update of the same work, as the answer to another attempt."""
-        spec = self.recipe.spec(self.handle.layout, plan)
-        update = codec.decode_update(payload, spec, self.config.codec.up)
-        return self.encode(replace(update, round=plan.round, attempt=plan.attempt))
+    def encode(self, update: Update, turn: Turn) -> bytes:
+        """The turn's update as it travels."""
+        return codec.encode_update(update, self.config.codec.up, turn.seed)
 
     def enrol(self, job: Job) -> bytes:
         """Agree on the run; answers with the numbers of rows to train on and held out. Raises PlanRefused."""

@@ -19,7 +19,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fedft import check
+from fedft import check, codec_name
 from fedft.errors import ConfigError
 
 BUILT_IN = ("stdlib-base", "stdlib-docstrings")
@@ -119,9 +119,11 @@ class Codec:
     """[codec]: how tensors are written on the wire."""
 
     up: str = "fp32"
-    """Client to server: fp32, fp16, bf16 or int8 (one scale per rank row)."""
+    """Client to server: fp32, fp16, bf16, int8, int4, or less: "ternary:0.5", "topk:0.1 | int8"; see fedft/codec_name.py."""
     down: str = "fp32"
-    """Server to client; FLoRA's must be fp32."""
+    """Server to client: fp32, fp16, bf16, int8, or one of them behind "topk:1 |" where most numbers are zero."""
+    error_feedback: bool | None = None
+    """Clients add what the codec left out to their next update; left out: where it leaves out much and that is possible."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,11 @@ class Server:
     """Everything random that must be repeatable derives from it."""
     mode: str = "local"
     """"local" (this process) or "ray" (Flower's simulation engine)."""
+    together: int = 1
+    """Mode "local": clients that train in one pass of the base model, where the strategy and the model allow it (plain
+    back-propagation on adapters, no dropout); memory of activations grows with it. 1 is exactly what a deployment does.
+    More is several times as fast where batches are short. The same run gives the same bytes again, but they differ from
+    those of 1 in the rounding of sums, and those of a run that was interrupted inside a round may."""
     quorum: float = 2 / 3
     """Share of those asked that must be admitted, rounded up."""
     deadline_s: float | None = None
@@ -359,11 +366,22 @@ def _check(c: RunConfig, where: str) -> None:
         check.one_of(("float32", "bfloat16", "float16"), dtype=c.model.dtype)
         check.one_of(("natural", "iid", "dirichlet"), partition=c.data.partition)
         check.one_of(("adamw", "sgd"), optimizer=c.local.optimizer)
-        check.one_of(("fp32", "fp16", "bf16", "int8"), up=c.codec.up, down=c.codec.down)
+        for way, name in (("up", c.codec.up), ("down", c.codec.down)):
+            try:
+                codec_name.parse(name)
+            except ValueError as e:
+                raise ValueError(f"[codec] {way}: {e}") from e
+        down = codec_name.parse(c.codec.down)
+        if not (down.plain or (down.selection and down.share == 1 and down.values != "int4")):
+            raise ValueError(
+                f"[codec] down = {c.codec.down!r} blurs or leaves out much of a state; wanted fp32, fp16, bf16, int8, or "
+                "one of them behind 'topk:1 |'"
+            )
         check.one_of(("none",), privacy_mode=c.privacy.mode)
         check.one_of(("local", "ray"), mode=c.server.mode)
         check.at_least(1, steps=c.local.steps, batch_size=c.local.batch_size, threads=c.local.threads)
         check.at_least(1, rounds=c.server.rounds, attempts=c.server.attempts, every=c.eval.every)
+        check.at_least(1, together=c.server.together)
         if c.server.budget is not None:
             budget_of(c.server.budget)
         check.at_least(1, eval_batch_size=c.eval.batch_size, generate_tokens=c.eval.generate_tokens)

@@ -51,6 +51,9 @@ class Directions(Protocol):
     def add_(self, out: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
         """out += alpha * z_index, in place, one rounding per element (alpha is rounded to float32 first)."""
 
+    def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """out = x + alpha * z_index, rounded as `add_` rounds; `x` is like `out`, or is `out` itself."""
+
     def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
         """out += sum_j coefficients[j] z_j, in place; `coefficients` is float32 or float64 [K], below 2^96.
 

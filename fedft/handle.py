@@ -9,7 +9,7 @@ w0 + change, summed in float32 and rounded once, never a running sum of rounding
 """
 
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -260,6 +260,8 @@ class _Probe:
         self._real: dict[nn.Parameter, Tensor] = {}
         self._inside: Counter[nn.Parameter] = Counter()
         self._slots: dict[tuple[nn.Module, str], nn.Parameter] = {}
+        self._spare: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        """Copies out of use: fresh memory costs more than the arithmetic."""
 
     @contextmanager
     def swapping(self, live: Mapping[str, nn.Parameter], only: Collection[str] | None) -> Iterator["_Probe"]:
@@ -308,8 +310,9 @@ class _Probe:
                 if parameter not in self._real:  # a tied one may run inside another of its owners
                     z, index, epsilon = self.shift
                     self._real[parameter] = parameter.data
-                    moved = parameter.data.clone()
-                    z.add_(moved, name, index, epsilon)
+                    spare = [] if torch.is_grad_enabled() else self._spare[parameter.shape]  # autograd may keep its own
+                    moved = spare.pop() if spare else torch.empty_like(parameter.data)
+                    z.add_into(moved, parameter.data, name, index, epsilon)
                     parameter.data = moved
 
     def _out(self, module: nn.Module, own: list[tuple[str, str, nn.Parameter]]) -> None:
@@ -321,4 +324,6 @@ class _Probe:
             elif self.shift is not None:
                 self._inside[parameter] -= 1
                 if not self._inside[parameter]:
+                    if not torch.is_grad_enabled():
+                        self._spare[parameter.shape].append(parameter.data)
                     parameter.data = self._real.pop(parameter)

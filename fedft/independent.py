@@ -46,6 +46,10 @@ class _Rows(ABC):
             row = self._rows(name, range(index, index + 1), start + here.start, here.stop - here.start, flat.device)
             flat[here].add_(row[0].mul(alpha))  # two steps: a fused one would round the product differently
 
+    def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        out.copy_(x)
+        self.add_(out, name, index, alpha, start=start)
+
     def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
         flat = directions.flat(out)
         read = directions.quantised if self.exact else directions.checked

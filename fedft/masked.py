@@ -76,6 +76,11 @@ class Masked:
             self.inner.add_(moved, name, index, alpha, start=start + here.start)
             flat[here] = torch.where(kept, moved, flat[here])
 
+    def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """out = x + alpha z_index."""
+        out.copy_(x)
+        self.add_(out, name, index, alpha, start=start)
+
     def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
         """out += sum_j coefficients[j] z_j; elements that are zeroed keep every bit."""
         flat = directions.flat(out)

@@ -123,6 +123,11 @@ class Along:
             for j, c in found.items():
                 self.z.add_(out, name, j, c, start=start)
 
+    def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """out = x + alpha sum_j c_j z_j."""
+        out.copy_(x)
+        self.add_(out, name, index, alpha, start=start)
+
 
 class _Walker:
     """What a walk has at hand between its steps."""
@@ -188,7 +193,7 @@ class _Walker:
         here = here if math.isfinite(here) else self.measure(self.handle, batch)
         losses = {1.0: math.nan, 0.0: here, -1.0: math.nan}
         for sign in (1.0, -1.0):
-            with self.handle.perturbed(cast(Directions, along), 0, sign):  # of directions, add_ is all it uses
+            with self.handle.perturbed(cast(Directions, along), 0, sign):  # of directions, add_into is all it uses
                 losses[sign] = self.measure(self.handle, batch)
         return min(losses, key=lambda sign: losses[sign] if math.isfinite(losses[sign]) else math.inf)
 

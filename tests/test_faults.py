@@ -71,7 +71,8 @@ def stuck(memory: Memory, version: int, label: str, held: Tensors) -> None:
 
 def forgetful(responder: Responder, client: Client, plan: Plan, about: About) -> bytes:
     """A site that never looks at what it answered before."""
-    payload = client.encode(client.train(client.install(plan)))
+    turn = client.install(plan)
+    payload = client.encode(client.train(turn), turn)
     responder.disk.keep_answer(Asked(plan.run, plan.round, plan.attempt, about.plan.hex()), payload)
     return payload
 
