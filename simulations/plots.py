@@ -89,7 +89,7 @@ def _draw(curves: Mapping[str, Sequence[Sequence[Point]]], look: Mapping[str, St
         axes.set_xlabel(name)
         axes.set_ylabel({"loss": "held-out loss", "accuracy": "accuracy"}.get(y, "|applied - exact| / |exact|"))
         if x == "bytes":
-            _in_bytes(axes)
+            _in_bytes(axes, [p[x] for seeds in curves.values() for of in seeds for p in of])
         if x == "version":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if y == "aggregation_error":
@@ -119,20 +119,22 @@ def _draw(curves: Mapping[str, Sequence[Sequence[Point]]], look: Mapping[str, St
     return _svg(draw)
 
 
-def _in_bytes(axes: Any) -> None:
+def _in_bytes(axes: Any, values: Sequence[float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=7))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: size(round(n)).replace(".0 ", " ")))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    if (some := [n for n in values if n > 0]) and min(some) == max(some):  # a logarithm has no room around one point
+        axes.set_xlim(some[0] / 3, some[0] * 3)
 
 
 def _ends(rows: Sequence[Mapping[str, Any]], look: Mapping[str, Style]) -> str:
     """Final loss against total bytes; a band for a method that sends nothing."""
 
     def draw(axes: Any) -> None:
-        _in_bytes(axes)
+        _in_bytes(axes, [row["bytes"] for row in rows])
         axes.set_xlabel("bytes, all clients, up and down")
         axes.set_ylabel("held-out loss at the end")
         for row in rows:

@@ -235,3 +235,21 @@ def test_on_a_narrow_terminal_the_table_leaves_columns_out_and_says_which(
     assert "left out, for the width of the terminal: before" in narrow
     assert "1.037 ± 0.007" in narrow or "1.042 ± 0.007" in narrow
     assert "…" not in narrow
+
+
+def test_one_method_alone_is_drawn_without_a_warning() -> None:
+    """On a logarithmic axis one point has no width of its own."""
+    curve = [
+        {
+            "version": v,
+            "loss": 2.0 - v,
+            "accuracy": 0.1,
+            "aggregation_error": None,
+            "bytes": n,
+            "steps": v,
+            "seconds": v,
+        }
+        for v, n in ((0, 0), (1, 10**9))
+    ]
+    rows = [{"method": "fedavg", "after": 1.0, "bytes": 10**9}]
+    assert len(plots.figures({"curves": {"fedavg": [curve]}, "rows": rows})) == 5
