@@ -338,7 +338,7 @@ def test_a_short_message_does_not_get_much_memory(name):
             if "8,128" in shape:
                 assert not codec.decode_plan(changed, max_bytes=2000).tensors["w"].any()
             else:
-                with pytest.raises(RejectedUpdate, match="entries of 'w' in"):
+                with pytest.raises(RejectedUpdate, match="entries"):
                     codec.decode_plan(changed, max_bytes=2000)
             assert tracemalloc.get_traced_memory()[1] < 200_000
         finally:
