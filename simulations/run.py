@@ -31,7 +31,7 @@ from fedft.server.folder import alone, check_rounds, prepare
 from fedft.server.job import job_of
 from fedft.server.loop import Loop, Observer
 from fedft.server.metrics import MetricsFile
-from fedft.simulations import population
+from fedft.simulations import population, together
 from fedft.transport import GridPost, LocalGrid
 
 FIRST_NODE = 1000
@@ -175,9 +175,10 @@ def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:
 
 
 def local_post(clients: Mapping[str, Client]) -> GridPost:
-    """Carries letters to these clients, one at a time, in this process."""
+    """Carries letters to these clients in this process, one at a time but for `[server] together`."""
     names = dict(enumerate(clients, FIRST_NODE))
-    grid = LocalGrid(names, lambda node, message: clients[names[node]].answer(message))
+    begin, most = together.starter({node: clients[name] for node, name in names.items()})
+    grid = LocalGrid(names, lambda node, message: clients[names[node]].answer(message), begin, most)
     return GridPost(grid, {name: node for node, name in names.items()})
 
 

@@ -1,0 +1,118 @@
+"""Clients that train side by side: their messages are opened in turn, their steps taken in shared passes of the model.
+
+Everything around the steps is each client's own: what it refuses, what it holds and keeps, its reply. Turns that cannot
+share a pass (`fedft.batched`) are taken one at a time, as if nobody had tried.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NoReturn, cast
+
+from fedft import batched, transport
+from fedft.batched import Seat
+from fedft.client.train import Client
+from fedft.errors import PlanRefused, RejectedUpdate
+from fedft.recipe import Batch, FirstOrder, Handle, LocalStep, Trained, Turn
+from fedft.transport import Message
+
+log = logging.getLogger(__name__)
+
+Finish = Callable[[], Message]
+Outcome = Trained | FloatingPointError | None
+"""Of a seat; None: it trains alone."""
+
+
+class Seated(Exception):
+    """A client's local steps were reached."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+
+
+def starter(clients: Mapping[int, Client]) -> tuple[Callable[[list[Message]], list[Finish]] | None, int]:
+    """What begins the training of several of these clients (by node) at once, and of how many; None: nothing does."""
+    first = next(iter(clients.values()), None)
+    if first is None or first.config.server.together == 1 or first.config.model.lora_dropout:
+        return None, 1
+    if any(c.handle is not first.handle or c.recipe is not first.recipe for c in clients.values()):
+        return None, 1
+    if not batched.possible(first.recipe, first.base.model, first.config.local):
+        return None, 1
+    return Table(clients).begin, first.config.server.together
+
+
+@dataclass
+class Table:
+    """The clients of this process, by node."""
+
+    clients: Mapping[int, Client]
+    checked: bool = False
+    """Whether a pass has given the loss that a client has alone."""
+    alone: bool = False
+    """Whether this model cannot be shared: then nobody tries again."""
+
+    def begin(self, messages: list[Message]) -> list[Finish]:
+        """Train all who are asked to; what makes the reply to each message, in their order."""
+        asked = [(self.clients[m.metadata.dst_node_id], m) for m in messages]
+        opened = [_open(client, m) for client, m in asked]
+        trained = iter(self._train([o for o in opened if isinstance(o, Seat)]))
+        pairs = zip(asked, opened, strict=True)
+        return [partial(_finish, *a, o, next(trained)) if isinstance(o, Seat) else o for a, o in pairs]
+
+    def _train(self, seats: list[Seat]) -> list[Outcome]:
+        if len(seats) > 1 and not self.alone:
+            anyone = next(iter(self.clients.values()))
+            local, pad_id = cast(FirstOrder, anyone.recipe.local), anyone.base.pad_id
+            try:
+                found = batched.train(anyone.handle, local, seats, pad_id, check=not self.checked)
+            except Exception as e:  # a model that we do not know may do anything; each alone says what is wrong
+                self.alone = not self.checked
+                log.warning("clients train one at a time: %s: %s", type(e).__name__, e)
+            else:
+                self.checked = True
+                return list(found)
+        return [None] * len(seats)
+
+
+def _open(client: Client, message: Message) -> Seat | Finish:
+    """The client's seat, taken when the model stood at its start; or its reply, where it does not come to train."""
+
+    def sit(handle: Handle, batches: Iterator[Batch], turn: Turn) -> NoReturn:
+        raise Seated(batched.seat(client.handle, cast(FirstOrder, client.recipe.local), turn, batches))
+
+    try:
+        reply = _instead(client, sit).answer(message)
+    except Seated as s:
+        return s.seat
+    except Exception as e:
+        return partial(_raise, e)
+    return lambda: reply
+
+
+def _finish(client: Client, message: Message, seat: Seat, outcome: Outcome) -> Message:
+    """The reply of a client that has trained; it trains now if it has not."""
+
+    def said(handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+        if isinstance(outcome, Trained):
+            return outcome
+        raise FloatingPointError(str(outcome))
+
+    if outcome is None:
+        client.recipe.start(client.handle, seat.turn)
+    else:
+        client = _instead(client, said)
+    try:
+        return transport.pack_reply(message, client.encode(client.train(seat.turn), seat.turn))
+    except (PlanRefused, RejectedUpdate) as e:
+        return transport.pack_refusal(message, e.code, str(e))
+
+
+def _instead(client: Client, local: LocalStep) -> Client:
+    """The client with other local steps; what it holds and keeps is the same."""
+    return replace(client, recipe=replace(client.recipe, local=local))
+
+
+def _raise(e: Exception) -> NoReturn:
+    raise e
