@@ -58,6 +58,8 @@ def check_plan(plan: Plan, policy: Policy) -> None:
     with _refusing():
         _at_most("policy_rank", "rank", plan.rank, policy.max_rank)
         _at_most("policy_steps", "steps", plan.steps, policy.max_steps)
+        if plan.steps < 1 and not plan.evaluate:
+            raise PlanRefused("policy_steps", f"steps = {plan.steps}: there is nothing to train")
         _at_most("policy_learning_rate", "learning_rate", plan.learning_rate, policy.max_learning_rate, (int, float))
         if not (isinstance(plan.evaluate, bool) and isinstance(plan.extra, Mapping)):
             raise PlanRefused("policy_options", "malformed plan: evaluate or extra is of a wrong type")
@@ -98,7 +100,13 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
     options = {k: v for k, v in job.strategy.items() if k != "name"}
     said = replace(said, strategy=config.Strategy(name, options))
     _check_limits(said, policy)
-    space = strategies.make(name, options).space
+    space = strategies.make(name, options).space  # its options are of their types from here on
+    passes = said.local.steps * options.get("samples", 1)
+    _at_most("policy_steps", "[local] steps x samples", passes, policy.max_steps)
+    factor = options.get("first_order_factor", 1.0) * said.local.learning_rate
+    _at_most(
+        "policy_learning_rate", "learning_rate x first_order_factor", factor, policy.max_learning_rate, (int, float)
+    )
     if space.kind == "full" and "all-linear" not in policy.targets:
         raise PlanRefused("policy_targets", f"strategy {name!r} trains all parameters; allowed: {policy.targets}")
     return said

@@ -38,7 +38,7 @@ def simulate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. strategy.name=ffa_lora.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder [default: a new one under fedft-runs/].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder (default: a new one under fedft-runs/).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -117,7 +117,7 @@ def race(
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs and of races.")],
     to: Annotated[
-        Path | None, typer.Option(help="File [default: report.html in the folder, or here if there are several].")
+        Path | None, typer.Option(help="File (default: report.html in the folder, or here if there are several).")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -51,7 +51,7 @@ def server(
     out: Annotated[Path, typer.Option(help="Run folder; one that holds this run is resumed.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT on which sites reach us.")] = "127.0.0.1:9443",
     superlink: Annotated[str, typer.Option(help="HOST:PORT of a SuperLink that you run; ours is not started.")] = "",
-    superlink_ca: Annotated[Path | None, typer.Option(help="CA certificate of that SuperLink [default: ours].")] = None,
+    superlink_ca: Annotated[Path | None, typer.Option(help="CA certificate of that SuperLink (default: ours).")] = None,
     lift: Annotated[list[str] | None, typer.Option(metavar="SITE", help="End the quarantine of a site.")] = None,
     set_: SetKeys = None,
     log_: LogForm = "lines",

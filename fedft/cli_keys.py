@@ -23,7 +23,7 @@ def server(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; keys in it are never overwritten.")],
     host: Annotated[
         list[str] | None,
-        typer.Option(help="DNS name or IP address that sites connect to; repeat it. [default: localhost, 127.0.0.1]"),
+        typer.Option(help="DNS name or IP address that sites connect to; repeat it. (default: localhost, 127.0.0.1)"),
     ] = None,
     days: Days = 365,
 ) -> None:
@@ -108,7 +108,7 @@ def list_(
 def renew(
     folder: ServerFolder,
     host: Annotated[
-        list[str] | None, typer.Option(help="As for `fedft keys server`. [default: those of the present certificate]")
+        list[str] | None, typer.Option(help="As for `fedft keys server`. (default: those of the present certificate)")
     ] = None,
     days: Days = 365,
 ) -> None:

@@ -119,11 +119,11 @@ class Codec:
     """[codec]: how tensors are written on the wire."""
 
     up: str = "fp32"
-    """Client to server: fp32, fp16, bf16, int8, int4, or less: "ternary:0.5", "topk:0.1 | int8"; see fedft/codec_name.py."""
+    """Client to server: fp32, fp16, bf16, int8, int4, "ternary:0.5", "topk:0.1 | int8"...; see fedft/codec_name.py."""
     down: str = "fp32"
     """Server to client: fp32, fp16, bf16, int8, or one of them behind "topk:1 |" where most numbers are zero."""
     error_feedback: bool | None = None
-    """Clients add what the codec left out to their next update; left out: where it leaves out much and that is possible."""
+    """Clients add what the codec left out to their next update; not said: where it leaves out much and they can."""
 
 
 @dataclass(frozen=True)
@@ -374,8 +374,8 @@ def _check(c: RunConfig, where: str) -> None:
         down = codec_name.parse(c.codec.down)
         if not (down.plain or (down.selection and down.share == 1 and down.values != "int4")):
             raise ValueError(
-                f"[codec] down = {c.codec.down!r} blurs or leaves out much of a state; wanted fp32, fp16, bf16, int8, or "
-                "one of them behind 'topk:1 |'"
+                f"[codec] down = {c.codec.down!r} blurs or leaves out much of a state; wanted fp32, fp16, bf16, int8, "
+                "or one of them behind 'topk:1 |'"
             )
         check.one_of(("none",), privacy_mode=c.privacy.mode)
         check.one_of(("local", "ray"), mode=c.server.mode)

@@ -35,4 +35,5 @@ class Feedback:
                 meant[name] = x + late
         sent = codec.roundtrip(meant, self.up, turn.seed)
         unsent = {UNSENT + n: x - sent[n] for n, x in meant.items() if x.is_floating_point()}
-        return Trained(meant, trained.metrics, {**trained.kept, **unsent})
+        before = {n: x for n, x in turn.kept.items() if n.startswith(UNSENT)}  # of what is not sent in this round
+        return Trained(meant, trained.metrics, {**before, **trained.kept, **unsent})

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedft import tensors
+from fedft.codec import MAX_TENSORS
 from fedft.recipe import State
 from fedft.tensors import Tensors
 from fedft.update import Plan
@@ -20,6 +21,14 @@ from fedft.update import Plan
 def nothing_yet(layout: object, rank: int, seed: int) -> dict[str, Tensor]:
     """Version 0: no rounds; the model is the base."""
     return {}
+
+
+def check_rounds(rounds: int, tensors: int) -> None:
+    """Raises ValueError where a history of so many rounds, of so many tensors each, does not fit one plan."""
+    if rounds * tensors > MAX_TENSORS:
+        raise ValueError(
+            f"[server] rounds = {rounds}: a newcomer is sent one history of at most {MAX_TENSORS // tensors}"
+        )
 
 
 def grow(state: State, change: Tensors) -> dict[str, Tensor]:

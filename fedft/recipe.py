@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedft import philox, tensors
 from fedft.directions import Directions
-from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank, cut
+from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank, cut, split
 from fedft.tensors import Tensors
 from fedft.update import Plan, Spec, TensorSpec, Update
 
@@ -321,6 +321,17 @@ def anything(delta: Tensors, plan: Plan) -> None:
     """No rule beyond the spec."""
 
 
+def l2_norm(delta: Tensors, plan: Plan) -> float:
+    """Of all floats taken as one vector."""
+    return tensors.norm({n: x for n, x in delta.items() if x.is_floating_point()})
+
+
+def product_norm(delta: Tensors, plan: Plan) -> float:
+    """Of the products B A and of everything that is no pair: where only products reach the state."""
+    pairs, rest = split(delta)
+    return (sum(d.norm() ** 2 for d in pairs.values()) + l2_norm(rest, plan) ** 2) ** 0.5
+
+
 def as_configured(state: State, client: str, rank: int) -> int:
     """The rank that the run file gives this client."""
     return rank
@@ -369,8 +380,10 @@ class Recipe:
     """What is broadcast shows single clients' tensors."""
     unlike_ranks: bool = False
     """Clients may have different LoRA ranks."""
-    sends_products: bool = False
-    """Pairs that are sent are whole changes B A (`send="value"`), so their size is that of the product."""
+    sends: Literal["changes", "values", "numbers"] = "changes"
+    """What uploads are: changes of named tensors; their values (`send="value"`); or other numbers (scalars, lists)."""
+    norm: Callable[[Tensors, Plan], float] = l2_norm
+    """(upload, plan) -> how large it is, for the limits on what one client may move."""
     adds_downloads: bool = False
     """Clients add up what comes down, so it must come as it is: codec.down = "fp32"."""
     evaluates_apart: bool = False

@@ -34,6 +34,7 @@ Objective = Literal["loss", "accuracy", "f1"]
 Variant = Literal["exact", "reference"]
 
 ADAM_EPSILON = 1e-8
+MAX_SAMPLES = 4096  # directions that there are in a turn
 FORGOTTEN = 1e-3  # weight below which a past slope is left out of the momentum
 
 
@@ -63,9 +64,10 @@ class Walk:
         check.one_of(("loss", "accuracy", "f1"), objective=self.objective)
         check.one_of(("exact", "reference"), variant=self.variant)
         check.above(0, epsilon=self.epsilon, scalar_clip=self.scalar_clip)
-        check.at_least(1, samples=self.samples)
+        check.between(1, MAX_SAMPLES, samples=self.samples)  # a server's job may ask for so many passes per step
         check.at_least(0, momentum=self.momentum, beta2=self.beta2, sparsity=self.sparsity, resample=self.resample)
-        check.at_least(0, first_order_factor=self.first_order_factor, first_order_from=self.first_order_from or 0)
+        check.between(0, 100, first_order_factor=self.first_order_factor)
+        check.at_least(0, first_order_from=self.first_order_from or 0)
         if max(self.momentum, self.beta2, self.sparsity) >= 1:
             raise ValueError(f"expected momentum, beta2, sparsity < 1, got {self.momentum, self.beta2, self.sparsity}")
         if self.rule == "adam" and self.momentum > self.beta2:
@@ -106,11 +108,17 @@ class Walk:
             return 1.01  # 16-bit codecs round up by 2^-8 at most
         if self.rule == "adam":  # Cauchy-Schwarz: |m'| <= sqrt(sum w_s^2 / u_s), w and u the weights in m' and v'
             return 1.01 * math.sqrt((1 - self.momentum) / (1 - self.beta2))
-        return self.scalar_clip / (1 - self.momentum if self.rule == "momentum" else 1)
+        return 1.01 * self.scalar_clip / (1 - self.momentum if self.rule == "momentum" else 1)
 
     def masked(self, z: Directions, seed: int) -> Directions:
         """z with the share `sparsity` of the entries zeroed."""
         return Masked(z, seed, masked.fraction(self.sparsity, self.variant)) if self.sparsity else z
+
+
+def within(distances: Tensor, bound: float) -> bool:
+    """Whether sum |c_j| is at most `bound`, but for what an honest client's codec may have added: int8 at the worst."""
+    c = distances.double().abs()
+    return not len(c) or bool(c.sum() <= bound + len(c) * c.max() / 127)
 
 
 def signs(z: Directions) -> bool:

@@ -66,7 +66,7 @@ def walk(
     walker = _Walker(handle, turn, how, z)
     keep, kept, losses = 1 - turn.plan.learning_rate * weight_decay, 1.0, []
     for s in range(turn.plan.steps):
-        if how.resample:
+        if how.resample and s % how.resample == 0:
             walker.z = how.masked(z, philox.derive(turn.seed, "mask", s // how.resample))
         batch = next(batches)
         if walker.deep is not None and not walker.deep.differentiate(batch):

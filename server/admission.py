@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from fedft import codec, lowrank, tensors
+from fedft import codec
 from fedft.config import Limits
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Layout, Recipe
@@ -51,7 +51,7 @@ def admit(
     if update.num_examples > limits.max_num_examples:
         raise RejectedUpdate("weight", f"num_examples is {update.num_examples}, at most {limits.max_num_examples}")
     recipe.admit(update.delta, plan)
-    norm = norm_of(update, recipe)
+    norm = recipe.norm(update.delta, plan)
     usual = median(norms) if norms else 0.0
     bound = min(limits.norm_factor * usual or float("inf"), limits.max_norm or float("inf"))
     if norm > bound:
@@ -62,15 +62,6 @@ def admit(
 def longest(spec: Spec, up: str, limits: Limits) -> int:
     """Bytes of the longest update that may be sent."""
     return limits.max_bytes or codec.max_update_bytes(spec, up)
-
-
-def norm_of(update: Update, recipe: Recipe) -> float:
-    """L2 norm of what the update changes; pairs that are whole changes by the norm of their product."""
-    floats = {n: t for n, t in update.delta.items() if t.is_floating_point()}
-    if not recipe.sends_products:
-        return tensors.norm(floats)
-    pairs, rest = lowrank.split(floats)
-    return (sum(d.norm() ** 2 for d in pairs.values()) + tensors.norm(rest) ** 2) ** 0.5
 
 
 def capped(examples: Mapping[str, int], max_share: float) -> dict[str, int]:

@@ -1,13 +1,13 @@
 """When a run ends: at its last round, or at the last one that fits `[server] budget`.
 
     bytes=2e7     training traffic of all clients, up and down, added up
-    steps=400     local optimiser steps one after the other: rounds x [local] steps
+    steps=400     local optimiser steps one after the other: rounds x [local] steps, however many passes one takes
     seconds=60    training and aggregation by the clock on the wall
 
 A round is not begun that would exceed the budget if it cost what the last one did; one round is always done. Enrolment
 and evaluation are left out, with one correction: what an evaluation brings to a client that trains next, training would
-have had to bring, so it counts as if it had. Everything is read from the lines of metrics.jsonl, so a run that was
-killed ends where it would have ended.
+have had to bring, so it counts as if it had; and what has to be sent again to a process that was killed does not count.
+Everything is read from the lines of metrics.jsonl, so a run that was killed ends where it would have ended.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +68,8 @@ def training_bytes(line: Line, earlier: Sequence[Line], adds: bool) -> dict[str,
     a method that adds one part of its state and replaces another (FedEx-LoRA, RoLoRA) is counted up to a quarter high.
     """
     up = sum(b["up"] for b in line["bytes"].values())
-    down = sum(b["down"] + _brought(c, b["down"], earlier, adds) for c, b in line["bytes"].items())
+    needed = {c: b.get("needed", b["down"]) for c, b in line["bytes"].items()}
+    down = sum(n + _brought(c, n, earlier, adds) for c, n in needed.items())
     return {"up": up, "down": down}
 
 

@@ -96,6 +96,10 @@ class Store:
         """The admitted bytes of a client, or None if there are none that verify."""
         return durable.verified(self._journal / f"{round:08d}" / _file(client))
 
+    def drop(self, round: int) -> None:
+        """Forget the admitted updates of this round and of later ones."""
+        self._keep_journal(range(round))
+
     def _keep_journal(self, rounds: range) -> None:
         for entry in self._journal.iterdir():
             if entry.name.isdecimal() and int(entry.name) not in rounds:

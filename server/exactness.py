@@ -69,7 +69,7 @@ class Exactness:
         begun, now = self._begun[rank].values, {}
         for name, x in begun.items():
             sent = update.delta.get(name)
-            now[name] = x if sent is None else sent if self.recipe.sends_products else x + sent
+            now[name] = x if sent is None else sent if self.recipe.sends == "values" else x + sent
         self._trained.append((self._pairs(now), update.num_examples))
 
     def error(self, after: State, rank: int) -> float | None:

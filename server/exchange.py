@@ -51,6 +51,8 @@ class Traffic:
 
     up: dict[str, int] = field(default_factory=dict)
     down: dict[str, int] = field(default_factory=dict)
+    needed: dict[str, int] = field(default_factory=dict)
+    """Down by client of the letter meant for it, once: what is sent again to one that was killed is left out."""
     refused: list[dict[str, str]] = field(default_factory=list)
     blamed: set[str] = field(default_factory=set)
     """Clients refused for what they certainly sent; not for what the network did or somebody sent in their name, nor
@@ -75,13 +77,14 @@ class Exchange:
 
     def __post_init__(self) -> None:
         self._joined: set[str] = set()
-        self._have: dict[str, tuple[int, str]] = {}
+        self.have: dict[str, tuple[int, str]] = {}
+        """Version and label of the state that a client was last brought to; durable with the run's state."""
         self._served: dict[str, int] = {}
         self._encoded: tuple[object, bytes] | None = None
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
         """`bare` with what takes this client from the version it stands at to `state`."""
-        have, label = self._have.get(client, (None, "")) if self._shares(bare) else (None, "")
+        have, label = self.have.get(client, (None, "")) if self._shares(bare) else (None, "")
         plan = replace(bare, label=state.label, have=have, have_label=label)
         return replace(plan, tensors=self.recipe.downlink(state, plan.have, plan))
 
@@ -113,21 +116,21 @@ class Exchange:
 
         def take(client: str, payload: bytes) -> None:
             if self._shares(bare[client]):
-                self._have[client] = state.version, state.label
+                self.have[client] = state.version, state.label
             accept(client, payload)
 
         def payload(client: str) -> bytes:
-            wanted = self._have.get(client), bare[client]
+            wanted = self.have.get(client), bare[client]
             if not self._encoded or self._encoded[0] != wanted:  # most are sent the same
                 self._encoded = wanted, codec.encode_plan(self.plan(bare[client], state, client), self.down_codec)
             return self._encoded[1]
 
         def behind(client: str, reason: str) -> None:
             """Note where the client says it stands, if there was such a state since we started."""
-            self._have.pop(client, None)
+            self.have.pop(client, None)
             version, _, label = reason.partition(" ")
             if (served := self._served.get(label)) is not None and version == str(served):
-                self._have[client] = served, label
+                self.have[client] = served, label
 
         self._served[state.label] = state.version
         letters = [Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c]) for c, p in bare.items()]
@@ -157,6 +160,8 @@ class Exchange:
         def push(letter: Letter) -> None:
             ticket, size = self.post.push(letter)
             waiting[ticket] = letter
+            if letter is asked[letter.client]:
+                traffic.needed.setdefault(letter.client, size)
             traffic.down[letter.client] = traffic.down.get(letter.client, 0) + size
 
         def help_(client: str, answer: Refused) -> bool:

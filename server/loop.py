@@ -89,6 +89,7 @@ class Loop:
         self._check(clients)
         state, notes = self._found()
         self._counted = notes.get("counted", {})
+        self._talk.have = {c: (version, label) for c, (version, label) in notes.get("have", {}).items()}
         self._enrol([c for c in self._ranks if c not in notes["barred"]])
         self._report(state, notes)
         while not budget.over(self.config, self.metrics.lines):
@@ -100,7 +101,10 @@ class Loop:
         """The state to go on from: the newest on disk, or the first."""
         found = self.store.latest()
         if found is None:
-            state = self.recipe.first_state(self.layout, max(self._ranks.values()), self.job.seed)
+            try:
+                state = self.recipe.first_state(self.layout, max(self._ranks.values()), self.job.seed)
+            except ValueError as e:  # options that do not fit this model
+                raise ConfigError(f"{self.recipe.name}: {e}") from e
             notes: dict[str, Any] = {"run": self.job.run, "norms": [], "refusals": [], "barred": [], "record": {}}
             self.store.save(state, notes)
         else:
@@ -158,6 +162,10 @@ class Loop:
         self.store.check_room()
         norms = [n for of_round in notes["norms"] for n in of_round]
         admitted, traffic = self._recovered(state, asked, norms), Traffic()
+        for c in admitted.up:  # asked before we were killed
+            plan = self._talk.plan(self._bare_plan(state, c, attempt=number + 1), state, c)
+            traffic.needed[c] = traffic.down[c] = len(codec.encode_plan(plan, self.config.codec.down))
+            self._talk.have[c] = state.version, state.label
         self.observe("round", {"round": number, "asked": asked})
         for _ in range(self.config.server.attempts):
             if missing := [c for c in asked if c not in admitted.examples]:
@@ -180,6 +188,7 @@ class Loop:
         audit = self._audit(state, next(iter(weights)))
         change = self.recipe.aggregate(self._updates(state, weights, facts, audit))
         after = State(number + 1, self.recipe.server(state, change))
+        self._check_travels(after, admitted)
         aggregated = time.monotonic()
         error = audit.error(after, max(self._ranks.values())) if audit else None
         total = sum(n for n, _ in facts)
@@ -191,7 +200,12 @@ class Loop:
             "refused": traffic.refused,
             **({} if error is None else {"aggregation_error": error}),
             "bytes": {
-                c: {"up": admitted.up.get(c, traffic.up.get(c, 0)), "down": traffic.down.get(c, 0)} for c in asked
+                c: {
+                    "up": admitted.up.get(c, traffic.up.get(c, 0)),
+                    "down": traffic.down.get(c, 0),
+                    "needed": traffic.needed.get(c, 0),
+                }
+                for c in asked
             },
             "seconds": {
                 "train": trained - started,
@@ -209,6 +223,7 @@ class Loop:
             "refusals": refusals,
             "barred": sorted({*notes["barred"], *barred_now}, key=str.encode),
             "record": record,
+            "have": dict(self._talk.have),
         }
         if self.recipe.keeps:
             kept["counted"] = self._counted = {**self._counted, **dict.fromkeys(weights, number)}
@@ -259,6 +274,20 @@ class Loop:
         return admission.admit(
             payload, client, plan, self.recipe, self.layout, c.codec.up, limits, norms, recovered=recovered
         )
+
+    def _check_travels(self, after: State, admitted: Admitted) -> None:
+        """A state that no client could decode is not committed, or the run could never go on."""
+        rank = max(self._ranks.values()) if self.layout.modules else 0
+        plan = Plan(self.job.run, after.version, after.version, rank=rank)
+        for name, x in self.recipe.downlink(after, None, plan).items():
+            if x.is_floating_point() and x.numel() and not float(x.abs().max()) <= codec.MAX_ABS:
+                largest = max(admitted.norms, key=lambda c: admitted.norms[c])
+                self.store.drop(after.version - 1)
+                raise RunPaused(
+                    f"round {after.version - 1}: {name} would go beyond {codec.MAX_ABS:g} or is no number, so nothing "
+                    f"is committed; the largest update was {largest}'s, norm {admitted.norms[largest]:.3g}. Lower "
+                    "the learning rate or set [limits] max_norm; running again asks everybody anew"
+                )
 
     def _audit(self, state: State, client: str) -> Exactness | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""

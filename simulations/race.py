@@ -93,7 +93,7 @@ def race(
                 observe("run", {**who, "number": at * seeds + seed + 1, "of": len(planned) * seeds})
                 try:
                     result = {**_one(label, config, folder, observe), "config": config.to_dict()}
-                except RunPaused as e:  # it diverged, say: no reason to keep the others from running
+                except (ConfigError, RunPaused) as e:  # it diverged, say: no reason to keep the others from running
                     stopped[label] = f"seed {seed}: {e}"
                     observe("stopped", {**who, "reason": str(e)})
                     break

@@ -92,10 +92,15 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
     alike: dict[str, str] = {}
     found: list[RunConfig] = []
     facts: dict[str, Any] = {}
+    stopped: dict[str, str] = {}
+    complete = True
     for folder in folders:
         if (folder / "race.json").exists():
-            said, methods = _race(folder / "race.json")
-            facts = facts or said
+            of, methods = _race(folder / "race.json")
+            facts = {**of["about"], **facts}
+            facts["contenders"] = {**of["about"].get("contenders", {}), **facts.get("contenders", {})}
+            stopped |= of.get("stopped", {})
+            complete = complete and bool(of.get("complete", True))
             for label, seeds in methods.items():
                 results[_free(label, folder, results)] = seeds
             continue
@@ -106,7 +111,8 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
             alike[text] = _free(config.strategy.name, folder, results)
         results.setdefault(alike[text], []).append(result)
     of_runs = about(found) if found else {}
-    return tally.comparison({**of_runs, **facts, "folders": ", ".join(f.resolve().name for f in folders)}, results)
+    facts = {**of_runs, **facts, "folders": ", ".join(f.resolve().name for f in folders)}
+    return tally.comparison(facts, results, stopped, complete=complete)
 
 
 def _free(label: str, folder: Path, taken: Mapping[str, Any]) -> str:
@@ -120,14 +126,17 @@ def _free(label: str, folder: Path, taken: Mapping[str, Any]) -> str:
 
 
 def _race(path: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """What a race says of itself, and its results by method."""
+    """What race.json holds, and its results by method."""
     try:
         of = json.loads(path.read_text(encoding="utf-8"))
         if of["version"] != 1:
             raise ValueError
+        dict(of["about"])
         pairs = {label: zip(of["results"][label], seeds, strict=True) for label, seeds in of["curves"].items()}
-        return dict(of["about"]), {label: [{**r, "curve": c} for r, c in seeds] for label, seeds in pairs.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        results = {label: [{**r, "curve": c} for r, c in seeds] for label, seeds in pairs.items()}
+        tally.comparison({}, results)  # has all the numbers that are shown
+        return of, results
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as e:
         raise ConfigError(f"{path}: is no race of this version") from e
 
 

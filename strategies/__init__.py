@@ -14,7 +14,7 @@ from fedft import check, codec_name
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.feedback import Feedback
-from fedft.recipe import FirstOrder, Recipe
+from fedft.recipe import Recipe
 
 GROUP = "fedft.strategies"
 BUILT_IN = (
@@ -111,15 +111,17 @@ def _coded(recipe: Recipe, config: RunConfig) -> Recipe:
     up, wanted, name = codec_name.parse(config.codec.up), config.codec.error_feedback, recipe.name
     said = f"[codec] up = {config.codec.up!r}"
     # of random starting values the largest are all of A: what was learned, in B, would be left out
-    if recipe.sends_products and not (up.plain or up.share == 1 and up.values in ("fp32", "fp16", "bf16")):
+    if recipe.sends == "values" and not (up.plain or (up.share == 1 and up.values in ("fp32", "fp16", "bf16"))):
         raise ConfigError(f"{said}: {name} sends whole factors, not changes; wanted fp32, fp16, bf16 or int8")
-    changes = isinstance(recipe.local, FirstOrder) or hasattr(recipe.local, "inner")  # of fixed names and shapes
-    lossy = up.selection == "topk" and up.share < 1 or up.values in ("int4", "ternary")
-    if up.selection == "randk" and not changes:
-        raise ConfigError(f"{said}: {name} sends a few numbers that all count; randk would leave some out")
-    if wanted and (not changes or recipe.sends_products or up.exact or up.selection == "randk"):
-        raise ConfigError(f"[codec] error_feedback: with {name} and {config.codec.up!r} nothing is left out that could be")
-    if wanted or (wanted is None and lossy and changes and not recipe.sends_products):
+    changes = recipe.sends == "changes"
+    lossy = (up.selection == "topk" and up.share < 1) or up.values in ("int4", "ternary")
+    if not changes and (lossy or up.selection == "randk"):
+        raise ConfigError(f"{said}: {name} sends a few numbers that all count; wanted 8 bits or more of each of them")
+    if wanted and (not changes or up.exact or up.selection == "randk"):
+        raise ConfigError(
+            f"[codec] error_feedback: with {name} and {config.codec.up!r} nothing is left out that could be"
+        )
+    if wanted or (wanted is None and lossy and changes):
         return replace(recipe, local=Feedback(recipe.local, config.codec.up), keeps=True)
     return recipe
 

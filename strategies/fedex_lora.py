@@ -61,7 +61,7 @@ def fedex_lora(
         start=_stand,
         linear=False,
         reveals_clients=residual_rank != 0,
-        sends_products=True,
+        sends="values",
         adds_downloads=True,
     )
 

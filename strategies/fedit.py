@@ -37,7 +37,7 @@ def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
         downlink=cut_to_rank,
         linear=False,  # values of unlike shapes, not changes that add up
         unlike_ranks=True,
-        sends_products=True,
+        sends="values",
     )
 
 

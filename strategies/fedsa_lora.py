@@ -52,6 +52,7 @@ def fedsa_lora(*, realign: bool = False, share_b: bool = False, global_b: Litera
         server=private.server,
         start=private.start,
         upload=private.spec,
+        sends="values" if private.sends else "changes",
         ring_summable=True,
         keeps=True,
         personal=True,

@@ -38,7 +38,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft import check, directions, history, philox, sketch, tensors
+from fedft import check, codec_name, directions, history, philox, sketch, tensors
+from fedft.config import RunConfig
 from fedft.directions import Directions
 from fedft.errors import RejectedUpdate
 from fedft.history import Replay
@@ -84,7 +85,7 @@ def ferret(
         table: directions of variance 1 in place of the generator's (`independent.Table`), to check numbers by hand; a
             block uses the first K_l of its own.
     """
-    check.at_least(sketch.LEAST, K=K)
+    check.between(sketch.LEAST, 2**24, K=K)  # the seeds of a run, or the coordinates of a round over all blocks
     check.above(0, server_lr=server_lr)
     check.one_of(sketch.SCALES, scale=scale)
     check.one_of(("shared", "per_client", "fixed"), seeds=seeds)
@@ -129,11 +130,21 @@ def ferret(
         start=projection.start,
         upload=projection.upload,
         admit=admit,
+        check=lambda config: _check(config, 2 if shared else 3, scale),
+        sends="numbers",
         linear=shared,
         ring_summable=shared,
         reveals_clients=not shared,
         keeps=error_feedback,
     )
+
+
+def _check(config: RunConfig, tensors_per_round: int, scale: str) -> None:
+    history.check_rounds(config.server.rounds, tensors_per_round)
+    for way, name in (("up", config.codec.up), ("down", config.codec.down)):
+        # coordinates of large blocks are then small beside those of small ones, and int8 has one scale for all
+        if scale != "unbiased" and codec_name.parse(name).values not in ("fp32", "fp16", "bf16"):
+            raise ValueError(f"[codec] {way} = {name!r} would round away the coordinates of large blocks; wanted fp16")
 
 
 def relayed(updates: Iterable[Update]) -> dict[str, Tensor]:
@@ -209,6 +220,8 @@ class Projection:
         delta, metrics, _ = STEPS(handle, batches, turn)
         goal = {n: delta[n] + turn.kept.get(n, 0) for n in sorted(delta, key=str.encode)}
         norms = torch.tensor([sketch.size(x) for x in goal.values()])
+        if not torch.isfinite(norms).all():
+            raise FloatingPointError("the update is not finite")
         told = history.rounds(turn.held)
         counts = self.counts(told[-1][1].get("norms") if told else None, [x.numel() for x in goal.values()])
         own = self.seeds == "per_client"

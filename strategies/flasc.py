@@ -95,6 +95,7 @@ def flasc(
         start=topk.start,
         upload=topk.spec,
         admit=one_bit_per_value,
+        sends="numbers",
         linear=False,  # every client has positions of its own
         evaluates_apart=True,
         keeps=error_feedback,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedft import check, lowrank
 from fedft.lowrank import LowRank
-from fedft.recipe import FirstOrder, LoRA, Recipe, State, cut_to_rank
+from fedft.recipe import FirstOrder, LoRA, Recipe, State, cut_to_rank, product_norm
 from fedft.tensors import Tensors
 from fedft.update import Plan, Update
 
@@ -60,7 +60,8 @@ def flexlora(
         downlink=_factors,
         linear=False,
         unlike_ranks=True,
-        sends_products=True,
+        sends="values",
+        norm=product_norm,
     )
 
 

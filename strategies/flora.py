@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fedft import lowrank, stacks
-from fedft.recipe import FirstOrder, Handle, Layout, LoRA, Recipe, Turn
+from fedft.recipe import FirstOrder, Handle, Layout, LoRA, Recipe, Turn, product_norm
 from fedft.update import Update
 
 SPACE = LoRA()
@@ -38,7 +38,8 @@ def flora() -> Recipe:
         linear=False,
         reveals_clients=True,
         unlike_ranks=True,
-        sends_products=True,
+        sends="values",
+        norm=product_norm,
         adds_downloads=True,
     )
 

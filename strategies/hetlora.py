@@ -10,7 +10,8 @@ server remembers it as "rank.<client>", which never travels down; the client's n
 dilutes: rows that only some clients hold shrink by the others' weight in every round. Energy can be made: who scales a
 change by c scales its weight by c as well (`max_share` bounds that). Where all changes are zero, and for a head, the
 weights are p_k = n_k / sum n_j. A row that ends up zero in both factors could never learn again: it keeps the state's
-row of A, which changes no product. Rows that nobody of a cohort holds stay as they are.
+row of A, which changes no product. Rows beyond what the cohort was asked for stay as they are; those that one of it
+gave up are zeros of its own, also for clients who were not asked.
 
 Cho, Liu, Xu, Fahrezi, Joshi, "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", EMNLP 2024,
 arXiv:2401.06432. Published without code; the rank is the client's, one for all modules.
@@ -29,6 +30,7 @@ from fedft.errors import RejectedUpdate
 from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank
 from fedft.recipe import Batch, FirstOrder, Handle, Layout, Live, LoRA, Recipe, State, Trained, Turn, cut_to_rank
 from fedft.strategies.fedit import keep_largest_rank
+from fedft.strategies.fedprox import with_adjust
 from fedft.tensors import Tensors
 from fedft.update import Plan, Spec, TensorSpec, Update
 
@@ -64,15 +66,15 @@ def hetlora(
         "hetlora",
         SPACE,
         aggregate=partial(aggregate, by_norm=weights == "norm", max_share=max_share, normalise_rows=normalise_rows),
-        local=SelfPruning(gamma, penalty),
-        server=keep_largest_rank,
+        local=SelfPruning(gamma, penalty, FirstOrder("value")),
+        server=_server,
         downlink=_without_ranks,
         upload=_upload,
         admit=_admit,
         rank=_rank,
         linear=False,
         unlike_ranks=True,
-        sends_products=True,
+        sends="values",
     )
 
 
@@ -82,14 +84,16 @@ class SelfPruning:
 
     gamma: float
     penalty: float
+    inner: FirstOrder
 
     def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
         """`turn.plan.steps` steps; uploads values and "rank"."""
         rank = turn.plan.rank
         head = max(1, int(self.gamma * rank + 1e-9)) if self.penalty else rank  # 0.29 * 100 is 28.999999999999996
         before = tail(handle.read(), head)
-        adjust = partial(_decay, head=head, penalty=self.penalty) if head < rank else None
-        sent, metrics, _ = FirstOrder("value", adjust)(handle, batches, turn)
+        adjust = partial(_decay, head=head, penalty=self.penalty)
+        step = with_adjust(self.inner, adjust, "hetlora", "hetlora") if head < rank else self.inner
+        sent, metrics, _ = step(handle, batches, turn)
         if tail(sent, head) < before:
             rank, sent = head, _zeroed(sent, head)
         return Trained(sent | {RANK: torch.tensor([rank], dtype=torch.int32)}, metrics)
@@ -182,7 +186,19 @@ def capped(shares: list[float], most: float) -> list[float]:
 
 
 def _without_ranks(state: State, have: int | None, plan: Plan) -> Tensors:
-    return {n: x for n, x in cut_to_rank(state, have, plan).items() if not n.startswith(OF)}
+    return cut_to_rank(State(state.version, _known(state.tensors)[1]), have, plan)
+
+
+def _known(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(ranks by "rank.<client>", everything else); clients choose their names, which may end like a factor's."""
+    ranks = {n: x for n, x in tensors.items() if n.startswith(OF)}
+    return ranks, {n: x for n, x in tensors.items() if n not in ranks}
+
+
+def _server(state: State, change: Tensors) -> Tensors:
+    ranks, factors = _known(state.tensors)
+    news, mean = _known(change)
+    return {**keep_largest_rank(State(state.version, factors), mean), **ranks, **news}
 
 
 def _rank(state: State, client: str, configured: int) -> int:

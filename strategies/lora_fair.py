@@ -60,7 +60,7 @@ def lora_fair(
         downlink=cut_to_rank,
         linear=False,
         unlike_ranks=True,
-        sends_products=True,
+        sends="values",
     )
 
 

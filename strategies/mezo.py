@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fedft import check, directions, history, rules
+from fedft.config import RunConfig
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Recipe, Trained, Turn
 from fedft.rules import Estimate, Objective, Rule, Variant, Walk
@@ -80,7 +81,8 @@ def mezo(
         start=scalars.stand,
         upload=scalars.spec,
         admit=scalars.admit,
-        check=scalars.check,
+        check=scalars.check_run,
+        sends="numbers",
         linear=False,
         reveals_clients=True,
         adds_downloads=True,
@@ -92,6 +94,11 @@ class Scalars(Fresh):
     """What is sent of a walk, and what it amounts to."""
 
     replay: history.Replay = field(default_factory=history.Replay, compare=False)
+
+    def check_run(self, config: RunConfig) -> None:
+        """As many directions as there are, and rounds as fit a history."""
+        self.check(config)
+        history.check_rounds(config.server.rounds, 2)
 
     def send(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
         """Walk; uploads c and the seed of the directions."""
@@ -105,8 +112,8 @@ class Scalars(Fresh):
 
     def admit(self, delta: Tensors, plan: Plan) -> None:
         """sum |c_s| within what clipped steps can reach."""
-        bound = plan.steps * self.how.reach() * plan.learning_rate * (1 + 1e-5)
-        if not float(delta["scalar"].double().abs().sum()) <= bound:
+        bound = plan.steps * self.how.reach() * plan.learning_rate
+        if not rules.within(delta["scalar"], bound):
             raise RejectedUpdate("scalar_bound", f"sum of |scalars| exceeds {bound:g}, what {plan.steps} steps reach")
 
     def aggregate(self, updates: Iterable[Update]) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ draws a warning. Clipping acts on the corrected gradient, g_s is taken before.
 
 Controls are gradients of the parameters as the adapter holds them (B = unit-scale B x rank / alpha), alike on all
 clients, which have one rank and one alpha; they travel as "control.<name>": twice the bytes, both ways. Where an update
-did not count (late, refused), its client goes on from the c_k of its last one that did.
+did not count (late, refused), its client goes on from the c_k of its last one that did. c is a sum without decay: what
+a client sent stays in it when it leaves, loses what it kept, or is barred; and what a lossy codec rounds off adds up.
 
 Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020, arXiv:1910.06378.
 """
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedft import check
+from fedft import check, tensors
 from fedft import recipe as recipes
 from fedft.recipe import Batch, FirstOrder, Handle, Layout, Live, Recipe, Trained, Turn
 from fedft.strategies.fedprox import with_adjust, wrapped
@@ -57,6 +58,7 @@ def scaffold(*, on: str | Recipe = "fedit", server_lr: float = 1.0) -> Recipe:
         upload=lambda layout, plan: {p + n: s for n, s in inner.spec(layout, plan).items() for p in ("", CONTROL)},
         admit=lambda delta, plan: inner.admit(without_control(delta), plan),
         check=lambda config: _check(inner, config),
+        norm=_norm,
         linear=False,  # x by examples, c by clients
         ring_summable=False,
         keeps=True,
@@ -116,14 +118,14 @@ class Corrected:
         return Trained(sent, trained.metrics, kept)
 
 
-def controls(tensors: Tensors) -> dict[str, Tensor]:
+def controls(values: Tensors) -> dict[str, Tensor]:
     """The control variates by the names of what they are for."""
-    return {n.removeprefix(CONTROL): x for n, x in tensors.items() if n.startswith(CONTROL)}
+    return {n.removeprefix(CONTROL): x for n, x in values.items() if n.startswith(CONTROL)}
 
 
-def without_control(tensors: Tensors) -> dict[str, Tensor]:
+def without_control(values: Tensors) -> dict[str, Tensor]:
     """Everything else."""
-    return {n: x for n, x in tensors.items() if not n.startswith(CONTROL)}
+    return {n: x for n, x in values.items() if not n.startswith(CONTROL)}
 
 
 def _aggregate(inner: Recipe, updates: Iterable[Update]) -> dict[str, Tensor]:
@@ -148,6 +150,12 @@ def _initial(inner: Recipe, layout: Layout, rank: int, seed: int) -> dict[str, T
     if any(n.startswith(CONTROL) for n in x):
         raise ValueError(f"names of the model begin with {CONTROL!r}, which is where control variates are kept")
     return x | {CONTROL + n: torch.zeros_like(x[n]) for n in inner.spec(layout, Plan("", 0, 0, rank=rank))}
+
+
+def _norm(delta: Tensors, plan: Plan) -> float:
+    """Controls are gradients: they count by how far all steps along one go, the length that a change of x has."""
+    far = plan.steps * plan.learning_rate * tensors.norm(controls(delta))
+    return (tensors.norm(without_control(delta)) ** 2 + far**2) ** 0.5
 
 
 def _scaled(change: Tensors, server_lr: float) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from fedft import codec, strategies, testing
 from fedft.config import Limits
 from fedft.errors import RejectedUpdate
 from fedft.server import admission
-from fedft.update import Update
+from fedft.update import Plan, Update
 
 TOY = testing.toy(strategies.make("fedit", {}))
 STATE = TOY.state()
@@ -63,7 +63,7 @@ def test_pairs_that_are_whole_changes_are_measured_by_their_product() -> None:
     recipe = strategies.make("flora", {})
     for c in (1.0, 100.0):
         pair = {"m.lora_A": torch.tensor([[3.0, 4.0]]) / c, "m.lora_B": torch.tensor([[2.0]]) * c}
-        assert admission.norm_of(Update(pair, 1), recipe) == pytest.approx(10.0)
+        assert recipe.norm(pair, Plan("", 0, 0)) == pytest.approx(10.0)
 
 
 def test_one_clients_share_is_cut_to_the_limit_among_three_or_more() -> None:

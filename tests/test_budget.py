@@ -1,6 +1,7 @@
 """When a run ends: what counts as spent, what an evaluation brings, and that a run ends where its budget says."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,38 @@ def test_a_run_ends_at_its_budget_killed_or_not_and_is_measured_there(overrides:
     of[-1] = f"server.budget=bytes={5.5 * per_round}"
     longer = run(tmp_path / "whole", overrides, *of, resume=True)
     assert (longer.summary["rounds"], longer.lines[:4]) == (5, whole.lines)
+
+
+class Stop(BaseException):
+    """What SIGKILL is to a test."""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "when"), [("mezo", ("line", 4)), ("mezo", ("admitted", 7)), ("flora", ("line", 3))]
+)
+def test_a_budget_of_bytes_ends_a_run_where_it_would_have_ended_however_often_it_was_killed(
+    overrides: list[str], tmp_path: Path, strategy: str, when: tuple[str, int]
+) -> None:
+    """Histories and stacks that are sent again to clients that have forgotten them are nobody's training."""
+    of = [f"strategy.name={strategy}", "server.rounds=30", "clients.per_round=2", "local.steps=2", "eval.every=30"]
+    whole = run(tmp_path / "whole", overrides, *of, "server.rounds=8")
+    budget = sum(sum(line["training_bytes"].values()) for line in whole.lines[1:]) + 10
+    wanted = run(tmp_path / "a", overrides, *of, f"server.budget='bytes={budget}'")
+    seen = 0
+
+    def stop(kind: str, info: Mapping[str, Any]) -> None:
+        nonlocal seen
+        seen += kind == when[0]
+        if seen == when[1]:
+            seen += 1
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(tmp_path / "b", overrides, *of, f"server.budget='bytes={budget}'", observe=stop)
+    again = run(tmp_path / "b", overrides, *of, f"server.budget='bytes={budget}'", resume=True)
+    assert again.summary["state_digest"] == wanted.summary["state_digest"]
+    for x, y in zip(again.lines[1:], wanted.lines[1:], strict=True):  # numbers of attempts have more or fewer digits
+        assert x["training_bytes"] == pytest.approx(y["training_bytes"], abs=4)
 
 
 def test_a_run_that_ended_at_its_rounds_says_so(overrides: list[str], tmp_path: Path) -> None:

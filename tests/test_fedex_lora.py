@@ -289,7 +289,7 @@ def test_what_it_declares():
     assert not recipe.linear
     assert not recipe.unlike_ranks
     assert recipe.adds_downloads
-    assert recipe.sends_products
+    assert recipe.sends == "values"
     assert recipe.reveals_clients
     assert not fedex_lora(residual_rank=0).reveals_clients
 

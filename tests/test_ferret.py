@@ -631,7 +631,7 @@ def test_what_is_declared_is_so():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"K": 1}, "K >= 2"),
+        ({"K": 1}, "2 <= K"),
         ({"server_lr": 0.0}, "server_lr > 0"),
         ({"scale": "unbaised"}, "did you mean 'unbiased'"),
         ({"seeds": "own"}, "seeds is 'own'"),

@@ -74,12 +74,10 @@ def test_the_contract_holds(options):
 
 
 def test_a_plain_magnitude_mask_starves_b_while_it_is_smaller_than_a():
-    """The published defaults where A is large: for 8 rounds B stays below it, and what is sent is A, to no effect.
+    """The published defaults where A is large: for 8 rounds B stays below it, and clients are sent A, to no effect.
 
-    All other promises hold; a score that is fair to small tensors, or time, mends it.
+    The server's dense state learns all the while; a score that is fair to small tensors, or time, mends it.
     """
-    broken = {p for p, why in strategy_contract(flasc(), stop=False).items() if why}
-    assert broken == {"training lowers the loss"}
     t = toy(flasc())
     after = t.step(t.state(), [t.update(t.state(), k) for k in range(3)])
     assert after.tensors["first.lora_B"].any()  # the server has it

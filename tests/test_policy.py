@@ -1,5 +1,6 @@
 """The site's policy outranks the server: whatever a job or a plan says, it is allowed or refused with a code."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -214,7 +215,7 @@ PLAN = Plan("0" * 16, 3, 3, rank=64, steps=1000, learning_rate=1e-2)
 
 def test_a_plan_may_use_the_limits_up():
     policy.check_plan(PLAN, ALLOWED)
-    policy.check_plan(Plan("0" * 16, 0, 0), ALLOWED)
+    policy.check_plan(Plan("0" * 16, 0, 0, steps=1), ALLOWED)
     policy.check_plan(replace(PLAN, evaluate=True, learning_rate=0, extra={"rouge": True}), ALLOWED)
 
 
@@ -283,3 +284,25 @@ def test_a_template_looks_up_fields_and_does_nothing_else(said):
 def test_the_field_of_the_label_is_never_a_template(field):
     with pytest.raises(DataError, match="no field"):
         data.encode_label(ROW, text="", label_field=field, labels=["x"], tokenizer=None, max_length=8, where="here")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "fedkseed", "samples": 10**9}, "samples"),
+        ({"name": "mezo", "samples": 4000}, "steps x samples"),
+        ({"name": "zo_fedavg", "first_order_from": 0, "first_order_factor": 99.0}, "first_order_factor"),
+        ({"name": "fedprox", "on": "os:system"}, "on is 'os:system'"),
+        ({"name": "ferret", "K": 10**12}, "K"),
+    ],
+    ids=str,
+)
+def test_options_do_not_multiply_what_the_limits_bound(options, said):
+    allowed = replace(ALLOWED, strategies=["fedkseed", "mezo", "zo_fedavg", "fedprox", "ferret"])
+    with pytest.raises(PlanRefused, match=re.escape(said)):
+        policy.check_job(replace(job(), strategy=options), allowed)
+
+
+def test_a_plan_to_train_no_steps_is_refused():
+    with pytest.raises(PlanRefused, match="nothing to train"):
+        policy.check_plan(replace(PLAN, steps=0), ALLOWED)
