@@ -279,7 +279,9 @@ class Loop:
         """A state that no client could decode is not committed, or the run could never go on."""
         rank = max(self._ranks.values()) if self.layout.modules else 0
         plan = Plan(self.job.run, after.version, after.version, rank=rank)
-        for name, x in self.recipe.downlink(after, None, plan).items():
+        travels = [*self.recipe.downlink(after, None, plan).items()]
+        travels += self.recipe.downlink(after, after.version - 1, replace(plan, have=after.version - 1)).items()
+        for name, x in travels:
             if x.is_floating_point() and x.numel() and not float(x.abs().max()) <= codec.MAX_ABS:
                 largest = max(admitted.norms, key=lambda c: admitted.norms[c])
                 self.store.drop(after.version - 1)

@@ -366,6 +366,48 @@ def test_a_deadline_closes_the_round_with_those_who_answered(tmp_path: Path) -> 
     assert {r["code"] for line in run.metrics.lines[1:] for r in line["refused"]} == {"deadline"}
 
 
+def test_a_state_that_no_client_could_decode_is_not_committed(tmp_path: Path) -> None:
+    """A pair whose B is zero is small by its product; FedEx-LoRA sends the difference of two clients' A."""
+
+    def far(name: str, plan: Plan, update: Update) -> Update:
+        if name != "bert" or plan.evaluate or plan.round < 1:
+            return update
+        return replace(update, delta={n: torch.full_like(x, -1e4) for n, x in update.delta.items()})
+
+    run = Run(tmp_path, "fedex_lora", far, attempts=1)
+    run.loop.config = replace(run.loop.config, limits=replace(run.loop.config.limits, norm_factor=1e9))
+    with pytest.raises(RunPaused, match="beyond 10000 or is no number, so nothing is committed; the largest .* bert's"):
+        run.digest()
+    found = Run(tmp_path, "fedex_lora").loop.store.latest()
+    assert found is not None
+    assert found[0].version == 1
+    assert len(Run(tmp_path, "fedex_lora").digest()) == 64  # with bert as he should be it goes on
+
+
+def test_a_pair_of_factors_that_are_averaged_counts_by_the_factors(tmp_path: Path) -> None:
+    """B = 0 makes the product nothing, and a mean of A all the same."""
+
+    def huge(name: str, plan: Plan, update: Update) -> Update:
+        if name != "bert" or plan.evaluate or plan.round < 1:
+            return update
+        factors = {n: torch.full_like(x, -9e3) if n.endswith("A") else 0 * x for n, x in update.delta.items()}
+        return replace(update, delta=factors)
+
+    for name in ("hetlora", "lora_fair", "fedex_lora"):
+        run = Run(tmp_path / name, name, lambda *a: hetlora_rank(huge(*a), a[1]))
+        run.digest()
+        refused = [r["code"] for line in run.metrics.lines for r in line["refused"]]
+        assert refused, name
+        assert set(refused) == {"norm"}, name
+
+
+def hetlora_rank(update: Update, plan: Plan) -> Update:
+    """The rank that a client of HetLoRA says is no factor."""
+    if "rank" not in update.delta:
+        return update
+    return replace(update, delta={**update.delta, "rank": torch.tensor([plan.rank], dtype=torch.int32)})
+
+
 def test_a_sampled_cohort_is_the_same_after_a_restart(tmp_path: Path) -> None:
     from fedft.server import sampling
 
