@@ -37,6 +37,8 @@ OWN = {
     "flora": ["clients.rank=[2, 4]"],
     "ffa_lora": ["clients.rank=4"],
     "fedkseed": ["strategy.K=256", "local.learning_rate=1e-3"],
+    "fedsa_lora": ["clients.rank=4"],
+    "scaffold": ["clients.rank=4"],
 }
 SITES = ["asyncio", "email"]
 
@@ -337,7 +339,7 @@ def _shake_hands(listener: socket.socket, context: ssl.SSLContext) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ffa_lora", "fedkseed"])
+@pytest.mark.parametrize("name", ["fedkseed", "fedsa_lora", "scaffold"])
 def test_a_deployment_of_the_others_ends_with_the_bytes_of_its_simulation_too(
     overrides: Callable[..., list[str]], tmp_path: Path, name: str
 ) -> None:
