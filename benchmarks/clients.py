@@ -7,7 +7,8 @@
     resident   one base for all; each client's tensors in, `FirstOrder`, out, as in a round
     together   all clients in one forward and backward pass per step (`[server] together`)
 
-Everything of a client's turn counts but messages and codec; the loss is on all tokens. Rows are of at most 64 tokens.
+Everything of a client's turn counts but messages and codec; the loss is on all tokens without
+--prompt. Rows are of at most 64 tokens.
 One thread; the ways take turns, so that a busy machine slows all; medians of CPU time. Without --model, a Llama of
 random weights. `pass` is forward and backward of the resident base and its adapters with no step taken: the share of
 `resident` that is not in it is what a turn costs beside them.
@@ -29,6 +30,7 @@ from transformers.utils import logging
 
 from fedft import batched, model
 from fedft.config import Local
+from fedft.data import IGNORED
 from fedft.handle import ModelHandle
 from fedft.recipe import Batch, FirstOrder, LoRA, Turn
 from fedft.update import Plan
@@ -49,11 +51,13 @@ def made_up(folder: Path, hidden: int, layers: int, vocabulary: int) -> Path:
     return folder
 
 
-def batch_of(tokens: int, vocabulary: int, seed: int) -> Batch:
-    """Rows of random tokens."""
+def batch_of(tokens: int, vocabulary: int, seed: int, prompt: float) -> Batch:
+    """Rows of random tokens, the first so large a part of which is given."""
     rows = max(1, tokens // LONGEST)
     ids = torch.randint(vocabulary, (rows, tokens // rows), generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    labels = ids.clone()
+    labels[:, : int(prompt * ids.shape[1])] = IGNORED
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
 def cpu(act: Callable[[], object]) -> float:
@@ -102,10 +106,10 @@ class Bench:
 
     def together(self, batches: Batches) -> None:
         """In shared passes."""
-        seats = []
+        seats, base = [], batched.common(self.handle)
         for k, batch in enumerate(batches):
             self.start()
-            seats.append(batched.seat(self.handle, STEP, self.turn(k), repeat(batch)))
+            seats.append(batched.seat(self.handle, STEP, self.turn(k), repeat(batch), base))
         batched.train(self.handle, STEP, seats, 0)
 
     def bare(self, batches: Batches) -> None:
@@ -137,9 +141,9 @@ class Bench:
                 optimizer.zero_grad()
             {n: x.clone() for n, x in get_peft_model_state_dict(wrapped).items()}
 
-    def ways(self, tokens: int) -> dict[str, Callable[[], object]]:
+    def ways(self, tokens: int, prompt: float = 0.0) -> dict[str, Callable[[], object]]:
         """What is measured, with so many tokens per client and step."""
-        batches = [batch_of(tokens, self.vocabulary, k) for k in range(self.clients)]
+        batches = [batch_of(tokens, self.vocabulary, k, prompt) for k in range(self.clients)]
         ways = {"reload": self.reload, "resident": self.resident, "together": self.together, "pass": self.bare}
         return {name: partial(way, batches) for name, way in ways.items()}
 
@@ -150,6 +154,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Local steps.")] = 5,
     rank: Annotated[int, typer.Option(help="Of all adapters.")] = 8,
     targets: Annotated[str, typer.Option(help="all-linear, or endings with commas between.")] = "q_proj,v_proj",
+    prompt: Annotated[float, typer.Option(help="Part of each row that is given, not learned.")] = 0.0,
     folder: Annotated[Path | None, typer.Option("--model", help="Folder of a causal language model.")] = None,
     hidden: Annotated[int, typer.Option(help="Width of the model made up.")] = 256,
     layers: Annotated[int, typer.Option(help="Layers of the model made up.")] = 6,
@@ -169,7 +174,7 @@ def main(
         )
         typer.echo(f"{'tokens':>6}{'reload':>10}{'resident':>18}{'together':>18}{'beside the pass':>18}")
         for n in tokens:
-            s = measured(bench.ways(n), turns)
+            s = measured(bench.ways(n, prompt), turns)
             speeds = {way: clients * steps / seconds for way, seconds in s.items()}
             ratios = {way: s["reload"] / seconds for way, seconds in s.items()}
             rows.append({"tokens": n, "per_s": speeds, "ratio": ratios, "beside": 1 - s["pass"] / s["resident"]})
@@ -179,7 +184,7 @@ def main(
                 + f"{100 * rows[-1]['beside']:16.1f} %"
             )
     if json_:
-        said = {"clients": clients, "steps": steps, "rank": rank, "targets": targets, "rows": rows}
+        said = {"clients": clients, "steps": steps, "rank": rank, "targets": targets, "prompt": prompt, "rows": rows}
         json_.write_text(json.dumps(said, indent=1) + "\n")
 
 

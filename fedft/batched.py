@@ -65,14 +65,22 @@ def _drops(module: nn.Module) -> bool:
     return any(rates) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
 
 
-def seat(handle: ModelHandle, local: FirstOrder, turn: Turn, batches: Iterator[Batch]) -> Seat:
-    """The seat of a client at whose start `handle` stands."""
+def common(handle: ModelHandle) -> list[nn.Parameter]:
+    """The weights that no client has for itself."""
+    own = (".lora_A.", ".lora_B.")
+    return [
+        p for n, p in handle.model.named_parameters() if n not in handle.layout.head and not any(s in n for s in own)
+    ]
+
+
+def seat(
+    handle: ModelHandle, local: FirstOrder, turn: Turn, batches: Iterator[Batch], base: Sequence[nn.Parameter]
+) -> Seat:
+    """The seat of a client at whose start `handle` stands; `base`: what is `common`."""
     endings, live, head = local.trains(turn.plan), handle.parameters(), handle.layout.head
     values = {n: p.detach().clone() for n, p in (_factors(handle) | dict(live)).items()}
-    apart = (".lora_A.", ".lora_B.")
-    shared = [p for n, p in handle.model.named_parameters() if n not in head and not any(s in n for s in apart)]
     learns = tuple(n for n in live if n.endswith(endings) or n in head)
-    return Seat(turn, batches, handle.read(), values, learns, handle.scale(), tuple(p._version for p in shared))
+    return Seat(turn, batches, handle.read(), values, learns, handle.scale(), tuple(p._version for p in base))
 
 
 def train(
@@ -95,9 +103,10 @@ def train(
     rows = sorted(seats, key=lambda s: -s.turn.plan.steps)  # those who are done leave at the end
     steps = [s.turn.plan.steps for s in rows]
     values = _Stack(rows, last.learns)
-    optimizers = [
-        optimizer_of([p], s.turn.plan.learning_rate, s.turn.local) for s, p in zip(rows, values.rows, strict=True)
-    ]
+    alike: dict[tuple[float, Any], list[nn.Parameter]] = {}
+    for s, p in zip(rows, values.rows, strict=True):
+        alike.setdefault((s.turn.plan.learning_rate, s.turn.local), []).append(p)
+    optimizers = [optimizer_of(of, *how) for how, of in alike.items()]
     most = [s.turn.local.max_grad_norm or math.inf for s in rows]
     limits = torch.tensor(most, device=values.grads.device)
     adjusts = [local.adjust(values.live(k), s.turn) if local.adjust else None for k, s in enumerate(rows)]
@@ -119,10 +128,12 @@ def train(
                 adjust()
         norms = torch.linalg.vector_norm(grads, dim=1)
         grads.mul_((limits[:here] / (norms + 1e-6)).clamp(max=1.0)[:, None])  # as clip_grad_norm_ does it
-        for k, norm in enumerate(norms.tolist()):
-            if math.isfinite(said[k]) and math.isfinite(norm):
-                optimizers[k].step()
-                losses[k].append(said[k])
+        for k, (p, norm) in enumerate(zip(values.rows, norms.tolist() + [math.nan] * (len(rows) - here), strict=True)):
+            left_out = k >= here or not (math.isfinite(said[k]) and math.isfinite(norm))
+            p.grad = None if left_out else grads[k]  # the optimiser passes over those without
+            losses[k] += [] if left_out else [said[k]]
+        for optimizer in optimizers:
+            optimizer.step()
     done = {id(s): _trained(handle, local, s, values.of(k), losses[k]) for k, s in enumerate(rows) if s is not last}
     done[id(last)] = _trained(handle, local, last, values.of(rows.index(last)), losses[rows.index(last)])
     return [done[id(s)] for s in seats]
@@ -173,8 +184,6 @@ class _Stack:
                 views[n].copy_(x)
         self.rows = [nn.Parameter(row) for row in self._values]
         """What learns, of each client; in the same memory as all else here."""
-        for row, grad in zip(self.rows, self.grads, strict=True):
-            row.grad = grad
         self.scales = torch.tensor([s.scale for s in seats], device=like.device)
         self._leaves: dict[str, Tensor] = {}
 
@@ -213,13 +222,13 @@ class _Stack:
 
 def _losses(handle: ModelHandle, values: _Stack, here: int, batches: list[Batch], pad_id: int) -> Tensor:
     """The mean loss of each client on its batch, [here]."""
-    model: Any = handle.model.train()
-    batch = {k: x.to(values.grads.device) for k, x in side_by_side(batches, pad_id).items()}
+    model: Any = handle.model if handle.model.training else handle.model.train()  # its walk is as long as a layer
+    batch: dict[str, Any] = {k: x.to(values.grads.device) for k, x in side_by_side(batches, pad_id).items()}
     labels = batch.pop("labels")
     output = None
     if labels.ndim == 2:  # token t + 1 is predicted at t
         labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        output = model.get_output_embeddings()
+        output, batch["use_cache"] = model.get_output_embeddings(), False
     learnt = labels != IGNORED
     with _instead(_forwards(handle, values.leaves(here), values.scales[:here, None, None])):
         # logits only where something is learned: neither prompts nor what fills up need them
@@ -294,7 +303,7 @@ class _Adapted(torch.autograd.Function):
     """The same on a plain linear layer that stands still, with sums in place: they are half of what is beside `mm`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, a: Tensor, b: Tensor, scales: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         rows = x.reshape(len(a), -1, x.shape[-1])
@@ -310,13 +319,14 @@ class _Adapted(torch.autograd.Function):
         (grad,) = grads
         of_x, of_a, of_b = ctx.needs_input_grad[:3]
         by_client = grad.reshape(len(a), -1, grad.shape[-1])
-        of_down = torch.bmm(by_client, b).mul_(scales) if of_x or of_a else None
-        grad_x = None
+        grad_x = grad_a = None
+        if of_x or of_a:
+            of_down = torch.bmm(by_client, b).mul_(scales)
+            grad_a = torch.bmm(of_down.mT, rows) if of_a else None
         if of_x:
             grad_x = torch.mm(grad.reshape(-1, grad.shape[-1]), weight)
             grad_x.view(rows.shape).baddbmm_(of_down, a)
             grad_x = grad_x.view(*grad.shape[:-1], -1)
-        grad_a = torch.bmm(of_down.mT, rows) if of_a and of_down is not None else None
         grad_b = torch.bmm(by_client.mT, down) if of_b else None
         return grad_x, grad_a, grad_b, None, None, None
 
@@ -335,8 +345,7 @@ def _instead(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
             m.__dict__["forward"] = f
         yield
     finally:
-        for m, f in before.items():
-            if f is None:
-                m.__dict__.pop("forward", None)
-            else:
-                m.__dict__["forward"] = f
+        for m, own in before.items():
+            m.__dict__.pop("forward")
+            if own is not None:
+                m.__dict__["forward"] = own

@@ -5,10 +5,12 @@ share a pass (`fedft.batched`) are taken one at a time, as if nobody had tried.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn, cast
+
+from torch import nn
 
 from fedft import batched, transport
 from fedft.batched import Seat
@@ -40,7 +42,7 @@ def starter(clients: Mapping[int, Client]) -> tuple[Callable[[list[Message]], li
         return None, 1
     if not batched.possible(first.recipe, first.base.model, first.config.local):
         return None, 1
-    return Table(clients).begin, first.config.server.together
+    return Table(clients, batched.common(first.handle)).begin, first.config.server.together
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Table:
     """The clients of this process, by node."""
 
     clients: Mapping[int, Client]
+    base: Sequence[nn.Parameter]
     checked: bool = False
     """Whether a pass has given the loss that a client has alone."""
     alone: bool = False
@@ -56,7 +59,7 @@ class Table:
     def begin(self, messages: list[Message]) -> list[Finish]:
         """Train all who are asked to; what makes the reply to each message, in their order."""
         asked = [(self.clients[m.metadata.dst_node_id], m) for m in messages]
-        opened = [_open(client, m) for client, m in asked]
+        opened = [_open(client, m, self.base) for client, m in asked]
         trained = iter(self._train([o for o in opened if isinstance(o, Seat)]))
         pairs = zip(asked, opened, strict=True)
         return [partial(_finish, *a, o, next(trained)) if isinstance(o, Seat) else o for a, o in pairs]
@@ -76,11 +79,11 @@ class Table:
         return [None] * len(seats)
 
 
-def _open(client: Client, message: Message) -> Seat | Finish:
+def _open(client: Client, message: Message, base: Sequence[nn.Parameter]) -> Seat | Finish:
     """The client's seat, taken when the model stood at its start; or its reply, where it does not come to train."""
 
     def sit(handle: Handle, batches: Iterator[Batch], turn: Turn) -> NoReturn:
-        raise Seated(batched.seat(client.handle, cast(FirstOrder, client.recipe.local), turn, batches))
+        raise Seated(batched.seat(client.handle, cast(FirstOrder, client.recipe.local), turn, batches, base))
 
     try:
         reply = _instead(client, sit).answer(message)

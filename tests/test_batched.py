@@ -21,7 +21,7 @@ from fedft import batched, codec, config, model, stdlib_base, strategies, tensor
 from fedft.config import Local
 from fedft.errors import ConfigError
 from fedft.handle import ModelHandle
-from fedft.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank
 from fedft.recipe import Batch, FirstOrder, LoRA, Turn
 from fedft.server.checkpoint import Store
 from fedft.server.job import job_of
@@ -102,10 +102,10 @@ def alone(handle: ModelHandle, work: Work, local: FirstOrder) -> list[Any]:
 
 
 def shared(handle: ModelHandle, work: Work, local: FirstOrder = PLAIN) -> list[Any]:
-    seats = []
+    seats, base = [], batched.common(handle)
     for turn, batches in work:
         start(handle, turn)
-        seats.append(batched.seat(handle, local, turn, iter(batches)))
+        seats.append(batched.seat(handle, local, turn, iter(batches), base))
     return batched.train(handle, local, seats, 0, check=True)
 
 
@@ -261,22 +261,16 @@ def test_the_same_work_gives_the_same_bytes() -> None:
 
 
 def test_who_stands_on_another_base_is_not_let_in() -> None:
-    handle, work = handle_on(llama()), UNLIKE
-    seats = []
-    for turn, batches in work:
+    handle, seats = handle_on(llama()), []
+    base = batched.common(handle)
+    for turn, batches in UNLIKE:
         start(handle, turn)
         if turn.seed == 3:
             m, (o, i) = next(iter(handle.layout.modules.items()))
-            handle.stand({m: batched_pair(o, i)}, key="moved")
-        seats.append(batched.seat(handle, PLAIN, turn, iter(batches)))
+            handle.stand({m: LowRank(torch.ones(1, i), torch.ones(o, 1))}, key="moved")
+        seats.append(batched.seat(handle, PLAIN, turn, iter(batches), base))
     with pytest.raises(batched.Unlike, match="unlike base weights"):
         batched.train(handle, PLAIN, seats, 0)
-
-
-def batched_pair(o: int, i: int) -> Any:
-    from fedft.lowrank import LowRank
-
-    return LowRank(torch.ones(1, i), torch.ones(o, 1))
 
 
 def test_a_loss_that_differs_from_the_ordinary_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
