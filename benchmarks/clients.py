@@ -7,11 +7,10 @@
     resident   one base for all; each client's tensors in, `FirstOrder`, out, as in a round
     together   all clients in one forward and backward pass per step (`[server] together`)
 
-Everything of a client's turn counts but messages and codec; the loss is on all tokens without
---prompt. Rows are of at most 64 tokens.
-One thread; the ways take turns, so that a busy machine slows all; medians of CPU time. Without --model, a Llama of
-random weights. `pass` is forward and backward of the resident base and its adapters with no step taken: the share of
-`resident` that is not in it is what a turn costs beside them.
+Everything of a client's turn counts but messages and codec; the loss is on all tokens without --prompt. Rows are of at
+most 64 tokens. One thread; the ways take turns, so that a busy machine slows all; medians of CPU time. Without --model,
+a Llama of random weights. The last column is the share of `resident` that is not forward and backward of the base with
+its adapters: what a turn costs beside them.
 """
 
 import json
