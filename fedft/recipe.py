@@ -317,6 +317,13 @@ def write_all(handle: Handle, turn: Turn) -> None:
     handle.write(turn.held)
 
 
+def back_to_base(handle: Handle, turn: Turn) -> None:
+    """The model at w0: parameters bit for bit, or the adapter at the run's seeded A and B = 0."""
+    handle.reset()
+    if handle.layout.modules:
+        handle.write(LoRA().initial(handle.layout, turn.plan.rank, turn.run_seed))
+
+
 def anything(delta: Tensors, plan: Plan) -> None:
     """No rule beyond the spec."""
 

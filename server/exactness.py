@@ -58,15 +58,13 @@ class Exactness:
         if self.recipe.personal or not factors & sent.keys():
             return False
         try:
-            return factors <= self._model(self.state, self.plan.rank).values.keys()
+            return factors <= self._start(self.plan.rank).values.keys()
         except AttributeError:  # it does more with a model than to set factors and base
             return False
 
     def see(self, update: Update, rank: int) -> None:
         """One update, and the rank it was trained at."""
-        if rank not in self._begun:  # all clients of a rank begin with the same B A
-            self._begun[rank] = self._model(self.state, rank)
-        begun, now = self._begun[rank].values, {}
+        begun, now = self._start(rank).values, {}
         for name, x in begun.items():
             sent = update.delta.get(name)
             now[name] = x if sent is None else sent if self.recipe.sends == "values" else x + sent
@@ -83,6 +81,12 @@ class Exactness:
             wrong += _small_norm(moved + -exact) ** 2
             right += exact.norm() ** 2
         return (wrong / right) ** 0.5 if right else None
+
+    def _start(self, rank: int) -> _Noted:
+        """Where the clients of a rank begin: all with the same B A."""
+        if rank not in self._begun:
+            self._begun[rank] = self._model(self.state, rank)
+        return self._begun[rank]
 
     def _model(self, state: State, rank: int) -> _Noted:
         """Where a newcomer of this rank stands."""

@@ -36,7 +36,7 @@ from fedft import check, directions, rules, walks
 from fedft.config import RunConfig
 from fedft.directions import Directions
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Recipe, State, Trained, Turn
+from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Recipe, State, Trained, Turn, back_to_base
 from fedft.rules import Estimate, Objective, Rule, Walk
 from fedft.tensors import Tensors
 from fedft.update import Plan, TensorSpec, Update
@@ -177,9 +177,7 @@ class Pool:
 
     def replay(self, handle: Handle, turn: Turn) -> None:
         """w := rho w0 - sum_j a_j z_j, in one pass over the weights."""
-        handle.reset()
-        if handle.layout.modules:
-            handle.write(LoRA().initial(handle.layout, turn.plan.rank, turn.run_seed))
+        back_to_base(handle, turn)
         rho, a = self.coefficients(turn)
         z = self.directions(turn.run_seed)
         for name, parameter in handle.parameters().items():

@@ -14,17 +14,15 @@ Bai, Chen, Qian, Yao, Li, "Federated Fine-tuning of Large Language Models under 
 Resources", NeurIPS 2024, arXiv:2402.11505.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
-
-from torch import Tensor
 
 from fedft import check, lowrank
 from fedft.lowrank import LowRank
 from fedft.recipe import FirstOrder, LoRA, Recipe, State, cut_to_rank, product_norm
+from fedft.strategies.flora import stacked
 from fedft.tensors import Tensors
-from fedft.update import Plan, Update
+from fedft.update import Plan
 
 SERVER = "server."  # names of what stays with the server
 LOST, MOMENTUM = SERVER + "lost.", SERVER + "momentum."
@@ -54,7 +52,7 @@ def flexlora(
     return Recipe(
         "flexlora",
         LoRA(),
-        aggregate=products,
+        aggregate=stacked,
         local=FirstOrder(send="value"),
         server=Redistribute(SHARE_OF_A[gauge], feedback, momentum, server_lr),
         downlink=_factors,
@@ -67,12 +65,6 @@ def flexlora(
 
 SHARE_OF_A = {"b": 0.0, "balanced": 0.5, "a": 1.0}
 """Exponent of the singular values on A; B has the rest."""
-
-
-def products(updates: Iterable[Update]) -> dict[str, Tensor]:
-    """D* as stacked factors, and the p_k-mean of everything that is not a pair."""
-    pairs, rest = lowrank.gathered((u.delta, u.num_examples) for u in updates)
-    return lowrank.named({m: lowrank.stack(items) for m, items in pairs.items()}) | rest
 
 
 @dataclass(frozen=True)

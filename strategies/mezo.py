@@ -24,7 +24,7 @@ from torch import Tensor
 from fedft import check, directions, history, rules
 from fedft.config import RunConfig
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Recipe, Trained, Turn
+from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Recipe, Trained, Turn, back_to_base
 from fedft.rules import Estimate, Objective, Rule, Variant, Walk
 from fedft.strategies.zo_fedavg import Fresh
 from fedft.tensors import Tensors
@@ -129,9 +129,7 @@ class Scalars(Fresh):
 
     def stand(self, handle: Handle, turn: Turn) -> None:
         """w := w0 - what all rounds add up to."""
-        handle.reset()
-        if handle.layout.modules:
-            handle.write(LoRA().initial(handle.layout, turn.plan.rank, turn.run_seed))
+        back_to_base(handle, turn)
         live = handle.parameters()
 
         def add(change: dict[str, Tensor], version: int, found: Tensors) -> None:
