@@ -13,7 +13,7 @@ OUT ?=
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
-ROOMS := fedft server client strategies simulations
+ROOMS := fedft server client strategies simulations benchmarks
 SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 	$(wildcard $(ROOMS:%=%/*.py) $(ROOMS:%=%/*.toml) fedft/py.typed)
 # What setuptools left of an earlier build would come back in this one, deleted files included.

@@ -18,8 +18,9 @@ from typer.main import get_command
 from fedft import cli, config, strategies
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("fedft", "server", "client", "strategies", "simulations")
-FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+ROOMS = ("fedft", "server", "client", "strategies", "simulations", "benchmarks")
+NOT_SHIPPED = ROOT / "benchmarks" / "deployment"  # scripts of a checkout
+FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py") if NOT_SHIPPED not in p.parents)
 RUN_FILES = sorted((ROOT / "simulations").glob("*.toml"))
 
 MAY_IMPORT = {
@@ -27,17 +28,20 @@ MAY_IMPORT = {
     "strategies": {"fedft", "strategies"},
     "client": {"fedft", "strategies", "client"},
     "server": {"fedft", "strategies", "server"},
-    "simulations": set(ROOMS),
+    "simulations": set(ROOMS) - {"benchmarks"},
+    "benchmarks": set(ROOMS),
 }
-# The front door may import every room; a config checks names of strategies, late, so that both stay importable alone.
+# The front door may import every room, what measures by `bench` only; a config checks names of strategies. All of it
+# late, so that each stays importable alone.
 ROOMS_TOO = {
-    "fedft/cli.py": set(ROOMS),
-    "fedft/cli_deploy.py": set(ROOMS),
-    "fedft/cli_doctor.py": set(ROOMS),
+    "fedft/cli.py": set(ROOMS) - {"benchmarks"},
+    "fedft/cli_bench.py": {"benchmarks"},
+    "fedft/cli_deploy.py": set(ROOMS) - {"benchmarks"},
+    "fedft/cli_doctor.py": set(ROOMS) - {"benchmarks"},
     "fedft/config.py": {"strategies"},
 }
 
-# Heavy libraries and the files that may import them.
+# Heavy libraries and the files that may import them; benches import what the published ways use.
 DOORS = {
     "flwr": {
         "fedft/transport.py",
@@ -100,7 +104,8 @@ def _room(name: str) -> str | None:
 
 @pytest.mark.parametrize("path", FILES, ids=_of)
 def test_imports_flow_one_way(path: Path) -> None:
-    """fedft <- strategies <- client, server <- simulations; client and server never meet; nobody imports the door."""
+    """fedft <- strategies <- client, server <- simulations <- benchmarks; client and server never meet; nobody imports
+    the door."""
     allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]] | ROOMS_TOO.get(_of(path), set())
     wrong = [name for name, _ in _imports(path) if (room := _room(name)) and room not in allowed]
     assert not wrong, f"{_of(path)} imports {wrong}; it may import {sorted(allowed)}"
@@ -121,7 +126,8 @@ def test_the_shared_room_reaches_other_rooms_only_late() -> None:
 
 @pytest.mark.parametrize("library", DOORS)
 def test_heavy_libraries_enter_by_their_doors(library: str) -> None:
-    users = {_of(p) for p in FILES if any(name.partition(".")[0] == library for name, _ in _imports(p))}
+    shared = [p for p in FILES if p.parent != ROOT / "benchmarks"]
+    users = {_of(p) for p in shared if any(name.partition(".")[0] == library for name, _ in _imports(p))}
     assert users <= DOORS[library], f"{library} is imported by {sorted(users - DOORS[library])}, not only by its doors"
 
 

@@ -1,6 +1,6 @@
 """Seconds per round of a deployment whose sites train nothing: what the engine adds to the time of the bytes.
 
-    python benchmarks/rounds.py --mib 1 --mib 50 --mib 200 --sites 2 --rounds 5 --json rounds.json
+    python benchmarks/deployment/rounds.py --mib 1 --mib 50 --mib 200 --sites 2 --rounds 5 --json rounds.json
 
 A server, its SuperLink and the sites run on this machine as they do in earnest: TLS, sealed letters, journal, commit.
 The state is one float32 tensor and a local step returns a ready change at once. The same bytes through bare TLS

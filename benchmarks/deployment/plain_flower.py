@@ -1,6 +1,6 @@
 """The plain Flower way of the same round: flower-superlink, flower-supernode and FedAvg, for comparison with rounds.py.
 
-    python benchmarks/plain_flower.py --mib 1 --mib 50 --sites 2 --rounds 3
+    python benchmarks/deployment/plain_flower.py --mib 1 --mib 50 --sites 2 --rounds 3
 
 Each client echoes the array it was sent. `heavy` imports torch, transformers and peft first, as a client that
 fine-tunes must: Flower starts a process for each message. TLS and node authentication as in a deployment. Reported are

@@ -1,6 +1,6 @@
 """A deployment that is disturbed all the time must end with the bytes of a simulation that nobody disturbed.
 
-    python benchmarks/chaos.py RUN.toml --kills 30 --seed 0 --set server.rounds=60
+    python benchmarks/deployment/chaos.py RUN.toml --kills 30 --seed 0 --set server.rounds=60
 
 Simulates the run file, then deploys it on this machine: a server, its SuperLink, a client for each site, and a proxy
 before each site that stands for the network. At random moments, spread over the rounds, one of them is killed, stopped
@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import typer
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "support"))
 
 from processes import FEDFT, Deployment, Service, command_of, lives
 

@@ -1,0 +1,215 @@
+"""How everything here is measured: CPU seconds of one thread, ways that take turns within one process, medians.
+
+A machine that others use slows all ways alike when they take turns, and time that a process does not get is no CPU
+time. Memory that was freed is kept meanwhile (glibc): else fresh pages are most of what ways with large temporaries
+take, three to six times as much.
+"""
+
+import ctypes
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+LIMIT = "limit"  # the way that nothing can be faster than
+SHORT = 5e-3  # seconds: what takes less is run several times in each turn
+MOST = 200  # times
+KEPT = ("torch", "numpy", "numba", "transformers", "constriction")  # libraries whose versions say what was measured
+MMAP_THRESHOLD, MMAP_MAX, TRIM_THRESHOLD = -3, -4, -1  # options of glibc's mallopt
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something to time."""
+
+    what: str
+    """Group of rows that are compared with each other, e.g. "axpy" or "256 tokens"."""
+    way: str
+    """Which way of doing it: "published", "plain", "ours", "ours, torch", "limit"."""
+    run: Callable[[], object]
+    """Called in every turn, also several times; must cost the same each time."""
+    times: float = 1.0
+    """What is run is 1/times of the whole (4 of 4096 seeds: 1024); its seconds are multiplied by that."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found out about one way."""
+
+    what: str
+    way: str
+    seconds: float
+    """Median CPU seconds of the whole; 0: not timed."""
+    spread: float = 0.0
+    """(third quartile - first) / median, over turns."""
+    ratio: float | None = None
+    """Times faster than the first way of this `what`, which is the published or the plain one."""
+    of_limit: float | None = None
+    """Times the seconds of this `what`'s limit, where it has one."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What was counted beside: bits, bytes, errors, MB/s."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one bench says."""
+
+    name: str
+    title: str
+    """One line: what is compared with what, and what the limit is."""
+    settings: Mapping[str, Any]
+    """Sizes."""
+    rows: tuple[Row, ...]
+
+
+def row(
+    what: str,
+    way: str,
+    seconds: float = 0.0,
+    *,
+    spread: float = 0.0,
+    ratio: float | None = None,
+    of_limit: float | None = None,
+    facts: Mapping[str, float] | None = None,
+) -> Row:
+    """A row of what is counted or computed rather than timed."""
+    return Row(what, way, seconds, spread, ratio, of_limit, facts or {})
+
+
+def take_turns(acts: Sequence[Act], turns: int = 7) -> tuple[Row, ...]:
+    """A row for each act, in their order: every turn runs all of them, each turn begins with another one.
+
+    The first turn warms up (imports, compilers, caches) and is not counted. What takes less than 5 ms is run several
+    times within a turn.
+    """
+    if turns < 1:
+        raise ValueError(f"expected turns >= 1, got {turns}")
+    spent: list[list[float]] = [[] for _ in acts]
+    last = [SHORT] * len(acts)
+    with alone(), _progress((turns + 1) * len(acts)) as advance:
+        for turn in range(turns + 1):
+            for i in ((turn + k) % len(acts) for k in range(len(acts))):
+                advance(f"{acts[i].what}, {acts[i].way}")
+                again = max(1, min(MOST, int(SHORT / last[i])))
+                began = time.process_time()
+                for _ in range(again):
+                    acts[i].run()
+                last[i] = max((time.process_time() - began) / again, 1e-9)
+                if turn:
+                    spent[i].append(last[i] * acts[i].times)
+    seconds = [statistics.median(values) for values in spent]
+    return tuple(
+        Row(act.what, act.way, own, _spread(values), *_compared(act, own, acts, seconds))
+        for act, own, values in zip(acts, seconds, spent, strict=True)
+    )
+
+
+def _spread(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / middle
+
+
+def _compared(act: Act, own: float, acts: Sequence[Act], seconds: Sequence[float]) -> tuple[float | None, float | None]:
+    """(ratio, of_limit) of an act that took `own` seconds."""
+    alike = [(a.way, s) for a, s in zip(acts, seconds, strict=True) if a.what == act.what]
+    first = next((s for way, s in alike if way != LIMIT), None)
+    limit = next((s for way, s in alike if way == LIMIT), None)
+    return None if first is None else first / own, None if limit is None else own / limit
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One torch thread; malloc maps no large block by itself and gives no memory back. Both end with it."""
+    threads, mallopt = torch.get_num_threads(), getattr(ctypes.CDLL(None), "mallopt", None)
+    torch.set_num_threads(1)
+    if mallopt:
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if mallopt:  # what glibc arrives at by itself in a process that frees large blocks
+            mallopt(MMAP_MAX, 65536)
+            mallopt(MMAP_THRESHOLD, 2**25)
+            mallopt(TRIM_THRESHOLD, 2**26)
+
+
+def with_kernels(backend: str, run: Callable[[], object]) -> Callable[[], object]:
+    """`run` where FEDFT_KERNELS is `backend`: kernels otherwise load only after a second of work in torch."""
+
+    def wrapped() -> object:
+        before = os.environ.get("FEDFT_KERNELS")
+        os.environ["FEDFT_KERNELS"] = backend
+        try:
+            return run()
+        finally:
+            if before is None:
+                del os.environ["FEDFT_KERNELS"]
+            else:
+                os.environ["FEDFT_KERNELS"] = before
+
+    return wrapped
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Call with what comes next; a bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True, markup=False, emoji=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task, seen = bar.add_task("", total=total), iter(range(total))
+        yield lambda what: bar.update(task, description=what, completed=next(seen))
+
+
+def load() -> float:
+    """How many processes wanted a core in the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are of: processor, cores, versions, date."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return {
+        "cpu": model or platform.processor() or platform.machine(),
+        "cores": cores,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "libraries": {name: version for name in KEPT if (version := _version(name))},
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def as_json(results: Sequence[Result], loads: tuple[float, float]) -> dict[str, Any]:
+    """Machine, load when it began and ended, and all that was found, made of what JSON holds."""
+    benches = [{**asdict(result), "rows": [asdict(r) for r in result.rows]} for result in results]
+    return {"machine": machine(), "load": list(loads), "benches": benches}
+
+
+def from_json(data: Mapping[str, Any]) -> list[Result]:
+    """The results that `as_json` was given."""
+    return [Result(**{**bench, "rows": tuple(Row(**r) for r in bench["rows"])}) for bench in data["benches"]]
