@@ -1,43 +1,25 @@
-"""CPU seconds to project an update on K directions and to rebuild it: ours against the published way, in one run.
+"""Ferret: an update as its coordinates on K random directions and back, against the published loop over seeds.
 
-    python benchmarks/ferret.py --parameters 10000000 --directions 4096 --json ferret.json
-
-The update is that many numbers in one block with all K directions: what they cost, and what they keep of it.
-
-    ours       fedft.sketch on `hadamard` directions, all K of them, with nothing left over from the call before
     published  per seed, on both sides: torch.manual_seed, trunc_normal_ to +-1/sqrt(d), dot; or times the coordinate
-               and added. A stated part of the K seeds is run and scaled: every seed costs the same
+               and added. One seed is run in each turn and scaled: every seed costs the same
+    ours       fedft.sketch on `hadamard` directions with nothing left over from the call before
 
-One thread; the two take turns, so that a busy machine slows both; medians of CPU time.
+The update is that many numbers in one block with all K directions. The limit is one pass: x read once, or out += 1.
+
+What the coordinates keep of an update depends on d / K alone, so it is told with fewer of both, where the published
+way can run all its seeds. No K numbers that are linear in the update have a cosine above sqrt(K / d) with a random one.
 """
 
-import json
 import math
-import os
-import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-import typer
 from torch import Tensor
 
 from fedft import directions, sketch
+from fedft.benchmarks.measure import LIMIT, Act, Result, Row, backends, row, take_turns, with_kernels
 
 NAME = "w"
-
-
-def ours_project(x: Tensor, seed: int, k: int) -> Tensor:
-    """gamma, K numbers."""
-    return sketch.coordinates(directions.make("hadamard", seed, k), NAME, x, "projection")
-
-
-def ours_rebuild(gamma: Tensor, seed: int, k: int, d: int) -> Tensor:
-    """Z gamma."""
-    sketch.rebuild(directions.make("hadamard", seed, k), NAME, gamma, out := torch.zeros(d))
-    return out
+FEW = 64  # directions where it is told what is kept
 
 
 def published_direction(seed: int, d: int) -> Tensor:
@@ -52,89 +34,58 @@ def published_project(x: Tensor, seeds: range, k: int) -> Tensor:
     return torch.stack([torch.dot(x, published_direction(seed, len(x))) for seed in seeds]) * len(x) / k
 
 
-def published_rebuild(gamma: Tensor, seeds: range, d: int) -> Tensor:
-    """The sum over those seeds."""
-    out = torch.zeros(d)
+def published_rebuild(gamma: Tensor, seeds: range, out: Tensor) -> Tensor:
+    """out += the sum over those seeds."""
     for seed, g in zip(seeds, gamma, strict=True):
-        out.add_(published_direction(seed, d) * g)
+        out.add_(published_direction(seed, len(out)) * g)
     return out
 
 
-def measure(d: int, k: int, part: int, repeats: int) -> dict[str, Any]:
-    """All figures of one size."""
+def project(x: Tensor, k: int) -> Tensor:
+    """gamma, K numbers."""
+    return sketch.coordinates(directions.make("hadamard", 7, k), NAME, x, "projection")
+
+
+def rebuild(gamma: Tensor, out: Tensor) -> Tensor:
+    """out += Z gamma."""
+    sketch.rebuild(directions.make("hadamard", 7, len(gamma)), NAME, gamma, out)
+    return out
+
+
+def bench(*, quick: bool = False, turns: int = 7) -> Result:
+    """CPU seconds for ten million parameters and K = 4096, and what is kept."""
+    d, k = (200_000 if quick else 10_000_000), 4096
     x = 1e-3 * torch.randn(d, generator=torch.Generator().manual_seed(1))
-    spent: dict[str, list[float]] = {}
-
-    def note(name: str, work: Callable[[], Tensor]) -> Tensor:
-        start = time.process_time()
-        found = work()
-        seconds = time.process_time() - start
-        spent.setdefault(name, []).append(seconds * (k / part if name.startswith("published") else 1))
-        return found
-
-    ours_project(x[: sketch.MOST], 0, k)  # what is loaded on first use
-    load = os.getloadavg()[0]
-    gamma = rebuilt = torch.empty(0)
-    for turn in range(repeats):
-        seeds = range(turn * part, (turn + 1) * part)
-        gamma = note("project", lambda turn=turn: ours_project(x, turn, k))
-        theirs = note("published_project", lambda seeds=seeds: published_project(x, seeds, k))
-        rebuilt = note("rebuild", lambda turn=turn, gamma=gamma: ours_rebuild(gamma, turn, k, d))
-        note("published_rebuild", lambda seeds=seeds, theirs=theirs: published_rebuild(theirs, seeds, d))
-    cost = {n: statistics.median(s) for n, s in spent.items()}
-    x64, y64 = x.double(), rebuilt.double()
-    unbiased = y64 * max(d, k) / k
-    return {
-        "parameters": d,
-        "directions": k,
-        "published_seeds_run": part,
-        "repeats": repeats,
-        "cpu_s": cost,
-        "ratio": {
-            "project": cost["published_project"] / cost["project"],
-            "rebuild": cost["published_rebuild"] / cost["rebuild"],
-        },
-        "bytes": 4 * len(gamma),
-        "relative_error": {
-            "projection": float((y64 - x64).norm() / x64.norm()),
-            "unbiased": float((unbiased - x64).norm() / x64.norm()),
-        },
-        "cosine": float(y64 @ x64 / (y64.norm() * x64.norm())),
-        "cosine_of_the_law": math.sqrt(min(1.0, k / d)),
-        "load": [load, os.getloadavg()[0]],
-    }
-
-
-def main(
-    parameters: Annotated[list[int], typer.Option(help="Size of the update; may be given again.")] = [10_000_000],  # noqa: B006
-    directions_: Annotated[int, typer.Option("--directions", help="K, at most 4096.")] = 4096,
-    part: Annotated[int, typer.Option(help="Seeds of the published way that are run and scaled to K.")] = 4,
-    repeats: Annotated[int, typer.Option(help="Turns of each; medians are reported.")] = 5,
-    json_: Annotated[Path | None, typer.Option("--json", help="File for all figures.")] = None,
-) -> None:
-    """CPU seconds to project and to rebuild, and what the coordinates keep."""
-    torch.set_num_threads(1)
-    found = []
-    for d in parameters:
-        found.append(r := measure(d, directions_, part, repeats))
-        show(r)
-        if json_:
-            json_.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def show(r: dict[str, Any]) -> None:
-    """One size, for people."""
-    cpu, ratio, error = r["cpu_s"], r["ratio"], r["relative_error"]
-    typer.echo(
-        f"{r['parameters']} parameters, K = {r['directions']}, load {r['load'][0]:.1f} to {r['load'][1]:.1f}\n"
-        f"  project  {1e3 * cpu['project']:.1f} ms of CPU, published {cpu['published_project']:.0f} s "
-        f"(from {r['published_seeds_run']} seeds): {ratio['project']:,.0f} times\n"
-        f"  rebuild  {1e3 * cpu['rebuild']:.1f} ms of CPU, published {cpu['published_rebuild']:.0f} s: "
-        f"{ratio['rebuild']:,.0f} times\n"
-        f"  kept     {r['bytes']} bytes, cosine {r['cosine']:.4f} (law {r['cosine_of_the_law']:.4f}), relative error "
-        f"{error['projection']:.4f} as projection, {error['unbiased']:.2f} unbiased"
+    gamma, out, one = project(x, k), torch.zeros(d), range(1)
+    acts = [Act("project", "published", lambda: published_project(x, one, k), k)]
+    acts += [Act("project", f"ours, {b}", with_kernels(b, lambda: project(x, k))) for b in backends()]
+    acts += [Act("project", LIMIT, lambda: torch.dot(x, x))]
+    acts += [Act("rebuild", "published", lambda: published_rebuild(gamma[:1], one, out), k)]
+    acts += [Act("rebuild", f"ours, {b}", with_kernels(b, lambda: rebuild(gamma, out))) for b in backends()]
+    acts += [Act("rebuild", LIMIT, lambda: out.add_(1.0))]
+    return Result(
+        "ferret",
+        "the published loop over seeds, and our projection on Hadamard directions; limit: one pass over memory",
+        {"parameters": d, "directions": k, "turns": turns},
+        (*take_turns(acts, turns), *kept(d // k)),
     )
 
 
-if __name__ == "__main__":
-    typer.run(main)
+def kept(ratio: int) -> tuple[Row, ...]:
+    """What either way keeps of a random update with d / K = `ratio`."""
+    d = ratio * FEW
+    x = 1e-3 * torch.randn(d, generator=torch.Generator().manual_seed(FEW))  # no seed of a direction
+    theirs = published_rebuild(published_project(x, range(FEW), FEW), range(FEW), torch.zeros(d))
+    ours, best = rebuild(project(x, FEW), torch.zeros(d)), math.sqrt(min(1.0, 1 / ratio))
+    what = f"kept at d/K = {ratio}"
+    bound = {"error": math.sqrt(1 - best**2), "cosine": best}
+    return (
+        row(what, "published", facts=_against(x, theirs)),
+        row(what, "ours", facts=_against(x, ours)),
+        row(what, LIMIT, facts=bound),
+    )
+
+
+def _against(x: Tensor, y: Tensor) -> dict[str, float]:
+    x, y = x.double(), y.double()
+    return {"error": float((y - x).norm() / x.norm()), "cosine": float(y @ x / (y.norm() * x.norm()))}

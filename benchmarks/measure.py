@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,11 @@ def alone() -> Iterator[None]:
             mallopt(MMAP_MAX, 65536)
             mallopt(MMAP_THRESHOLD, 2**25)
             mallopt(TRIM_THRESHOLD, 2**26)
+
+
+def backends() -> tuple[str, ...]:
+    """What computes shared directions on this machine's CPU: torch, and numba where it is installed."""
+    return ("torch", "numba") if find_spec("numba") else ("torch",)
 
 
 def with_kernels(backend: str, run: Callable[[], object]) -> Callable[[], object]:

@@ -1,4 +1,5 @@
-"""The front door: every command of `fedft`; those of a deployment are in `cli_deploy.py` and `cli_keys.py`.
+"""The front door: every command of `fedft`; those of a deployment are in `cli_deploy.py` and `cli_keys.py`, the
+benches in `cli_bench.py`.
 
 Imports what a command needs when it runs, so that `fedft --help` answers at once. A user's mistake is one line on
 stderr and a non-zero exit code; a traceback is a bug of ours.
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fedft import cli_deploy, cli_doctor, cli_keys
+from fedft import cli_bench, cli_deploy, cli_doctor, cli_keys
 from fedft.errors import EXIT_INTERRUPTED, FedftError, Interrupted, RunPaused
 
 app = typer.Typer(
@@ -214,6 +215,7 @@ def export(
     typer.echo(json.dumps({"kind": kind, "folder": str(to)}) if as_json else f"{kind} written to {to}")
 
 
+app.command()(cli_bench.bench)
 app.command()(cli_deploy.split)
 app.add_typer(cli_keys.app, name="keys")
 app.command()(cli_deploy.server)

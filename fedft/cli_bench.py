@@ -45,11 +45,11 @@ def bench(
         typer.echo("numba is not installed: no figures of its kernels (pip install 'fedft[kernels]')", err=True)
     from fedft.benchmarks import measure
 
-    began, results = measure.load(), list[Result]()
+    began, results = measure.load(), list[measure.Result]()
     try:
         for name in chosen:
             typer.echo(f"{name} ...", err=True)
-            found: Result = import_module(_module(name)).bench(quick=quick, turns=turns)
+            found: measure.Result = import_module(_module(name)).bench(quick=quick, turns=turns)
             results.append(found)
             written = json.dumps(measure.as_json(results, (began, measure.load())), indent=1)
             file.write_text(written + "\n", encoding="utf-8")
