@@ -30,6 +30,7 @@ VALUE_BITS = 22  # 2^31 values up to 2^22 sum to at most 2^53: fp64 is exact
 MAX_ELEMENTS = 1 << 31
 SIGN_BIT = -(1 << 31)  # as int32
 ONE_BITS = 0x3F800000  # float32 1.0
+LARGEST = torch.finfo(torch.float32).max
 
 
 class Directions(Protocol):
@@ -94,10 +95,14 @@ def exponent(x: Tensor) -> int:
     return max(math.frexp(largest)[1], -104) if largest else -104  # below, 2^(22 - e) is no float32
 
 
-def flat(out: Tensor) -> Tensor:
-    """`out` as a float32 vector that shares its memory."""
+def check_out(out: Tensor) -> None:
     if out.dtype != torch.float32 or not out.is_contiguous():
         raise ValueError(f"expected a contiguous float32 tensor, got {out.dtype} with strides {out.stride()}")
+
+
+def flat(out: Tensor) -> Tensor:
+    """`out` as a float32 vector that shares its memory."""
+    check_out(out)
     return out.detach().view(-1)
 
 
@@ -111,10 +116,14 @@ def check_index(index: int, count: int) -> None:
         raise ValueError(f"expected a direction in 0 .. {count - 1}, got {index}")
 
 
+def check_alpha(alpha: float) -> None:
+    if not abs(alpha) <= LARGEST:
+        raise ValueError(f"expected a finite alpha within float32, got {alpha}")
+
+
 def float32_bits(alpha: float) -> int:
     """The bits of `alpha` rounded to float32, as int32."""
-    if not abs(alpha) <= torch.finfo(torch.float32).max:
-        raise ValueError(f"expected a finite alpha within float32, got {alpha}")
+    check_alpha(alpha)
     return int(struct.unpack("<i", struct.pack("<f", alpha))[0])
 
 

@@ -71,15 +71,20 @@ class Hadamard:
 
     def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
         """out = x + alpha * z_index in one pass, rounded as `add_` rounds; `x` is like `out`, or is `out` itself."""
-        flat, old, value = directions.flat(out), directions.flat(x), directions.float32_bits(alpha)
-        if (out.shape, out.device) != (x.shape, x.device):
-            raise ValueError(f"expected tensors alike, got {list(out.shape)} {out.device}, {list(x.shape)} {x.device}")
+        directions.check_out(out)
+        if x is not out:
+            directions.check_out(x)
+            if out.shape != x.shape or out.device != x.device:
+                found = f"{list(out.shape)} {out.device}, {list(x.shape)} {x.device}"
+                raise ValueError(f"expected tensors alike, got {found}")
+        directions.check_alpha(alpha)
         directions.check_index(index, self.count)
         directions.check_start(start)
-        if kernels := hadamard_kernels.chosen(flat):
-            kernels.add_into(flat, old, start, self.seed, philox.tensor_id(name), index, alpha)
-            torch.autograd.graph.increment_version(flat)
+        if kernels := hadamard_kernels.chosen(out):
+            kernels.add_into(out, x, start, self.seed, philox.tensor_id(name), index, alpha)
+            torch.autograd.graph.increment_version(out)
             return
+        flat, old, value = directions.flat(out), directions.flat(x), directions.float32_bits(alpha)
         for here, piece in self._pieces(name, index, start, flat.numel(), value, flat.device):
             torch.add(old[here], piece, out=flat[here])
 

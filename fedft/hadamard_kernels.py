@@ -25,6 +25,7 @@ from fedft import check
 log = logging.getLogger(__name__)
 
 LIBRARIES = {"cpu": "numba", "cuda": "triton"}  # by kind of device
+_NAMES = ("torch", *LIBRARIES.values())
 PAYS = 1 << 31  # elements of `add_` that torch does first: a second and more on one core
 CALL = 1 << 17  # elements in whose time torch only begins and ends a call
 KNOWN_ANSWER = "0341f98d69061d56"  # of `answer`, made by torch
@@ -36,7 +37,8 @@ def chosen(x: Tensor, cost: int = 1) -> ModuleType | None:
     """The kernels to use on `x`; None means torch, and counts `cost` for each element."""
     kind, wanted = x.device.type, os.environ.get("FEDFT_KERNELS", "")
     if wanted:
-        check.one_of(("torch", *LIBRARIES.values()), FEDFT_KERNELS=wanted)
+        if wanted not in _NAMES:
+            check.one_of(_NAMES, FEDFT_KERNELS=wanted)
         return None if wanted == "torch" or not x.numel() else _loaded(wanted, kind)
     if kind not in LIBRARIES or not x.numel():
         return None

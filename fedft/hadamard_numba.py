@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numba
@@ -25,7 +26,7 @@ BLOCK = 4096
 _QUARTER = BLOCK // 4
 _SUPERBLOCK = 16  # blocks that share Philox blocks of S
 _WORDS = BLOCK // 32
-_SHARE = 1 << 21  # elements worth a thread
+_WORTH = 1 << 21  # elements worth a thread
 _D, _S = np.uint32(philox.DIRECTION), np.uint32(philox.DIRECTION_SIGN)
 _BIT = np.uint32(1) << np.arange(32, dtype=np.uint32)
 _ROUNDER = np.float32(3 << 22)  # added and taken away again it rounds |v| <= 2^22 to an integer, ties to even
@@ -33,13 +34,13 @@ _ROUNDER = np.float32(3 << 22)  # added and taken away again it rounds |v| <= 2^
 Array = NDArray[Any]
 
 
-def _jit(function: Callable[..., Any]) -> Any:
+def _jit(function: Callable[..., Any], to: Callable[..., Any] | None = None) -> Any:
     """`function`, compiled at its first call; kept for other processes where there is a place to write."""
-    how: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    to = to or partial(numba.njit, nogil=True)
     try:
-        return numba.njit(cache=True, **how)(function)
+        return to(cache=True, error_model="numpy")(function)
     except RuntimeError:  # no such place
-        return numba.njit(**how)(function)
+        return to(error_model="numpy")(function)
 
 
 @_jit
@@ -117,48 +118,70 @@ def _dot(x, first, key, name, scale, total, minus, flip, values, spare, wide):  
 
 
 @_jit
-def _add(out, x, copy, first, key, name, index, alpha, minus, flip, row):  # type: ignore[no-untyped-def]
-    row[0] = (
-        0  # Walsh row: bit i is the parity of i & index; the upper half of 2^t bits is the lower one, or its opposite
-    )
+def _walsh(row: Array, index: int) -> None:
+    """Bit i of `row` is the parity of i & index; the upper half of 2^t bits is the lower one, or its opposite."""
+    row[0] = 0
     for t in range(5):
         upper = row[0] ^ np.uint32((1 << (1 << t)) - 1 if index >> t & 1 else 0)
         row[0] |= np.uint32(upper << (1 << t))
     for t in range(7):
         for w in range(1 << t):
             row[w + (1 << t)] = ~row[w] if index >> (t + 5) & 1 else row[w]
-    for n in range(out.size // BLOCK):
-        block = first + n
-        if n == 0 or block % _SUPERBLOCK == 0:
+
+
+def _add(out_at, x_at, size, start, key, name, index, alpha):  # type: ignore[no-untyped-def]
+    """out = x + alpha z_index for float32 at two addresses, which may be one.
+
+    A forward pass calls this for every tensor, most of them small: what a call costs counts, so there is one for all
+    parts of a tensor, ragged ends too, and it takes plain numbers.
+    """
+    out, x = numba.carray(out_at, (size,), np.float32), numba.carray(x_at, (size,), np.float32)
+    inside = out.ctypes.data == x.ctypes.data
+    minus, flip, row = np.empty(4, np.uint32), np.empty(_WORDS, np.uint32), np.empty(_WORDS, np.uint32)
+    _walsh(row, index)
+    for block in range(start // BLOCK, -(-(start + out.size) // BLOCK)):
+        at = block * BLOCK - start
+        if at <= 0 or block % _SUPERBLOCK == 0:
             _words(minus, key, name, _S, block // _SUPERBLOCK * 512 + index // 8)
-        _words(flip, key, name, _D, block * 32)
-        minus_here = minus[index // 2 % 4] & _BIT[block % _SUPERBLOCK + index % 2 * 16]
-        value = -alpha if minus_here else alpha
-        if copy:
-            for k in range(BLOCK):
-                out[BLOCK * n + k] = x[BLOCK * n + k]
-        for w in range(_WORDS):
+        value = -alpha if minus[index // 2 % 4] & _BIT[block % _SUPERBLOCK + index % 2 * 16] else alpha
+        low, high = max(0, -at), min(BLOCK, out.size - at)
+        first, last = low // 128, -(-high // 128)  # Philox blocks
+        _words(flip[4 * first : 4 * last], key, name, _D, block * 32 + first)
+        if high - low < BLOCK:
+            for i in range(low, high):
+                out[at + i] = x[at + i] + (-value if (flip[i // 32] ^ row[i // 32]) & _BIT[i % 32] else value)
+            continue
+        here, there = out[at : at + BLOCK], x[at : at + BLOCK]
+        for w in range(_WORDS):  # two loops alike: only of memory that is apart, or one, can the compiler make vectors
             word = flip[w] ^ row[w]
-            for k in range(32):
-                out[BLOCK * n + 32 * w + k] += -value if word & _BIT[k] else value
+            if inside:
+                for k in range(32):
+                    here[32 * w + k] += -value if word & _BIT[k] else value
+            else:
+                for k in range(32):
+                    here[32 * w + k] = there[32 * w + k] + (-value if word & _BIT[k] else value)
+
+
+_ADD = "void(voidptr, voidptr, int64, int64, uint64, uint32, int64, float32)"
+_add_at = _jit(_add, partial(numba.cfunc, _ADD)).ctypes
 
 
 def axpy_(out: Tensor, start: int, key: int, name_id: int, integers: Tensor, unit: float) -> None:
     """out += unit * sum_j integers[j] z_j, where `integers` is int32 [4096] and `out` begins at element `start`."""
     coefficients, stream = integers.numpy(), (np.uint64(key), np.uint32(name_id))
 
-    def of(_: Array, part: Array, first: int) -> None:
+    def of(part: Array, first: int) -> None:
         words = np.empty(BLOCK // 2, np.uint32), np.empty(_WORDS, np.uint32)
         _axpy(part, first, *stream, coefficients, np.float32(unit), *words, *_buffers(np.int32, np.int32))
 
-    _each(out, start, of, out)
+    _each(out, start, of, write=True)
 
 
 def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
     """sum_i round(scale x_i) z_j[start + i] for every j, int64 [4096]."""
     stream, totals = (np.uint64(key), np.uint32(name_id)), [np.zeros(BLOCK, np.int64)]
 
-    def of(part: Array, _: Array, first: int) -> None:
+    def of(part: Array, first: int) -> None:
         total, words = np.zeros(BLOCK, np.int64), (np.empty(BLOCK // 2, np.uint32), np.empty(_WORDS, np.uint32))
         buffers = _buffers(np.int32, np.int32, np.int64)
         _dot(part, first, *stream, np.float32(scale), total, *words, *buffers)
@@ -170,46 +193,44 @@ def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
 
 def add_into(out: Tensor, x: Tensor, start: int, key: int, name_id: int, index: int, alpha: float) -> None:
     """out = x + alpha z_index; x may be out."""
-    stream, copy = (np.uint64(key), np.uint32(name_id)), out.data_ptr() != x.data_ptr()
+    to, at = out.data_ptr(), x.data_ptr()
 
-    def of(source: Array, part: Array, first: int) -> None:
-        words = np.empty(4, np.uint32), np.empty(_WORDS, np.uint32), np.empty(_WORDS, np.uint32)
-        _add(part, source, copy, first, *stream, index, np.float32(alpha), *words)
+    def of(low: int, high: int) -> None:
+        _add_at(to + 4 * low, at + 4 * low, high - low, start + low, key, name_id, index, alpha)
 
-    _each(x, start, of, out)
+    _share(0, out.numel(), of)
 
 
 def _buffers(*types: type) -> list[Array]:
     return [np.empty(BLOCK, number) for number in types]
 
 
-def _each(x: Tensor, start: int, of: Callable[[Array, Array, int], None], out: Tensor | None = None) -> None:
-    """of(part of x, part of out, its first block) for parts of whole blocks that cover the window.
+def _each(x: Tensor, start: int, of: Callable[[Array, int], None], *, write: bool = False) -> None:
+    """of(part of x, its first block) for parts of whole blocks that cover the window.
 
-    Ragged ends of a window stand among zeros, both parts in one; the rest is shared by torch's number of threads.
+    Ragged ends of a window stand among zeros; with `write` what becomes of them is put back.
     """
-    source = x.numpy()
-    target = source if out is None else out.numpy()
-    head = min(source.size, -start % BLOCK)
-    tail = source.size - (source.size - head) % BLOCK
-    for low, high in ((0, head), (tail, source.size)):
+    numbers = x.numpy()
+    head = min(numbers.size, -start % BLOCK)
+    tail = numbers.size - (numbers.size - head) % BLOCK
+    for low, high in ((0, head), (tail, numbers.size)):
         if low < high:
             block, skip = divmod(start + low, BLOCK)
             padded = np.zeros(BLOCK, np.float32)
             there = padded[skip : skip + high - low]
-            there[:] = source[low:high]
-            of(padded, padded, block)
-            if out is not None:
-                target[low:high] = there
-    threads = max(1, min(torch.get_num_threads(), (tail - head) // _SHARE))
-    size = -(-(tail - head) // (BLOCK * threads)) * BLOCK or BLOCK
+            there[:] = numbers[low:high]
+            of(padded, block)
+            if write:
+                numbers[low:high] = there
+    _share(head, tail, lambda low, high: of(numbers[low:high], (start + low) // BLOCK))
 
-    def share(low: int) -> None:
-        here = slice(low, min(low + size, tail))
-        of(source[here], target[here], (start + low) // BLOCK)
 
+def _share(low: int, high: int, of: Callable[[int, int], None]) -> None:
+    """of(low, high), cut at multiples of a block from `low` among torch's number of threads."""
+    threads = max(1, min(torch.get_num_threads(), (high - low) // _WORTH))
     if threads == 1:
-        share(head)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(share, range(head, tail, size)))
+        of(low, high)
+        return
+    size = -(-(high - low) // (BLOCK * threads)) * BLOCK
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda at: of(at, min(at + size, high)), range(low, high, size)))

@@ -181,7 +181,7 @@ def test_the_number_of_threads_does_not_show(monkeypatch):
     from fedft import hadamard_numba
 
     monkeypatch.setenv("FEDFT_KERNELS", "numba")
-    monkeypatch.setattr(hadamard_numba, "_SHARE", 4096)
+    monkeypatch.setattr(hadamard_numba, "_WORTH", 4096)
     z, x, coefficients, threads = Hadamard(8, 4096), normal(200_001), normal(4096, seed=1), torch.get_num_threads()
     found = []
     try:
