@@ -3,14 +3,13 @@
     B: [o, R], A: [R, i]; with D_k = B_k A_k and weights p_k
 
     stack     B = [p_1 B_1 ... p_n B_n], A = [A_1; ...; A_n]           sum_k p_k D_k, exactly      (FLoRA, eq. 3)
-    mean      (sum_k p_k B_k, sum_k p_k A_k)                           FedIT's; its product is not sum_k p_k D_k
-    residual  stack - mean                                             sum_k p_k (B_k - B)(A_k - A)   (FedEx-LoRA)
-    svd(r)    best approximation of rank r (Eckart-Young) by QR of the two tall factors: O((o + i) R^2 + R^3)
+    mean      (sum_k p_k B_k, sum_k p_k A_k)     FedIT's; it lacks sum_k p_k (B_k - B)(A_k - A)    (FedEx-LoRA)
+    svd(r)    best approximation of rank r (Eckart-Young) from the two tall factors: O((o + i) R^2 + R^3)
 
 Pairs are in unit-scale form: B carries alpha / r. Algebra runs in float64 and is rounded once to the factors' dtype.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +46,17 @@ class LowRank:
         return self.B @ self.A
 
     def norm(self) -> float:
-        """Frobenius norm of B A from the R x R Gram matrices: |BA|^2 = tr((B^T B)(A A^T)), float64."""
-        a, b = self.A.double(), self.B.double()
-        return float(torch.sum((b.T @ b) * (a @ a.T)).clamp(min=0).sqrt())
+        """Frobenius norm of B A from R x R matrices, float64: |BA|^2 = tr((B^T B)(A A^T)).
+
+        Where terms cancel, Gram matrices lose half the digits, and the two triangles of QR say it: |R_B R_A^T|.
+        """
+        b, a = self.B.double(), self.A.double()
+        gb, ga = _gram(b.T), _gram(a)
+        square = torch.sum(gb * ga)
+        if square > 1e-6 * gb.norm() * ga.norm():
+            return float(square.sqrt())
+        rb, ra = torch.linalg.qr(b, mode="r")[1], torch.linalg.qr(a.T, mode="r")[1]
+        return float((rb @ ra.T).norm())
 
     def __add__(self, other: "LowRank") -> "LowRank":
         """Factors side by side: the sum, exactly; ranks add."""
@@ -74,7 +81,8 @@ class LowRank:
         """(U, S, V) in float64 with U: [o, q], S: [q] descending, V: [q, i], q = min(rank, R, o, i).
 
         U diag(S) V is the best approximation of rank q. Signs are fixed (the largest entry of each column of U is
-        positive), so equal input gives equal output.
+        positive), so equal input gives equal output. With `rank` below R, Gram matrices do it where they are precise:
+        see `_svd_by_gram`.
         """
         u, s, v = self._svd_by_gram(rank) or self._svd_by_qr(rank)
         if s.numel():
@@ -91,19 +99,24 @@ class LowRank:
         return qb @ u[:, :rank], s[:rank], v[:rank] @ qa.T
 
     def _svd_by_gram(self, rank: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Through B^T B and A A^T, half the work where the factors are tall; None where that is not, or not precise.
+        """Through Gram matrices; None where they are not precise enough or the factors are not tall.
 
-        Squaring halves the digits, so what is kept must be above 1e-6 of the largest singular value.
+        With B^T B = F F^T and M = F^T (A A^T) F = W S^2 W^T:  V = S^-1 W^T F^T A,  U = B (A A^T) F W S^-2. Nothing is
+        solved, so what is not kept may be singular. M is known to |F|^2 |A A^T| 2^-52, hence column j of U and row j
+        of V to 2^-52 (|F|^2 |A A^T|) / s_j^2. What is kept must be above 1e-5 of sqrt(|F|^2 |A A^T|), which is no
+        less than the largest singular value: then that is 2e-6, for a direction of weight 1e-5.
         """
-        if rank is None or not 0 < rank < self.rank or 4 * self.rank > min(self.shape):
+        if rank is None or not 0 < rank < self.rank <= min(self.shape):
             return None
         b, a = self.B.double(), self.A.double()
-        (root_b, basis_b), (root_a, basis_a) = _root(b.T @ b), _root(a @ a.T)
-        x, s, y = torch.linalg.svd((root_b[:, None] * basis_b.T) @ (basis_a * root_a), full_matrices=False)
-        if len(s) < rank or not s[rank - 1] > 1e-6 * s[0]:
+        gb, ga = _gram(b.T), _gram(a)
+        half = _half(gb)
+        squares, w = torch.linalg.eigh(half.T @ ga @ half)
+        squares, w = squares[-rank:].flip(0), w[:, -rank:].flip(1)
+        if not squares[-1] > 1e-10 * gb.norm() * ga.norm():
             return None
-        u = b @ ((basis_b / root_b) @ x[:, :rank])
-        return u, s[:rank], (y[:rank] @ (basis_a / root_a).T) @ a
+        s, kept = squares.sqrt(), half @ w
+        return ((ga @ kept / squares).T @ b.T).T, s, (kept / s).T @ a
 
     def truncate(self, rank: int | None = None) -> "LowRank":
         """The best approximation of rank <= `rank`; None: exact, dropping only what float32 cannot hold.
@@ -115,14 +128,25 @@ class LowRank:
         kept = int((s > s[0] * 2**-24).sum()) if s.numel() else 0
         root = s[:kept].sqrt()
         dtype = self.A.dtype
-        return LowRank((root[:, None] * v[:kept]).to(dtype), (u[:, :kept] * root).to(dtype))
+        return LowRank((root[:, None] * v[:kept]).to(dtype), (u[:, :kept] * root).to(dtype).contiguous())
 
 
-def _root(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """(roots of the eigenvalues that are not rounding, their eigenvectors as columns) of a Gram matrix."""
+def _gram(x: Tensor) -> Tensor:
+    """x x^T of the rows of x: [R, d] -> [R, R]; the lower triangle in strips, a third less work, the other mirrored."""
+    gram, strip = x.new_zeros(len(x), len(x)), max(64, -(-len(x) // 3))
+    for first in range(0, len(x), strip):
+        last = min(first + strip, len(x))
+        torch.mm(x[first:last], x[:last].T, out=gram[first:last, :last])
+    return gram.tril() + gram.tril(-1).T
+
+
+def _half(gram: Tensor) -> Tensor:
+    """F with F F^T = `gram`: the Cholesky factor, or from eigenvectors where the matrix is singular."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if not failed:
+        return factor
     values, vectors = torch.linalg.eigh(gram)
-    sound = values > values[-1:] * 1e-13
-    return values[sound].sqrt(), vectors[:, sound]
+    return vectors * values.clamp(min=0).sqrt()
 
 
 def zero(o: int, i: int) -> LowRank:
@@ -148,26 +172,21 @@ def stack(items: Iterable[tuple[LowRank, float]]) -> LowRank:
 
 
 def mean_factors(items: Iterable[tuple[LowRank, float]]) -> LowRank:
-    """(sum p_k A_k, sum p_k B_k): the pair FedIT averages to. Its product misses `residual`.
+    """(sum p_k A_k, sum p_k B_k): the pair FedIT averages to. Reads the items once, one in memory at a time.
 
     Raises ValueError for unlike ranks, or where there is nothing of positive weight.
     """
-    listed = list(items)
-    total = sum(n for _, n in listed)
-    if not total > 0:
-        raise ValueError("expected at least one pair of positive weight, got none")
-    if len(ranks := {d.rank for d, _ in listed}) > 1:
-        raise ValueError(f"expected one rank for all pairs, got {sorted(ranks)}")
-    a = sum((n / total) * d.A.double() for d, n in listed)
-    b = sum((n / total) * d.B.double() for d, n in listed)
-    dtype = listed[0][0].A.dtype
-    return LowRank(torch.as_tensor(a, dtype=dtype), torch.as_tensor(b, dtype=dtype))
+    ranks = set[int]()
 
+    def factors() -> Iterator[tuple[Tensors, float]]:
+        for d, n in items:
+            ranks.add(d.rank)
+            if len(ranks) > 1:
+                raise ValueError(f"expected one rank for all pairs, got {sorted(ranks)}")
+            yield {"A": d.A, "B": d.B}, n
 
-def residual(items: Iterable[tuple[LowRank, float]]) -> LowRank:
-    """sum_k p_k D_k minus the product of the mean factors, as factors of rank <= sum r_k + r."""
-    listed = list(items)
-    return stack(listed) + -mean_factors(listed)
+    mean = weighted_mean(factors())
+    return LowRank(mean["A"], mean["B"])
 
 
 def inner(x: LowRank, y: LowRank) -> float:

@@ -78,7 +78,7 @@ class Exactness:
         for m in self.layout.modules:
             exact = lowrank.stack([(pairs[m], n) for pairs, n in self._trained])
             moved = applied[m] + _minus(new.change.get(m), begun.change.get(m), self.layout.modules[m])
-            wrong += _small_norm(moved + -exact) ** 2
+            wrong += (moved + -exact).norm() ** 2
             right += exact.norm() ** 2
         return (wrong / right) ** 0.5 if right else None
 
@@ -99,13 +99,6 @@ class Exactness:
 
     def _pairs(self, values: Tensors) -> dict[str, LowRank]:
         return {m: LowRank(values[m + A_SUFFIX], values[m + B_SUFFIX]) for m in self.layout.modules}
-
-
-def _small_norm(d: LowRank) -> float:
-    """|B A| where terms cancel: through QR of the factors, since Gram matrices would lose half the digits."""
-    rb = torch.linalg.qr(d.B.double(), mode="r")[1]
-    ra = torch.linalg.qr(d.A.double().T, mode="r")[1]
-    return float((rb @ ra.T).norm())
 
 
 def _minus(new: LowRank | None, old: LowRank | None, shape: tuple[int, int]) -> LowRank:

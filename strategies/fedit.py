@@ -13,7 +13,6 @@ Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning"
 from collections.abc import Iterable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fedft import lowrank
@@ -42,22 +41,9 @@ def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
 
 
 def padded_mean(updates: Iterable[Update]) -> dict[str, Tensor]:
-    """sum_k p_k pad(x_k), every factor padded with zeros to the largest rank seen; x_k are values, not deltas."""
-    padded: dict[str, Tensor] = {}
-    weights = 0.0
-    for u in updates:
-        for name, x in u.delta.items():
-            term = x.double() * u.num_examples
-            padded[name] = _pad(padded[name], term.shape) + _pad(term, padded[name].shape) if name in padded else term
-        weights += u.num_examples
-    if not weights > 0:
-        raise ValueError("expected at least one update of positive weight, got none")
-    return {name: (x / weights).float() for name, x in padded.items()}
-
-
-def _pad(x: Tensor, shape: torch.Size) -> Tensor:
-    grow = [max(0, want - have) for have, want in zip(x.shape, shape, strict=True)]
-    return torch.nn.functional.pad(x, [n for g in reversed(grow) for n in (0, g)])
+    """sum_k p_k pad(x_k), every pair padded with zeros to the largest rank seen; x_k are values, not deltas."""
+    pairs, rest = lowrank.gathered((u.delta, u.num_examples) for u in updates)
+    return lowrank.named({m: lowrank.mean_factors(lowrank.padded(ds)) for m, ds in pairs.items()}) | rest
 
 
 def keep_largest_rank(state: State, change: Tensors) -> Tensors:

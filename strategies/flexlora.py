@@ -2,8 +2,9 @@
 
     D* = sum_k p_k B_k A_k = U S V^T;   rank r:  A = (V^T)[:r],  B = (U S)[:, :r]        (Eckart-Young, nested in r)
 
-D* is never multiplied out: the singular value decomposition comes from QR of the two stacks of factors. Uploads are the
-factors themselves, at any rank; the state is the pair at the largest rank. Where D* has fewer ranks than that, the
+D* is never multiplied out: the singular value decomposition comes from the two stacks of factors (`LowRank.svd`), and
+only of the ranks that are kept. Uploads are the factors themselves, at any rank; the state is the pair at the largest
+rank. Where D* has fewer ranks than that, the
 remaining rows of A stay as they were with zero columns of B: the same matrix, in which all ranks can learn.
 
 The server may remember, as factors that never travel: what the cut to the largest rank lost (`feedback`), so that
@@ -90,15 +91,18 @@ class Redistribute:
                 new |= {MOMENTUM + m: step} if self.momentum else {}
             if self.feedback and LOST + m in old:
                 wanted = wanted + old[LOST + m]
-            kept, lost = cut_in_two(wanted, old[m].rank, self.share_of_a)
+            kept, lost = cut_in_two(wanted, old[m].rank, self.share_of_a, rest=self.feedback)
             new[m] = lowrank.onto(lowrank.pad(kept, old[m].rank), old[m])
             new |= {LOST + m: lost} if self.feedback else {}
         return {**state.tensors, **lowrank.named(new), **rest}
 
 
-def cut_in_two(d: LowRank, rank: int, share_of_a: float) -> tuple[LowRank, LowRank]:
-    """(the best approximation of rank <= `rank`, the rest): together `d`, but for what float32 cannot hold."""
-    u, s, v = d.svd()
+def cut_in_two(d: LowRank, rank: int, share_of_a: float, rest: bool = True) -> tuple[LowRank, LowRank]:
+    """(the best approximation of rank <= `rank`, the rest): together `d`, but for what float32 cannot hold.
+
+    Without `rest` only what is kept is computed, several times faster, and the second one has rank 0.
+    """
+    u, s, v = d.svd(None if rest else rank)
     there = int((s > s[0] * 2**-24).sum()) if s.numel() else 0
     a, b = (s[:, None] ** share_of_a * v).to(d.A.dtype), (u * s ** (1 - share_of_a)).to(d.B.dtype)
     cut = min(rank, there)
