@@ -40,7 +40,7 @@ def bench(
         return
     chosen = _chosen(names)
     file = out or Path("fedft-runs") / f"bench-{'-'.join(dict.fromkeys(names))}{'-quick' if quick else ''}.json"
-    _make_room(file)
+    _write(file)
     if find_spec("numba") is None:
         typer.echo("numba is not installed: no figures of its kernels (pip install 'fedft[kernels]')", err=True)
     from fedft.benchmarks import measure
@@ -52,11 +52,12 @@ def bench(
             found: measure.Result = import_module(_module(name)).bench(quick=quick, turns=turns)
             results.append(found)
             written = json.dumps(measure.as_json(results, (began, measure.load())), indent=1)
-            file.write_text(written + "\n", encoding="utf-8")
             if not as_json:
                 show(found)
+            _write(file, written)
     except KeyboardInterrupt as e:
-        raise Interrupted(f"interrupted; {f'what was measured is in {file}' if results else 'nothing measured'}") from e
+        kept = f"; what was measured is in {file}" if results else ", and nothing was measured"
+        raise Interrupted(f"interrupted{kept}") from e
     typer.echo(json.dumps(json.loads(written)) if as_json else f"figures  {file}")
 
 
@@ -70,14 +71,17 @@ def _chosen(names: Sequence[str]) -> list[str]:
     return [name for name in NAMES if name in names or "all" in names]
 
 
-def _make_room(file: Path) -> None:
-    """A folder for the file; said before minutes are spent."""
-    if file.is_dir():
-        raise ConfigError(f"--out {file} is a folder; name a file")
+def _write(file: Path, text: str = "") -> None:
+    """Without a text it is only tried, before minutes are spent."""
+    trial = not text and not file.exists()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w" if text else "a", encoding="utf-8") as f:
+            f.write(f"{text}\n" if text else "")
+        if trial:
+            file.unlink()
     except OSError as e:
-        raise ConfigError(f"--out {file}: {e.strerror}") from e
+        raise ConfigError(f"--out {file} cannot be written: {e.strerror}") from e
 
 
 def _module(name: str) -> str:
