@@ -155,15 +155,22 @@ def encode_plan(plan: Plan, codec: str, seed: int = 0) -> bytes:
     return _encode(_PLAN, plan, _PLAN_FIELDS, plan.tensors, codec, seed)
 
 
-def decode_plan(data: bytes, *, max_bytes: int) -> Plan:
+def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, ...]] | None = None) -> Plan:
     """The plan in `data`, whatever its tensors are called: at most 2 dimensions, all floats finite and within 1e4.
 
-    Raises RejectedUpdate, the same error as for updates and nothing else, whatever the bytes.
+    Args:
+        max_bytes: the most that `data` may have.
+        within: shapes by name; a tensor that is not one of these is refused before anything is allocated for it.
+    Raises:
+        RejectedUpdate: the same error as for updates and nothing else, whatever the bytes.
     """
     with _refusing("plan"):
         header, table, body = _open(data, _PLAN, max_bytes, _table_limit(MAX_TENSORS))
         values = _read(header, _PLAN_FIELDS)
         entries = _entries(table)
+        for name, entry in entries.items() if within is not None else ():
+            if within.get(name) != entry.shape:
+                raise RejectedUpdate("spec_mismatch", f"tensor {name!r} is {entry}, which is not in the state")
         return Plan(tensors=_tensors(entries, body), **values)
 
 

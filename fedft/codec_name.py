@@ -12,6 +12,8 @@
 fixed:BITS takes x to round(x 2^(BITS-1) / CLIP), half to even, from -(2^(BITS-1) - 1) to 2^(BITS-1) - 1: what is beyond
 +-CLIP is cut. The scale is the same for everybody, so integers of many clients may be added modulo 2^32 and their sum
 decoded; CLIP is a power of two (1 if left out), BITS at most 24, so that a decoded integer is exact in float32.
+
+Downloads are in such a codec, or changes of the state are: `downloads("delta | int4")`, see `deltas.py`.
 """
 
 import math
@@ -24,6 +26,7 @@ from fedft import check
 PLAIN = ("fp32", "fp16", "bf16", "int8")
 VALUES = (*PLAIN, "int4", "ternary")
 SELECTIONS = ("topk", "randk")
+DELTA = "delta"
 _BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "int4": 3.4, "ternary": 1.0}
 
 
@@ -123,6 +126,34 @@ def parse(name: str) -> Codec:
             f"codec is {name!r}: ternary has to know which entries are 0; wanted topk before it, or nothing"
         )
     return Codec(f"{selection}:{q:g}|{values}", values, selection, float(f"{q:g}"))
+
+
+def downloads(down: str) -> tuple[str, str]:
+    """(codec of plans, codec of the changes that they bring or "") of a `[codec] down`.
+
+    "int8" is ("int8", ""): the state itself is rounded. "delta | int4" is ("fp32", "int4").
+    Raises ValueError in one line for names that are unknown or make no sense.
+    """
+    first, _, rest = (part.strip() for part in down.partition("|"))
+    if first != DELTA:
+        codec = parse(down)
+        if not (codec.plain or (codec.selection and codec.share == 1 and codec.values != "int4")):
+            raise ValueError(
+                f"{down!r} blurs or leaves out much of a state; wanted fp32, fp16, bf16, int8, one of them behind "
+                "'topk:1 |', or changes of the state, as in 'delta | int4'"
+            )
+        return down, ""
+    codec = parse(rest)
+    why = ""
+    if codec.selection == "randk":  # |x - sent|^2 is 1 / Q - 1 times |x|^2: for Q < 1/2 it grows in every round
+        why = "what randk sends is scaled up, so what is left out would pile up; wanted topk"
+    elif codec.values == "fixed":
+        why = "fixed is for sums over clients"
+    elif codec.name == "fp32":
+        why = "a change in fp32 is as long as the state; wanted 'fp32'"
+    if why:
+        raise ValueError(f"{down!r}: {why}")
+    return "fp32", rest
 
 
 def _fixed(name: str, numbers: str) -> Codec:

@@ -68,7 +68,7 @@ class Loop:
             self.recipe,
             codec.encode_job(self.job),
             self._enrolled,
-            self.config.codec.down,
+            self.config.codec.plans,
             self.observe,
             self.clock,
         )
@@ -164,7 +164,7 @@ class Loop:
         admitted, traffic = self._recovered(state, asked, norms), Traffic()
         for c in admitted.up:  # asked before we were killed
             plan = self._talk.plan(self._bare_plan(state, c, attempt=number + 1), state, c)
-            traffic.needed[c] = traffic.down[c] = len(codec.encode_plan(plan, self.config.codec.down))
+            traffic.needed[c] = traffic.down[c] = len(codec.encode_plan(plan, self.config.codec.plans))
             self._talk.have[c] = state.version, state.label
         self.observe("round", {"round": number, "asked": asked})
         for _ in range(self.config.server.attempts):

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from fedft import check, codec_name
+from fedft import check, codec_name, deltas
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.feedback import Feedback
@@ -95,6 +95,8 @@ def of(config: RunConfig) -> Recipe:
     name, ranks = recipe.name, sorted(set(config.ranks()))
     if len(ranks) > 1 and recipe.space.kind == "lora" and not recipe.unlike_ranks:
         raise ConfigError(f"[clients] rank: {name} needs one rank for all clients, got {ranks}")
+    if config.codec.changes and (why := deltas.unfit(recipe)):
+        raise ConfigError(f"[codec] down = {config.codec.down!r}: {why}")
     if recipe.adds_downloads and config.codec.down != "fp32":
         raise ConfigError(
             f"[codec] down: clients of {name} add up what they receive; wanted 'fp32', got {config.codec.down!r}"
@@ -103,7 +105,8 @@ def of(config: RunConfig) -> Recipe:
         recipe.check(config)
     except ValueError as e:
         raise ConfigError(f"{name}: {e}") from e
-    return _coded(recipe, config)
+    recipe = _coded(recipe, config)
+    return deltas.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
 
 
 def _coded(recipe: Recipe, config: RunConfig) -> Recipe:

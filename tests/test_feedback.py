@@ -68,5 +68,5 @@ def test_feedback_is_refused_where_nothing_is_left_out_that_could_be_kept(name: 
 
 
 def test_a_download_that_leaves_out_much_of_a_state_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"down = 'ternary:0.5' blurs or leaves out"):
+    with pytest.raises(ConfigError, match=r"down: 'ternary:0.5' blurs or leaves out"):
         config.from_dict({"codec": {"down": "ternary:0.5"}})
