@@ -8,8 +8,8 @@ or of all parameters in the full space (replay starts from w0). Weights in half 
 w0 + change, summed in float32 and rounded once, never a running sum of roundings.
 """
 
+import inspect
 import warnings
-from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedft import lowrank
 from fedft.directions import Directions
 from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.probe import Probe
 from fedft.recipe import Batch, Layout, Space
 from fedft.tensors import Tensors
 
@@ -52,6 +53,7 @@ class ModelHandle:
         self.layout = layout
         self._model, self._space, self._alpha, self._dropout = model, space, lora_alpha, dropout
         self._rank = 0
+        self._layers: dict[str, Any] = {}
         self._change: dict[str, LowRank] = {}
         self._stands_at = ""
         self._w0: dict[str, Tensor] = {}
@@ -67,7 +69,11 @@ class ModelHandle:
             parameter.requires_grad_(True)
         self._weights: dict[str, Any] = {m: model.get_submodule(m).weight for m in layout.modules}
         self._transposed = {m: type(model.get_submodule(m)).__name__ == "Conv1D" for m in layout.modules}
-        self._probe = _Probe(model)
+        self._adapters: dict[int, dict[str, nn.Parameter]] = {}
+        """Both factors of every module by name, for each rank there has been."""
+        known = inspect.signature(model.forward).parameters
+        self._always = {"use_cache": False} if "use_cache" in known else {}  # nobody asks for a next token
+        self._probe = Probe(model)
 
     def scale(self) -> float:
         """alpha / rank of the adapter that is switched on."""
@@ -94,7 +100,7 @@ class ModelHandle:
         rank = rank or next((x.shape[1] for n, x in values.items() if n.endswith(B_SUFFIX)), None)
         if rank:
             self._switch(rank)
-        adapter = self._adapter() if self._rank else {}
+        adapter = self._adapters.get(self._rank, {})
         with torch.no_grad():
             for name, x in values.items():
                 if name in adapter:
@@ -131,7 +137,7 @@ class ModelHandle:
         """(what the model differs from w0 by, as factors per adapted module; changes of whole parameters by name)."""
         pairs = dict(self._change)
         if self._rank:
-            unit = {n: x.detach().to("cpu", torch.float32) for n, x in self._adapter().items()}
+            unit = {n: x.detach().to("cpu", torch.float32) for n, x in self._adapters[self._rank].items()}
             for m in self.layout.modules:
                 b = unit[m + B_SUFFIX] * self.scale()
                 if b.any():
@@ -142,13 +148,21 @@ class ModelHandle:
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss in float32; dropout is on only while gradients are."""
-        self._model.train(torch.is_grad_enabled())
+        self.training(torch.is_grad_enabled())
         return self.forward(batch).loss.float()
+
+    def training(self, on: bool) -> None:
+        """Put the model in training mode, or out of it; its walk over all modules takes as long as one of its layers.
+
+        Whoever sets the mode of single modules sets all of them.
+        """
+        if self._model.training != on:
+            self._model.train(on)
 
     def forward(self, batch: Batch) -> Any:
         """The model's own output on one batch."""
         device = next(self._model.parameters()).device
-        return self._model(**{k: v.to(device) for k, v in batch.items()})
+        return self._model(**{k: v.to(device) for k, v in batch.items()}, **self._always)
 
     @property
     def model(self) -> nn.Module:
@@ -160,7 +174,7 @@ class ModelHandle:
         labels = batch["labels"]
         if labels.is_floating_point():
             raise ValueError("expected labels that are numbers of classes or tokens, got numbers to fit")
-        self._model.eval()
+        self.training(False)
         with torch.no_grad():
             logits = self.forward({k: v for k, v in batch.items() if k != "labels"}).logits
         if labels.ndim == 2:  # (B, T): token t + 1 is predicted at t
@@ -203,8 +217,22 @@ class ModelHandle:
         if rank == self._rank:
             return
         name = f"r{rank}"
-        first = self._model.get_submodule(next(iter(self.layout.modules)))
-        if name not in getattr(first, "lora_A", {}):
+        if rank not in self._adapters:
+            self._adapters[rank] = self._adapter(rank, name)
+        for layer in self._layers.values():
+            layer.set_adapter(name)
+        self._rank, adapter = rank, self._adapters[rank]
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(False)
+        live = {n: adapter[n] for n in adapter if n.endswith(self._space.trained)}
+        live |= {n: self._parameters[n] for n in self.layout.head}
+        self._live = {n: live[n] for n in sorted(live, key=str.encode)}
+        for parameter in self._live.values():
+            parameter.requires_grad_(True)
+
+    def _adapter(self, rank: int, name: str) -> dict[str, nn.Parameter]:
+        """Both factors of every module, put into the model the first time."""
+        if name not in getattr(self._model.get_submodule(next(iter(self.layout.modules))), "lora_A", {}):
             config = LoraConfig(
                 r=rank,
                 lora_alpha=2 * rank if self._alpha is None else self._alpha,  # type: ignore[arg-type]
@@ -218,112 +246,11 @@ class ModelHandle:
                 # where Conv1D and Linear are mixed: peft corrects it for each layer
                 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True")
                 inject_adapter_in_model(config, self._model, name)
-        for m in self.layout.modules:
-            layer: Any = self._model.get_submodule(m)
-            layer.set_adapter(name)
-        self._rank = rank
-        adapter = self._adapter()
-        for parameter in adapter.values():
+            self._model.train(self._model.training)  # the new layers too
+        self._layers = {m: self._model.get_submodule(m) for m in self.layout.modules}
+        found = {}
+        for m, layer in self._layers.items():
+            found[m + A_SUFFIX], found[m + B_SUFFIX] = layer.lora_A[name].weight, layer.lora_B[name].weight
+        for parameter in found.values():
             parameter.data = parameter.data.float()  # whatever the base is in: small steps must not be lost
-        for parameter in self._model.parameters():
-            parameter.requires_grad_(False)
-        live = {n: adapter[n] for n in adapter if n.endswith(self._space.trained)}
-        live |= {n: self._parameters[n] for n in self.layout.head}
-        self._live = {n: live[n] for n in sorted(live, key=str.encode)}
-        for parameter in self._live.values():
-            parameter.requires_grad_(True)
-
-    def _adapter(self) -> dict[str, nn.Parameter]:
-        name, found = f"r{self._rank}", {}
-        for m in self.layout.modules:
-            layer: Any = self._model.get_submodule(m)
-            found[m + A_SUFFIX] = layer.lora_A[name].weight
-            found[m + B_SUFFIX] = layer.lora_B[name].weight
         return found
-
-
-class _Probe:
-    """Swaps perturbed copies of chosen parameters in while their own module runs, and out again behind it.
-
-    A parameter that another module reads past its owner's forward would not be seen perturbed.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.shift: tuple[Directions, int, float] | None = None
-        """Copies are p + epsilon z."""
-        self.tangent: tuple[Directions, int] | None = None
-        """Copies are dual numbers (p, z)."""
-        self._model = model
-        self._chosen: Collection[str] = ()
-        self._watched: Mapping[str, nn.Parameter] | None = None
-        self._hooks: list[Any] = []
-        self._real: dict[nn.Parameter, Tensor] = {}
-        self._inside: Counter[nn.Parameter] = Counter()
-        self._slots: dict[tuple[nn.Module, str], nn.Parameter] = {}
-        self._spare: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        """Copies out of use: fresh memory costs more than the arithmetic."""
-
-    @contextmanager
-    def swapping(self, live: Mapping[str, nn.Parameter], only: Collection[str] | None) -> Iterator["_Probe"]:
-        """Inside, set `shift` or `tangent`; whatever a failed forward pass left swapped in is undone at the end."""
-        self._watch(live)
-        self._chosen = set(live if only is None else only)
-        try:
-            yield self
-        finally:
-            self.shift = self.tangent = None
-            for parameter, data in self._real.items():
-                parameter.data = data
-            for (module, slot), parameter in self._slots.items():
-                module._parameters[slot] = parameter
-            self._real, self._slots = {}, {}
-            self._inside.clear()
-
-    def _watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Hook the modules that own these parameters; tied ones are hooked wherever they are used."""
-        if parameters is self._watched:
-            return
-        for hook in self._hooks:
-            hook.remove()
-        names = {p: n for n, p in parameters.items()}
-        self._hooks = []
-        for module in self._model.modules():
-            slots = module.named_parameters(recurse=False, remove_duplicate=False)
-            own = [(slot, names[p], p) for slot, p in slots if p in names]
-            if own:
-                self._hooks.append(module.register_forward_pre_hook(lambda m, _a, own=own: self._in(m, own)))
-                self._hooks.append(module.register_forward_hook(lambda m, _a, _o, own=own: self._out(m, own)))
-        self._watched = parameters
-
-    def _in(self, module: nn.Module, own: list[tuple[str, str, nn.Parameter]]) -> None:
-        for slot, name, parameter in own:
-            if name not in self._chosen:
-                continue
-            if self.tangent is not None:
-                z, index = self.tangent
-                direction = z.direction(name, index, parameter.shape, device=parameter.device)
-                self._slots[module, slot] = parameter
-                # the slot takes any tensor; only assignment by attribute insists on a Parameter, which has no tangent
-                module._parameters[slot] = forward_ad.make_dual(parameter.detach(), direction)
-            elif self.shift is not None:
-                self._inside[parameter] += 1
-                if parameter not in self._real:  # a tied one may run inside another of its owners
-                    z, index, epsilon = self.shift
-                    self._real[parameter] = parameter.data
-                    spare = [] if torch.is_grad_enabled() else self._spare[parameter.shape]  # autograd may keep its own
-                    moved = spare.pop() if spare else torch.empty_like(parameter.data)
-                    z.add_into(moved, parameter.data, name, index, epsilon)
-                    parameter.data = moved
-
-    def _out(self, module: nn.Module, own: list[tuple[str, str, nn.Parameter]]) -> None:
-        for slot, name, parameter in own:
-            if name not in self._chosen:
-                continue
-            if self.tangent is not None:
-                module._parameters[slot] = self._slots.pop((module, slot))
-            elif self.shift is not None:
-                self._inside[parameter] -= 1
-                if not self._inside[parameter]:
-                    if not torch.is_grad_enabled():
-                        self._spare[parameter.shape].append(parameter.data)
-                    parameter.data = self._real.pop(parameter)
