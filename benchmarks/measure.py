@@ -174,12 +174,13 @@ def with_kernels(backend: str, run: Callable[[], object]) -> Callable[[], object
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Call with what comes next; a bar on a terminal, nothing elsewhere."""
+    """Call with what comes next; a bar on a terminal, nothing elsewhere. Drawn between acts only: it takes CPU time."""
     console = Console(stderr=True, markup=False, emoji=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    shown = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown, auto_refresh=False) as bar:
         task, seen = bar.add_task("", total=total), iter(range(total))
-        yield lambda what: bar.update(task, description=what, completed=next(seen))
+        yield lambda what: bar.update(task, description=what, completed=next(seen), refresh=True)
 
 
 def load() -> float:
