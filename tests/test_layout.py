@@ -250,7 +250,7 @@ def test_the_readme_shows_the_example_as_it_is() -> None:
     assert f"```python\n{example}```\n" in README
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "STRATEGIES.md"])
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "STRATEGIES.md", "BENCHMARKS.md"])
 def test_commands_named_in_a_document_exist(document: str) -> None:
     """`fedft <command> --option` in code exists, but for what the document says is not there."""
     commands = getattr(get_command(cli.app), "commands")  # noqa: B009  (typer hides the type of its group)
@@ -269,7 +269,9 @@ def test_every_strategy_has_its_row() -> None:
     assert rows == set(strategies.BUILT_IN)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "DEPLOYMENT.md", "STRATEGIES.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "DEPLOYMENT.md", "STRATEGIES.md", "BENCHMARKS.md"]
+)
 def test_files_named_in_a_document_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     rooms = "|".join((*ROOMS, "tests"))
