@@ -103,7 +103,7 @@ def show(result: "Result") -> None:
     typer.echo(f"\n{result.name}: {result.title}")
     typer.echo(", ".join(f"{key.replace('_', ' ')} {_said(value)}" for key, value in result.settings.items()))
     cells = [_cells(r) | {fact: _number(r.facts.get(fact)) for fact in facts} for r in result.rows]
-    table(_aligned(cells, (*COLUMNS, *facts)), (*COLUMNS, *facts), spare=tuple(reversed(facts)))
+    table(_aligned(cells, (*COLUMNS, *facts)), (*COLUMNS, *facts), spare=(*reversed(facts), "spread"))
 
 
 def _cells(r: "Row") -> dict[str, str]:
