@@ -5,10 +5,16 @@ lost in the last bit of a double, not of a float.
 """
 
 import hashlib
+import importlib
+import math
+import os
 from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from fedft import hadamard_kernels
 
 Tensors = Mapping[str, Tensor]
 BLOCK = 2**18  # entries
@@ -38,7 +44,7 @@ def dot(x: Tensors, y: Tensors) -> float:
     """<x, y> over all tensors taken as one vector, in float64."""
     _same_names(x, y)
     return sum(
-        float(torch.dot(a.double(), b.double()))
+        float(torch.dot(a.double().reshape(-1), b.double().reshape(-1)))
         for n in sorted(x)
         for a, b in zip(_blocks(x[n]), _blocks(y[n]), strict=True)
     )
@@ -52,6 +58,9 @@ def norm(x: Tensors) -> float:
 def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
     """sum_k n_k x_k / sum_k n_k, reading the items once and holding one of them at a time.
 
+    Memory is one float64 accumulator and one item, whatever the number of items. Weights count to 29 bits (numbers of
+    examples below 2^29 exactly): times a float32 that is exact in float64, so every machine and kernel finds the same.
+
     Args:
         items: pairs (tensors, weight); the names and shapes of the first one hold for all; weights > 0, any scale.
     Returns:
@@ -61,25 +70,22 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
     """
     total: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
-    weights = 0.0
+    weights, kernels = 0.0, None
     for tensors, weight in items:
-        if not dtypes:
-            dtypes = {name: t.dtype for name, t in tensors.items()}
-            total = {name: torch.zeros(t.shape, dtype=torch.float64) for name, t in tensors.items()}
+        if first := not dtypes:
+            dtypes, kernels = {name: t.dtype for name, t in tensors.items()}, _kernels(tensors)
+            total = {name: torch.empty(t.shape, dtype=torch.float64) for name, t in tensors.items()}
         _same_names(total, tensors)
+        short = _to_29_bits(weight)
         for name, t in tensors.items():
             if t.shape != total[name].shape:
                 raise ValueError(f"{name} has shape {tuple(t.shape)}, the first one has {tuple(total[name].shape)}")
-            for sum_, term in zip(_blocks(total[name]), _blocks(t), strict=True):
-                sum_.add_(term.double(), alpha=weight)
-        weights += weight
+            by = kernels if t.dtype == torch.float32 else None
+            (_begin if first else _add)(total[name], t, short, by)
+        weights += short
     if not weights > 0:
         raise ValueError("expected at least one update of positive weight, got none")
-    mean = {name: torch.empty(t.shape, dtype=dtypes[name]) for name, t in total.items()}
-    for name, t in total.items():
-        for rounded, sum_ in zip(_blocks(mean[name]), _blocks(t), strict=True):
-            rounded.copy_(sum_.div_(weights))
-    return mean
+    return {name: _quotient(total.pop(name), weights, dtype, kernels) for name, dtype in dtypes.items()}
 
 
 def digest(x: Tensors) -> str:
@@ -94,7 +100,49 @@ def digest(x: Tensors) -> str:
 
 def _blocks(t: Tensor) -> tuple[Tensor, ...]:
     """The entries in pieces whose float64 copy stays in the cache; fresh memory costs more than arithmetic."""
-    return t.reshape(-1).split(BLOCK)
+    return t.reshape(-1).split(BLOCK) if t.numel() > BLOCK else (t,)
+
+
+def _kernels(x: Tensors) -> ModuleType | None:
+    """Compiled sums where numba's kernels are used on the CPU (`hadamard_kernels`); None means torch."""
+    cpu = [t for t in x.values() if t.device.type == "cpu" and t.dtype == torch.float32]
+    largest = max(cpu, key=Tensor.numel, default=None)
+    if largest is None or not largest.numel() or os.environ.get("FEDFT_KERNELS") == "triton":
+        return None
+    times = -(-sum(t.numel() for t in cpu) // largest.numel())
+    return importlib.import_module("fedft.sums_numba") if hadamard_kernels.chosen(largest, times) else None
+
+
+def _begin(total: Tensor, t: Tensor, weight: float, kernels: ModuleType | None) -> None:
+    """total = weight * t."""
+    if kernels:
+        return kernels.begin(total, t, weight)
+    for sum_, term in zip(_blocks(total), _blocks(t), strict=True):
+        sum_.copy_(term).mul_(weight)
+
+
+def _add(total: Tensor, t: Tensor, weight: float, kernels: ModuleType | None) -> None:
+    """total += weight * t."""
+    if kernels:
+        return kernels.add(total, t, weight)
+    for sum_, term in zip(_blocks(total), _blocks(t), strict=True):
+        sum_.add_(term.double(), alpha=weight)
+
+
+def _quotient(total: Tensor, by: float, dtype: torch.dtype, kernels: ModuleType | None) -> Tensor:
+    """total / by in `dtype`; `total` is used up."""
+    found = torch.empty(total.shape, dtype=dtype)
+    if kernels and dtype == torch.float32:
+        kernels.divide(found, total, by)
+    else:
+        for rounded, sum_ in zip(_blocks(found), _blocks(total), strict=True):
+            rounded.copy_(sum_.div_(by))
+    return found
+
+
+def _to_29_bits(weight: float) -> float:
+    mantissa, exponent = math.frexp(weight)
+    return math.ldexp(round(mantissa * 2**29), exponent - 29)
 
 
 def _pairwise(f: Callable[[Tensor, Tensor], Tensor], x: Tensors, y: Tensors) -> dict[str, Tensor]:

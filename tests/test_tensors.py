@@ -1,9 +1,11 @@
 """Arithmetic on named tensors: the weighted mean against a float64 loop, and what the digest sees."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedft import tensors
 
@@ -95,6 +97,69 @@ def test_weighted_mean_leaves_its_items_as_they_were():
     before = [tensors.digest(x) for x, _ in items]
     tensors.weighted_mean(items)
     assert [tensors.digest(x) for x, _ in items] == before
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (300_001,)], ids=str)
+@pytest.mark.parametrize("weights", [(3, 1, 250), (0.1, 0.7, 1 / 3), (1e-9, 2.0**40, 2**29 - 1)], ids=str)
+def test_compiled_sums_give_the_bits_of_torch(shape, weights, monkeypatch):
+    """Fractions too: weights have so few bits that no product is rounded, whether or not it is fused with the sum."""
+    pytest.importorskip("numba")
+    rng = torch.Generator().manual_seed(3)
+    items = [({"w": torch.randn(shape, generator=rng), "h": torch.ones(2).bfloat16()}, w) for w in weights]
+    found = []
+    for kernels in ("torch", "numba"):
+        monkeypatch.setenv("FEDFT_KERNELS", kernels)
+        found.append(tensors.digest(tensors.weighted_mean(iter(items))))
+    assert found[0] == found[1]
+
+
+def test_compiled_sums_read_what_is_not_contiguous(monkeypatch):
+    pytest.importorskip("numba")
+    monkeypatch.setenv("FEDFT_KERNELS", "numba")
+    x = torch.arange(12.0).reshape(3, 4)
+    assert torch.equal(tensors.weighted_mean([({"w": x.T}, 1), ({"w": 3 * x.T}, 1)])["w"], 2 * x.T)
+
+
+@pytest.mark.parametrize("weight", [1, 16_777_217, 2**29 - 1, 0.75])
+def test_numbers_of_examples_below_2_to_the_29_count_exactly(weight):
+    """n and 1 examples of 1 and 0: n / (n + 1)."""
+    mean = tensors.weighted_mean([({"w": torch.ones(1).double()}, weight), ({"w": torch.zeros(1).double()}, 1)])
+    assert mean["w"].item() == weight / (weight + 1)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all tensors that were made under it and are still there, and the most there ever were."""
+
+    now = most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            there = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+            size = out.untyped_storage().nbytes()
+            if out.untyped_storage().data_ptr() not in there and size:
+                self.now += size
+                self.most = max(self.most, self.now)
+                weakref.finalize(out, self._gone, size)
+        return out
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize("kernels", ["torch", "numba"])
+def test_memory_does_not_grow_with_the_number_of_updates(kernels, monkeypatch):
+    """One accumulator of 8 bytes an entry, one update of 4, one block, and the next update, which is made by then."""
+    if kernels == "numba":
+        pytest.importorskip("numba")
+    monkeypatch.setenv("FEDFT_KERNELS", kernels)
+    entries, most = 2**16, {}
+    for count in (2, 64):
+        with Live() as live:
+            mean = tensors.weighted_mean(({"w": torch.full((4, entries), float(k))}, 1) for k in range(count))
+        most[count] = live.most
+        assert mean["w"][0, 0] == (count - 1) / 2
+    assert most[2] == most[64] <= 4 * entries * (8 + 4 + 4 + 8)
 
 
 @pytest.mark.parametrize("items", [[], [({"w": torch.ones(1)}, 0)]])
