@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from processes import Deployment, Ended, Service, command_of, lives
 
 import fedft
-from fedft import config, keys, stdlib_base
+from fedft import config, keys
 from fedft.client import app, site
 from fedft.errors import ConfigError
 from fedft.server import app as server_app
@@ -44,16 +44,10 @@ SITES = ["asyncio", "email"]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with two layers of 64, trained for two seconds."""
-    return stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=stdlib_base.TINY)
-
-
-@pytest.fixture(scope="module")
-def overrides(base: Path) -> Callable[..., list[str]]:
+def overrides(tiny_base: Path) -> Callable[..., list[str]]:
     def of(strategy: str, *more: str) -> list[str]:
         tables = ["local.steps=4", "server.rounds=2", "data.clients=2", "eval.max_rows=8", *OWN[strategy]]
-        return [f"model.id='{base}'", f"strategy.name={strategy}", *tables, *more]
+        return [f"model.id='{tiny_base}'", f"strategy.name={strategy}", *tables, *more]
 
     return of
 

@@ -16,7 +16,7 @@ import pytest
 import typer
 from cryptography import x509
 
-from fedft import certificates, cli_doctor, doctor, doctor_deploy, keys, reach, stdlib_base
+from fedft import certificates, cli_doctor, doctor, doctor_deploy, keys, reach
 from fedft.doctor import FAIL, OK, WARN, Row
 from fedft.errors import ConfigError
 
@@ -393,8 +393,8 @@ def test_an_address_that_is_none_is_a_row(run: Callable[..., tuple[int, str]], m
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(stdlib_base.ensure(tmp_path_factory.mktemp("base"), settings=stdlib_base.TINY))
+def base(tiny_base: Path) -> str:
+    return str(tiny_base)
 
 
 def test_the_base_model_is_loaded_and_its_digest_told(base: str) -> None:

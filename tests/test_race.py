@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedft import cli, durable, stdlib_base
+from fedft import cli, durable
 from fedft import config as configs
 from fedft.config import Local, RunConfig, Server
 from fedft.errors import ConfigError
@@ -33,11 +33,10 @@ def without_plots() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def overrides(tiny_base: Path) -> list[str]:
     """One round of two steps for two clients on a Llama with two layers of 64."""
-    base = stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=stdlib_base.TINY)
     small = ["local.steps=2", "local.batch_size=2", "server.rounds=1", "data.clients=2", "eval.max_rows=4"]
-    return [f"model.id='{base}'", "clients.rank=4", *small]
+    return [f"model.id='{tiny_base}'", "clients.rank=4", *small]
 
 
 @pytest.fixture(scope="module")
