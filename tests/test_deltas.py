@@ -418,3 +418,21 @@ def test_a_run_that_diverges_pauses_with_its_own_line(tmp_path: Path, through: A
     run.loop.recipe = replace(run.loop.recipe, server=replace(inner, inner=far).server)
     with pytest.raises(RunPaused, match="would go beyond"):
         run.run()
+
+
+def test_after_the_server_lost_a_generation_everybody_stands_where_it_stands(tmp_path: Path, through: Any) -> None:
+    """Sites hold version 4 of a round that is done again, with another outcome."""
+    through("int4")
+    first = Deployment(tmp_path, "fedavg", rounds=4, quorum=0.6)
+    first.link = first.post.link = Away(first.sites)
+    first.link.away = {"carl"}
+    lost = first.digest()
+    (tmp_path / "state" / "gen-00000004.fedft").write_bytes(b"")
+    again = Deployment(tmp_path, "fedavg", rounds=5, quorum=0.6, sites=first.sites)
+    run_again = again.run()
+    lines = {line["version"]: line for line in again.metrics.lines}
+    assert lines[4]["participants"] == ["anna", "bert", "carl"]
+    assert lines[4]["state_digest"] != lost
+    held = {s: site.responder._client.memory.held.tensors for s, site in again.sites.items()}
+    assert all(torch.equal(run_again.tensors[n], t) for x in held.values() for n, t in x.items())
+    assert len(run_again.tensors) > len(held["anna"])
