@@ -92,11 +92,11 @@ class LowRank:
         return u, s, v
 
     def _svd_by_qr(self, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Through orthonormal bases of the two tall factors."""
-        qb, rb = torch.linalg.qr(self.B.double())
-        qa, ra = torch.linalg.qr(self.A.double().T)
+        """Through the triangles of QR of both factors; their bases are applied to what is kept, never written out."""
+        (hb, tb), (ha, ta) = torch.geqrf(self.B.double()), torch.geqrf(self.A.double().T)
+        rb, ra = hb[: self.rank].triu(), ha[: self.rank].triu()
         u, s, v = torch.linalg.svd(rb @ ra.T, full_matrices=False)
-        return qb @ u[:, :rank], s[:rank], v[:rank] @ qa.T
+        return _turned(hb, tb, u[:, :rank]), s[:rank], _turned(ha, ta, v[:rank].T).T
 
     def _svd_by_gram(self, rank: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
         """Through Gram matrices; None where they are not precise enough or the factors are not tall.
@@ -138,6 +138,12 @@ def _gram(x: Tensor) -> Tensor:
         last = min(first + strip, len(x))
         torch.mm(x[first:last], x[:last].T, out=gram[first:last, :last])
     return gram.tril() + gram.tril(-1).T
+
+
+def _turned(h: Tensor, tau: Tensor, x: Tensor) -> Tensor:
+    """Q x, Q the orthonormal basis that `torch.geqrf` answered as (h, tau)."""
+    long = torch.nn.functional.pad(x, (0, 0, 0, len(h) - len(x)))
+    return torch.ormqr(h[:, : len(tau)], tau, long)
 
 
 def _half(gram: Tensor) -> Tensor:

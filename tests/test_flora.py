@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedft import codec, lowrank, tensors
+from fedft import codec, lowrank, strategies, tensors
 from fedft.recipe import Layout, State
 from fedft.strategies.fedit import fedit
 from fedft.strategies.flora import flora
@@ -283,3 +284,45 @@ def test_ranks_may_differ_and_clients_are_visible_and_nothing_adds_up():
         False,
         False,
     )
+
+
+class Largest(TorchDispatchMode):
+    """Entries of the largest tensor that torch made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, torch.Tensor):
+                self.most = max(self.most, x.numel())
+        return out
+
+
+FACTORED = [
+    ("flora", {}), ("flexlora", {}), ("flexlora", {"feedback": True}), ("flexlora", {"momentum": 0.9, "gauge": "a"}),
+    ("fedex_lora", {}), ("fedex_lora", {"residual_rank": 2}), ("lora_fair", {}), ("lora_fair", {"solver": "cosine"}),
+    ("hetlora", {}), ("hetlora", {"normalise_rows": True}), ("fedit", {}), ("fedit", {"padding": "zero"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options"), FACTORED, ids=str)
+def test_no_server_multiplies_a_change_out(name, options):
+    """Rank 4 of 512 x 384, three rounds of three: all factors there are have 36 columns of the 384 of a dense one."""
+    (o, i), rank, recipe = (512, 384), 4, strategies.make(name, options)
+    rng = torch.Generator().manual_seed(1)
+    state = recipe.first_state(Layout(modules={"m": (o, i)}), rank, SEED)
+    with Largest() as seen:
+        for t in range(3):
+            updates = []
+            for k in range(3):
+                a, b = torch.randn(rank, i, generator=rng), torch.randn(o, rank, generator=rng)
+                updates.append(Update({"m.lora_A": a, "m.lora_B": b}, k + 1, t, client=str(k)))
+                recipe.norm(updates[-1].delta, Plan(RUN, t, t, rank=rank))
+            state = State(t + 1, recipe.server(state, recipe.aggregate(iter(updates))))
+            for have in (None, t, t + 1):
+                recipe.downlink(state, have, Plan(RUN, t + 1, t + 1, have, rank=rank))
+    assert 0 < seen.most < o * i / 4
+    with seen:
+        lowrank.split({n: x for n, x in state.tensors.items() if n.startswith("m.lora")})[0]["m"].dense()
+    assert seen.most == o * i  # the guard sees it

@@ -1,0 +1,132 @@
+"""The server's sums: FedAvg of adapters against Flower's, and FLoRA's step against the dense one.
+
+    FedAvg                published is Flower's `aggregate` (flwr.server.strategy.aggregate: lists of arrays, all in
+                          memory); `aggregate_arrayrecords` is what its newer strategies call, with what it is given:
+                          arrays as serialised bytes, which it turns into numpy itself. Ours is `weighted_mean` of
+                          tensors. The limit reads every update once (torch.sum)
+    FedAvg from messages  the same where every way begins with bytes: ours decodes fp32 messages one by one
+    FLoRA step            published adds up p_k B_k A_k client by client; ours stacks the factors with p_k on B. The
+                          limit copies the factors
+
+`extra_mb` is the most that a way had in memory beside what it was given, `given_mb` what it must be given at once.
+"""
+
+import tracemalloc
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.server.strategy.aggregate import aggregate
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedft import codec, lowrank, tensors
+from fedft.benchmarks.codec import PLAIN, made_up, message
+from fedft.benchmarks.measure import LIMIT, Act, Result, Row, backends, take_turns, with_kernels
+from fedft.benchmarks.svd import RANKS, clients, dense_sum
+from fedft.update import TensorSpec
+
+WEIGHT = "num-examples"
+
+
+class _Memory(TorchDispatchMode):
+    """The most bytes of tensors that were made under it and not yet gone."""
+
+    now = most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+            if out.untyped_storage().data_ptr() not in given:
+                size = out.untyped_storage().nbytes()
+                self.now += size
+                self.most = max(self.most, self.now)
+                weakref.finalize(out, self._gone, size)
+        return out
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def most_mb(run: Callable[[], object]) -> float:
+    """The most memory of numpy's arrays, bytes and tensors that `run` made, in MB."""
+    with _Memory():
+        torch.zeros(1)  # imports what counts
+    tracemalloc.start()
+    try:
+        with _Memory() as made:
+            found = run()
+        del found
+        return (made.most + tracemalloc.get_traced_memory()[1]) / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def fedavg(size: tuple[int, int, int], count: int, turns: int) -> tuple[Row, ...]:
+    """Means of `count` adapters of (modules, rank, width), from tensors and from messages."""
+    one = made_up(*size)
+    shift = torch.Generator().manual_seed(1)
+    updates = [
+        ({n: t + 1e-3 * torch.randn(t.shape, generator=shift) for n, t in one.items()}, k + 1) for k in range(count)
+    ]
+    mb = sum(4 * t.numel() for t in one.values()) / 1e6
+    lists = [([t.numpy() for t in x.values()], n) for x, n in updates]
+    records = [
+        RecordDict(
+            {
+                "arrays": ArrayRecord({name: Array(t.numpy()) for name, t in x.items()}),
+                "metrics": MetricRecord({WEIGHT: float(n)}),
+            }
+        )
+        for x, n in updates
+    ]
+    messages = [(message(x, PLAIN), n) for x, n in updates]
+    spec = {name: TensorSpec(tuple(t.shape)) for name, t in one.items()}
+
+    def decoded() -> dict[str, Tensor]:
+        return tensors.weighted_mean((codec.decode_update(m, spec, PLAIN).delta, n) for m, n in messages)
+
+    plain = f"FedAvg, {count} adapters of {mb:.1f} MB"
+    wire = "FedAvg from messages"
+    ways: list[tuple[str, str, Callable[[], object], float]] = [
+        (plain, "published", partial(aggregate, lists), count * mb),
+        (plain, "aggregate_arrayrecords", partial(aggregate_arrayrecords, records, WEIGHT), count * mb),
+        *((plain, f"ours, {b}", with_kernels(b, partial(tensors.weighted_mean, updates)), mb) for b in backends()),
+        (plain, LIMIT, lambda: [t.sum() for x, _ in updates for t in x.values()], mb),
+        (wire, "published", partial(aggregate_arrayrecords, records, WEIGHT), count * mb),
+        *((wire, f"ours, {b}", with_kernels(b, decoded), mb) for b in backends()),
+    ]
+    rows = take_turns([Act(what, way, run) for what, way, run, _ in ways], turns)
+    return tuple(
+        replace(r, facts={"extra_mb": most_mb(run), "given_mb": given}) if r.way != LIMIT else r
+        for r, (_, _, run, given) in zip(rows, ways, strict=True)
+    )
+
+
+def flora(o: int, i: int, ranks: tuple[int, ...], turns: int) -> tuple[Row, ...]:
+    """The server's step for one module."""
+    items = clients(o, i, ranks)
+    what = f"FLoRA step, {o} x {i}, R = {sum(ranks)}"
+    ways: dict[str, Callable[[], object]] = {
+        "published": partial(dense_sum, items),
+        "ours": partial(lowrank.stack, items),
+        LIMIT: lambda: (torch.cat([d.A for d, _ in items]), torch.cat([d.B for d, _ in items], dim=1)),
+    }
+    rows = take_turns([Act(what, way, run) for way, run in ways.items()], turns)
+    return tuple(replace(r, facts={"extra_mb": most_mb(ways[r.way])}) if r.way != LIMIT else r for r in rows)
+
+
+def bench(*, quick: bool = False, turns: int = 7) -> Result:
+    """Ten adapters of rank 16 on 32 modules of width 2048; one module of 4096 x 4096 and clients of rank 8 to 64."""
+    size, count = ((2, 4, 256), 3) if quick else ((32, 16, 2048), 10)
+    o, i, ranks = (256, 192, tuple(r // 8 for r in RANKS)) if quick else (4096, 4096, RANKS)
+    rows = fedavg(size, count, turns) + flora(o, i, ranks, turns)
+    title = "The server's sums, against Flower's and against dense products; limits: reading, copying once"
+    settings = {"adapters": count, "modules": size[0], "rank": size[1], "width": size[2], "o": o, "i": i}
+    return Result("aggregate", title, settings | {"ranks": list(ranks), "turns": turns}, rows)
