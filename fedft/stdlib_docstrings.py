@@ -10,7 +10,8 @@ downloaded, nothing is shipped and no module is imported. They differ a little f
 import ast
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def rows(packages: Sequence[str] = DEFAULT) -> list[dict[str, Any]]:
     folders, docstrings of less than 15 characters and repetitions of a row within its package are left out. A package
     of which no source file is there raises DataError.
     """
-    found = [row for package in packages for path in _sources(package) for row in _rows_of(path, package)]
-    return list({tuple(row.values()): row for row in found}.values())
+    found = ((package, *row) for package in packages for path in _sources(package) for row in _documented(path))
+    return [dict(zip(("client", "prompt", "response"), row, strict=True)) for row in dict.fromkeys(found)]
 
 
 def prose() -> str:
@@ -65,12 +66,15 @@ def _sources(package: str) -> list[Path]:
     return sorted(files, key=lambda path: path.as_posix())
 
 
-def _rows_of(path: Path, package: str) -> Iterator[dict[str, Any]]:
+@cache  # parsing takes a second for the default packages; a race reads them once for each of its runs
+def _documented(path: Path) -> tuple[tuple[str, str], ...]:
+    """(prompt, response) of what a source file documents."""
+    found = []
     for node in _definitions(_parsed(path)):
         paragraph = _first_paragraph(ast.get_docstring(node) or "")
         if len(paragraph) >= MIN_RESPONSE_CHARACTERS:
-            prompt = f"{_signature(node)}\n{QUOTES}"
-            yield {"client": package, "prompt": prompt, "response": paragraph + QUOTES}
+            found.append((f"{_signature(node)}\n{QUOTES}", paragraph + QUOTES))
+    return tuple(found)
 
 
 def _parsed(path: Path) -> ast.Module:

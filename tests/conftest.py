@@ -11,15 +11,12 @@ os.environ.update(
     HF_HUB_OFFLINE="1", FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", TOKENIZERS_PARALLELISM="false"
 )
 
-import functools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from fedft import stdlib_base, stdlib_docstrings
+from fedft import stdlib_base
 
 MAX_PROCESSES = 4  # each of them holds torch, Flower and a small model: about a gigabyte
 
@@ -35,11 +32,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(ours, MAX_PROCESSES) if ours > 1 else 0
 
 
-def pytest_make_parametrize_id(val: object) -> str | None:
-    """A test has the same name in every process: a gzip file's bytes hold the second in which it was made."""
-    return "gzip" if isinstance(val, bytes) and val.startswith(b"\x1f\x8b") else None
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with `data/` and `models/` for tests on real data; the test is skipped where there is none."""
@@ -53,21 +45,3 @@ def shared() -> Path:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with two layers of 64, trained for two seconds; nobody writes into it."""
     return stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=stdlib_base.TINY)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def docstrings_parsed_once() -> Iterator[None]:
-    """Every run of the quickstart's task reads the same files of the standard library, a second of parsing each time.
-
-    The real function is in `__wrapped__`.
-    """
-    real = stdlib_docstrings._rows_of
-    known = functools.cache(lambda path, package: tuple(real(path, package)))
-
-    @functools.wraps(real)
-    def rows_of(path: Path, package: str) -> Iterator[dict[str, Any]]:
-        return (dict(row) for row in known(path, package))
-
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(stdlib_docstrings, "_rows_of", rows_of)
-        yield

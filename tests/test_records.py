@@ -45,7 +45,7 @@ def test_every_format_gives_the_same_records(tmp_path, name):
         ("a.csv", b'x,y\n1,2\n"3"4,5\n', "line 3: not CSV"),
         ("a.csv", b"x,x\n1,2\n", "line 1: expected a header"),
         ("a.jsonl.gz", b'{"x": 1}\n', "cannot be read behind line 0"),
-        ("a.jsonl.gz", gzip.compress(b'{"x": 1}\n' * 9)[:-6], "cannot be read behind line"),
+        ("a.jsonl.gz", gzip.compress(b'{"x": 1}\n' * 9, mtime=0)[:-6], "cannot be read behind line"),
         ("a.jsonl", b"", "holds no records"),
         ("a.json", b"", "holds no records"),
         ("a.csv", b"x,y\n", "holds no records"),
