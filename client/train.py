@@ -7,6 +7,7 @@ evaluate   Plan     -> Update without tensors: metrics on the held-out rows
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -53,7 +54,7 @@ class Client:
                 raise PlanRefused("malformed", "a server's message is never a refusal")
             if message.metadata.message_type == "query":
                 return transport.pack_reply(message, self.enrol(codec.decode_job(payload)))
-            plan = codec.decode_plan(payload, max_bytes=MAX_PLAN_BYTES)
+            plan = self.memory.pool.plan(payload, partial(codec.decode_plan, max_bytes=MAX_PLAN_BYTES))
             return transport.pack_reply(message, self.carry_out(plan))
         except (PlanRefused, RejectedUpdate) as e:
             return transport.pack_refusal(message, e.code, str(e))
@@ -129,13 +130,13 @@ class Client:
         had = self.memory.held
         if plan.have is not None and (had is None or (had.version, self.memory.label) != (plan.have, plan.have_label)):
             raise PlanRefused("behind", f"{had.version} {self.memory.label}" if had else "none")
-        held = self.recipe.receive(had, plan)
+        held = self.memory.pool.received(had, plan, self.recipe.receive)
         if plan.evaluate and self.recipe.evaluates_apart:
             digest = tensors.digest(held)
         else:
             self.memory.hold(plan.version, plan.label, held)
             assert self.memory.held is not None
-            held, digest = self.memory.held.tensors, self.memory.digest
+            held, digest = self.memory.held.tensors, self.memory.held.digest
         own = philox.derive(self._run_seed, "client", self.name, plan.round)
         kept = self.kept.after(plan.counted)
         turn = Turn(plan, held, digest, self.config.local, self._run_seed, own, kept)

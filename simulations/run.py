@@ -18,7 +18,7 @@ from urllib.parse import quote
 from fedft import config as configs
 from fedft import resident, strategies
 from fedft.client.kept import Kept
-from fedft.client.memory import Memory
+from fedft.client.memory import Memory, Pool
 from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
@@ -145,7 +145,7 @@ def workplace(config: RunConfig, *, data: bool = True, folder: Path | None = Non
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
     parts = population.rows_by_client(config) if data else {}
     here = resident.load(config, recipe)
-    pool: dict[str, State] = {}
+    pool = Pool()
     own = folder and folder / "clients"
     clients = {
         name: Client(
@@ -153,9 +153,7 @@ def workplace(config: RunConfig, *, data: bool = True, folder: Path | None = Non
         )
         for name, (train, test) in population.encode(parts, config, here.base).items()
     }
-    memories = [c.memory for c in clients.values()]
-    for memory in memories:
-        memory.everyone = memories
+    pool.members += [c.memory for c in clients.values()]
     return Workplace(config, recipe, here.base, here.layout, here.handle, clients)
 
 

@@ -42,6 +42,16 @@ def test_blocks_are_the_same_however_they_are_asked_for():
     assert torch.equal(whole, torch.cat(parts))
 
 
+def test_many_blocks_are_those_of_the_tensor_arithmetic_that_other_devices_use():
+    """On the CPU they are made in pieces of 4096."""
+    first, count = (1 << 32) - 5000, 10_001
+    index = torch.arange(first, first + count)
+    key = philox.split_key((1 << 64) - 3)
+    words = philox.philox4x32((index & philox.MASK32, index >> 32, philox.MASK32, philox.LORA_INIT), key)
+    found = philox.words((1 << 64) - 3, philox.LORA_INIT, philox.MASK32, first, count)
+    assert torch.equal(found, torch.stack(words, dim=-1))
+
+
 def test_keys_purposes_and_names_open_different_streams():
     streams = [philox.words(*place, 0, 4).flatten().tolist() for place in ((0, 1, 1), (1, 1, 1), (0, 2, 1), (0, 1, 2))]
     assert len({word for stream in streams for word in stream}) == 4 * 16
