@@ -16,7 +16,7 @@ from fedft.errors import ConfigError, Interrupted
 if TYPE_CHECKING:
     from fedft.benchmarks.measure import Result, Row
 
-NAMES = ("replay", "ferret", "codec")  # in this order `all` runs them; files of fedft.benchmarks
+NAMES = ("replay", "ferret", "aggregate", "svd", "codec")  # in this order `all` runs them; files of fedft.benchmarks
 COLUMNS = ("what", "way", "time", "times faster", "spread", "of the limit")
 
 
