@@ -130,6 +130,10 @@ class LowRank:
         dtype = self.A.dtype
         return LowRank((root[:, None] * v[:kept]).to(dtype), (u[:, :kept] * root).to(dtype).contiguous())
 
+    def shortened(self) -> "LowRank":
+        """The same matrix in at most min(o, i) ranks: as it is where that holds, else truncated exactly."""
+        return self if self.rank <= min(self.shape) else self.truncate()
+
 
 def _gram(x: Tensor) -> Tensor:
     """x x^T of the rows of x: [R, d] -> [R, R]; the lower triangle in strips, a third less work, the other mirrored."""

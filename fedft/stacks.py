@@ -13,7 +13,6 @@ outweigh the sum are forgotten: a client that lacks so much is better served wit
 from torch import Tensor
 
 from fedft import lowrank
-from fedft.lowrank import LowRank
 from fedft.recipe import Layout, State
 from fedft.tensors import Tensors
 from fedft.update import Plan
@@ -29,7 +28,7 @@ def nothing_yet(layout: Layout) -> dict[str, Tensor]:
 def merge(state: State, change: Tensors) -> Tensors:
     """One more step, the pairs of `change`; whatever else is in it replaces what the state had."""
     stack, values = lowrank.split(change)
-    step = lowrank.named({m: _short(d) for m, d in stack.items()})
+    step = lowrank.named({m: d.shortened() for m, d in stack.items()})
     total, steps = _parts(state.tensors)
     total, steps[state.version] = _plus(total, step) | values, step
     while len(steps) > 1 and sum(map(_size, steps.values())) > _size(total):
@@ -63,11 +62,7 @@ def catch_up(held: State | None, plan: Plan) -> Tensors:
 def _plus(total: Tensors, step: Tensors) -> dict[str, Tensor]:
     """The pairs of the sum after one more step. Same code, hence same bits, on both sides."""
     pairs = lowrank.split(total)[0]
-    return lowrank.named({m: _short(pairs[m] + d) for m, d in lowrank.split(step)[0].items()})
-
-
-def _short(d: LowRank) -> LowRank:
-    return d if d.rank <= min(d.shape) else d.truncate()
+    return lowrank.named({m: (pairs[m] + d).shortened() for m, d in lowrank.split(step)[0].items()})
 
 
 def _size(x: Tensors) -> int:

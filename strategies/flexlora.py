@@ -86,7 +86,7 @@ class Redistribute:
                 step = wanted + -old[m]
                 if MOMENTUM + m in old:
                     step = step + self.momentum * old[MOMENTUM + m]
-                step = step.truncate()
+                step = step.shortened()
                 wanted = old[m] + self.server_lr * step
                 new |= {MOMENTUM + m: step} if self.momentum else {}
             if self.feedback and LOST + m in old:

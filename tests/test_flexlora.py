@@ -149,6 +149,25 @@ def test_the_order_of_clients_does_not_matter():
         assert close(dense(after(other).tensors), want)
 
 
+def test_only_the_ranks_that_are_kept_are_decomposed(monkeypatch):
+    """The SVD of a tall module's stacks goes through Gram matrices; all of it only to remember what was lost."""
+    layout, ranks = Layout(modules={"m": (64, 48)}), []
+    rng = torch.Generator().manual_seed(5)
+    a, b = torch.randn(12, 48, generator=rng), torch.randn(64, 12, generator=rng)
+    updates = [Update({A: a[4 * k : 4 * k + 4], B: b[:, 4 * k : 4 * k + 4]}, k + 1) for k in range(3)]
+    monkeypatch.setattr(
+        LowRank, "_svd_by_qr", lambda d, rank, real=LowRank._svd_by_qr: ranks.append(rank) or real(d, rank)
+    )
+    kept = []
+    for options in ({}, {"momentum": 0.5}, {"feedback": True}):
+        recipe = flexlora(**options)
+        state = recipe.first_state(layout, LARGEST, 7)
+        kept.append(dense(recipe.server(state, recipe.aggregate(iter(updates)))))
+        assert ranks == ([None] if options.get("feedback") else [])
+    assert close(kept[0], kept[2])
+    assert close(kept[1], kept[2])
+
+
 # -- gauges
 
 
