@@ -32,6 +32,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(ours, MAX_PROCESSES) if ours > 1 else 0
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests that passed tell by `record_property("told", text)`, from whatever process."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "told" and report.when == "call":
+                terminalreporter.write_line(f"{report.nodeid.partition('::')[2]}: {text}")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with `data/` and `models/` for tests on real data; the test is skipped where there is none."""

@@ -7,8 +7,8 @@ Before a release, and after a change of the engine, of what a site keeps or of w
 """
 
 import os
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +28,29 @@ from fedft.server.network import NetworkPost
 from fedft.tensors import Tensors
 from fedft.update import Plan
 
-
-def say(tally: Tally, started: float, capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        sys.stdout.write(f"\n{tally.told(time.perf_counter() - started)}\n")
+Tell = Callable[[str, object], None]
 
 
-def test_whatever_fails_500_rounds_come_out_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whatever_fails_500_rounds_come_out_right(tmp_path: Path, record_property: Tell) -> None:
     started = time.perf_counter()
-    say(many(500, tmp_path, 10**6), started, capsys)
+    record_property("told", many(500, tmp_path, 10**6).told(time.perf_counter() - started))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("first", [0, 500_000])
-def test_whatever_fails_many_rounds_come_out_right(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], first: int
-) -> None:
+def test_whatever_fails_many_rounds_come_out_right(tmp_path: Path, record_property: Tell, first: int) -> None:
     """Half of the rounds each, from two ranges of seeds."""
     rounds, started = int(os.environ.get("FEDFT_FAULT_ROUNDS", "5000")), time.perf_counter()
-    say(many(rounds // 2, tmp_path, first), started, capsys)
+    record_property("told", many(rounds // 2, tmp_path, first).told(time.perf_counter() - started))
 
 
-def test_replay_of_one_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_of_one_seed(tmp_path: Path, record_property: Tell) -> None:
     if "FEDFT_FAULT_SEED" not in os.environ:
         pytest.skip("FEDFT_FAULT_SEED names no run")
     started, done = time.perf_counter(), simulate(int(os.environ["FEDFT_FAULT_SEED"]), tmp_path)
-    say(Tally(1, done.witness.commits, done.world.counts), started, capsys)
+    tally = Tally(1, done.witness.commits, done.world.counts)
+    record_property("told", tally.told(time.perf_counter() - started))
 
 
 def test_one_seed_is_one_run(tmp_path: Path) -> None:
