@@ -12,6 +12,7 @@ os.environ.update(
 )
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(ours, MAX_PROCESSES) if ours > 1 else 0
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What tests that passed tell by `record_property("told", text)`, from whatever process."""
     for report in terminalreporter.getreports("passed"):
         for name, text in report.user_properties:
