@@ -71,15 +71,12 @@ class Hadamard:
 
     def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
         """out = x + alpha * z_index in one pass, rounded as `add_` rounds; `x` is like `out`, or is `out` itself."""
-        directions.check_out(out)
-        if x is not out:
-            directions.check_out(x)
-            if out.shape != x.shape or out.device != x.device:
-                found = f"{list(out.shape)} {out.device}, {list(x.shape)} {x.device}"
-                raise ValueError(f"expected tensors alike, got {found}")
-        directions.check_alpha(alpha)
-        directions.check_index(index, self.count)
-        directions.check_start(start)
+        alike = x is out or (
+            x.dtype is out.dtype and x.is_contiguous() and x.shape == out.shape and x.device == out.device
+        )
+        right = out.dtype is torch.float32 and out.is_contiguous() and start >= 0 and 0 <= index < self.count
+        if not (alike and right and abs(alpha) <= directions.LARGEST):  # in one place: a forward pass asks often
+            self._refuse(out, x, index, alpha, start)
         if kernels := hadamard_kernels.chosen(out):
             kernels.add_into(out, x, start, self.seed, philox.tensor_id(name), index, alpha)
             torch.autograd.graph.increment_version(out)
@@ -87,6 +84,15 @@ class Hadamard:
         flat, old, value = directions.flat(out), directions.flat(x), directions.float32_bits(alpha)
         for here, piece in self._pieces(name, index, start, flat.numel(), value, flat.device):
             torch.add(old[here], piece, out=flat[here])
+
+    def _refuse(self, out: Tensor, x: Tensor, index: int, alpha: float, start: int) -> None:
+        directions.check_out(out)
+        directions.check_out(x)
+        if (out.shape, out.device) != (x.shape, x.device):
+            raise ValueError(f"expected tensors alike, got {list(out.shape)} {out.device}, {list(x.shape)} {x.device}")
+        directions.check_alpha(alpha)
+        directions.check_index(index, self.count)
+        directions.check_start(start)
 
     def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
         flat = directions.flat(out)

@@ -193,12 +193,15 @@ def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
 
 def add_into(out: Tensor, x: Tensor, start: int, key: int, name_id: int, index: int, alpha: float) -> None:
     """out = x + alpha z_index; x may be out."""
-    to, at = out.data_ptr(), x.data_ptr()
+    to, at, size = out.data_ptr(), x.data_ptr(), out.numel()
+    if size < 2 * _WORTH:
+        _add_at(to, at, size, start, key, name_id, index, alpha)
+        return
 
     def of(low: int, high: int) -> None:
         _add_at(to + 4 * low, at + 4 * low, high - low, start + low, key, name_id, index, alpha)
 
-    _share(0, out.numel(), of)
+    _share(0, size, of)
 
 
 def _buffers(*types: type) -> list[Array]:

@@ -23,8 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedft import lowrank
 from fedft.directions import Directions
 from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank
-from fedft.probe import Probe
-from fedft.recipe import Batch, Layout, Space
+from fedft.probe import Offset, Probe
+from fedft.recipe import Batch, Full, Layout, Space
 from fedft.tensors import Tensors
 
 
@@ -33,6 +33,10 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     every = sorted(model.named_parameters(remove_duplicate=False), key=lambda item: item[0].encode())
     first = {p: n for n, p in reversed(every)}
     return {n: p for n, p in every if first[p] == n}
+
+
+def _float32(parameter: Tensor) -> bool:
+    return parameter.dtype == torch.float32
 
 
 class ModelHandle:
@@ -57,7 +61,8 @@ class ModelHandle:
         self._change: dict[str, LowRank] = {}
         self._stands_at = ""
         self._w0: dict[str, Tensor] = {}
-        if space.kind == "full":
+        self.still = isinstance(space, Full) and space.still and not all(_float32(p) for p in model.parameters())
+        if space.kind == "full" and not self.still:
             model.float()  # small steps must not be lost
         self._parameters = parameters_of(model)
         for parameter in model.parameters():
@@ -83,11 +88,22 @@ class ModelHandle:
         """The live trained parameters by canonical name, in canonical order."""
         return self._live
 
+    def factors(self) -> Mapping[str, nn.Parameter]:
+        """Both factors of every adapted module, as the adapter that is switched on holds them."""
+        return self._adapters.get(self._rank, {})
+
+    def adapted(self) -> Mapping[str, Any]:
+        """peft's layers by module; none before the first factors are written."""
+        return self._layers
+
     def read(self) -> dict[str, Tensor]:
         """The trained tensors; see `recipe.Handle`."""
         return {n: self._value(n, p).contiguous() for n, p in self._live.items()}
 
     def _value(self, name: str, parameter: Tensor) -> Tensor:
+        if self.still:
+            seen = self._probe.seen(name, parameter, torch.empty_like(parameter, dtype=torch.float32))
+            return (seen - parameter.detach().float()).cpu()
         if name in self._parameters:
             now = parameter.detach().to("cpu", torch.float32)
             return now - self._w0[name].to("cpu", torch.float32) if name in self._w0 else torch.zeros_like(now)
@@ -100,7 +116,7 @@ class ModelHandle:
         rank = rank or next((x.shape[1] for n, x in values.items() if n.endswith(B_SUFFIX)), None)
         if rank:
             self._switch(rank)
-        adapter = self._adapters.get(self._rank, {})
+        adapter = self.factors()
         with torch.no_grad():
             for name, x in values.items():
                 if name in adapter:
@@ -115,11 +131,22 @@ class ModelHandle:
 
     def reset(self) -> None:
         """Every parameter of the full space back to w0, bit for bit."""
+        if self.still:
+            self._probe.offset = None
+            return
         for name in self._live.keys() & self._parameters.keys():
             if name in self._w0:
                 self._parameters[name].data.copy_(self._w0[name])
             else:
                 self._w0[name] = self._parameters[name].detach().float().clone()
+
+    def move(self, z: Directions, coefficients: Tensor, keep: float = 1.0) -> None:
+        """Where weights stand still: move what is seen of them; see `recipe.Handle`."""
+        if not self.still:
+            raise ValueError("weights in float32 are moved by writing them")
+        self._probe.watch(self._live)
+        before = self._probe.offset or Offset(z, torch.zeros(z.count, dtype=torch.float64))
+        self._probe.offset = before.moved(z, coefficients, keep)
 
     def stand(self, change: Mapping[str, LowRank], key: str) -> None:
         """Adapted base weights := w0 + change; nothing is done when they stand at `key` already."""
@@ -137,7 +164,7 @@ class ModelHandle:
         """(what the model differs from w0 by, as factors per adapted module; changes of whole parameters by name)."""
         pairs = dict(self._change)
         if self._rank:
-            unit = {n: x.detach().to("cpu", torch.float32) for n, x in self._adapters[self._rank].items()}
+            unit = {n: x.detach().to("cpu", torch.float32) for n, x in self.factors().items()}
             for m in self.layout.modules:
                 b = unit[m + B_SUFFIX] * self.scale()
                 if b.any():

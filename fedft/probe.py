@@ -38,7 +38,7 @@ class Offset:
 
     def moved(self, z: Directions, coefficients: Tensor, keep: float) -> "Offset":
         """keep times this, plus sum_j coefficients[j] z_j; ValueError for other directions than these."""
-        if z != self.z:
+        if z is not self.z and z != self.z:
             raise ValueError("expected the directions that the weights are already moved along, got others")
         return Offset(z, keep * self.coefficients + coefficients, keep * self.keep)
 
@@ -61,8 +61,9 @@ class Probe:
         self._watched: Mapping[str, nn.Parameter] | None = None
         self._hooks: list[Any] = []
         self._owned: dict[nn.Module, Own] = {}
-        self._real: dict[nn.Parameter, Tensor] = {}
-        self._mine: dict[nn.Module, list[nn.Parameter]] = {}
+        self._real: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        """What is swapped out, by id of its parameter; those hash slowly."""
+        self._mine: dict[nn.Module, list[int]] = {}
         self._slots: dict[tuple[nn.Module, str], nn.Parameter] = {}
         self._room: dict[nn.Module, list[Tensor]] = {}
         """For copies of what each module owns: views of one piece of memory, for fresh memory costs more than sums."""
@@ -82,7 +83,7 @@ class Probe:
 
     def undo(self) -> None:
         """Every parameter is itself again."""
-        for parameter, data in self._real.items():
+        for parameter, data in self._real.values():
             parameter.data = data
         for (module, slot), parameter in self._slots.items():
             module._parameters[slot] = parameter
@@ -111,9 +112,9 @@ class Probe:
         shift = self.shift if name in self._chosen else None
         if self.offset is None and shift is not None and parameter.dtype == torch.float32:
             z, index, epsilon = shift
-            z.add_into(out, parameter.data, name, index, epsilon)
+            z.add_into(out, parameter, name, index, epsilon)
             return out
-        flat, to = parameter.data.view(-1), out.view(-1)
+        flat, to = parameter.detach().view(-1), out.view(-1)
         room = torch.empty(min(CHUNK, len(flat)), dtype=torch.float32, device=flat.device)
         for at in range(0, len(flat), CHUNK):
             here = slice(at, min(at + CHUNK, len(flat)))
@@ -137,21 +138,23 @@ class Probe:
                 self._slots[module, slot] = parameter
                 # a slot takes any tensor; only assignment by attribute insists on a Parameter, which has no tangent
                 module._parameters[slot] = self._dual(name, parameter, *self.tangent)
-            elif (self.offset is not None or name in self._chosen) and parameter not in self._real:
+            elif (self.offset is not None or name in self._chosen) and id(parameter) not in self._real:
                 # not so a tied one that runs inside another of its owners
-                copy = self.seen(name, parameter, room[i] if room else torch.empty_like(parameter.data))
-                self._real[parameter] = parameter.data
-                self._mine.setdefault(module, []).append(parameter)
+                data = parameter.data
+                copy = self.seen(name, data, room[i] if room else torch.empty_like(data))
+                self._real[id(parameter)] = parameter, data
+                self._mine.setdefault(module, []).append(id(parameter))
                 parameter.data = copy
 
     def _out(self, module: nn.Module, own: Own) -> None:
         for slot, _, _ in own if self._slots else ():
             if (parameter := self._slots.pop((module, slot), None)) is not None:
                 module._parameters[slot] = parameter
-        for parameter in self._mine.pop(module, ()):
-            parameter.data = self._real.pop(parameter)
+        for key in self._mine.pop(module, ()):
+            parameter, data = self._real.pop(key)
+            parameter.data = data
 
-    def _dual(self, name: str, parameter: nn.Parameter, z: Directions, index: int) -> Tensor:
+    def _dual(self, name: str, parameter: nn.Parameter, z: Directions, index: int) -> Any:
         direction = z.direction(name, index, parameter.shape, device=parameter.device).to(parameter.dtype)
         here = parameter.detach()
         if self.offset is not None:

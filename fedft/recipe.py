@@ -104,6 +104,19 @@ class Handle(Protocol):
     def scale(self) -> float:
         """Unit-scale B per B as the adapter holds it (alpha / rank); 1 where there is no adapter."""
 
+    @property
+    def still(self) -> bool:
+        """Full space in half precision: parameters are never written, forward passes see w0 and what it was moved by.
+
+        In any other case they are float32, and whoever trains them writes them.
+        """
+
+    def move(self, z: Directions, coefficients: Tensor, keep: float = 1.0) -> None:
+        """Where weights stand still: what is seen of all := keep x it + sum_j coefficients[j] z_j, one rounding.
+
+        `coefficients` is float64 [K]. Raises ValueError along other directions than since the last `reset`.
+        """
+
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss over the batch's learned tokens (or rows); float32 scalar with a graph unless grad is off."""
 
@@ -176,6 +189,8 @@ class Full:
 
     trained: tuple[str, ...] = ("",)
     kind: Literal["full"] = "full"
+    still: bool = False
+    """Every step is a sum of shared directions: weights in half precision stay so, and stand still (`Handle.move`)."""
 
     def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
         """Zeros."""

@@ -87,10 +87,8 @@ def walk(
         if not seen:
             continue  # a skipped step is absent from the upload and from the counts
         if weight_decay:
-            for parameter in handle.parameters().values():
-                parameter.data.mul_(keep)
+            walker.decay(keep)
             kept *= keep
-            walker.moved *= keep
         if found:
             walker.take(found, batch, here)
         if walker.deep is not None:
@@ -178,12 +176,25 @@ class _Walker:
                 distances[part] = rules.distances(self.how, self.pasts[part], self.eta)
         along = Along(self.z, {n: d for part, d in distances.items() for n in self.parts[part]})
         sign = self._best(along, batch, here) if self.how.rule == "conservative" else 1.0
-        if sign:
-            for name in along.distances:
-                along.add_(live[name].data, name, 0, sign)
+        step = torch.zeros_like(self.moved)
         for d in distances.values():
             for j, distance in d.items():
-                self.moved[j] -= sign * distance
+                step[j] += sign * distance
+        self.moved -= step
+        if sign and self.handle.still:
+            self.handle.move(self.z, step)
+        elif sign:
+            for name in along.distances:
+                along.add_(live[name].data, name, 0, sign)
+
+    def decay(self, keep: float) -> None:
+        """w *= keep."""
+        self.moved *= keep
+        if self.handle.still:
+            self.handle.move(self.z, torch.zeros_like(self.moved), keep)
+            return
+        for parameter in self.handle.parameters().values():
+            parameter.data.mul_(keep)
 
     def _best(self, along: Along, batch: Batch, here: float) -> float:
         """Which multiple of a step has the smallest loss on the batch: 1 also on a tie, 0 or -1.

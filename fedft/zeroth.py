@@ -102,6 +102,11 @@ def one_point(
 
 
 def step(handle: Handle, z: Directions, index: int, distance: float) -> None:
-    """w += distance * z_index in place, on every trained parameter."""
+    """w += distance * z_index on every trained parameter: in place, or in what is seen where weights stand still."""
+    if handle.still:
+        coefficients = torch.zeros(z.count, dtype=torch.float64)
+        coefficients[index] = distance
+        handle.move(z, coefficients)
+        return
     for name, parameter in handle.parameters().items():
         z.add_(parameter.data, name, index, distance)

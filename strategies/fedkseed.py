@@ -101,7 +101,7 @@ def fedkseed(
     pool = Pool(K, how, pro, family, weight_decay, sampling, table)
     return Recipe(
         "fedkseed",
-        Full() if space == "full" else LoRA(),
+        Full(still=True) if space == "full" else LoRA(),
         aggregate=pool.aggregate,
         local=pool.walk,
         initial=pool.initial,
@@ -180,6 +180,9 @@ class Pool:
         back_to_base(handle, turn)
         rho, a = self.coefficients(turn)
         z = self.directions(turn.run_seed)
+        if handle.still:
+            handle.move(z, -a.double(), rho)
+            return
         for name, parameter in handle.parameters().items():
             if rho != 1.0:
                 parameter.data.mul_(rho)

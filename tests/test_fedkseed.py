@@ -398,14 +398,34 @@ def test_a_table_needs_the_pools_number_of_directions():
         fedkseed(K=2, table=ONE)
 
 
-def test_a_half_precision_base_is_trained_in_float32():
-    """1 - 3 * 2^-9 * (3, 4) = 0.98242, 0.97656: bfloat16 has no such numbers, float32 keeps them exactly."""
+def test_a_half_precision_base_stands_still_and_is_seen_moved():
+    """1 - 3 * 2^-9 * (3, 4) = 0.98242, 0.97656: bfloat16 has no such numbers and shows 0.98047 and 0.97656."""
     recipe = fedkseed(K=1, epsilon=0.5, table=ONE)
     model = Vector([1.0, 1.0], [1.0, 2.0], 0.0, dtype=torch.bfloat16)
+    handle = ModelHandle(model, Layout(parameters={"w": (2,)}), recipe.space)
     pool = torch.tensor([3 * 2.0**-9])
-    _, w = by_hand(recipe, model, 1, 0.0, pool=pool)
-    assert w.dtype == torch.float32
-    assert torch.equal(w, torch.ones(2) - pool * torch.tensor([3.0, 4.0]))
+    turn = Turn(Plan(RUN, 0, 0, steps=1, learning_rate=0.0), {"pool": pool}, "", Local(), SEED, 5)
+    recipe.start(handle, turn)
+    change = -pool * torch.tensor([3.0, 4.0])
+    assert torch.equal(handle.read()["w"], change)
+    seen = (1 + change).bfloat16().float()
+    loss = handle.loss({"factor": torch.tensor(1.0)})
+    assert loss.item() == pytest.approx(float(torch.tensor([1.0, 2.0]) @ seen), rel=1e-6)
+    assert model.w.dtype == torch.bfloat16
+    assert model.w.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_turn_in_half_precision_uploads_what_one_in_float32_does(decay):
+    """A linear loss and dyadic numbers: no rounding of what is seen."""
+    recipe = fedkseed(K=1, epsilon=0.5, table=ONE, weight_decay=decay)
+    sent = [
+        by_hand(recipe, Vector([4.0, 4.0], [1.0, 2.0], 0.0, dtype=dtype), 2, 2.0**-6)[0]
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert sent[0].keys() == sent[1].keys()
+    assert sent[1]["scalar"].tolist() == pytest.approx(sent[0]["scalar"].tolist(), rel=0.02)
+    assert all(torch.equal(sent[0][n], sent[1][n]) for n in sent[0].keys() - {"scalar"})
 
 
 # -- the zeroth-order family in the pool

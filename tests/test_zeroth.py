@@ -1,6 +1,8 @@
 """Two-point slopes: exact where the loss is linear or quadratic, the directional derivative elsewhere."""
 
+import itertools
 import math
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from fedft import directions, philox, zeroth
+from fedft.benchmarks import zo_step
 from fedft.handle import ModelHandle
 from fedft.independent import Table
 from fedft.recipe import Full, Layout, LoRA
@@ -40,9 +43,9 @@ ONCE = {"factor": torch.tensor(1.0)}
 SIGNS = Table({"u": torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0]]), "v": torch.tensor([[-1.0, -1.0], [1.0, -1.0]])})
 
 
-def handle_of(model: nn.Module) -> ModelHandle:
+def handle_of(model: nn.Module, still: bool = False) -> ModelHandle:
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    return ModelHandle(model, Layout(parameters=dict(sorted(shapes.items()))), Full())
+    return ModelHandle(model, Layout(parameters=dict(sorted(shapes.items()))), Full(still=still))
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -122,6 +125,113 @@ def test_probing_leaves_every_bit_where_it_was(dtype, epsilon):
         assert torch.equal(p.detach(), before[n][0])
         assert p.data_ptr() == before[n][1]
         assert p.dtype == torch.float32  # whatever the base came in
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_thousand_steps_of_length_zero_leave_every_bit(dtype):
+    model = Polynomial(True, dtype)
+    handle = handle_of(model, still=True)
+    before = {n: (p.detach().clone(), p.data_ptr()) for n, p in model.named_parameters()}
+    first = zeroth.two_point(handle, ONCE, SIGNS, 0, 1e-3)
+    for s in range(1000):
+        zeroth.two_point(handle, ONCE, SIGNS, s % 2, 1e-3)
+        zeroth.step(handle, SIGNS, s % 2, 0.0)
+    assert zeroth.two_point(handle, ONCE, SIGNS, 0, 1e-3) == first
+    for n, p in model.named_parameters():
+        assert p.dtype == dtype
+        assert torch.equal(p.detach(), before[n][0])
+        assert p.data_ptr() == before[n][1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_steps_too_small_for_half_precision_add_up(dtype):
+    """100 steps of 1e-5 per weight: what is seen is w0 + their sum, rounded once; added one by one they are lost."""
+    layer = nn.Linear(64, 100, bias=False)
+    nn.init.normal_(layer.weight, std=0.02, generator=torch.Generator().manual_seed(SEED))
+    layer.to(dtype)
+    w0, z = layer.weight.detach().clone(), directions.make("hadamard", SEED, 4096)
+    handle, seen = handle_of(layer, still=True), []
+    layer.register_forward_hook(lambda m, _a, _o: seen.append(m.weight.detach().clone()))
+    total, one_by_one = torch.zeros(w0.shape, dtype=torch.float64), w0.clone()
+    for j in range(100):
+        zeroth.step(handle, z, 7 * j, 1e-5)
+        moved = 1e-5 * z.direction("weight", 7 * j, w0.shape)
+        total += moved
+        one_by_one += moved
+    layer(torch.zeros(1, 64, dtype=dtype))
+    want = (w0.double() + total).to(dtype)
+    assert torch.allclose(handle.read()["weight"].double(), total, atol=1e-8)
+    assert (seen[0] == want).float().mean() > 0.999  # the sum was rounded to float32 before: a tie may go elsewhere
+    assert (seen[0] - w0).double().norm() > 0.9 * total.norm()
+    assert torch.equal(layer.weight, w0)
+    assert (one_by_one.double() - w0.double() - total).norm() > 0.4 * total.norm()
+
+
+def test_where_weights_stand_still_a_probe_is_the_rounded_sum():
+    """Also of a part only, along a sum, and by forward mode; reset is w0 again."""
+    model, plain = (Polynomial(True, torch.bfloat16) for _ in range(2))
+    handle, a = handle_of(model, still=True), torch.tensor([0.01, -0.3], dtype=torch.float64)
+    w0 = zeroth.loss(handle, ONCE)
+    handle.move(SIGNS, a)
+    for only in (None, ["v"]):
+        with torch.no_grad():
+            for n, p in plain.named_parameters():
+                x = dict(model.named_parameters())[n].detach().float() + (a.float() @ SIGNS.vectors[n])
+                p.copy_(x + 0.007 * SIGNS.vectors[n][1] if only is None or n in only else x)
+        with handle.perturbed(SIGNS, 1, 0.007, only=only):
+            assert zeroth.loss(handle, ONCE) == plain(**ONCE).loss.item()
+    handle.move(SIGNS, -a / 2, 0.5)
+    halved = {n: 0.5 * p.detach().float() for n, p in model.named_parameters()}
+    with torch.no_grad():
+        for n, p in plain.named_parameters():
+            p.copy_(halved[n])
+    slope, loss = handle.slope(ONCE, SIGNS, 0)
+    z = torch.cat([SIGNS.vectors["u"][0], SIGNS.vectors["v"][0]])
+    assert loss == plain(**ONCE).loss.item()
+    assert slope == pytest.approx(float(plain.gradient() @ z), rel=1e-5)
+    assert all(torch.equal(x, -halved[n]) for n, x in handle.read().items())
+    handle.reset()
+    assert zeroth.loss(handle, ONCE) == w0
+    assert not any(x.any() for x in handle.read().values())
+
+
+def test_weights_are_moved_in_one_way_only():
+    half, single = handle_of(Polynomial(True, torch.float16), still=True), handle_of(Polynomial(True), still=True)
+    half.move(SIGNS, torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="directions"):
+        half.move(directions.make("hadamard", 1, 2), torch.ones(2, dtype=torch.float64))
+    assert half.still
+    assert not single.still
+    with pytest.raises(ValueError, match="float32"):
+        single.move(SIGNS, torch.ones(2, dtype=torch.float64))
+
+
+def test_a_pass_that_failed_leaves_nothing_behind_where_weights_stand_still():
+    model = Polynomial(True, torch.bfloat16)
+    handle, before = handle_of(model, still=True), {n: p.detach().clone() for n, p in model.named_parameters()}
+    handle.move(SIGNS, torch.tensor([0.25, 0.5], dtype=torch.float64))
+    loss = zeroth.loss(handle, ONCE)
+    with pytest.raises(TypeError):
+        handle.loss({})
+    assert zeroth.loss(handle, ONCE) == loss
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed; torch has buffers of some MB")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_takes_little_more_memory_than_inference(dtype, monkeypatch):
+    """Bytes of tensors alive at once, weights included; what is kept between passes is room for one module."""
+    monkeypatch.setenv("FEDFT_KERNELS", "numba")
+    handle, batch = zo_step.llama(zo_step.SHAPE, dtype), zo_step.tokens(64)
+    zeroth.loss(handle, batch)
+    inference = zo_step.peak(handle, lambda: zeroth.loss(handle, batch))
+    z = directions.make("hadamard", SEED, 4096)
+    zo_step.ours(handle, batch, z, itertools.count())
+    assert zo_step.peak(handle, lambda: zo_step.ours(handle, batch, z, itertools.count(9))) < 1.1 * inference
+    rooms = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for r in handle._probe._room.values() for x in r
+    }
+    assert list(rooms.values()) == [max(p.nbytes for p in handle.parameters().values())]
 
 
 def test_the_same_direction_and_batch_give_the_same_slope_and_leave_no_graph():
