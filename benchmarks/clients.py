@@ -1,131 +1,75 @@
-"""Client-steps per CPU second of a simulation on one machine: the base reloaded for each client, resident, shared.
+"""Simulated clients that train on one machine: the base reloaded for each of them, resident, or one pass for all.
 
-    python benchmarks/clients.py --json clients.json
-    python benchmarks/clients.py --model /path/to/a/llama --targets all-linear --tokens 256
+    plain      for each client: from_pretrained, get_peft_model, its tensors in, steps with torch's AdamW, tensors out
+    resident   one base for all; each client's tensors in, its steps, out, as in a round
+    shared     all clients in one forward and backward pass per step (`[server] together`)
+    limit      forward, backward and optimiser on the same tokens as one plain batch with one adapter
 
-    reload     for each client: from_pretrained, get_peft_model, its tensors in, steps with torch's AdamW, tensors out
-    resident   one base for all; each client's tensors in, `FirstOrder`, out, as in a round
-    together   all clients in one forward and backward pass per step (`[server] together`)
-
-Everything of a client's turn counts but messages and codec; the loss is on all tokens without --prompt. Rows are of at
-most 64 tokens. One thread; the ways take turns, so that a busy machine slows all; medians of CPU time. Without --model,
-a Llama of random weights. The last column is the share of `resident` that is not forward and backward of the base with
-its adapters: what a turn costs beside them.
+Everything of a client's turn counts but messages and codec. Rows are of at most 64 tokens, all of them learned; Llama
+of random weights, rank 8 on q and v. `error` is the largest difference of a client's update from the one that it gets
+alone, relative to that update.
 """
 
-import json
-import statistics
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from fedft import batched, model
+from fedft import batched, model, tensors
+from fedft.benchmarks.measure import LIMIT, Act, Result, Row, take_turns
 from fedft.config import Local
-from fedft.data import IGNORED
 from fedft.handle import ModelHandle
-from fedft.recipe import Batch, FirstOrder, LoRA, Turn
+from fedft.recipe import Batch, FirstOrder, LoRA, Trained, Turn, optimizer_of
 from fedft.update import Plan
 
 LONGEST = 64  # tokens of a row
-SPACE, STEP, RATE = LoRA(), FirstOrder(), 1e-3
+SPACE, STEP, RATE, RANK, TARGETS, VOCABULARY = LoRA(), FirstOrder(), 1e-3, 8, ["q_proj", "v_proj"], 1024
 Batches = list[Batch]
 
 
-def made_up(folder: Path, hidden: int, layers: int, vocabulary: int) -> Path:
+def made_up(folder: Path, hidden: int, layers: int) -> Path:
     """A Llama of random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     heads = max(1, hidden // 32)
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": 11 * hidden // 4}
-    config = LlamaConfig(vocab_size=vocabulary, num_attention_heads=heads, num_key_value_heads=heads, **sizes)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=VOCABULARY, num_attention_heads=heads, num_key_value_heads=heads, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
-def batch_of(tokens: int, vocabulary: int, seed: int, prompt: float) -> Batch:
-    """Rows of random tokens, the first so large a part of which is given."""
+def batch_of(tokens: int, seed: int) -> Batch:
+    """Rows of random tokens."""
     rows = max(1, tokens // LONGEST)
-    ids = torch.randint(vocabulary, (rows, tokens // rows), generator=torch.Generator().manual_seed(seed))
-    labels = ids.clone()
-    labels[:, : int(prompt * ids.shape[1])] = IGNORED
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    ids = torch.randint(VOCABULARY, (rows, tokens // rows), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
 
 
-def cpu(act: Callable[[], object]) -> float:
-    """CPU seconds."""
-    started = time.process_time()
-    act()
-    return time.process_time() - started
-
-
-def measured(acts: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Medians of CPU seconds; the first turn does not count."""
-    spent: dict[str, list[float]] = {name: [] for name in acts}
-    for _ in range(turns + 1):
-        for name, act in acts.items():
-            spent[name].append(cpu(act))
-    return {name: statistics.median(s[1:]) for name, s in spent.items()}
-
-
-class Bench:
+class Place:
     """One resident base and its clients."""
 
-    def __init__(self, folder: Path, targets: str | list[str], rank: int, clients: int, steps: int) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self.folder, self.targets, self.rank, self.clients, self.steps = folder, targets, rank, clients, steps
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder, self.steps = folder, steps
         net: Any = AutoModelForCausalLM.from_pretrained(folder)
-        self.vocabulary = net.config.vocab_size
-        self.layout = model.layout_of(model.Base(net, None, "causal-lm", "", ""), targets)
+        self.layout = model.layout_of(model.Base(net, None, "causal-lm", "", ""), TARGETS)
         self.handle = ModelHandle(net, self.layout, SPACE)
-        self.held = SPACE.initial(self.layout, rank, 0)
+        self.held = SPACE.initial(self.layout, RANK, 0)
 
     def turn(self, client: int) -> Turn:
         """Of one client."""
-        plan = Plan("", 0, 0, rank=self.rank, steps=self.steps, learning_rate=RATE)
+        plan = Plan("", 0, 0, rank=RANK, steps=self.steps, learning_rate=RATE)
         return Turn(plan, self.held, "", Local(), 0, client)
 
-    def start(self) -> None:
-        """The model stands at the state."""
-        self.handle.write(self.held)
-
-    def resident(self, batches: Batches) -> None:
-        """One after the other."""
-        for k, batch in enumerate(batches):
-            self.start()
-            STEP(self.handle, repeat(batch), self.turn(k))
-
-    def together(self, batches: Batches) -> None:
-        """In shared passes."""
-        seats, base = [], batched.common(self.handle)
-        for k, batch in enumerate(batches):
-            self.start()
-            seats.append(batched.seat(self.handle, STEP, self.turn(k), repeat(batch), base))
-        batched.train(self.handle, STEP, seats, 0)
-
-    def bare(self, batches: Batches) -> None:
-        """Forward and backward, and nothing else."""
-        self.start()
-        for batch in batches:
-            for _ in range(self.steps):
-                self.handle.loss(batch).backward()
-                for p in self.handle.parameters().values():
-                    p.grad = None
-
-    def reload(self, batches: Batches) -> None:
-        """The plain way: every client begins with a model from the disk."""
-        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-        from transformers import AutoModelForCausalLM
-
-        config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules=self.targets)
+    def plain(self, batches: Batches) -> None:
+        """Every client begins with a model from the disk."""
+        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS)
         start = {f"base_model.model.{n}.weight": x for n, x in self.held.items()}
         for batch in batches:
             wrapped: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(self.folder), config)
@@ -140,52 +84,68 @@ class Bench:
                 optimizer.zero_grad()
             {n: x.clone() for n, x in get_peft_model_state_dict(wrapped).items()}
 
-    def ways(self, tokens: int, prompt: float = 0.0) -> dict[str, Callable[[], object]]:
-        """What is measured, with so many tokens per client and step."""
-        batches = [batch_of(tokens, self.vocabulary, k, prompt) for k in range(self.clients)]
-        ways = {"reload": self.reload, "resident": self.resident, "together": self.together, "pass": self.bare}
-        return {name: partial(way, batches) for name, way in ways.items()}
+    def resident(self, batches: Batches) -> list[Trained]:
+        """One after the other."""
+        found = []
+        for k, batch in enumerate(batches):
+            self.handle.write(self.held)
+            found.append(STEP(self.handle, repeat(batch), self.turn(k)))
+        return found
+
+    def shared(self, batches: Batches) -> list[Trained]:
+        """In shared passes."""
+        seats, base = [], batched.common(self.handle)
+        for k, batch in enumerate(batches):
+            self.handle.write(self.held)
+            seats.append(batched.seat(self.handle, STEP, self.turn(k), repeat(batch), base))
+        return [x for x in batched.train(self.handle, STEP, seats, 0) if isinstance(x, Trained)]
+
+    def limit(self, batches: Batches) -> None:
+        """One adapter for the tokens of all."""
+        self.handle.write(self.held)
+        whole = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+        trained = list(self.handle.parameters().values())
+        optimizer = optimizer_of(trained, RATE, Local())
+        for _ in range(self.steps):
+            self.handle.loss(whole).backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
 
-def main(
-    tokens: Annotated[list[int], typer.Option(help="Per client and step; may be given again.")] = [16, 64, 256],  # noqa: B006
-    clients: Annotated[int, typer.Option(help="Number of clients.")] = 8,
-    steps: Annotated[int, typer.Option(help="Local steps.")] = 5,
-    rank: Annotated[int, typer.Option(help="Of all adapters.")] = 8,
-    targets: Annotated[str, typer.Option(help="all-linear, or endings with commas between.")] = "q_proj,v_proj",
-    prompt: Annotated[float, typer.Option(help="Part of each row that is given, not learned.")] = 0.0,
-    folder: Annotated[Path | None, typer.Option("--model", help="Folder of a causal language model.")] = None,
-    hidden: Annotated[int, typer.Option(help="Width of the model made up.")] = 256,
-    layers: Annotated[int, typer.Option(help="Layers of the model made up.")] = 6,
-    vocabulary: Annotated[int, typer.Option(help="Tokens of the model made up.")] = 1024,
-    turns: Annotated[int, typer.Option(help="Of which the median is taken.")] = 7,
-    json_: Annotated[Path | None, typer.Option("--json", help="Write the figures there too.")] = None,
-) -> None:
-    """Measure, and print a table."""
-    torch.set_num_threads(1)
+def bench(*, quick: bool = False, turns: int = 7) -> Result:
+    """Eight clients of five steps on a Llama of six layers, 256 wide."""
+    clients, steps = (3, 2) if quick else (8, 5)
+    hidden, layers = (64, 2) if quick else (256, 6)
+    many = (16, 32) if quick else (16, 128, 256)
     logging.disable_progress_bar()
-    which: str | list[str] = targets if targets == "all-linear" else targets.split(",")
-    rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as here:
-        bench = Bench(folder or made_up(Path(here), hidden, layers, vocabulary), which, rank, clients, steps)
-        typer.echo(
-            f"{clients} clients x {steps} steps, rank {rank} on {targets}, one thread; client-steps per CPU second"
-        )
-        typer.echo(f"{'tokens':>6}{'reload':>10}{'resident':>18}{'together':>18}{'beside the pass':>18}")
-        for n in tokens:
-            s = measured(bench.ways(n, prompt), turns)
-            speeds = {way: clients * steps / seconds for way, seconds in s.items()}
-            ratios = {way: s["reload"] / seconds for way, seconds in s.items()}
-            rows.append({"tokens": n, "per_s": speeds, "ratio": ratios, "beside": 1 - s["pass"] / s["resident"]})
-            typer.echo(
-                f"{n:6}{speeds['reload']:10.1f}"
-                + "".join(f"{speeds[w]:10.1f} ({ratios[w]:4.2f}x)" for w in ("resident", "together"))
-                + f"{100 * rows[-1]['beside']:16.1f} %"
-            )
-    if json_:
-        said = {"clients": clients, "steps": steps, "rank": rank, "targets": targets, "prompt": prompt, "rows": rows}
-        json_.write_text(json.dumps(said, indent=1) + "\n")
+        place = Place(made_up(Path(here), hidden, layers), steps)
+        acts, errors = [], {}
+        for tokens in many:
+            what, batches = f"{tokens} tokens x {steps} steps", [batch_of(tokens, k) for k in range(clients)]
+            ways: dict[str, Callable[[Batches], object]] = {
+                "plain": place.plain,
+                "resident": place.resident,
+                "shared": place.shared,
+                LIMIT: place.limit,
+            }
+            acts += [Act(what, name, partial(way, batches)) for name, way in ways.items()]
+            errors[what] = max(map(_apart, place.shared(batches), place.resident(batches)))
+        rows = tuple(_with_facts(r, clients * steps, errors) for r in take_turns(acts, turns))
+    return Result(
+        "clients",
+        "Clients of one machine: the base reloaded for each, against a resident base and one pass for all; limit: one "
+        "plain batch of the same tokens",
+        {"clients": clients, "steps": steps, "hidden": hidden, "layers": layers, "rank": RANK, "targets": TARGETS},
+        rows,
+    )
 
 
-if __name__ == "__main__":
-    typer.run(main)
+def _apart(x: Trained, y: Trained) -> float:
+    """Distance of two updates, relative."""
+    return tensors.norm(tensors.sub(x.delta, y.delta)) / tensors.norm(y.delta)
+
+
+def _with_facts(r: Row, client_steps: int, errors: dict[str, float]) -> Row:
+    facts = {"client steps per s": client_steps / r.seconds}
+    return replace(r, facts=facts | ({"error": errors[r.what]} if r.way == "shared" else {}))

@@ -78,7 +78,7 @@ def seat(
 ) -> Seat:
     """The seat of a client at whose start `handle` stands; `base`: what is `common`."""
     endings, live, head = local.trains(turn.plan), handle.parameters(), handle.layout.head
-    values = {n: p.detach().clone() for n, p in (_factors(handle) | dict(live)).items()}
+    values = {n: p.detach().clone() for n, p in (dict(handle.factors()) | dict(live)).items()}
     learns = tuple(n for n in live if n.endswith(endings) or n in head)
     return Seat(turn, batches, handle.read(), values, learns, handle.scale(), tuple(p._version for p in base))
 
@@ -216,8 +216,7 @@ class _Stack:
     def differentiate(self, losses: Tensor) -> None:
         """`grads` := the gradient of the losses' sum by the leaves they were found with."""
         found = torch.autograd.grad(losses, [self._leaves[n] for n in self._at], torch.ones_like(losses))
-        for n, grad in zip(self._at, found, strict=True):
-            self._view(self.grads, n, len(losses)).copy_(grad)
+        torch.cat([grad.reshape(len(losses), -1) for grad in found], dim=1, out=self.grads[: len(losses)])
 
 
 def _losses(handle: ModelHandle, values: _Stack, here: int, batches: list[Batch], pad_id: int) -> Tensor:
@@ -264,26 +263,16 @@ def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
     return {name: torch.cat(xs) for name, xs in found.items()}
 
 
-def _factors(handle: ModelHandle) -> dict[str, nn.Parameter]:
-    found = {}
-    for m in handle.layout.modules:
-        layer: Any = handle.model.get_submodule(m)
-        (adapter,) = layer.active_adapters
-        found[m + A_SUFFIX], found[m + B_SUFFIX] = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    return found
-
-
 Forward = Callable[[Tensor], Tensor]
 
 
 def _forwards(handle: ModelHandle, leaves: Mapping[str, Tensor], scales: Tensor) -> dict[nn.Module, Forward]:
     """What adapted layers and those of the head do meanwhile."""
     found: dict[nn.Module, Forward] = {}
-    for m in handle.layout.modules:
-        layer: Any = handle.model.get_submodule(m)
+    for m, layer in handle.adapted().items():
         found[layer] = partial(_adapted, layer.base_layer, leaves[m + A_SUFFIX], leaves[m + B_SUFFIX], scales)
     for m in {n.rpartition(".")[0] for n in handle.layout.head}:
-        layer = handle.model.get_submodule(m)
+        layer: Any = handle.model.get_submodule(m)
         if type(layer) is not nn.Linear or m + ".weight" not in leaves:
             raise Unlike(f"{m} of the head is more than a linear layer")
         found[layer] = partial(_own, leaves[m + ".weight"], leaves.get(m + ".bias"))
