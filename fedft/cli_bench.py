@@ -3,6 +3,7 @@
 import ast
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,8 @@ from fedft.errors import ConfigError, Interrupted
 if TYPE_CHECKING:
     from fedft.benchmarks.measure import Result, Row
 
-NAMES = ("replay", "ferret", "aggregate", "svd", "codec")  # in this order `all` runs them; files of fedft.benchmarks
+# In this order `all` runs them; each is a file of fedft.benchmarks.
+NAMES = ("replay", "ferret", "zo-step", "aggregate", "svd", "codec", "clients")
 COLUMNS = ("what", "way", "time", "times faster", "spread", "of the limit")
 
 
@@ -49,7 +51,7 @@ def bench(
     try:
         for name in chosen:
             typer.echo(f"{name} ...", err=True)
-            found: measure.Result = import_module(_module(name)).bench(quick=quick, turns=turns)
+            found: measure.Result = replace(import_module(_module(name)).bench(quick=quick, turns=turns), name=name)
             results.append(found)
             written = json.dumps(measure.as_json(results, (began, measure.load())), indent=1)
             if not as_json:
