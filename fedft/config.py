@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedft import check, codec_name
 from fedft.errors import ConfigError
@@ -158,11 +158,12 @@ class Server:
     """Everything random that must be repeatable derives from it."""
     mode: str = "local"
     """"local" (this process) or "ray" (Flower's simulation engine)."""
-    together: int = 1
+    together: int | Literal["auto"] = 1
     """Mode "local": clients that train in one pass of the base model, where the strategy and the model allow it (plain
     back-propagation on adapters, no dropout); memory of activations grows with it. 1 is exactly what a deployment does.
-    More is several times as fast where batches are short. The same run gives the same bytes again, but they differ from
-    those of 1 in the rounding of sums, and those of a run that was interrupted inside a round may."""
+    "auto": as many as pay, by the tokens of a batch and the device, never by the clock. Several times as fast where
+    batches are short. The same run gives the same bytes again, but they differ from those of 1 in the rounding of sums
+    (updates by less than 1e-4 of themselves), and those of a run that was interrupted inside a round may."""
     quorum: float = 2 / 3
     """Share of those asked that must be admitted, rounded up."""
     deadline_s: float | None = None
@@ -386,7 +387,8 @@ def _check(c: RunConfig, where: str) -> None:
         check.one_of(("local", "ray"), mode=c.server.mode)
         check.at_least(1, steps=c.local.steps, batch_size=c.local.batch_size, threads=c.local.threads)
         check.at_least(1, rounds=c.server.rounds, attempts=c.server.attempts, every=c.eval.every)
-        check.at_least(1, together=c.server.together)
+        if c.server.together != "auto":
+            check.at_least(1, together=c.server.together)
         if c.server.budget is not None:
             budget_of(c.server.budget)
         check.at_least(1, eval_batch_size=c.eval.batch_size, generate_tokens=c.eval.generate_tokens)

@@ -33,16 +33,48 @@ class Seated(Exception):
         self.seat = seat
 
 
+PAYS = {"cpu": 256, "other": 1024}
+"""Tokens of a client's batch up to which sharing pays: on one core 1.1 times at 256 and 3 to 4 times at 16; on an
+accelerator as long as launches and reading the weights take longer than arithmetic (estimated)."""
+ROOM = {"cpu": 2048, "other": 16384}
+"""Tokens of a pass: more of them gain nothing further, and every one costs memory of activations."""
+
+
 def starter(clients: Mapping[int, Client]) -> tuple[Callable[[list[Message]], list[Finish]] | None, int]:
     """What begins the training of several of these clients (by node) at once, and of how many; None: nothing does."""
     first = next(iter(clients.values()), None)
-    if first is None or first.config.server.together == 1 or first.config.model.lora_dropout:
+    if first is None:
         return None, 1
-    if any(c.handle is not first.handle or c.recipe is not first.recipe for c in clients.values()):
+    wanted, worth = first.config.server.together, worthwhile(list(clients.values()))
+    most = worth if wanted == "auto" else wanted
+    able = (
+        not first.config.model.lora_dropout
+        and all(c.handle is first.handle and c.recipe is first.recipe for c in clients.values())
+        and batched.possible(first.recipe, first.base.model, first.config.local)
+    )
+    if able and wanted == 1 < worth:
+        log.info(
+            "[server] together = %d would train faster: updates agree to 1e-4, digests are not those of a deployment",
+            worth,
+        )
+    if not able and wanted != 1:
+        log.info("clients train one at a time: only plain back-propagation on adapters without dropout is shared")
+    if not able or most == 1:
         return None, 1
-    if not batched.possible(first.recipe, first.base.model, first.config.local):
-        return None, 1
-    return Table(clients, batched.common(first.handle)).begin, first.config.server.together
+    return Table(clients, batched.common(first.handle)).begin, most
+
+
+def worthwhile(clients: Sequence[Client]) -> int:
+    """How many of these clients to train in one pass, at least 1: by their rows and the device, never by the clock."""
+    config = clients[0].config
+    device = next(clients[0].base.model.parameters()).device.type
+    kind = device if device in PAYS else "other"
+    rows = [len(row.input_ids) for c in clients for row in c.train_rows]
+    tokens = config.local.batch_size * sum(rows) / max(1, len(rows))
+    if not rows or tokens > PAYS[kind]:
+        return 1
+    asked = min(config.clients.per_round or len(clients), len(clients))
+    return max(1, min(asked, int(ROOM[kind] / tokens)))
 
 
 @dataclass

@@ -332,7 +332,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 RANKS = {"flora": "[2, 4, 8]", "flexlora": "[2, 4, 8]"}
 
 
-def settings(base: Path, strategy: str, at_once: int, *more: str) -> config.RunConfig:
+def settings(base: Path, strategy: str, at_once: int | str, *more: str) -> config.RunConfig:
     tables = ["local.steps=4", "server.rounds=2", "data.clients=3", "eval.max_rows=4", "eval.every=9"]
     own = [f"model.id='{base}'", f"strategy.name={strategy}", f"clients.rank={RANKS.get(strategy, '4')}"]
     return config.load(runs.QUICKSTART, [*own, *tables, f"server.together={at_once}", *more])
@@ -456,3 +456,24 @@ def test_one_at_a_time_is_what_is_configured_unless_said(base: Path) -> None:
     assert together.starter(dict(enumerate(place.clients.values()))) == (None, 1)
     with pytest.raises(ConfigError, match="together >= 1"):
         settings(base, "fedit", 0)
+
+
+def test_auto_shares_where_batches_are_short_and_one_at_a_time_says_what_it_would_give(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decided by tokens per batch and how many are asked; nothing else is looked at."""
+    short = ["local.batch_size=2", "data.max_length=32"]
+
+    def most(at_once: str, *more: str) -> int:
+        place = runs.workplace(settings(base, "fedit", at_once, *more))
+        return together.starter(dict(enumerate(place.clients.values())))[1]
+
+    with caplog.at_level("INFO"):
+        assert most("auto", *short) == 3
+        assert not caplog.text
+        assert most("1", *short) == 1
+    assert caplog.text.count("together = 3 would train faster") == 1
+    assert most("auto", *short, "clients.per_round=2") == 2
+    assert most("auto", "local.batch_size=32", "data.max_length=32") == 1
+    with pytest.raises(ConfigError, match="together is 'many', wanted int or 'auto'"):
+        settings(base, "fedit", "many")
