@@ -168,8 +168,8 @@ def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, 
         header, table, body = _open(data, _PLAN, max_bytes, _table_limit(MAX_TENSORS))
         values = _read(header, _PLAN_FIELDS)
         entries = _entries(table)
-        for name, entry in entries.items() if within is not None else ():
-            if within.get(name) != entry.shape:
+        for name, entry in entries.items():
+            if within is not None and within.get(name) != entry.shape:
                 raise RejectedUpdate("spec_mismatch", f"tensor {name!r} is {entry}, which is not in the state")
         return Plan(tensors=_tensors(entries, body), **values)
 
