@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -17,7 +18,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from fedft import batched, codec, config, model, stdlib_base, strategies, tensors
+from fedft import batched, codec, config, model, strategies, tensors
 from fedft.config import Local
 from fedft.errors import ConfigError
 from fedft.handle import ModelHandle
@@ -281,6 +282,51 @@ def test_a_loss_that_differs_from_the_ordinary_one_is_noticed(monkeypatch: pytes
         shared(handle, UNLIKE)
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products with weights of the base."""
+
+    def __init__(self, handle: ModelHandle) -> None:
+        super().__init__()
+        self.count = 0
+        self._base = {p.data_ptr() for p in batched.common(handle)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.count += any(isinstance(x, torch.Tensor) and x.data_ptr() in self._base for x in args)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_shared_step_reads_the_base_as_often_as_one_client_does() -> None:
+    handle, work = handle_on(llama()), [(turn_of(k, steps=1), [batch_of(k)]) for k in range(3)]
+    with Products(handle) as one:
+        alone(handle, work[:1], PLAIN)
+    seats, base = [], batched.common(handle)
+    for turn, batches in work:
+        start(handle, turn)
+        seats.append(batched.seat(handle, PLAIN, turn, iter(batches), base))
+    with Products(handle) as three:
+        batched.train(handle, PLAIN, seats, 0)
+    assert three.count == one.count > 0
+
+
+@pytest.mark.parametrize("train", [alone, shared])
+def test_a_local_step_walks_over_no_modules_and_looks_none_up(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either costs as much as a layer of a small model; what there is of it is done once for a turn."""
+    seen: list[str] = []
+    ordinary = torch.nn.Module.train, torch.nn.Module.get_submodule
+    monkeypatch.setattr(torch.nn.Module, "train", lambda *args: seen.append("train") or ordinary[0](*args))
+    monkeypatch.setattr(torch.nn.Module, "get_submodule", lambda *args: seen.append("found") or ordinary[1](*args))
+    handle = handle_on(llama())
+
+    def counted(steps: int) -> int:
+        before = len(seen)
+        train(handle, [(turn_of(k, steps=steps), [batch_of(k)] * steps) for k in range(2)], PLAIN)
+        return len(seen) - before
+
+    counted(1)  # adapters are made
+    assert counted(5) == counted(1)
+
+
 def test_dropout_and_other_local_steps_are_not_shared() -> None:
     plain = strategies.make("fedit", {})
     assert batched.possible(plain, llama(), Local())
@@ -324,9 +370,9 @@ def test_a_grid_begins_training_together_and_gives_one_reply_per_pull() -> None:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tiny_base: Path) -> Path:
     """A Llama with two layers of 64, trained for two seconds."""
-    return stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=stdlib_base.TINY)
+    return tiny_base
 
 
 RANKS = {"flora": "[2, 4, 8]", "flexlora": "[2, 4, 8]"}
@@ -427,6 +473,20 @@ def test_a_model_that_behaves_otherwise_together_is_trained_one_at_a_time(
     found = runs.simulate(settings(base, "flora", 3), out=tmp_path / "3").summary["state_digest"]
     assert found == wanted
     assert caplog.text.count("train one at a time") == 1  # then nobody tries again
+
+
+def test_a_state_is_hashed_and_a_plan_is_read_once_a_round_not_once_a_client(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server, by one of the clients for all three, and once more for the summary."""
+    hashed, read = [], []
+    digest, decode = tensors.digest, codec.decode_plan
+    monkeypatch.setattr(tensors, "digest", lambda x: hashed.append(1) or digest(x))
+    monkeypatch.setattr(codec, "decode_plan", lambda *args, **more: read.append(1) or decode(*args, **more))
+    runs.simulate(settings(base, "flora", 1, "clients.rank=4", "local.steps=1"), out=tmp_path)
+    versions = 3  # of two rounds
+    assert len(hashed) <= 2 * versions + 1
+    assert len(read) <= 2 * versions
 
 
 def test_a_client_that_forgot_is_helped_and_the_others_are_not_held_up(

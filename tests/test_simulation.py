@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedft import config, stdlib_base
+from fedft import config
 from fedft.errors import ConfigError, DataError
 from fedft.simulations import measure
 from fedft.simulations import run as runs
@@ -32,9 +32,9 @@ SUMMARY = {
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tiny_base: Path) -> Path:
     """A Llama with two layers of 64, trained for two seconds."""
-    return stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=stdlib_base.TINY)
+    return tiny_base
 
 
 @pytest.fixture(scope="session")
