@@ -38,7 +38,7 @@ Batches = list[Batch]
 def made_up(folder: Path, hidden: int, layers: int) -> Path:
     """A Llama of random weights."""
     heads = max(1, hidden // 32)
-    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": 11 * hidden // 4}
+    sizes: dict[str, Any] = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": 11 * hidden // 4}
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=VOCABULARY, num_attention_heads=heads, num_key_value_heads=heads, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)

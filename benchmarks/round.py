@@ -167,7 +167,8 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     clients, steps = (3, 2) if quick else (8, 5)
     hidden, layers = (64, 2) if quick else (256, 6)
     logging.disable_progress_bar()
-    acts, outside = [], {}
+    acts: list[Act] = []
+    outside: dict[tuple[str, str], float] = {}
     with TemporaryDirectory() as here:
         net: Any = AutoModelForCausalLM.from_pretrained(made_up(folder := Path(here), hidden, layers))
         tokenizer = SimpleNamespace(pad_token_id=0)
@@ -176,7 +177,8 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
         for tokens in (32,) if quick else (16, 256):
             what, place = f"{tokens} tokens x {steps} steps", place_of(folder, base, handle, tokens, clients, steps)
             ours = {"ours": partial(place.ours, 1), "ours, shared": partial(place.ours, clients)}
-            acts += [Act(what, way, run) for way, run in {"plain": place.plain, **ours, LIMIT: place.limit}.items()]
+            ways: dict[str, Callable[[], object]] = {"plain": place.plain, **ours, LIMIT: place.limit}
+            acts += [Act(what, way, run) for way, run in ways.items()]
             outside |= {(what, way): share_outside(run, net, 1 if quick else 3) for way, run in ours.items()}
         rows = take_turns(acts, turns)
     return Result(

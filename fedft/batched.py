@@ -272,7 +272,7 @@ def _forwards(handle: ModelHandle, leaves: Mapping[str, Tensor], scales: Tensor)
     for m, layer in handle.adapted().items():
         found[layer] = partial(_adapted, layer.base_layer, leaves[m + A_SUFFIX], leaves[m + B_SUFFIX], scales)
     for m in {n.rpartition(".")[0] for n in handle.layout.head}:
-        layer: Any = handle.model.get_submodule(m)
+        layer = handle.model.get_submodule(m)
         if type(layer) is not nn.Linear or m + ".weight" not in leaves:
             raise Unlike(f"{m} of the head is more than a linear layer")
         found[layer] = partial(_own, leaves[m + ".weight"], leaves.get(m + ".bias"))
