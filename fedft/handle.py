@@ -132,6 +132,7 @@ class ModelHandle:
     def reset(self) -> None:
         """Every parameter of the full space back to w0, bit for bit."""
         if self.still:
+            self._probe.undo()  # of a pass that failed
             self._probe.offset = None
             return
         for name in self._live.keys() & self._parameters.keys():

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_map_only
 
 from fedft.directions import Directions
 
@@ -67,6 +68,8 @@ class Probe:
         self._slots: dict[tuple[nn.Module, str], nn.Parameter] = {}
         self._room: dict[nn.Module, list[Tensor]] = {}
         """For copies of what each module owns: views of one piece of memory, for fresh memory costs more than sums."""
+        self._at = 0
+        """Where that piece begins."""
 
     @contextmanager
     def swapping(self, live: Mapping[str, nn.Parameter], only: Collection[str] | None) -> Iterator["Probe"]:
@@ -97,14 +100,14 @@ class Probe:
             hook.remove()
         names = {p: n for n, p in parameters.items()}
         self._hooks = [self._model.register_forward_pre_hook(lambda _m, _a: self.undo())]  # of a pass that failed
-        self._owned, self._room = {}, {}
+        self._owned, self._room, self._at = {}, {}, 0
         for module in self._model.modules():
             slots = module.named_parameters(recurse=False, remove_duplicate=False)
             own = [(slot, names[p], p) for slot, p in slots if p in names]
             if own:
                 self._owned[module] = own
                 self._hooks.append(module.register_forward_pre_hook(lambda m, _a, own=own: self._in(m, own)))
-                self._hooks.append(module.register_forward_hook(lambda m, _a, _o, own=own: self._out(m, own)))
+                self._hooks.append(module.register_forward_hook(lambda m, _a, out, own=own: self._out(m, own, out)))
         self._watched = parameters
 
     def seen(self, name: str, parameter: Tensor, out: Tensor) -> Tensor:
@@ -146,13 +149,20 @@ class Probe:
                 self._mine.setdefault(module, []).append(id(parameter))
                 parameter.data = copy
 
-    def _out(self, module: nn.Module, own: Own) -> None:
+    def _out(self, module: nn.Module, own: Own, out: Any) -> Any:
         for slot, _, _ in own if self._slots else ():
             if (parameter := self._slots.pop((module, slot), None)) is not None:
                 module._parameters[slot] = parameter
-        for key in self._mine.pop(module, ()):
+        if not (mine := self._mine.pop(module, ())):
+            return out
+        for key in mine:
             parameter, data = self._real.pop(key)
             parameter.data = data
+        # a view of a copy, as of a table of positions, would be overwritten by the next module's
+        return self._apart(out) if isinstance(out, Tensor) else tree_map_only(Tensor, self._apart, out)
+
+    def _apart(self, out: Tensor) -> Tensor:
+        return out.clone() if self._at and out.untyped_storage().data_ptr() == self._at else out
 
     def _dual(self, name: str, parameter: nn.Parameter, z: Directions, index: int) -> Any:
         direction = z.direction(name, index, parameter.shape, device=parameter.device).to(parameter.dtype)
@@ -167,6 +177,7 @@ class Probe:
             sizes = {m: [-(-p.nbytes // ALIGNMENT) * ALIGNMENT for _, _, p in own] for m, own in self._owned.items()}
             device = next(iter(self._watched.values())).device if self._watched else None
             room = torch.empty(max(map(sum, sizes.values())), dtype=torch.uint8, device=device)
+            self._at = room.data_ptr()
             for m, own in self._owned.items():
                 places = zip(accumulate(sizes[m], initial=0), own, strict=False)
                 self._room[m] = [room[at:][: p.nbytes].view(p.dtype).view(p.shape) for at, (_, _, p) in places]

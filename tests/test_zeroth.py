@@ -215,6 +215,43 @@ def test_a_pass_that_failed_leaves_nothing_behind_where_weights_stand_still():
         handle.loss({})
     assert zeroth.loss(handle, ONCE) == loss
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    with pytest.raises(TypeError):
+        handle.loss({})
+    handle.reset()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+class Positions(nn.Module):
+    """A table that gives its first rows as a view, and a layer that runs before they are used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = Rows(), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> SimpleNamespace:
+        rows = self.table(len(x))
+        return SimpleNamespace(loss=(self.layer(x) * rows[0]).sum())
+
+
+class Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(9, 4))
+
+    def forward(self, n: int) -> tuple[torch.Tensor]:
+        return (self.weight[:n],)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_module_gives_of_its_perturbed_weights_outlives_it(dtype):
+    model, z = Positions().to(dtype), directions.make("hadamard", SEED, 2)
+    x, moved = torch.randn(5, 8).to(dtype), Positions().to(dtype)
+    with torch.no_grad():
+        for (n, p), to in zip(model.named_parameters(), moved.parameters(), strict=True):
+            z.add_into(out := torch.empty(p.shape), p.float(), n, 1, 0.25)
+            to.copy_(out)
+    with handle_of(model, still=True).perturbed(z, 1, 0.25):
+        assert model(x).loss.item() == moved(x).loss.item()
 
 
 @pytest.mark.skipif(not find_spec("numba"), reason="numba is not installed; torch has buffers of some MB")
