@@ -65,12 +65,10 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
 
 
 def _merge(to: Path, place: runs.Workplace) -> str:
-    fresh = model.load(
-        place.config.model.id,
-        place.config.model.task,
-        labels=len(place.config.model.labels),
-        seed=place.config.server.seed,
-    )
+    m, seed = place.config.model, place.config.server.seed
+    fresh = model.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, seed=seed)  # rounded as it was in the run
+    if not place.handle.still:
+        fresh.model.float()  # what is added to it was in float32, too
     if (to / "adapter_config.json").exists():
         from peft import PeftModel
 

@@ -161,6 +161,26 @@ def test_a_merged_export_is_a_plain_model_with_the_runs_loss(
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").vocab_size == place.base.tokenizer.vocab_size
 
 
+@pytest.mark.parametrize("name", ["fedkseed", "fedit"])
+def test_a_merged_export_of_half_precision_is_the_model_that_was_evaluated(
+    overrides: Callable[..., list[str]], tmp_path: Path, name: str
+) -> None:
+    """Of FedKSeed bit for bit, and as large as the base; of adapters in float32, but for what bfloat16 rounds."""
+    from transformers import AutoModelForCausalLM
+
+    few = ("model.dtype=bfloat16", "server.rounds=1", "eval.every=9", "local.steps=2")
+    run = runs.simulate(config.load(runs.QUICKSTART, overrides(name, *few)), out=tmp_path / "run")
+    measure.export_run(run.folder, tmp_path / "merged", merged=True)
+    place, _ = runs.reopen(run.folder)
+    batch = {k: v for k, v in _batch_of(place, "asyncio").items() if k != "labels"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto").eval()
+    with torch.no_grad():
+        ours, theirs = place.handle.forward(batch).logits, model(**batch).logits
+    assert model.dtype == (torch.bfloat16 if name == "fedkseed" else torch.float32)
+    assert torch.equal(ours, theirs) or name != "fedkseed"
+    assert torch.allclose(ours.float(), theirs.float(), atol=0.1)
+
+
 def test_evaluating_a_run_again_gives_the_numbers_it_reported(finished: dict[str, runs.Run]) -> None:
     run = finished["flora"]
     _, mean = measure.evaluate_run(run.folder, rouge=True)
