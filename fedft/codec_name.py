@@ -136,6 +136,8 @@ def downloads(down: str) -> tuple[str, str]:
     """
     first, _, rest = (part.strip() for part in down.partition("|"))
     if first != DELTA:
+        if rest:
+            check.one_of((DELTA, *SELECTIONS), selection=first.partition(":")[0])
         codec = parse(down)
         if not (codec.plain or (codec.selection and codec.share == 1 and codec.values != "int4")):
             raise ValueError(
@@ -143,6 +145,8 @@ def downloads(down: str) -> tuple[str, str]:
                 "'topk:1 |', or changes of the state, as in 'delta | int4'"
             )
         return down, ""
+    if not rest:
+        raise ValueError(f"{down!r} does not say the codec of the changes; wanted one behind it, as in 'delta | int4'")
     codec = parse(rest)
     why = ""
     if codec.selection == "randk":  # |x - sent|^2 is 1 / Q - 1 times |x|^2: for Q < 1/2 it grows in every round

@@ -17,7 +17,7 @@ downlink   the messages from the client's version on; the whole of x, in fp32, t
 receive    x after those messages, or what came
 
 What is not changed in a round (one factor of RoLoRA's) is not in its message. A change that no message can bring (of
-names, shapes or integers; numbers that are not finite) is left to the wrapped recipe: all are sent the whole of it.
+names, shapes or integers; numbers that are not finite) is no message: x is what was wanted then, and all are sent it.
 SCAFFOLD's c needs no exception: its clients send changes of their own c_k, whatever c they received, so c + lost stays
 the mean of all c_k, and what a round leaves out of c is late and does not add up.
 
@@ -82,17 +82,19 @@ class Deltas:
         """One step of the wrapped server, of which x takes what everybody decodes."""
         old = _inner(state)
         new = State(state.version + 1, self.inner.server(old, change))
+        lost = {n.removeprefix(LOST): t for n, t in state.tensors.items() if n.startswith(LOST)}
+        late = {n: t for n, t in lost.items() if n in new.tensors and new.tensors[n].shape == t.shape}
+        wanted = {**new.tensors, **{n: new.tensors[n] + t for n, t in late.items()}}
         x, goal = self._shared(old), self._shared(new)
         if x is None or goal is None or not _alike(x, goal):
-            return new.tensors
-        lost = {n.removeprefix(LOST): t for n, t in state.tensors.items() if n.startswith(LOST)}
-        moved = {n: t + lost[n] if n in lost else t for n, t in goal.items() if not torch.equal(t, x[n])}
+            return wanted
+        moved = {n: wanted[n] for n, t in goal.items() if not torch.equal(t, x[n])}
         news = {n: t - x[n] for n, t in moved.items()}
         data = codec.encode_plan(Plan(NO_RUN, state.version, new.version, state.version, tensors=news), self.changes)
         try:
             after = _after(x, data, state.version)
         except RejectedUpdate:  # not finite, or beyond what a message may bring: it is for the engine to say so
-            return new.tensors
+            return wanted
         lost |= {n: t - after[n] for n, t in moved.items()}
         sent = {n: t for n, t in state.tensors.items() if n.startswith(SENT)}
         sent[f"{SENT}{state.version}"] = _packed(data)

@@ -68,11 +68,11 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
     Raises:
         ValueError: there are no items, or names or shapes differ.
     """
-    total: dict[str, Tensor] = {}
+    total: dict[str, Tensor] | None = None
     dtypes: dict[str, torch.dtype] = {}
     weights, kernels = 0.0, None
     for tensors, weight in items:
-        if first := not dtypes:
+        if first := total is None:
             dtypes, kernels = {name: t.dtype for name, t in tensors.items()}, _kernels(tensors)
             total = {name: torch.empty(t.shape, dtype=torch.float64) for name, t in tensors.items()}
         _same_names(total, tensors)
@@ -83,7 +83,7 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
             by = kernels if t.dtype == torch.float32 else None
             (_begin if first else _add)(total[name], t, short, by)
         weights += short
-    if not weights > 0:
+    if total is None or not weights > 0:
         raise ValueError("expected at least one update of positive weight, got none")
     return {name: _quotient(total.pop(name), weights, dtype, kernels) for name, dtype in dtypes.items()}
 

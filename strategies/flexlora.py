@@ -4,8 +4,8 @@
 
 D* is never multiplied out: the singular value decomposition comes from the two stacks of factors (`LowRank.svd`), and
 only of the ranks that are kept. Uploads are the factors themselves, at any rank; the state is the pair at the largest
-rank. Where D* has fewer ranks than that, the
-remaining rows of A stay as they were with zero columns of B: the same matrix, in which all ranks can learn.
+rank. Where D* has fewer ranks than that, the remaining rows of A stay as they were with zero columns of B: the same
+matrix, in which all ranks can learn.
 
 The server may remember, as factors that never travel: what the cut to the largest rank lost (`feedback`), so that
 broadcast + residual = D* + residual before, and a momentum on the dense change (the factors have no identity from round

@@ -168,9 +168,10 @@ def test_a_mean_of_nothing_is_refused(items):
         tensors.weighted_mean(items)
 
 
-def test_a_mean_over_unlike_names_is_refused():
+@pytest.mark.parametrize("first", [{"w": torch.ones(1)}, {}], ids=["another name", "nothing"])
+def test_a_mean_over_unlike_names_is_refused(first):
     with pytest.raises(ValueError, match="names differ"):
-        tensors.weighted_mean([({"w": torch.ones(1)}, 1), ({"v": torch.ones(1)}, 1)])
+        tensors.weighted_mean([(first, 1), ({"v": torch.ones(1)}, 1)])
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1, 3), (3,), (6,)])
