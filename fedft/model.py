@@ -195,7 +195,7 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
         return "delta"
     from peft import LoraConfig
 
-    pairs = {m: d.truncate() if d.rank > min(d.shape) else d for m, d in pairs.items()}
+    pairs = {m: d.shortened() for m, d in pairs.items()}
     rank = max((d.rank for d in pairs.values()), default=1)
     unlike = {m: d.rank for m, d in pairs.items() if d.rank != rank}
     heads = sorted({n.split(".")[0] for n in handle.layout.head})
