@@ -5,8 +5,8 @@
                           arrays as serialised bytes, which it turns into numpy itself. Ours is `weighted_mean` of
                           tensors. The limit reads every update once (torch.sum)
     FedAvg from messages  the same where every way begins with bytes: ours decodes fp32 messages one by one
-    FLoRA step            published adds up p_k B_k A_k client by client; ours stacks the factors with p_k on B. The
-                          limit copies the factors
+    FLoRA step            dense sum adds up p_k B_k A_k client by client, as is done where products are formed; FLoRA's
+                          own is a stack, and so is ours: the factors with p_k on B. The limit copies the factors
 
 `extra_mb` is the most that a way had in memory beside what it was given, `given_mb` what it must be given at once.
 """
@@ -114,7 +114,7 @@ def flora(o: int, i: int, ranks: tuple[int, ...], turns: int) -> tuple[Row, ...]
     items = clients(o, i, ranks)
     what = f"FLoRA step, {o} x {i}, R = {sum(ranks)}"
     ways: dict[str, Callable[[], object]] = {
-        "published": partial(dense_sum, items),
+        "dense sum": partial(dense_sum, items),
         "ours": partial(lowrank.stack, items),
         LIMIT: lambda: (torch.cat([d.A for d, _ in items]), torch.cat([d.B for d, _ in items], dim=1)),
     }

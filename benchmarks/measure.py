@@ -135,7 +135,8 @@ def _compared(act: Act, own: float, acts: Sequence[Act], seconds: Sequence[float
 @contextmanager
 def alone() -> Iterator[None]:
     """One torch thread; malloc maps no large block by itself and gives no memory back. Both end with it."""
-    threads, mallopt = torch.get_num_threads(), getattr(ctypes.CDLL(None), "mallopt", None)
+    threads = torch.get_num_threads()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     torch.set_num_threads(1)
     if mallopt:
         mallopt(MMAP_MAX, 0)
