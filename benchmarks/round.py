@@ -89,7 +89,7 @@ class Place:
         }
         pool.members += [c.memory for c in clients.values()]
         job = job_of(config, self.base.digest, runs.whose(clients))
-        here = self.folder / "runs" / str(next(self.numbers))
+        here = self.folder / "runs" / job.run / str(next(self.numbers))
         store, metrics = Store(here / "state"), MetricsFile(here / "metrics.jsonl", -1)
         Loop(runs.local_post(clients), recipe, self.handle.layout, config, job, store, metrics).run(clients)
 
