@@ -48,6 +48,7 @@ def has_length(entry: Entry) -> bool:
     return entry.type not in _ITEM_BYTES and math.prod(entry.shape) > 0
 
 
+@lru_cache(maxsize=8192)  # asked for every tensor of every letter
 def size(name: str, entry: Entry) -> int:
     """Bytes of the tensor, at most, without those of its length. Raises ValueError for what has no place in the format.
 
