@@ -96,7 +96,7 @@ def of(config: RunConfig) -> Recipe:
     if len(ranks) > 1 and recipe.space.kind == "lora" and not recipe.unlike_ranks:
         raise ConfigError(f"[clients] rank: {name} needs one rank for all clients, got {ranks}")
     if config.codec.changes and (why := deltas.unfit(recipe)):
-        raise ConfigError(f"[codec] down = {config.codec.down!r}: {why}")
+        raise ConfigError(f"[codec] down = {config.codec.down!r}: {why}; wanted 'fp32'")
     if recipe.adds_downloads and config.codec.down != "fp32":
         raise ConfigError(
             f"[codec] down: clients of {name} add up what they receive; wanted 'fp32', got {config.codec.down!r}"
