@@ -190,7 +190,8 @@ class ModelHandle:
     def forward(self, batch: Batch) -> Any:
         """The model's own output on one batch."""
         device = next(self._model.parameters()).device
-        return self._model(**{k: v.to(device) for k, v in batch.items()}, **self._always)
+        with self._probe.watching_reads():
+            return self._model(**{k: v.to(device) for k, v in batch.items()}, **self._always)
 
     @property
     def model(self) -> nn.Module:

@@ -10,7 +10,7 @@ one copy of the largest module, and a quarter of a million float32 to sum in whe
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fedft.directions import Directions
 
@@ -44,10 +45,34 @@ class Offset:
         return Offset(z, keep * self.coefficients + coefficients, keep * self.keep)
 
 
+class _Reads(TorchDispatchMode):
+    """Notes which of the tensors at `where`, {address: name}, operations inside are given."""
+
+    def __init__(self, where: Mapping[int, str]) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._where, self._on = where, True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._on:
+            addresses = (x.data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+            self.found |= {self._where[a] for a in addresses if a in self._where}
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, it does not look."""
+        self._on = False
+        try:
+            yield
+        finally:
+            self._on = True
+
+
 class Probe:
     """Swaps copies of parameters in while their own module runs, and out again behind it.
 
-    A parameter that another module reads past its owner's forward would not be seen as its copy.
+    A parameter that another module reads past its owner's forward is not seen as its copy: see `watching_reads`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -70,6 +95,10 @@ class Probe:
         """For copies of what each module owns: views of one piece of memory, for fresh memory costs more than sums."""
         self._at = 0
         """Where that piece begins."""
+        self._reads: _Reads | None = None
+        """What watches the pass at hand."""
+        self._read_well = False
+        """Whether a pass was watched, and read nothing past its owner."""
 
     @contextmanager
     def swapping(self, live: Mapping[str, nn.Parameter], only: Collection[str] | None) -> Iterator["Probe"]:
@@ -110,6 +139,29 @@ class Probe:
                 self._hooks.append(module.register_forward_hook(lambda m, _a, out, own=own: self._out(m, own, out)))
         self._watched = parameters
 
+    @contextmanager
+    def watching_reads(self) -> Iterator[None]:
+        """Inside, for one forward pass: refuse a model that reads weights where they are and not as they are seen.
+
+        Raises NotImplementedError at the end, naming them. Only the first pass is watched: it takes its time.
+        """
+        if self._read_well or self.offset is None or self._watched is None:
+            yield
+            return
+        where = {p.data_ptr(): n for n, p in self._watched.items() if p.numel()}
+        with _Reads(where) as reads:
+            self._reads = reads
+            try:
+                yield
+            finally:
+                self._reads = None
+        if reads.found:
+            raise NotImplementedError(
+                f"this model reads {', '.join(sorted(reads.found))} past the layers that own them, so they cannot "
+                f"stand still; use [model] dtype = 'float32'"
+            )
+        self._read_well = True
+
     def seen(self, name: str, parameter: Tensor, out: Tensor) -> Tensor:
         """`out`, in any dtype, := what forward passes see in the place of `parameter`."""
         shift = self.shift if name in self._chosen else None
@@ -135,6 +187,10 @@ class Probe:
     def _in(self, module: nn.Module, own: Own) -> None:
         if self.offset is None and not self._chosen:
             return
+        with self._reads.paused() if self._reads else nullcontext():
+            self._swap_in(module, own)
+
+    def _swap_in(self, module: nn.Module, own: Own) -> None:
         room = None if self._real or torch.is_grad_enabled() else self._room_of(module)  # autograd may keep its own
         for i, (slot, name, parameter) in enumerate(own):
             if self.tangent is not None and name in self._chosen:

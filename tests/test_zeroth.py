@@ -221,6 +221,29 @@ def test_a_pass_that_failed_leaves_nothing_behind_where_weights_stand_still():
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+class Attentive(nn.Module):
+    """torch's attention reads the weights of its last layer and never calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(loss=self.attention(x, x, x)[0].sum())
+
+
+def test_weights_that_are_read_past_their_layer_cannot_stand_still():
+    handle, x = handle_of(Attentive().bfloat16(), still=True), {"x": torch.ones(1, 3, 8).bfloat16()}
+    zeroth.loss(handle, x)  # where nothing was moved all are seen as they are
+    z = directions.make("hadamard", SEED, 2)
+    handle.move(z, torch.ones(2, dtype=torch.float64))
+    for _ in range(2):
+        with pytest.raises(
+            NotImplementedError, match=r"reads attention\.out_proj\.bias, attention\.out_proj\.weight past"
+        ):
+            zeroth.loss(handle, x)
+
+
 class Positions(nn.Module):
     """A table that gives its first rows as a view, and a layer that runs before they are used."""
 
