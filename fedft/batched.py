@@ -221,7 +221,8 @@ class _Stack:
 
 def _losses(handle: ModelHandle, values: _Stack, here: int, batches: list[Batch], pad_id: int) -> Tensor:
     """The mean loss of each client on its batch, [here]."""
-    model: Any = handle.model if handle.model.training else handle.model.train()  # its walk is as long as a layer
+    handle.training(True)
+    model: Any = handle.model
     batch: dict[str, Any] = {k: x.to(values.grads.device) for k, x in side_by_side(batches, pad_id).items()}
     labels = batch.pop("labels")
     output = None
