@@ -12,55 +12,32 @@
 """
 
 import tracemalloc
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from flwr.server.strategy.aggregate import aggregate
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedft import codec, lowrank, tensors
 from fedft.benchmarks.codec import PLAIN, made_up, message
-from fedft.benchmarks.measure import LIMIT, Act, Result, Row, backends, take_turns, with_kernels
+from fedft.benchmarks.measure import LIMIT, Act, Peak, Result, Row, backends, take_turns, with_kernels
 from fedft.benchmarks.svd import RANKS, clients, dense_sum
 from fedft.update import TensorSpec
 
 WEIGHT = "num-examples"
 
 
-class _Memory(TorchDispatchMode):
-    """The most bytes of tensors that were made under it and not yet gone."""
-
-    now = most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            given = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
-            if out.untyped_storage().data_ptr() not in given:
-                size = out.untyped_storage().nbytes()
-                self.now += size
-                self.most = max(self.most, self.now)
-                weakref.finalize(out, self._gone, size)
-        return out
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-
 def most_mb(run: Callable[[], object]) -> float:
     """The most memory of numpy's arrays, bytes and tensors that `run` made, in MB."""
-    with _Memory():
+    with Peak():
         torch.zeros(1)  # imports what counts
     tracemalloc.start()
     try:
-        with _Memory() as made:
+        with Peak() as made:
             found = run()
         del found
         return (made.most + tracemalloc.get_traced_memory()[1]) / 1e6

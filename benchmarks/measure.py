@@ -11,7 +11,8 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +24,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 LIMIT = "limit"  # the way that nothing can be faster than
 SHORT = 5e-3  # seconds: what takes less is run several times in each turn
@@ -149,6 +153,37 @@ def alone() -> Iterator[None]:
             mallopt(MMAP_MAX, 65536)
             mallopt(MMAP_THRESHOLD, 2**25)
             mallopt(TRIM_THRESHOLD, 2**26)
+
+
+class Peak(TorchDispatchMode):
+    """Inside, `most` is the largest number of bytes of tensors alive at once: those given, and all that torch makes."""
+
+    def __init__(self, there: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+        for x in there:
+            self._add(x)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and id(x.untyped_storage()) not in given:
+                self._add(x)
+        return out
+
+    def _add(self, x: Tensor) -> None:
+        storage = x.untyped_storage()
+        if id(storage) not in self._known:  # torch keeps one object for one piece of memory
+            self._known.add(id(storage))
+            weakref.finalize(storage, self._drop, id(storage), storage.nbytes())
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 def backends() -> tuple[str, ...]:

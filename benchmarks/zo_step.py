@@ -10,56 +10,22 @@ The published code adds in bfloat16, where most of an update is lost. `peak` is 
 alive at once, weights included, in units of one forward pass; `passes` of how many times weights are read to move.
 """
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fedft import directions, zeroth
-from fedft.benchmarks.measure import LIMIT, Act, Result, backends, take_turns, with_kernels
+from fedft.benchmarks.measure import LIMIT, Act, Peak, Result, backends, take_turns, with_kernels
 from fedft.handle import ModelHandle, parameters_of
 from fedft.recipe import Batch, Full, Layout
 
 RATE, EPSILON, K = 1e-6, 1e-3, 4096
 SHAPE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4}
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-class Peak(TorchDispatchMode):
-    """Inside, `most` is the largest number of bytes of tensors alive at once: those given, and all that torch makes."""
-
-    def __init__(self, there: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._known: set[int] = set()
-        for x in there:
-            self._add(x)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor):
-                self._add(x)
-        return out
-
-    def _add(self, x: Tensor) -> None:
-        storage = x.untyped_storage()
-        if id(storage) not in self._known:  # torch keeps one object for one piece of memory
-            self._known.add(id(storage))
-            weakref.finalize(storage, self._drop, id(storage), storage.nbytes())
-            self.now += storage.nbytes()
-            self.most = max(self.most, self.now)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
 
 
 def peak(handle: ModelHandle, run: Callable[[], object]) -> int:
