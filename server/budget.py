@@ -77,7 +77,8 @@ def _brought(client: str, sent: int, earlier: Sequence[Line], adds: bool) -> int
     """Bytes of state that evaluations have brought to a client since it last trained, so far as it uses them now."""
     found: list[int] = []
     for line in reversed(earlier):
-        came = line.get("evaluation_bytes", {}).get("down", {}).get(client)
+        of = line.get("evaluation_bytes", {})
+        came = of.get("needed", of.get("down", {})).get(client)
         if came is not None and (adds or line is earlier[-1]):
             found.append(came)
         if not adds or client in line.get("bytes", {}):

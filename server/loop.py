@@ -347,7 +347,7 @@ class Loop:
             # refused evaluations are nobody's fault where the state is; a contradiction of an update is
             self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
             line["evaluation"] = found
-            line["evaluation_bytes"] = {"up": traffic.up, "down": traffic.down}
+            line["evaluation_bytes"] = {"up": traffic.up, "down": traffic.down, "needed": traffic.needed}
             line["refused"] = [*line["refused"], *traffic.refused]
         line["bytes_up"], line["bytes_down"] = _total(line, "up"), _total(line, "down")
         line["seconds"] = {**line["seconds"], "evaluate": time.monotonic() - started}

@@ -91,6 +91,7 @@ def simulate(
     """
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
+    strategies.of(config)  # a run that makes no sense leaves no folder behind
     folder = prepare(config, choose_folder(name, out, resume), resume)
     with alone(folder):
         return _simulate(config, folder, observe)

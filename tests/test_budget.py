@@ -83,6 +83,9 @@ def test_evaluations_of_rounds_slept_through_count_only_where_clients_add_up() -
 
 
 def test_a_client_that_had_to_be_sent_the_state_again_is_not_counted_twice() -> None:
+    evaluated = line(1, evaluated=9000)
+    evaluated["evaluation_bytes"]["needed"] = {"a": 520}  # the rest was sent to a process that had forgotten it
+    assert budget.training_bytes(line(2, down=20), [line(0), evaluated], True)["down"] == 520
     assert budget.training_bytes(line(2, down=1020), [line(0), line(1, evaluated=1020)], False)["down"] == 1020
 
 
