@@ -2,6 +2,7 @@
 
 import ast
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -47,6 +48,8 @@ def bench(
         typer.echo("numba is not installed: no figures of its kernels (pip install 'fedft[kernels]')", err=True)
     from fedft.benchmarks import measure
 
+    # peft asks transformers for a name that is being renamed: nothing that whoever reads the tables could change
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     began, results = measure.load(), list[measure.Result]()
     try:
         for name in chosen:
