@@ -147,7 +147,7 @@ def put_symbols(q: NDArray[np.int32]) -> bytes:
         counts = np.bincount(shifted[:: -(-len(q) // SAMPLE)], minlength=2 * m + 1)  # from all over
         for f in (_RANS_NORMAL, _RANS, _RANS_LOPSIDED):
             if (length := {_RANS_NORMAL: 0, _RANS: m + 1, _RANS_LOPSIDED: 2 * m + 1}[f]) + 8 < best:
-                t = bytes(_sizes(counts if f == _RANS_LOPSIDED else (counts + counts[::-1])[m:])[:length])
+                t = bytes(_sizes(counts if f == _RANS_LOPSIDED else (counts + counts[::-1])[m:])) if length else b""
                 cost = len(q) * _bits(counts, _unfold(f, m, t)) / 8 + length + 8
                 if cost < best:
                     best, form, table = cost, f, t
