@@ -10,7 +10,7 @@ of random weights, rank 8 on q and v. `error` is the largest difference of a cli
 alone, relative to that update.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
@@ -28,6 +29,7 @@ from fedft.benchmarks.measure import LIMIT, Act, Result, Row, take_turns
 from fedft.config import Local
 from fedft.handle import ModelHandle
 from fedft.recipe import Batch, FirstOrder, LoRA, Trained, Turn, optimizer_of
+from fedft.tensors import Tensors
 from fedft.update import Plan
 
 LONGEST = 64  # tokens of a row
@@ -52,6 +54,28 @@ def batch_of(tokens: int, seed: int) -> Batch:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
 
 
+def in_peft(factors: Tensors) -> dict[str, Tensor]:
+    """Factors by the names that peft gives them."""
+    return {f"base_model.model.{n}.weight": x for n, x in factors.items()}
+
+
+def trained_anew(folder: Path, start: Tensors, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    """The adapter of a client that begins with a model from the disk, a step for each batch; names are peft's."""
+    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS)
+    wrapped: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora)
+    set_peft_model_state_dict(wrapped, dict(start))
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
+    wrapped.train()
+    for batch in batches:
+        wrapped(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    found: dict[str, Tensor] = get_peft_model_state_dict(wrapped)
+    return found
+
+
 class Place:
     """One resident base and its clients."""
 
@@ -69,20 +93,9 @@ class Place:
 
     def plain(self, batches: Batches) -> None:
         """Every client begins with a model from the disk."""
-        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS)
-        start = {f"base_model.model.{n}.weight": x for n, x in self.held.items()}
         for batch in batches:
-            wrapped: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(self.folder), config)
-            set_peft_model_state_dict(wrapped, start)
-            trained = [p for p in wrapped.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-            wrapped.train()
-            for _ in range(self.steps):
-                wrapped(**batch).loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-            {n: x.clone() for n, x in get_peft_model_state_dict(wrapped).items()}
+            found = trained_anew(self.folder, in_peft(self.held), repeat(batch, self.steps))
+            {n: x.clone() for n, x in found.items()}
 
     def resident(self, batches: Batches) -> list[Trained]:
         """One after the other."""

@@ -12,6 +12,7 @@ and scalar up.
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -98,7 +99,7 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     rows = []
     for timed in take_turns(acts, turns):
         told = facts.get(timed.way, {}) if timed.what == "encode" else {}
-        rows.append(Row(**{**vars(timed), "facts": {**told, "MB/s": 4e-6 * n / timed.seconds}}))
+        rows.append(replace(timed, facts={**told, "MB/s": 4e-6 * n / timed.seconds}))
     return Result(
         "codec",
         "messages in fp32, and in each codec; limits: 2^-R for the error of R bits, a copy of the tensors for the time",

@@ -10,11 +10,10 @@ what must be touched: w += 1, or x read once, or out = w + 1. torch keeps the bi
 the turn that is not counted), compiled kernels make them anew.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
+from fedft.benchmarks.ferret import published_direction
 from fedft.benchmarks.measure import LIMIT, Act, Result, backends, take_turns, with_kernels
 from fedft.hadamard import Hadamard
 
@@ -27,13 +26,6 @@ def published_axpy(w: Tensor) -> Tensor:
     torch.manual_seed(1)
     z = torch.normal(mean=0, std=1, size=w.size(), dtype=w.dtype)
     return w - RATE * (SLOPE * z + DECAY * w)
-
-
-def published_dot(x: Tensor) -> Tensor:
-    """The product of the published code, for one seed."""
-    bound = 1 / math.sqrt(len(x))
-    torch.manual_seed(1)
-    return torch.dot(torch.nn.init.trunc_normal_(torch.empty(len(x)), 0.0, 1.0, -bound, bound), x)
 
 
 def published_add(w: Tensor) -> Tensor:
@@ -50,7 +42,7 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     coefficients, out, z = torch.randn(k, generator=generator), torch.empty_like(w), Hadamard(7, k)
     published = {
         "axpy": Act("axpy", "published", lambda: published_axpy(w), k),
-        "dot": Act("dot", "published", lambda: published_dot(x), k),
+        "dot": Act("dot", "published", lambda: torch.dot(published_direction(1, n), x), k),
         "add": Act("add", "published", lambda: published_add(w)),
         "add into": Act("add into", "published", lambda: published_add(w)),
     }

@@ -26,12 +26,11 @@ from unittest.mock import patch
 import torch
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from fedft import data, model, strategies
-from fedft.benchmarks.clients import LONGEST, RANK, RATE, TARGETS, VOCABULARY, made_up
+from fedft.benchmarks.clients import LONGEST, RANK, RATE, SPACE, TARGETS, VOCABULARY, in_peft, made_up, trained_anew
 from fedft.benchmarks.measure import LIMIT, Act, Result, Row, alone, take_turns
 from fedft.client.memory import Memory, Pool
 from fedft.client.train import Client
@@ -57,26 +56,17 @@ class Place:
     handle: ModelHandle
     rows: Mapping[str, list[Example]]
     config: RunConfig
+    start: ArrayRecord
+    """The adapter that an app's clients are given."""
     numbers: Any
 
     def plain(self) -> ArrayRecord:
         """As an app does it that is given an adapter and gives one back."""
-        lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS)
-        replies, start = [], None
+        replies = []
         for seed, rows in enumerate(self.rows.values()):
-            wrapped: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(self.folder), lora)
-            start = start or ArrayRecord(get_peft_model_state_dict(wrapped))
-            set_peft_model_state_dict(wrapped, start.to_torch_state_dict())
-            trained = [p for p in wrapped.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-            wrapped.train()
-            for batch in self.batches(rows, seed):
-                wrapped(**batch).loss.backward()
-                torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-            content = {"arrays": ArrayRecord(get_peft_model_state_dict(wrapped))}
-            replies.append(RecordDict({**content, "metrics": MetricRecord({WEIGHT: len(rows)})}))
+            found = trained_anew(self.folder, self.start.to_torch_state_dict(), self.batches(rows, seed))
+            content = {"arrays": ArrayRecord(found), "metrics": MetricRecord({WEIGHT: len(rows)})}
+            replies.append(RecordDict(content))
         return aggregate_arrayrecords(replies, WEIGHT)
 
     def ours(self, together: int) -> None:
@@ -130,7 +120,8 @@ def place_of(folder: Path, base: model.Base, handle: ModelHandle, tokens: int, c
             "eval": {"exactness": False},
         }
     )
-    return Place(folder, base, handle, rows, config, count())
+    start = ArrayRecord(in_peft(SPACE.initial(handle.layout, RANK, 0)))
+    return Place(folder, base, handle, rows, config, start, count())
 
 
 def share_outside(run: Callable[[], object], net: Any, turns: int) -> float:
@@ -173,7 +164,7 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
         net: Any = AutoModelForCausalLM.from_pretrained(made_up(folder := Path(here), hidden, layers))
         tokenizer = SimpleNamespace(pad_token_id=0)
         base = model.Base(net, tokenizer, "causal-lm", str(folder), model.digest_of(net))
-        handle = ModelHandle(net, model.layout_of(base, TARGETS), strategies.make("fedit", {}).space)
+        handle = ModelHandle(net, model.layout_of(base, TARGETS), SPACE)
         for tokens in (32,) if quick else (16, 256):
             what, place = f"{tokens} tokens x {steps} steps", place_of(folder, base, handle, tokens, clients, steps)
             ours = {"ours": partial(place.ours, 1), "ours, shared": partial(place.ours, clients)}

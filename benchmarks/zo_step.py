@@ -108,7 +108,7 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     rows = take_turns(acts, turns)
     size = sum(p.numel() for p in plain.parameters().values())
     return Result(
-        "zo_step",
+        "zo-step",
         "a full-parameter zeroth-order step: the published code, and ours; limit: two forward passes",
         {"parameters": size, "directions": K, "turns": turns},
         tuple(replace(row, facts=fact) for row, fact in zip(rows, facts, strict=True)),

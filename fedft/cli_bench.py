@@ -4,7 +4,6 @@ import ast
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,7 +53,7 @@ def bench(
     try:
         for name in chosen:
             typer.echo(f"{name} ...", err=True)
-            found: measure.Result = replace(import_module(_module(name)).bench(quick=quick, turns=turns), name=name)
+            found: measure.Result = import_module(_module(name)).bench(quick=quick, turns=turns)
             results.append(found)
             written = json.dumps(measure.as_json(results, (began, measure.load())), indent=1)
             if not as_json:

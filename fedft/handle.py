@@ -35,10 +35,6 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in every if first[p] == n}
 
 
-def _float32(parameter: Tensor) -> bool:
-    return parameter.dtype == torch.float32
-
-
 class ModelHandle:
     """`recipe.Handle` on a torch model that returns an output with `.loss` (transformers' convention)."""
 
@@ -61,7 +57,8 @@ class ModelHandle:
         self._change: dict[str, LowRank] = {}
         self._stands_at = ""
         self._w0: dict[str, Tensor] = {}
-        self.still = isinstance(space, Full) and space.still and not all(_float32(p) for p in model.parameters())
+        half = any(p.dtype != torch.float32 for p in model.parameters())
+        self.still = isinstance(space, Full) and space.still and half
         if space.kind == "full" and not self.still:
             model.float()  # small steps must not be lost
         self._parameters = parameters_of(model)

@@ -45,23 +45,23 @@ def starter(clients: Mapping[int, Client]) -> tuple[Callable[[list[Message]], li
     first = next(iter(clients.values()), None)
     if first is None:
         return None, 1
-    wanted, worth = first.config.server.together, worthwhile(list(clients.values()))
-    most = worth if wanted == "auto" else wanted
+    wanted = first.config.server.together
     able = (
         not first.config.model.lora_dropout
         and all(c.handle is first.handle and c.recipe is first.recipe for c in clients.values())
         and batched.possible(first.recipe, first.base.model, first.config.local)
     )
-    if able and wanted == 1 < worth:
+    if not able:
+        if wanted != 1:
+            log.info("clients train one at a time: only plain back-propagation on adapters without dropout is shared")
+        return None, 1
+    most = worthwhile(list(clients.values())) if wanted in (1, "auto") else wanted
+    if wanted == 1 < most:
         log.info(
             "[server] together = %d would train faster: updates agree to 1e-4, digests are not those of a deployment",
-            worth,
+            most,
         )
-    if not able and wanted != 1:
-        log.info("clients train one at a time: only plain back-propagation on adapters without dropout is shared")
-    if not able or most == 1:
-        return None, 1
-    return Table(clients, batched.common(first.handle)).begin, most
+    return (None, 1) if 1 in (wanted, most) else (Table(clients, batched.common(first.handle)).begin, most)
 
 
 def worthwhile(clients: Sequence[Client]) -> int:
