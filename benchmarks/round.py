@@ -65,8 +65,7 @@ class Place:
         replies = []
         for seed, rows in enumerate(self.rows.values()):
             found = trained_anew(self.folder, self.start.to_torch_state_dict(), self.batches(rows, seed))
-            content = {"arrays": ArrayRecord(found), "metrics": MetricRecord({WEIGHT: len(rows)})}
-            replies.append(RecordDict(content))
+            replies.append(RecordDict({"arrays": ArrayRecord(found), "metrics": MetricRecord({WEIGHT: len(rows)})}))
         return aggregate_arrayrecords(replies, WEIGHT)
 
     def ours(self, together: int) -> None:

@@ -34,7 +34,7 @@ _ROUNDER = np.float32(3 << 22)  # added and taken away again it rounds |v| <= 2^
 Array = NDArray[Any]
 
 
-def _jit(function: Callable[..., Any], to: Callable[..., Any] | None = None) -> Any:
+def compiled(function: Callable[..., Any], to: Callable[..., Any] | None = None) -> Any:
     """`function`, compiled at its first call; kept for other processes where there is a place to write."""
     to = to or partial(numba.njit, nogil=True)
     try:
@@ -43,7 +43,7 @@ def _jit(function: Callable[..., Any], to: Callable[..., Any] | None = None) -> 
         return to(error_model="numpy")(function)
 
 
-@_jit
+@compiled
 def _words(out: Array, key: np.uint64, name: np.uint32, purpose: np.uint32, first: int) -> None:
     """Philox blocks `first`, `first + 1`, .. of a stream as uint32 until `out` is full: see `philox.py`."""
     for block in range(out.size // 4):
@@ -58,7 +58,7 @@ def _words(out: Array, key: np.uint64, name: np.uint32, purpose: np.uint32, firs
         out[4 * block], out[4 * block + 1], out[4 * block + 2], out[4 * block + 3] = c0, c1, c2, c3
 
 
-@_jit
+@compiled
 def _rotate(x: Array, y: Array) -> None:
     """y = x after two of the twelve steps: the top two bits of the index, which become its lowest. Six times is H."""
     number = y.dtype.type
@@ -68,7 +68,7 @@ def _rotate(x: Array, y: Array) -> None:
         y[4 * k], y[4 * k + 1], y[4 * k + 2], y[4 * k + 3] = a + c, b + d, a - c, b - d
 
 
-@_jit
+@compiled
 def _axpy(out, first, key, name, coefficients, unit, minus, flip, sums, spare):  # type: ignore[no-untyped-def]
     for n in range(out.size // BLOCK):
         block = first + n
@@ -90,7 +90,7 @@ def _axpy(out, first, key, name, coefficients, unit, minus, flip, sums, spare): 
                 out[BLOCK * n + 32 * w + k] += unit * (-value if word & _BIT[k] else value)
 
 
-@_jit
+@compiled
 def _dot(x, first, key, name, scale, total, minus, flip, values, spare, wide):  # type: ignore[no-untyped-def]
     for n in range(x.size // BLOCK):
         block = first + n
@@ -117,7 +117,7 @@ def _dot(x, first, key, name, scale, total, minus, flip, values, spare, wide):  
             total[4 * k + 3] += -d if minus[2 * k + 1] & odd else d
 
 
-@_jit
+@compiled
 def _walsh(row: Array, index: int) -> None:
     """Bit i of `row` is the parity of i & index; the upper half of 2^t bits is the lower one, or its opposite."""
     row[0] = 0
@@ -163,7 +163,7 @@ def _add(out_at, x_at, size, start, key, name, index, alpha):  # type: ignore[no
 
 
 _ADD = "void(voidptr, voidptr, int64, int64, uint64, uint32, int64, float32)"
-_add_at = _jit(_add, partial(numba.cfunc, _ADD)).ctypes
+_add_at = compiled(_add, partial(numba.cfunc, _ADD)).ctypes
 
 
 def axpy_(out: Tensor, start: int, key: int, name_id: int, integers: Tensor, unit: float) -> None:

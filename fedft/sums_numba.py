@@ -7,22 +7,22 @@ results are its results bit for bit.
 import numpy as np
 from torch import Tensor
 
-from fedft.hadamard_numba import Array, _jit
+from fedft.hadamard_numba import Array, compiled
 
 
-@_jit
+@compiled
 def _begin(total: Array, term: Array, weight: float) -> None:
     for i in range(total.size):
         total[i] = weight * np.float64(term[i])
 
 
-@_jit
+@compiled
 def _add(total: Array, term: Array, weight: float) -> None:
     for i in range(total.size):
         total[i] += weight * np.float64(term[i])
 
 
-@_jit
+@compiled
 def _divide(out: Array, total: Array, by: float) -> None:
     for i in range(out.size):
         out[i] = total[i] / by

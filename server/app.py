@@ -82,13 +82,13 @@ def serve(
         raise ConfigError(f"{place.keys / 'roster.toml'}: no site is enrolled; `fedft keys enrol` takes a site's card")
     if unknown := set(lift) - set(roster.members):
         raise ConfigError(f"--lift {min(unknown)}: no such site in {place.keys / 'roster.toml'}")
+    recipe = strategies.of(config)  # a run that makes no sense leaves no folder behind
     folders.prepare(config, folder, (folder / "config.toml").exists())
     with folders.alone(folder):
         started = time.monotonic()
         store = Store(folder / "state")
         found = store.latest()
         folders.check_rounds(folder, found, config)
-        recipe = strategies.of(config)
         observe("preparing", {"folder": folder})
         here = resident.load(config, recipe)
         result.write_config(folder, config, here.base)

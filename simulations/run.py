@@ -91,19 +91,19 @@ def simulate(
     """
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
-    strategies.of(config)  # a run that makes no sense leaves no folder behind
+    recipe = strategies.of(config)  # a run that makes no sense leaves no folder behind
     folder = prepare(config, choose_folder(name, out, resume), resume)
     with alone(folder):
-        return _simulate(config, folder, observe)
+        return _simulate(config, recipe, folder, observe)
 
 
-def _simulate(config: RunConfig, folder: Path, observe: Observer) -> Run:
+def _simulate(config: RunConfig, recipe: Recipe, folder: Path, observe: Observer) -> Run:
     started = time.monotonic()
     store = Store(folder / "state")
     found = store.latest()
     check_rounds(folder, found, config)
     observe("preparing", {"folder": folder})
-    place = workplace(config, folder=folder)
+    place = workplace(config, recipe, folder=folder)
     result.write_config(folder, config, place.base)
     clients = place.clients
     job = job_of(config, place.base.digest, whose(clients))
@@ -137,12 +137,14 @@ def choose_folder(name: str, out: str | Path | None, resume: bool) -> Path:
     return root / (name if number == 1 else f"{name}-{number}")
 
 
-def workplace(config: RunConfig, *, data: bool = True, folder: Path | None = None) -> Workplace:
+def workplace(
+    config: RunConfig, recipe: Recipe | None = None, *, data: bool = True, folder: Path | None = None
+) -> Workplace:
     """Load the base once, cut the data into clients, and put one client on each part; without `data`, none.
 
-    What clients keep for themselves lies in the run's `folder`, or in memory only.
+    The recipe is the config's. What clients keep for themselves lies in the run's `folder`, or in memory only.
     """
-    recipe = strategies.of(config)
+    recipe = recipe or strategies.of(config)
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
     parts = population.rows_by_client(config) if data else {}
     here = resident.load(config, recipe)

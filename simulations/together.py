@@ -55,13 +55,15 @@ def starter(clients: Mapping[int, Client]) -> tuple[Callable[[list[Message]], li
         if wanted != 1:
             log.info("clients train one at a time: only plain back-propagation on adapters without dropout is shared")
         return None, 1
-    most = worthwhile(list(clients.values())) if wanted in (1, "auto") else wanted
+    most = wanted if isinstance(wanted, int) and wanted > 1 else worthwhile(list(clients.values()))
     if wanted == 1 < most:
         log.info(
             "[server] together = %d would train faster: updates agree to 1e-4, digests are not those of a deployment",
             most,
         )
-    return (None, 1) if 1 in (wanted, most) else (Table(clients, batched.common(first.handle)).begin, most)
+    if wanted == 1 or most == 1:
+        return None, 1
+    return Table(clients, batched.common(first.handle)).begin, most
 
 
 def worthwhile(clients: Sequence[Client]) -> int:

@@ -222,6 +222,12 @@ def test_clients_that_add_up_downloads_need_them_exact(overrides: Callable[..., 
         runs.simulate(config.load(runs.QUICKSTART, overrides("flora", "codec.down=bf16")), out=tmp_path)
 
 
+def test_a_run_that_makes_no_sense_leaves_no_folder(overrides: Callable[..., list[str]], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fedit needs one rank for all clients"):
+        runs.simulate(config.load(runs.QUICKSTART, overrides("fedit", "clients.rank=[2, 4]")), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_file_that_asks_for_more_clients_than_there_are_is_refused(
     overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
