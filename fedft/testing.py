@@ -204,7 +204,7 @@ def _training_lowers_the_loss(recipe: Recipe) -> None:
     state = t.state()
     before = t.loss(state)
     for _ in range(8):
-        state = t.step(state, [t.update(state, k, lr=0.02, steps=10) for k in range(len(t.ranks))])
+        state = t.step(state, [t.update(state, k, lr=0.02, steps=20) for k in range(len(t.ranks))])
     after = t.loss(state)
     assert after < before, f"loss went from {before:.4f} to {after:.4f} in 8 rounds"
 

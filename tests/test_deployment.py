@@ -333,7 +333,7 @@ def _shake_hands(listener: socket.socket, context: ssl.SSLContext) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fedkseed", "fedsa_lora", "scaffold"])
+@pytest.mark.parametrize("name", ["ffa_lora", "fedkseed", "fedsa_lora", "scaffold"])
 def test_a_deployment_of_the_others_ends_with_the_bytes_of_its_simulation_too(
     overrides: Callable[..., list[str]], tmp_path: Path, name: str
 ) -> None:
