@@ -15,7 +15,7 @@ BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 ROOMS := fedft server client strategies simulations benchmarks
 SOURCES := pyproject.toml constraints.txt README.md LICENSE \
-	$(wildcard $(ROOMS:%=%/*.py) $(ROOMS:%=%/*.toml) fedft/py.typed)
+	$(shell find $(ROOMS) -name '*.py' -o -name '*.toml') fedft/py.typed
 # What setuptools left of an earlier build would come back in this one, deleted files included.
 INSTALL = echo "installing into $(VENV) (minutes the first time)" && rm -rf build/lib build/bdist.* && \
 	$(PIP) install --constraint constraints.txt

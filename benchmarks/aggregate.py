@@ -22,11 +22,12 @@ from flwr.server.strategy.aggregate import aggregate
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import Tensor
 
-from fedft import codec, lowrank, tensors
+from fedft.arithmetic import lowrank, tensors
 from fedft.benchmarks.codec import PLAIN, made_up, message
 from fedft.benchmarks.measure import LIMIT, Act, Peak, Result, Row, backends, take_turns, with_kernels
 from fedft.benchmarks.svd import RANKS, clients, dense_sum
 from fedft.update import TensorSpec
+from fedft.wire import messages as codec
 
 WEIGHT = "num-examples"
 

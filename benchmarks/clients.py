@@ -24,12 +24,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from fedft import batched, model, tensors
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
 from fedft.benchmarks.measure import LIMIT, Act, Result, Row, take_turns
 from fedft.config import Local
-from fedft.handle import ModelHandle
-from fedft.recipe import Batch, FirstOrder, LoRA, Trained, Turn, optimizer_of
-from fedft.tensors import Tensors
+from fedft.contract import Batch, Trained, Turn
+from fedft.models import layout, load
+from fedft.models.handle import ModelHandle
+from fedft.training import batched_clients
+from fedft.training.first_order import FirstOrder, optimizer_of
 from fedft.update import Plan
 
 LONGEST = 64  # tokens of a row
@@ -82,7 +86,7 @@ class Place:
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder, self.steps = folder, steps
         net: Any = AutoModelForCausalLM.from_pretrained(folder)
-        self.layout = model.layout_of(model.Base(net, None, "causal-lm", "", ""), TARGETS)
+        self.layout = layout.layout_of(load.Base(net, None, "causal-lm", "", ""), TARGETS)
         self.handle = ModelHandle(net, self.layout, SPACE)
         self.held = SPACE.initial(self.layout, RANK, 0)
 
@@ -107,11 +111,11 @@ class Place:
 
     def shared(self, batches: Batches) -> list[Trained]:
         """In shared passes."""
-        seats, base = [], batched.common(self.handle)
+        seats, base = [], batched_clients.common(self.handle)
         for k, batch in enumerate(batches):
             self.handle.write(self.held)
-            seats.append(batched.seat(self.handle, STEP, self.turn(k), repeat(batch), base))
-        return [x for x in batched.train(self.handle, STEP, seats, 0) if isinstance(x, Trained)]
+            seats.append(batched_clients.seat(self.handle, STEP, self.turn(k), repeat(batch), base))
+        return [x for x in batched_clients.train(self.handle, STEP, seats, 0) if isinstance(x, Trained)]
 
     def limit(self, batches: Batches) -> None:
         """One adapter for the tokens of all."""

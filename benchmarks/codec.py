@@ -18,9 +18,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedft import codec
 from fedft.benchmarks.measure import LIMIT, Act, Result, Row, row, take_turns
 from fedft.update import Plan, TensorSpec, Update
+from fedft.wire import messages
 
 PLAIN = "fp32"
 NAMES = (
@@ -45,13 +45,13 @@ def made_up(modules: int, rank: int, width: int) -> dict[str, Tensor]:
 
 def message(delta: dict[str, Tensor], name: str) -> bytes:
     """An update as it travels."""
-    return codec.encode_update(Update(delta, 1000, 3, RUN, metrics={"loss": 1.2345678, "steps": 40.0}), name, 1)
+    return messages.encode_update(Update(delta, 1000, 3, RUN, metrics={"loss": 1.2345678, "steps": 40.0}), name, 1)
 
 
 def size_and_error(delta: dict[str, Tensor], name: str) -> dict[str, float]:
     """What a codec makes of one update."""
     n, data = sum(t.numel() for t in delta.values()), message(delta, name)
-    got = codec.decode_update(data, {k: TensorSpec(tuple(t.shape)) for k, t in delta.items()}, name).delta
+    got = messages.decode_update(data, {k: TensorSpec(tuple(t.shape)) for k, t in delta.items()}, name).delta
     ratios = [float((got[k].double() - t).norm() / t.double().norm()) ** 2 for k, t in delta.items()]
     error = (sum(ratios) / len(ratios)) ** 0.5
     bits = 8 * len(data) / n
@@ -68,7 +68,7 @@ def fedkseed() -> tuple[Row, ...]:
     update = Update({"index": drawn, "scalar": scalar}, 1000, 10, RUN, metrics={"loss": 1.23456, "steps": float(STEPS)})
 
     def sizes(codec_down: str, codec_up: str) -> tuple[int, int]:
-        return len(codec.encode_plan(plan, codec_down)), len(codec.encode_update(update, codec_up))
+        return len(messages.encode_plan(plan, codec_down)), len(messages.encode_update(update, codec_up))
 
     plain, ours = sizes(PLAIN, PLAIN), sizes("topk:1|fp16", "topk:1|int8")
     return tuple(
@@ -93,7 +93,7 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     acts += [Act("encode", LIMIT, lambda: there.copy_(flat))]
     for name in NAMES:
         data = message(delta, name)
-        acts.append(Act("decode", _way(name), partial(codec.decode_update, data, spec, name)))
+        acts.append(Act("decode", _way(name), partial(messages.decode_update, data, spec, name)))
     acts += [Act("decode", LIMIT, lambda: there.copy_(flat))]
     facts = {_way(name): size_and_error(delta, name) for name in NAMES}
     rows = []

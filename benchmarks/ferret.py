@@ -2,7 +2,7 @@
 
     published  per seed, on both sides: torch.manual_seed, trunc_normal_ to +-1/sqrt(d), dot; or times the coordinate
                and added. One seed is run in each turn and scaled: every seed costs the same
-    ours       fedft.sketch on `hadamard` directions with nothing left over from the call before
+    ours       fedft.randomness.sketch on `hadamard` directions with nothing left over from the call before
 
 The update is that many numbers in one block with all K directions. The limit is one pass: x read once, or out += 1.
 
@@ -15,8 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from fedft import directions, sketch
 from fedft.benchmarks.measure import LIMIT, Act, Result, Row, backends, row, take_turns, with_kernels
+from fedft.randomness import families, sketch
 
 NAME = "w"
 FEW = 64  # directions where it is told what is kept
@@ -43,12 +43,12 @@ def published_rebuild(gamma: Tensor, seeds: range, out: Tensor) -> Tensor:
 
 def project(x: Tensor, k: int) -> Tensor:
     """gamma, K numbers."""
-    return sketch.coordinates(directions.make("hadamard", 7, k), NAME, x, "projection")
+    return sketch.coordinates(families.make("hadamard", 7, k), NAME, x, "projection")
 
 
 def rebuild(gamma: Tensor, out: Tensor) -> Tensor:
     """out += Z gamma."""
-    sketch.rebuild(directions.make("hadamard", 7, len(gamma)), NAME, gamma, out)
+    sketch.rebuild(families.make("hadamard", 7, len(gamma)), NAME, gamma, out)
     return out
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedft.benchmarks.ferret import published_direction
 from fedft.benchmarks.measure import LIMIT, Act, Result, backends, take_turns, with_kernels
-from fedft.hadamard import Hadamard
+from fedft.randomness.hadamard import Hadamard
 
 NAME, EPSILON = "w", 1e-3
 RATE, DECAY, SLOPE = 1e-3, 1e-2, 0.5  # of the published update; what they are costs nothing

@@ -29,20 +29,23 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from fedft import data, model, strategies
+from fedft import strategies
 from fedft.benchmarks.clients import LONGEST, RANK, RATE, SPACE, TARGETS, VOCABULARY, in_peft, made_up, trained_anew
 from fedft.benchmarks.measure import LIMIT, Act, Result, Row, alone, take_turns
-from fedft.client.memory import Memory, Pool
+from fedft.client.received_state import Memory, Pool
 from fedft.client.train import Client
-from fedft.config import RunConfig, from_dict
-from fedft.data import Example
-from fedft.handle import ModelHandle
-from fedft.recipe import optimizer_of
+from fedft.config import RunConfig
+from fedft.data import examples
+from fedft.data.examples import Example
+from fedft.models import layout, load
+from fedft.models.handle import ModelHandle
+from fedft.reports.metric_log import MetricsFile
+from fedft.run_file import from_dict
 from fedft.server.checkpoint import Store
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
-from fedft.server.metrics import MetricsFile
-from fedft.simulations import run as runs
+from fedft.simulations import workplace as runs
+from fedft.training.first_order import optimizer_of
 
 WEIGHT = "num-examples"
 
@@ -52,7 +55,7 @@ class Place:
     """One resident base, the rows of its clients, and a folder for what runs write."""
 
     folder: Path
-    base: model.Base
+    base: load.Base
     handle: ModelHandle
     rows: Mapping[str, list[Example]]
     config: RunConfig
@@ -96,10 +99,10 @@ class Place:
     def batches(self, rows: list[Example], seed: int) -> Any:
         """Of one client."""
         size, steps = self.config.local.batch_size, self.config.local.steps
-        return data.batches(rows, batch_size=size, steps=steps, seed=seed, pad_id=0)
+        return examples.batches(rows, batch_size=size, steps=steps, seed=seed, pad_id=0)
 
 
-def place_of(folder: Path, base: model.Base, handle: ModelHandle, tokens: int, clients: int, steps: int) -> Place:
+def place_of(folder: Path, base: load.Base, handle: ModelHandle, tokens: int, clients: int, steps: int) -> Place:
     """Clients with batches of so many tokens."""
     g = torch.Generator().manual_seed(0)
     size = max(1, tokens // LONGEST)
@@ -162,8 +165,8 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     with TemporaryDirectory() as here:
         net: Any = AutoModelForCausalLM.from_pretrained(made_up(folder := Path(here), hidden, layers))
         tokenizer = SimpleNamespace(pad_token_id=0)
-        base = model.Base(net, tokenizer, "causal-lm", str(folder), model.digest_of(net))
-        handle = ModelHandle(net, model.layout_of(base, TARGETS), SPACE)
+        base = load.Base(net, tokenizer, "causal-lm", str(folder), load.digest_of(net))
+        handle = ModelHandle(net, layout.layout_of(base, TARGETS), SPACE)
         for tokens in (32,) if quick else (16, 256):
             what, place = f"{tokens} tokens x {steps} steps", place_of(folder, base, handle, tokens, clients, steps)
             ours = {"ours": partial(place.ours, 1), "ours, shared": partial(place.ours, clients)}

@@ -17,9 +17,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedft import lowrank
+from fedft.arithmetic import lowrank
+from fedft.arithmetic.lowrank import LowRank
 from fedft.benchmarks.measure import LIMIT, Act, Result, take_turns
-from fedft.lowrank import LowRank
 
 RANKS = (8, 8, 8, 16, 16, 16, 24, 64, 64, 64)
 SVD = tuple[Tensor, Tensor, Tensor]

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 
-from fedft import directions, zeroth
+from fedft.adapters.full import Full
 from fedft.benchmarks.measure import LIMIT, Act, Peak, Result, backends, take_turns, with_kernels
-from fedft.handle import ModelHandle, parameters_of
-from fedft.recipe import Batch, Full, Layout
+from fedft.contract import Batch, Layout
+from fedft.models.handle import ModelHandle, parameters_of
+from fedft.randomness import directions, families
+from fedft.training import directional_derivatives
 
 RATE, EPSILON, K = 1e-6, 1e-3, 4096
 SHAPE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 4}
@@ -65,9 +67,9 @@ def published(handle: ModelHandle, batch: Batch, seeds: Iterator[int]) -> None:
             p.data = p.data + scale * z
 
     move(EPSILON)
-    above = zeroth.loss(handle, batch)
+    above = directional_derivatives.loss(handle, batch)
     move(-2 * EPSILON)
-    below = zeroth.loss(handle, batch)
+    below = directional_derivatives.loss(handle, batch)
     move(EPSILON)
     move(-RATE * (above - below) / (2 * EPSILON))
 
@@ -75,14 +77,14 @@ def published(handle: ModelHandle, batch: Batch, seeds: Iterator[int]) -> None:
 def ours(handle: ModelHandle, batch: Batch, z: directions.Directions, seeds: Iterator[int]) -> None:
     """One step of `walks.walk` by the plain rule."""
     index = next(seeds) % K
-    slope, _ = zeroth.two_point(handle, batch, z, index, EPSILON)
-    zeroth.step(handle, z, index, -RATE * slope)
+    slope, _ = directional_derivatives.two_point(handle, batch, z, index, EPSILON)
+    directional_derivatives.step(handle, z, index, -RATE * slope)
 
 
 def two_passes(handle: ModelHandle, batch: Batch) -> None:
     """What a step cannot do without."""
-    zeroth.loss(handle, batch)
-    zeroth.loss(handle, batch)
+    directional_derivatives.loss(handle, batch)
+    directional_derivatives.loss(handle, batch)
 
 
 def bench(*, quick: bool = False, turns: int = 7) -> Result:
@@ -92,7 +94,7 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     facts: list[dict[str, float]] = []
     for dtype in (torch.float32, torch.bfloat16):
         theirs, mine, plain = (llama(shape, dtype) for _ in range(3))
-        z, seeds = directions.make("hadamard", 7, K), count()
+        z, seeds = families.make("hadamard", 7, K), count()
         for n in numbers:
             batch, what = tokens(n), f"{n} tokens" + ", bfloat16" * (dtype != torch.float32)
             ways: list[tuple[str, ModelHandle, Callable[[], object], int]]

@@ -11,18 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedft import durable, keys, resident, rows, strategies
-from fedft.client import policy
-from fedft.client.kept import Kept
-from fedft.client.memory import SiteDisk
-from fedft.client.respond import Responder
-from fedft.client.site import SiteConfig
-from fedft.client.supernode import Node
+from fedft import durable, strategies
+from fedft.carriers.flower.site_node import Node
+from fedft.client import allowed_jobs
+from fedft.client.disk import SiteDisk
+from fedft.client.private_state import Kept
+from fedft.client.requests import Responder
+from fedft.client.site_settings import SiteConfig
 from fedft.client.train import Client
 from fedft.config import RunConfig
+from fedft.data import client_datasets
 from fedft.errors import ConfigError, DataError, PlanRefused
+from fedft.models import resident
+from fedft.models.resident import Resident
 from fedft.recipe import Recipe
-from fedft.resident import Resident
+from fedft.security import private_keys
 from fedft.update import Job
 
 log = logging.getLogger(__name__)
@@ -38,11 +41,11 @@ def attend(site: SiteConfig, stop: threading.Event) -> None:
         state.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"[site] state = {str(state)!r}: cannot be made: {e.strerror}") from e
-    signing, node = keys.load_signing(own / "signing.key"), keys.load_ecdsa(own / "node.key")
-    server, ca = keys.load_public(Path(site.server.key)), Path(site.server.ca).read_bytes()
+    signing, node = private_keys.load_signing(own / "signing.key"), private_keys.load_ecdsa(own / "node.key")
+    server, ca = private_keys.load_public(Path(site.server.key)), Path(site.server.ca).read_bytes()
     disk = SiteDisk(state)
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
-        allowed = partial(policy.check_plan, policy=site.policy)
+        allowed = partial(allowed_jobs.check_plan, policy=site.policy)
         responder = Responder(site.site.name, signing, server, disk, Joiner(site), allowed)
         threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
         log.info("site %s, server %s", site.site.name, site.server.address)
@@ -67,13 +70,13 @@ class Joiner:
 
     def __call__(self, job: Job) -> Client:
         """Raises PlanRefused for what the policy does not allow or the site does not have."""
-        config = policy.run_config(job, self.site)
+        config = allowed_jobs.run_config(job, self.site)
         try:
             recipe = strategies.of(config)
             name, data = self.site.site.name, self.site.data
-            parts = rows.of_site(config, name, data.client, data.value)
+            parts = client_datasets.of_site(config, name, data.client, data.value)
             here = self._loaded(config, recipe)
-            train, test = rows.encode({name: parts}, config, here.base)[name]
+            train, test = client_datasets.encode({name: parts}, config, here.base)[name]
         except (ConfigError, DataError) as e:
             log.error("run %s: %s", job.run, e)  # it may quote a record: for this site's operator only
             raise PlanRefused("site_unfit", "model or data of this site do not fit the job; its log says why") from None

@@ -11,16 +11,23 @@ from functools import partial
 
 import torch
 
-from fedft import codec, data, evaluate, philox, tensors, transport
-from fedft.client.kept import Kept
-from fedft.client.memory import Memory
+from fedft.arithmetic import tensors
+from fedft.carriers import interface
+from fedft.carriers.flower import grid
+from fedft.client.private_state import Kept
+from fedft.client.received_state import Memory
 from fedft.config import RunConfig
-from fedft.data import Example
+from fedft.contract import Batch, Turn
+from fedft.data import examples
+from fedft.data.examples import Example
 from fedft.errors import PlanRefused, RejectedUpdate
-from fedft.handle import ModelHandle
-from fedft.model import Base
-from fedft.recipe import Batch, Recipe, Turn
+from fedft.models.handle import ModelHandle
+from fedft.models.load import Base
+from fedft.randomness import philox
+from fedft.recipe import Recipe
+from fedft.training import evaluate
 from fedft.update import Job, Plan, Update
+from fedft.wire import messages
 
 MAX_PLAN_BYTES = 2**31 - 1
 
@@ -46,18 +53,18 @@ class Client:
     _run: str = ""
     _run_seed: int = 0
 
-    def answer(self, message: transport.Message) -> transport.Message:
+    def answer(self, message: grid.Message) -> grid.Message:
         """The reply to any message of the server's; what we will not do is a refusal with a code."""
         try:
-            payload = transport.unpack(message, MAX_PLAN_BYTES)
-            if isinstance(payload, transport.Refused):
+            payload = grid.unpack(message, MAX_PLAN_BYTES)
+            if isinstance(payload, interface.Refused):
                 raise PlanRefused("malformed", "a server's message is never a refusal")
             if message.metadata.message_type == "query":
-                return transport.pack_reply(message, self.enrol(codec.decode_job(payload)))
-            plan = self.memory.pool.plan(payload, partial(codec.decode_plan, max_bytes=MAX_PLAN_BYTES))
-            return transport.pack_reply(message, self.carry_out(plan))
+                return grid.pack_reply(message, self.enrol(messages.decode_job(payload)))
+            plan = self.memory.pool.plan(payload, partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES))
+            return grid.pack_reply(message, self.carry_out(plan))
         except (PlanRefused, RejectedUpdate) as e:
-            return transport.pack_refusal(message, e.code, str(e))
+            return grid.pack_refusal(message, e.code, str(e))
 
     def carry_out(self, plan: Plan) -> bytes:
         """Train or evaluate as the plan says; the encoded update. Raises PlanRefused."""
@@ -66,13 +73,13 @@ class Client:
 
     def encode(self, update: Update, turn: Turn) -> bytes:
         """The turn's update as it travels."""
-        return codec.encode_update(update, self.config.codec.up, turn.seed)
+        return messages.encode_update(update, self.config.codec.up, turn.seed)
 
     def enrol(self, job: Job) -> bytes:
         """Agree on the run; answers with the numbers of rows to train on and held out. Raises PlanRefused."""
         self.join(job)
         said = {"held_out": float(len(self.test_rows))}
-        return codec.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run, metrics=said), "fp32")
+        return messages.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run, metrics=said), "fp32")
 
     def join(self, job: Job) -> None:
         """Take part in `job` if it is what the local config says. Raises PlanRefused."""
@@ -101,7 +108,7 @@ class Client:
         return self._update(turn.plan, delta, len(self.train_rows), metrics)
 
     def _batches(self, turn: Turn) -> Iterator[Batch]:
-        rows = data.batches(
+        rows = examples.batches(
             self.train_rows,
             batch_size=self.config.local.batch_size,
             steps=turn.plan.steps,

@@ -15,24 +15,30 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "strategies").is_di
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from fedft import strategies as strategies
     from fedft.recipe import Recipe as Recipe
     from fedft.recipe import State as State
     from fedft.simulations.run import simulate as simulate
     from fedft.update import Plan as Plan
     from fedft.update import Update as Update
 
-_lazy = {
+_HOME = {
+    "Plan": "fedft.update",
     "Recipe": "fedft.recipe",
     "State": "fedft.recipe",
-    "Plan": "fedft.update",
     "Update": "fedft.update",
     "simulate": "fedft.simulations.run",
     "strategies": "fedft.strategies",
 }
+__all__ = ["Plan", "Recipe", "State", "Update", "simulate", "strategies"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _lazy:
+    if name not in _HOME:
         raise AttributeError(f"module 'fedft' has no attribute {name!r}")
-    module = import_module(_lazy[name])
+    module = import_module(_HOME[name])
     return module if name == "strategies" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__"})

@@ -1,5 +1,5 @@
 """`python -m fedft` is the `fedft` command."""
 
-from fedft.cli import main
+from fedft.cli.main import main
 
 main()

@@ -14,13 +14,16 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from fedft import codec, philox, tensors
+from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
 from fedft.config import Local
+from fedft.contract import Layout, State, Turn
 from fedft.errors import RejectedUpdate
-from fedft.handle import ModelHandle
-from fedft.recipe import Layout, Recipe, State, Turn
-from fedft.tensors import Tensors
+from fedft.models.handle import ModelHandle
+from fedft.randomness import philox
+from fedft.recipe import Recipe
 from fedft.update import Plan, Update
+from fedft.wire import messages
 
 RUN, SEED = "0123456789abcdef", 7
 CLOSE = 1e-5
@@ -144,10 +147,10 @@ def _uploads_fit_their_spec_and_the_wire(recipe: Recipe) -> None:
     for client in range(len(t.ranks)):
         sent, plan = t.update(t.state(), client), t.plan(t.state(), client)
         spec = recipe.spec(t.layout, plan)
-        got = codec.decode_update(codec.encode_update(sent, "fp32"), spec, "fp32")
+        got = messages.decode_update(messages.encode_update(sent, "fp32"), spec, "fp32")
         assert tensors.digest(got.delta) == tensors.digest(sent.delta), "fp32 is not exact on the wire"
-        for name in codec.CODECS:  # an honest client is admitted whatever the precision
-            recipe.admit(codec.decode_update(codec.encode_update(sent, name), spec, name).delta, plan)
+        for name in messages.CODECS:  # an honest client is admitted whatever the precision
+            recipe.admit(messages.decode_update(messages.encode_update(sent, name), spec, name).delta, plan)
 
 
 def _a_late_joiner_stands_where_a_veteran_stands(recipe: Recipe) -> None:
@@ -231,7 +234,7 @@ def _a_misfit_is_refused(recipe: Recipe) -> None:
             x.fill_(float("nan"))
     for bad in (lacking, poisoned, {**good.delta, "stranger": torch.zeros(1)}):
         try:
-            codec.decode_update(codec.encode_update(replace(good, delta=bad), "fp32"), spec, "fp32")
+            messages.decode_update(messages.encode_update(replace(good, delta=bad), "fp32"), spec, "fp32")
         except (RejectedUpdate, ValueError):
             continue
         raise AssertionError("an update that does not fit was taken")

@@ -1,8 +1,8 @@
 """The two things that travel: a `Plan` down to one client, an `Update` up from it. Rounds count from 0.
 
-Both are plain values; `fedft.codec` turns them into bytes and back. A run's constants (strategy, local step, model,
-data format) are agreed once, in a `Job`; a plan says only what changes from round to round, so that a method which
-sends a few kilobytes is not drowned in repetition.
+Both are plain values; `fedft.wire.messages` turns them into bytes and back. A run's constants (strategy, local step,
+model, data format) are agreed once, in a `Job`; a plan says only what changes from round to round, so that a method
+which sends a few kilobytes is not drowned in repetition.
 
 Names of tensors are canonical: a LoRA pair of a module is `<module>.lora_A` and `<module>.lora_B`, **in unit-scale
 form** (`lora_B` carries the factor alpha/r, so the change of the module's weight is exactly `lora_B @ lora_A`); any
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedft.tensors import Tensors
+from fedft.arithmetic.tensors import Tensors
 
 Scalar = float | int | str | bool
 

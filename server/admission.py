@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from fedft import codec
 from fedft.config import Limits
+from fedft.contract import Layout
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Layout, Recipe
+from fedft.recipe import Recipe
 from fedft.update import Plan, Spec, Update
+from fedft.wire import messages
 
 
 def admit(
@@ -40,7 +41,7 @@ def admit(
         recovered: it was admitted before a restart, in whichever attempt.
     """
     spec = recipe.spec(layout, plan)
-    update = replace(codec.decode_update(payload, spec, up, max_bytes=longest(spec, up, limits)), client=client)
+    update = replace(messages.decode_update(payload, spec, up, max_bytes=longest(spec, up, limits)), client=client)
     if update.run != plan.run:
         raise RejectedUpdate("wrong_run", f"update of run {update.run}, this is run {plan.run}")
     if update.round != plan.round:
@@ -61,7 +62,7 @@ def admit(
 
 def longest(spec: Spec, up: str, limits: Limits) -> int:
     """Bytes of the longest update that may be sent."""
-    return limits.max_bytes or codec.max_update_bytes(spec, up)
+    return limits.max_bytes or messages.max_update_bytes(spec, up)
 
 
 def capped(examples: Mapping[str, int], max_share: float) -> dict[str, int]:

@@ -20,19 +20,24 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedft import codec, durable, keys, resident, strategies
+from fedft import durable, strategies
+from fedft.carriers.flower.link import FlowerLink
+from fedft.carriers.flower.superlink import SuperLink
+from fedft.carriers.interface import LinkLost, Refused
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, FedftError, RejectedUpdate, StateDamaged
-from fedft.server import folder as folders
+from fedft.models import resident
+from fedft.reports.metric_log import MetricsFile
+from fedft.security import new_keys, private_keys
+from fedft.security import roster as keys
 from fedft.server import result
+from fedft.server import run_folder as folders
 from fedft.server.checkpoint import Store
 from fedft.server.exchange import Observer
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
-from fedft.server.metrics import MetricsFile
-from fedft.server.network import LinkLost, NetworkPost
-from fedft.server.superlink import FlowerLink, SuperLink
-from fedft.transport import Refused
+from fedft.server.sealed_post import NetworkPost
+from fedft.wire import messages
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ class Place:
     """Where a server listens and what it holds. Either `listen` or `superlink`."""
 
     keys: Path
-    """The server's key folder, see `fedft.keys`."""
+    """The server's key folder, see `fedft.security.key_files`."""
     listen: tuple[str, int] | None = None
     """Host and port of the SuperLink that we start."""
     superlink: str = ""
@@ -72,10 +77,10 @@ def serve(
         RunPaused: the run stopped where it can go on.
     """
     roster = _Roster(place.keys / "roster.toml")
-    key = keys.load_signing(place.keys / "signing.key")
+    key = private_keys.load_signing(place.keys / "signing.key")
     if place.listen is not None:
-        keys.load_ecdsa(place.keys / "server.key")
-        for fault in keys.certificate_facts(place.keys / "server.pem").faults():
+        private_keys.load_ecdsa(place.keys / "server.key")
+        for fault in new_keys.certificate_facts(place.keys / "server.pem").faults():
             raise ConfigError(fault)
     sites = [name for name, member in roster.members.items() if member.state() != "revoked"]
     if not sites:
@@ -98,7 +103,7 @@ def serve(
         audit.path.touch()
         caps = {name: m.max_examples for name, m in roster.members.items()}
         link = _Supervised(
-            place, roster.nodes, folder / "superlink", config.limits.max_bytes or codec.MAX_MESSAGE_BYTES
+            place, roster.nodes, folder / "superlink", config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
         )
         try:
             link.start()

@@ -10,12 +10,10 @@ have had to bring, so it counts as if it had; and what has to be sent again to a
 Everything is read from the lines of metrics.jsonl, so a run that was killed ends where it would have ended.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from fedft.config import RunConfig, budget_of
-
-Line = Mapping[str, Any]
+from fedft.reports.metric_log import Line, seconds, traffic
 
 
 def over(config: RunConfig, lines: Sequence[Line]) -> bool:
@@ -42,18 +40,6 @@ def _costs(config: RunConfig, lines: Sequence[Line]) -> list[float]:
     of["steps"] = lambda line: config.local.steps
     kind, _ = budget_of(config.server.budget or "")
     return [of[kind](line) for line in lines if "round" in line]
-
-
-def traffic(line: Line) -> int:
-    """Bytes of the training that led to this line's state."""
-    if "training_bytes" in line:
-        return sum(line["training_bytes"].values())
-    return sum(b["up"] + b["down"] for b in line.get("bytes", {}).values())
-
-
-def seconds(line: Line) -> float:
-    """Of training and aggregation."""
-    return sum(line["seconds"].get(part, 0.0) for part in ("train", "aggregate"))
 
 
 def training_bytes(line: Line, earlier: Sequence[Line], adds: bool) -> dict[str, int]:

@@ -22,8 +22,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fedft import durable
+from fedft.contract import State
 from fedft.errors import RunPaused, StateDamaged
-from fedft.recipe import State
 
 KEEP_LAST, KEEP_EVERY = 3, 10
 

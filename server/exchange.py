@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-from fedft import codec
+from fedft.carriers.interface import Kind, Letter, Post, Refused, Reply
+from fedft.contract import State
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Recipe, State
-from fedft.transport import Kind, Letter, Post, Refused, Reply
+from fedft.recipe import Recipe
 from fedft.update import Plan
+from fedft.wire import messages
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Exchange:
         def payload(client: str) -> bytes:
             wanted = self.have.get(client), bare[client]
             if not self._encoded or self._encoded[0] != wanted:  # most are sent the same
-                self._encoded = wanted, codec.encode_plan(self.plan(bare[client], state, client), self.down_codec)
+                self._encoded = wanted, messages.encode_plan(self.plan(bare[client], state, client), self.down_codec)
             return self._encoded[1]
 
         def behind(client: str, reason: str) -> None:

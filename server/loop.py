@@ -13,17 +13,18 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from fedft import codec
+from fedft.carriers.interface import Post
 from fedft.config import RunConfig
+from fedft.contract import Layout, State
 from fedft.errors import ConfigError, RejectedUpdate, RunPaused
-from fedft.recipe import Layout, Recipe, State, replace_all
-from fedft.server import admission, budget, sampling
+from fedft.recipe import Recipe, replace_all
+from fedft.reports.metric_log import MetricsFile
+from fedft.server import admission, budget, cohort
+from fedft.server.aggregation_error import Exactness
 from fedft.server.checkpoint import Store
-from fedft.server.exactness import Exactness
 from fedft.server.exchange import Clock, Exchange, Observer, Traffic, Until
-from fedft.server.metrics import MetricsFile
-from fedft.transport import Post
 from fedft.update import Job, Plan, Update
+from fedft.wire import messages
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Loop:
         self._talk = Exchange(
             self.post,
             self.recipe,
-            codec.encode_job(self.job),
+            messages.encode_job(self.job),
             self._enrolled,
             self.config.codec.plans,
             self.observe,
@@ -138,7 +139,7 @@ class Loop:
                 raise ConfigError(f"client {refusal['client']} did not enrol: {refusal['code']}: {refusal['reason']}")
 
     def _enrolled(self, client: str, payload: bytes) -> None:
-        said = codec.decode_update(payload, {}, "fp32", max_bytes=EVALUATION_BYTES).metrics
+        said = messages.decode_update(payload, {}, "fp32", max_bytes=EVALUATION_BYTES).metrics
         self._held_out[client] = int(said.get("held_out", 0))
         self.observe("enrolled", {"client": client})
 
@@ -157,14 +158,14 @@ class Loop:
     def _round(self, state: State, notes: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         started, number = time.monotonic(), state.version
         allowed = [c for c in self._ranks if c not in notes["barred"]]
-        asked = sampling.cohort(allowed, self.config.clients.per_round, self.job.seed, number)
+        asked = cohort.cohort(allowed, self.config.clients.per_round, self.job.seed, number)
         quorum = self._quorum(len(asked))
         self.store.check_room()
         norms = [n for of_round in notes["norms"] for n in of_round]
         admitted, traffic = self._recovered(state, asked, norms), Traffic()
         for c in admitted.up:  # asked before we were killed
             plan = self._talk.plan(self._bare_plan(state, c, attempt=number + 1), state, c)
-            traffic.needed[c] = traffic.down[c] = len(codec.encode_plan(plan, self.config.codec.plans))
+            traffic.needed[c] = traffic.down[c] = len(messages.encode_plan(plan, self.config.codec.plans))
             self._talk.have[c] = state.version, state.label
         self.observe("round", {"round": number, "asked": asked})
         for _ in range(self.config.server.attempts):
@@ -282,13 +283,13 @@ class Loop:
         travels = [*self.recipe.downlink(after, None, plan).items()]
         travels += self.recipe.downlink(after, after.version - 1, replace(plan, have=after.version - 1)).items()
         for name, x in travels:
-            if x.is_floating_point() and x.numel() and not float(x.abs().max()) <= codec.MAX_ABS:
+            if x.is_floating_point() and x.numel() and not float(x.abs().max()) <= messages.MAX_ABS:
                 largest = max(admitted.norms, key=lambda c: admitted.norms[c])
                 self.store.drop(after.version - 1)
                 raise RunPaused(
-                    f"round {after.version - 1}: {name} would go beyond {codec.MAX_ABS:g} or is no number, so nothing "
-                    f"is committed; the largest update was {largest}'s, norm {admitted.norms[largest]:.3g}. Lower "
-                    "the learning rate or set [limits] max_norm; running again asks everybody anew"
+                    f"round {after.version - 1}: {name} would go beyond {messages.MAX_ABS:g} or is no number, so "
+                    f"nothing is committed; the largest update was {largest}'s, norm {admitted.norms[largest]:.3g}. "
+                    "Lower the learning rate or set [limits] max_norm; running again asks everybody anew"
                 )
 
     def _audit(self, state: State, client: str) -> Exactness | None:
@@ -310,7 +311,7 @@ class Loop:
             if payload is None:
                 raise RunPaused(f"round {state.version}: the update of {client} on disk no longer verifies; resume")
             plan = self._bare_plan(state, client)
-            update = codec.decode_update(payload, self.recipe.spec(self.layout, plan), self.config.codec.up)
+            update = messages.decode_update(payload, self.recipe.spec(self.layout, plan), self.config.codec.up)
             facts.append((weight, update.metrics))
             update = replace(update, client=client, roster=len(self._ranks), num_examples=weight)
             if audit:
@@ -358,7 +359,7 @@ class Loop:
         found: dict[str, dict[str, float]] = {}
 
         def accept(client: str, payload: bytes) -> None:
-            update = codec.decode_update(payload, {}, self.config.codec.up, max_bytes=EVALUATION_BYTES)
+            update = messages.decode_update(payload, {}, self.config.codec.up, max_bytes=EVALUATION_BYTES)
             if (update.run, update.round) != (self.job.run, state.version):
                 raise RejectedUpdate("late", f"evaluation of round {update.round}, open is {state.version}")
             if "loss" not in update.metrics:
@@ -366,7 +367,7 @@ class Loop:
             found[client] = dict(update.metrics)
 
         able = [c for c in self._ranks if self._held_out.get(c) and c not in barred]
-        panel = sampling.panel(able, self.config.eval.clients, self.job.seed)
+        panel = cohort.panel(able, self.config.eval.clients, self.job.seed)
         extra = {"rouge": True} if rouge else {}
         self.observe("evaluating", {"version": state.version, "asked": panel})
         traffic = Traffic()

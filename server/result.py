@@ -9,12 +9,16 @@ from typing import Any
 
 import tomli_w
 
-from fedft import durable, model, tensors
+from fedft import durable
+from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
-from fedft.handle import ModelHandle
-from fedft.model import Base
-from fedft.recipe import Layout, Recipe, State, Turn
-from fedft.tensors import Tensors
+from fedft.contract import Layout, State, Turn
+from fedft.models import export
+from fedft.models.handle import ModelHandle
+from fedft.models.load import Base
+from fedft.recipe import Recipe
+from fedft.reports.loggers.tensorboard import write_events
 from fedft.update import Plan
 
 VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
@@ -41,10 +45,10 @@ def finish(
     lines: list[dict[str, Any]], seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Write model (which stands at `state`), summary and events of a finished run; returns the summary."""
-    model.save_adapter(folder / "model", handle, base, base_name(base))
+    export.save_adapter(folder / "model", handle, base, base_name(base))
     summary = summary_of(config, base, clients, state, lines, seconds)
     _json(folder / "summary.json", summary)
-    _events(folder, lines)
+    write_events(folder, lines)
     return summary
 
 
@@ -95,17 +99,3 @@ def _version(package: str) -> str:
 
 def _json(path: Path, value: Any) -> None:
     durable.write(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
-
-
-def _events(folder: Path, lines: list[dict[str, Any]]) -> None:
-    """TensorBoard events, written once from the metrics so that a resumed run has each point once."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    events = folder / "events"
-    for old in events.glob("*tfevents*"):
-        old.unlink()
-    with SummaryWriter(str(events)) as writer:
-        for line in lines:
-            for name in ("loss", "accuracy", "rouge_l", "train_loss", "bytes_up", "bytes_down"):
-                if name in line:
-                    writer.add_scalar(name, line[name], line["version"])

@@ -14,21 +14,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedft import evaluate
-from fedft.client.memory import Memory
+from fedft.client.received_state import Memory
 from fedft.client.train import Client
 from fedft.config import Codec, RunConfig, budget_of
+from fedft.contract import State
 from fedft.errors import ConfigError
-from fedft.recipe import State
-from fedft.server import budget, sampling
+from fedft.reports import tally
+from fedft.reports.metric_log import MetricsFile
+from fedft.server import budget
+from fedft.server import cohort as sampling
 from fedft.server.checkpoint import Store
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
-from fedft.server.metrics import MetricsFile
-from fedft.simulations import run as runs
-from fedft.simulations import tally
+from fedft.simulations import workplace as runs
+from fedft.training import evaluate
 
-NAMES = ("local", "central")
 NO_ROWS = "no client has held-out rows to measure on; see [data] holdout and test"
 Tell = Callable[[float, Mapping[str, Any]], None]
 

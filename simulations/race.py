@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from fedft import config as configs
 from fedft import durable, strategies
+from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, RunPaused
+from fedft.reports import html_report, tally
 from fedft.server import budget as budgets
 from fedft.server.exchange import Observer
-from fedft.server.folder import changed
-from fedft.simulations import baselines, report, tally
+from fedft.server.run_folder import changed
+from fedft.simulations import baselines
 from fedft.simulations import run as runs
 
 TABLE, PAGE, RESULT = "race.json", "race.html", "result.json"
@@ -41,7 +42,7 @@ def contender(text: str) -> Contender:
     baselines. A label names a folder, so what a folder should not be named is a dot in the label made from a strategy.
     """
     label, colon, rest = text.partition(": ")
-    if label in baselines.NAMES:
+    if label in tally.BASELINES:
         return Contender(label, ("strategy.name=fedit", *rest.split()))
     if colon:
         return Contender(label, tuple(rest.split()))
@@ -80,7 +81,10 @@ def race(
     _check(contenders, seeds)
     bound = [f"server.budget={budget}"] if budget is not None else []
     planned = {c.label: _planned(file, c, seeds, [*overrides, *bound], out, observe) for c in contenders}
-    about = {"run file": file.name, **report.about([config for of_seeds in planned.values() for config in of_seeds])}
+    about = {
+        "run file": file.name,
+        **html_report.about([config for of_seeds in planned.values() for config in of_seeds]),
+    }
     about["contenders"] = {c.label: list(c.overrides) for c in contenders}
     results: dict[str, list[dict[str, Any]]] = {}
     stopped: dict[str, str] = {}
@@ -111,7 +115,7 @@ def race(
 
 def _save(comparison: Mapping[str, Any], out: Path) -> None:
     durable.write(out / TABLE, json.dumps(comparison, indent=1).encode() + b"\n")
-    durable.write(out / PAGE, report.page(comparison).encode())
+    durable.write(out / PAGE, html_report.page(comparison).encode())
 
 
 def _check(contenders: Sequence[Contender], seeds: int) -> None:
@@ -137,7 +141,7 @@ def _planned(
         if config.data.test is None and not config.data.holdout:
             raise ConfigError(f"{file.name}: {baselines.NO_ROWS}")
         ranks = config.ranks()
-        if len(set(ranks)) > 1 and (c.label in baselines.NAMES or _needs_one_rank(config)):
+        if len(set(ranks)) > 1 and (c.label in tally.BASELINES or _needs_one_rank(config)):
             config = replace(config, clients=replace(config.clients, rank=round(fmean(ranks))))
             if seed == 0:
                 given = f"{', '.join(map(str, ranks[:8]))}{', ...' if len(ranks) > 8 else ''}"
@@ -182,7 +186,7 @@ def _changed(folder: Path, now: RunConfig) -> list[str]:
 
 def _one(label: str, config: RunConfig, folder: Path, observe: Observer) -> dict[str, Any]:
     tell = partial(_tell, config, observe)
-    if label in baselines.NAMES:
+    if label in tally.BASELINES:
         work = folder / "trained"
         if work.is_dir():
             shutil.rmtree(work)  # left by one that was stopped: they are short, and start afresh

@@ -7,44 +7,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
-from fedft import check, codec_name, deltas
+from fedft import check
+from fedft.compression import codec, delta_downloads
+from fedft.compression.error_feedback import Feedback
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-from fedft.feedback import Feedback
 from fedft.recipe import Recipe
-
-GROUP = "fedft.strategies"
-BUILT_IN = (
-    "fedavg",
-    "fedex_lora",
-    "fedit",
-    "fedkseed",
-    "fedopt",
-    "fedprox",
-    "fedsa_lora",
-    "ferret",
-    "ffa_lora",
-    "flasc",
-    "flexlora",
-    "flora",
-    "hetlora",
-    "lora_fair",
-    "mezo",
-    "rolora",
-    "scaffold",
-    "zo_fedavg",
-)
-
-
-def installed() -> dict[str, str]:
-    """Every strategy that can be named: name -> where it comes from."""
-    found = {name: f"fedft.strategies.{name}:{name}" for name in BUILT_IN}
-    for point in entry_points(group=GROUP):
-        found.setdefault(point.name, point.value)
-    return dict(sorted(found.items()))
+from fedft.registry import installed
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -95,7 +66,7 @@ def of(config: RunConfig) -> Recipe:
     name, ranks = recipe.name, sorted(set(config.ranks()))
     if len(ranks) > 1 and recipe.space.kind == "lora" and not recipe.unlike_ranks:
         raise ConfigError(f"[clients] rank: {name} needs one rank for all clients, got {ranks}")
-    if config.codec.changes and (why := deltas.unfit(recipe)):
+    if config.codec.changes and (why := delta_downloads.unfit(recipe)):
         raise ConfigError(f"[codec] down = {config.codec.down!r}: {why}; wanted 'fp32'")
     if recipe.adds_downloads and config.codec.down != "fp32":
         raise ConfigError(
@@ -106,12 +77,12 @@ def of(config: RunConfig) -> Recipe:
     except ValueError as e:
         raise ConfigError(f"{name}: {e}") from e
     recipe = _coded(recipe, config)
-    return deltas.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
+    return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
 
 
 def _coded(recipe: Recipe, config: RunConfig) -> Recipe:
     """The recipe with error feedback where the run file's codec wants it; ConfigError where the two do not fit."""
-    up, wanted, name = codec_name.parse(config.codec.up), config.codec.error_feedback, recipe.name
+    up, wanted, name = codec.parse(config.codec.up), config.codec.error_feedback, recipe.name
     said = f"[codec] up = {config.codec.up!r}"
     # of random starting values the largest are all of A: what was learned, in B, would be left out
     if recipe.sends == "values" and not (up.plain or (up.share == 1 and up.values in ("fp32", "fp16", "bf16"))):

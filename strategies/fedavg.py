@@ -11,15 +11,18 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 arXiv:1602.05629.
 """
 
-from collections.abc import Iterable
 from typing import Literal
 
 from torch import Tensor
 
-from fedft import check, tensors
-from fedft.recipe import Full, LoRA, Recipe, State, add, mean
-from fedft.tensors import Tensors
-from fedft.update import Update
+from fedft import check
+from fedft.adapters.full import Full
+from fedft.adapters.lora import LoRA
+from fedft.aggregation.mean import mean, uniform_mean
+from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import State
+from fedft.recipe import Recipe, add
 
 
 def fedavg(
@@ -51,8 +54,3 @@ def fedavg(
         linear=by_examples,  # sums elsewhere are by examples
         ring_summable=by_examples,
     )
-
-
-def uniform_mean(updates: Iterable[Update]) -> dict[str, Tensor]:
-    """The plain mean over those who answered; one update in memory at a time."""
-    return tensors.weighted_mean((u.delta, 1.0) for u in updates)

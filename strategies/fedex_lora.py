@@ -6,8 +6,8 @@
 
 The last form of R holds because the p_k (B_k - B) sum to zero; it has (n - 1) r rows where the paper sends a dense
 matrix, so R and the averaged pair together are as long as the n uploads. W is w0 + the sum of all R, kept as factors
-(`fedft.stacks`). `residual_rank` sends the best approximation of R of that rank, the paper's cheaper, inexact form.
-Uploads are the factors themselves. State: the sum under `<module>.lora_A` and `.lora_B`, the averaged pair under
+(`parts.moving_base`). `residual_rank` sends the best approximation of R of that rank, the paper's cheaper, inexact
+form. Uploads are the factors themselves. State: the sum under `<module>.lora_A` and `.lora_B`, the averaged pair under
 `<module>.lora_A.mean` and `.lora_B.mean`. Single clients' factors can be read off R as it is sent.
 
 Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation
@@ -20,10 +20,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft import check, lowrank, stacks
-from fedft.lowrank import LowRank
-from fedft.recipe import FirstOrder, Handle, Layout, LoRA, Recipe, Turn
-from fedft.tensors import Tensors
+from fedft import check
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import lowrank
+from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Handle, Layout, Turn
+from fedft.recipe import Recipe
+from fedft.strategies.parts import moving_base
+from fedft.training.first_order import FirstOrder
 from fedft.update import Update
 
 SPACE = LoRA()
@@ -55,9 +60,9 @@ def fedex_lora(
         aggregate=_aggregate(residual_rank, weights == "uniform" or reference, reference),
         local=FirstOrder(send="value"),
         initial=_square_start if reference else _start,
-        server=stacks.merge,
-        downlink=stacks.since,
-        receive=stacks.catch_up,
+        server=moving_base.merge,
+        downlink=moving_base.since,
+        receive=moving_base.catch_up,
         start=_stand,
         linear=False,
         reveals_clients=residual_rank != 0,
@@ -100,7 +105,7 @@ def _beside(trained: Tensors) -> dict[str, Tensor]:
 
 
 def _start(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-    return stacks.nothing_yet(layout) | _beside(SPACE.initial(layout, rank, seed))
+    return moving_base.nothing_yet(layout) | _beside(SPACE.initial(layout, rank, seed))
 
 
 def _square_start(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:

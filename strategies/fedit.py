@@ -15,9 +15,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedft import lowrank
-from fedft.recipe import FirstOrder, LoRA, Recipe, State, cut_to_rank
-from fedft.tensors import Tensors
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import lowrank
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import State
+from fedft.recipe import Recipe, cut_to_rank
+from fedft.training.first_order import FirstOrder
 from fedft.update import Update
 
 

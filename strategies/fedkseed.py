@@ -34,13 +34,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft import check, directions, rules, walks
+from fedft import check
+from fedft.adapters.full import Full
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
-from fedft.directions import Directions
+from fedft.contract import Batch, Handle, Layout, State, Trained, Turn
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Recipe, State, Trained, Turn, back_to_base
-from fedft.rules import Estimate, Objective, Rule, Walk
-from fedft.tensors import Tensors
+from fedft.randomness import families
+from fedft.randomness.directions import Directions
+from fedft.recipe import Recipe, back_to_base
+from fedft.training import zeroth_order, zeroth_rules
+from fedft.training.zeroth_rules import Estimate, Objective, Rule, Walk
 from fedft.update import Plan, TensorSpec, Update
 
 
@@ -93,7 +98,7 @@ def fedkseed(
     how = Walk(
         rule, estimate, objective, epsilon, samples, momentum, beta2, sparsity, scalar_clip=scalar_clip, variant=variant
     )
-    how.check_span(rules.signs(table or directions.make(family, 0, K)))  # `make` refuses what the family cannot do
+    how.check_span(zeroth_rules.signs(table or families.make(family, 0, K)))  # `make` refuses what the family cannot do
     if table is not None and table.count != K:
         raise ValueError(f"expected a table of K = {K} directions, got {table.count}")
     if rule == "conservative" and weight_decay:
@@ -203,7 +208,7 @@ class Pool:
     def walk(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
         """`plan.steps` steps; uploads the sums c_j of the directions drawn."""
         z = self.directions(turn.run_seed)
-        walked = walks.walk(handle, batches, turn, self.how, z, self.draws(turn), self.weight_decay)
+        walked = zeroth_order.walk(handle, batches, turn, self.how, z, self.draws(turn), self.weight_decay)
         c = walked.slopes if self.how.variant == "reference" else walked.moved
         drawn = walked.count.nonzero().squeeze(1)
         sent = {"index": drawn.to(torch.uint16), "scalar": c[drawn].float()}
@@ -243,7 +248,7 @@ class Pool:
             raise RejectedUpdate("seed_out_of_pool", f"seed numbers must increase strictly and stay below {self.K}")
         unit = 1.0 if self.how.variant == "reference" else plan.learning_rate
         bound = plan.steps * self.how.reach() * unit
-        if not rules.within(delta["scalar"], bound):
+        if not zeroth_rules.within(delta["scalar"], bound):
             raise RejectedUpdate(
                 "scalar_bound", f"sum of |scalars| exceeds {bound:g}, what {plan.steps} steps can reach"
             )
@@ -289,4 +294,4 @@ class Pool:
 @lru_cache(maxsize=2)
 def _generated(pool: Pool, seed: int) -> Directions:
     """One generator per run and process: it keeps the bits that do not depend on the seed number."""
-    return pool.how.masked(pool.table or directions.make(pool.family, seed, pool.K), seed)
+    return pool.how.masked(pool.table or families.make(pool.family, seed, pool.K), seed)

@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.recipe import FirstOrder, Layout, Recipe, State, add, mean
-from fedft.strategies.fedavg import uniform_mean
+from fedft.aggregation.mean import mean, uniform_mean
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Layout, State
+from fedft.recipe import Recipe, add
 from fedft.strategies.fedprox import wrapped
-from fedft.tensors import Tensors
+from fedft.training.first_order import FirstOrder
 
 OWN = "server."  # what the server keeps for itself
 M, V = OWN + "m.", OWN + "v."

@@ -22,8 +22,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fedft import check
-from fedft.lowrank import A_SUFFIX, B_SUFFIX
-from fedft.recipe import Adjust, Batch, FirstOrder, Handle, Live, LocalStep, Recipe, Trained, Turn
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.contract import Batch, Handle, LocalStep, Trained, Turn
+from fedft.recipe import Recipe
+from fedft.training.first_order import Adjust, FirstOrder, Live
 
 
 def fedprox(*, mu: float = 0.01, on: str | Recipe = "fedit", prox: Literal["factors", "product"] = "factors") -> Recipe:
@@ -109,7 +111,8 @@ def wrapped(on: str | Recipe) -> Recipe:
     """The recipe that is named, with its default options, or the recipe itself."""
     if isinstance(on, Recipe):
         return on
-    from fedft.strategies import BUILT_IN, make  # late: that module looks strategies up, this one among them
+    from fedft.registry import BUILT_IN
+    from fedft.strategies import make  # late: that module looks strategies up, this one among them
 
     # a site takes options from its server, and no name from there may import anything
     check.one_of(BUILT_IN, on=on)

@@ -21,10 +21,13 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.lowrank import A_SUFFIX, B_SUFFIX
-from fedft.recipe import Batch, FirstOrder, Handle, Layout, LocalStep, LoRA, Recipe, State, Trained, Turn
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Batch, Handle, Layout, LocalStep, State, Trained, Turn
+from fedft.recipe import Recipe
 from fedft.strategies.fedit import fedit
-from fedft.tensors import Tensors
+from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, Spec
 
 SPACE = LoRA()

@@ -10,10 +10,10 @@ The paper's are v = sqrt(rho) z, entries uniform on +-1/sqrt(d_l) for all practi
 gamma = V^T D / (rho K): rho cancels in V gamma = (1/K) Z Z^T D. The budget: sum_l K_l = K, K_l in proportion to the
 p_k-mean of the |D_l| of the round before (to sqrt(d_l) in the first), so that all coordinates are of like size.
 
-Errors and the other scales: `fedft.sketch`. In short: the cosine of Z gamma and D is about sqrt(K/(K + d)) at every
-scale; unbiased coordinates carry noise of sqrt(d/K) |D|, so for K << d they want a server_lr of about K/d or a smaller
-learning rate; projection, mmse and lstsq leave less than there was, and make small steps; norm makes steps as large as
-the clients' own, whatever K is. The number of local steps does not enter.
+Errors and the other scales: `fedft.randomness.sketch`. In short: the cosine of Z gamma and D is about sqrt(K/(K + d))
+at every scale; unbiased coordinates carry noise of sqrt(d/K) |D|, so for K << d they want a server_lr of about K/d or a
+smaller learning rate; projection, mmse and lstsq leave less than there was, and make small steps; norm makes steps as
+large as the clients' own, whatever K is. The number of local steps does not enter.
 
 The noise of clients on shared directions is (d/K) |sum_k p_k D_k|^2; if each has its own (`seeds="per_client"`, the
 paper's) it is (d/K) sum_k p_k^2 |D_k|^2, for as many times the download as there are clients, who all are seen.
@@ -38,14 +38,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft import check, codec_name, directions, history, philox, sketch, tensors
+from fedft import check
+from fedft.adapters.full import Full
+from fedft.adapters.lora import LoRA
+from fedft.aggregation.mean import mean
+from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
+from fedft.compression import codec
 from fedft.config import RunConfig
-from fedft.directions import Directions
+from fedft.contract import Batch, Handle, Layout, State, Trained, Turn
 from fedft.errors import RejectedUpdate
-from fedft.history import Replay
-from fedft.independent import Table
-from fedft.recipe import Batch, FirstOrder, Full, Handle, Layout, LoRA, Recipe, State, Trained, Turn, mean
-from fedft.tensors import Tensors
+from fedft.randomness import families, philox, sketch
+from fedft.randomness.directions import Directions
+from fedft.randomness.independent import Table
+from fedft.recipe import Recipe
+from fedft.strategies.parts import growing_history
+from fedft.strategies.parts.growing_history import Replay
+from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, TensorSpec, Update
 
 STEPS = FirstOrder()
@@ -92,7 +101,7 @@ def ferret(
     check.one_of(("norm", "error"), allocation=allocation)
     check.one_of(("full", "lora"), space=space)
     check.one_of(("exact", "reference"), variant=variant)
-    check.one_of(directions.FAMILIES, family=family)
+    check.one_of(families.FAMILIES, family=family)
     if error_feedback and (scale not in LEAVES_LESS or variant == "reference"):
         raise ValueError(
             f"error_feedback grows without bound with variant {variant!r}, scale {scale!r}, which leaves out more than "
@@ -125,8 +134,8 @@ def ferret(
         local=projection.local,
         initial=projection.initial,
         server=projection.grow,
-        downlink=history.since,
-        receive=history.with_news,
+        downlink=growing_history.since,
+        receive=growing_history.with_news,
         start=projection.start,
         upload=projection.upload,
         admit=admit,
@@ -140,10 +149,10 @@ def ferret(
 
 
 def _check(config: RunConfig, tensors_per_round: int, scale: str) -> None:
-    history.check_rounds(config.server.rounds, tensors_per_round)
+    growing_history.check_rounds(config.server.rounds, tensors_per_round)
     for way, name in (("up", config.codec.up), ("down", config.codec.down)):
         # coordinates of large blocks are then small beside those of small ones, and int8 has one scale for all
-        if scale != "unbiased" and codec_name.parse(name).values not in ("fp32", "fp16", "bf16"):
+        if scale != "unbiased" and codec.parse(name).values not in ("fp32", "fp16", "bf16"):
             raise ValueError(f"[codec] {way} = {name!r} would round away the coordinates of large blocks; wanted fp16")
 
 
@@ -196,7 +205,7 @@ class Projection:
         """Z_l."""
         if self.table is not None:
             return Table({name: self.table.vectors[name][:count]})
-        return directions.make(self.family, seed, count)
+        return families.make(self.family, seed, count)
 
     def seed(self, run_seed: int, version: int) -> int:
         """What all clients share."""
@@ -205,7 +214,7 @@ class Projection:
     def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
         """No rounds: the model is w0. Raises ValueError where K is too small for the model's blocks."""
         self.upload(layout, Plan("", 0, 0, rank=rank))
-        return history.nothing_yet(layout, rank, seed)
+        return growing_history.nothing_yet(layout, rank, seed)
 
     def upload(self, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
         """4 bytes per coordinate and, for the next round's budget, per block; 8 for a seed of one's own."""
@@ -222,7 +231,7 @@ class Projection:
         norms = torch.tensor([sketch.size(x) for x in goal.values()])
         if not torch.isfinite(norms).all():
             raise FloatingPointError("the update is not finite")
-        told = history.rounds(turn.held)
+        told = growing_history.rounds(turn.held)
         counts = self.counts(told[-1][1].get("norms") if told else None, [x.numel() for x in goal.values()])
         own = self.seeds == "per_client"
         seed = philox.derive(turn.seed, "ferret") if own else self.seed(turn.run_seed, turn.plan.version)
@@ -253,11 +262,11 @@ class Projection:
         told = {**change, "coordinates": self.server_lr * change["coordinates"]}
         if "norms" in told:
             told["norms"] = told["norms"].view(torch.int32)  # the budget follows from them: no codec may round them
-        return history.grow(state, told)
+        return growing_history.grow(state, told)
 
     def start(self, handle: Handle, turn: Turn) -> None:
         """w := w0 + all rounds; in the LoRA space w0 is the seeded A and B = 0."""
-        before = {version + 1: told.get("norms") for version, told in history.rounds(turn.held)}
+        before = {version + 1: told.get("norms") for version, told in growing_history.rounds(turn.held)}
 
         def add(total: dict[str, Tensor], version: int, told: Tensors) -> None:
             counts = self.counts(before.get(version), [x.numel() for x in total.values()])

@@ -9,8 +9,10 @@ Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024
 
 from torch import Tensor
 
-from fedft.lowrank import A_SUFFIX, B_SUFFIX
-from fedft.recipe import Handle, Layout, LoRA, Recipe, Turn
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.contract import Handle, Layout, Turn
+from fedft.recipe import Recipe
 
 SPACE = LoRA(trained=(B_SUFFIX,))
 

@@ -5,8 +5,8 @@
     client    d_k = dense training from m * x;        m_k = top_{ceil(q_up P)}(|d_k|);   uploads m_k * d_k
     server    x := AdamW(x, gradient -sum_k p_k m_k * d_k)                  on the dense x; moments never travel
 
-What travels is exactly ceil(q P) values, and P bits that say where (`fedft.sparse`). With both densities 1 this is
-FedAvg with the server's optimiser. Only the server has all of x: clients train from what they are sent. What is
+What travels is exactly ceil(q P) values, and P bits that say where (`fedft.arithmetic.sparse`). With both densities 1
+this is FedAvg with the server's optimiser. Only the server has all of x: clients train from what they are sent. What is
 evaluated and exported (a plan of no steps) is x itself.
 
 As long as |B| is small beside |A| a plain top-k sends A only; `score="normalised"` divides by each tensor's rms first.
@@ -22,11 +22,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft import check, sparse
+from fedft import check
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import sparse
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Batch, Handle, Layout, LocalStep, State, Trained, Turn
 from fedft.errors import RejectedUpdate
-from fedft.lowrank import A_SUFFIX, B_SUFFIX
-from fedft.recipe import Batch, FirstOrder, Handle, Layout, LocalStep, LoRA, Recipe, State, Trained, Turn
-from fedft.tensors import Tensors
+from fedft.recipe import Recipe
+from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, Spec, TensorSpec, Update
 
 FIRST, SECOND = "adam.m", "adam.v"

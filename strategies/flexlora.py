@@ -18,11 +18,15 @@ Resources", NeurIPS 2024, arXiv:2402.11505.
 from dataclasses import dataclass
 from typing import Literal
 
-from fedft import check, lowrank
-from fedft.lowrank import LowRank
-from fedft.recipe import FirstOrder, LoRA, Recipe, State, cut_to_rank, product_norm
+from fedft import check
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import lowrank
+from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import State
+from fedft.recipe import Recipe, cut_to_rank, product_norm
 from fedft.strategies.flora import stacked
-from fedft.tensors import Tensors
+from fedft.training.first_order import FirstOrder
 from fedft.update import Plan
 
 SERVER = "server."  # names of what stays with the server

@@ -5,7 +5,7 @@
 
 Here W is never the state: the state is the sum of all stacks since w0, factored, and W^t = w0 + that sum in one float32
 addition. A client that took part in every round and one that came yesterday hold the same factors, hence (on one type
-of machine) the same bits. `fedft.stacks` says how the sum is kept and what of it travels. Uploads are the factors
+of machine) the same bits. `parts.moving_base` says how the sum is kept and what of it travels. Uploads are the factors
 themselves (`send="value"`), because A_k starts from the client's own draw.
 
 Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations", NeurIPS 2024,
@@ -16,8 +16,12 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fedft import lowrank, stacks
-from fedft.recipe import FirstOrder, Handle, Layout, LoRA, Recipe, Turn, product_norm
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import lowrank
+from fedft.contract import Handle, Layout, Turn
+from fedft.recipe import Recipe, product_norm
+from fedft.strategies.parts import moving_base
+from fedft.training.first_order import FirstOrder
 from fedft.update import Update
 
 SPACE = LoRA()
@@ -31,9 +35,9 @@ def flora() -> Recipe:
         aggregate=stacked,
         local=FirstOrder(send="value"),
         initial=_nothing_yet,
-        server=stacks.merge,
-        downlink=stacks.since,
-        receive=stacks.catch_up,
+        server=moving_base.merge,
+        downlink=moving_base.since,
+        receive=moving_base.catch_up,
         start=_restart,
         linear=False,
         reveals_clients=True,
@@ -51,7 +55,9 @@ def stacked(updates: Iterable[Update]) -> dict[str, Tensor]:
 
 
 def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-    return stacks.nothing_yet(layout) | {n: x for n, x in SPACE.initial(layout, rank, seed).items() if n in layout.head}
+    return moving_base.nothing_yet(layout) | {
+        n: x for n, x in SPACE.initial(layout, rank, seed).items() if n in layout.head
+    }
 
 
 def _restart(handle: Handle, turn: Turn) -> None:

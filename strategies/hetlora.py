@@ -25,13 +25,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft import check, lowrank
+from fedft import check
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import lowrank
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Batch, Handle, Layout, State, Trained, Turn
 from fedft.errors import RejectedUpdate
-from fedft.lowrank import A_SUFFIX, B_SUFFIX, LowRank
-from fedft.recipe import Batch, FirstOrder, Handle, Layout, Live, LoRA, Recipe, State, Trained, Turn, cut_to_rank
+from fedft.recipe import Recipe, cut_to_rank
 from fedft.strategies.fedit import keep_largest_rank
 from fedft.strategies.fedprox import with_adjust
-from fedft.tensors import Tensors
+from fedft.training.first_order import FirstOrder, Live
 from fedft.update import Plan, Spec, TensorSpec, Update
 
 SPACE = LoRA()

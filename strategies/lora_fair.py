@@ -24,10 +24,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft import check, lowrank
-from fedft.lowrank import LowRank
-from fedft.recipe import FirstOrder, LoRA, Recipe, cut_to_rank
+from fedft import check
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import lowrank
+from fedft.arithmetic.lowrank import LowRank
+from fedft.recipe import Recipe, cut_to_rank
 from fedft.strategies.fedit import keep_largest_rank
+from fedft.training.first_order import FirstOrder
 from fedft.update import Update
 
 Solver = Callable[[LowRank, LowRank, float], Tensor]

@@ -7,8 +7,8 @@
 
 Seeds derive from the run, the client and the round; a client sends its own so that the others need not know who it is.
 The history grows by tau + 2 numbers per client and round, and a newcomer replays all of it: `fedkseed` is what bounds
-both. Other rules than the plain step are those whose steps are sums of the directions (`fedft.rules`). A skipped step
-has c_s = 0. There is no weight decay: the mean of decayed weights is no such sum.
+both. Other rules than the plain step are those whose steps are sums of the directions (`fedft.training.zeroth_rules`).
+A skipped step has c_s = 0. There is no weight decay: the mean of decayed weights is no such sum.
 
 Malladi, Gao, Nichani, Damian, Lee, Chen, Arora, "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023,
 arXiv:2305.17333.
@@ -21,13 +21,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedft import check, directions, history, rules
+from fedft import check
+from fedft.adapters.full import Full
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
+from fedft.contract import Batch, Handle, Layout, Trained, Turn
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Batch, Full, Handle, Layout, LoRA, Recipe, Trained, Turn, back_to_base
-from fedft.rules import Estimate, Objective, Rule, Variant, Walk
+from fedft.randomness import families
+from fedft.recipe import Recipe, back_to_base
+from fedft.strategies.parts import growing_history
 from fedft.strategies.zo_fedavg import Fresh
-from fedft.tensors import Tensors
+from fedft.training import zeroth_rules
+from fedft.training.zeroth_rules import Estimate, Objective, Rule, Variant, Walk
 from fedft.update import Plan, TensorSpec, Update
 
 
@@ -67,17 +73,17 @@ def mezo(
     how = Walk(
         rule, estimate, objective, epsilon, samples, momentum, beta2, sparsity, scalar_clip=scalar_clip, variant=variant
     )
-    how.check_span(rules.signs(directions.make(family, 0, 1)))
+    how.check_span(zeroth_rules.signs(families.make(family, 0, 1)))
     scalars = Scalars(how, family)
     return Recipe(
         "mezo",
         Full() if space == "full" else LoRA(),
         aggregate=scalars.aggregate,
         local=scalars.send,
-        initial=history.nothing_yet,
-        server=history.grow,
-        downlink=history.since,
-        receive=history.with_news,
+        initial=growing_history.nothing_yet,
+        server=growing_history.grow,
+        downlink=growing_history.since,
+        receive=growing_history.with_news,
         start=scalars.stand,
         upload=scalars.spec,
         admit=scalars.admit,
@@ -93,12 +99,12 @@ def mezo(
 class Scalars(Fresh):
     """What is sent of a walk, and what it amounts to."""
 
-    replay: history.Replay = field(default_factory=history.Replay, compare=False)
+    replay: growing_history.Replay = field(default_factory=growing_history.Replay, compare=False)
 
     def check_run(self, config: RunConfig) -> None:
         """As many directions as there are, and rounds as fit a history."""
         self.check(config)
-        history.check_rounds(config.server.rounds, 2)
+        growing_history.check_rounds(config.server.rounds, 2)
 
     def send(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
         """Walk; uploads c and the seed of the directions."""
@@ -113,7 +119,7 @@ class Scalars(Fresh):
     def admit(self, delta: Tensors, plan: Plan) -> None:
         """sum |c_s| within what clipped steps can reach."""
         bound = plan.steps * self.how.reach() * plan.learning_rate
-        if not rules.within(delta["scalar"], bound):
+        if not zeroth_rules.within(delta["scalar"], bound):
             raise RejectedUpdate("scalar_bound", f"sum of |scalars| exceeds {bound:g}, what {plan.steps} steps reach")
 
     def aggregate(self, updates: Iterable[Update]) -> dict[str, Tensor]:

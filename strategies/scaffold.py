@@ -27,11 +27,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedft import check, tensors
+from fedft import check
 from fedft import recipe as recipes
-from fedft.recipe import Batch, FirstOrder, Handle, Layout, Live, Recipe, Trained, Turn
+from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Batch, Handle, Layout, Trained, Turn
+from fedft.recipe import Recipe
 from fedft.strategies.fedprox import with_adjust, wrapped
-from fedft.tensors import Tensors
+from fedft.training import first_order
+from fedft.training.first_order import FirstOrder, Live
 from fedft.update import Plan, Update
 
 CONTROL = "control."
@@ -72,7 +76,7 @@ def _plain(recipe: Recipe) -> FirstOrder:
         raise ValueError(no + "it corrects gradients, and these local steps are not plain back-propagation")
     if local.send != "delta" or recipe.unlike_ranks:
         raise ValueError(no + "its clients send values or have unlike ranks; control variates need one space for all")
-    if local.trains is not recipes.everything_trained:
+    if local.trains is not first_order.everything_trained:
         raise ValueError(no + "what does not learn in a round has no gradient, and its control variates would be stale")
     if recipe.server is not recipes.add or recipe.personal:
         raise ValueError(no + "the server must add the mean change to one x that is the same for all")

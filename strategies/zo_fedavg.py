@@ -20,11 +20,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fedft import check, directions, philox, tensors, walks
+from fedft import check
+from fedft.adapters.full import Full
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import tensors
 from fedft.config import RunConfig
-from fedft.hadamard import BLOCK
-from fedft.recipe import Batch, Full, Handle, LoRA, Recipe, Trained, Turn
-from fedft.rules import Estimate, Objective, Rule, Variant, Walk
+from fedft.contract import Batch, Handle, Trained, Turn
+from fedft.randomness import directions, families, philox
+from fedft.randomness.hadamard import BLOCK
+from fedft.recipe import Recipe
+from fedft.training import zeroth_order
+from fedft.training.zeroth_rules import Estimate, Objective, Rule, Variant, Walk
 
 
 def zo_fedavg(
@@ -70,7 +76,7 @@ def zo_fedavg(
             Phi(sparsity)).
     """
     check.one_of(("full", "lora"), space=space)
-    directions.make(family, 0, 1)  # refuses what there is not
+    families.make(family, 0, 1)  # refuses what there is not
     how = Walk(
         rule=rule,
         estimate=estimate,
@@ -101,14 +107,14 @@ class Fresh:
 
     def directions(self, seed: int, count: int, run_seed: int) -> directions.Directions:
         """Those of one turn."""
-        z = directions.make(self.family, seed, count)
+        z = families.make(self.family, seed, count)
         return z if self.how.resample else self.how.masked(z, run_seed)
 
-    def walk(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> walks.Walked:
+    def walk(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> zeroth_order.Walked:
         """The turn's steps, along direction 0, 1, 2, ... of `seed(turn)`."""
         count = turn.plan.steps * self.how.samples
         z = self.directions(self.seed(turn), count, turn.run_seed)
-        return walks.walk(handle, batches, turn, self.how, z, range(count))
+        return zeroth_order.walk(handle, batches, turn, self.how, z, range(count))
 
     def seed(self, turn: Turn) -> int:
         """Of the turn's directions; the turn's own seed is of the run, the client and the round."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedft import stdlib_base
+from fedft.quickstart import base
 
 MAX_PROCESSES = 4  # each of them holds torch, Flower and a small model: about a gigabyte
 
@@ -53,4 +53,4 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with two layers of 64, trained for two seconds; nobody writes into it."""
-    return stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=stdlib_base.TINY)
+    return base.ensure(tmp_path_factory.mktemp("cache"), settings=base.TINY)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedft import config, strategies
+from fedft import run_file, strategies
 from fedft.errors import ConfigError
 
 
@@ -59,19 +59,19 @@ def written(folder: Path, text: str) -> Path:
 )
 def test_a_mistake_is_one_line_that_names_file_table_and_key(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as e:
-        config.load(written(tmp_path, text))
+        run_file.load(written(tmp_path, text))
     assert said in str(e.value).replace(str(tmp_path) + "/", "")
     assert "\n" not in str(e.value)
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such run file"):
-        config.load(tmp_path / "none.toml")
+        run_file.load(tmp_path / "none.toml")
 
 
 def test_an_override_wins_over_the_file_and_bare_words_are_strings(tmp_path: Path) -> None:
     path = written(tmp_path, "[local]\nsteps = 3\n[strategy]\nname = 'flora'\n")
-    c = config.load(path, ["local.steps=7", "strategy.name=fedit", "local.learning_rate=1"])
+    c = run_file.load(path, ["local.steps=7", "strategy.name=fedit", "local.learning_rate=1"])
     assert (c.local.steps, c.strategy.name, c.local.learning_rate) == (7, "fedit", 1.0)
 
 
@@ -79,7 +79,7 @@ def test_an_override_wins_over_the_file_and_bare_words_are_strings(tmp_path: Pat
 def test_an_override_that_is_none_is_refused(tmp_path: Path, bad: str) -> None:
     path = written(tmp_path, "[local]\nsteps = 3\n")
     with pytest.raises(ConfigError):
-        config.load(path, [bad])
+        run_file.load(path, [bad])
 
 
 def test_a_table_named_for_a_strategy_holds_when_that_strategy_runs(tmp_path: Path) -> None:
@@ -87,24 +87,24 @@ def test_a_table_named_for_a_strategy_holds_when_that_strategy_runs(tmp_path: Pa
         "[local]\nsteps = 3\n[local.fedkseed]\nsteps = 200\n[strategy]\nname = 'fedit'\n[strategy.fedkseed]\nK = 64\n"
     )
     path = written(tmp_path, text)
-    assert config.load(path).local.steps == 3
-    assert config.load(path).strategy.options == {}
-    seeds = config.load(path, ["strategy.name=fedkseed"])
+    assert run_file.load(path).local.steps == 3
+    assert run_file.load(path).strategy.options == {}
+    seeds = run_file.load(path, ["strategy.name=fedkseed"])
     assert (seeds.local.steps, seeds.strategy.options) == (200, {"K": 64})
 
 
 def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
     import tomli_w
 
-    c = config.from_dict(
+    c = run_file.from_dict(
         {"strategy": {"name": "fedkseed", "K": 8}, "clients": {"rank": [1, 2]}, "data": {"clients": 3}}
     )
-    assert config.load(written(tmp_path, tomli_w.dumps(c.to_dict()))) == c
+    assert run_file.load(written(tmp_path, tomli_w.dumps(c.to_dict()))) == c
 
 
 def test_relative_data_paths_mean_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    c = config.load(written(tmp_path, "[data]\ntrain = 'rows.jsonl'\n"))
+    c = run_file.load(written(tmp_path, "[data]\ntrain = 'rows.jsonl'\n"))
     assert Path(c.data.train) == tmp_path / "rows.jsonl"
 
 
@@ -116,10 +116,10 @@ def test_paths_of_the_working_folder_are_kept_absolute_and_other_names_as_they_a
     (tmp_path / "rows.jsonl").write_text("{}\n")
     monkeypatch.chdir(tmp_path / "here")
     path = written(tmp_path, "")
-    c = config.load(path, ["model.id=owner/model", "data.train=../rows.jsonl", "data.test=owner/data:test"])
+    c = run_file.load(path, ["model.id=owner/model", "data.train=../rows.jsonl", "data.test=owner/data:test"])
     assert c.model.id == str(tmp_path / "here" / "owner" / "model")
     assert (c.data.train, c.data.test) == (str(tmp_path / "rows.jsonl"), "owner/data:test")
-    assert config.load(path, ["model.id=stdlib-base"]).model.id == "stdlib-base"
+    assert run_file.load(path, ["model.id=stdlib-base"]).model.id == "stdlib-base"
 
 
 PLUGIN = """
@@ -177,14 +177,14 @@ def test_options_of_the_right_type_are_taken(tmp_path: Path, monkeypatch: pytest
 
 def test_the_command_line_wins_over_a_strategys_own_table(tmp_path: Path) -> None:
     path = written(tmp_path, "[clients]\nrank = 4\n[clients.fedit]\nrank = 8\n[strategy]\nname = 'fedit'\n")
-    assert config.load(path).clients.rank == 8
-    assert config.load(path, ["clients.rank=[2, 3]"]).clients.rank == [2, 3]
+    assert run_file.load(path).clients.rank == 8
+    assert run_file.load(path, ["clients.rank=[2, 3]"]).clients.rank == [2, 3]
 
 
 def test_paths_take_variables_and_say_which_one_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_DATA", str(tmp_path))
-    c = config.load(written(tmp_path, "[data]\ntrain = '${MY_DATA}/rows.jsonl'\n"))
+    c = run_file.load(written(tmp_path, "[data]\ntrain = '${MY_DATA}/rows.jsonl'\n"))
     assert c.data.train == str(tmp_path / "rows.jsonl")
     monkeypatch.delenv("MY_DATA")
     with pytest.raises(ConfigError, match="the variable MY_DATA is not set"):
-        config.load(tmp_path / "run.toml")
+        run_file.load(tmp_path / "run.toml")

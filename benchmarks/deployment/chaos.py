@@ -283,13 +283,13 @@ def main(
     patience: Annotated[float, typer.Option(help="Seconds without a new state that count as stuck.")] = 180,
 ) -> None:
     """Disturb a deployment and compare it with an undisturbed simulation."""
-    from fedft import config
-    from fedft.progress import table
+    from fedft import run_file
+    from fedft.reports.terminal import table
 
     folder = out or Path(mkdtemp(prefix="fedft-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     overrides = [*(set_ or ()), "server.quorum=1.0", f"server.deadline_s={10 * patience}"]
-    rounds = config.load(run, overrides).server.rounds
+    rounds = run_file.load(run, overrides).server.rounds
     sets = [part for override in overrides for part in ("--set", override)]
     started = time.monotonic()
     command = [*FEDFT, "simulate", str(run), *sets, "--out", str(folder / "simulated"), "--json"]

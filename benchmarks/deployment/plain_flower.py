@@ -125,9 +125,9 @@ def rehearse(folder: Path, sites: int, port: int, heavy: bool) -> Path:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-    from fedft import keys
+    from fedft.security import new_keys
 
-    keys.make_server(folder / "keys", ["localhost", "127.0.0.1"])
+    new_keys.make_server(folder / "keys", ["localhost", "127.0.0.1"])
     for i in range(sites):
         key = ec.generate_private_key(ec.SECP384R1())
         private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())

@@ -79,10 +79,12 @@ def vector(mib: int) -> Any:
 
 def run_config(rounds: int) -> Any:
     """The run file's content: everybody in every round, nothing evaluated, fp32 on the wire."""
-    from fedft import config
+    from fedft import run_file
 
     server = {"rounds": rounds, "quorum": 1.0, "deadline_s": PATIENCE_S}
-    return config.from_dict({"strategy": {"name": "fedit"}, "server": server, "codec": {"up": "fp32", "down": "fp32"}})
+    return run_file.from_dict(
+        {"strategy": {"name": "fedit"}, "server": server, "codec": {"up": "fp32", "down": "fp32"}}
+    )
 
 
 # The processes
@@ -92,13 +94,15 @@ def serve(folder: Path) -> None:
     """The server's process."""
     import torch
 
-    from fedft import keys
-    from fedft.recipe import Layout
+    from fedft.carriers.flower.link import FlowerLink
+    from fedft.carriers.flower.superlink import SuperLink
+    from fedft.contract import Layout
+    from fedft.reports.metric_log import MetricsFile
+    from fedft.security import private_keys
+    from fedft.security import roster as keys
     from fedft.server.checkpoint import Store
     from fedft.server.loop import Loop
-    from fedft.server.metrics import MetricsFile
-    from fedft.server.network import NetworkPost
-    from fedft.server.superlink import FlowerLink, SuperLink
+    from fedft.server.sealed_post import NetworkPost
     from fedft.update import Job
 
     torch.set_num_threads(1)
@@ -122,7 +126,7 @@ def serve(folder: Path) -> None:
             more = {k: info[k] for k in ("client", "code", "reason", "bytes_up", "bytes_down", "lost") if k in info}
             note(kind, fsync=synced(), superlink=child.pid, **more)
 
-    post = NetworkPost(link, roster, keys.load_signing(place / "signing.key"), job.run, observe)
+    post = NetworkPost(link, roster, private_keys.load_signing(place / "signing.key"), job.run, observe)
     layout = Layout(parameters={"w": (said["mib"] * MIB // 4,)})
     metrics = MetricsFile(folder / "metrics.jsonl", -1)
     try:
@@ -161,16 +165,20 @@ def attend(folder: Path, names: list[str]) -> None:
     """The process of these sites."""
     import torch
 
-    from fedft import keys
-    from fedft.client.memory import SiteDisk
-    from fedft.client.respond import Responder
-    from fedft.client.supernode import Node
+    from fedft.carriers.flower.site_node import Node
+    from fedft.client.disk import SiteDisk
+    from fedft.client.requests import Responder
     from fedft.client.train import Client
+    from fedft.security import private_keys
 
     torch.set_num_threads(1)
     said, place = json.loads((folder / "said.json").read_text()), folder / "keys"
     config, recipe = run_config(said["rounds"]), vector(said["mib"])
-    server, ca, stop = keys.load_public(place / "server.pub"), (place / "ca.pem").read_bytes(), threading.Event()
+    server, ca, stop = (
+        private_keys.load_public(place / "server.pub"),
+        (place / "ca.pem").read_bytes(),
+        threading.Event(),
+    )
 
     class Base:
         digest = "d" * 64
@@ -184,7 +192,7 @@ def attend(folder: Path, names: list[str]) -> None:
             rows: list[Any] = [None] * 10
             return Client(name, rows, [], base, handle, recipe, config)
 
-        signing, disk = keys.load_signing(own / "signing.key"), SiteDisk(own / "state")
+        signing, disk = private_keys.load_signing(own / "signing.key"), SiteDisk(own / "state")
         responder = Responder(name, signing, server, disk, join, lambda plan: None)
 
         def work() -> None:
@@ -201,7 +209,7 @@ def attend(folder: Path, names: list[str]) -> None:
             responder.take(payload, answer)
 
         threading.Thread(target=work, daemon=True).start()
-        Node(said["address"], ca, keys.load_ecdsa(own / "node.key")).run(handle_, stop)
+        Node(said["address"], ca, private_keys.load_ecdsa(own / "node.key")).run(handle_, stop)
 
     for name in names[1:]:
         threading.Thread(target=one, args=[name], daemon=True).start()
@@ -306,11 +314,12 @@ def measure(mib: int, sites: int, rounds: int, together: bool) -> dict[str, Any]
 
 def rehearse(folder: Path, names: list[str]) -> None:
     """Keys of everybody."""
-    from fedft import keys
+    from fedft.security import new_keys
+    from fedft.security import roster as keys
 
-    keys.make_server(folder / "keys", ["localhost", "127.0.0.1"])
+    new_keys.make_server(folder / "keys", ["localhost", "127.0.0.1"])
     for name in names:
-        keys.enrol(folder / "keys" / "roster.toml", keys.make_site(folder / "sites" / name, name))
+        keys.enrol(folder / "keys" / "roster.toml", new_keys.make_site(folder / "sites" / name, name))
 
 
 def deployed(folder: Path, names: list[str], mib: int, rounds: int, together: bool) -> dict[str, Any]:

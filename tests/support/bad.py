@@ -17,14 +17,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from deployed import SERVER_KEY, Direct, Site, key_of
 from flwr.app import RecordDict
 
-from fedft import codec, sealed, transport, wire
-from fedft.client.memory import Asked, SiteDisk
+from fedft.carriers.flower import grid
+from fedft.carriers.interface import Refused
+from fedft.client.disk import Asked, SiteDisk
+from fedft.compression import plain
 from fedft.config import RunConfig
+from fedft.contract import State
 from fedft.errors import RejectedUpdate
-from fedft.recipe import State
-from fedft.sealed import Kind, Opened
-from fedft.transport import Refused
+from fedft.security import sealed
+from fedft.security.sealed import Kind, Opened
 from fedft.update import Plan, Update
+from fedft.wire import messages
 
 NOBODY, SEEDS, REFUSES = 0, 15, 16
 """Beside the checks 1 to 14: nothing came that could be checked; the table of seed updates; a signed refusal."""
@@ -172,7 +175,7 @@ def _carried(answer: Said, max_bytes: int) -> bytes | Refused | RejectedUpdate:
     """As a transport hands it over: its own checks are done."""
     try:
         if isinstance(answer, RecordDict):
-            return transport.unpack(_Message(answer), max_bytes)  # type: ignore[arg-type]
+            return grid.unpack(_Message(answer), max_bytes)  # type: ignore[arg-type]
         size = answer.size if isinstance(answer, Declared) else len(answer) if isinstance(answer, bytes) else 0
         if size > max_bytes:
             raise RejectedUpdate("too_large", f"message of {size} bytes, at most {max_bytes} allowed")
@@ -224,9 +227,9 @@ class Frame:
         """What the body says."""
         found, start = {}, 0
         for name, kind, *shape in self.table:
-            entry = wire.Entry(kind, tuple(shape))
-            end = start + wire.size(name, entry)
-            found[name], start = wire.unpack(name, entry, memoryview(self.body)[start:end]), end
+            entry = plain.Entry(kind, tuple(shape))
+            end = start + plain.size(name, entry)
+            found[name], start = plain.unpack(name, entry, memoryview(self.body)[start:end]), end
         return found
 
 
@@ -239,7 +242,7 @@ def answered(twist: Twist) -> Says:
     def says(site: BadSite, opened: Opened, data: bytes) -> Sequence[Said] | None:
         if opened.kind is not Kind.TRAIN:
             return [] if opened.kind is Kind.STATUS else site.honest(data)
-        said = twist(Frame.of(site.good(data)), codec.decode_plan(opened.payload, max_bytes=2**31))
+        said = twist(Frame.of(site.good(data)), messages.decode_plan(opened.payload, max_bytes=2**31))
         payload = said.data() if isinstance(said, Frame) else said
         return [] if payload is None else [answer(site, opened, payload)]
 
@@ -301,7 +304,7 @@ def delta(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) 
     def twist(f: Frame, plan: Plan) -> bytes:
         found = f.tensors()
         n, run, attempt = f.header["n"], plan.run, plan.attempt
-        return codec.encode_update(Update({**found, **change(found)}, n, plan.round, run, attempt), "fp32")
+        return messages.encode_update(Update({**found, **change(found)}, n, plan.round, run, attempt), "fp32")
 
     return twist
 

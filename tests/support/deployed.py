@@ -10,20 +10,24 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedft import config, philox, strategies, tensors, testing
-from fedft.client.kept import Kept
-from fedft.client.memory import SiteDisk
-from fedft.client.respond import Responder
+from fedft import run_file, strategies, testing
+from fedft.arithmetic import tensors
+from fedft.carriers.flower.grid import GridPost
+from fedft.carriers.interface import Link, Refused
+from fedft.carriers.local import LocalGrid
+from fedft.client.disk import SiteDisk
+from fedft.client.private_state import Kept
+from fedft.client.requests import Responder
 from fedft.client.train import Client
 from fedft.config import RunConfig
+from fedft.contract import Batch, State, Turn
 from fedft.errors import RejectedUpdate
-from fedft.keys import Member, Roster
-from fedft.recipe import Batch, State, Turn
+from fedft.randomness import philox
+from fedft.reports.metric_log import MetricsFile
+from fedft.security.roster import Member, Roster
 from fedft.server.checkpoint import Store
 from fedft.server.loop import Loop
-from fedft.server.metrics import MetricsFile
-from fedft.server.network import Link, NetworkPost
-from fedft.transport import GridPost, LocalGrid, Refused
+from fedft.server.sealed_post import NetworkPost
 from fedft.update import Job, Update
 
 SITES = ("anna", "bert", "carl")
@@ -161,7 +165,7 @@ class Deployment:
         recipe = strategies.make(name, OPTIONS.get(name, {}))
         toy = testing.toy(recipe)
         tables["clients"] = {"rank": list(toy.ranks)}
-        self.config = config.from_dict(tables)
+        self.config = run_file.from_dict(tables)
         self.sites = sites or {s: Site(s, i, folder / "sites" / s, self.config) for i, s in enumerate(names)}
         self.store = Store(folder / "state")
         found = self.store.latest()

@@ -23,9 +23,10 @@ from typing import Any
 from unittest import mock
 
 from fedft import durable, testing
-from fedft.client import respond
+from fedft.client import requests
 from fedft.config import RunConfig
-from fedft.server import checkpoint, loop, metrics
+from fedft.reports import metric_log
+from fedft.server import checkpoint, loop
 
 SERVER = "server"
 FAULTY_S = 20_000  # of virtual time
@@ -248,9 +249,9 @@ def installed(world: World, disk: Disk) -> Iterator[None]:
 
     usage = SimpleNamespace(disk_usage=lambda p: SimpleNamespace(free=0 if disk.full(SERVER) else 2**40))
     with contextlib.ExitStack() as stack:
-        for module in (durable, metrics):
+        for module in (durable, metric_log):
             stack.enter_context(mock.patch.object(module, "os", disk))
-        for module in (loop, respond, checkpoint):
+        for module in (loop, requests, checkpoint):
             stack.enter_context(mock.patch.object(module, "time", world))
         stack.enter_context(mock.patch.object(checkpoint, "shutil", usage))
         stack.enter_context(mock.patch.object(RunConfig, "to_dict", remembered))

@@ -17,12 +17,12 @@ from cryptography.exceptions import InvalidSignature
 from deployed import Site, ToyClient
 from faults import SERVER, Disk, Killed, World
 
-from fedft import tensors
+from fedft.arithmetic import tensors
+from fedft.carriers.interface import LinkLost, Refused
 from fedft.config import RunConfig
+from fedft.contract import Layout, Trained, Turn
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Layout, Recipe, Trained, Turn
-from fedft.server.network import LinkLost
-from fedft.transport import Refused
+from fedft.recipe import Recipe
 from fedft.update import Job, Update
 
 

@@ -183,12 +183,15 @@ class Deployment:
         Args:
             reached_at: port that the sites connect to, where that is not the server's own.
         """
-        from fedft import config, keys
-        from fedft.simulations import split
+        from fedft import run_file
+        from fedft.security import new_keys
+        from fedft.simulations import split_for_sites
 
-        keys.make_server(self.keys, ["127.0.0.1", "localhost"], 30)
-        c = config.load(self.run, self.overrides)
-        made = split.split(c, self.folder / "sites", server=f"127.0.0.1:{reached_at or self.port}", keys=self.keys)
+        new_keys.make_server(self.keys, ["127.0.0.1", "localhost"], 30)
+        c = run_file.load(self.run, self.overrides)
+        made = split_for_sites.split(
+            c, self.folder / "sites", server=f"127.0.0.1:{reached_at or self.port}", keys=self.keys
+        )
         return [path.parent.name for path in made]
 
     def server(self, *more: str, out: Path | None = None) -> Service:

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from fedft import tensors
+from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
 from fedft.config import Local
-from fedft.handle import ModelHandle
-from fedft.recipe import Layout, Recipe, State, Turn
-from fedft.tensors import Tensors
+from fedft.contract import Layout, State, Turn
+from fedft.models.handle import ModelHandle
+from fedft.recipe import Recipe
 from fedft.update import Plan, Update
 
 SGD = Local(optimizer="sgd", max_grad_norm=None)

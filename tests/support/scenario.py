@@ -16,15 +16,16 @@ from faults import SERVER, Disk, Killed, Odds, World, installed
 from faulty import FastKey, FaultyClient, FaultySite, Network, hashed, key_of
 from witness import Witness
 
-from fedft import config, strategies, testing
-from fedft.client.kept import Kept
+from fedft import run_file, strategies, testing
+from fedft.client.private_state import Kept
 from fedft.config import RunConfig
+from fedft.contract import State
 from fedft.errors import RunPaused
-from fedft.recipe import Recipe, State
+from fedft.recipe import Recipe
+from fedft.reports.metric_log import MetricsFile
 from fedft.server.checkpoint import Store
 from fedft.server.loop import Loop
-from fedft.server.metrics import MetricsFile
-from fedft.server.network import NetworkPost
+from fedft.server.sealed_post import NetworkPost
 from fedft.update import Job
 
 NAMES = ("anna", "bert", "carl", "dora", "emil")
@@ -93,7 +94,7 @@ class Scenario:
             "codec": {"up": self.up},
             "eval": {"exactness": False},
         }
-        return config.from_dict(tables)
+        return run_file.from_dict(tables)
 
     def run(self) -> None:
         """Carry the run to its end under faults; AssertionError if anything is not as it must be."""

@@ -15,13 +15,17 @@ from typing import Any
 from faults import SERVER
 from faulty import FaultyClient, Hashed, hashed_loss, key_of
 
-from fedft import codec, sealed, tensors, testing
-from fedft.client.kept import Kept
-from fedft.client.memory import Memory
-from fedft.recipe import Layout, Recipe, State
-from fedft.sealed import Kind
-from fedft.tensors import Tensors
+from fedft import testing
+from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
+from fedft.client.private_state import Kept
+from fedft.client.received_state import Memory
+from fedft.contract import Layout, State
+from fedft.recipe import Recipe
+from fedft.security import sealed
+from fedft.security.sealed import Kind
 from fedft.update import Plan, Update
+from fedft.wire import messages
 
 
 class Witness:
@@ -188,14 +192,14 @@ class Witness:
         spec = self.recipe.spec(self.layout, plan)
         if not self.exact:
             sent = self.entries[state.version, name]
-            return replace(codec.decode_update(sent, spec, self.up), client=name)
+            return replace(messages.decode_update(sent, spec, self.up), client=name)
         client.memory, client.kept = Memory(), Kept()
         client.kept.open(testing.RUN)
         counted, kept = self.kept[state.version].get(name, (None, {}))
         if counted is not None:
             client.kept.keep(counted, kept, None)
         sent = client.carry_out(replace(plan, counted=counted if self.recipe.keeps else None))
-        return replace(codec.decode_update(sent, spec, self.up), client=name)
+        return replace(messages.decode_update(sent, spec, self.up), client=name)
 
 
 def _weights(examples: Mapping[str, int]) -> dict[str, int]:

@@ -1,0 +1,180 @@
+"""What the site's operator allows, checked before any model is loaded; the site's file outranks the server.
+
+    config = run_config(job, site)      the job's tables and the site's own, once
+    check_plan(plan, site.policy)       every round
+
+Whatever a server says, the outcome is work that the policy allows, or PlanRefused(code, one line):
+
+    policy_strategy        a strategy that the site does not list, by exactly this name
+    policy_base            a base model that the site does not list
+    policy_targets         layers that the site does not list
+    policy_rank, policy_steps, policy_learning_rate, policy_batch_size, policy_tokens       above the site's limit
+    policy_options         anything else: an unknown key, a wrong type, an option that the strategy does not take
+
+The lines quote what the server said and the site's limits, never a record.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, get_type_hints
+
+from fedft import config, run_file, strategies
+from fedft.client.site_settings import Policy, SiteConfig
+from fedft.config import Codec, Data, Eval, Local, Model, RunConfig
+from fedft.data import examples
+from fedft.errors import FedftError, PlanRefused
+from fedft.update import Job, Plan
+
+HEARD = {
+    "local": get_type_hints(Local).keys() - {"threads"},
+    "model": get_type_hints(Model).keys() - {"id", "device"},
+    "codec": get_type_hints(Codec).keys(),
+    "data": get_type_hints(Data).keys() - {"train", "test", "partition", "client", "clients", "alpha"},
+    "eval": get_type_hints(Eval).keys(),
+}
+"""Keys of a run file that a server may set, by table."""
+UNHEARD = {("local", "threads"), ("model", "digest")}
+"""What it may say beside them: the one is the site's own, the other is no key of a run file."""
+MAX_TEMPLATE = 4096  # characters; the longest prompt we know has 600
+MAX_FIELDS = 32  # in a template, and blocks: a row's text is multiplied by no more than this
+MAX_LABELS = 1000  # the head has a row for each
+
+RUN = re.compile(r"[0-9a-f]{16}")
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def check_job(job: Job, policy: Policy) -> None:
+    """Return if the policy allows the run; loads the strategy's module only if the policy lists its name.
+
+    Raises PlanRefused and nothing else, whatever is in the job.
+    """
+    with _refusing():
+        _check_job(job, policy)
+
+
+def check_plan(plan: Plan, policy: Policy) -> None:
+    """Return if the policy allows the round's work. Raises PlanRefused and nothing else, whatever is in the plan."""
+    with _refusing():
+        _at_most("policy_rank", "rank", plan.rank, policy.max_rank)
+        _at_most("policy_steps", "steps", plan.steps, policy.max_steps)
+        if plan.steps < 1 and not plan.evaluate:
+            raise PlanRefused("policy_steps", f"steps = {plan.steps}: there is nothing to train")
+        _at_most("policy_learning_rate", "learning_rate", plan.learning_rate, policy.max_learning_rate, (int, float))
+        if not (isinstance(plan.evaluate, bool) and isinstance(plan.extra, Mapping)):
+            raise PlanRefused("policy_options", "malformed plan: evaluate or extra is of a wrong type")
+
+
+def run_config(job: Job, site: SiteConfig) -> RunConfig:
+    """The run as this site carries it out: the job's tables, with the site's paths, device, threads and record format.
+
+    The strategy's options are checked: `strategies.make` takes them. Raises PlanRefused as `check_job` does.
+    """
+    with _refusing():
+        said = _check_job(job, site.policy)
+        own = {k: v for k, v in vars(site.data).items() if k not in ("client", "value")}
+        form = {k: v for k, v in own.items() if v is not None}
+        return replace(
+            said,
+            model=replace(said.model, id=site.model.id, device=site.model.device),
+            data=replace(said.data, **form),
+            local=replace(said.local, threads=site.local.threads),
+        )
+
+
+def _check_job(job: Job, policy: Policy) -> RunConfig:
+    """The job's tables, checked: what the site adds is at its defaults."""
+    name = job.strategy.get("name")
+    if not (isinstance(name, str) and name in policy.strategies):
+        allowed = ", ".join(policy.strategies) or "none"
+        raise PlanRefused("policy_strategy", f"strategy {name!r:.80} is not allowed here; allowed: {allowed}")
+    digest = job.model.get("digest")
+    if not (isinstance(digest, str) and DIGEST.fullmatch(digest)):
+        raise PlanRefused("policy_options", "[model] digest: wanted 64 hexadecimal digits")
+    if policy.base is not None and not digest.startswith(tuple(policy.base)):
+        raise PlanRefused("policy_base", f"base model {digest[:12]} is not allowed here")
+    if not (isinstance(job.run, str) and RUN.fullmatch(job.run)):
+        raise PlanRefused("policy_options", "run: wanted 16 hexadecimal digits")
+    said = run_file.from_dict(_tables(job), where="job")
+    # Not through from_dict: an option that is called like a strategy would be taken for that strategy's own table.
+    options = {k: v for k, v in job.strategy.items() if k != "name"}
+    said = replace(said, strategy=config.Strategy(name, options))
+    _check_limits(said, policy)
+    space = strategies.make(name, options).space  # its options are of their types from here on
+    passes = said.local.steps * options.get("samples", 1)
+    _at_most("policy_steps", "[local] steps x samples", passes, policy.max_steps)
+    factor = options.get("first_order_factor", 1.0) * said.local.learning_rate
+    _at_most(
+        "policy_learning_rate", "learning_rate x first_order_factor", factor, policy.max_learning_rate, (int, float)
+    )
+    if space.kind == "full" and "all-linear" not in policy.targets:
+        raise PlanRefused("policy_targets", f"strategy {name!r} trains all parameters; allowed: {policy.targets}")
+    return said
+
+
+def _tables(job: Job) -> dict[str, Any]:
+    """The job's tables in the form of a run file, without what the site decides."""
+    tables: dict[str, Any] = {"server": {"seed": job.seed}}
+    for table, heard in HEARD.items():
+        said = {k: v for k, v in getattr(job, table).items() if (table, k) not in UNHEARD}
+        for key in said:
+            if key not in heard:
+                raise PlanRefused("policy_options", f"[{table}] {key!r:.80}: not for a server to say")
+        tables[table] = said
+    return tables
+
+
+def _check_limits(said: RunConfig, policy: Policy) -> None:
+    _at_most("policy_steps", "[local] steps", said.local.steps, policy.max_steps)
+    rate = said.local.learning_rate
+    _at_most("policy_learning_rate", "[local] learning_rate", rate, policy.max_learning_rate, (int, float))
+    for table, size in (("local", said.local.batch_size), ("eval", said.eval.batch_size)):
+        _at_most("policy_batch_size", f"[{table}] batch_size", size, policy.max_batch_size)
+    tokens = {"[data] max_length": said.data.max_length, "[data] max_prompt": said.data.max_prompt or 0}
+    tokens |= {"[eval] generate_tokens": said.eval.generate_tokens}
+    for key, count in tokens.items():
+        _at_most("policy_tokens", key, count, policy.max_tokens)
+    wanted = [said.model.targets] if isinstance(said.model.targets, str) else said.model.targets
+    if "all-linear" not in policy.targets and not set(wanted) <= set(policy.targets):
+        raise PlanRefused("policy_targets", f"targets {wanted!r:.80} are not allowed here; allowed: {policy.targets}")
+    if len(said.model.labels) > MAX_LABELS:
+        raise PlanRefused("policy_options", f"{len(said.model.labels)} labels, at most {MAX_LABELS} are trained here")
+    for key in ("prompt", "response", "text"):
+        _check_template(f"[data] {key}", getattr(said.data, key))
+
+
+def _check_template(key: str, template: str) -> None:
+    """`data.fill` looks up names in the row and does nothing else; left to bound is how much it writes."""
+    names = [name for name in examples.FIELD.findall(template[: MAX_TEMPLATE + 1]) if name]
+    blocks = template.count("[[")  # each that is not closed is looked for to the end
+    if len(template) > MAX_TEMPLATE or max(len(names), blocks) > MAX_FIELDS:
+        raise PlanRefused(
+            "policy_options",
+            f"{key}: {len(template)} characters, {len(names)} fields and {blocks} blocks; "
+            f"at most {MAX_TEMPLATE}, {MAX_FIELDS} and {MAX_FIELDS}",
+        )
+    examples.fill(template, dict.fromkeys(names, ""), key)
+
+
+def _at_most(code: str, name: str, value: Any, most: float, kinds: tuple[type, ...] = (int,)) -> None:
+    if type(value) not in kinds or not 0 <= value <= most:  # a comparison with NaN is false
+        raise PlanRefused(code, f"{name} = {value!r:.80}, allowed here: 0 to {most}")
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What a hostile job can provoke becomes `policy_options`, and every refusal one line of printable text."""
+    try:
+        yield
+    except PlanRefused as e:
+        raise PlanRefused(e.code, _line(e)) from e
+    except (FedftError, ValueError, TypeError, LookupError, AttributeError) as e:
+        raise PlanRefused("policy_options", _line(e)) from e
+    except (ArithmeticError, RuntimeError, MemoryError) as e:  # numbers too large, brackets too deep
+        raise PlanRefused("policy_options", f"malformed job: {type(e).__name__}") from e
+
+
+def _line(e: Exception) -> str:
+    text = " ".join(str(e).split())
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]

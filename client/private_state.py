@@ -1,0 +1,78 @@
+"""What a client keeps for itself between rounds and never sends: private factors, control variates, what was not sent.
+
+A plan says in which round this client's update last counted; the turn starts from what was kept then. So an update that
+was lost on the way, or a round that is done again after whatever crash, changes nothing: what clients keep is a
+function of the rounds that counted, as the server's state is. It is on the disk before the update leaves.
+
+    kept-<round>.fedft    SHA-256 of the rest, then a safetensors body: tensors, run
+"""
+
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from fedft import durable
+from fedft.arithmetic.tensors import Tensors
+
+log = logging.getLogger(__name__)
+
+COUNTED = 2  # kept for rounds that counted: a server that lost its newest state goes back by one
+FILE = re.compile(r"kept-(\d+)\.fedft")
+
+
+@dataclass
+class Kept:
+    """One client's own tensors by round, in memory, and in `folder` where there is one."""
+
+    folder: Path | None = None
+    _run: str = ""
+    _rounds: dict[int, Tensors] = field(default_factory=dict)
+
+    def open(self, run: str) -> None:
+        """From now on those of `run`; another run's are deleted when this one first keeps something."""
+        if run == self._run:
+            return
+        self._run, self._rounds = run, {}
+        for number, path in self._files():
+            body = durable.verified(path)
+            try:
+                if body is not None and durable.metadata(body)["run"] == run:
+                    self._rounds[number] = load_tensors(body)
+            except (SafetensorError, KeyError, ValueError):
+                continue  # what does not verify is as if it were not there
+
+    def after(self, counted: int | None) -> Tensors:
+        """What was kept after round `counted`; nothing for a client whose updates have not counted yet."""
+        if counted is None:
+            return {}
+        if counted not in self._rounds:
+            log.warning("what was kept after round %d is not here; this client begins anew", counted)
+        return self._rounds.get(counted, {})
+
+    def keep(self, number: int, tensors: Tensors, counted: int | None) -> None:
+        """Keep the outcome of a turn of round `number`, durably. Raises RunPaused where the disk does not take it.
+
+        `counted`: the round that the turn began from; it and the one before stay, what never counted goes.
+        """
+        if not tensors and not self._rounds:
+            return
+        stay = sorted(n for n in self._rounds if counted is not None and n <= counted)[-COUNTED:]
+        self._rounds = {n: self._rounds[n] for n in stay} | {number: tensors}
+        if self.folder is None:
+            return
+        body = save_tensors({n: x.contiguous() for n, x in tensors.items()}, {"run": self._run})
+        durable.commit(self.folder / f"kept-{number}.fedft", body)
+        for found, path in self._files():
+            if found not in self._rounds:
+                path.unlink(missing_ok=True)
+
+    def _files(self) -> list[tuple[int, Path]]:
+        if self.folder is None or not self.folder.is_dir():
+            return []
+        found = [(FILE.fullmatch(p.name), p) for p in self.folder.iterdir()]
+        return sorted((int(m[1]), p) for m, p in found if m)

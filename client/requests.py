@@ -1,0 +1,227 @@
+"""What a site does with sealed letters: refuses what is not the server's, answers each request once, tells how it goes.
+
+    JOB               agree on the run, under the site's policy       ANSWER: rows to train on, rows held out
+    TRAIN, EVALUATE   one at a time, in a worker's thread             ANSWER, or PROGRESS "ready" where it is long
+    FETCH             the long answer                                 ANSWER
+    STATUS            at once, whatever the worker is at              PROGRESS
+
+An answer to TRAIN is on the site's disk before it is sent. The same request again gets the same bytes; an older one is
+refused; a later attempt at the same work is answered from what is there. So a site that was killed never says two
+things to one request, and trains once for a round if its disk lives.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, Queue
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fedft.arithmetic import tensors
+from fedft.client.disk import Asked, SiteDisk
+from fedft.client.train import MAX_PLAN_BYTES, Client
+from fedft.contract import Turn
+from fedft.errors import FedftError, PlanRefused, Refusal, RejectedUpdate
+from fedft.security import sealed
+from fedft.security.sealed import About, Kind, Opened
+from fedft.update import Job, Plan
+from fedft.wire import messages
+
+log = logging.getLogger(__name__)
+
+INLINE_BYTES = 4 * 2**20  # longer answers wait until they are fetched
+MAX_WAITING = 8  # requests in the queue; a server has one open at a time
+
+Reply = Callable[[bytes], None]
+
+
+@dataclass
+class Responder:
+    """One site's side of a run. `take` may be called from any thread, `work` from one."""
+
+    site: str
+    key: Ed25519PrivateKey
+    server: Ed25519PublicKey
+    disk: SiteDisk
+    join: Callable[[Job], Client]
+    """Makes the client of a job, or raises PlanRefused."""
+    check: Callable[[Plan], None]
+    """Raises PlanRefused for a plan that the site's policy does not allow."""
+    inline_bytes: int = INLINE_BYTES
+    _queue: Queue[tuple[Opened, Reply]] = field(default_factory=lambda: Queue(MAX_WAITING))
+    _doing: tuple[bytes, str, float] = (b"", "", 0.0)
+    """Plan digest of the request at hand, what is done about it, and since when."""
+    _waiting: set[bytes] = field(default_factory=set)
+    _client: Client | None = None
+    _job: Job | None = None
+    _steps: int = 0
+
+    def take(self, data: bytes, reply: Reply) -> None:
+        """A message from the network, and how to answer it. What the server has not signed for us is dropped."""
+        try:
+            opened = sealed.open_sealed(data, self._server_key)
+        except RejectedUpdate as e:
+            log.warning("a message that is not from our server, for us, was dropped: %s: %s", e.code, e)
+            return
+        if opened.kind is Kind.STATUS:
+            reply(self._seal(Kind.PROGRESS, opened.about, json.dumps(self._progress(opened.about)).encode()))
+        elif opened.kind is Kind.FETCH:
+            self._fetch(opened.about, reply)
+        elif opened.kind in (Kind.JOB, Kind.TRAIN, Kind.EVALUATE):
+            if opened.about.plan in self._waiting or self._queue.full():
+                return  # a repetition: the one that waits is answered
+            self._waiting.add(opened.about.plan)
+            self._queue.put((opened, reply))
+
+    def work(self, timeout_s: float | None = None) -> bool:
+        """Deal with one request that waits; False if none came in time (None: for ever)."""
+        try:
+            opened, reply = self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
+        except Empty:
+            return False
+        about = opened.about
+        self._doing = (about.plan, "working", time.monotonic())
+        self._waiting.discard(about.plan)
+        try:
+            payload = self._deal_with(opened)
+            if opened.kind is Kind.TRAIN and len(payload) > self.inline_bytes:
+                said = json.dumps({"doing": "ready", "size": len(payload)}).encode()
+                reply(self._seal(Kind.PROGRESS, about, said))
+            else:
+                reply(self._seal(Kind.ANSWER, about, payload))
+        except Refusal as e:
+            log.warning("round %d: refused what the server asks: %s: %s", about.round, e.code, e)
+            reply(self._refusal(about, e.code, str(e)))
+        except FedftError as e:
+            log.error("round %d: %s", about.round, e)
+            why = "this site failed; its log says why"  # the error's own text may quote a record
+            reply(self._refusal(about, "site_error", why))
+        except Exception as e:
+            log.exception("round %d: this site failed", about.round)
+            reply(self._refusal(about, "crashed", f"{type(e).__name__}"))
+        self._doing = (b"", "", 0.0)
+        memory = self._client.memory if self._client else None
+        if opened.kind is Kind.TRAIN and memory is not None and memory.held is not None:
+            try:
+                self.disk.keep_state(about.run, memory.label, memory.held)
+            except FedftError as e:
+                log.warning("%s", e)  # the server sends it again if it is missed
+        return True
+
+    def _server_key(self, site: str) -> Ed25519PublicKey:
+        if site != self.site:
+            raise RejectedUpdate("unknown_client", f"it is addressed to {site!r}")
+        return self.server
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def _deal_with(self, opened: Opened) -> bytes:
+        if opened.about.plan != opened.digest:
+            raise PlanRefused("malformed", "the letter's digest is of another payload")
+        if opened.kind is Kind.JOB:
+            return self._enrol(messages.decode_job(opened.payload), opened.about)
+        plan = messages.decode_plan(opened.payload, max_bytes=MAX_PLAN_BYTES)
+        if (plan.run, plan.round, plan.attempt) != (opened.about.run, opened.about.round, opened.about.attempt):
+            raise PlanRefused("malformed", "the letter is about another request than its plan")
+        if plan.evaluate != (opened.kind is Kind.EVALUATE):
+            raise PlanRefused("malformed", f"a plan that does not fit a letter of kind {opened.kind.name}")
+        if self._client is None or self._job is None or self._job.run != plan.run:
+            enrolled = self._job.run if self._job else "none"
+            raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {enrolled}")
+        self.check(plan)
+        if plan.evaluate:
+            return self._client.carry_out(plan)
+        return self._train(self._client, plan, opened.about)
+
+    def _enrol(self, job: Job, about: About) -> bytes:
+        if job.run != about.run:
+            raise PlanRefused("malformed", "the letter is about another run than its job")
+        if self._client is None or job != self._job:
+            self._doing = (about.plan, "loading", time.monotonic())
+            self._client = self._job = None
+            client = self.join(job)
+            said = client.enrol(job)
+            if (kept := self.disk.state(job.run)) is not None:
+                label, held = kept
+                client.memory.hold(held.version, label, held.tensors)
+            self._client, self._job = client, job
+            return said
+        return self._client.enrol(job)
+
+    def _train(self, client: Client, plan: Plan, about: About) -> bytes:
+        kept = self.disk.answer()
+        if kept is not None and kept[0].run == plan.run:
+            asked, payload = kept
+            if (asked.attempt, asked.plan) == (plan.attempt, about.plan.hex()):
+                return payload
+            if asked.attempt >= plan.attempt:
+                raise PlanRefused("stale", f"attempt {plan.attempt}, answered attempt {asked.attempt} before")
+        self._steps, client.step = plan.steps, 0
+        turn = client.install(plan)
+        asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), _work(turn))
+        if kept is not None and kept[0].work == asked.work:
+            payload = messages.relabelled(kept[1], round=plan.round, attempt=plan.attempt)
+        else:
+            self._doing = (about.plan, "training", time.monotonic())
+            payload = client.encode(client.train(turn), turn)
+        self.disk.keep_answer(asked, payload)
+        return payload
+
+    # -- at once ---------------------------------------------------------------------------------------------------
+
+    def _progress(self, about: About) -> dict[str, object]:
+        queued = about.plan in self._waiting  # before the rest: the worker moves it from here to there
+        plan, doing, since = self._doing
+        if plan == about.plan:
+            said: dict[str, object] = {"doing": doing}
+            if doing == "training" and self._client is not None:
+                step, seconds = self._client.step, time.monotonic() - since
+                said |= {"step": step, "steps": self._steps}
+                if step > 1:
+                    said["left_s"] = round(seconds / (step - 1) * (self._steps - step + 1), 1)
+            return said
+        if queued:
+            return {"doing": "queued"}
+        return {"doing": "ready" if self._answer_to(about) is not None else "unknown"}
+
+    def _fetch(self, about: About, reply: Reply) -> None:
+        payload = self._answer_to(about)
+        if payload is None:
+            reply(self._seal(Kind.PROGRESS, about, json.dumps({"doing": "unknown"}).encode()))
+        else:
+            reply(self._seal(Kind.ANSWER, about, payload))
+
+    def _answer_to(self, about: About) -> bytes | None:
+        if (kept := self.disk.answer()) is None:
+            return None
+        asked, payload = kept
+        mine = (asked.run, asked.round, asked.attempt, asked.plan)
+        return payload if mine == (about.run, about.round, about.attempt, about.plan.hex()) else None
+
+    def _refusal(self, about: About, code: str, reason: str) -> bytes:
+        return self._seal(Kind.REFUSAL, about, json.dumps({"code": code, "reason": reason[:300]}).encode())
+
+    def _seal(self, kind: Kind, about: About, payload: bytes) -> bytes:
+        return sealed.seal(kind, about, payload, self.key)
+
+
+def _work(turn: Turn) -> str:
+    """Digest of all that an answer follows from, but for the attempt's number."""
+    p = turn.plan
+    kept = tensors.digest(turn.kept) if turn.kept else ""
+    asked = [
+        p.run,
+        p.round,
+        p.version,
+        p.rank,
+        p.steps,
+        p.learning_rate,
+        p.counted,
+        dict(p.extra),
+        turn.held_digest,
+        kept,
+    ]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What the server makes of the updates of a round: means over clients."""

@@ -1,0 +1,181 @@
+"""Arithmetic on named tensors: `Tensors` is a mapping of canonical names to tensors.
+
+Nothing here changes its arguments. Sums run in float64 and are rounded once at the end, so the order of the terms is
+lost in the last bit of a double, not of a float.
+"""
+
+import hashlib
+import importlib
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fedft.arithmetic import compiled
+
+log = logging.getLogger(__name__)
+
+Tensors = Mapping[str, Tensor]
+BLOCK = 2**18  # entries
+
+
+def add(x: Tensors, y: Tensors) -> dict[str, Tensor]:
+    """x + y; both have the same names and shapes."""
+    return _pairwise(torch.add, x, y)
+
+
+def sub(x: Tensors, y: Tensors) -> dict[str, Tensor]:
+    """x - y; both have the same names and shapes."""
+    return _pairwise(torch.sub, x, y)
+
+
+def scale(x: Tensors, factor: float) -> dict[str, Tensor]:
+    """factor * x."""
+    return {name: factor * t for name, t in x.items()}
+
+
+def zeros_like(x: Tensors) -> dict[str, Tensor]:
+    """Zeros with the names, shapes and dtypes of `x`."""
+    return {name: torch.zeros_like(t) for name, t in x.items()}
+
+
+def dot(x: Tensors, y: Tensors) -> float:
+    """<x, y> over all tensors taken as one vector, in float64."""
+    _same_names(x, y)
+    return sum(
+        float(torch.dot(a.double().reshape(-1), b.double().reshape(-1)))
+        for n in sorted(x)
+        for a, b in zip(_blocks(x[n]), _blocks(y[n]), strict=True)
+    )
+
+
+def norm(x: Tensors) -> float:
+    """L2 norm of all tensors taken as one vector, in float64."""
+    return dot(x, x) ** 0.5
+
+
+def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
+    """sum_k n_k x_k / sum_k n_k, reading the items once and holding one of them at a time.
+
+    Memory is one float64 accumulator and one item, whatever the number of items. Weights count to 29 bits (numbers of
+    examples below 2^29 exactly): times a float32 that is exact in float64, so every machine and kernel finds the same.
+
+    Args:
+        items: pairs (tensors, weight); the names and shapes of the first one hold for all; weights > 0, any scale.
+    Returns:
+        Tensors of the first item's dtype, accumulated in float64 and rounded once.
+    Raises:
+        ValueError: there are no items, or names or shapes differ.
+    """
+    total: dict[str, Tensor] | None = None
+    dtypes: dict[str, torch.dtype] = {}
+    weights, kernels = 0.0, None
+    for tensors, weight in items:
+        if first := total is None:
+            dtypes, kernels = {name: t.dtype for name, t in tensors.items()}, _kernels(tensors)
+            total = {name: torch.empty(t.shape, dtype=torch.float64) for name, t in tensors.items()}
+        _same_names(total, tensors)
+        short = _to_29_bits(weight)
+        for name, t in tensors.items():
+            if t.shape != total[name].shape:
+                raise ValueError(f"{name} has shape {tuple(t.shape)}, the first one has {tuple(total[name].shape)}")
+            by = kernels if t.dtype == torch.float32 else None
+            (_begin if first else _add)(total[name], t, short, by)
+        weights += short
+    if total is None or not weights > 0:
+        raise ValueError("expected at least one update of positive weight, got none")
+    return {name: _quotient(total.pop(name), weights, dtype, kernels) for name, dtype in dtypes.items()}
+
+
+def digest(x: Tensors) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes in canonical (bytewise) order of names; hexadecimal."""
+    h = hashlib.sha256()
+    for name in sorted(x, key=str.encode):
+        t = x[name].detach().cpu().contiguous()
+        h.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
+        h.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+    return h.hexdigest()
+
+
+def _blocks(t: Tensor) -> tuple[Tensor, ...]:
+    """The entries in pieces whose float64 copy stays in the cache; fresh memory costs more than arithmetic."""
+    return t.reshape(-1).split(BLOCK) if t.numel() > BLOCK else (t,)
+
+
+def _kernels(x: Tensors) -> ModuleType | None:
+    """Compiled sums where numba's code pays on the CPU; None means torch."""
+    cpu = [t for t in x.values() if t.device.type == "cpu" and t.dtype == torch.float32]
+    largest = max(cpu, key=Tensor.numel, default=None)
+    if largest is None:
+        return None
+    times = -(-sum(t.numel() for t in cpu) // largest.numel()) if largest.numel() else 0
+    return _compiled_sums() if compiled.library(largest, times) == "numba" else None
+
+
+@cache
+def _compiled_sums() -> ModuleType | None:
+    """The sums compiled by numba, tried once; None where they cannot be had and nobody insists on them."""
+    try:
+        kernels = importlib.import_module("fedft.arithmetic.tensors_numba")
+        total, found = torch.empty(3, dtype=torch.float64), torch.empty(3)
+        kernels.begin(total, torch.tensor([1.0, 2.0, 3.0]), 2.0)
+        kernels.add(total, torch.tensor([4.0, 5.0, 6.0]), 0.5)
+        kernels.divide(found, total, 2.0)
+        if found.tolist() != [2.0, 3.25, 4.5]:
+            raise RuntimeError(f"they answer {found.tolist()} where [2.0, 3.25, 4.5] is right")
+    except Exception as problem:  # a compiler may fail in any way, and torch does the same
+        if compiled.forced():
+            raise
+        if not isinstance(problem, ImportError):
+            log.warning("sums compiled by numba do not work here, torch does their work: %s", problem)
+        return None
+    return kernels
+
+
+def _begin(total: Tensor, t: Tensor, weight: float, kernels: ModuleType | None) -> None:
+    """total = weight * t."""
+    if kernels:
+        return kernels.begin(total, t, weight)
+    for sum_, term in zip(_blocks(total), _blocks(t), strict=True):
+        sum_.copy_(term).mul_(weight)
+
+
+def _add(total: Tensor, t: Tensor, weight: float, kernels: ModuleType | None) -> None:
+    """total += weight * t."""
+    if kernels:
+        return kernels.add(total, t, weight)
+    for sum_, term in zip(_blocks(total), _blocks(t), strict=True):
+        sum_.add_(term.double(), alpha=weight)
+
+
+def _quotient(total: Tensor, by: float, dtype: torch.dtype, kernels: ModuleType | None) -> Tensor:
+    """total / by in `dtype`; `total` is used up."""
+    found = torch.empty(total.shape, dtype=dtype)
+    if kernels and dtype == torch.float32:
+        kernels.divide(found, total, by)
+    else:
+        for rounded, sum_ in zip(_blocks(found), _blocks(total), strict=True):
+            rounded.copy_(sum_.div_(by))
+    return found
+
+
+def _to_29_bits(weight: float) -> float:
+    mantissa, exponent = math.frexp(weight)
+    return math.ldexp(round(mantissa * 2**29), exponent - 29)
+
+
+def _pairwise(f: Callable[[Tensor, Tensor], Tensor], x: Tensors, y: Tensors) -> dict[str, Tensor]:
+    _same_names(x, y)
+    for name in x:
+        if x[name].shape != y[name].shape:
+            raise ValueError(f"{name} has shapes {tuple(x[name].shape)} and {tuple(y[name].shape)}")
+    return {name: f(x[name], y[name]) for name in x}
+
+
+def _same_names(x: Tensors, y: Tensors) -> None:
+    if x.keys() != y.keys():
+        raise ValueError(f"names differ: {sorted(x.keys() ^ y.keys())[:4]} are on one side only")

@@ -1,0 +1,1 @@
+"""The `fedft` command: one file per family of subcommands. Nobody imports it."""

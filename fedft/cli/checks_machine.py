@@ -1,0 +1,232 @@
+"""What a machine, a model and its rows lack before `fedft server` or `fedft client` can run;
+`checks_deployment.py` has keys and addresses.
+
+A check gives rows: what was looked at, "ok", "warn" or "FAIL", what was found, and what to do about it. Whatever is
+missing, a check gives a row and never an error; nothing is changed anywhere.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from fedft.errors import FedftError
+
+if TYPE_CHECKING:
+    from fedft.models.load import Base
+
+OK: Final = "ok"
+WARN: Final = "warn"
+FAIL: Final = "FAIL"
+LOW_BYTES = 2**30  # of memory or disk: Flower's SuperLink and torch alone take about as much
+
+
+@dataclass(frozen=True)
+class Row:
+    """The outcome of one check."""
+
+    check: str
+    state: Literal["ok", "warn", "FAIL"]
+    found: str
+    remedy: str = ""
+
+
+def rows_of(check: str, find: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """The rows of `find`; what it raises becomes a row that fails."""
+    try:
+        yield from find()
+    except FedftError as e:
+        found, remedy = halves(str(e))
+        yield Row(check, FAIL, found, remedy or "correct it in the file or option that is named")
+    except Exception as e:  # a broken installation raises anything, and must not hide the other checks
+        said = next(iter(str(e).splitlines()), "")[:300]
+        yield Row(check, FAIL, f"{type(e).__name__}: {said}", "install fedft anew; if that is in vain, report it")
+
+
+def halves(text: str) -> tuple[str, str]:
+    """What was found, and the remedy, of one of our one-line messages."""
+    found, _, remedy = " ".join(text.split()).partition("; ")
+    return found, remedy
+
+
+# -- the machine -----------------------------------------------------------------------------------------------------
+
+
+def libraries() -> Iterator[Row]:
+    """Python and what fedft depends on, against the ranges that it is installed with."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    python = platform.python_version()
+    try:
+        wanted = metadata.metadata("fedft")["Requires-Python"] or ""
+        requirements = [Requirement(r) for r in metadata.requires("fedft") or ()]
+    except metadata.PackageNotFoundError:
+        yield Row("python", OK, python)
+        yield Row(
+            "libraries", WARN, "fedft is not installed, so that the versions it needs are not known", "pip install"
+        )
+        return
+    fits = SpecifierSet(wanted).contains(python, prereleases=True)
+    yield Row("python", OK if fits else FAIL, python, "" if fits else f"install Python {wanted}")
+    there = []
+    for r in requirements:
+        if r.marker is not None and not r.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(r.name)
+        except metadata.PackageNotFoundError:
+            yield Row("libraries", FAIL, f"{r.name} is not installed", f"pip install '{r}'")
+            continue
+        if not r.specifier.contains(version, prereleases=True):
+            yield Row("libraries", FAIL, f"{r.name} {version}, wanted {r.specifier}", f"pip install '{r}'")
+        there.append(f"{r.name} {version}")
+    yield Row("libraries", OK, ", ".join(there))
+
+
+def processor(threads: int = 1) -> Iterator[Row]:
+    """Cores that this process may use; `threads` of torch are wanted."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = f"{cores} cores, {threads} torch thread{'s' if threads > 1 else ''}"
+    if threads > cores:
+        yield Row("processor", WARN, found, f"[local] threads = {cores} or less: more threads than cores are slower")
+    else:
+        yield Row("processor", OK, found)
+
+
+def memory() -> Iterator[Row]:
+    """Memory of the machine, and how much of it is free."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    kib = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
+    if "MemAvailable" not in kib:
+        yield Row("memory", OK, "not known on this platform")
+        return
+    free = kib["MemAvailable"] * 1024
+    found = f"{_size(kib['MemTotal'] * 1024)}, {_size(free)} of it available"
+    yield Row("memory", OK, found) if free >= LOW_BYTES else Row("memory", WARN, found, "end what takes so much")
+
+
+def devices(wanted: str = "cpu") -> Iterator[Row]:
+    """Accelerators; `wanted` is the device that the model is meant to be on."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for i in range(count):
+        free, total = torch.cuda.mem_get_info(i)
+        with torch.cuda.device(i):
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        found = f"{torch.cuda.get_device_name(i)}, {_size(free)} of {_size(total)} free"
+        yield Row(f"cuda:{i}", OK, f"{found}, {'with' if bf16 else 'without'} bfloat16")
+    if not count:
+        yield Row("devices", OK, f"no CUDA device (torch {torch.__version__})")
+    number = wanted.partition(":")[2]
+    if wanted.startswith("cuda") and int(number if number.isdecimal() else 0) >= count:
+        remedy = "a driver and a torch built for CUDA (`nvidia-smi` shows the driver), or another device"
+        yield Row("devices", FAIL, f"[model] device is {wanted!r}, there are {count}", remedy)
+
+
+def disk(name: str, folder: Path) -> Iterator[Row]:
+    """Room and the right to write where `folder` is, or would be made."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    found = f"{folder}: {_size(free)} free"
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        yield Row(name, FAIL, f"{there}: cannot be written by this user", "another folder, or its owner's `chown`")
+    elif free < LOW_BYTES:
+        yield Row(name, WARN, found, "make room: a full disk pauses the run")
+    else:
+        yield Row(name, OK, found)
+
+
+def proxies(host: str | None = None) -> Iterator[Row]:
+    """Proxies in the environment, which the way to the server takes; their values may hold passwords."""
+    names = sorted({name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")})
+    names = [name for name in names if os.environ[name]]
+    if not names:
+        yield Row("proxies", OK, "none in the environment")
+    elif host is not None and urllib.request.proxy_bypass(host):
+        yield Row("proxies", OK, f"{', '.join(names)} set, not used for {host} (NO_PROXY)")
+    else:
+        remedy = f"if the server is not behind it: NO_PROXY={host or 'HOST'}, also where the host is this machine"
+        yield Row("proxies", WARN, f"{', '.join(names)} set: connections to the server go through that proxy", remedy)
+
+
+# -- model and rows --------------------------------------------------------------------------------------------------
+
+
+def model(
+    source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0
+) -> Iterator[Row]:
+    """The base model as a run takes it, with the digest that the sites' must have."""
+    from fedft.models import load as models
+
+    base = models.load(source, task, labels=labels, dtype=dtype, device=device, seed=seed)
+    yield Row("model", OK, f"{_said(source, base)}, digest {base.digest[:12]} as {task} in {dtype}")
+    yield _tokenizer(base)
+
+
+def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -> Iterator[Row]:
+    """The base model of a site, which learns from the run only what it is for.
+
+    `allowed`: beginnings of digests, one of which the model should have.
+    """
+    from fedft.models import load as models
+
+    try:
+        base = models.load(source, "causal-lm", device=device)
+    except FedftError as causal:
+        try:
+            base = models.load(source, "sequence-classification", labels=2, device=device)
+        except FedftError:
+            raise causal from None
+    found = _said(source, base)
+    if base.task != "causal-lm":
+        yield Row("model", OK, f"{found}, a classifier's body; its digest depends on the run's labels")
+    elif allowed is not None and not base.digest.startswith(tuple(allowed)):
+        remedy = "correct it if runs are in float32; in another dtype the model has another digest"
+        yield Row("model", WARN, f"{found}, digest {base.digest[:12]} in float32 is not in [policy] base", remedy)
+    else:
+        yield Row("model", OK, f"{found}, digest {base.digest[:12]} in float32")
+    yield _tokenizer(base)
+
+
+def _said(source: str, base: "Base") -> str:
+    size = sum(p.numel() for p in base.model.parameters())
+    return f"{source}: {size:,} parameters on {base.model.device}"
+
+
+def _tokenizer(base: "Base") -> Row:
+    """With 12 digits of a SHA-256 over the tokens in order of number: unlike ones make unlike numbers of a text."""
+    vocabulary = sorted(base.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+    return Row("tokenizer", OK, f"{len(vocabulary):,} tokens, digest {digest[:12]}")
+
+
+def site_rows(
+    train: str, test: str | None, name: str, field: str | None, value: str | None, templates: Iterable[str] = ()
+) -> Iterator[Row]:
+    """The site's own rows, as `rows.of_site` finds them; `templates` must fit each."""
+    from fedft import config
+    from fedft.data import client_datasets, examples
+
+    files = config.Data(train=train, test=test, holdout=0.0)
+    own, held = client_datasets.of_site(config.RunConfig(data=files), name, field, value)
+    for template in templates:
+        for i, row in enumerate((*own, *held), 1):
+            examples.fill(template, row, f"{train}, row {i} of this site")
+    share = "a share of them is held out as the run says" if test is None else f"{len(held)} held out"
+    if own:
+        yield Row("rows", OK, f"{train}: {len(own)} rows, {share}")
+    else:
+        yield Row("rows", FAIL, f"{train}: no row", "[data] train must name this site's records")
+
+
+def _size(n: float) -> str:
+    return f"{n / 2**30:.1f} GiB"

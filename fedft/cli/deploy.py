@@ -1,0 +1,162 @@
+"""The commands of a deployment: `fedft split`, and the services `fedft server` and `fedft client`, which log."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fedft.errors import ConfigError, Interrupted
+
+PATIENCE_S = 5.0  # for a goodbye to the server
+
+log = logging.getLogger("fedft")
+
+SetKeys = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. strategy.name=ffa_lora.")
+]
+LogForm = Annotated[Literal["lines", "json"], typer.Option("--log", help="Form of the log on stdout.")]
+
+
+def split(
+    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file to rehearse.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; a folder per client, with its rows and a site file.")],
+    server: Annotated[str, typer.Option(help="HOST:PORT where the server will listen.")] = "127.0.0.1:9443",
+    keys: Annotated[
+        Path | None, typer.Option(help="The server's key folder: makes and enrols the sites' keys.")
+    ] = None,
+    set_: SetKeys = None,
+) -> None:
+    """Cut a run file's data into site folders, to rehearse its deployment on one machine."""
+    from fedft import run_file as configs
+
+    config = configs.load(run, set_ or ())
+    from fedft.simulations import split_for_sites as splits
+
+    for path in splits.split(config, to, server=server, keys=keys):
+        typer.echo(path)
+
+
+def server(
+    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file, as `fedft simulate` takes it.")],
+    keys: Annotated[Path, typer.Option(help="The server's key folder; `fedft keys server` makes one.")],
+    out: Annotated[Path, typer.Option(help="Run folder; one that holds this run is resumed.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT on which sites reach us.")] = "127.0.0.1:9443",
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of a SuperLink that you run; ours is not started.")] = "",
+    superlink_ca: Annotated[Path | None, typer.Option(help="CA certificate of that SuperLink (default: ours).")] = None,
+    lift: Annotated[list[str] | None, typer.Option(metavar="SITE", help="End the quarantine of a site.")] = None,
+    set_: SetKeys = None,
+    log_: LogForm = "lines",
+) -> None:
+    """Coordinate a run over the network. Starting again resumes; SIGTERM and Ctrl-C stop, nothing is lost."""
+    from fedft import run_file as configs
+
+    _start_logging(log_)
+    config = configs.load(run, set_ or ())
+    from fedft.server import app
+
+    place = app.Place(keys, None if superlink else address_of(listen), superlink, superlink_ca)
+    _stop_on_sigterm()
+    try:
+        summary = app.serve(config, place, out, lift=lift or (), observe=_say)
+    except KeyboardInterrupt as e:
+        raise Interrupted(f"stopped; nothing is lost: the same command continues the run in {out}") from e
+    log.info("finished: %s", json.dumps(summary, sort_keys=True))
+
+
+def client(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file; client/site.toml is an example.")],
+    log_: LogForm = "lines",
+) -> None:
+    """Serve one site: wait for the server, train on the site's own rows, send what the policy allows."""
+    from fedft.client import site_settings as sites
+
+    _start_logging(log_)
+    config = sites.load(site)
+    from fedft.client import app
+
+    stop = threading.Event()
+
+    def leave() -> None:
+        log.info("stopped")
+        logging.shutdown()
+        os._exit(0)  # the worker may be in the middle of a step; what must be durable is so at any instant
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        threading.Timer(PATIENCE_S, leave).start()  # a server that does not answer must not keep us
+
+    for s in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(s, end)
+    app.attend(config, stop)
+    leave()
+
+
+def address_of(text: str) -> tuple[str, int]:
+    """Host and port of a --listen. Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    if not (host and colon and port.isdecimal() and int(port) < 65536):
+        raise ConfigError(f"--listen {text!r}: wanted HOST:PORT, for instance 0.0.0.0:9443")
+    return host.strip("[]"), int(port)
+
+
+def _stop_on_sigterm() -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; the way out must not be cut short
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)), "level": record.levelname}
+        line |= {"logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _start_logging(form: str) -> None:
+    handler = logging.StreamHandler(sys.stdout)
+    lines = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    lines.converter = time.gmtime
+    handler.setFormatter(_Json() if form == "json" else lines)
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    for noisy in ("httpx", "flwr", "transformers", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _say(kind: str, info: Mapping[str, Any]) -> None:
+    """The engine's events as log lines; refusals are logged where they happen."""
+    if kind == "preparing":
+        log.info("loading the base model; run folder %s", info["folder"])
+    elif kind == "enrolling":
+        log.info("waiting for %s", ", ".join(info["clients"]))
+    elif kind == "enrolled":
+        log.info("%s has joined", info["client"])
+    elif kind == "round":
+        log.info("round %d: asking %s", info["round"], ", ".join(info["asked"]))
+    elif kind == "progress" and {"step", "steps"} <= info.keys():
+        left = f", about {info['left_s']:.0f} s left" if "left_s" in info else ""
+        log.info("round %d: %s at step %d of %d%s", info["round"], info["client"], info["step"], info["steps"], left)
+    elif kind == "progress":
+        log.info("round %d: %s: %s", info["round"], info["client"], info["doing"])
+    elif kind == "admitted":
+        loss = info["metrics"].get("loss")
+        log.info("round %d: %s admitted%s", info["round"], info["client"], f", loss {loss:.4f}" if loss else "")
+    elif kind == "line":
+        measured = "".join(f", {k} {info[k]:.4f}" for k in ("loss", "accuracy") if k in info)
+        seconds = sum(info["seconds"].values())
+        log.info(
+            "state %d%s; %d bytes up, %d down; %.2f s; %d refused",
+            info["version"], measured, info["bytes_up"], info["bytes_down"], seconds, len(info["refused"]),
+        )  # fmt: skip

@@ -1,0 +1,121 @@
+"""`fedft keys`: make a server's and a site's keys, and keep the roster of sites that count."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="keys",
+    help="Keys and certificates of a deployment, and the roster of sites whose messages count.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ServerFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The server's key folder.")]
+Days = Annotated[int, typer.Option(help="Days that the certificate is valid.")]
+
+
+@app.command()
+def server(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; keys in it are never overwritten.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="DNS name or IP address that sites connect to; repeat it. (default: localhost, 127.0.0.1)"),
+    ] = None,
+    days: Days = 365,
+) -> None:
+    """Make the server's folder: certificate authority, TLS certificate, signing key and an empty roster."""
+    from fedft.security import new_keys
+
+    hosts = host or ["localhost", "127.0.0.1"]
+    new_keys.make_server(folder, hosts, days)
+    typer.echo(f"made {folder}, for sites that connect to {', '.join(hosts)}; back it up, and let nobody else read it")
+    typer.echo(
+        f"next: hand {folder / 'ca.pem'} and {folder / 'server.pub'} to every site, and enrol the cards they send"
+    )
+
+
+@app.command()
+def site(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make; keys in it are never overwritten.")],
+    name: Annotated[str, typer.Argument(help="The site's name, as the roster and all logs will show it.")],
+) -> None:
+    """Make a site's keys, and the card with their public halves for the server's operator."""
+    from fedft.security import new_keys, roster
+
+    card = new_keys.make_site(folder, name)
+    typer.echo(f"made {folder}; fingerprint {roster.read_card(card).fingerprint()}")
+    typer.echo(f"next: hand {card} to the server's operator, and copy the server's ca.pem and server.pub to {folder}")
+
+
+@app.command()
+def enrol(
+    folder: ServerFolder,
+    cards: Annotated[list[Path], typer.Argument(metavar="CARD...", help="Cards, as `fedft keys site` makes them.")],
+) -> None:
+    """Add sites to the roster."""
+    from fedft.security import roster as keys
+
+    for card in cards:
+        member = keys.enrol(folder / "roster.toml", card)
+        typer.echo(f"enrolled {member.name}; fingerprint {member.fingerprint()}")
+    typer.echo("next: compare each fingerprint with the one that `fedft keys site` showed to the site's operator")
+    typer.echo("a running server takes new sites in at its next start; it goes on where it was")
+
+
+@app.command()
+def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The site's name in the roster.")]) -> None:
+    """Let a site's keys count no longer."""
+    from fedft.security import roster as keys
+
+    keys.revoke(folder / "roster.toml", name)
+    typer.echo(f"revoked {name}")
+    typer.echo("a running server takes no more of its answers from now on, and no longer waits for it after a restart")
+
+
+@app.command(name="list")
+def list_(
+    folder: ServerFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array instead of a table.")] = False,
+) -> None:
+    """Show the roster."""
+    from fedft.reports.terminal import table
+    from fedft.security import roster as keys
+
+    rows = [
+        {
+            "site": m.name,
+            "state": m.state(),
+            "max_examples": m.max_examples,
+            "not_before": m.not_before.isoformat() if m.not_before else None,
+            "not_after": m.not_after.isoformat() if m.not_after else None,
+            "fingerprint": m.fingerprint(),
+        }
+        for m in keys.load_roster(folder / "roster.toml").members.values()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+    elif rows:
+        table(rows, [c for c in rows[0] if any(row[c] is not None for row in rows)])
+    else:
+        typer.echo(f"no sites yet\nnext: fedft keys enrol {folder} CARD")
+
+
+@app.command()
+def renew(
+    folder: ServerFolder,
+    host: Annotated[
+        list[str] | None, typer.Option(help="As for `fedft keys server`. (default: those of the present certificate)")
+    ] = None,
+    days: Days = 365,
+) -> None:
+    """Make a new TLS certificate from the same authority; sites keep what they have."""
+    from fedft.security import new_keys
+
+    new_keys.renew(folder, host or (), days)
+    facts = new_keys.certificate_facts(folder / "server.pem")
+    typer.echo(f"made {facts.path}, for {', '.join(facts.names)}, valid until {facts.not_after:%Y-%m-%d}")
+    typer.echo("next: restart the server if it runs; the sites keep their ca.pem and do nothing")

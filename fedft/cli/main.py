@@ -1,0 +1,254 @@
+"""The front door: every command of `fedft`; those of a deployment are in `deploy.py` and `keys.py`, the
+benches in `bench.py`.
+
+Imports what a command needs when it runs, so that `fedft --help` answers at once. A user's mistake is one line on
+stderr and a non-zero exit code; a traceback is a bug of ours.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedft.cli import bench, deploy, doctor, keys
+from fedft.errors import EXIT_INTERRUPTED, FedftError, Interrupted, RunPaused
+
+app = typer.Typer(
+    name="fedft",
+    help="Federated fine-tuning of language models: simulate many clients, compare methods, export adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+DECLARED = ("linear", "ring_summable", "reveals_clients", "unlike_ranks")
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `fedft simulate` leaves it.")]
+
+
+@app.command()
+def simulate(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.toml]", help="Run file; none: the built-in quickstart.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. strategy.name=ffa_lora.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder (default: a new one under fedft-runs/).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run many clients on this machine, with the engine, the codec and the strategies of a deployment."""
+    from fedft import run_file as configs
+    from fedft.reports.terminal import Progress
+
+    # the config is checked before transformers and Flower are loaded: a typing mistake answers soon
+    file = run or _quickstart()
+    config = configs.load(file, set_ or ())
+    with Progress(quiet=as_json, rounds=config.server.rounds) as progress:
+        from fedft.simulations import run as runs
+
+        name = f"{file.stem}-{config.strategy.name}"
+        folder = runs.choose_folder(name, out, resume)
+        try:
+            done = runs.simulate(config, out=folder, resume=resume, observe=progress.observe)
+        except KeyboardInterrupt as e:
+            if not (folder / "config.toml").exists():
+                raise  # before the first file: there is nothing to resume
+            raise Interrupted(f"interrupted; nothing is lost: add --resume --out {folder} to the same command") from e
+    if as_json:
+        typer.echo(json.dumps({**done.summary, "folder": str(done.folder)}, sort_keys=True))
+    else:
+        progress.finish(done.summary, done.folder)
+
+
+@app.command()
+def race(
+    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="Run file that all contenders share.")],
+    strategies: Annotated[
+        str, typer.Option(help="Comma-separated: strategies, and the baselines `local` and `central`.")
+    ] = "fedit,flora,ffa_lora,local,central",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'LABEL: KEY=VALUE ...'", help="One more contender, made by overrides."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="bytes=N|steps=N|seconds=N", help="Each run ends at its last round within it."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per contender, seeds 0, 1, ...")] = 3,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override for all.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones in it are not run again.")] = Path(
+        "fedft-runs/race"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Methods side by side: same data, clients and budget, several seeds; a table, learning curves and a page."""
+    from fedft.reports.terminal import RaceProgress, table
+
+    with RaceProgress() as progress:
+        from fedft.reports import tally
+        from fedft.simulations import race as races
+
+        contenders = [races.contender(s.strip()) for s in strategies.split(",") if s.strip()]
+        contenders += [races.contender(v) for v in variant or ()]
+        try:
+            done = races.race(
+                run, contenders, seeds, out, budget=budget, overrides=set_ or (), observe=progress.observe
+            )
+        except KeyboardInterrupt as e:
+            raise Interrupted("interrupted; nothing is lost: the same command continues the race") from e
+    if as_json:
+        typer.echo(json.dumps(done))
+    else:
+        table(tally.readable(done["rows"]), tally.COLUMNS, tally.SPARE)
+        typer.echo(f"{out / races.PAGE}  (the same with learning curves; numbers in {races.TABLE} beside it)")
+    if stopped := done["stopped"]:
+        raise RunPaused(f"stopped, and without a row: {', '.join(stopped)}; the same command tries again")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs and of races.")],
+    to: Annotated[
+        Path | None, typer.Option(help="File (default: report.html in the folder, or here if there are several).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One page that compares runs and races: table, learning curves, bytes; a single file to open, mail and print."""
+    from fedft.reports import html_report as reports
+    from fedft.reports import tally
+    from fedft.reports.terminal import table
+
+    file = to or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    done = reports.write(folders, file)
+    if as_json:
+        typer.echo(json.dumps(done))
+    else:
+        table(tally.readable(done["rows"]), tally.COLUMNS, tally.SPARE)
+        typer.echo(f"page   {file}")
+
+
+@app.command()
+def strategies(as_json: AsJson = False) -> None:
+    """List the installed strategies with what each declares."""
+    from fedft import registry
+    from fedft import strategies as known
+
+    rows = []
+    for name, where in registry.installed().items():
+        recipe = known.make(name, {})
+        declared = {d: getattr(recipe, d) for d in DECLARED}
+        rows.append({"name": name, "what": _headline(where), "space": recipe.space.kind, **declared, "from": where})
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        said = ", ".join([row["space"], *(d.replace("_", " ") for d in DECLARED if row[d])])
+        typer.echo(f"{row['name']:<10} {row['what']}\n{'':<10} {said}")
+
+
+def _quickstart() -> Path:
+    """The run file of the quickstart: beside fedft/ in a checkout, inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    places = [folder / "simulations" / "quickstart.toml" for folder in (package.parent, package)]
+    return next((file for file in places if file.exists()), places[-1])
+
+
+def _headline(where: str) -> str:
+    """First line of the docstring of the module a factory comes from."""
+    module = sys.modules.get(where.partition(":")[0])
+    return ((module.__doc__ if module else "") or "").strip().split("\n")[0]
+
+
+@app.command(name="check-strategy")
+def check_strategy(
+    name: Annotated[str, typer.Argument(help='An installed name, or "package.module:factory".')],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="A factory option.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the contract suite on one strategy: what the engine, the wire and a deployment rely on."""
+    from fedft import strategies as known
+    from fedft import testing
+    from fedft.run_file import load_options
+
+    recipe = known.make(name, load_options(set_ or ()))
+    results = testing.strategy_contract(recipe, stop=False)
+    if as_json:
+        typer.echo(json.dumps({"strategy": name, "failed": {k: v for k, v in results.items() if v}}))
+    else:
+        for promise, failure in results.items():
+            typer.echo(f"{'FAIL' if failure else 'ok  '}  {promise}{': ' + failure if failure else ''}")
+    if any(results.values()):
+        raise typer.Exit(1)
+
+
+@app.command(name="eval")
+def evaluate(
+    folder: RunFolder,
+    rouge: Annotated[bool, typer.Option("--rouge", help="Also ROUGE-L of greedy generations (causal LM).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Loss, accuracy and ROUGE-L of a run's newest state on every client's held-out rows."""
+    from fedft.reports.terminal import table
+    from fedft.simulations import finished_run
+
+    by_client, mean = finished_run.evaluate_run(folder, rouge=rouge)
+    if as_json:
+        typer.echo(json.dumps({"mean": mean, "clients": by_client}, sort_keys=True))
+    else:
+        rows = [{"client": c, **m} for c, m in by_client.items()] + [{"client": "mean", **mean}]
+        table(rows, tuple(rows[0]))
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model with the change merged in.")] = False,
+    client: Annotated[str | None, typer.Option(help="This client's own model, where clients have such.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's model as a PEFT adapter folder, or merged with its base for transformers and vLLM."""
+    from fedft.simulations import finished_run as measure
+
+    kind = measure.export_run(folder, to, merged=merged, client=client)
+    typer.echo(json.dumps({"kind": kind, "folder": str(to)}) if as_json else f"{kind} written to {to}")
+
+
+app.command()(bench.bench)
+app.command()(deploy.split)
+app.add_typer(keys.app, name="keys")
+app.command()(deploy.server)
+app.command()(deploy.client)
+app.command()(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point of the `fedft` command."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        code = app(standalone_mode=False)  # typer returns the code of an Exit, and 130 for a KeyboardInterrupt
+    except FedftError as e:
+        typer.echo(f"fedft: {e}", err=True)
+        sys.exit(e.exit_code)
+    except Exception as e:
+        if _is_usage(e):
+            typer.echo(f"fedft: {e.format_message()}", err=True)  # type: ignore[attr-defined]
+            sys.exit(2)
+        raise
+    if code == EXIT_INTERRUPTED:
+        typer.echo("fedft: interrupted", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_usage(e: Exception) -> bool:
+    return hasattr(e, "format_message") and hasattr(e, "exit_code")

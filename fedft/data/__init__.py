@@ -1,0 +1,1 @@
+"""From files of records to token ids: reading, cutting into clients, templates, batches."""

@@ -1,0 +1,103 @@
+"""A client's rows: read, held out and encoded, by the same code for a client of a simulation and for a site.
+
+    parts = of_site(config, "north")                          (train, held out), from files that hold one client's rows
+    train, test = encode({"north": parts}, config, base)["north"]
+
+A site whose file holds exactly the rows of the simulated client of its name, in their order, gets the same examples.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from fedft import check
+from fedft.config import RunConfig
+from fedft.data import examples, partition, records
+from fedft.data.examples import Example
+from fedft.errors import DataError
+from fedft.models.load import Base
+from fedft.quickstart import rows as stdlib_docstrings
+from fedft.randomness import philox
+
+Rows = list[dict[str, Any]]
+Parts = Mapping[str, tuple[Rows, Rows]]
+
+log = logging.getLogger(__name__)
+
+
+def read(source: str) -> Rows:
+    """The records of a file, of a hub id, or of the built-in task. Raises DataError."""
+    return stdlib_docstrings.rows() if source == "stdlib-docstrings" else records.read_rows(source)
+
+
+def hold_out(rows: Rows, config: RunConfig, client: str) -> tuple[Rows, Rows]:
+    """(train, held out) of a client whose run has no test file; decided by the run's seed and the client's name."""
+    return partition.hold_out(rows, config.data.holdout, philox.derive(config.server.seed, "holdout", client))
+
+
+def of_site(config: RunConfig, name: str, field: str | None = None, value: str | None = None) -> tuple[Rows, Rows]:
+    """(train, held-out) records of the one client that a site is.
+
+    Args:
+        config: its `[data]` train and test are the site's own files; an empty test file means nothing is held out.
+        name: the site's.
+        field, value: where the files are shared, only the rows whose `field`, as text, is `value` (left out: `name`).
+    Raises:
+        DataError: what is wrong with the files; no row to train on is the site's.
+    """
+    d, value = config.data, name if value is None else value
+    found = read(d.train)
+    train = _only(found, field, value)
+    if field is not None and not train:
+        known = {str(row.get(field)) for row in found}
+        raise DataError(f"{d.train}: no row has {field} = {value!r}{check.nearest(value, known)}")
+    if d.test is None:
+        return hold_out(train, config, name)
+    empty = os.path.isfile(d.test) and not os.path.getsize(d.test)
+    return train, [] if empty else _only(read(d.test), field, value)
+
+
+def _only(rows: Rows, field: str | None, value: str) -> Rows:
+    return rows if field is None else [row for row in rows if str(row.get(field)) == value]
+
+
+def encode(parts: Parts, config: RunConfig, base: Base) -> dict[str, tuple[list[Example], list[Example]]]:
+    """Records as token examples; those of which nothing can be learned are skipped, and counted in the log.
+
+    Raises DataError for a client without a row to train on.
+    """
+    encode_row, d, found, skipped = _encoder(config, base), config.data, {}, 0
+    for client, (train, test) in parts.items():
+        own, empty = examples.encode_all(train, encode_row, f"{d.train}, client {client!r}")
+        held, held_empty = examples.encode_all(test, encode_row, f"{d.test or d.train}, held out for client {client!r}")
+        if not own:
+            why = f"nothing can be learned of its {empty} rows" if empty else "fewer clients, or a smaller holdout?"
+            raise DataError(f"[data] client {client!r} has no row to train on; {why}")
+        found[client] = (own, held)
+        skipped += empty + held_empty
+    if skipped:
+        log.info("%d rows skipped: no token to learn among their first %d", skipped, d.max_length)
+    return found
+
+
+def _encoder(config: RunConfig, base: Base) -> Callable[..., Example]:
+    d = config.data
+    if config.model.task == "causal-lm":
+        return partial(
+            examples.encode_generation,
+            prompt=d.prompt,
+            response=d.response,
+            tokenizer=base.tokenizer,
+            max_length=d.max_length,
+            max_prompt=d.max_prompt,
+        )
+    return partial(
+        examples.encode_label,
+        text=d.text,
+        label_field=d.label,
+        labels=config.model.labels,
+        tokenizer=base.tokenizer,
+        max_length=d.max_length,
+    )

@@ -1,0 +1,62 @@
+"""What can be trained in a base model."""
+
+from typing import Any
+
+from torch import nn
+
+from fedft.contract import Layout
+from fedft.errors import DataError
+from fedft.models.handle import parameters_of
+from fedft.models.load import Base
+
+
+def layout_of(base: Base, targets: str | list[str]) -> Layout:
+    """What can be trained in a base.
+
+    Args:
+        base: the loaded model.
+        targets: "all-linear" (every linear layer but the output and the head), or name endings such as "q_proj".
+    Raises:
+        DataError: a target matches no layer; the layers there are, are named.
+    """
+    model = base.model
+    linear = {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}
+    head = _head_names(base)
+    output = model.get_output_embeddings() if base.task == "causal-lm" else None
+    body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and n.split(".")[0] not in head}
+    if targets == "all-linear":
+        modules = body
+    else:
+        wanted = [targets] if isinstance(targets, str) else targets
+        modules = {n: s for n, s in body.items() if n.endswith(tuple(wanted)) and n.split(".")[-1] in _ends(wanted)}
+        endings = sorted({n.split(".")[-1] for n in body})
+        for t in wanted:
+            if not any(n.endswith(t) for n in modules):
+                raise DataError(f"[model] targets: no layer ends in {t!r}; this model has {', '.join(endings)}")
+    parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items()}
+    heads = {n: s for n, s in parameters.items() if n.split(".")[0] in head}
+    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters))
+
+
+def _ends(targets: list[str]) -> set[str]:
+    return {t.split(".")[-1] for t in targets}
+
+
+def _in_order(shapes: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(shapes.items(), key=lambda item: item[0].encode()))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _out_in(module: Any) -> tuple[int, int]:
+    rows, columns = module.weight.shape
+    return (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)
+
+
+def _head_names(base: Base) -> set[str]:
+    """Top-level modules of a classifier that are not the pre-trained body."""
+    if base.task == "causal-lm":
+        return set()
+    return {n for n, _ in base.model.named_children() if n != base.model.base_model_prefix}

@@ -1,0 +1,126 @@
+"""Base models: load one once, say what can be trained in it, save what was trained so that other tools read it.
+
+The one door to transformers. `Base` is what stays resident in a process; every client of a simulation, or the one
+client of a site, works on it through a `ModelHandle`.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from fedft import check
+from fedft.errors import DataError
+from fedft.models.handle import parameters_of
+
+TASKS = ("causal-lm", "sequence-classification")
+BUILT_IN = "stdlib-base"
+"""Model id of the small base built from the language reference; see `fedft.quickstart.base`."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base model with its tokenizer; `digest` is a SHA-256 over its weights."""
+
+    model: Any
+    tokenizer: Any
+    task: str
+    source: str
+    digest: str
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills short rows; masked, so its value does not matter."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+
+def load(
+    source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0
+) -> Base:
+    """The base model and tokenizer at `source`: a folder, a hub id, or `stdlib-base`.
+
+    Args:
+        source: where `from_pretrained` finds it.
+        task: one of TASKS.
+        labels: number of classes for classification.
+        dtype: of the resident weights: float32, bfloat16 or float16.
+        device: torch device.
+        seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
+    Raises:
+        DataError: no model there, or one that does not do this task; no such device.
+    """
+    check.one_of(TASKS, task=task)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if source == BUILT_IN:
+        from fedft.quickstart import base as stdlib_base
+
+        folder = str(stdlib_base.ensure())
+    else:
+        folder = os.path.expanduser(source)
+        if not Path(folder).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+            raise DataError(f"[model] id: no folder {source!r}; wanted a model folder or a hub id owner/name")
+    place = _device(device)
+    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    extra = {} if task == "causal-lm" else {"num_labels": labels}
+    try:
+        config = AutoConfig.from_pretrained(folder, **extra)
+        if task == "causal-lm" and not _can_generate(config):
+            raise DataError(
+                f"[model] id: {source!r} is a {config.model_type} model, which does not generate text; "
+                f"wanted a causal language model, or task = 'sequence-classification'"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: Any = kind.from_pretrained(folder, config=config, dtype=getattr(torch, dtype))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model.to(place).eval()
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, SafetensorError) as e:
+        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise DataError(f"[model] id: cannot load {source!r} for {task}: {first}") from e
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return Base(model, tokenizer, task, source, digest_of(model))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()  # fails where the device is not there, and on "meta", which holds nothing
+    except (RuntimeError, AssertionError, ImportError) as e:
+        said = str(e).strip().splitlines()
+        raise DataError(f"[model] device: cannot use {name!r}: {said[0] if said else type(e).__name__}") from e
+    return device
+
+
+def check_length(base: Base, max_length: int) -> None:
+    """Raise DataError where records may be longer than the positions that the base knows."""
+    room = getattr(base.model.config, "max_position_embeddings", None)
+    if isinstance(room, int) and 0 < room < max_length:
+        raise DataError(f"[data] max_length = {max_length}, but {base.source} has {room} positions")
+
+
+def _can_generate(config: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    named = " ".join(config.architectures or ())
+    return config.model_type in CAUSAL and not any(w in named for w in ("BertModel", "MaskedLM", "SequenceClass"))
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes and bytes of the distinct parameters in canonical order; hexadecimal."""
+    h = hashlib.sha256()
+    for name, p in parameters_of(model).items():
+        h.update(f"{name}\0{p.dtype}\0".encode())
+        h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return h.hexdigest()

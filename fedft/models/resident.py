@@ -1,0 +1,34 @@
+"""A base model loaded once, with the handle through which a strategy trains it: what every process of a run holds."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from fedft.config import RunConfig
+from fedft.contract import Layout
+from fedft.models import load as loading
+from fedft.models.handle import ModelHandle
+from fedft.models.layout import layout_of
+from fedft.models.load import Base
+from fedft.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Resident:
+    """The base, what of it is trained and exchanged, and the handle on it."""
+
+    base: Base
+    layout: Layout
+    handle: ModelHandle
+
+
+def load(config: RunConfig, recipe: Recipe) -> Resident:
+    """Load the base model of `config` and put the recipe's handle on it. Raises ConfigError and DataError."""
+    torch.set_num_threads(config.local.threads)
+    m = config.model
+    base = loading.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, device=m.device, seed=config.server.seed)
+    loading.check_length(base, config.data.max_length)
+    layout = layout_of(base, m.targets)
+    layout = replace(layout, modules={}, head={}) if recipe.space.kind == "full" else layout
+    handle = ModelHandle(base.model, layout, recipe.space, lora_alpha=m.lora_alpha, dropout=m.lora_dropout)
+    return Resident(base, layout, handle)

@@ -1,0 +1,3 @@
+"""Random numbers that several machines must agree on: the counter-based generator, shared directions and masks. Wire
+formats: versioned, the same bits on every device. Keys and privacy noise never come from here.
+"""

@@ -1,0 +1,249 @@
+"""`hadamard v1`, the default family of directions: K of them for the price of one fast transform per 4096 elements.
+
+The layout is a wire format: frozen. A tensor is cut in blocks of M = 4096 elements; block b, element i of it:
+
+    z_j[b, i] = S[b, j] * H[i, j] * D[b, i],    H[i, j] = (-1)^popcount(i & j),    0 <= j < K <= 4096
+
+S and D are bits of Philox-4x32-10 (`philox.py`; key = seed, 1 means -1). 16 blocks make a superblock s = b // 16 of
+65,536 bits in either stream: bit k of it is bit k % 32 of word (k // 32) % 4 of Philox block 512 s + k // 128.
+
+    D: purpose 1, k = 4096 (b % 16) + i          S: purpose 6, k = 16 j + b % 16
+
+Full blocks of different directions are orthogonal, the K directions of a block cost one fast transform, and one
+direction needs of S only 16 bits per superblock. Choromanski, Rowland, Weller, "The unreasonable effectiveness of
+structured random orthogonal embeddings", NeurIPS 2017; for K << n the law is that of independent signs.
+
+What stands here is torch, for every device. Where numba or Triton is installed, compiled kernels take over, with the
+same bits, once a process has enough to do (`hadamard_kernels.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedft.randomness import directions, hadamard_kernels, philox
+
+BLOCK = 4096  # M of the definition
+SUPERBLOCK = 16  # blocks that share Philox blocks of S
+WORDS = BLOCK // 32  # 32-bit words of D per block
+CHUNK = 1 << 18  # elements worked on at once: the int32 buffers of a transform, 1 MB each, stay in cache
+PHILOX_CHUNK = 1 << 14  # Philox blocks made at once: int64 temporaries of 128 KB are reused, larger ones mapped anew
+CACHE_BYTES = 1 << 28  # bits of D kept by one instance: those of 2^31 parameters
+MAX_WINDOWS = 4096  # whose block signs one instance keeps: one per tensor, or per chunk of a walk
+_TRANSFORM = 10  # `axpy_` and `dot` take torch as long as this many `add_`
+_SPAN = SUPERBLOCK * BLOCK  # elements, and bits of D or S, of a superblock
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """`hadamard v1`, the default family: K <= 4096 directions; exact everywhere.
+
+    Compiled kernels keep nothing. torch keeps the bits of D, which do not depend on j: n/8 bytes per tensor (8 KiB at
+    least), 256 MiB in all, beyond which they are made anew at each call; and the block signs of the direction last
+    used, n/1024 bytes per tensor, of at most 4096 tensors or chunks. A tensor walked in chunks is kept chunk by chunk,
+    so walk it in the same chunks each time. `axpy_` and `dot` hold another n/8 bytes while they work. What is kept goes
+    with the instance.
+    """
+
+    seed: int
+    count: int
+    _kept: dict[Hashable, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _last: dict[Hashable, tuple[int, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        philox.split_key(self.seed)
+        if not 1 <= self.count <= BLOCK:
+            raise ValueError(f"expected 1 <= count <= {BLOCK} for hadamard, got {self.count}")
+
+    def direction(
+        self, name: str, index: int, shape: Sequence[int], *, start: int = 0, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        out = torch.zeros(tuple(shape), dtype=torch.float32, device=device)
+        self.add_(out, name, index, 1.0, start=start)
+        return out
+
+    def add_(self, out: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        self.add_into(out, out, name, index, alpha, start=start)
+
+    def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """out = x + alpha * z_index in one pass, rounded as `add_` rounds; `x` is like `out`, or is `out` itself."""
+        alike = x is out or (
+            x.dtype is out.dtype and x.is_contiguous() and x.shape == out.shape and x.device == out.device
+        )
+        right = out.dtype is torch.float32 and out.is_contiguous() and start >= 0 and 0 <= index < self.count
+        if not (alike and right and abs(alpha) <= directions.LARGEST):  # in one place: a forward pass asks often
+            self._refuse(out, x, index, alpha, start)
+        if kernels := hadamard_kernels.chosen(out):
+            kernels.add_into(out, x, start, self.seed, philox.tensor_id(name), index, alpha)
+            torch.autograd.graph.increment_version(out)
+            return
+        flat, old, value = directions.flat(out), directions.flat(x), directions.float32_bits(alpha)
+        for here, piece in self._pieces(name, index, start, flat.numel(), value, flat.device):
+            torch.add(old[here], piece, out=flat[here])
+
+    def _refuse(self, out: Tensor, x: Tensor, index: int, alpha: float, start: int) -> None:
+        directions.check_out(out)
+        directions.check_out(x)
+        if (out.shape, out.device) != (x.shape, x.device):
+            raise ValueError(f"expected tensors alike, got {list(out.shape)} {out.device}, {list(x.shape)} {x.device}")
+        directions.check_alpha(alpha)
+        directions.check_index(index, self.count)
+        directions.check_start(start)
+
+    def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
+        flat = directions.flat(out)
+        integers, unit = directions.quantised(coefficients, self.count)
+        if unit == 0.0:
+            return
+        directions.check_start(start)
+        padded = torch.nn.functional.pad(integers, (0, BLOCK - self.count)).to(flat.device, torch.int32)
+        if kernels := hadamard_kernels.chosen(flat, _TRANSFORM):
+            kernels.axpy_(flat, start, self.seed, philox.tensor_id(name), padded, unit)
+            torch.autograd.graph.increment_version(flat)
+            return
+        bits = self._element_bits(name, start, flat.numel(), flat.device)
+        block_bits = self._superblock_bits(philox.DIRECTION_SIGN, name, start, flat.numel(), flat.device)
+        for blocks, here, there in _walk(start, flat.numel()):
+            minus = _block_signs(block_bits, blocks, start) >> 31  # -1 where S is -1, else 0
+            signed = (padded[:, None] ^ minus) - minus
+            sums = _walsh_hadamard(signed).t().contiguous().to(torch.float32)  # rounds to nearest
+            _flip_(sums, _of_window(bits, blocks, start))
+            flat[here].add_(sums.view(-1)[there], alpha=unit)  # times a power of two is exact, with or without FMA
+
+    def dot(self, x: Tensor, name: str, *, start: int = 0, scale_exponent: int | None = None) -> Tensor:
+        flat, scale = directions.scaled(x, scale_exponent)
+        directions.check_start(start)
+        if kernels := hadamard_kernels.chosen(flat, _TRANSFORM):
+            exact = kernels.dot(flat.contiguous(), start, self.seed, philox.tensor_id(name), scale)
+            return exact[: self.count].to(torch.float64) / scale
+        total = torch.zeros(BLOCK, dtype=torch.float64, device=flat.device)
+        bits = self._element_bits(name, start, flat.numel(), flat.device)
+        block_bits = self._superblock_bits(philox.DIRECTION_SIGN, name, start, flat.numel(), flat.device)
+        for blocks, here, there in _walk(start, flat.numel()):
+            values = torch.zeros((len(blocks), BLOCK), device=flat.device)
+            values.view(-1)[there] = flat[here]
+            _flip_(values.mul_(scale).round_(), _of_window(bits, blocks, start))
+            sums = _walsh_hadamard(values.t().contiguous().to(torch.float64))
+            signs = (_block_signs(block_bits, blocks, start) & directions.SIGN_BIT) ^ directions.ONE_BITS
+            total += sums.mul_(signs.view(torch.float32)).sum(1)
+        return total[: self.count] / scale
+
+    def _pieces(
+        self, name: str, index: int, start: int, numel: int, value: int, device: torch.device
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of the window and there z_index times the float32 with bits `value`."""
+        if numel == 0:
+            return
+        bits = self._element_bits(name, start, numel, device)
+        row = self._latest(("walsh", device), index, lambda: _walsh_row(index, device))
+        first, last = start // BLOCK, -(-(start + numel) // BLOCK)
+        minus = self._latest(
+            (name, first, last, device), index, lambda: self._signs_of_one(name, index, range(first, last), device)
+        )
+        for blocks, here, there in _walk(start, numel):
+            signs = directions.spread(_of_window(bits, blocks, start) ^ row ^ _of_window(minus, blocks, start))
+            yield here, signs.bitwise_xor_(value).view(torch.float32).view(-1)[there]
+
+    def _latest(self, what: Hashable, index: int, made: Callable[[], Tensor]) -> Tensor:
+        """`made()` for direction `index`, once: a zeroth-order step asks three times for one direction."""
+        known = self._last.get(what)
+        if known is None or known[0] != index:
+            if known is None and len(self._last) >= MAX_WINDOWS:
+                self._last.clear()
+            known = self._last[what] = (index, made())
+        return known[1]
+
+    def _element_bits(self, name: str, start: int, numel: int, device: torch.device) -> Tensor:
+        """D of the blocks that hold the window, int32 [blocks, 128]; row 0 is block start // 4096."""
+        key = (name, start // _SPAN, -(-(start + numel) // _SPAN), device)
+        bits = self._kept.get(key)
+        if bits is None:
+            bits = self._superblock_bits(philox.DIRECTION, name, start, numel, device)
+            bits = bits.view(SUPERBLOCK * bits.shape[0], WORDS)
+            if sum(4 * kept.numel() for kept in self._kept.values()) + 4 * bits.numel() <= CACHE_BYTES:
+                self._kept[key] = bits
+        return bits[start // BLOCK % SUPERBLOCK :]
+
+    def _superblock_bits(self, purpose: int, name: str, start: int, numel: int, device: torch.device) -> Tensor:
+        """D or S of the superblocks that hold the window, int32 [superblocks, 2048]."""
+        first, last = start // _SPAN, -(-(start + numel) // _SPAN)
+        name_id, per_span = philox.tensor_id(name), _SPAN // 128  # Philox blocks of a superblock
+        bits = torch.empty(((last - first) * per_span, 4), dtype=torch.int32, device=device)
+        for at in range(0, bits.shape[0], PHILOX_CHUNK):
+            part = bits[at : at + PHILOX_CHUNK]
+            part.copy_(philox.words(self.seed, purpose, name_id, first * per_span + at, part.shape[0], device))
+        return bits.view(last - first, _SPAN // 32)
+
+    def _signs_of_one(self, name: str, index: int, blocks: range, device: torch.device) -> Tensor:
+        """S of one direction: int32 [blocks, 1], -1 where negative, else 0."""
+        first, last = blocks.start // SUPERBLOCK, -(-blocks.stop // SUPERBLOCK)
+        key, tail = philox.split_key(self.seed), (philox.tensor_id(name), philox.DIRECTION_SIGN)
+        if last - first <= 16:  # Python ints need 5 us per block, tensors 200 us for any number
+            places = [superblock * (_SPAN // 128) + index // 8 for superblock in range(first, last)]
+            drawn = [philox.philox4x32((p & philox.MASK32, p >> 32, *tail), key)[index // 2 % 4] for p in places]
+            words = torch.tensor(drawn)
+        else:
+            at = torch.arange(first, last) * (_SPAN // 128) + index // 8
+            words = philox.philox4x32((at & philox.MASK32, at >> 32, *tail), key)[index // 2 % 4]
+        signs = words.to(torch.int32)[:, None] << directions.shifts(words.device).view(2, SUPERBLOCK)[index % 2]
+        skip = blocks.start - first * SUPERBLOCK
+        return (signs.view(-1, 1)[skip : skip + len(blocks)] >> 31).to(device)
+
+
+def _walsh_hadamard(values: Tensor) -> Tensor:
+    """H @ values for [4096, blocks], overwriting `values`; blocks stand innermost so that every pass is long runs."""
+    values = values.contiguous()
+    spare = torch.empty_like(values)
+    half = BLOCK // 2
+    while half:
+        pairs = values.view(BLOCK // (2 * half), 2, -1)
+        into = spare.view(pairs.shape)
+        torch.add(pairs[:, 0], pairs[:, 1], out=into[:, 0])
+        torch.sub(pairs[:, 0], pairs[:, 1], out=into[:, 1])
+        values, spare = spare, values
+        half //= 2
+    return values
+
+
+def _walsh_row(index: int, device: torch.device) -> Tensor:
+    """H[:, index] as bits, int32 [128], bit i % 32 of word i // 32: the low five bits of i choose the bit."""
+    within = sum(((i & index).bit_count() & 1) << i for i in range(32))
+    words = [within ^ (philox.MASK32 * ((w & index >> 5).bit_count() & 1)) for w in range(WORDS)]
+    return torch.tensor(words).to(torch.int32).to(device)
+
+
+def _of_window(rows: Tensor, blocks: range, start: int) -> Tensor:
+    """The rows of `blocks`, where row 0 is the block that holds element `start`."""
+    return rows[blocks.start - start // BLOCK :][: len(blocks)]
+
+
+def _block_signs(bits: Tensor, blocks: range, start: int) -> Tensor:
+    """S for all 4096 directions, int32 [4096, blocks]: the top bit is the sign, the others are arbitrary.
+
+    `bits` [superblocks, 2048] begin with the superblock that holds element `start`.
+    """
+    first, last = blocks.start // SUPERBLOCK, -(-blocks.stop // SUPERBLOCK)
+    base = start // _SPAN
+    by_word = bits[first - base : last - base].t().contiguous()[:, None, :, None]  # two directions in each word
+    signs = torch.empty((BLOCK // 2, 2, last - first, SUPERBLOCK), dtype=torch.int32, device=bits.device)
+    torch.bitwise_left_shift(by_word, directions.shifts(bits.device).view(2, 1, SUPERBLOCK), out=signs)
+    skip = blocks.start - first * SUPERBLOCK
+    return signs.view(BLOCK, -1)[:, skip : skip + len(blocks)]
+
+
+def _flip_(values: Tensor, bits: Tensor) -> None:
+    """Negate in place the float32 `values` [blocks, 4096] whose bit in `bits` [blocks, 128] is set."""
+    values.view(torch.int32).bitwise_xor_(directions.spread(bits))
+
+
+def _walk(start: int, numel: int) -> Iterator[tuple[range, slice, slice]]:
+    """Chunks of a window: the blocks that hold one, where it is in the window, where it is in those blocks."""
+    for edge in range(start - start % CHUNK, start + numel, CHUNK):
+        low, high = max(edge, start), min(edge + CHUNK, start + numel)
+        blocks = range(low // BLOCK, -(-high // BLOCK))
+        skip = blocks.start * BLOCK
+        yield blocks, slice(low - start, high - start), slice(low - skip, high - skip)

@@ -1,0 +1,156 @@
+"""`hadamard v1` on CUDA devices: the arithmetic of `hadamard.py`, one block of 4096 at a time in registers.
+
+Sums are of integers, so their order does not matter; the product with a power of two is exact, so fusing it with the
+addition changes nothing; signs of floats are flipped as bits, because Triton's -x is 0 - x and forgets that of a zero.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fedft.randomness import philox
+
+BLOCK = 4096
+_ROWS = 1024  # partial sums of a dot: as many programs run at once
+_HOW = {"num_warps": 8, "enable_fp_fusion": False}  # fusing changes no bit; left unsaid, some versions warn
+
+_D = tl.constexpr(philox.DIRECTION)
+_S = tl.constexpr(philox.DIRECTION_SIGN)
+
+
+@triton.jit
+def _philox(place, k0, k1, name, purpose: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The four uint32 words of the Philox blocks at `place` (int64) of a stream: see `philox.py`."""
+    c0 = place.to(tl.uint32)
+    c1 = (place >> 32).to(tl.uint32)
+    c2 = tl.full(place.shape, 0, tl.uint32) + name.to(tl.uint32)
+    c3 = tl.full(place.shape, purpose, tl.uint32)
+    k0 = k0.to(tl.uint32)
+    k1 = k1.to(tl.uint32)
+    a = tl.full(place.shape, 0xD2511F53, tl.uint32)
+    b = tl.full(place.shape, 0xCD9E8D57, tl.uint32)
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(a, c0), a * c0
+        high1, low1 = tl.umulhi(b, c2), b * c2
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0 = k0 + tl.full((), 0x9E3779B9, tl.uint32)
+        k1 = k1 + tl.full((), 0xBB67AE85, tl.uint32)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _element_signs(block, k0, k1, name):  # type: ignore[no-untyped-def]
+    """D of a block, int32 [4096] of 0 and 1."""
+    c0, c1, c2, c3 = _philox(block * 32 + tl.arange(0, 32), k0, k1, name, _D)
+    words = tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), (128, 1))
+    return tl.reshape((words >> tl.arange(0, 32)[None, :].to(tl.uint32)) & 1, (4096,)).to(tl.int32)
+
+
+@triton.jit
+def _block_signs(block, k0, k1, name):  # type: ignore[no-untyped-def]
+    """S of a block, int32 [4096] of 0 and 1: one per direction."""
+    c0, c1, c2, c3 = _philox(block // 16 * 512 + tl.arange(0, 512), k0, k1, name, _S)
+    words = tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), (2048,))
+    bit = (block % 16).to(tl.uint32)
+    return tl.reshape(tl.join((words >> bit) & 1, (words >> (bit + 16)) & 1), (4096,)).to(tl.int32)
+
+
+@triton.jit
+def _steps(x, first: tl.constexpr, count: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Steps `first`, `first + 1`, .. of the transform of x [4096]: step t adds and subtracts what is 2^t apart."""
+    for t in tl.static_range(first, first + count):
+        pairs = tl.permute(tl.reshape(x, (4096 >> (t + 1), 2, 1 << t)), (0, 2, 1))
+        a, b = tl.split(pairs)
+        x = tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (4096,))
+    return x
+
+
+@triton.jit
+def _flipped(value, bits):  # type: ignore[no-untyped-def]
+    """float32 `value` negated where the bit is 1."""
+    return (value.to(tl.int32, bitcast=True) ^ (bits << 31)).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["size", "start", "first", "k0", "k1", "name"])
+def _axpy(out, size, start, first, k0, k1, name, coefficients, unit):  # type: ignore[no-untyped-def]
+    block = first + tl.program_id(0).to(tl.int64)
+    at = block * 4096 + tl.arange(0, 4096) - start
+    inside = (at >= 0) & (at < size)
+    minus = -_block_signs(block, k0, k1, name)
+    sums = _steps((tl.load(coefficients + tl.arange(0, 4096)) ^ minus) - minus, 0, 12).to(tl.float32)
+    there = tl.load(out + at, mask=inside, other=0.0)
+    tl.store(out + at, there + _flipped(sums, _element_signs(block, k0, k1, name)) * unit, mask=inside)
+
+
+@triton.jit(do_not_specialize=["size", "start", "first", "blocks", "k0", "k1", "name"])
+def _dot(x, size, start, first, blocks, k0, k1, name, scale, total):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0)
+    mine = tl.full((4096,), 0, tl.int64)
+    for n in range(row, blocks, tl.num_programs(0)):
+        block = first + tl.cast(n, tl.int64)
+        at = block * 4096 + tl.arange(0, 4096) - start
+        values = tl.load(x + at, mask=(at >= 0) & (at < size), other=0.0) * scale
+        values = ((values + 12582912.0) - 12582912.0).to(tl.int32)  # to nearest, ties to even, for |v| <= 2^22
+        minus = -_element_signs(block, k0, k1, name)
+        sums = _steps((values ^ minus) - minus, 0, 8).to(tl.int64)  # up to 2^30: four steps more leave int32
+        minus = -_block_signs(block, k0, k1, name).to(tl.int64)
+        mine += (_steps(sums, 8, 4) ^ minus) - minus
+    tl.store(total + row * 4096 + tl.arange(0, 4096), mine)
+
+
+@triton.jit(do_not_specialize=["size", "start", "first", "k0", "k1", "name", "index"])
+def _add(out, x, size, start, first, k0, k1, name, index, alpha):  # type: ignore[no-untyped-def]
+    block = first + tl.program_id(0).to(tl.int64)
+    here = tl.arange(0, 4096)
+    at = block * 4096 + here - start
+    inside = (at >= 0) & (at < size)
+    c0, c1, c2, c3 = _philox(block // 16 * 512 + index // 8, k0, k1, name, _S)
+    word = index // 2 % 4
+    mine = tl.where(word < 2, tl.where(word == 0, c0, c1), tl.where(word == 2, c2, c3))
+    bits = (mine >> (index % 2 * 16 + block % 16).to(tl.uint32)).to(tl.int32)
+    parity = here & index
+    for shift in tl.static_range(4):
+        parity = parity ^ (parity >> (8 >> shift))
+    bits = (bits ^ parity ^ _element_signs(block, k0, k1, name)) & 1
+    there = tl.load(x + at, mask=inside, other=0.0)
+    tl.store(out + at, there + _flipped(tl.full((4096,), 0.0, tl.float32) + alpha, bits), mask=inside)
+
+
+def axpy_(out: Tensor, start: int, key: int, name_id: int, integers: Tensor, unit: float) -> None:
+    """out += unit * sum_j integers[j] z_j, where `integers` is int32 [4096] and `out` begins at element `start`."""
+    first, blocks, words = _plan(out, start, key, name_id)
+    with _on(out):
+        _axpy[(blocks,)](out, out.numel(), start, first, *words, integers, unit, **_HOW)
+
+
+def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
+    """sum_i round(scale x_i) z_j[start + i] for every j, int64 [4096]."""
+    first, blocks, words = _plan(x, start, key, name_id)
+    total = torch.empty((min(blocks, _ROWS), BLOCK), dtype=torch.int64, device=x.device)
+    with _on(x):
+        _dot[(len(total),)](x, x.numel(), start, first, blocks, *words, scale, total, **_HOW)
+    return total.sum(0)
+
+
+def add_into(out: Tensor, x: Tensor, start: int, key: int, name_id: int, index: int, alpha: float) -> None:
+    """out = x + alpha z_index; x may be out."""
+    first, blocks, words = _plan(out, start, key, name_id)
+    with _on(out):
+        _add[(blocks,)](out, x, out.numel(), start, first, *words, index, alpha, **_HOW)
+
+
+def _plan(x: Tensor, start: int, key: int, name_id: int) -> tuple[int, int, tuple[int, ...]]:
+    """(first block, number of blocks, key and name as three int32) of a window."""
+    first = start // BLOCK
+    low, high = philox.split_key(key)
+    words = tuple(word - (word >> 31 << 32) for word in (low, high, name_id))
+    return first, -(-(start + x.numel()) // BLOCK) - first, words
+
+
+def _on(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,0 +1,103 @@
+"""Sparse directions: a random fraction of every direction's entries is zero, the same ones in all of them.
+
+    kept(e) = u_e >= rho,    u_e uniform in [0, 1), one Philox word per element (purpose MASK)
+
+So probes and steps have one support, and inner products and replays know it too. rho is exact in expectation.
+The published code compares a normal draw with rho, and thus zeroes the fraction Phi(rho): 0.54 for 0.1, 0.82 for 0.9.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedft import check
+from fedft.randomness import directions, philox
+from fedft.randomness.directions import Directions
+
+CHUNK = 1 << 18  # elements: what `hadamard` works on at once, so its windows stay the same
+
+
+def fraction(rho: float, variant: Literal["exact", "reference"]) -> float:
+    """The share of entries that is zeroed: rho, or Phi(rho) by the published code."""
+    return rho if variant == "exact" else (1 + math.erf(rho / math.sqrt(2))) / 2
+
+
+@dataclass(frozen=True)
+class Masked:
+    """`inner` with the share `zeroed` of its entries zeroed; the mask is a function of `seed` and the tensor's name.
+
+    Keeps the masks it has made: a byte per element.
+    """
+
+    inner: Directions
+    seed: int
+    zeroed: float
+    _kept: dict[tuple[str, int, int, torch.device], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        check.between(0, 1, zeroed=self.zeroed)
+        philox.split_key(self.seed)
+
+    @property
+    def count(self) -> int:
+        """K, of `inner`."""
+        return self.inner.count
+
+    def kept(self, name: str, start: int, numel: int, device: torch.device | str = "cpu") -> Tensor:
+        """Which of the elements start .. start + numel of a tensor are not zeroed: bool [numel]."""
+        key = (name, start, numel, torch.device(device))
+        if key not in self._kept:
+            directions.check_start(start)
+            first, last = start // 4, -(-(start + numel) // 4)
+            words = philox.words(self.seed, philox.MASK, philox.tensor_id(name), first, last - first, device)
+            u = (words.flatten()[start % 4 :][:numel] >> 8).to(torch.float64) * 2.0**-24
+            self._kept[key] = u >= self.zeroed
+        return self._kept[key]
+
+    def direction(
+        self, name: str, index: int, shape: Sequence[int], *, start: int = 0, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """z_index with its zeros."""
+        out = self.inner.direction(name, index, shape, start=start, device=device)
+        for here, kept in self._chunks(name, start, out):
+            out.view(-1)[here] *= kept
+        return out
+
+    def add_(self, out: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """out += alpha z_index; elements that are zeroed keep every bit."""
+        flat = directions.flat(out)
+        for here, kept in self._chunks(name, start, flat):
+            moved = flat[here].clone()
+            self.inner.add_(moved, name, index, alpha, start=start + here.start)
+            flat[here] = torch.where(kept, moved, flat[here])
+
+    def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """out = x + alpha z_index."""
+        out.copy_(x)
+        self.add_(out, name, index, alpha, start=start)
+
+    def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
+        """out += sum_j coefficients[j] z_j; elements that are zeroed keep every bit."""
+        flat = directions.flat(out)
+        for here, kept in self._chunks(name, start, flat):
+            moved = flat[here].clone()
+            self.inner.axpy_(moved, name, coefficients, start=start + here.start)
+            flat[here] = torch.where(kept, moved, flat[here])
+
+    def dot(self, x: Tensor, name: str, *, start: int = 0, scale_exponent: int | None = None) -> Tensor:
+        """<x, z_j> over the elements that are kept."""
+        seen = x.detach().reshape(-1).clone()
+        for here, kept in self._chunks(name, start, seen):
+            seen[here] *= kept
+        return self.inner.dot(seen, name, start=start, scale_exponent=scale_exponent)
+
+    def _chunks(self, name: str, start: int, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        for at in range(0, x.numel(), CHUNK):
+            here = slice(at, min(at + CHUNK, x.numel()))
+            yield here, self.kept(name, start + at, here.stop - at, x.device)

@@ -1,0 +1,246 @@
+"""A comparison as one HTML page that stands alone: what was compared, the table, the plots. Nothing is loaded from
+elsewhere and no script runs, so the page can be mailed, archived and printed.
+"""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fedft import durable
+from fedft import run_file as configs
+from fedft.config import RunConfig
+from fedft.errors import ConfigError
+from fedft.reports import plots, tally
+
+NO_PLOTS = 'Plots need matplotlib: pip install "fedft[report]", then fedft report on this folder.'
+HEADS = {
+    "before": "loss before",
+    "after": "loss after",
+    "rouge_l": "ROUGE-L",
+    "up": "up, client and round",
+    "down": "down, client and round",
+    "bytes": "bytes in all",
+    "error": "aggregation error",
+}
+STYLE = """
+:root { color-scheme: light }
+body { font: 300 15px/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #222;
+  max-width: 76rem; margin: 2.5rem auto; padding: 0 1.5rem; background: #fff }
+h1 { font-size: 1.7rem; font-weight: 300; margin: 0 0 1rem }
+h2 { font-size: 1.1rem; font-weight: 400; margin: 2rem 0 .6rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; margin: 0 } dt { color: #767676 }
+dd { margin: 0; overflow-wrap: anywhere }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem }
+th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ececec }
+th { font-weight: 400; color: #767676; vertical-align: bottom; white-space: normal; border-color: #bbb }
+th:first-child, td:first-child { text-align: left; padding-left: 0 } td { font-weight: 400 }
+td.best { font-weight: 700 }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1.2rem }
+figure { margin: 0; break-inside: avoid } figure img { width: 100%; height: auto } figcaption { color: #555 }
+ul.key { list-style: none; margin: 0 0 1rem; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem }
+.swatch { width: 42px; height: 14px; vertical-align: middle; margin-right: .5rem }
+p.note { color: #767676; font-size: .87rem; max-width: 46rem } code { font-size: .9em }
+@page { margin: 12mm }
+@media print { body { margin: 0; padding: 0; max-width: none; font-size: 10px } h1 { font-size: 20px }
+  table { font-size: 8px } p.note { font-size: 9px } th, td { padding: 3px 5px }
+  .plots { grid-template-columns: 1fr 1fr } }
+"""
+
+
+def about(runs: Sequence[RunConfig]) -> dict[str, Any]:
+    """What runs have in common, or the few values where they differ."""
+
+    def said(*values: object) -> str:
+        """`values`, one of each run: those that are unlike each other."""
+        unlike = list(dict.fromkeys(map(str, values)))
+        return "; ".join(unlike[:4]) + ("; ..." if len(unlike) > 4 else "")
+
+    return {
+        "model": said(*(f"{_name(c.model.id)}, {c.model.task}, {c.model.dtype}" for c in runs)),
+        "data": said(*(_data(c) for c in runs)),
+        "clients per round": said(*(c.clients.per_round or "all" for c in runs)),
+        "LoRA rank": said(*(", ".join(map(str, c.ranks())) for c in runs)),
+        "local": said(*(f"{c.local.steps} steps of {c.local.batch_size} rows" for c in runs)),
+        "optimizer": said(*(f"{c.local.optimizer}, learning rate {c.local.learning_rate:g}" for c in runs)),
+        "codec": said(*(f"{c.codec.up} up, {c.codec.down} down" for c in runs)),
+        "rounds": said(*(c.server.rounds for c in runs)),
+        "budget": said(*(c.server.budget or "none" for c in runs)),
+        "seeds": ", ".join(map(str, sorted({c.server.seed for c in runs}))),
+    }
+
+
+def _data(c: RunConfig) -> str:
+    test = f"tested on {_name(c.data.test)}" if c.data.test else f"{c.data.holdout:g} held out"
+    return f"{_name(c.data.train)}, {c.data.partition}, {test}"
+
+
+def _name(path: str) -> str:
+    """The last part of a path on this machine; a hub id as it is."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def gather(folders: Sequence[Path]) -> dict[str, Any]:
+    """A comparison of finished runs and races. Runs that differ in the seed alone are one method.
+
+    Raises ConfigError: a folder holds neither a race nor a finished run, or nothing was measured in it.
+    """
+    results: dict[str, list[dict[str, Any]]] = {}
+    alike: dict[str, str] = {}
+    found: list[RunConfig] = []
+    facts: dict[str, Any] = {}
+    stopped: dict[str, str] = {}
+    complete = True
+    for folder in folders:
+        if (folder / "race.json").exists():
+            of, methods = _race(folder / "race.json")
+            facts = {**of["about"], **facts}
+            facts["contenders"] = {**of["about"].get("contenders", {}), **facts.get("contenders", {})}
+            stopped |= of.get("stopped", {})
+            complete = complete and bool(of.get("complete", True))
+            for label, seeds in methods.items():
+                results[_free(label, folder, results)] = seeds
+            continue
+        config, result = _run(folder)
+        found.append(config)
+        text = json.dumps(replace(config, server=replace(config.server, seed=0)).to_dict(), sort_keys=True)
+        if text not in alike:
+            alike[text] = _free(config.strategy.name, folder, results)
+        results.setdefault(alike[text], []).append(result)
+    of_runs = about(found) if found else {}
+    facts = {**of_runs, **facts, "folders": ", ".join(f.resolve().name for f in folders)}
+    return tally.comparison(facts, results, stopped, complete=complete)
+
+
+def _free(label: str, folder: Path, taken: Mapping[str, Any]) -> str:
+    """A label that no method has yet."""
+    if label in taken:
+        label = f"{label} ({folder.resolve().name})"
+    number, first = 2, label
+    while label in taken:
+        label, number = f"{first} {number}", number + 1
+    return label
+
+
+def _race(path: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """What race.json holds, and its results by method."""
+    try:
+        of = json.loads(path.read_text(encoding="utf-8"))
+        if of["version"] != 1:
+            raise ValueError
+        dict(of["about"])
+        pairs = {label: zip(of["results"][label], seeds, strict=True) for label, seeds in of["curves"].items()}
+        results = {label: [{**r, "curve": c} for r, c in seeds] for label, seeds in pairs.items()}
+        tally.comparison({}, results)  # has all the numbers that are shown
+        return of, results
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as e:
+        raise ConfigError(f"{path}: is no race of this version") from e
+
+
+def _run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    if not (folder / "config.toml").exists():
+        raise ConfigError(f"{folder}: holds neither a run (config.toml) nor a race (race.json)")
+    if not (folder / "summary.json").exists():
+        raise ConfigError(f"{folder}: the run is not finished, there is no summary.json; see --resume")
+    config = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
+    try:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        result = tally.result(lines, config.local.steps)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ConfigError(f"{folder / 'metrics.jsonl'}: cannot be read") from e
+    if result is None:
+        raise ConfigError(f"{folder}: no loss was measured at its start and its end; see [data] holdout and test")
+    return config, result
+
+
+def write(folders: Sequence[Path], to: Path) -> dict[str, Any]:
+    """The page of these folders in file `to`; returns the comparison."""
+    comparison = gather(folders)
+    durable.write(to, page(comparison).encode())
+    return comparison
+
+
+def page(comparison: Mapping[str, Any]) -> str:
+    """The whole page."""
+    facts = dict(comparison["about"])
+    contenders = facts.pop("contenders", {})
+    variants = {c: " ".join(o) for c, o in contenders.items() if [k for k in o if not k.startswith("strategy.name=")]}
+    done, wanted = len(comparison["rows"]), len(contenders)
+    title = f"{' · '.join(r['method'] for r in comparison['rows'][:6])}{' · …' if done > 6 else ''}"
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta http-equiv="Content-Security-Policy" '
+            "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+            f"<title>fedft race: {escape(title)}</title><style>{STYLE}</style></head><body>",
+            "<h1>Federated fine-tuning, method by method</h1>",
+            "" if comparison["complete"] else f"<p><b>{done} of {wanted} methods are done.</b></p>",
+            _facts(comparison["stopped"]),
+            _facts(facts),
+            "<h2>Results</h2>",
+            _table(comparison["rows"]),
+            f'<p class="note">{escape(_legend(comparison["rows"]))}</p>',
+            f"<h2>Variants</h2>{_facts(variants)}" if variants else "",
+            "<h2>Plots</h2>",
+            _plots(comparison),
+            "</body></html>\n",
+        ]
+    )
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    if not facts:
+        return ""
+    return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    shown = tally.readable(rows)
+    columns = [c for c in tally.COLUMNS if any(c in cells for cells in shown)]
+    racing = [r["after"] for r in rows if r["method"] not in tally.BASELINES]
+    head = "".join(f"<th>{escape(HEADS.get(c, c))}</th>" for c in columns)
+    body = ""
+    for row, cells in zip(rows, shown, strict=True):
+        best = racing and row["after"] == min(racing) and row["method"] not in tally.BASELINES
+        body += "<tr>" + "".join(
+            f"<td{' class=best' if best and c in ('method', 'after') else ''}>{escape(cells.get(c, '-'))}</td>"
+            for c in columns
+        )
+        body += "</tr>\n"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _legend(rows: Sequence[Mapping[str, Any]]) -> str:
+    seeds = max((r["seeds"] for r in rows), default=1)
+    spread = f"Mean ± sample standard deviation over {seeds} seeds. " if seeds > 1 else "One seed. "
+    return (
+        f"{spread}Loss and accuracy on held-out rows, mean over clients; gain is the loss before less the loss after. "
+        "Bytes are those of training: up and down per client asked and round, and all clients added up. Steps are "
+        "local optimiser steps one after the other; seconds are of training and aggregation. Aggregation error is "
+        "|applied - exact| / |exact|, mean over rounds."
+    )
+
+
+def _plots(comparison: Mapping[str, Any]) -> str:
+    if not plots.available():
+        return f"<p>{escape(NO_PLOTS)}</p>"
+    if not comparison["curves"]:
+        return ""
+    look = plots.styles(list(comparison["curves"]))
+    key = "".join(f"<li>{_image(plots.swatch(s), '', 'swatch')}{escape(label)}</li>" for label, s in look.items())
+    drawn = "".join(
+        f"<figure>{_image(svg, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, svg in plots.figures(comparison)
+    )
+    note = "Lines are means over seeds, bands one standard deviation. A method that sends nothing is a level line."
+    return f'<ul class="key">{key}</ul>\n<div class="plots">{drawn}</div><p class="note">{note}</p>'
+
+
+def _image(svg: str, alt: str, kind: str = "") -> str:
+    """An SVG inside the page; as an image, so that names inside it clash with no other's."""
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<img alt="{escape(alt)}"{f" class={kind}" if kind else ""} src="data:image/svg+xml;base64,{data}">\n'

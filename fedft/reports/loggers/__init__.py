@@ -1,0 +1,1 @@
+"""Writers of metrics for other tools, one file each."""

@@ -1,0 +1,43 @@
+"""Files of keys: read within a bound, written once, with the rights they need."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedft import durable
+from fedft.errors import ConfigError, RunPaused
+
+MAX_FILE_BYTES = 2**22  # a roster of some 10,000 sites
+
+PRIVATE, PUBLIC = 0o600, 0o644
+
+
+def check_absent(folder: Path, files: Sequence[str], why: str) -> None:
+    if found := [name for name in files if os.path.lexists(folder / name)]:
+        raise ConfigError(f"{folder}: {', '.join(found)} there already, and no key is overwritten; {why}")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"{folder}: cannot be made ({e.strerror})") from e
+
+
+def write_new(path: Path, body: bytes, mode: int) -> None:
+    try:
+        durable.write(path, body, mode=mode)
+    except RunPaused as e:
+        reason = e.__cause__.strerror if isinstance(e.__cause__, OSError) else e
+        raise ConfigError(f"{path}: cannot be written ({reason})") from e
+
+
+def read_text(path: Path, remedy: str, most: int = MAX_FILE_BYTES) -> str:
+    try:
+        with open(path, "rb") as f:
+            data = f.read(most + 1)
+        text = data.decode()
+    except FileNotFoundError as e:
+        raise ConfigError(f"{path}: no such file; {remedy}") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
+    if len(data) > most:
+        raise ConfigError(f"{path}: more than {most} bytes; {remedy}")
+    return text

@@ -1,0 +1,343 @@
+"""Local training of several clients in one forward and backward pass of the resident base model.
+
+    y_k = W x_k + s_k B_k (A_k x_k)        W is read once for the tokens of all k; B_k A_k by batched products
+    L   = sum_k L_k                        L_k the mean loss of client k, so grad_k L = grad_k L_k
+
+Nothing of one client reaches another: each has its own row in the matrices of values and of gradients, its own norm to
+clip and its own optimiser, and a step whose loss or gradient is not finite is left out for it alone. Clients with fewer
+steps leave when they are done. A smaller rank is filled up with zero rows of A and zero columns of B, whose gradients
+are zero; shorter and fewer rows of text with masked ones. What a client gets is what it would get alone but for the
+rounding of sums: the shapes that the sums run over are others.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedft.arithmetic import tensors
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.contract import Batch, Trained, Turn
+from fedft.data.examples import IGNORED
+from fedft.models.handle import ModelHandle
+from fedft.recipe import Recipe
+from fedft.training.first_order import FirstOrder, optimizer_of
+
+OPTIMIZERS = ("adamw", "sgd")  # of single numbers: zeros stay zeros, and one row may stand for many tensors
+CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of losses found both ways, relative; of coarser dtypes:
+COARSE = 2e-2
+
+
+class Unlike(Exception):
+    """These turns cannot share a pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """One client of a shared pass: where it starts, and what it trains on."""
+
+    turn: Turn
+    batches: Iterator[Batch]
+    received: dict[str, Tensor]
+    """`handle.read()` at the start."""
+    values: dict[str, Tensor]
+    """Every factor and every other trained tensor as the model holds them."""
+    learns: tuple[str, ...]
+    """Names that are trained in this turn."""
+    scale: float
+    base: tuple[int, ...]
+    """How often each of the weights that all have in common had been written to."""
+
+
+def possible(recipe: Recipe, model: nn.Module, local: Any) -> bool:
+    """Whether turns of this recipe can share passes at all: plain back-propagation on adapters, without dropout."""
+    plain = type(recipe.local) is FirstOrder and recipe.space.kind == "lora"
+    return plain and local.optimizer in OPTIMIZERS and not any(map(_drops, model.modules()))
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a layer draws random numbers in training; attention layers keep the rate as a plain number."""
+    rates = [v for k, v in vars(module).items() if "drop" in k and isinstance(v, float)]
+    return any(rates) or (isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0)
+
+
+def common(handle: ModelHandle) -> list[nn.Parameter]:
+    """The weights that no client has for itself."""
+    own = (".lora_A.", ".lora_B.")
+    return [
+        p for n, p in handle.model.named_parameters() if n not in handle.layout.head and not any(s in n for s in own)
+    ]
+
+
+def seat(
+    handle: ModelHandle, local: FirstOrder, turn: Turn, batches: Iterator[Batch], base: Sequence[nn.Parameter]
+) -> Seat:
+    """The seat of a client at whose start `handle` stands; `base`: what is `common`."""
+    endings, live, head = local.trains(turn.plan), handle.parameters(), handle.layout.head
+    values = {n: p.detach().clone() for n, p in (dict(handle.factors()) | dict(live)).items()}
+    learns = tuple(n for n in live if n.endswith(endings) or n in head)
+    return Seat(turn, batches, handle.read(), values, learns, handle.scale(), tuple(p._version for p in base))
+
+
+def train(
+    handle: ModelHandle, local: FirstOrder, seats: Sequence[Seat], pad_id: int, *, check: bool = False
+) -> list[Trained | FloatingPointError]:
+    """What `local` gives each client; FloatingPointError for one whose every step had a non-finite loss.
+
+    Args:
+        handle: stands at the start of the last of the seats; afterwards at its end.
+        local: the recipe's local step.
+        seats: of those who train.
+        pad_id: token that fills rows up.
+        check: find the first loss of the last seat in the ordinary way too, and compare.
+    Raises:
+        Unlike: these turns cannot share a pass, or the losses differ; nothing can be said of the handle then.
+    """
+    if len({(s.base, s.learns) for s in seats}) > 1:
+        raise Unlike("they stand on unlike base weights, or learn unlike tensors")
+    last = seats[-1]
+    rows = sorted(seats, key=lambda s: -s.turn.plan.steps)  # those who are done leave at the end
+    steps = [s.turn.plan.steps for s in rows]
+    values = _Stack(rows, last.learns)
+    alike: dict[tuple[float, Any], list[nn.Parameter]] = {}
+    for s, p in zip(rows, values.rows, strict=True):
+        alike.setdefault((s.turn.plan.learning_rate, s.turn.local), []).append(p)
+    optimizers = [optimizer_of(of, *how) for how, of in alike.items()]
+    most = [s.turn.local.max_grad_norm or math.inf for s in rows]
+    limits = torch.tensor(most, device=values.grads.device)
+    adjusts = [local.adjust(values.live(k), s.turn) if local.adjust else None for k, s in enumerate(rows)]
+    losses: list[list[float]] = [[] for _ in rows]
+    for step in range(max(steps)):
+        here = sum(n > step for n in steps)
+        batches = [next(s.batches) for s in rows[:here]]
+        if check and step == 0:
+            with torch.no_grad():
+                alone = float(handle.loss(batches[rows.index(last)]))
+        found = _losses(handle, values, here, batches, pad_id)
+        values.differentiate(found)
+        said = found.tolist()
+        if check and step == 0 and not _close(said[rows.index(last)], alone, handle):
+            raise Unlike(f"a loss is {said[rows.index(last)]:g} among others and {alone:g} alone")
+        grads = values.grads[:here]
+        for k, adjust in enumerate(adjusts[:here]):
+            if adjust and math.isfinite(said[k]) and bool(torch.isfinite(grads[k]).all()):
+                adjust()
+        norms = torch.linalg.vector_norm(grads, dim=1)
+        grads.mul_((limits[:here] / (norms + 1e-6)).clamp(max=1.0)[:, None])  # as clip_grad_norm_ does it
+        for k, (p, norm) in enumerate(zip(values.rows, norms.tolist() + [math.nan] * (len(rows) - here), strict=True)):
+            left_out = k >= here or not (math.isfinite(said[k]) and math.isfinite(norm))
+            p.grad = None if left_out else grads[k]  # the optimiser passes over those without
+            losses[k] += [] if left_out else [said[k]]
+        for optimizer in optimizers:
+            optimizer.step()
+    done = {id(s): _trained(handle, local, s, values.of(k), losses[k]) for k, s in enumerate(rows) if s is not last}
+    done[id(last)] = _trained(handle, local, last, values.of(rows.index(last)), losses[rows.index(last)])
+    return [done[id(s)] for s in seats]
+
+
+def _close(a: float, b: float, handle: ModelHandle) -> bool:
+    dtype = next(p for n, p in handle.model.named_parameters() if ".lora_" not in n).dtype
+    return abs(a - b) <= CLOSE.get(dtype, COARSE) * max(1.0, abs(b)) or not (math.isfinite(a) or math.isfinite(b))
+
+
+def _trained(
+    handle: ModelHandle, local: FirstOrder, seat: Seat, values: dict[str, Tensor], losses: list[float]
+) -> Trained | FloatingPointError:
+    """As `FirstOrder` says it."""
+    if not losses:
+        return FloatingPointError("every local step had a non-finite loss; nothing was trained")
+    handle.write(seat.received)  # its rank
+    with torch.no_grad():
+        for n, p in handle.parameters().items():
+            if n in seat.learns:
+                p.copy_(values[n])
+    now = {n: x for n, x in handle.read().items() if n in seat.learns}
+    sent = now if local.send == "value" else tensors.sub(now, {n: seat.received[n] for n in now})
+    return Trained(sent, {"loss": sum(losses) / len(losses), "steps": float(len(losses))})
+
+
+class _Stack:
+    """The tensors of G clients, filled up with zeros to the largest: those that learn as G rows of all numbers."""
+
+    def __init__(self, seats: Sequence[Seat], learns: tuple[str, ...]) -> None:
+        self._own = [{n: x.shape for n, x in s.values.items()} for s in seats]
+        self._shapes = {
+            n: torch.Size(max(sizes) for sizes in zip(*(own[n] for own in self._own), strict=True))
+            for n in seats[0].values
+        }
+        self._at: dict[str, int] = {}
+        total = 0
+        for n in learns:
+            self._at[n] = total
+            total += self._shapes[n].numel()
+        like = next(iter(seats[0].values.values()))
+        self._values, self.grads = (torch.zeros(len(seats), total, device=like.device) for _ in range(2))
+        still = {n: shape for n, shape in self._shapes.items() if n not in self._at}
+        self._still = {n: torch.zeros(len(seats), *shape, device=like.device) for n, shape in still.items()}
+        for k, s in enumerate(seats):
+            views = self.of(k) | {n: self._cut(x[k], self._own[k][n]) for n, x in self._still.items()}
+            for n, x in s.values.items():
+                views[n].copy_(x)
+        self.rows = [nn.Parameter(row) for row in self._values]
+        """What learns, of each client; in the same memory as all else here."""
+        self.scales = torch.tensor([s.scale for s in seats], device=like.device)
+        self._leaves: dict[str, Tensor] = {}
+
+    def _view(self, of: Tensor, n: str, here: int) -> Tensor:
+        shape = self._shapes[n]
+        return of[:here, self._at[n] : self._at[n] + shape.numel()].view(here, *shape)
+
+    @staticmethod
+    def _cut(x: Tensor, shape: torch.Size) -> Tensor:
+        return x[tuple(slice(size) for size in shape)]
+
+    def of(self, k: int) -> dict[str, Tensor]:
+        """What learns of client k, without what fills it up."""
+        return {n: self._cut(self._view(self._values, n, k + 1)[k], self._own[k][n]) for n in self._at}
+
+    def live(self, k: int) -> dict[str, nn.Parameter]:
+        """The same as parameters with gradients, for who changes those."""
+        found = {n: nn.Parameter(x) for n, x in self.of(k).items()}
+        for n, p in found.items():
+            p.grad = self._cut(self._view(self.grads, n, k + 1)[k], self._own[k][n])
+        return found
+
+    def leaves(self, here: int) -> dict[str, Tensor]:
+        """All tensors [here, ...] of the first clients."""
+        if not self._leaves or len(next(iter(self._leaves.values()))) != here:
+            self._leaves = {n: x[:here] for n, x in self._still.items()}
+            self._leaves |= {n: self._view(self._values, n, here).requires_grad_() for n in self._at}
+        return self._leaves
+
+    def differentiate(self, losses: Tensor) -> None:
+        """`grads` := the gradient of the losses' sum by the leaves they were found with."""
+        found = torch.autograd.grad(losses, [self._leaves[n] for n in self._at], torch.ones_like(losses))
+        torch.cat([grad.reshape(len(losses), -1) for grad in found], dim=1, out=self.grads[: len(losses)])
+
+
+def _losses(handle: ModelHandle, values: _Stack, here: int, batches: list[Batch], pad_id: int) -> Tensor:
+    """The mean loss of each client on its batch, [here]."""
+    handle.training(True)
+    model: Any = handle.model
+    batch: dict[str, Any] = {k: x.to(values.grads.device) for k, x in side_by_side(batches, pad_id).items()}
+    labels = batch.pop("labels")
+    output = None
+    if labels.ndim == 2:  # token t + 1 is predicted at t
+        labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        output, batch["use_cache"] = model.get_output_embeddings(), False
+    learnt = labels != IGNORED
+    with _instead(_forwards(handle, values.leaves(here), values.scales[:here, None, None])):
+        # logits only where something is learned: neither prompts nor what fills up need them
+        hook = output and output.register_forward_pre_hook(lambda _, x: (x[0][learnt], *x[1:]))
+        try:
+            logits = model(**batch).logits.float()
+        finally:
+            if hook:
+                hook.remove()
+    wanted = labels[learnt]
+    terms = functional.cross_entropy(logits if output else logits[learnt], wanted, reduction="none")
+    places = torch.zeros(learnt.shape, device=terms.device).masked_scatter(learnt, terms)
+    return places.view(here, -1).sum(1) / learnt.view(here, -1).sum(1)
+
+
+def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
+    """One batch of as many rows of the same length of each; nothing is learned from those that fill up."""
+    if any(b.keys() != {"input_ids", "attention_mask", "labels"} or b["labels"].is_floating_point() for b in batches):
+        raise Unlike("their batches hold more than tokens and classes")
+    size = max(len(b["labels"]) for b in batches)
+    longest = max(b["input_ids"].shape[1] for b in batches)
+    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED}
+    found: dict[str, list[Tensor]] = {name: [] for name in fill}
+    for b in batches:
+        more = size - len(b["labels"])
+        for name, x in b.items():
+            if x.ndim == 2:
+                x = functional.pad(x, (0, longest - x.shape[1]), value=fill[name])
+            if more:  # its own first row again: a row that is masked throughout has no attention to give
+                first = torch.full_like(x[:1], IGNORED) if name == "labels" else x[:1]
+                x = torch.cat([x, first.expand(more, *first.shape[1:])])
+            found[name].append(x)
+    return {name: torch.cat(xs) for name, xs in found.items()}
+
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def _forwards(handle: ModelHandle, leaves: Mapping[str, Tensor], scales: Tensor) -> dict[nn.Module, Forward]:
+    """What adapted layers and those of the head do meanwhile."""
+    found: dict[nn.Module, Forward] = {}
+    for m, layer in handle.adapted().items():
+        found[layer] = partial(_adapted, layer.base_layer, leaves[m + A_SUFFIX], leaves[m + B_SUFFIX], scales)
+    for m in {n.rpartition(".")[0] for n in handle.layout.head}:
+        layer = handle.model.get_submodule(m)
+        if type(layer) is not nn.Linear or m + ".weight" not in leaves:
+            raise Unlike(f"{m} of the head is more than a linear layer")
+        found[layer] = partial(_own, leaves[m + ".weight"], leaves.get(m + ".bias"))
+    return found
+
+
+def _adapted(base: Forward, a: Tensor, b: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    if type(base) is nn.Linear and base.weight.dtype == x.dtype == a.dtype and not torch.is_autocast_enabled():
+        return _Adapted.apply(x, a, b, scales, base.weight, base.bias)
+    y = base(x)
+    down = torch.bmm(x.reshape(len(b), -1, x.shape[-1]).to(a.dtype), a.mT) * scales
+    up = torch.baddbmm(y.reshape(len(b), -1, y.shape[-1]).to(a.dtype), down, b.mT)
+    return up.view(y.shape).to(y.dtype)
+
+
+class _Adapted(torch.autograd.Function):
+    """The same on a plain linear layer that stands still, with sums in place: they are half of what is beside `mm`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scales: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        rows = x.reshape(len(a), -1, x.shape[-1])
+        down = torch.bmm(rows, a.mT).mul_(scales)
+        y = functional.linear(x, weight, bias)
+        y.view(len(a), -1, y.shape[-1]).baddbmm_(down, b.mT)
+        ctx.save_for_backward(rows, a, b, scales, weight, down)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, a, b, scales, weight, down = ctx.saved_tensors
+        (grad,) = grads
+        of_x, of_a, of_b = ctx.needs_input_grad[:3]
+        by_client = grad.reshape(len(a), -1, grad.shape[-1])
+        grad_x = grad_a = None
+        if of_x or of_a:
+            of_down = torch.bmm(by_client, b).mul_(scales)
+            grad_a = torch.bmm(of_down.mT, rows) if of_a else None
+        if of_x:
+            grad_x = torch.mm(grad.reshape(-1, grad.shape[-1]), weight)
+            grad_x.view(rows.shape).baddbmm_(of_down, a)
+            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        grad_b = torch.bmm(by_client.mT, down) if of_b else None
+        return grad_x, grad_a, grad_b, None, None, None
+
+
+def _own(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    y = torch.bmm(x.reshape(weight.shape[0], -1, x.shape[-1]).to(weight.dtype), weight.mT)
+    return (y if bias is None else y + bias[:, None]).view(*x.shape[:-1], weight.shape[1])
+
+
+@contextmanager
+def _instead(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """Inside, these modules do that."""
+    before = {m: m.__dict__.get("forward") for m in forwards}
+    try:
+        for m, f in forwards.items():
+            m.__dict__["forward"] = f
+        yield
+    finally:
+        for m, own in before.items():
+            m.__dict__.pop("forward")
+            if own is not None:
+                m.__dict__["forward"] = own

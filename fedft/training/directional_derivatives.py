@@ -1,0 +1,112 @@
+"""Zeroth-order estimates: slopes of a loss along random directions, from forward passes only.
+
+    two_sided   g = (L(w + eps z) - L(w - eps z)) / (2 eps)             2 passes; exact on a quadratic
+    one_sided   g = (L(w + eps z) - L(w)) / eps                         1 pass beside L(w); off by eps z'Hz / 2
+    forward     g = <grad L, z>                                         1 pass of dual numbers; exact, no eps
+
+The weights never move: `Handle.perturbed` lets forward passes see w + eps z, so a step of learning rate zero leaves
+every bit where it was, in any dtype. Losses are compared in float64 on the same batch with dropout off. L may be any
+number that forward passes give (`measured`), also one without a gradient.
+
+Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023, arXiv:2305.17333; Zhang et al.,
+"Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark", ICML 2024, arXiv:2402.11592.
+"""
+
+import math
+from collections.abc import Callable, Collection
+
+import torch
+
+from fedft.contract import Batch, Handle
+from fedft.randomness.directions import Directions
+
+NOT_LEARNED = -100
+
+Measure = Callable[[Handle, Batch], float]
+
+
+def loss(handle: Handle, batch: Batch) -> float:
+    """The loss as it is trained on."""
+    with torch.no_grad():
+        return float(handle.loss(batch))
+
+
+def errors(handle: Handle, batch: Batch) -> float:
+    """1 - accuracy: the share of rows (or learned tokens) predicted wrong; NaN where nothing is to be learned."""
+    guess, wanted = handle.predictions(batch)
+    learned = wanted != NOT_LEARNED
+    return 1 - float((guess == wanted)[learned].double().mean())
+
+
+def lost_f1(handle: Handle, batch: Batch) -> float:
+    """1 - F1; NaN where nothing is to be learned.
+
+    Classes: the plain mean over the classes that occur in the batch, as label or as guess, of each one's
+    F1 = 2 hits / (labels + guesses). Tokens: the mean over rows of the F1 of two bags of tokens, those predicted at
+    the learned places and those that should be there; the bags are of one size, so it is the share they have in common.
+    """
+    guess, wanted = handle.predictions(batch)
+    if wanted.ndim == 1:
+        kinds = torch.cat([guess, wanted]).unique()
+        hits = torch.stack([((guess == k) & (wanted == k)).sum() for k in kinds])
+        seen = torch.stack([(guess == k).sum() + (wanted == k).sum() for k in kinds])
+        return 1 - float((2 * hits / seen).double().mean())
+    shares = []
+    for row, truth in zip(guess, wanted, strict=True):
+        learned = truth != NOT_LEARNED
+        if learned.any():
+            kinds, at = torch.cat([row[learned], truth[learned]]).unique(return_inverse=True)
+            n = int(learned.sum())
+            ours, theirs = (torch.bincount(x, minlength=len(kinds)) for x in (at[:n], at[n:]))
+            shares.append(float(torch.minimum(ours, theirs).sum()) / n)
+    return 1 - sum(shares) / len(shares) if shares else math.nan
+
+
+measured: dict[str, Measure] = {"loss": loss, "accuracy": errors, "f1": lost_f1}
+"""What is minimised, by objective."""
+
+
+def two_point(
+    handle: Handle,
+    batch: Batch,
+    z: Directions,
+    index: int,
+    epsilon: float,
+    only: Collection[str] | None = None,
+    measure: Measure = loss,
+) -> tuple[float, float]:
+    """(slope g along z_index, mean of the two losses) on one batch; either may be non-finite if a loss is.
+
+    `only`: names of the tensors that are moved; None: all that are trained.
+    """
+    with handle.perturbed(z, index, epsilon, only=only):
+        above = measure(handle, batch)
+    with handle.perturbed(z, index, -epsilon, only=only):
+        below = measure(handle, batch)
+    return (above - below) / (2 * epsilon), (above + below) / 2
+
+
+def one_point(
+    handle: Handle,
+    batch: Batch,
+    z: Directions,
+    index: int,
+    epsilon: float,
+    here: float,
+    only: Collection[str] | None = None,
+    measure: Measure = loss,
+) -> float:
+    """The one-sided slope along z_index, `here` being the loss where the weights stand."""
+    with handle.perturbed(z, index, epsilon, only=only):
+        return (measure(handle, batch) - here) / epsilon
+
+
+def step(handle: Handle, z: Directions, index: int, distance: float) -> None:
+    """w += distance * z_index on every trained parameter: in place, or in what is seen where weights stand still."""
+    if handle.still:
+        coefficients = torch.zeros(z.count, dtype=torch.float64)
+        coefficients[index] = distance
+        handle.move(z, coefficients)
+        return
+    for name, parameter in handle.parameters().items():
+        z.add_(parameter.data, name, index, distance)

@@ -1,0 +1,183 @@
+"""Zeroth-order rules: what a step makes of its slopes. Let ghat = sum_i g_i z_i / q.
+
+    sgd            w -= eta ghat
+    momentum       m = mu m + ghat;   w -= eta m
+    adam           m = mu m + (1 - mu) ghat;   v = beta2 v + (1 - beta2) ghat^2;   w -= eta m' / (sqrt(v') + 1e-8)
+    sign           w -= eta sign(ghat)                                    (`variant="reference"`: of the scalars only)
+    conservative   w := the best of w - eta ghat, w, w + eta ghat on the batch of the step
+
+In the span: with signs for directions (z^2 = 1) and q = 1, v is one number, sign(ghat) is sign(g) z, and m is a sum
+over directions already drawn. So every step is a sum of c_j z_j, whose c depend on the slopes alone: whoever can make
+the directions replays it. Memory is the last h slopes, mu^h < 1e-3, instead of one or two copies of the model.
+Whatever leaves the span needs the moments themselves (`moments`), and a dense upload; `Walk.check_span` says why.
+
+Zhang et al., "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark", ICML 2024,
+arXiv:2402.11592.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedft import check
+from fedft.randomness import masked
+from fedft.randomness.directions import Directions
+from fedft.randomness.independent import Gaussian, Table
+from fedft.randomness.masked import Masked
+
+Rule = Literal["sgd", "momentum", "adam", "sign", "conservative"]
+Estimate = Literal["two_sided", "one_sided", "forward"]
+Objective = Literal["loss", "accuracy", "f1"]
+Variant = Literal["exact", "reference"]
+
+ADAM_EPSILON = 1e-8
+MAX_SAMPLES = 4096  # directions that there are in a turn
+FORGOTTEN = 1e-3  # weight below which a past slope is left out of the momentum
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How steps are taken; the names are those of the strategies' options."""
+
+    rule: Rule = "sgd"
+    estimate: Estimate = "two_sided"
+    objective: Objective = "loss"
+    epsilon: float = 1e-3
+    samples: int = 1
+    momentum: float = 0.9
+    beta2: float = 0.999
+    sparsity: float = 0.0
+    resample: int = 0
+    blocks: bool = False
+    coordinate: bool = False
+    first_order_from: int | None = None
+    first_order_factor: float = 1.0
+    scalar_clip: float = 1000.0
+    variant: Variant = "exact"
+
+    def __post_init__(self) -> None:
+        check.one_of(("sgd", "momentum", "adam", "sign", "conservative"), rule=self.rule)
+        check.one_of(("two_sided", "one_sided", "forward"), estimate=self.estimate)
+        check.one_of(("loss", "accuracy", "f1"), objective=self.objective)
+        check.one_of(("exact", "reference"), variant=self.variant)
+        check.above(0, epsilon=self.epsilon, scalar_clip=self.scalar_clip)
+        check.between(1, MAX_SAMPLES, samples=self.samples)  # a server's job may ask for so many passes per step
+        check.at_least(0, momentum=self.momentum, beta2=self.beta2, sparsity=self.sparsity, resample=self.resample)
+        check.between(0, 100, first_order_factor=self.first_order_factor)
+        check.at_least(0, first_order_from=self.first_order_from or 0)
+        if max(self.momentum, self.beta2, self.sparsity) >= 1:
+            raise ValueError(f"expected momentum, beta2, sparsity < 1, got {self.momentum, self.beta2, self.sparsity}")
+        if self.rule == "adam" and self.momentum > self.beta2:
+            raise ValueError(f"adam needs momentum <= beta2, got {self.momentum} > {self.beta2}")
+        if self.estimate == "forward" and self.objective != "loss":
+            raise ValueError(f"estimate 'forward' differentiates the loss; objective {self.objective!r} has no slope")
+        if self.coordinate and not self.blocks:
+            raise ValueError("coordinate says in which order blocks are updated; it needs blocks = true")
+        if self.resample and not self.sparsity:
+            raise ValueError("resample draws new masks; it needs sparsity > 0")
+
+    def needs_moments(self, signs: bool) -> bool:
+        """Whether a step leaves the span of its directions; `signs`: their entries are +1 and -1 (and zeros)."""
+        if self.rule == "sign":
+            return self.variant == "exact" and not (signs and self.samples == 1)
+        if self.rule == "adam":
+            return not (signs and self.samples == 1) or self.resample > 0
+        return self.rule == "momentum" and self.resample > 0
+
+    def check_span(self, signs: bool) -> None:
+        """Raises ValueError where the steps are not sums of the shared directions, which are all that is sent."""
+        why = ""
+        if self.needs_moments(signs):
+            why = f"rule {self.rule!r} stays in the span of the directions only with signs for directions"
+            why += " (hadamard, rademacher) and samples = 1"
+        elif self.blocks:
+            why = "blocks have a slope each, and a direction only one distance"
+        elif self.first_order_from is not None:
+            why = "layers trained by back-propagation move along no shared direction"
+        elif self.resample:
+            why = "masks must stay as they are for the run, or replay needs the old ones"
+        if why:
+            raise ValueError(f"{why}; zo_fedavg, which sends the whole change, can do it")
+
+    def reach(self) -> float:
+        """At least sum_j |distance_j| / eta of one step, a hundredth more where honest steps come close to it."""
+        if self.rule == "sign":
+            return 1.01  # 16-bit codecs round up by 2^-8 at most
+        if self.rule == "adam":  # Cauchy-Schwarz: |m'| <= sqrt(sum w_s^2 / u_s), w and u the weights in m' and v'
+            return 1.01 * math.sqrt((1 - self.momentum) / (1 - self.beta2))
+        return 1.01 * self.scalar_clip / (1 - self.momentum if self.rule == "momentum" else 1)
+
+    def masked(self, z: Directions, seed: int) -> Directions:
+        """z with the share `sparsity` of the entries zeroed."""
+        return Masked(z, seed, masked.fraction(self.sparsity, self.variant)) if self.sparsity else z
+
+
+def within(distances: Tensor, bound: float) -> bool:
+    """Whether sum |c_j| is at most `bound`, but for what an honest client's codec may have added: int8 at the worst."""
+    c = distances.double().abs()
+    return not len(c) or bool(c.sum() <= bound + len(c) * c.max() / 127)
+
+
+def signs(z: Directions) -> bool:
+    """Whether entries are +1 and -1 (and zeros where masked), so that z^2 is one number."""
+    inner = getattr(z, "inner", z)
+    if isinstance(inner, Table):
+        return all(bool((v.abs() == 1).all()) for v in inner.vectors.values())
+    return not isinstance(inner, Gaussian)
+
+
+class Past(NamedTuple):
+    """What a rule remembers in the span: the last estimates ghat as {j: g / q}, oldest first, and Adam's v."""
+
+    estimates: tuple[Mapping[int, float], ...] = ()
+    square: float = 0.0
+    steps: int = 0
+
+
+def advance(how: Walk, past: Past, estimate: Mapping[int, float]) -> Past:
+    """The past with one more estimate; those that weigh less than 1e-3 by now are forgotten."""
+    mu = how.momentum if how.rule in ("momentum", "adam") else 0.0
+    h = math.ceil(math.log(FORGOTTEN) / math.log(mu)) if mu else 1
+    square = how.beta2 * past.square + (1 - how.beta2) * sum(g * g for g in estimate.values())
+    return Past((*past.estimates, estimate)[-h:], square, past.steps + 1)
+
+
+def distances(how: Walk, past: Past, eta: float) -> dict[int, float]:
+    """{j: c_j}, the step being w += sum_j c_j z_j."""
+    if how.rule == "sign":
+        return {j: -eta * ((g > 0) - (g < 0)) / how.samples for j, g in past.estimates[-1].items()}
+    mu = how.momentum if how.rule in ("momentum", "adam") else 0.0
+    m: dict[int, float] = {}
+    for age, estimate in enumerate(reversed(past.estimates)):
+        for j, g in estimate.items():
+            m[j] = m.get(j, 0.0) + mu**age * g
+    if how.rule == "adam":
+        v = past.square / (1 - how.beta2**past.steps)
+        eta *= (1 - mu) / (1 - mu**past.steps) / (math.sqrt(v) + ADAM_EPSILON)
+    return {j: -eta * x for j, x in m.items()}
+
+
+def dense(how: Walk, name: str, ghat: Tensor, moments: dict[str, tuple[Tensor, Tensor]], steps: int) -> Tensor:
+    """The step of one tensor divided by -eta, from the estimate itself; `moments` are changed in place.
+
+    Args:
+        how: sign, momentum or adam.
+        name, ghat: the tensor's name and its estimate; not modified.
+        moments: m and v by name, zeros at first.
+        steps: how many estimates there were with this one.
+    """
+    if how.rule == "sign":
+        return ghat.sign()
+    mu = how.momentum
+    m, v = moments.setdefault(
+        name, (torch.zeros_like(ghat), torch.zeros_like(ghat if how.rule == "adam" else ghat[:0]))
+    )
+    if how.rule == "momentum":
+        return m.mul_(mu).add_(ghat)
+    m.mul_(mu).add_(ghat, alpha=1 - mu)
+    v.mul_(how.beta2).addcmul_(ghat, ghat, value=1 - how.beta2)
+    return (m / (1 - mu**steps)) / (v / (1 - how.beta2**steps)).sqrt_().add_(ADAM_EPSILON)

@@ -1,0 +1,312 @@
+"""`Plan`, `Update` and `Job` <-> bytes. Pure functions; this docstring is the format.
+
+    frame    magic "FDFT" | protocol u16 | kind u8 | header length u16 | table length u32 | header | table | body
+    kind     1 plan, 2 update, 3 job; all numbers little endian, nothing is padded or aligned
+    header   JSON object of at most 4,096 bytes with one-letter keys; a field at its default is left out
+               update  r run, t round, a attempt, n num_examples, m metrics
+               plan    r run, t round, v version, y label, h have, z have_label, a attempt, e evaluate, k rank, s steps,
+                       l learning_rate, c counted, x extra
+               job     r run, s seed
+    table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
+             ascending bytewise, hence none twice; at most 8,192 tensors, which is also what bounds a plan's table
+             in a job: JSON object of strategy, local, model, codec, data, eval, at most 16 deep; all at most 64 KiB
+             of other than plain codecs: {"c": codec, "t": rows}, a row [p, rest of name, wire type, dimension...] whose
+             name begins with p characters of the name above, and whose wire type is left out where it is the codec
+    body     the tensors' bytes in the table's order, row-major, exactly as many as the table implies, where it does,
+             else as many as a varint before them says; a job has none
+
+JSON is compact UTF-8 with sorted keys: equal values make equal bytes. Refused in it: a key twice, an unknown key, NaN
+and Infinity, an integer of 2^53 or more, half a surrogate pair in a value that is used. Metrics beyond
++-1e30, not named [a-z0-9_.]{1,64} or beyond the first 32 by name are dropped. Names of tensors and of `extra` are
+printable ASCII without space, quote and backslash, at most 200 and 64 characters.
+
+A float32 tensor travels in the codec of the message; int32 and uint16 travel as they are. `fedft.compression.codec`
+says how codecs are called; there are plain ones, whose bytes are counted by the shape. Of n > 0 entries:
+
+    fp32           4n      exact
+    bf16           2n      rounded half to even; |error| <= 2^-8 |x| + 2^-134
+    fp16           1 + 2n  exponent k (i8), then x / 2^k as fp16; k is the least for which the largest entry does
+                           not overflow, and at least -125; |error| <= 2^-11 |x| + 2^-40 max|x| + 2^-150
+    int8           4g + n  scales (fp32) of the g groups, then round(x / scale), half to even, from -127 to 127;
+                           |error| <= 0.501 max|x| / 127 over the group, 0 stays 0; a scale below 2^-107 is sent as 0
+    int32, uint16  4n, 2n  exact
+
+An int8 group is one index of the rank: a row of a matrix, a column of a `*.lora_B`, all of a vector; its scale is
+max|x| / 127. What was decoded encodes to the same bytes again, in every plain codec.
+
+All other codecs select, round coarsely or make integers, and code what is left by its entropy:
+`fedft.compression.coded` has the bytes of a float32 tensor, whose wire type is the codec's canonical name. With them
+uint16 becomes the wire type "numbers", which takes the fewest bytes (`entropy_coder.py`). 256 entries take at least one
+byte and a message has at most 2^31 of them, so what a short message can claim is bounded. A table of the frequencies of
+symbols always adds up, and nothing may be left when the last symbol is out.
+
+A tensor without entries takes no bytes and has no dimension above 2^20. Infinity and NaN stay non-finite in every
+codec (entries above about 1e38 may become so), for the receiver to refuse.
+
+What the decoders refuse, as `RejectedUpdate(code, message)`:
+
+    too_large      longer than the limit                  spec_mismatch  names, shapes, wire types are not the spec's
+    bad_magic      does not begin "FDFT"                  weight         num_examples is not an integer >= 1
+    version        another protocol                       nonfinite      NaN or infinity in a float tensor
+    malformed      anything else in this docstring        out_of_bounds  a decoded float beyond +-1e4
+"""
+
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedft.arithmetic.tensors import Tensors
+from fedft.compression import plain
+from fedft.compression.bit_packing import Reader, varint
+from fedft.compression.codec import PLAIN, parse
+from fedft.errors import RejectedUpdate
+from fedft.update import Job, Plan, Spec, Update
+from fedft.wire.fields import (
+    Field,
+    as_count,
+    as_extra,
+    as_flag,
+    as_label,
+    as_metrics,
+    as_rate,
+    as_run,
+    as_table,
+    json_bytes,
+    parse_json,
+    read,
+    write,
+)
+from fedft.wire.table import MAX_TENSORS, check_fit, describe, max_table_bytes, read_entries, write_rows
+
+PROTOCOL = 1
+CODECS = PLAIN
+MAX_MESSAGE_BYTES = 2**31 - 1  # the transport's messages are protobuf: signed 32-bit lengths
+MAX_HEADER_BYTES = 4096  # ours take about 80; 32 metrics with the longest names still fit
+MAX_JOB_BYTES = 64 * 1024
+MAX_ENTRIES = 2**31  # of all tensors of a message: four times what fp32 could hold
+MAX_ABS = 1e4
+
+_FRAME = struct.Struct("<4sHBHI")
+_MAGIC = b"FDFT"
+_PLAN, _UPDATE, _JOB = 1, 2, 3
+
+
+def encode_update(update: Update, codec: str, seed: int = 0) -> bytes:
+    """The bytes of `update`, float tensors in `codec`; metrics a receiver would drop are dropped here, with a warning.
+
+    Args:
+        seed: of what the codec draws at random, 64 bits; a new one for every update.
+    Raises ValueError for what no receiver could accept (field or tensor of a wrong type, over 2 dimensions), but never
+    for a number in a float tensor: it is the receiver who refuses a diverged update, and so hears of it.
+    """
+    return _encode(_UPDATE, update, _UPDATE_FIELDS, update.delta, codec, seed)
+
+
+def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None = None) -> Update:
+    """The update in `data`, with exactly the tensors of `spec`, sent in `codec`; `client` is left empty.
+
+    Tensors have the spec's dtype, are contiguous and own their memory; all floats are finite and within 1e4; where
+    several tensors are `at_most`, their lengths need not agree. Unusable metrics are dropped with a warning.
+    Args:
+        max_bytes: a limit below `max_update_bytes(spec, codec)`, which holds in any case.
+    Raises:
+        RejectedUpdate: whatever else is in `data`. Nothing is allocated for a size that `data` does not have.
+    """
+    legal = max_update_bytes(spec, codec)  # a spec or codec that is wrong raises here: that is our mistake
+    limit = legal if max_bytes is None else min(max_bytes, legal)
+    with _refusing("update"):
+        header, table, body = _open(data, _UPDATE, limit, max_table_bytes(len(spec)))
+        values = read(header, _UPDATE_FIELDS)
+        entries = read_entries(table)
+        check_fit(entries, spec, codec)
+        return Update(delta=_tensors(entries, body), **values)
+
+
+def relabelled(data: bytes, *, round: int, attempt: int) -> bytes:
+    """An encoded update under another round and attempt, its tensors' bytes as they were.
+
+    To decode and encode again would be another update where a codec rounds once more. Raises as `decode_update` does.
+    """
+    with _refusing("update"):
+        header, _, _ = _open(data, _UPDATE, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
+        said = Update(delta={}, **(read(header, _UPDATE_FIELDS) | {"round": round, "attempt": attempt}))
+        *_, head, index = _FRAME.unpack_from(data)
+        after = memoryview(data)[_FRAME.size + head :]
+        new = json_bytes(write(said, _UPDATE_FIELDS))
+        return b"".join([_FRAME.pack(_MAGIC, PROTOCOL, _UPDATE, len(new), index), new, after])
+
+
+def encode_plan(plan: Plan, codec: str, seed: int = 0) -> bytes:
+    """The bytes of `plan`, float tensors in `codec`, which draws by `seed`. Raises ValueError as for an update."""
+    return _encode(_PLAN, plan, _PLAN_FIELDS, plan.tensors, codec, seed)
+
+
+def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, ...]] | None = None) -> Plan:
+    """The plan in `data`, whatever its tensors are called: at most 2 dimensions, all floats finite and within 1e4.
+
+    Args:
+        max_bytes: the most that `data` may have.
+        within: shapes by name; a tensor that is not one of these is refused before anything is allocated for it.
+    Raises:
+        RejectedUpdate: the same error as for updates and nothing else, whatever the bytes.
+    """
+    with _refusing("plan"):
+        header, table, body = _open(data, _PLAN, max_bytes, max_table_bytes(MAX_TENSORS))
+        values = read(header, _PLAN_FIELDS)
+        entries = read_entries(table)
+        for name, entry in entries.items():
+            if within is not None and within.get(name) != entry.shape:
+                raise RejectedUpdate("spec_mismatch", f"tensor {name!r} is {entry}, which is not in the state")
+        return Plan(tensors=_tensors(entries, body), **values)
+
+
+def encode_job(job: Job) -> bytes:
+    """The bytes of `job`, at most 64 KiB; tuples become lists. Raises ValueError if it is longer or not plain JSON."""
+    data = _frame(_JOB, write(job, _JOB_FIELDS), write(job, _JOB_TABLE), [])
+    if len(data) > MAX_JOB_BYTES:
+        raise ValueError(f"expected a job of at most {MAX_JOB_BYTES} bytes, got {len(data)}")
+    return data
+
+
+def decode_job(data: bytes) -> Job:
+    """The job in `data`. Raises RejectedUpdate, the same error as for updates and nothing else, whatever the bytes."""
+    with _refusing("job"):
+        header, table, body = _open(data, _JOB, MAX_JOB_BYTES, MAX_JOB_BYTES)
+        if body:
+            raise ValueError(f"{len(body)} bytes after the job")
+        return Job(**read(header, _JOB_FIELDS), **read(table, _JOB_TABLE))
+
+
+def roundtrip(tensors: Tensors, codec: str, seed: int = 0) -> dict[str, Tensor]:
+    """`tensors` as the other side will see them, in its order; new memory. Non-finite entries are let through.
+
+    The same seed makes the same choices as in `encode_update`.
+    """
+    return {name: plain.seen(name, entry, tensors[name], seed) for name, entry in describe(tensors, codec).items()}
+
+
+def body_bytes(spec: Spec, codec: str) -> int:
+    """Bytes of the tensors alone in an update of this spec, at most.
+
+    Exact in plain codecs if nothing in the spec is `at_most`; in others it depends on the numbers, and mostly is less.
+    """
+    entries = {name: plain.Entry(plain.type_of(t.dtype, codec), t.shape) for name, t in spec.items()}
+    parse(codec)  # also where there are no tensors
+    return sum(plain.size(name, e) + 5 * plain.has_length(e) for name, e in entries.items())
+
+
+def max_update_bytes(spec: Spec, codec: str) -> int:
+    """1.05 x the largest legal update of this spec and codec + 64 KiB, but never above 2 GiB - 1.
+
+    Whatever an honest client's numbers are, its update in a codec of entropy is no longer either.
+    """
+    largest = _FRAME.size + MAX_HEADER_BYTES + max_table_bytes(len(spec)) + body_bytes(spec, codec)
+    return min(-(-largest * 21 // 20) + 64 * 1024, MAX_MESSAGE_BYTES)
+
+
+# Frames
+
+
+def _encode(kind: int, value: Any, fields: tuple[Field, ...], tensors: Tensors, codec: str, seed: int) -> bytes:
+    entries = describe(tensors, codec)
+    body: list[bytes | memoryview] = []
+    for name, entry in entries.items():
+        parts = plain.pack(name, entry, tensors[name], seed)
+        body += [varint(sum(len(p) for p in parts)), *parts] if plain.has_length(entry) else parts
+    return _frame(kind, write(value, fields), write_rows(entries, parse(codec)), body)
+
+
+def _frame(kind: int, header: Any, table: Any, body: list[Any]) -> bytes:
+    head, index = json_bytes(header), json_bytes(table)
+    size = _FRAME.size + len(head) + len(index) + sum(len(part) for part in body)
+    if len(head) > MAX_HEADER_BYTES or size > MAX_MESSAGE_BYTES:
+        raise ValueError(f"header of {len(head)} bytes, message of {size}: too long for one message")
+    return b"".join([_FRAME.pack(_MAGIC, PROTOCOL, kind, len(head), len(index)), head, index, *body])
+
+
+def _open(data: bytes, kind: int, max_bytes: int, max_table_bytes: int) -> tuple[Any, Any, memoryview]:
+    if len(data) > (limit := min(max_bytes, MAX_MESSAGE_BYTES)):
+        raise RejectedUpdate("too_large", f"message of {len(data)} bytes, at most {limit} allowed")
+    if data[:4] != _MAGIC:
+        raise RejectedUpdate("bad_magic", f"message begins {bytes(data[:4])!r}, wanted {_MAGIC!r}")
+    _, protocol, found, head, index = _FRAME.unpack_from(data)
+    if protocol != PROTOCOL:
+        raise RejectedUpdate("version", f"protocol {protocol}, wanted {PROTOCOL}; is the peer's fedft as new as ours?")
+    if found != kind:
+        raise ValueError(f"message of kind {found}, wanted {kind}")
+    if head > MAX_HEADER_BYTES or index > max_table_bytes or _FRAME.size + head + index > len(data):
+        raise ValueError(f"header of {head} and table of {index} bytes in a message of {len(data)}")
+    view = memoryview(data)[_FRAME.size :]
+    return parse_json(view[:head]), parse_json(view[head : head + index]), view[head + index :]
+
+
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """What bytes from outside can provoke becomes `malformed`; RuntimeError is torch's lack of memory, or recursion."""
+    try:
+        yield
+    except (struct.error, LookupError, TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError) as e:
+        raise RejectedUpdate("malformed", f"malformed {what}: {str(e)[:300]}") from e
+
+
+# Fields: each check returns the value to use or raises ValueError; the same ones serve writing and reading
+
+
+_UPDATE_FIELDS = (
+    Field("r", "run", as_run, ""),
+    Field("t", "round", as_count, 0),
+    Field("a", "attempt", as_count, 0),
+    Field("n", "num_examples", lambda n: as_count(n, 1), code="weight"),
+    Field("m", "metrics", as_metrics, {}),
+)
+_PLAN_FIELDS = (
+    Field("r", "run", as_run),
+    Field("t", "round", as_count),
+    Field("v", "version", as_count),
+    Field("h", "have", as_count, None),
+    Field("y", "label", as_label, ""),
+    Field("z", "have_label", as_label, ""),
+    Field("a", "attempt", as_count, 0),
+    Field("e", "evaluate", as_flag, False),
+    Field("k", "rank", as_count, 0),
+    Field("s", "steps", as_count, 0),
+    Field("l", "learning_rate", as_rate, 0.0),
+    Field("c", "counted", as_count, None),
+    Field("x", "extra", as_extra, {}),
+)
+_JOB_FIELDS = (Field("r", "run", as_run), Field("s", "seed", as_count))
+_JOB_TABLE = (
+    *(Field(k, k, as_table) for k in ("strategy", "local", "model")),
+    *(Field(k, k, as_table, {}) for k in ("codec", "data", "eval")),
+)
+
+
+# Tables
+
+
+def _tensors(entries: Mapping[str, plain.Entry], body: memoryview) -> dict[str, Tensor]:
+    r = Reader(body)
+    if (total := sum(math.prod(e.shape) for e in entries.values())) > MAX_ENTRIES:
+        raise ValueError(f"{total} entries, at most {MAX_ENTRIES} allowed")
+    parts: dict[str, memoryview] = {}
+    for name, entry in entries.items():
+        n = most = plain.size(name, entry)
+        if plain.has_length(entry) and (n := r.varint()) > most:
+            raise ValueError(f"{n} bytes of tensor {name!r}, which is {entry}: at most {most} allowed")
+        parts[name] = r.take(n)
+    r.close()
+    out: dict[str, Tensor] = {}
+    for name, entry in entries.items():
+        out[name] = plain.unpack(name, entry, parts[name])
+        if out[name].is_floating_point() and out[name].numel():
+            lo, hi = (float(x) for x in torch.aminmax(out[name]))  # a NaN anywhere comes out as both
+            if not (math.isfinite(lo) and math.isfinite(hi)):
+                raise RejectedUpdate("nonfinite", f"tensor {name!r} has NaN or infinite entries")
+            if max(-lo, hi) > MAX_ABS:
+                raise RejectedUpdate("out_of_bounds", f"tensor {name!r} has {max(-lo, hi):g}, above {MAX_ABS:g}")
+    return out

@@ -1,0 +1,111 @@
+"""How far what the server applied is from the mean of what the clients trained: |applied - exact| / |exact|.
+
+    exact     sum_k p_k B_k A_k, the mean of the clients' products, at the weights that count
+    applied   what the model at the new state differs by from the base that the clients trained on
+
+Zero, up to float32, for a method whose aggregate is exact; for FedIT it is the covariance of the factors,
+|sum_k p_k (B_k - B)(A_k - A)| / |sum_k p_k B_k A_k|. All products stay factored. Where a strategy puts a model is
+found by letting it put an imaginary one there, so no strategy has code for this.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedft.arithmetic import lowrank
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Layout, State, Turn
+from fedft.recipe import Recipe
+from fedft.update import Plan, Update
+
+
+@dataclass
+class _Noted:
+    """A `Handle` without a model: notes the base's change and the adapter that a strategy sets."""
+
+    layout: Layout
+    change: Mapping[str, LowRank] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def stand(self, change: Mapping[str, LowRank], key: str) -> None:
+        self.change = change
+
+    def write(self, values: Tensors) -> None:
+        self.values.update(values)
+
+
+@dataclass
+class Exactness:
+    """The audit of one round: hears of every update that counts, then says the error. Holds their factors till then."""
+
+    recipe: Recipe
+    layout: Layout
+    state: State
+    plan: Plan
+    """A plan of this round; each client's rank is in its update."""
+    local: Any
+    run_seed: int
+    _begun: dict[int, _Noted] = field(default_factory=dict)
+    _trained: list[tuple[dict[str, LowRank], float]] = field(default_factory=list)
+
+    def possible(self) -> bool:
+        """Whether the strategy sends factors of LoRA pairs whose other half is known here."""
+        sent = self.recipe.spec(self.layout, self.plan)
+        factors = {m + s for m in self.layout.modules for s in (A_SUFFIX, B_SUFFIX)}
+        if self.recipe.personal or not factors & sent.keys():
+            return False
+        try:
+            return factors <= self._start(self.plan.rank).values.keys()
+        except AttributeError:  # it does more with a model than to set factors and base
+            return False
+
+    def see(self, update: Update, rank: int) -> None:
+        """One update, and the rank it was trained at."""
+        begun, now = self._start(rank).values, {}
+        for name, x in begun.items():
+            sent = update.delta.get(name)
+            now[name] = x if sent is None else sent if self.recipe.sends == "values" else x + sent
+        self._trained.append((self._pairs(now), update.num_examples))
+
+    def error(self, after: State, rank: int) -> float | None:
+        """|applied - exact| / |exact| of the round that led to `after`; None where nothing was trained."""
+        begun, new = next(iter(self._begun.values())), self._model(after, rank)
+        applied = self._pairs(new.values)
+        wrong, right = 0.0, 0.0
+        for m in self.layout.modules:
+            exact = lowrank.stack([(pairs[m], n) for pairs, n in self._trained])
+            moved = applied[m] + _minus(new.change.get(m), begun.change.get(m), self.layout.modules[m])
+            wrong += (moved + -exact).norm() ** 2
+            right += exact.norm() ** 2
+        return (wrong / right) ** 0.5 if right else None
+
+    def _start(self, rank: int) -> _Noted:
+        """Where the clients of a rank begin: all with the same B A."""
+        if rank not in self._begun:
+            self._begun[rank] = self._model(self.state, rank)
+        return self._begun[rank]
+
+    def _model(self, state: State, rank: int) -> _Noted:
+        """Where a newcomer of this rank stands."""
+        plan = replace(self.plan, round=state.version, version=state.version, rank=rank)
+        plan = replace(plan, tensors=self.recipe.downlink(state, None, plan))
+        held, noted = self.recipe.receive(None, plan), _Noted(self.layout)
+        # the draws of a client's own seed are of pairs with B = 0, or are sent back whole
+        self.recipe.start(noted, Turn(plan, held, "", self.local, self.run_seed, self.run_seed))  # type: ignore[arg-type]
+        return noted
+
+    def _pairs(self, values: Tensors) -> dict[str, LowRank]:
+        return {m: LowRank(values[m + A_SUFFIX], values[m + B_SUFFIX]) for m in self.layout.modules}
+
+
+def _minus(new: LowRank | None, old: LowRank | None, shape: tuple[int, int]) -> LowRank:
+    """new - old; where the new factors begin with the old ones (a sum that was appended to), what follows them."""
+    new, old = new or lowrank.zero(*shape), old or lowrank.zero(*shape)
+    r = old.rank
+    if new.rank >= r and torch.equal(new.A[:r], old.A) and torch.equal(new.B[:, :r], old.B):
+        return LowRank(new.A[r:], new.B[:, r:])
+    return new + -old

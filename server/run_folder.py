@@ -1,0 +1,63 @@
+"""A run's folder: made or taken up again, and held by one process at a time."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from fedft import durable
+from fedft import run_file as configs
+from fedft.config import RunConfig
+from fedft.contract import State
+from fedft.errors import ConfigError
+
+
+def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
+    """Make the run folder and see that it is ours: writable, empty or to be resumed, of the same config."""
+    there = (folder / "config.toml").exists()
+    if there and not resume:
+        raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another folder starts anew")
+    if resume and not there:
+        raise ConfigError(f"--resume {folder}: there is no run to resume, no config.toml")
+    try:
+        if not there and folder.is_dir() and _holds_more(folder):
+            raise ConfigError(f"--out {folder}: is not empty and holds no run; another folder starts one")
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as e:
+        raise ConfigError(f"--out {folder}: cannot be written: {e.strerror}") from e
+    if there:
+        before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
+        if keys := changed(before, config):
+            raise ConfigError(f"--resume {folder}: the run file has changed in {', '.join(keys)}; start a new run")
+    return folder
+
+
+def _holds_more(folder: Path) -> bool:
+    """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written."""
+    left = {"state", "state/lock", "state/journal", ".writable", "config.toml.tmp"}
+    return any(p.relative_to(folder).as_posix() not in left for p in folder.rglob("*"))
+
+
+def check_rounds(folder: Path, found: tuple[State, object] | None, config: RunConfig) -> None:
+    """Raise ConfigError if the run in the folder is further than `config` wants it."""
+    if found and found[0].version > config.server.rounds:
+        raise ConfigError(
+            f"--resume {folder}: is at round {found[0].version}, wanted at least as many rounds, "
+            f"got {config.server.rounds}"
+        )
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Keep other processes from running this run."""
+    return durable.alone(folder / "state" / "lock", f"--out {folder}: another process is running this run")
+
+
+LENGTH = {("server", "rounds"), ("server", "budget")}
+
+
+def changed(before: RunConfig, now: RunConfig) -> list[str]:
+    """`table.key` of what differs, but for the number of rounds and the budget: a run may be made longer."""
+    a, b = before.to_dict(), now.to_dict()
+    keys = [(t, k) for t in b for k in sorted(a[t].keys() | b[t].keys()) if a[t].get(k) != b[t].get(k)]
+    return [f"{t}.{k}" for t, k in keys if (t, k) not in LENGTH]

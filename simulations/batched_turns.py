@@ -1,0 +1,157 @@
+"""Clients that train side by side: their messages are opened in turn, their steps taken in shared passes of the model.
+
+Everything around the steps is each client's own: what it refuses, what it holds and keeps, its reply. Turns that cannot
+share a pass (`fedft.training.batched_clients`) are taken one at a time, as if nobody had tried.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NoReturn, cast
+
+from torch import nn
+
+from fedft.carriers.flower import grid
+from fedft.carriers.flower.grid import Message
+from fedft.client.train import Client
+from fedft.contract import Batch, Handle, LocalStep, Trained, Turn
+from fedft.errors import PlanRefused, RejectedUpdate
+from fedft.training import batched_clients
+from fedft.training.batched_clients import Seat
+from fedft.training.first_order import FirstOrder
+
+log = logging.getLogger(__name__)
+
+Finish = Callable[[], Message]
+Outcome = Trained | FloatingPointError | None
+"""Of a seat; None: it trains alone."""
+
+
+class Seated(Exception):
+    """A client's local steps were reached."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+
+
+PAYS = {"cpu": 256, "other": 1024}
+"""Tokens of a client's batch up to which sharing pays: on one core 1.1 times at 256 and 3 to 4 times at 16; on an
+accelerator as long as launches and reading the weights take longer than arithmetic (estimated)."""
+ROOM = {"cpu": 2048, "other": 16384}
+"""Tokens of a pass: more of them gain nothing further, and every one costs memory of activations."""
+
+
+def starter(clients: Mapping[int, Client]) -> tuple[Callable[[list[Message]], list[Finish]] | None, int]:
+    """What begins the training of several of these clients (by node) at once, and of how many; None: nothing does."""
+    first = next(iter(clients.values()), None)
+    if first is None:
+        return None, 1
+    wanted = first.config.server.together
+    able = (
+        not first.config.model.lora_dropout
+        and all(c.handle is first.handle and c.recipe is first.recipe for c in clients.values())
+        and batched_clients.possible(first.recipe, first.base.model, first.config.local)
+    )
+    if not able:
+        if wanted != 1:
+            log.info("clients train one at a time: only plain back-propagation on adapters without dropout is shared")
+        return None, 1
+    most = wanted if isinstance(wanted, int) and wanted > 1 else worthwhile(list(clients.values()))
+    if wanted == 1 < most:
+        log.info(
+            "[server] together = %d would train faster: updates agree to 1e-4, digests are not those of a deployment",
+            most,
+        )
+    if wanted == 1 or most == 1:
+        return None, 1
+    return Table(clients, batched_clients.common(first.handle)).begin, most
+
+
+def worthwhile(clients: Sequence[Client]) -> int:
+    """How many of these clients to train in one pass, at least 1: by their rows and the device, never by the clock."""
+    config = clients[0].config
+    device = next(clients[0].base.model.parameters()).device.type
+    kind = device if device in PAYS else "other"
+    rows = [len(row.input_ids) for c in clients for row in c.train_rows]
+    tokens = config.local.batch_size * sum(rows) / max(1, len(rows))
+    if not rows or tokens > PAYS[kind]:
+        return 1
+    asked = min(config.clients.per_round or len(clients), len(clients))
+    return max(1, min(asked, int(ROOM[kind] / tokens)))
+
+
+@dataclass
+class Table:
+    """The clients of this process, by node."""
+
+    clients: Mapping[int, Client]
+    base: Sequence[nn.Parameter]
+    checked: bool = False
+    """Whether a pass has given the loss that a client has alone."""
+    alone: bool = False
+    """Whether this model cannot be shared: then nobody tries again."""
+
+    def begin(self, messages: list[Message]) -> list[Finish]:
+        """Train all who are asked to; what makes the reply to each message, in their order."""
+        asked = [(self.clients[m.metadata.dst_node_id], m) for m in messages]
+        opened = [_open(client, m, self.base) for client, m in asked]
+        trained = iter(self._train([o for o in opened if isinstance(o, Seat)]))
+        pairs = zip(asked, opened, strict=True)
+        return [partial(_finish, *a, o, next(trained)) if isinstance(o, Seat) else o for a, o in pairs]
+
+    def _train(self, seats: list[Seat]) -> list[Outcome]:
+        if len(seats) > 1 and not self.alone:
+            anyone = next(iter(self.clients.values()))
+            local, pad_id = cast(FirstOrder, anyone.recipe.local), anyone.base.pad_id
+            try:
+                found = batched_clients.train(anyone.handle, local, seats, pad_id, check=not self.checked)
+            except Exception as e:  # a model that we do not know may do anything; each alone says what is wrong
+                self.alone = not self.checked
+                log.warning("clients train one at a time: %s: %s", type(e).__name__, e)
+            else:
+                self.checked = True
+                return list(found)
+        return [None] * len(seats)
+
+
+def _open(client: Client, message: Message, base: Sequence[nn.Parameter]) -> Seat | Finish:
+    """The client's seat, taken when the model stood at its start; or its reply, where it does not come to train."""
+
+    def sit(handle: Handle, batches: Iterator[Batch], turn: Turn) -> NoReturn:
+        raise Seated(batched_clients.seat(client.handle, cast(FirstOrder, client.recipe.local), turn, batches, base))
+
+    try:
+        reply = _instead(client, sit).answer(message)
+    except Seated as s:
+        return s.seat
+    except Exception as e:
+        return partial(_raise, e)
+    return lambda: reply
+
+
+def _finish(client: Client, message: Message, seat: Seat, outcome: Outcome) -> Message:
+    """The reply of a client that has trained; it trains now if it has not."""
+
+    def said(handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+        if isinstance(outcome, Trained):
+            return outcome
+        raise FloatingPointError(str(outcome))
+
+    if outcome is None:
+        client.recipe.start(client.handle, seat.turn)
+    else:
+        client = _instead(client, said)
+    try:
+        return grid.pack_reply(message, client.encode(client.train(seat.turn), seat.turn))
+    except (PlanRefused, RejectedUpdate) as e:
+        return grid.pack_refusal(message, e.code, str(e))
+
+
+def _instead(client: Client, local: LocalStep) -> Client:
+    """The client with other local steps; what it holds and keeps is the same."""
+    return replace(client, recipe=replace(client.recipe, local=local))
+
+
+def _raise(e: Exception) -> NoReturn:
+    raise e

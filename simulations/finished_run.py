@@ -1,0 +1,92 @@
+"""What can be asked of a run folder afterwards: evaluate its newest state, export its model."""
+
+import shutil
+import warnings
+from pathlib import Path
+from statistics import fmean
+
+from fedft import check
+from fedft.errors import ConfigError
+from fedft.models import export, load
+from fedft.models.handle import parameters_of
+from fedft.server import result
+from fedft.simulations import workplace as runs
+from fedft.training import evaluate
+
+Metrics = dict[str, float]
+
+
+def evaluate_run(folder: Path, *, rouge: bool = False) -> tuple[dict[str, Metrics], Metrics]:
+    """(metrics by client, their mean over clients) of the newest state on the held-out rows."""
+    place, state = runs.reopen(folder)
+    c = place.config.eval
+    if rouge and place.config.model.task != "causal-lm":
+        raise ConfigError(f"--rouge compares generated text; {folder} is a run of task {place.config.model.task}")
+    found: dict[str, Metrics] = {}
+    for name, client in place.clients.items():
+        rows = client.test_rows[: c.max_rows]
+        if not rows:
+            continue
+        if place.recipe.personal:
+            place.stand(state, name)
+        found[name] = evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id)
+        if rouge:
+            found[name]["rouge_l"] = evaluate.rouge_l(place.handle, rows, place.base.tokenizer, c.generate_tokens)
+    if not found:
+        raise ConfigError(f"{folder}: no client has held-out rows; see [data] holdout and test")
+    return found, {k: fmean(m[k] for m in found.values()) for k in next(iter(found.values()))}
+
+
+def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | None = None) -> str:
+    """Write the newest state's model to `to`, or that of `client` where clients keep models of their own.
+
+    Returns "adapter", "delta" or "merged model".
+    """
+    try:
+        if to.exists() and any(to.iterdir()):
+            raise ConfigError(f"--to {to}: is not empty")
+    except OSError as e:
+        raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
+    # before --to is made: a run that cannot be read leaves nothing there
+    place, state = runs.reopen(folder, data=client is not None)
+    if client is not None:
+        if not place.recipe.personal:
+            raise ConfigError(f"--client {client}: all clients of {place.recipe.name} have one model")
+        if client not in place.clients:
+            raise ConfigError(f"--client {client!r}: no such client{check.nearest(client, place.clients)}")
+        place.stand(state, client)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
+    kind = export.save_adapter(to, place.handle, place.base, result.base_name(place.base))
+    place.base.tokenizer.save_pretrained(to)
+    if not merged:
+        return kind
+    return _merge(to, place)
+
+
+def _merge(to: Path, place: runs.Workplace) -> str:
+    m, seed = place.config.model, place.config.server.seed
+    fresh = load.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, seed=seed)  # rounded as it was in the run
+    if not place.handle.still:
+        fresh.model.float()  # what is added to it was in float32, too
+    if (to / "adapter_config.json").exists():
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            # peft asks transformers for a name that is being renamed
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            whole = PeftModel.from_pretrained(fresh.model, str(to)).merge_and_unload()
+    else:
+        from safetensors.torch import load_file
+
+        whole = fresh.model
+        own = parameters_of(whole)
+        for name, change in load_file(to / "delta.safetensors").items():
+            own[name].data.add_(change)
+    for file in to.iterdir():
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    whole.save_pretrained(str(to))
+    fresh.tokenizer.save_pretrained(str(to))
+    return "merged model"

@@ -1,0 +1,142 @@
+"""A simulation's clients as the folders of sites: a deployment rehearsed on one machine.
+
+    <to>/north/site.toml            to be served with `fedft client`; its policy allows this run and nothing larger
+    <to>/north/train.jsonl          all rows of the client `north`, in the order the simulation has them
+    <to>/north/test.jsonl           its rows of the test file, where the run has one; may be empty
+    <to>/north/keys/                with `keys`: its own keys and the server's public ones; enrolled in the roster
+
+A site that is called like the simulated client trains and evaluates on the same examples in the same order.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedft import durable
+from fedft.config import RunConfig
+from fedft.data.client_datasets import Rows
+from fedft.errors import ConfigError, DataError
+from fedft.security.sealed import site_name
+from fedft.simulations import virtual_clients
+
+SAFE = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
+FROM_SERVER = ("ca.pem", "server.pub")
+
+log = logging.getLogger(__name__)
+
+
+def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None) -> list[Path]:
+    """Write a folder for each client of `config`; returns the site files in order of client name.
+
+    Args:
+        to: folder to write; must not exist or be empty.
+        server: host:port of the server.
+        keys: the server's key folder. The sites get keys and are enrolled there; None: the site files name
+            keys that are not there yet.
+    Raises:
+        ConfigError: `to` is not empty, a site of this name is enrolled already, or the key folder is not one.
+        DataError: what is wrong with the data.
+    """
+    owned, held = virtual_clients.whole_by_client(config)
+    names = {client: _site_name(client) for client in owned}
+    folders = {client: to / folder_name(client) for client in owned}
+    if keys is not None:
+        _check_keys(keys, set(names.values()))
+    if len(set(folders.values())) < len(folders):
+        raise ConfigError(f"--to {to}: two clients would share a folder; rename one of them in the data")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        if any(to.iterdir()):
+            raise ConfigError(f"--to {to}: is not empty")
+        for folder in folders.values():
+            folder.mkdir()
+    except OSError as e:
+        raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
+    for client, folder in folders.items():
+        durable.write(folder / "train.jsonl", _json_lines(owned[client], config.data.train))
+        if config.data.test is not None:
+            durable.write(folder / "test.jsonl", _json_lines(held[client], config.data.test))
+        durable.write(folder / "site.toml", _site_file(config, names[client], server).encode())
+        if keys is not None:
+            _enrol(folder / "keys", names[client], keys)
+    return [folder / "site.toml" for folder in folders.values()]
+
+
+def folder_name(client: str) -> str:
+    """A folder for a client of any name: the name itself if it is plain and in lower case, else letters and digits of
+    it and 8 digits of its SHA-256, so that names which differ in case or signs do not meet.
+
+    "north" is "north", "King Lear" is "King-Lear-dac097e0", "../x" is "x-d6b96a97".
+    """
+    if SAFE.fullmatch(client):
+        return client
+    digits = hashlib.sha256(client.encode()).hexdigest()[:8]
+    return "-".join([*re.findall(r"[A-Za-z0-9]+", client[:40]), digits])
+
+
+def _site_name(client: str) -> str:
+    try:
+        return site_name(client)
+    except ValueError:
+        name = folder_name(client)
+        log.warning("client %r cannot be a site's name; as %r it holds out and draws other rows", client, name)
+        return name
+
+
+def _json_lines(rows: Rows, source: str) -> bytes:
+    try:
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    except (TypeError, ValueError) as e:
+        raise DataError(f"{source}: a record cannot be written as JSON: {e}") from e
+
+
+def _site_file(config: RunConfig, name: str, server: str) -> str:
+    targets = config.model.targets
+    tables: dict[str, dict[str, Any]] = {
+        "site": {"name": name},
+        "server": {"address": server, **{k: f"keys/{f}" for k, f in zip(("ca", "key"), FROM_SERVER, strict=True)}},
+        "keys": {"folder": "keys"},
+        "model": {"id": _model(config.model.id), "device": config.model.device},
+        "data": {"train": "train.jsonl"} | ({} if config.data.test is None else {"test": "test.jsonl"}),
+        "local": {"threads": config.local.threads},
+        "policy": {
+            "strategies": [config.strategy.name],
+            "targets": [targets] if isinstance(targets, str) else targets,
+            "max_rank": max(config.ranks()),
+            "max_steps": config.local.steps,
+            "max_learning_rate": config.local.learning_rate,
+            "max_batch_size": max(config.local.batch_size, config.eval.batch_size),
+            "max_tokens": max(config.data.max_length, config.data.max_prompt or 0, config.eval.generate_tokens),
+        },
+    }
+    return "# Written by `fedft split`: one client of a simulation as a site.\n\n" + tomli_w.dumps(tables)
+
+
+def _model(id: str) -> str:
+    return os.path.abspath(id) if os.path.isdir(id) else id
+
+
+def _check_keys(keys: Path, names: set[str]) -> None:
+    from fedft.security.roster import load_roster
+
+    for name in FROM_SERVER:
+        if not (keys / name).is_file():
+            raise ConfigError(f"--keys {keys}: there is no {name}; wanted the server's key folder")
+    if twice := sorted(names & load_roster(keys / "roster.toml").members.keys()):
+        raise ConfigError(f"--keys {keys}: site {twice[0]!r} is enrolled already; another key folder, or other names")
+
+
+def _enrol(folder: Path, name: str, server_keys: Path) -> None:
+    from fedft.security import new_keys, roster
+
+    new_keys.make_site(folder, name)
+    for file in FROM_SERVER:
+        durable.write(folder / file, (server_keys / file).read_bytes())
+    (card,) = (path for path in folder.iterdir() if path.name.endswith(".card.toml"))
+    roster.enrol(server_keys / "roster.toml", card)

@@ -1,0 +1,47 @@
+"""Who has which rows: the records of a data set cut into clients, as the run file says."""
+
+from fedft.config import RunConfig
+from fedft.data import client_datasets, partition, records
+from fedft.data.client_datasets import Parts, Rows, encode
+from fedft.errors import DataError
+from fedft.randomness import philox
+
+__all__ = ["Parts", "Rows", "encode", "rows_by_client", "whole_by_client"]
+
+
+def rows_by_client(config: RunConfig) -> Parts:
+    """(train, held-out) records by client name, from the `[data]` table and the run's seed."""
+    owned, held = whole_by_client(config)
+    if config.data.test is None:
+        return {c: client_datasets.hold_out(mine, config, c) for c, mine in owned.items()}
+    return {c: (mine, held[c]) for c, mine in owned.items()}
+
+
+def whole_by_client(config: RunConfig) -> tuple[dict[str, Rows], dict[str, Rows]]:
+    """(all rows, rows of the test file) by client name, before anything is held out; without a test file none."""
+    d = config.data
+    owned = _by_client(client_datasets.read(d.train), config)
+    if d.clients is not None and len(owned) < d.clients:
+        raise DataError(f"[data] clients = {d.clients}, but {d.train} has rows of {len(owned)} clients only")
+    test = records.read_rows(d.test) if d.test is not None else []
+    if d.partition == "natural":
+        held: dict[str, Rows] = {c: [] for c in owned}
+        for row in test:
+            held.get(str(row.get(d.client)), []).append(row)
+    else:
+        held = {c: test[i :: len(owned)] for i, c in enumerate(owned)}
+    return owned, held
+
+
+def _by_client(found: Rows, config: RunConfig) -> dict[str, Rows]:
+    d = config.data
+    parts = partition.partition(
+        found,
+        how=d.partition,
+        field=d.client,
+        clients=None if d.partition == "natural" else d.clients,
+        alpha=d.alpha,
+        seed=philox.derive(config.server.seed, "partition"),
+    )
+    names = sorted(parts, key=str.encode)[: d.clients]
+    return {c: [found[i] for i in parts[c]] for c in names}

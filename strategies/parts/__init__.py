@@ -1,0 +1,1 @@
+"""What several strategies share: states that only grow, base weights that move."""

@@ -1,0 +1,82 @@
+"""A state whose base weights move: W^t = w0 + the sum of low-rank steps, kept as factors and never added to weights.
+
+state      `<module>.lora_A`, `<module>.lora_B`     the whole sum, of rank at most min(o, i)
+           `step.<version>.<name>`                  the last steps: what led from <version> to the next
+           any other name                           a value that every round replaces (a head, averaged factors)
+downlink   the steps that a client lacks or the whole sum, whichever is smaller, and the other values
+receive    what it held + those steps, by the code that the server adds with: veteran and newcomer hold the same bits
+
+Steps are concatenated while that is shorter than min(o, i) rows and recompressed exactly beyond. Steps that together
+outweigh the sum are forgotten: a client that lacks so much is better served with the whole sum.
+"""
+
+from torch import Tensor
+
+from fedft.arithmetic import lowrank
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Layout, State
+from fedft.update import Plan
+
+STEP = "step."  # "step.<version>.<name>" is the stack that led from <version> to the next
+
+
+def nothing_yet(layout: Layout) -> dict[str, Tensor]:
+    """The sum at version 0: rank 0 in every module."""
+    return lowrank.named({m: lowrank.zero(o, i) for m, (o, i) in layout.modules.items()})
+
+
+def merge(state: State, change: Tensors) -> Tensors:
+    """One more step, the pairs of `change`; whatever else is in it replaces what the state had."""
+    stack, values = lowrank.split(change)
+    step = lowrank.named({m: d.shortened() for m, d in stack.items()})
+    total, steps = _parts(state.tensors)
+    total, steps[state.version] = _plus(total, step) | values, step
+    while len(steps) > 1 and sum(map(_size, steps.values())) > _size(total):
+        del steps[min(steps)]
+    return total | {f"{STEP}{v}.{n}": x for v, s in steps.items() for n, x in s.items()}
+
+
+def since(state: State, have: int | None, plan: Plan) -> Tensors:
+    """The steps from `have` on and the other values, or the whole sum and the other values."""
+    total, steps = _parts(state.tensors)
+    if have == state.version:
+        return {}
+    if have is None or have > state.version or any(v not in steps for v in range(have, state.version)):
+        return total
+    values = lowrank.split(total)[1]
+    lacking = {f"{STEP}{v}.{n}": x for v in range(have, state.version) for n, x in steps[v].items()} | values
+    return lacking if _size(lacking) < _size(total) else total
+
+
+def catch_up(held: State | None, plan: Plan) -> Tensors:
+    """What was held after the steps that came, or the sum that came; no step stays."""
+    total, steps = _parts(plan.tensors)
+    if held is None or not steps:
+        return held.tensors if held is not None and plan.have == plan.version else total
+    pairs: Tensors = held.tensors
+    for version in sorted(steps):
+        pairs = _plus(pairs, steps[version])
+    return {**pairs, **total}
+
+
+def _plus(total: Tensors, step: Tensors) -> dict[str, Tensor]:
+    """The pairs of the sum after one more step. Same code, hence same bits, on both sides."""
+    pairs = lowrank.split(total)[0]
+    return lowrank.named({m: (pairs[m] + d).shortened() for m, d in lowrank.split(step)[0].items()})
+
+
+def _size(x: Tensors) -> int:
+    return sum(t.numel() for t in x.values())
+
+
+def _parts(tensors: Tensors) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
+    """(the whole sum and the other values, the steps by the version they start from)."""
+    total: dict[str, Tensor] = {}
+    steps: dict[int, dict[str, Tensor]] = {}
+    for name, x in tensors.items():
+        if name.startswith(STEP):
+            version, tensor = name.removeprefix(STEP).split(".", 1)
+            steps.setdefault(int(version), {})[tensor] = x
+        else:
+            total[name] = x
+    return total, steps

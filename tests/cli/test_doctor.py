@@ -1,0 +1,424 @@
+"""`fedft doctor` finds what is wrong, says what to do about it, and never shows a traceback."""
+
+import json
+import os
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import typer
+from cryptography import x509
+
+from fedft.carriers import connectivity_check
+from fedft.cli import checks_deployment, checks_machine
+from fedft.cli import doctor as cli_doctor
+from fedft.cli.checks_machine import FAIL, OK, WARN, Row
+from fedft.errors import ConfigError
+from fedft.security import certificates, new_keys, private_keys, roster
+
+RUN = "[data]\ntrain = 'rows.jsonl'\n[strategy]\nname = 'flora'\n"
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's folder and an enrolled site's, not to be changed."""
+    there = tmp_path_factory.mktemp("made")
+    new_keys.make_server(there / "server", ["localhost", "127.0.0.1"])
+    roster.enrol(there / "server" / "roster.toml", new_keys.make_site(there / "keys", "north"))
+    for name in ("ca.pem", "server.pub"):
+        (there / "keys" / name).write_bytes((there / "server" / name).read_bytes())
+    return there
+
+
+class Server:
+    """Answers every request with a status, in TLS if it has a certificate; its clock may be wrong."""
+
+    def __init__(self, folder: Path | None, status: int = 400, ahead_s: float = 0.0) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.send_response_only(status)
+                self.send_header("Date", formatdate(time.time() - ahead_s, usegmt=True))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            def handle_error(self, request: object, client_address: object) -> None:
+                pass
+
+        self.http = Quiet(("127.0.0.1", 0), Handler)
+        if folder is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(folder / "server.pem", folder / "server.key")
+            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
+        self.address = f"127.0.0.1:{self.http.server_port}"
+
+    def __enter__(self) -> "Server":
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+def _one(rows: Iterator[Row], check: str) -> Row:
+    (row,) = [row for row in rows if row.check == check]
+    return row
+
+
+LOCAL = certificates.subjects(["127.0.0.1"])
+
+
+def _server(tmp_path: Path, names: Sequence[x509.GeneralName] = LOCAL, days: int = 365) -> Path:
+    """A server's folder whose certificate is for exactly these names."""
+    folder = tmp_path / "server"
+    new_keys.make_server(folder, ["127.0.0.1"])
+    ca = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    private = private_keys.load_ecdsa(folder / "ca.key"), private_keys.load_ecdsa(folder / "server.key")
+    (folder / "server.pem").write_bytes(certificates.issue(ca, *private, names, days))
+    return folder
+
+
+# -- the way to the server -------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_answers_is_well(made: Path) -> None:
+    with Server(made / "server") as server:
+        rows = list(checks_deployment.connection(server.address, made / "server" / "ca.pem", b"a key"))
+    assert [(r.check, r.state) for r in rows] == [("server", OK), ("clock", OK), ("enrolment", OK)]
+
+
+def test_a_stranger_s_node_key_is_told(made: Path) -> None:
+    with Server(made / "server", status=401) as server:
+        row = _one(checks_deployment.connection(server.address, made / "server" / "ca.pem", b"a key"), "enrolment")
+    assert row.state == FAIL
+    assert "card.toml" in row.remedy
+
+
+def test_a_server_that_is_no_gate_gives_no_verdict_on_the_node_key(made: Path) -> None:
+    with Server(made / "server", status=404) as server:
+        assert (
+            connectivity_check.knock(server.address, (made / "server" / "ca.pem").read_bytes(), b"a key").known is None
+        )
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "state"), [(0, OK), (3, WARN), (8, FAIL), (-3, WARN), (-200, WARN), (-400, FAIL), (1e7, FAIL)]
+)
+def test_a_clock_that_the_login_would_refuse_is_told(made: Path, ahead_s: float, state: str) -> None:
+    with Server(made / "server", ahead_s=ahead_s) as server:
+        row = _one(checks_deployment.connection(server.address, made / "server" / "ca.pem"), "clock")
+    assert row.state == state
+    assert state == OK or ("ahead of" if ahead_s > 0 else "behind") in row.found
+
+
+def test_an_expired_certificate_is_told(tmp_path: Path) -> None:
+    folder = _server(tmp_path, days=0)
+    with Server(folder) as server:
+        (row,) = checks_deployment.connection(server.address, folder / "ca.pem")
+    assert row.state == FAIL
+    assert "expired" in row.found
+    assert "keys renew" in row.remedy
+
+
+def test_a_certificate_that_ends_soon_is_a_warning(tmp_path: Path) -> None:
+    folder = _server(tmp_path, days=10)
+    with Server(folder) as server:
+        assert _one(checks_deployment.connection(server.address, folder / "ca.pem"), "server").state == WARN
+    assert _one(checks_deployment.certificate(folder), "certificate").state == WARN
+
+
+def test_a_certificate_for_another_host_is_told(tmp_path: Path) -> None:
+    folder = _server(tmp_path, [x509.DNSName("fl.example.org")])
+    with Server(folder) as server:
+        (row,) = checks_deployment.connection(server.address, folder / "ca.pem")
+    assert "for other names" in row.found
+    assert "--host 127.0.0.1" in row.remedy
+
+
+def test_another_authority_is_told(made: Path, tmp_path: Path) -> None:
+    folder = _server(tmp_path)
+    with Server(folder) as server:
+        (row,) = checks_deployment.connection(server.address, made / "server" / "ca.pem")
+    assert "of another authority" in row.found
+    assert "ca.pem" in row.remedy
+
+
+def test_plain_text_is_told(made: Path) -> None:
+    with Server(None) as server:
+        (row,) = checks_deployment.connection(server.address, made / "server" / "ca.pem")
+    assert "plain text" in row.found
+
+
+def test_a_port_where_nothing_listens_is_told(made: Path) -> None:
+    with Server(None) as server:
+        pass
+    (row,) = checks_deployment.connection(server.address, made / "server" / "ca.pem")
+    assert row.state == FAIL
+    assert "nothing listens" in row.found
+    assert "proxy" not in row.remedy
+
+
+def test_a_proxy_in_the_way_is_named(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(None) as proxy:
+        pass
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.address}")
+    with Server(made / "server") as server:
+        (row,) = checks_deployment.connection(server.address, made / "server" / "ca.pem")
+    assert row.state == FAIL
+    assert "the proxy is at fault" in row.remedy
+
+
+def test_a_host_without_an_address_is_told(made: Path) -> None:
+    (row,) = checks_deployment.connection("no-such-host.invalid:9443", made / "server" / "ca.pem")
+    assert row.state == FAIL
+    assert row.remedy
+
+
+def test_a_ca_file_of_something_else_is_told(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_bytes(b"\xff\x00 no certificate")
+    (row,) = checks_deployment.connection("127.0.0.1:1", tmp_path / "ca.pem")
+    assert "no certificates" in row.found
+
+
+# -- the server's folder ---------------------------------------------------------------------------------------------
+
+
+def test_a_port_is_free_taken_or_our_own(made: Path, tmp_path: Path) -> None:
+    ca = made / "server" / "ca.pem"
+    with Server(made / "server") as ours, Server(None) as other:
+        assert _one(checks_deployment.listening("127.0.0.1", ours.http.server_port, ca), "listen").state == OK
+        taken = _one(checks_deployment.listening("127.0.0.1", other.http.server_port, ca), "listen")
+    assert (taken.state, f"sport = :{other.http.server_port}" in taken.remedy) == (FAIL, True)
+    free = _one(checks_deployment.listening("127.0.0.1", other.http.server_port, ca), "listen")
+    assert (free.state, "only this machine" in free.found) == (OK, True)
+
+
+def test_a_certificate_is_asked_for_each_host(made: Path) -> None:
+    assert _one(checks_deployment.certificate(made / "server", ["localhost"]), "certificate").state == OK
+    row = _one(checks_deployment.certificate(made / "server", ["localhost", "fl.example.org"]), "certificate")
+    assert row.state == FAIL
+    assert "--host fl.example.org" in row.remedy
+
+
+def test_a_certificate_of_another_key_is_told(tmp_path: Path) -> None:
+    folder = _server(tmp_path)
+    (folder / "server.key").write_bytes((folder / "ca.key").read_bytes())
+    assert _one(checks_deployment.certificate(folder), "certificate").state == FAIL
+
+
+def test_a_key_that_others_can_read_is_told(tmp_path: Path) -> None:
+    folder = _server(tmp_path)
+    (folder / "server.key").chmod(0o644)
+    found = [row for row in checks_deployment.server_keys(folder) if row.state == FAIL]
+    assert len(found) == 1
+    assert "chmod 600" in found[0].remedy
+
+
+def test_a_public_key_of_another_server_is_told(made: Path, tmp_path: Path) -> None:
+    folder = _server(tmp_path)
+    (folder / "server.pub").write_bytes((made / "server" / "server.pub").read_bytes())
+    assert any("not of signing.key" in row.found for row in checks_deployment.server_keys(folder))
+
+
+def test_the_roster_is_counted(made: Path, tmp_path: Path) -> None:
+    folder = _server(tmp_path)
+    empty = _one(checks_deployment.roster(folder / "roster.toml"), "roster")
+    assert (empty.state, "keys enrol" in empty.remedy) == (FAIL, True)
+    for name in ("a", "b", "c"):
+        roster.enrol(folder / "roster.toml", new_keys.make_site(tmp_path / name, name))
+    assert _one(checks_deployment.roster(folder / "roster.toml", 2 / 3), "roster").found.startswith("3 enrolled")
+    roster.revoke(folder / "roster.toml", "a")
+    assert _one(checks_deployment.roster(folder / "roster.toml", 2 / 3), "roster").state == OK
+    text = (folder / "roster.toml").read_text()
+    late = text.replace('name = "b"', 'name = "b"\nnot_after = 2020-01-01T00:00:00Z')
+    (folder / "roster.toml").write_text(late)
+    assert _one(checks_deployment.roster(folder / "roster.toml"), "roster").state == WARN
+    row = _one(checks_deployment.roster(folder / "roster.toml", 1.0), "roster")
+    assert (row.state, "1 revoked, 1 expired, 1 enrolled" in row.found) == (FAIL, True)
+
+
+# -- machine and rows ------------------------------------------------------------------------------------------------
+
+
+def test_a_library_outside_its_range_or_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: ["torch>=99", "no-such-thing-here>=1", "x; extra == 'y'"])
+    found = [(r.state, r.found, r.remedy) for r in checks_machine.libraries() if r.check == "libraries"][:2]
+    assert [state for state, _, _ in found] == [FAIL, FAIL]
+    assert found[0][2] == "pip install 'torch>=99'"
+    assert found[1][1] == "no-such-thing-here is not installed"
+
+
+def test_what_is_installed_here_fits() -> None:
+    assert {row.state for row in checks_machine.libraries()} == {OK}
+
+
+def test_more_threads_than_cores_are_a_warning() -> None:
+    assert _one(checks_machine.processor(4096), "processor").state == WARN
+
+
+def test_a_device_that_is_not_there_is_told() -> None:
+    assert [row.state for row in checks_machine.devices("cuda:99")][-1] == FAIL
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    assert _one(checks_machine.disk("state", tmp_path / "not" / "yet"), "state").state in (OK, WARN)
+    (tmp_path / "file").touch()
+    assert _one(checks_machine.disk("state", tmp_path / "file" / "below"), "state").state == FAIL
+
+
+def test_a_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy:3128")
+    row = _one(checks_machine.proxies("fl.example.org"), "proxies")
+    assert (row.state, "secret" in row.found + row.remedy) == (WARN, False)
+    monkeypatch.setenv("NO_PROXY", "fl.example.org")
+    assert _one(checks_machine.proxies("fl.example.org"), "proxies").state == OK
+
+
+def test_rows_are_counted_and_must_fit_the_site_s_own_templates(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"who": "a", "q": "1"}\n{"who": "b", "q": "2"}\n')
+    assert " 2 rows" in _one(checks_machine.site_rows(str(file), None, "a", None, None), "rows").found
+    assert " 1 rows" in _one(checks_machine.site_rows(str(file), None, "a", "who", None, ["{q}"]), "rows").found
+    row = _one(
+        checks_machine.rows_of("rows", lambda: checks_machine.site_rows(str(file), None, "a", None, None, ["{w}"])),
+        "rows",
+    )
+    assert row.state == FAIL
+
+
+def test_whatever_a_check_raises_is_a_row() -> None:
+    def broken() -> Iterator[Row]:
+        yield Row("a", OK, "before")
+        raise MemoryError("no\nroom")
+
+    def wrong() -> Iterator[Row]:
+        raise ConfigError("a.toml: bad; correct it")
+
+    first, second = checks_machine.rows_of("x", broken)
+    assert (first.found, second.state, second.found) == ("before", FAIL, "MemoryError: no")
+    assert list(checks_machine.rows_of("x", wrong)) == [Row("x", FAIL, "a.toml: bad", "correct it")]
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """`fedft doctor ...` in this process: its exit code, and what it printed."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(cli_doctor.doctor)
+
+    def call(*args: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["doctor", *args])
+        code = app(standalone_mode=False)
+        out, err = capsys.readouterr()
+        assert err == ""
+        return (code if isinstance(code, int) else 0), out
+
+    return call
+
+
+def _checks(out: str) -> dict[str, str]:
+    """The worst state by check."""
+    states: dict[str, str] = {}
+    for row in json.loads(out)["checks"]:
+        states[row["check"]] = max(states.get(row["check"], ""), row["state"], key=["", OK, WARN, FAIL].index)
+        assert row["state"] != FAIL or row["remedy"]
+    return states
+
+
+def test_with_nothing_given_only_the_machine_is_checked(run: Callable[..., tuple[int, str]]) -> None:
+    code, out = run("--json")
+    assert code == 0
+    assert {"python", "libraries", "processor", "memory", "devices", "proxies"} <= _checks(out).keys()
+
+
+def test_a_site_is_checked(run: Callable[..., tuple[int, str]], made: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1", "response": "2"}\n')
+    with Server(made / "server") as server:
+        (tmp_path / "site.toml").write_text(
+            f"[site]\nname = 'north'\n[server]\naddress = '{server.address}'\nca = '{made}/keys/ca.pem'\n"
+            f"key = '{made}/keys/server.pub'\n[keys]\nfolder = '{made}/keys'\n[model]\nid = 'stdlib-base'\n"
+            "[data]\ntrain = 'rows.jsonl'\n[policy]\nstrategies = ['flora']\n"
+        )
+        code, out = run(str(tmp_path / "site.toml"), "--no-model", "--json")
+    assert code == 0
+    for check in ("site", "keys", "server", "clock", "enrolment", "rows", "policy"):
+        assert _checks(out)[check] == OK
+    code, out = run(str(tmp_path / "site.toml"), "--no-model")
+    assert code == 1
+    assert "FAIL  server       the connection to" in out
+    assert "-> start the server" in out
+
+
+def test_a_server_is_checked(run: Callable[..., tuple[int, str]], made: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "run.toml").write_text(RUN)
+    with Server(None) as server:
+        pass
+    args = ("--keys", str(made / "server"), str(tmp_path / "run.toml"), "--listen", server.address, "--no-model")
+    code, out = run(*args, "--out", str(tmp_path / "run"), "--json")
+    assert code == 0
+    assert {"run", "certificate", "keys", "roster", "listen", "run folder"} <= _checks(out).keys()
+
+
+@pytest.mark.parametrize("args", [("none.toml",), ("--keys", "none"), ("--keys", "none", "none.toml")])
+def test_with_everything_missing_each_check_still_gives_its_row(
+    run: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out = run(*args, "--json")
+    assert code == 1
+    assert _checks(out)["python"] == OK
+    if "--keys" in args:
+        assert {c: s for c, s in _checks(out).items() if c in ("certificate", "keys", "roster")} == dict.fromkeys(
+            ("certificate", "keys", "roster"), FAIL
+        )
+
+
+@pytest.mark.parametrize("listen", ["nonsense", "no-such-host.invalid:9443", "127.0.0.1:99999"])
+def test_an_address_that_is_none_is_a_row(run: Callable[..., tuple[int, str]], made: Path, listen: str) -> None:
+    code, out = run("--keys", str(made / "server"), "--listen", listen, "--json")
+    assert code == 1
+    assert _checks(out)["listen"] == FAIL
+
+
+@pytest.fixture(scope="session")
+def base(tiny_base: Path) -> str:
+    return str(tiny_base)
+
+
+def test_the_base_model_is_loaded_and_its_digest_told(base: str) -> None:
+    (model, tokenizer), (own, _) = checks_machine.model(base, "causal-lm"), checks_machine.site_model(base, "cpu")
+    digest = model.found.partition("digest ")[2][:12]
+    assert len(digest) == 12
+    assert digest in own.found
+    assert (own.state, tokenizer.check) == (OK, "tokenizer")
+
+
+def test_a_base_model_outside_the_policy_is_a_warning(base: str) -> None:
+    digest = _one(checks_machine.model(base, "causal-lm"), "model").found.partition("digest ")[2][:12]
+    assert _one(checks_machine.site_model(base, "cpu", ["0" * 12]), "model").state == WARN
+    assert _one(checks_machine.site_model(base, "cpu", ["0" * 12, digest]), "model").state == OK
+
+
+def test_a_model_that_is_not_there_is_told() -> None:
+    row = _one(checks_machine.rows_of("model", lambda: checks_machine.site_model("./none", "cpu")), "model")
+    assert row.state == FAIL

@@ -1,0 +1,309 @@
+"""The site's policy outranks the server: whatever a job or a plan says, it is allowed or refused with a code."""
+
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as some
+
+from fedft import config, run_file
+from fedft.client import allowed_jobs, site_settings
+from fedft.client.site_settings import Policy
+from fedft.data import examples
+from fedft.errors import DataError, PlanRefused
+from fedft.server.job import job_of
+from fedft.update import Job, Plan
+
+DIGEST = "0123456789abcdef" * 4
+ALLOWED = Policy(strategies=["flora", "fedkseed"], targets=["all-linear"])
+SITE = site_settings.SiteConfig(
+    site_settings.Site("north", "/state"),
+    site_settings.Server("127.0.0.1:9092", "/ca.pem", "/server.pub"),
+    site_settings.Model("/model", "cpu"),
+    site_settings.Data("/train.jsonl"),
+    policy=ALLOWED,
+    local=site_settings.Local(threads=3),
+)
+RUN = run_file.from_dict({"strategy": {"name": "flora"}, "model": {"id": "theirs"}, "server": {"seed": 7}})
+
+
+def job(**tables) -> Job:
+    """The job of a run, keys of its tables changed: a value, or None to take one away."""
+    good = job_of(RUN, DIGEST, b"")
+    changed = {}
+    for table, keys in tables.items():
+        said = dict(getattr(good, table)) | keys if isinstance(keys, dict) else keys
+        changed[table] = {k: v for k, v in said.items() if v is not None} if isinstance(keys, dict) else said
+    return replace(good, **changed)
+
+
+def refused(code: str, said: Job, allowed: Policy = ALLOWED) -> str:
+    for attempt in (allowed_jobs.check_job, lambda j, p: allowed_jobs.run_config(j, replace(SITE, policy=p))):
+        with pytest.raises(PlanRefused) as e:
+            attempt(said, allowed)
+        assert e.value.code == code, str(e.value)
+        assert str(e.value).isprintable()
+        assert len(str(e.value)) <= 300
+    return str(e.value)
+
+
+def test_an_allowed_job_is_the_server_s_run_on_the_site_s_files():
+    found = allowed_jobs.run_config(job(), SITE)
+    ours = replace(RUN.data, train="/train.jsonl")
+    assert found.data == ours
+    assert found.model == replace(RUN.model, id="/model")
+    assert found.local == replace(RUN.local, threads=3)
+    assert (found.strategy, found.codec, found.eval) == (RUN.strategy, RUN.codec, RUN.eval)
+    assert found.server.seed == 7
+
+
+def test_the_site_s_record_format_outranks_the_server_s():
+    mine = replace(SITE, data=site_settings.Data("/train.jsonl", test="/test.jsonl", prompt="{q}", label="y"))
+    found = allowed_jobs.run_config(job(data={"prompt": "{secret}", "response": "{theirs}"}), mine).data
+    assert (found.prompt, found.response, found.label, found.test) == ("{q}", "{theirs}", "y", "/test.jsonl")
+
+
+def test_a_job_that_says_little_is_a_run_file_that_says_little():
+    least = Job("0" * 16, 0, {"name": "flora"}, {}, {"digest": DIGEST})
+    assert allowed_jobs.run_config(least, SITE).local == config.Local(threads=3)
+
+
+@pytest.mark.parametrize(
+    "name", ["fedit", "Flora", "flora ", "os:system", "fedft.strategies.flora:flora", None, [], {}, 1]
+)
+def test_only_strategies_that_are_listed_by_exactly_this_name(name):
+    refused("policy_strategy", job(strategy={"name": name}))
+    refused("policy_strategy", job(), Policy())
+
+
+def test_no_name_that_is_not_listed_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "planted_strategy.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "planted_strategy:make"
+    refused("policy_strategy", job(strategy={"name": name}))
+    # a table inside the strategy's own is no other strategy, nor any other table's
+    for planted in ({"flora": {"name": name}}, {name: {"name": name}}, {"options": {"name": name}}):
+        refused("policy_options", job(strategy=planted))
+    refused("policy_options", job(data={"flora": {"train": "/etc/passwd"}}))
+    assert "planted_strategy" not in sys.modules
+
+
+def test_only_bases_that_are_listed():
+    for allowed in (None, [DIGEST], ["f" * 12, DIGEST[:12]]):
+        allowed_jobs.check_job(job(), replace(ALLOWED, base=allowed))
+    for allowed in ([], ["f" * 12], [DIGEST[1:13]]):
+        refused("policy_base", job(), replace(ALLOWED, base=allowed))
+    for digest in (None, "", DIGEST[:12], DIGEST.upper(), DIGEST + "0", 7, [DIGEST]):
+        refused("policy_options", job(model={"digest": digest}))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "asked", "code"),
+    [
+        (["all-linear"], "all-linear", None),
+        (["all-linear"], ["q_proj"], None),
+        (["q_proj", "v_proj"], ["v_proj"], None),
+        (["q_proj", "v_proj"], "v_proj", None),
+        (["q_proj"], ["q_proj", "v_proj"], "policy_targets"),
+        (["q_proj"], "all-linear", "policy_targets"),
+        (["q_proj"], "proj", "policy_targets"),
+        ([], ["q_proj"], "policy_targets"),
+        (["q_proj"], [], "policy_options"),
+        (["q_proj"], [["q_proj"]], "policy_options"),
+    ],
+)
+def test_only_layers_that_are_listed(allowed, asked, code):
+    said, own = job(model={"targets": asked}), replace(ALLOWED, targets=allowed)
+    if code:
+        refused(code, said, own)
+    else:
+        allowed_jobs.check_job(said, own)
+
+
+def test_all_parameters_are_more_than_some_layers():
+    allowed_jobs.check_job(job(strategy={"name": "fedkseed"}), ALLOWED)
+    lora = {"name": "fedkseed", "space": "lora"}
+    listed = replace(ALLOWED, targets=["q_proj"])
+    allowed_jobs.check_job(job(strategy=lora, model={"targets": ["q_proj"]}), listed)
+    refused("policy_targets", job(strategy={"name": "fedkseed"}, model={"targets": ["q_proj"]}), listed)
+
+
+@pytest.mark.parametrize(
+    ("code", "table", "key", "limit"),
+    [
+        ("policy_steps", "local", "steps", "max_steps"),
+        ("policy_learning_rate", "local", "learning_rate", "max_learning_rate"),
+        ("policy_batch_size", "local", "batch_size", "max_batch_size"),
+        ("policy_batch_size", "eval", "batch_size", "max_batch_size"),
+        ("policy_tokens", "data", "max_length", "max_tokens"),
+        ("policy_tokens", "data", "max_prompt", "max_tokens"),
+        ("policy_tokens", "eval", "generate_tokens", "max_tokens"),
+    ],
+)
+def test_a_limit_is_kept_to_and_not_passed(code, table, key, limit):
+    most = getattr(ALLOWED, limit)
+    allowed_jobs.check_job(job(**{table: {key: most}}), ALLOWED)
+    for more in (most * 1.01 if isinstance(most, float) else most + 1, 2**52):
+        assert f"[{table}] {key}" in refused(code, job(**{table: {key: more}}))
+    for junk in (float("nan"), float("inf"), -1, 10**400, 10**5000, "7", True, [7], {"a": 7}):
+        refused("policy_options", job(**{table: {key: junk}}))
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"model": {"id": "/etc"}},
+        {"model": {"device": "cuda"}},
+        {"model": {"task": "pickle"}},
+        {"model": {"dtype": "float8"}},
+        {"model": {"lora_alpha": float("nan")}},
+        {"model": {"lora_dropout": 2}},
+        {"model": {"task": "sequence-classification", "labels": ["a", "a"]}},
+        {"model": {"task": "sequence-classification", "labels": [str(i) for i in range(1001)]}},
+        {"data": {"train": "/etc/passwd"}},
+        {"data": {"test": "/etc/passwd"}},
+        {"data": {"partition": "iid"}},
+        {"data": {"clients": 1}},
+        {"data": {"holdout": float("nan")}},
+        {"data": {"prompt": "{a"}},
+        {"data": {"prompt": "{x}" * 33}},
+        {"data": {"response": "x" * 4097}},
+        {"data": {"text": "[[" * 33}},
+        {"data": {"text": "[" * 4096}},
+        {"local": {"optimizer": "adamw; rm"}},
+        {"local": {"threads": 2, "hook": "x"}},
+        {"local": {"momentum": float("inf")}},
+        {"codec": {"up": "zip"}},
+        {"codec": {"\x1b[2J": "zip"}},
+        {"eval": {"max_rows": 0}},
+        {"eval": {"rouge": "yes"}},
+        {"strategy": {"name": "flora", "no_such_option": 1}},
+        {"strategy": {"name": "fedkseed", "K": 4097}},
+        {"strategy": {"name": "fedkseed", "K": 1e9}},
+        {"strategy": {"name": "fedkseed", "table": [1]}},
+        {"strategy": {"name": "fedkseed", "epsilon": float("nan")}},
+        {"strategy": {"name": "fedkseed", 7: "x"}},
+        {"strategy": {"name": "fedkseed", "x" * 10_000: "line\nline"}},
+        {"strategy": {"name": "fedkseed", "K": "\x1b]0;" + "x" * 10_000}},
+        {"local": None},
+        {"local": [["steps", 1]]},
+        {"model": 7},
+        {"data": "data"},
+        {"run": "../../etc"},
+        {"run": 7},
+        {"seed": -1},
+        {"seed": 2**53},
+        {"seed": 10**400},
+        {"seed": "0"},
+    ],
+)
+def test_anything_else_that_is_malformed_is_refused(tables):
+    refused("policy_options", job(**tables))
+
+
+def test_brackets_too_deep_are_refused():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    refused("policy_options", job(strategy={"name": "fedkseed", "K": deep}))
+    refused("policy_options", job(local={"steps": deep}))
+
+
+PLAN = Plan("0" * 16, 3, 3, rank=64, steps=1000, learning_rate=1e-2)
+
+
+def test_a_plan_may_use_the_limits_up():
+    allowed_jobs.check_plan(PLAN, ALLOWED)
+    allowed_jobs.check_plan(Plan("0" * 16, 0, 0, steps=1), ALLOWED)
+    allowed_jobs.check_plan(replace(PLAN, evaluate=True, learning_rate=0, extra={"rouge": True}), ALLOWED)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [-1, 1001, 2**60, pytest.param(10**5000, id="long"), float("nan"), float("inf"), "1", None, True, [1], 1j, 0.5],
+)
+@pytest.mark.parametrize("field", ["rank", "steps", "learning_rate"])
+def test_a_plan_beyond_the_limits_is_refused(field, value):
+    with pytest.raises(PlanRefused) as e:
+        allowed_jobs.check_plan(replace(PLAN, **{field: value}), ALLOWED)
+    assert e.value.code in (f"policy_{field}", "policy_options")
+    assert str(e.value).isprintable()
+
+
+def test_a_plan_of_other_types_is_refused():
+    for plan in (replace(PLAN, evaluate=1), replace(PLAN, extra=None), replace(PLAN, extra=[("rouge", True)])):
+        with pytest.raises(PlanRefused):
+            allowed_jobs.check_plan(plan, ALLOWED)
+
+
+junk = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20),
+    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=12), inner, max_size=3),
+    max_leaves=8,
+)
+TABLES = ("strategy", "local", "model", "codec", "data", "eval")
+
+
+@given(table=some.sampled_from(TABLES), which=some.integers(0, 30), value=junk, whole=some.booleans())
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_a_job_says_it_is_allowed_or_refused(table, which, value, whole):
+    """The invariant: a RunConfig within the policy, or PlanRefused; nothing else leaves."""
+    good = dict(getattr(job(), table))
+    said = value if whole else {**good, sorted(good)[which % len(good)]: value}
+    try:
+        found = allowed_jobs.run_config(replace(job(), **{table: said}), SITE)
+    except PlanRefused as e:
+        code, line = e.code, str(e)
+    else:
+        code, line = "", ""
+    if code:
+        event(code)
+        assert code.startswith("policy_")
+        assert line.isprintable()
+        return
+    assert found.strategy.name in ALLOWED.strategies
+    assert found.local.steps <= 1000
+    assert found.local.learning_rate <= 1e-2
+    assert (found.data.train, found.model.id, found.model.device) == ("/train.jsonl", "/model", "cpu")
+
+
+# --- what a template can do
+
+
+ROW = {"a": "x", "n": 7}
+
+
+@pytest.mark.parametrize("said", ["{a.__class__}", "{a[0]}", "{a!r}", "{n:>999999999}", "{n:{n}}", "{0}", "{a} {b}"])
+def test_a_template_looks_up_fields_and_does_nothing_else(said):
+    with pytest.raises(DataError, match=r"no field|brace"):
+        examples.fill(said, ROW, "here")
+
+
+@pytest.mark.parametrize("field", ["a}{n", "{a}", "a}} {{n", "n:>999999999", "", "missing"])
+def test_the_field_of_the_label_is_never_a_template(field):
+    with pytest.raises(DataError, match="no field"):
+        examples.encode_label(ROW, text="", label_field=field, labels=["x"], tokenizer=None, max_length=8, where="here")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "fedkseed", "samples": 10**9}, "samples"),
+        ({"name": "mezo", "samples": 4000}, "steps x samples"),
+        ({"name": "zo_fedavg", "first_order_from": 0, "first_order_factor": 99.0}, "first_order_factor"),
+        ({"name": "fedprox", "on": "os:system"}, "on is 'os:system'"),
+        ({"name": "ferret", "K": 10**12}, "K"),
+    ],
+    ids=str,
+)
+def test_options_do_not_multiply_what_the_limits_bound(options, said):
+    allowed = replace(ALLOWED, strategies=["fedkseed", "mezo", "zo_fedavg", "fedprox", "ferret"])
+    with pytest.raises(PlanRefused, match=re.escape(said)):
+        allowed_jobs.check_job(replace(job(), strategy=options), allowed)
+
+
+def test_a_plan_to_train_no_steps_is_refused():
+    with pytest.raises(PlanRefused, match="nothing to train"):
+        allowed_jobs.check_plan(replace(PLAN, steps=0), ALLOWED)

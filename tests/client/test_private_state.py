@@ -1,0 +1,75 @@
+"""What clients keep: only rounds that counted matter, and it survives the process."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedft import strategies, testing
+from fedft.client.private_state import Kept
+from fedft.contract import Trained
+from fedft.training.first_order import FirstOrder
+
+RUN = "0123456789abcdef"
+
+
+def of(x: float) -> dict[str, torch.Tensor]:
+    return {"own": torch.tensor([x])}
+
+
+def opened(folder: Path | None, run: str = RUN) -> Kept:
+    kept = Kept(folder)
+    kept.open(run)
+    return kept
+
+
+@pytest.mark.parametrize("disk", [True, False], ids=["on disk", "in memory"])
+def test_a_turn_starts_from_the_round_that_counted_last(tmp_path: Path, disk: bool) -> None:
+    kept = opened(tmp_path if disk else None)
+    kept.keep(0, of(1.0), None)
+    kept.keep(3, of(2.0), 0)  # lost on the way: it never counts
+    kept.keep(4, of(3.0), 0)
+    assert kept.after(None) == {}
+    assert kept.after(0)["own"] == 1.0
+    assert kept.after(4)["own"] == 3.0
+
+
+def test_a_new_process_finds_it(tmp_path: Path) -> None:
+    opened(tmp_path).keep(2, of(5.0), None)
+    assert opened(tmp_path).after(2)["own"] == 5.0
+
+
+def test_a_server_that_goes_back_by_one_round_that_counted_finds_it_too(tmp_path: Path) -> None:
+    kept = opened(tmp_path)
+    kept.keep(0, of(0.0), None)
+    for number in range(1, 6):
+        kept.keep(number, of(float(number)), number - 1)
+    assert opened(tmp_path).after(3)["own"] == 3.0
+    assert len(list(tmp_path.iterdir())) == 3  # two that counted and the newest: it does not grow
+
+
+def test_another_runs_are_not_taken(tmp_path: Path) -> None:
+    opened(tmp_path).keep(0, of(1.0), None)
+    other = opened(tmp_path, "f" * 16)
+    assert other.after(0) == {}
+    other.keep(1, of(2.0), None)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept-1.fedft"]
+
+
+def test_what_is_damaged_is_as_if_it_were_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opened(tmp_path).keep(0, of(1.0), None)
+    (tmp_path / "kept-0.fedft").write_bytes(b"x" * 100)
+    with caplog.at_level(logging.WARNING, logger="fedft.client.private_state"):
+        assert opened(tmp_path).after(0) == {}
+    assert "begins anew" in caplog.text
+
+
+def test_a_recipe_that_keeps_something_has_to_say_so() -> None:
+    def secretive(handle, batches, turn):
+        return Trained(*FirstOrder()(handle, batches, turn)[:2], of(1.0))
+
+    t = testing.toy(replace(strategies.make("fedit", {}), local=secretive))
+    with pytest.raises(AssertionError, match="keeps something, which is not declared"):
+        t.update(t.state(), 0)

@@ -1,0 +1,239 @@
+"""Records become the batches they say."""
+
+import subprocess
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from fedft import run_file
+from fedft.data import examples as data
+from fedft.data import records
+from fedft.data.examples import IGNORED, Example
+from fedft.errors import DataError
+from fedft.simulations import virtual_clients
+
+WORDS = ["what", "is", "two", "and", "four", "six", *"abcdefgh"]
+
+
+def tokenizer(bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
+    """One token for every word."""
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    special |= {"bos_token": "<s>"} if bos else {}
+    special |= {"eos_token": "</s>"} if eos else {}
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+
+
+def encode(prompt="what is", response="a b c", *, max_length=32, max_prompt=None, **special) -> Example:
+    return data.encode_generation(
+        {"q": prompt, "a": response},
+        prompt="{q}" if prompt else "",
+        response="{a}",
+        tokenizer=tokenizer(**special),
+        max_length=max_length,
+        max_prompt=max_prompt,
+        where="here",
+    )
+
+
+def words(ids) -> str:
+    return tokenizer().decode([i for i in ids if i != IGNORED])
+
+
+def test_importing_the_module_imports_neither_datasets_nor_flower_nor_transformers():
+    code = "import sys, fedft.data; print({'datasets', 'flwr_datasets', 'flwr', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+# --- templates
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("Q: {q}!", "Q: {n} [[x]]!"),
+        ("{n}{none}", "7"),
+        ("{{q}} {two words}", "{q} 2"),
+        ("{q.__class__}", None),
+        ("{missing}", None),
+        ("{items}", None),
+        ("a[[ and {n}]].", "a and 7."),
+        ("a[[ and {empty}]].", "a."),
+        ("a[[ and {missing}{n}]].", "a."),
+        ("a[[1]] {}", "a[[1]] {}"),
+    ],
+)
+def test_templates(template, text):
+    row = {"q": "{n} [[x]]", "n": 7, "two words": 2, "none": None, "empty": "", "items": [1]}
+    if text is not None:
+        assert data.fill(template, row, "here") == text
+    else:
+        with pytest.raises(DataError, match=r"here: (no field|field 'items' is a list)"):
+            data.fill(template, row, "here")
+
+
+def test_an_unknown_field_names_those_there_are():
+    with pytest.raises(DataError, match="row 3: no field 'prompt'; there are question, answer"):
+        data.fill("{prompt}", {"question": 1, "answer": 2}, "row 3")
+
+
+# --- encoding
+
+
+def test_learned_labels_decode_to_the_response_and_its_end():
+    example = encode()
+    assert words(example.input_ids) == "<s> what is a b c </s>"
+    assert words(example.labels) == "a b c </s>"
+    assert words(example.input_ids[: example.prompt_length]) == "<s> what is"
+
+
+def test_an_empty_prompt_learns_every_token():
+    assert words(encode("").labels) == "a b c </s>"
+    assert encode("", bos=False).prompt_length == 0
+
+
+def test_bos_and_eos_are_there_only_if_the_tokenizer_has_them_and_never_twice():
+    assert words(encode(bos=False, eos=False).input_ids) == "what is a b c"
+    assert words(encode("<s> what").input_ids) == "<s> what a b c </s>"
+
+
+@pytest.mark.parametrize("max_prompt", [None, 1, 2, 3, 40])
+@pytest.mark.parametrize("max_length", range(1, 12))
+def test_truncation_keeps_one_token_to_learn_or_the_row_is_skipped(max_length, max_prompt):
+    example = encode("a b c d e", "f g h", max_length=max_length, max_prompt=max_prompt)
+    assert len(example.input_ids) == len(example.labels) <= max_length
+    assert example.prompt_length <= (max_prompt or max_length)
+    assert example.learnable == (max_length > 1)
+    if example.learnable:
+        assert words(example.labels).startswith("f")
+
+
+def test_the_prompt_is_cut_from_the_left_behind_its_bos():
+    assert words(encode("a b c d e", "f", max_prompt=3).input_ids) == "<s> d e f </s>"
+
+
+def test_rows_of_which_nothing_can_be_learned_are_skipped_and_counted():
+    rows = [{"a": "a b"}, {"a": ""}, {"a": "a"}, {"a": "c d"}]
+    plain = partial(
+        data.encode_generation,
+        prompt="",
+        response="{a}",
+        tokenizer=tokenizer(bos=False, eos=False),
+        max_length=8,
+        max_prompt=None,
+    )
+    examples, skipped = data.encode_all(rows, plain, "rows")
+    assert [words(e.input_ids) for e in examples] == ["a b", "c d"]
+    assert skipped == 2
+    with pytest.raises(DataError, match="rows, row 2: no field 'a'"):
+        data.encode_all([{"a": "a"}, {}], plain, "rows")
+
+
+def test_rows_that_teach_nothing_are_left_out_of_a_population_which_says_so(caplog):
+    settings = run_file.from_dict({"data": {"train": "f.jsonl", "prompt": "", "response": "{a}", "max_length": 8}})
+    base = SimpleNamespace(tokenizer=tokenizer(bos=False, eos=False))
+    parts = {"x": ([{"a": "a b"}, {"a": ""}], [{"a": "a"}]), "y": ([{"a": "c d"}], [{"a": "e f"}])}
+    with caplog.at_level("INFO"):
+        found = virtual_clients.encode(parts, settings, base)
+    assert {c: tuple(len(side) for side in sides) for c, sides in found.items()} == {"x": (1, 0), "y": (1, 1)}
+    assert caplog.messages == ["2 rows skipped: no token to learn among their first 8"]
+    with pytest.raises(DataError, match="client 'x' has no row to train on; nothing can be learned of its 1 rows"):
+        virtual_clients.encode({"x": ([{"a": ""}], [])}, settings, base)
+    with pytest.raises(DataError, match="client 'x' has no row to train on; fewer clients"):
+        virtual_clients.encode({"x": ([], [{"a": "a b"}])}, settings, base)
+    with pytest.raises(DataError, match=r"f\.jsonl, client 'x', row 2: no field 'a'"):
+        virtual_clients.encode({"x": ([{"a": "a b"}, {}], [])}, settings, base)
+
+
+def classify(label, labels=("six", "four")):
+    return data.encode_label(
+        {"t": "what is two", "y": label},
+        text="{t}",
+        label_field="y",
+        labels=labels,
+        tokenizer=tokenizer(),
+        max_length=2,
+        where="row 1",
+    )
+
+
+def test_a_label_is_its_place_in_the_list():
+    assert classify("four") == Example(classify(1).input_ids, 1, 2)
+    assert words(classify("four").input_ids) == "what is"
+    assert classify(1, labels=["0", "2", "1"]).labels == 2
+
+
+@pytest.mark.parametrize("label", ["fuor", 2, -1, True])
+def test_a_label_that_is_none_is_refused(label):
+    with pytest.raises(DataError, match=r"row 1: 'y' is .* not a label"):
+        classify(label)
+
+
+# --- batches
+
+EXAMPLES = [Example([10 + i] * (1 + i % 3), [IGNORED] * (i % 3) + [10 + i], i % 3) for i in range(7)]
+
+
+def test_padding_is_neither_attended_to_nor_learned():
+    batch = data.collate(EXAMPLES[:3], pad_id=9)
+    assert batch["input_ids"].tolist() == [[10, 9, 9], [11, 11, 9], [12, 12, 12]]
+    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert batch["labels"].tolist() == [[10, -100, -100], [-100, 11, -100], [-100, -100, 12]]
+    assert data.collate([Example([5], 2, 1), Example([5, 6], 0, 2)], 0)["labels"].tolist() == [2, 0]
+    assert {t.dtype for t in batch.values()} == {torch.int64}
+
+
+def drawn(n, size, steps, seed=3):
+    found = data.batches(EXAMPLES[:n], batch_size=size, steps=steps, seed=seed, pad_id=0)
+    return [batch["input_ids"][:, 0].tolist() for batch in found]
+
+
+def test_batches_depend_on_the_seed_and_on_no_global_generator():
+    before = torch.random.get_rng_state()
+    first = drawn(7, 2, 9)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(99)
+    assert drawn(7, 2, 9) == first
+    assert drawn(7, 2, 9, seed=4) != first
+
+
+def test_every_row_comes_once_per_shuffle_and_batches_are_full():
+    rows = [row for batch in drawn(7, 2, 7) for row in batch]
+    assert sorted(rows[:7]) == sorted(rows[7:]) == list(range(10, 17))
+    assert rows[:7] != rows[7:]
+
+
+def test_a_client_with_few_rows_gives_all_of_them_every_time():
+    assert [sorted(batch) for batch in drawn(3, 8, 4)] == [[10, 11, 12]] * 4
+    assert drawn(3, 8, 0) == []
+    with pytest.raises(DataError, match="no example"):
+        drawn(0, 8, 1)
+
+
+# --- real data
+
+
+def test_real_records_decode_to_their_answers(shared):
+    rows = records.read_rows(str(shared / "data/gsm8k/test.jsonl.gz"))[:20]
+    real = AutoTokenizer.from_pretrained(shared / "models/tiny-llama-instruct")
+    encode = partial(
+        data.encode_generation,
+        prompt="### Instruction:\n{question}\n\n[[### Input:\n{input}\n\n]]### Response:\n",
+        response="{answer}",
+        tokenizer=real,
+        max_length=2000,
+        max_prompt=None,
+    )
+    examples, skipped = data.encode_all(rows, encode, "gsm8k")
+    assert skipped == 0
+    for row, example in zip(rows, examples, strict=True):
+        learned = [label for label in example.labels if label != IGNORED]
+        assert real.decode(learned) == row["answer"] + real.eos_token
+        assert example.input_ids[0] == real.bos_token_id

@@ -1,0 +1,152 @@
+"""Every file of records is read the same or refused in one line, and every record has one owner."""
+
+import gzip
+import json
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+
+from fedft.data import partition, records
+from fedft.errors import DataError
+
+# --- reading
+
+
+ROWS = [{"q": "what\nis", "n": "1"}, {"q": 'say "é"', "n": "2"}]
+FILES = {
+    "rows.jsonl": "\n".join(map(json.dumps, ROWS)) + "\n\n",
+    "rows.jsonl.gz": "\ufeff" + "\n".join(map(json.dumps, ROWS)),
+    "rows.json": json.dumps(ROWS, indent=1),
+    "rows.csv": 'q,n\r\n"what\nis",1\r\n"say ""é""",2\r\n',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_gives_the_same_records(tmp_path, name):
+    path = tmp_path / name
+    data_bytes = FILES[name].encode()
+    path.write_bytes(gzip.compress(data_bytes) if name.endswith(".gz") else data_bytes)
+    assert records.read_rows(str(path)) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"x": 1}\n\n{"x": }\n', "line 3: not JSON"),
+        ("a.jsonl", b'{"x": 1}\n[1]\n', "line 2: expected an object"),
+        ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', "line 2: not UTF-8"),
+        ("a.jsonl", b'{"x": 1}\n' + b"[" * 100_000, "line 2: not JSON that we read"),
+        ("a.json", b'[{"x": 1},\n {"x": }]', "line 2: not JSON"),
+        ("a.json", b'{"x": 1}', "expected a list"),
+        ("a.json", b'[{"x": 1}, 7]', "record 2: expected an object"),
+        ("a.csv", b'x,y\n"1\n2",3\n4\n', "line 4: 1 cells, the header has 2"),
+        ("a.csv", b'x,y\n1,2\n"3"4,5\n', "line 3: not CSV"),
+        ("a.csv", b"x,x\n1,2\n", "line 1: expected a header"),
+        ("a.jsonl.gz", b'{"x": 1}\n', "cannot be read behind line 0"),
+        ("a.jsonl.gz", gzip.compress(b'{"x": 1}\n' * 9, mtime=0)[:-6], "cannot be read behind line"),
+        ("a.jsonl", b"", "holds no records"),
+        ("a.json", b"", "holds no records"),
+        ("a.csv", b"x,y\n", "holds no records"),
+        ("a.parquet", b"PAR1", "expected a file .jsonl"),
+    ],
+)
+def test_a_malformed_file_is_one_line_that_says_where(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said) as e:
+        records.read_rows(str(tmp_path / name))
+    assert name in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        records.read_rows(str(tmp_path / "none.jsonl"))
+
+
+def test_a_hub_id_offline_is_one_line():
+    with pytest.raises(DataError, match="HF_HUB_OFFLINE is set") as e:
+        records.read_rows("nobody/nothing:train")
+    assert "\n" not in str(e.value)
+
+
+def test_importing_the_module_imports_neither_datasets_nor_flower_nor_transformers():
+    heavy = {"datasets", "flwr_datasets", "flwr", "transformers"}
+    code = f"import sys, fedft.data.records; print({heavy} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+# --- who holds what
+
+
+@pytest.mark.parametrize(("n", "fraction", "test"), [(326, 0.2, 65), (100, 0.29, 29), (3, 0.2, 0), (4, 0.0, 0)])
+def test_the_held_out_part_is_a_floor_and_nothing_is_lost(n, fraction, test):
+    rows = [{"i": i} for i in range(n)]
+    train, held = partition.hold_out(rows, fraction, seed=0)
+    assert len(held) == test
+    assert sorted([*train, *held], key=lambda row: row["i"]) == rows
+    assert all(a["i"] < b["i"] for part in (train, held) for a, b in pairwise(part))
+    assert partition.hold_out(rows, fraction, seed=0) == (train, held)
+
+
+MANY = [{"who": f"{i % 5} ", "i": i} for i in range(60)]
+
+
+def cut(how, rows=MANY, *, field="who", clients=4, alpha=0.5, seed=1):
+    return partition.partition(rows, how=how, field=field, clients=clients, alpha=alpha, seed=seed)
+
+
+@pytest.mark.parametrize("how", ["natural", "iid", "dirichlet"])
+def test_every_row_has_one_client_and_the_seed_decides(how, capfd):
+    parts = cut(how)
+    assert sorted(i for part in parts.values() for i in part) == list(range(60))
+    assert all(part and part == sorted(part) for part in parts.values())
+    assert parts == cut(how)
+    assert (parts == cut(how, seed=-2)) == (how == "natural")
+    assert capfd.readouterr() == ("", "")  # no progress bar of the partitioner
+
+
+def test_natural_clients_are_called_by_their_value_as_text():
+    parts = cut("natural", [{"who": w} for w in (3, "3", "é ", True, 3.0)])
+    assert parts == {"3": [0, 1], "3.0": [4], "True": [3], "é ": [2]}
+
+
+def test_iid_clients_are_of_equal_size_and_not_in_the_order_of_the_file():
+    parts = cut("iid", clients=7)
+    assert list(parts) == [f"client-{k}" for k in range(7)]
+    assert {len(part) for part in parts.values()} == {8, 9}
+    assert parts["client-0"] != list(range(9))
+
+
+def test_a_small_alpha_skews_the_labels_more():
+    def skew(alpha):
+        parts = cut("dirichlet", MANY * 10, alpha=alpha)
+        return sum(max(sum(i % 5 == k for i in part) for k in range(5)) / len(part) for part in parts.values()) / 4
+
+    assert skew(1000.0) < 0.3 < skew(0.1)
+
+
+def test_a_dirichlet_cut_that_leaves_a_client_without_rows_ends():
+    with pytest.raises(DataError, match=r"some of 30 clients got no row at alpha = 0\.001"):
+        cut("dirichlet", clients=30, alpha=0.001)
+
+
+@pytest.mark.parametrize("how", ["iid", "dirichlet"])
+@pytest.mark.parametrize("clients", [0, 61, None])
+def test_a_wrong_number_of_clients_is_refused(how, clients):
+    with pytest.raises(DataError, match="expected 1 to 60 clients"):
+        cut(how, clients=clients)
+
+
+@pytest.mark.parametrize("rows", [[{"who": 1}, {}], [{"who": 1}, {"who": None}]])
+def test_a_row_without_the_field_is_named(rows):
+    with pytest.raises(DataError, match="row 2 has no 'who'"):
+        cut("natural", rows)
+
+
+def test_the_tasks_of_natural_instructions_are_clients(shared):
+    rows = records.read_rows(str(shared / "data/natural_instructions/train.jsonl.gz"))
+    parts = cut("natural", rows, field="task")
+    assert len(parts) == 46
+    assert sum(map(len, parts.values())) == 7153

@@ -1,0 +1,111 @@
+"""Everything fails, and the run is right: the engine and its sites on a simulated network and disk, from one seed.
+
+FEDFT_FAULT_SEED=123 pytest tests/test_faults.py -k replay                one run again
+FEDFT_FAULT_ROUNDS=100000 pytest tests/test_faults.py -k many -n 2        more of them, in two processes
+
+Before a release, and after a change of the engine, of what a site keeps or of what is written: 20,000 rounds at least.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import Odds
+from faulty import FastKey
+from scenario import NAMES, Scenario, Tally, many, simulate
+
+from fedft.arithmetic.tensors import Tensors
+from fedft.client.disk import Asked
+from fedft.client.received_state import Memory
+from fedft.client.requests import Responder
+from fedft.client.train import Client
+from fedft.reports.metric_log import MetricsFile
+from fedft.security.sealed import About
+from fedft.server import admission
+from fedft.server.loop import Admitted, Loop
+from fedft.server.sealed_post import NetworkPost
+from fedft.update import Plan
+
+Tell = Callable[[str, object], None]
+
+
+def test_whatever_fails_500_rounds_come_out_right(tmp_path: Path, record_property: Tell) -> None:
+    started = time.perf_counter()
+    record_property("told", many(500, tmp_path, 10**6).told(time.perf_counter() - started))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("first", [0, 500_000])
+def test_whatever_fails_many_rounds_come_out_right(tmp_path: Path, record_property: Tell, first: int) -> None:
+    """Half of the rounds each, from two ranges of seeds."""
+    rounds, started = int(os.environ.get("FEDFT_FAULT_ROUNDS", "5000")), time.perf_counter()
+    record_property("told", many(rounds // 2, tmp_path, first).told(time.perf_counter() - started))
+
+
+def test_replay_of_one_seed(tmp_path: Path, record_property: Tell) -> None:
+    if "FEDFT_FAULT_SEED" not in os.environ:
+        pytest.skip("FEDFT_FAULT_SEED names no run")
+    started, done = time.perf_counter(), simulate(int(os.environ["FEDFT_FAULT_SEED"]), tmp_path)
+    tally = Tally(1, done.witness.commits, done.world.counts)
+    record_property("told", tally.told(time.perf_counter() - started))
+
+
+def test_one_seed_is_one_run(tmp_path: Path) -> None:
+    first, again = (simulate(5, tmp_path / x) for x in "ab")
+    assert first.world.counts == again.world.counts
+    assert first.world.now == again.world.now
+    lines = [(tmp_path / x / "metrics.jsonl").read_text() for x in "ab"]
+    assert lines[0] == lines[1]
+
+
+def stuck(memory: Memory, version: int, label: str, held: Tensors) -> None:
+    """What a client holds that takes no new state."""
+    HOLD(memory, version, label, memory.held.tensors if memory.held else held)
+
+
+def forgetful(responder: Responder, client: Client, plan: Plan, about: About) -> bytes:
+    """A site that never looks at what it answered before."""
+    turn = client.install(plan)
+    payload = client.encode(client.train(turn), turn)
+    responder.disk.keep_answer(Asked(plan.run, plan.round, plan.attempt, about.plan.hex()), payload)
+    return payload
+
+
+HOLD = Memory.hold
+BROKEN: dict[str, tuple[Any, str, Any]] = {
+    "admitted a second time": (Loop, "_recovered", lambda *args: Admitted({}, {}, {})),
+    "wanted ": (admission, "capped", lambda examples, share: dict.fromkeys(examples, 1)),
+    "is not what the updates": (Memory, "hold", stuck),
+    "signed two answers": (Responder, "_train", forgetful),
+    "was never signed by it": (FastKey, "verify", lambda key, signature, data: None),
+    r"^\[0, ": (MetricsFile, "has", lambda file, version: False),
+    "nothing fails any more": (NetworkPost, "_again", lambda post, o, why: None),
+}
+
+
+SLOW = ("was never signed by it", "nothing fails any more")
+
+
+@pytest.mark.parametrize("said", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW)) for s in BROKEN])
+def test_an_engine_that_is_broken_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setattr(*BROKEN[said])
+    with pytest.raises(AssertionError, match=said):
+        many(1000, tmp_path, 0)
+
+
+def killed_at(call: int, folder: Path) -> Scenario:
+    return simulate(call, folder, odds=Odds(), strategy="flora", names=NAMES[:2], rounds=2, kill_at=call)
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_a_crash_at_any_call_of_the_disk_costs_nothing(tmp_path: Path, part: int) -> None:
+    """Server and sites alike; before and after each write, and in its middle."""
+    call = part + 1
+    while (done := killed_at(call, tmp_path / str(call))).world.disk_calls >= call:
+        assert done.world.counts["crashes of the server"] + done.world.counts["crashes of sites"] == 1
+        call += 8
+    assert call > 40, "the disk was called too rarely for this to be a test"

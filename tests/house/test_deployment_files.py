@@ -1,0 +1,201 @@
+"""What operators copy works as it stands: unit files, compose files, and every command in DEPLOYMENT.md."""
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from fedft import errors
+from fedft.carriers.flower import superlink_gate
+from fedft.cli import main
+from fedft.client.site_settings import Policy
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
+UNITS = {"server": ROOT / "server" / "fedft-server.service", "client": ROOT / "client" / "fedft-client.service"}
+COMPOSED = {"server": ROOT / "server" / "compose.yaml", "client": ROOT / "client" / "compose.yaml"}
+
+
+def _parse(command: list[str]) -> dict[str, Any]:
+    """What the command line of `fedft` makes of the words after it; raises for what it would not take."""
+    found: Any = get_command(main.app)
+    context: Any = None
+    words = list(command)
+    while hasattr(found, "commands"):
+        assert words, f"fedft {shlex.join(command)}: names no command"
+        assert words[0] in found.commands, f"fedft {shlex.join(command)}: no command {words[0]!r}"
+        found, words = found.commands[words[0]], words[1:]
+    context = found.make_context(command[0], words)
+    return dict(context.params)
+
+
+def _blocks() -> list[str]:
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)).splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.startswith("fedft ")]
+
+
+def _commands() -> list[str]:
+    """Each command of the code blocks, and between backticks in the text; a group of them is none."""
+    spoken = re.findall(r"`(fedft [^`]+)`", re.sub(r"```.*?```", "", DOCUMENT, flags=re.DOTALL))
+    return [c for c in (*_blocks(), *spoken) if c != "fedft keys"]
+
+
+def _unit(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Values by section and key, of which a unit file may have several."""
+    sections: dict[str, dict[str, list[str]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if head := re.fullmatch(r"\[(\w+)\]", line):
+            section = sections.setdefault(head[1], {})
+        elif line and not line.startswith("#"):
+            key, equals, value = line.partition("=")
+            assert equals, f"{path.name}: {line}"
+            assert re.fullmatch(r"\w+", key), f"{path.name}: {line}"
+            section.setdefault(key, []).append(value)
+    return sections
+
+
+def _service(name: str) -> dict[str, str]:
+    section = _unit(UNITS[name])["Service"]
+    assert all(len(values) == 1 for values in section.values())
+    return {key: value for key, (value,) in section.items()}
+
+
+def _composed(name: str) -> dict[str, Any]:
+    services = yaml.safe_load(COMPOSED[name].read_text(encoding="utf-8"))["services"]
+    assert list(services) == [name]
+    return dict(services[name])
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_a_command_of_the_document_is_one(command: str) -> None:
+    """In a code block it is whole; in a sentence, arguments may be left out."""
+    try:
+        _parse(shlex.split(command)[1:])
+    except Exception as e:
+        if type(e).__name__ != "MissingParameter" or command in _blocks():
+            raise
+
+
+def test_the_document_shows_the_commands_of_a_deployment() -> None:
+    said = {" ".join(re.findall(r"^fedft ((?:keys )?[a-z]+)", c)) for c in _commands()}
+    assert {"keys server", "keys site", "keys enrol", "server", "client", "split", "doctor"} <= said
+    assert {"keys list", "keys revoke", "keys renew"} <= said
+
+
+def test_the_document_is_short() -> None:
+    assert len(DOCUMENT.splitlines()) <= 200
+
+
+def test_files_that_the_document_names_exist() -> None:
+    names = re.findall(r"`((?:fedft|server|client|simulations|tests)/[\w/.\-]+|[A-Z]+\.md)`", DOCUMENT)
+    assert {"server/fedft-server.service", "client/fedft-client.service", "client/site.toml"} <= set(names)
+    assert [n for n in names if not (ROOT / n).exists()] == []
+
+
+def test_every_key_of_the_policy_is_explained() -> None:
+    table = DOCUMENT.partition("## What a site allows")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(Policy.__dataclass_fields__)
+
+
+def test_every_exit_code_is_explained() -> None:
+    table = DOCUMENT.partition("## Exit codes")[2]
+    said = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    assert said == {0, 1} | {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+
+
+def test_the_proxy_recipe_forwards_what_the_gate_lets_sites_do() -> None:
+    (pattern,) = re.findall(r"location ~ (\S+) \{", DOCUMENT)
+    every = superlink_gate.SITES_MAY | superlink_gate.SITES_MAY_NOT | {"get-run", "get-fab"}
+    assert {name for name in every if re.search(pattern, superlink_gate.FLEET + name)} == superlink_gate.SITES_MAY
+    assert not re.search(pattern, "/v1/control/list-nodes")
+    assert f"client_max_body_size {superlink_gate.MAX_OBJECT // 2**20}m;" in DOCUMENT
+
+
+# -- systemd ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_starts_a_command_that_exists_with_the_document_s_paths(name: str) -> None:
+    program, *words = shlex.split(_service(name)["ExecStart"])
+    assert words[0] == name
+    _parse(words)
+    for path in (str(Path(program).parents[1]), *(w for w in words if w.startswith("/"))):
+        assert f"`{path}`" in DOCUMENT
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_starts_again_after_what_passes_and_only_then(name: str) -> None:
+    service = _service(name)
+    assert service["Restart"] == "on-failure"
+    assert service["SuccessExitStatus"] == str(errors.EXIT_INTERRUPTED)
+    stays = {int(code) for code in service["RestartPreventExitStatus"].split()}
+    assert {errors.EXIT_USAGE, errors.EXIT_DAMAGED, errors.EXIT_KEYS} <= stays
+    assert not {1, errors.EXIT_PAUSED} & stays
+    assert {"RestartSec", "RestartSteps", "RestartMaxDelaySec"} <= service.keys()
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_unit_may_do_no_more_than_it_needs(name: str) -> None:
+    service = _service(name)
+    assert service["User"] == "fedft"
+    assert (service["ProtectSystem"], service["CapabilityBoundingSet"]) == ("strict", "")
+    for key in ("NoNewPrivileges", "PrivateTmp", "ProtectHome", "RestrictNamespaces", "RestrictSUIDSGID"):
+        assert service[key] == "yes"
+    places = {"StateDirectory": "/var/lib/", "CacheDirectory": "/var/cache/"}
+    for key, base in places.items():
+        assert f"`{base}{service[key]}" in DOCUMENT
+    variables = dict(v.split("=", 1) for v in service["Environment"].split())
+    assert variables["HF_HUB_OFFLINE"] == "1"
+    writable = tuple(f"{base}{service[key]}" for key, base in places.items())
+    assert all(v.startswith(writable) for v in variables.values() if v.startswith("/"))
+    assert all(w.startswith(writable) for o, w in _options(name) if o == "--out")
+
+
+def _options(name: str) -> list[tuple[str, str]]:
+    words = shlex.split(_service(name)["ExecStart"])
+    return list(itertools.pairwise(words))
+
+
+# -- compose ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_a_container_starts_what_the_unit_starts(name: str) -> None:
+    assert _composed(name)["command"] == shlex.split(_service(name)["ExecStart"])[1:]
+
+
+def test_only_the_server_s_listening_port_is_published() -> None:
+    ports = _composed("server")["ports"]
+    listening = dict(_options("server"))["--listen"].rpartition(":")[2]
+    assert ports == [f"{listening}:{listening}"]
+    assert not {"ports", "expose", "network_mode"} & _composed("client").keys()
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_a_container_may_do_no_more_than_it_needs(name: str) -> None:
+    found = _composed(name)
+    assert found["read_only"] is True
+    assert found["cap_drop"] == ["ALL"]
+    assert found["security_opt"] == ["no-new-privileges:true"]
+    etc, var = found["volumes"]
+    assert etc.endswith(":/etc/fedft:ro")
+    assert var.endswith(":/var/lib/fedft")
+    assert found["environment"]["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_an_image_is_built_of_all_that_the_package_needs_and_of_no_private_registry(name: str) -> None:
+    lines = _composed(name)["build"]["dockerfile_inline"].splitlines()
+    (base,) = [line.split()[1] for line in lines if line.startswith("FROM ")]
+    assert "/" not in base
+    assert "." not in base.partition(":")[0]
+    copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    assert {"pyproject.toml", "constraints.txt", "fedft", "strategies", "client", "server", "simulations"} <= copied
+    assert all((ROOT / word).exists() for word in copied)
+    assert not any(re.search(r"https?://|--index-url|--extra-index", line) for line in lines)
+    assert _composed("server")["build"] == _composed("client")["build"]

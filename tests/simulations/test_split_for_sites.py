@@ -1,0 +1,181 @@
+"""Sites that are cut from a simulation hold what its clients hold."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from fedft import run_file
+from fedft.client import allowed_jobs, site_settings
+from fedft.data import client_datasets
+from fedft.errors import ConfigError, DataError
+from fedft.server.job import job_of
+from fedft.simulations import virtual_clients
+from fedft.simulations.split_for_sites import folder_name, split
+
+DIGEST = "0123456789abcdef" * 4
+OWNERS = ["north", "King Lear", "../up", "ütf"]
+RECORDS = [{"who": OWNERS[i * i % 7 % 4], "q": f"w{i}", "a": f"w{i % 5} w{i}", "n": i / 3} for i in range(90)]
+
+
+def base() -> SimpleNamespace:
+    """One token for every word."""
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(99))])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return SimpleNamespace(
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        )
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    def made(test=None, **tables):
+        for name, found in (("train", RECORDS), ("test", test or [])):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found), encoding="utf-8")
+        own = {"train": str(tmp_path / "train.jsonl"), "client": "who", "prompt": "{q}", "response": "{a} {n}"}
+        own |= {"test": str(tmp_path / "test.jsonl")} if test else {}
+        tables["data"] = own | tables.get("data", {})
+        return run_file.from_dict({"server": {"seed": 5}, **tables})
+
+    return made
+
+
+def with_keys(path):
+    """The site file, loaded; its keys are only looked for."""
+    (path.parent / "keys").mkdir(exist_ok=True)
+    for name in ("ca.pem", "server.pub", "signing.key", "node.key"):
+        (path.parent / "keys" / name).touch()
+    return site_settings.load(path)
+
+
+KINDS = {
+    "natural": {},
+    "dirichlet": {"data": {"partition": "dirichlet", "clients": 3, "alpha": 1.0}},
+    "iid": {"data": {"partition": "iid", "clients": 4}},
+    "built in": {
+        "data": {"train": "stdlib-docstrings", "client": "client", "prompt": "{prompt}", "response": "{response}"}
+    },
+    "classes": {
+        "model": {"task": "sequence-classification", "labels": OWNERS},
+        "data": {"partition": "dirichlet", "clients": 2, "text": "{a}", "label": "who"},
+    },
+}
+
+
+@pytest.mark.parametrize("held_out", [False, True], ids=["holdout", "test file"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_site_has_the_examples_of_the_simulated_client_of_its_name(run, tmp_path, kind, held_out, monkeypatch):
+    if kind == "built in":
+        asked = ("logging",)  # one small package
+        short = client_datasets.stdlib_docstrings.rows
+        monkeypatch.setattr(client_datasets.stdlib_docstrings, "rows", lambda: short(asked))
+    # no test row is of the client whose name comes first: it holds out nothing
+    test = [r | {"client": "logging", "prompt": "w1", "response": "w2"} for r in RECORDS[3:40] if r["who"] != "../up"]
+    simulated = run(test=test if held_out else None, **KINDS[kind])
+    wanted = virtual_clients.encode(virtual_clients.rows_by_client(simulated), simulated, base())
+    job = job_of(simulated, DIGEST, b"")
+    found = {}
+    for path in split(simulated, tmp_path / "sites", server="127.0.0.1:9092"):
+        own = with_keys(path)
+        settings = allowed_jobs.run_config(job, own)
+        parts = client_datasets.of_site(settings, own.site.name, own.data.client, own.data.value)
+        found[own.site.name] = client_datasets.encode({own.site.name: parts}, settings, base())[own.site.name]
+    renamed = {"../up": folder_name("../up")}
+    wanted = {renamed.get(c, c): v for c, v in wanted.items()}
+    assert list(found) == list(wanted)
+    if not held_out and kind == "natural":  # a name that no site may have: the same rows, held out by another name
+        own, theirs = found.pop(folder_name("../up")), wanted.pop(folder_name("../up"))
+        assert sorted(map(str, own[0] + own[1])) == sorted(map(str, theirs[0] + theirs[1]))
+    assert found == wanted
+    assert held_out or all(test for _, test in found.values())
+
+
+def test_a_shared_file_gives_a_site_the_rows_with_its_value(run):
+    simulated = run(test=RECORDS[:40])
+    parts = virtual_clients.rows_by_client(simulated)
+    assert client_datasets.of_site(simulated, "north", "who") == parts["north"]
+    assert client_datasets.of_site(simulated, "any", "who", "King Lear") == parts["King Lear"]
+    with pytest.raises(DataError, match="no row has who = 'nort'; did you mean 'north'"):
+        client_datasets.of_site(simulated, "nort", "who")
+
+
+def test_the_policy_of_a_site_allows_the_run_and_nothing_larger(run, tmp_path):
+    simulated = run(local={"steps": 3, "learning_rate": 1e-3}, clients={"rank": [2, 4]}, strategy={"name": "flora"})
+    allowed = with_keys(split(simulated, tmp_path / "sites", server="[::1]:9092")[0]).policy
+    allowed_jobs.check_job(job_of(simulated, DIGEST, b""), allowed)
+    assert (allowed.max_rank, allowed.max_steps, allowed.max_learning_rate) == (4, 3, 1e-3)
+    assert allowed.strategies == ["flora"]
+    for table, key, value in (("local", "steps", 4), ("data", "max_length", 97), ("strategy", "name", "fedit")):
+        tables = simulated.to_dict()
+        tables[table][key] = value
+        with pytest.raises(allowed_jobs.PlanRefused):
+            allowed_jobs.check_job(job_of(run_file.from_dict(tables), DIGEST, b""), allowed)
+
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc",
+    "a/b",
+    "a\\b",
+    "a\0b",
+    "CON ",
+    "~",
+    "$HOME",
+    "-rf",
+    "é",
+    "日本",
+    "x" * 300,
+    "a\nb",
+    "a.",
+]
+
+
+def test_folder_names_are_safe_and_never_meet():
+    names = [*HOSTILE, "north", "North", "NORTH", "nor-th", "nor th", "nor_th"]
+    found = [folder_name(name) for name in names]
+    assert len({f.casefold() for f in found}) == len(names)
+    for name in found:
+        assert name.isascii()
+        assert name[0].isalnum()
+        assert name[-1].isalnum()
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+        assert len(name) <= 64
+    assert folder_name("north") == "north"
+
+
+def test_nothing_is_overwritten(run, tmp_path):
+    (tmp_path / "sites").mkdir()
+    (tmp_path / "sites" / "mine").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        split(run(), tmp_path / "sites", server="h:1")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        split(run(), tmp_path / "train.jsonl", server="h:1")
+
+
+def test_with_the_server_s_keys_the_sites_are_enrolled(run, tmp_path):
+    from fedft.security import new_keys, private_keys, roster
+
+    server = tmp_path / "server"
+    new_keys.make_server(server, ["localhost"], 30)
+    found = [
+        site_settings.load(path) for path in split(run(), tmp_path / "sites", server="localhost:9092", keys=server)
+    ]
+    members = roster.load_roster(server / "roster.toml").members
+    assert sorted(members) == sorted(own.site.name for own in found)
+    for own in found:
+        signing = private_keys.load_private(tmp_path / own.keys.folder / "signing.key")
+        assert signing.public_key() == members[own.site.name].signing
+        assert (tmp_path / own.server.key).read_bytes() == (server / "server.pub").read_bytes()
+    with pytest.raises(ConfigError, match="is enrolled already"):
+        split(run(), tmp_path / "again", server="localhost:9092", keys=server)
+    assert not (tmp_path / "again").exists()
+    with pytest.raises(ConfigError, match=r"there is no ca\.pem"):
+        split(run(), tmp_path / "again", server="localhost:9092", keys=tmp_path)

@@ -1,0 +1,671 @@
+"""Ferret: what coordinates keep of an update, how they are shared out, and that all machines rebuild the same model."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from fedft.config import Local
+from fedft.contract import Layout, State, Trained, Turn
+from fedft.errors import RejectedUpdate
+from fedft.models.handle import ModelHandle
+from fedft.randomness import directions, families, philox, sketch
+from fedft.randomness.independent import Table
+from fedft.recipe import Recipe
+from fedft.strategies.fedit import fedit
+from fedft.strategies.ferret import ferret
+from fedft.strategies.parts import growing_history
+from fedft.testing import RUN, SEED, _batches, strategy_contract, toy
+from fedft.training.first_order import FirstOrder
+from fedft.update import Plan, Update
+from fedft.wire import messages
+
+FAMILIES = ("hadamard", "rademacher", "gaussian")
+
+
+def normal(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+# -- a model whose local step is the update that one asks for
+
+
+class Told(nn.Module):
+    """Loss -<x, w>: one step of plain descent with learning rate 1 is w + x. Weights start at `w0`, or at zero."""
+
+    def __init__(self, x: dict[str, torch.Tensor], w0: float = 0.0) -> None:
+        super().__init__()
+        self.x = x
+        for n, v in x.items():
+            self.register_parameter(n, nn.Parameter(torch.full_like(v, w0)))
+
+    def forward(self, factor: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(loss=-factor * sum((getattr(self, n) * v).sum() for n, v in self.x.items()))
+
+
+def turn_of(recipe: Recipe, state: State, run_seed: int, seed: int, kept) -> Turn:
+    plan = Plan(RUN, state.version, state.version, steps=1, learning_rate=1.0)
+    held = growing_history.with_news(None, plan) | dict(recipe.downlink(state, None, plan))
+    local = Local(optimizer="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0, max_grad_norm=0.0)
+    return Turn(plan, held, "", local, run_seed, seed, kept)
+
+
+def handle_of(recipe: Recipe, x, w0: float = 0.0) -> ModelHandle:
+    return ModelHandle(Told(x, w0), Layout(parameters={n: tuple(v.shape) for n, v in x.items()}), recipe.space)
+
+
+def client(recipe: Recipe, x, state=None, *, run_seed=SEED, seed=5, kept=None, w0=0.0) -> Trained:
+    """What a client sends and keeps whose local steps come to `x`."""
+    handle, turn = handle_of(recipe, x, w0), turn_of(recipe, state or State(0, {}), run_seed, seed, kept or {})
+    recipe.start(handle, turn)
+    return recipe.local(handle, ({"factor": torch.ones(())} for _ in itertools.count()), turn)
+
+
+def model(recipe: Recipe, state: State, x, *, run_seed=SEED) -> dict[str, torch.Tensor]:
+    """The change since w0 of the model at `state`, whose tensors are like those of `x`."""
+    handle = handle_of(recipe, x)
+    recipe.start(handle, turn_of(recipe, state, run_seed, 0, {}))
+    return handle.read()
+
+
+def committed(recipe: Recipe, state: State, sent: list[Trained], examples=None) -> State:
+    weights = examples or [10] * len(sent)
+    change = recipe.aggregate(iter([Update(t.delta, n) for t, n in zip(sent, weights, strict=True)]))
+    return State(state.version + 1, recipe.server(state, change))
+
+
+def rebuilt(recipe: Recipe, x, **more) -> dict[str, torch.Tensor]:
+    """`x` after the way from one client to the model."""
+    state = committed(recipe, State(0, {}), [client(recipe, x, **more)])
+    return model(recipe, state, x, run_seed=more.get("run_seed", SEED))
+
+
+def flat(x) -> torch.Tensor:
+    return torch.cat([x[n].flatten() for n in sorted(x)]).double()
+
+
+# -- one block on its own
+
+
+def once(x: torch.Tensor, k: int, seed: int, *, scale="unbiased", family="hadamard") -> torch.Tensor:
+    z = families.make(family, seed, k)
+    sketch.rebuild(z, "w", sketch.coordinates(z, "w", x, scale, family), out := torch.zeros_like(x))
+    return out.double()
+
+
+def trials(d: int, k: int, *, n=60, **options) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(relative squared error, slope, cosine) of n updates, each on directions of its own."""
+    found = []
+    for seed in range(n):
+        x = normal(d, seed=100 + seed).double()
+        y = once(x.float(), k, seed, **options)
+        found.append(((y - x) @ (y - x) / (x @ x), (y @ x) / (x @ x), (y @ x) / (y.norm() * x.norm())))
+    error, slope, cosine = torch.tensor(found, dtype=torch.float64).T
+    return error, slope, cosine
+
+
+def spread(sample: torch.Tensor) -> float:
+    """Standard error of a mean."""
+    return float(sample.std()) / len(sample) ** 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_mean_over_seeds_is_the_update(family):
+    """Slope 1 within three standard errors; and what is left of the mean of n rebuilt ones falls as 1 / n."""
+    _, slope, _ = trials(512, 32, n=100, family=family)
+    assert float(slope.mean()) == pytest.approx(1, abs=3 * spread(slope))
+    assert spread(slope) < 0.05
+    x = normal(512).double()
+    mean = sum(once(x.float(), 32, seed, family=family) for seed in range(100)) / 100
+    assert float((mean - x) @ (mean - x) / (x @ x)) == pytest.approx(512 / 32 / 100, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("family", "d", "k", "law"),
+    [
+        ("rademacher", 1024, 64, 1023 / 64),
+        ("rademacher", 1024, 128, 1023 / 128),
+        ("gaussian", 512, 64, 513 / 64),
+        ("hadamard", 8192, 512, 8192 / 512 - 1),
+        ("hadamard", 8192, 1024, 8192 / 1024 - 1),
+        ("hadamard", 1024, 64, 1024 / 64 - 1),
+    ],
+)
+def test_the_squared_error_follows_its_law_and_halves_when_k_doubles(family, d, k, law):
+    error, _, cosine = trials(d, k, family=family)
+    assert float(error.mean()) == pytest.approx(law, rel=0.1)
+    assert float(cosine.mean()) == pytest.approx(1 / math.sqrt(1 + law), rel=0.1)
+
+
+def test_for_few_directions_the_cosine_is_that_of_the_sheet_in_every_family():
+    """sqrt(K / (K + d)) = 0.243 for K = 64 and d = 1024, whatever the scale."""
+    for family, scale in [("hadamard", "norm"), ("rademacher", "mmse"), ("gaussian", "unbiased")]:
+        _, _, cosine = trials(1024, 64, n=30, family=family, scale=scale)
+        assert float(cosine.mean()) == pytest.approx(math.sqrt(64 / (64 + 1024)), rel=0.1)
+
+
+def test_uniform_directions_have_their_own_constant():
+    """The paper's: kappa = 9/5; a small d, so that d - 0.2 could be told from d + 1: (4 - 0.2) / 2 = 1.9."""
+    rng, errors = torch.Generator().manual_seed(3), []
+    for _ in range(3000):
+        v = (2 * torch.rand((2, 4), generator=rng) - 1) * math.sqrt(3)
+        x = torch.randn(4, generator=rng)
+        y = v.T @ (v @ x) / 2
+        errors.append(float((y - x) @ (y - x) / (x @ x)))
+    assert sum(errors) / len(errors) == pytest.approx(1.9, rel=0.05)
+
+
+@pytest.mark.parametrize(("d", "k"), [(8192, 1024), (512, 128)])
+@pytest.mark.parametrize("scale", ["projection", "mmse", "lstsq"])
+def test_a_projection_leaves_one_less_k_over_d_and_never_more_than_there_was(scale, d, k):
+    error, slope, _ = trials(d, k, n=20, scale=scale)
+    assert float(error.mean()) == pytest.approx(1 - k / d, rel=0.05)
+    assert float(error.max()) < 1
+    assert float(slope.mean()) == pytest.approx(k / d, rel=0.1)
+
+
+@pytest.mark.parametrize(("d", "k"), [(70, 64), (300, 256), (688, 200), (5000, 1000), (4095, 50)])
+def test_blocks_of_any_size_keep_the_law_within_three_tenths(d, k):
+    error, slope, _ = trials(d, k, n=30)
+    assert float(slope.mean()) == pytest.approx(1, abs=4 * spread(slope))
+    assert d / k - 1 - 4 * spread(error) <= float(error.mean()) <= d / k - 0.7 + 4 * spread(error)
+
+
+@pytest.mark.parametrize("family", ["rademacher", "gaussian"])
+def test_no_other_multiple_has_less_mean_error_than_mmse(family):
+    """(K + d + kappa - 2) / K times the unbiased sum; a tenth more or less is worse."""
+    d, k, errors = 64, 32, {0.9: 0.0, 1.0: 0.0, 1.1: 0.0}
+    for seed in range(150):
+        x = normal(d, seed=seed).double()
+        y = once(x.float(), k, seed, scale="mmse", family=family)
+        for factor in errors:
+            errors[factor] += float((factor * y - x) @ (factor * y - x) / (x @ x)) / 150
+    assert errors[1.0] < min(errors[0.9], errors[1.1])
+    kappa = sketch.KAPPA[family]
+    assert errors[1.0] == pytest.approx(1 - k / (k + d + kappa - 2), rel=0.05)
+
+
+@pytest.mark.parametrize("d", [6, 64, 100, 688, 1000, 4095])
+def test_least_squares_with_as_many_directions_as_numbers_loses_nothing(d):
+    x = normal(d)
+    assert float((once(x, d, 3, scale="lstsq") - x).norm() / x.norm()) < 1e-5
+
+
+@pytest.mark.parametrize(("family", "d", "k"), [("hadamard", 300, 120), ("rademacher", 200, 60), ("gaussian", 90, 30)])
+def test_least_squares_is_the_orthogonal_projection(family, d, k):
+    z, x = families.make(family, 3, k), normal(d)
+    columns = torch.stack([z.direction("w", j, (d,)) for j in range(k)], dim=1).double()
+    q = torch.linalg.qr(columns).Q
+    want = q @ (q.T @ x.double())
+    assert float((once(x, k, 3, scale="lstsq", family=family) - want).norm() / want.norm()) < 1e-4
+
+
+def test_directions_that_say_the_same_are_no_trouble_for_least_squares():
+    x, z = normal(5), Table({"w": torch.ones(3, 5)})
+    sketch.rebuild(z, "w", sketch.coordinates(z, "w", x, "lstsq", "table"), out := torch.zeros(5))
+    assert torch.allclose(out, x.mean().expand(5), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", sketch.SCALES)
+def test_an_update_of_zero_has_coordinates_of_zero(scale):
+    z = families.make("hadamard", 3, 8)
+    assert not sketch.coordinates(z, "w", torch.zeros(20), scale).any()
+
+
+@pytest.mark.parametrize("scale", ["unbiased", "projection", "mmse", "lstsq"])
+def test_coordinates_of_a_sum_are_the_sum_of_the_coordinates(scale):
+    z, x, y = families.make("rademacher", 3, 16), normal(100), normal(100, seed=2)
+    of = [sketch.coordinates(z, "w", v, scale, "rademacher") for v in (x, y, 2 * x - y)]
+    assert torch.allclose(2 * of[0] - of[1], of[2], atol=1e-4 * float(of[2].abs().max()))
+
+
+def test_how_a_tensor_is_cut_changes_no_bit():
+    z, x = families.make("hadamard", 3, 40), normal(20_000)
+    pieces, e = [(0, 1), (1, 4096), (4096, 9001), (9001, 20_000)], directions.exponent(x)
+    parts = [z.dot(x[a:b], "w", start=a, scale_exponent=e) for a, b in pieces]
+    gamma = sketch.coordinates(z, "w", x)
+    assert torch.equal((sum(parts) / 40).float(), gamma)
+    sketch.rebuild(z, "w", gamma, whole := torch.zeros_like(x))
+    for a, b in pieces:
+        z.axpy_(part := torch.zeros(b - a), "w", gamma, start=a)
+        assert torch.equal(part, whole[a:b])
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+def test_the_number_of_local_steps_does_not_enter_the_error(steps):
+    """The toy's first weight, 48 numbers on 8 directions: 48 / 8 - 1 = 5, however many steps led there."""
+    t = toy(ferret())
+    turn = t.turn(t.plan(t.state(), 1, steps=steps), 1)
+    x = FirstOrder()(t.handle, _batches(1), turn).delta["first.weight"]
+    errors = [float((once(x, 8, seed) - x).square().sum() / x.square().sum()) for seed in range(100)]
+    assert sum(errors) / 100 == pytest.approx(5, rel=0.1)
+
+
+# -- the budget
+
+
+def test_the_budget_follows_the_weights_by_hand():
+    """Shares of 10: 6.25, 2.5, 1.25 -> the last is lifted to 2; of the 8 left 5.71 and 2.29 -> 6 and 2."""
+    assert sketch.allocate([5.0, 2.0, 1.0], [100, 100, 100], 10) == [6, 2, 2]
+
+
+def test_remainders_that_are_equal_go_to_the_first():
+    assert sketch.allocate([1.0, 1.0, 1.0], [100, 100, 100], 11) == [4, 4, 3]
+
+
+def test_the_first_round_goes_by_the_root_of_the_sizes():
+    assert sketch.allocate([0.0, 0.0], [900, 100], 40) == [30, 10]
+
+
+def test_what_a_full_block_cannot_use_goes_to_the_others():
+    assert sketch.allocate([100.0, 1.0, 1.0], [6, 100, 100], 26) == [6, 10, 10]
+    assert sketch.allocate([1.0, 0.0, 0.0], [9000, 50, 50], 4096 + 20) == [4096, 10, 10]
+
+
+def test_a_budget_that_is_too_large_fills_every_block():
+    assert sketch.allocate([3.0, 0.0, 1.0], [5, 9000, 1], 10**6) == [5, 4096, 1]
+
+
+def test_a_budget_that_is_too_small_says_what_it_takes():
+    with pytest.raises(ValueError, match="K = 4 cannot give 2 to each of 3 blocks; wanted K >= 5"):
+        sketch.allocate([1.0, 1.0, 1.0], [10, 10, 1], 4)
+    with pytest.raises(ValueError, match="wanted K >= 6"):
+        ferret(K=5).first_state(Layout(parameters={"a": (4,), "b": (4,), "c": (4,)}), 0, SEED)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_every_share_is_within_its_bounds_and_they_add_up(seed):
+    rng = torch.Generator().manual_seed(seed)
+    blocks = int(torch.randint(1, 60, (), generator=rng))
+    sizes = (10 ** (6 * torch.rand(blocks, generator=rng))).long().clamp(min=1).tolist()
+    weights = (10 ** (20 * torch.rand(blocks, generator=rng) - 15) * (torch.rand(blocks, generator=rng) < 0.9)).tolist()
+    budget = int(torch.randint(2 * blocks, 300 * blocks, (), generator=rng))
+    counts = sketch.allocate(weights, sizes, budget)
+    assert sum(counts) == min(budget, sum(min(d, 4096) for d in sizes))
+    assert all(min(2, d) <= k <= min(d, 4096) for k, d in zip(counts, sizes, strict=True))
+    inside = [k / w for k, w, d in zip(counts, weights, sizes, strict=True) if 50 < k < min(d, 4096) and w]
+    assert not inside or max(inside) / min(inside) < 1.1
+
+
+@pytest.mark.parametrize(
+    ("norms", "sizes", "weights", "want"),
+    [
+        ([4, 2, 1], [1000, 1000, 1000], [4.0, 2.0, 1.0], [16, 8, 4]),
+        ([4, 2, 1], [100, 1600, 6400], [40.0, 80.0, 80.0], [10, 20, 20]),
+    ],
+    ids=["by norm among equals", "by root of size times norm among unlikes"],
+)
+def test_these_shares_have_the_least_error_of_all(norms, sizes, weights, want):
+    """sum d |x|^2 / K: any direction moved to another block makes it worse."""
+
+    def error(counts):
+        return sum(n**2 * d / k for n, d, k in zip(norms, sizes, counts, strict=True))
+
+    best = sketch.allocate(weights, sizes, sum(want))
+    assert best == want
+    for i, j in itertools.permutations(range(3), 2):
+        assert error([k + (at == i) - (at == j) for at, k in enumerate(best)]) > error(best)
+
+
+def test_allocation_by_error_leaves_less_error_where_blocks_are_unlike():
+    """4096, 64 and 16 numbers of like size each: the round after the first, over 20 runs."""
+    x, errors = {"a": normal(4096), "b": normal(64, seed=2), "c": normal(16, seed=3)}, {}
+    for allocation in ("norm", "error"):
+        recipe = ferret(K=200, allocation=allocation)
+        for run_seed in range(20):
+            state = committed(recipe, State(0, {}), [client(recipe, x, run_seed=run_seed)])
+            after = committed(recipe, state, [client(recipe, x, state, run_seed=run_seed)])
+            got = flat(model(recipe, after, x, run_seed=run_seed)) - flat(model(recipe, state, x, run_seed=run_seed))
+            errors[allocation] = errors.get(allocation, 0) + float((got - flat(x)).square().sum())
+    assert errors["error"] < 0.9 * errors["norm"]
+
+
+# -- from the client to the model
+
+X = {"a": normal(16, 16), "b": 4 * normal(64, seed=2), "c": normal(5, seed=3) / 10}
+
+
+def test_with_enough_directions_the_model_is_the_weighted_mean_of_the_clients():
+    """Every element of every block exactly once: K covers all, lstsq loses nothing; weights 30 and 10."""
+    recipe, y = ferret(scale="lstsq"), {n: normal(*x.shape, seed=9) for n, x in X.items()}
+    state = committed(recipe, State(0, {}), [client(recipe, x) for x in (X, y)], [30, 10])
+    got = model(recipe, state, X)
+    for n, x in X.items():
+        assert torch.allclose(got[n], 0.75 * x + 0.25 * y[n], atol=1e-4)
+
+
+def test_on_lora_factors_with_enough_directions_it_is_fedit():
+    ours, theirs = toy(ferret(scale="lstsq", space="lora")), toy(fedit())
+    a, b = ours.state(), theirs.state()
+    for _ in range(3):
+        a = ours.step(a, [ours.update(a, k) for k in range(3)])
+        b = theirs.step(b, [theirs.update(b, k) for k in range(3)])
+    want = theirs.outputs(b)
+    assert float((want - theirs.outputs(theirs.state())).norm()) > 0.1
+    assert float((ours.outputs(a) - theirs.outputs(b)).norm() / want.norm()) < 1e-3
+
+
+def test_one_block_is_the_whole_vector_on_as_many_directions():
+    x = {"w": normal(1000)}
+    sent = client(ferret(K=50), x).delta
+    z = families.make("hadamard", philox.derive(SEED, "ferret", 0), 50)
+    assert torch.equal(sent["coordinates"], sketch.coordinates(z, "w", x["w"]))
+    assert float(sent["norms"]) == pytest.approx(float(x["w"].norm()))
+
+
+def test_average_then_rebuild_is_rebuild_then_average():
+    recipe = ferret(K=40)
+    sent = [client(recipe, {n: normal(*x.shape, seed=s) for n, x in X.items()}) for s in (1, 2, 3)]
+    together = model(recipe, committed(recipe, State(0, {}), sent), X)
+    alone = [model(recipe, committed(recipe, State(0, {}), [t]), X) for t in sent]
+    assert torch.allclose(flat(together), sum(map(flat, alone)) / 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["unbiased", "projection", "norm", "lstsq"])
+def test_with_norm_the_rebuilt_blocks_are_as_large_as_the_update(scale):
+    got = rebuilt(ferret(K=30, scale=scale), X)
+    sizes = [float(got[n].norm() / x.norm()) for n, x in X.items()]
+    assert (sizes == pytest.approx([1, 1, 1], rel=1e-4)) == (scale == "norm")
+
+
+def test_the_budget_of_a_round_follows_the_norms_of_the_round_before():
+    recipe = ferret(K=60)
+    first = committed(recipe, State(0, {}), [client(recipe, X)])
+    norms = first.tensors["0.norms"].view(torch.float32)
+    assert torch.allclose(norms, torch.tensor([float(x.norm()) for x in X.values()]))
+    counts = sketch.allocate(norms.tolist(), [256, 64, 5], 60)
+    assert counts != sketch.allocate([16.0, 8.0, 5**0.5], [256, 64, 5], 60)
+    sent = client(recipe, X, first).delta["coordinates"].split(counts)
+    for (n, x), k, gamma in zip(X.items(), counts, sent, strict=True):
+        z = families.make("hadamard", philox.derive(SEED, "ferret", 1), k)
+        assert torch.allclose(gamma, sketch.coordinates(z, n, x), atol=1e-5 * float(x.norm()))  # (w + x) - w rounds
+        sketch.rebuild(z, n, gamma, out := torch.zeros_like(x))
+        after = model(recipe, committed(recipe, first, [client(recipe, X, first)]), X)[n]
+        assert torch.allclose(after, model(recipe, first, X)[n] + out, atol=1e-4)
+
+
+def test_coordinates_of_all_blocks_are_of_like_size():
+    """|D_l| = 1, 10, 100 on K_l in proportion: one codec's step fits them all."""
+    recipe, x = ferret(K=444), {n: 10**i * normal(4096) / 64 for i, n in enumerate("abc")}
+    sent = client(recipe, x, committed(recipe, State(0, {}), [client(recipe, x)])).delta["coordinates"]
+    rms = [float(g.square().mean().sqrt()) for g in sent.split([4, 40, 400])]
+    assert max(rms) / min(rms) < 3
+
+
+def test_the_servers_rate_is_in_the_state_and_not_in_the_replay():
+    once_, thrice = ferret(K=40), ferret(K=40, server_lr=3.0)
+    sent = [client(once_, X)]
+    a, b = committed(once_, State(0, {}), sent), committed(thrice, State(0, {}), sent)
+    assert torch.equal(3 * a.tensors["0.coordinates"], b.tensors["0.coordinates"])
+    assert torch.equal(flat(model(once_, b, X)), flat(model(thrice, b, X)))
+    assert torch.allclose(3 * flat(model(once_, a, X)), flat(model(once_, b, X)), atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"seeds": "per_client"}, {"variant": "reference", "K": 20}], ids=str)
+@pytest.mark.parametrize("down", ["fp32", "fp16", "int8"])
+def test_a_late_joiner_has_the_veterans_bits_in_every_codec(options, down):
+    recipe = ferret(**{"K": 40, **options})
+    state, held = State(0, {}), State(0, {})
+    for _ in range(4):
+        sent = [client(recipe, X, state, seed=k) for k in (1, 2)]
+        state = committed(recipe, state, sent)
+        plan = Plan(RUN, state.version, state.version, held.version)
+        came = messages.roundtrip(recipe.downlink(state, held.version, plan), down)
+        held = State(state.version, recipe.receive(held, Plan(RUN, 0, state.version, held.version, tensors=came)))
+        veteran = model(recipe, held, X)
+    news = messages.roundtrip(recipe.downlink(state, None, plan), down)
+    late = ferret(**{"K": 40, **options})
+    newcomer = model(late, State(4, recipe.receive(None, Plan(RUN, 4, 4, tensors=news))), X)
+    assert torch.equal(flat(newcomer), flat(veteran))
+    exact = flat(model(recipe, state, X))
+    assert float((flat(newcomer) - exact).norm() / exact.norm()) < {"fp32": 1e-9, "fp16": 1e-3, "int8": 2e-2}[down]
+
+
+def test_the_largest_move_is_measured_against_the_weights_by_hand():
+    """|Z gamma| / |w| after the step: w0 = 1 in 4 entries, x = (1, 1, 1, 1): w = 2, so 1/2, and 3/2 at eta_g = 3."""
+    x = {"w": torch.ones(4)}
+    for rate in (1.0, 3.0):
+        told = client(ferret(K=4, server_lr=rate), x, w0=1.0).metrics
+        assert told["largest_move"] == pytest.approx(rate / 2, rel=1e-4)
+
+
+# -- whose directions
+
+
+def squared_error(seeds: str, x: list[dict], n: int = 12) -> float:
+    recipe, mean = ferret(K=16, seeds=seeds), sum(map(flat, x)) / len(x)
+    total = 0.0
+    for run_seed in range(n):
+        sent = [client(recipe, v, run_seed=run_seed, seed=100 * run_seed + k) for k, v in enumerate(x)]
+        state = committed(recipe, State(0, {}), sent)
+        total += float((flat(model(recipe, state, x[0], run_seed=run_seed)) - mean).square().sum()) / n
+    return total
+
+
+def test_shared_directions_cost_as_much_as_the_sum_and_own_ones_as_the_parts():
+    """4 clients, d / K - 1 = 15. All send x: 15 |x|^2 if shared, a quarter of that else. Orthogonal: equal."""
+    x = {"w": normal(256)}
+    size = float(flat(x) @ flat(x))
+    assert squared_error("shared", [x] * 4) == pytest.approx(15 * size, rel=0.2)
+    assert squared_error("per_client", [x] * 4) == pytest.approx(15 * size / 4, rel=0.2)
+    parts = [{"w": torch.where(torch.arange(256) // 64 == k, x["w"], 0.0)} for k in range(4)]
+    shared, own = squared_error("shared", parts), squared_error("per_client", parts)
+    assert shared == pytest.approx(15 * size / 16, rel=0.2)
+    assert own == pytest.approx(15 * size / 16, rel=0.2)
+
+
+def test_directions_are_fresh_in_every_round_unless_fixed_and_only_then_the_error_stays():
+    """16 rounds of one update on 32 of 256: the mean is off by (256 / 32 - 1) / 16 of |x|^2, or as far as one round."""
+    x = {"w": normal(256)}
+    for seeds, law in [("shared", 7 / 16), ("fixed", 7.0)]:
+        recipe, state = ferret(K=32, seeds=seeds), State(0, {})
+        for _ in range(16):
+            state = committed(recipe, state, [client(recipe, x, state)])
+        mean = flat(model(recipe, state, x)) / 16
+        assert float((mean - flat(x)).square().sum() / flat(x).square().sum()) == pytest.approx(law, rel=0.3)
+
+
+def test_own_seeds_travel_whole_and_differ():
+    recipe = ferret(K=20, seeds="per_client")
+    sent = [client(recipe, X, seed=k) for k in range(8)]
+    state = committed(recipe, State(0, {}), sent, list(range(1, 9)))
+    want = [philox.derive(k, "ferret") for k in range(8)]
+    told = state.tensors["0.seed"].tolist()
+    assert [(low % 2**32) + (high % 2**32) * 2**32 for low, high in told] == want
+    assert any(low < 0 for low, _ in told)  # the sign of an int32 is a bit like any other
+    alone = [model(recipe, committed(recipe, State(0, {}), [t]), X) for t in sent]
+    together = sum((k + 1) / 36 * flat(m) for k, m in enumerate(alone))
+    assert torch.allclose(flat(model(recipe, state, X)), together, atol=1e-4)
+
+
+# -- error feedback
+
+
+@pytest.mark.parametrize("scale", ["projection", "mmse", "lstsq"])
+def test_with_error_feedback_the_rounds_add_up_to_all_that_was_learned(scale):
+    """Sum of what was applied = sum of the updates - what the client still keeps, to the last round."""
+    recipe, state, kept, total = ferret(K=40, scale=scale, error_feedback=True), State(0, {}), {}, 0
+    for round_ in range(12):
+        x = {n: normal(*v.shape, seed=50 + round_) for n, v in X.items()}
+        told = client(recipe, x, state, kept=kept)
+        state, kept, total = committed(recipe, state, [told]), told.kept, total + flat(x)
+    assert {n: tuple(v.shape) for n, v in kept.items()} == {n: tuple(v.shape) for n, v in X.items()}
+    assert torch.allclose(flat(model(recipe, state, X)) + flat(kept), total, atol=1e-3)
+
+
+def test_error_feedback_brings_back_what_projections_leave_out():
+    """A constant update on 64 of 256 directions, 40 rounds: without, 1/4 of it arrives; with, all but some rounds."""
+    x, arrived = {"w": normal(256)}, {}
+    for feedback in (False, True):
+        recipe, state, kept = ferret(K=64, scale="projection", error_feedback=feedback), State(0, {}), {}
+        for _ in range(40):
+            told = client(recipe, x, state, kept=kept)
+            state, kept = committed(recipe, state, [told]), told.kept
+        arrived[feedback] = float(flat(model(recipe, state, x)) @ flat(x) / (40 * flat(x) @ flat(x)))
+    assert arrived[False] == pytest.approx(0.25, abs=0.05)
+    assert arrived[True] > 0.85
+
+
+def test_nothing_is_kept_without_error_feedback():
+    assert not ferret().keeps
+    assert not client(ferret(K=40), X).kept
+
+
+# -- by the papers' own formulas
+
+
+def test_given_directions_by_hand():
+    """z = (1, 1), (1, -1), D = (3, 1): <z, D> = 4, 2; gamma = 2, 1; rebuilt (3, 1)."""
+    table = Table({"w": torch.tensor([[1.0, 1.0], [1.0, -1.0]])})
+    x = {"w": torch.tensor([3.0, 1.0])}
+    recipe = ferret(K=2, table=table)
+    assert client(recipe, x).delta["coordinates"].tolist() == [2.0, 1.0]
+    assert rebuilt(recipe, x)["w"].tolist() == [3.0, 1.0]
+    published = ferret(K=2, table=table, variant="reference")
+    assert rebuilt(published, x)["w"].tolist() == pytest.approx([1.0, 1 / 3])
+
+
+def truncated_normal(d: int, k: int) -> tuple[torch.Tensor, float]:
+    """(k directions of standard normals cut at +-1/sqrt(d) as float64 [k, d], their variance rho)."""
+    a, gauss = 1 / math.sqrt(d), torch.distributions.Normal(0.0, 1.0)
+    u = torch.rand((k, d), generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    inside = float(gauss.cdf(torch.tensor(a, dtype=torch.float64))) * 2 - 1
+    v = torch.special.ndtri(0.5 + (u - 0.5) * inside)
+    return v, 1 - 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / inside
+
+
+def test_the_papers_equations_with_the_papers_directions():
+    """gamma = V^T D / (rho K), D' = V gamma, in float64; 3 d rho = 0.9995 at d = 256; our z is v / sqrt(rho)."""
+    v, rho = truncated_normal(256, 32)
+    assert 3 * 256 * rho == pytest.approx(0.9995, abs=5e-5)
+    assert float(v.var()) == pytest.approx(rho, rel=0.05)
+    x = {"w": normal(256)}
+    want = v.T @ (v @ x["w"].double() / (rho * 32))
+    got = rebuilt(ferret(K=32, table=Table({"w": v / math.sqrt(rho)})), x)["w"]
+    assert float((got - want).norm() / want.norm()) < 1e-5
+
+
+def test_the_published_codes_scale_is_a_third():
+    """d / n sum <v, D> v over the seeds it picked, with the same v: what the reference variant computes."""
+    v, _ = truncated_normal(256, 32)
+    x = {"w": normal(256)}
+    recipe = ferret(K=32, table=Table({"w": v * math.sqrt(3 * 256)}), variant="reference")
+    want = 256 / 32 * v.T @ (v @ x["w"].double())
+    got = rebuilt(recipe, x)["w"]
+    assert float((got - want).norm() / want.norm()) < 1e-5
+    slopes = torch.tensor(
+        [
+            float(rebuilt(ferret(K=32, variant="reference"), x, run_seed=s)["w"] @ x["w"] / (x["w"] @ x["w"]))
+            for s in range(60)
+        ]
+    )
+    assert float(slopes.mean()) == pytest.approx(1 / 3, abs=3 * spread(slopes))
+    assert spread(slopes) < 0.02
+
+
+def test_the_published_code_picks_seeds_by_the_size_of_the_block():
+    """|D| = 8, 3, 0 of K = 16: all 16, 6, and 2 which are zero; other clients pick others; rounds change nothing."""
+    x = {"a": torch.full((64,), 1.0), "b": torch.full((64,), 3 / 8), "c": torch.zeros(64)}
+    recipe = ferret(K=16, variant="reference")
+    table = client(recipe, x).delta["coordinates"].view(3, 16)
+    assert [int(row.count_nonzero()) for row in table] == [16, 6, 0]
+    other = client(recipe, x, seed=6).delta["coordinates"].view(3, 16)
+    assert torch.equal(other[0], table[0])
+    assert not torch.equal(other[1] != 0, table[1] != 0)
+    both = (other[1] != 0) & (table[1] != 0)
+    assert torch.equal(other[1][both], table[1][both])  # the same directions, scaled alike
+    state = committed(recipe, State(0, {}), [client(recipe, x)])
+    assert torch.equal(client(recipe, x, state).delta["coordinates"].view(3, 16)[0], table[0])
+    assert client(recipe, x).delta.keys() == {"coordinates"}
+
+
+# -- what travels
+
+
+@pytest.mark.parametrize(
+    ("options", "up", "down"),
+    [
+        ({}, 4 * 2048 + 4 * 57, 4 * 2048 + 4 * 57),
+        ({"seeds": "per_client"}, 4 * 2048 + 4 * 57 + 8, 10 * (4 * 2048 + 8) + 4 * 57),
+        ({"variant": "reference", "K": 200}, 4 * 200 * 57, 4 * 200 * 57),
+    ],
+    ids=str,
+)
+def test_bytes_of_a_round_are_those_of_the_formula(options, up, down):
+    """57 tensors, K = 2048, 10 clients: coordinates and norms; with own seeds everybody's coordinates come down."""
+    recipe = ferret(**{"K": 2048, **options})
+    layout = Layout(parameters={f"layers.{i}.weight": (256, 256) for i in range(57)})
+    plan = Plan(RUN, 0, 0, steps=10, learning_rate=0.1)
+    spec = recipe.spec(layout, plan)
+    assert messages.body_bytes(spec, "fp32") == up
+    types = {"float32": torch.float32, "int32": torch.int32}
+    delta = {n: torch.ones(s.shape, dtype=types[s.dtype]) for n, s in spec.items()}
+    assert up <= len(messages.encode_update(Update(delta, 5, run=RUN), "fp32")) <= up + 200
+    state = committed(recipe, State(0, {}), [Trained(delta, {})] * 10)
+    sent = Plan(RUN, 1, 1, 0, tensors=recipe.downlink(state, 0, plan))
+    assert down <= len(messages.encode_plan(sent, "fp32")) <= down + 250
+    if not options:  # half precision: 2 bytes a coordinate, and the norms whole
+        assert messages.body_bytes(spec, "fp16") <= 2 * 2048 + 2 * 57 + 2
+        assert len(messages.encode_plan(sent, "fp16")) <= 2 * 2048 + 4 * 57 + 250
+
+
+def test_a_negative_norm_is_refused():
+    sent = client(ferret(K=40), X).delta
+    ferret(K=40).admit(sent, Plan(RUN, 0, 0))
+    with pytest.raises(RejectedUpdate, match="a norm is negative"):
+        ferret(K=40).admit({**sent, "norms": -sent["norms"]}, Plan(RUN, 0, 0))
+
+
+def test_a_mean_over_nobody_is_refused():
+    for recipe in (ferret(), ferret(seeds="per_client")):
+        with pytest.raises(ValueError, match="none"):
+            recipe.aggregate(iter([]))
+
+
+def test_what_is_declared_is_so():
+    shared, own = ferret(), ferret(seeds="per_client")
+    assert (shared.linear, shared.ring_summable, shared.reveals_clients) == (True, True, False)
+    assert (own.linear, own.ring_summable, own.reveals_clients) == (False, False, True)
+    assert ferret(error_feedback=True, scale="lstsq").keeps
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"K": 1}, "2 <= K"),
+        ({"server_lr": 0.0}, "server_lr > 0"),
+        ({"scale": "unbaised"}, "did you mean 'unbiased'"),
+        ({"seeds": "own"}, "seeds is 'own'"),
+        ({"allocation": "size"}, "allocation is 'size'"),
+        ({"space": "half"}, "space is 'half'"),
+        ({"family": "hadamrd"}, "did you mean 'hadamard'"),
+        ({"variant": "old"}, "variant is 'old'"),
+        ({"error_feedback": True}, "grows without bound"),
+        ({"error_feedback": True, "scale": "norm"}, "grows without bound"),
+        ({"error_feedback": True, "scale": "lstsq", "variant": "reference"}, "grows without bound"),
+        ({"variant": "reference", "K": 5000}, "K <= 4096"),
+        ({"variant": "reference", "scale": "norm"}, "leave both out"),
+        ({"variant": "reference", "seeds": "per_client"}, "leave both out"),
+        ({"table": Table({"w": torch.ones(1, 3)})}, "at least 2 directions, got 1"),
+        ({"table": Table({"w": torch.ones(3, 3)}), "variant": "reference", "K": 4}, "at least 4 directions, got 3"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        ferret(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"K": 40, "scale": "projection", "error_feedback": True},
+        {"K": 32, "seeds": "per_client"},
+    ],
+    ids=str,
+)
+def test_the_contract_holds(options):
+    strategy_contract(ferret(**options))

@@ -1,0 +1,549 @@
+"""Clients that share a pass of the model get what each gets alone; what cannot be shared is done one at a time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
+
+from fedft import config, run_file, strategies
+from fedft.adapters.lora import LoRA
+from fedft.arithmetic import tensors
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.carriers.flower.grid import Message, pack, pack_reply, unpack
+from fedft.carriers.interface import Refused
+from fedft.carriers.local import LocalGrid
+from fedft.config import Local
+from fedft.contract import Batch, Turn
+from fedft.errors import ConfigError
+from fedft.models import layout, load
+from fedft.models.handle import ModelHandle
+from fedft.reports.metric_log import MetricsFile
+from fedft.server.checkpoint import Store
+from fedft.server.job import job_of
+from fedft.server.loop import Loop
+from fedft.simulations import batched_turns, workplace
+from fedft.simulations import run as runs
+from fedft.training import batched_clients
+from fedft.training.first_order import FirstOrder
+from fedft.update import Plan, Update
+from fedft.wire import messages as codec
+
+CLOSE = 1e-4
+SPACE, PLAIN = LoRA(), FirstOrder()
+SMALL = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def llama(**more: Any) -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SMALL, **more))
+
+
+def classifier() -> Any:
+    torch.manual_seed(0)
+    return LlamaForSequenceClassification(LlamaConfig(**SMALL, num_labels=3))
+
+
+def gpt2(rate: float = 0.0) -> Any:
+    torch.manual_seed(0)
+    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"), rate)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=2, pad_token_id=0, **rates))
+
+
+def handle_on(net: Any, space: LoRA = SPACE) -> ModelHandle:
+    task = "sequence-classification" if "Classification" in type(net).__name__ else "causal-lm"
+    return ModelHandle(net, layout.layout_of(load.Base(net, None, task, "", ""), "all-linear"), space)
+
+
+def batch_of(seed: int, rows: int = 2, length: int = 9, classes: int = 0) -> Batch:
+    """Rows of unlike lengths whose first tokens are not learned; without classes, of language."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 97, (rows, length), generator=g)
+    ends = torch.randint(4, length + 1, (rows,), generator=g)
+    ends[0] = length
+    there = torch.arange(length)[None] < ends[:, None]
+    ids[~there] = 0
+    labels = torch.where(there, ids, -100)
+    labels[:, :2] = -100
+    if classes:
+        labels = torch.randint(classes, (rows,), generator=g)
+    return {"input_ids": ids, "attention_mask": there.long(), "labels": labels}
+
+
+def turn_of(client: int, rank: int = 4, steps: int = 4, lr: float = 1e-2, **local: Any) -> Turn:
+    return Turn(Plan("", 0, 0, rank=rank, steps=steps, learning_rate=lr), {}, "", Local(**local), 0, client)
+
+
+def start(handle: ModelHandle, turn: Turn) -> None:
+    """Each client from factors of its own, none of them zero, so that everything has a gradient."""
+    values = SPACE.initial(handle.layout, turn.plan.rank, turn.seed)
+    g = torch.Generator().manual_seed(turn.seed)
+    handle.write({n: x if n.endswith(A_SUFFIX) else 0.1 * torch.randn(x.shape, generator=g) for n, x in values.items()})
+
+
+Work = list[tuple[Turn, list[Batch]]]
+
+
+def alone(handle: ModelHandle, work: Work, local: FirstOrder) -> list[Any]:
+    found: list[Any] = []
+    for turn, batches in work:
+        start(handle, turn)
+        try:
+            found.append(local(handle, iter(batches), turn))
+        except FloatingPointError as e:
+            found.append(e)
+    return found
+
+
+def shared(handle: ModelHandle, work: Work, local: FirstOrder = PLAIN) -> list[Any]:
+    seats, base = [], batched_clients.common(handle)
+    for turn, batches in work:
+        start(handle, turn)
+        seats.append(batched_clients.seat(handle, local, turn, iter(batches), base))
+    return batched_clients.train(handle, local, seats, 0, check=True)
+
+
+def far(x: Any, y: Any) -> float:
+    """Distance of two updates, relative."""
+    return tensors.norm(tensors.sub(x.delta, y.delta)) / tensors.norm(y.delta)
+
+
+def assert_same(found: list[Any], wanted: list[Any], most: float = CLOSE) -> None:
+    for x, y in zip(found, wanted, strict=True):
+        assert x.delta.keys() == y.delta.keys()
+        assert far(x, y) < most
+        assert x.metrics["steps"] == y.metrics["steps"]
+        assert x.metrics["loss"] == pytest.approx(y.metrics["loss"], rel=max(most, 1e-5))
+
+
+UNLIKE: Work = [
+    (turn_of(1, rank=2, steps=3, lr=2e-2), [batch_of(10 + i, 2, 9) for i in range(3)]),
+    (turn_of(2, rank=8, steps=5), [batch_of(20 + i, 3, 6) for i in range(5)]),
+    (turn_of(3, rank=4, steps=4, lr=5e-3), [batch_of(30 + i, 1, 12) for i in range(4)]),
+]
+
+OPTIMIZERS = {
+    "adamw": {"weight_decay": 0.1},
+    "sgd": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1, "max_grad_norm": None},
+    "clipped": {"optimizer": "sgd", "max_grad_norm": 0.05},
+}
+
+
+@pytest.mark.parametrize("send", ["delta", "value"])
+@pytest.mark.parametrize("local", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_unlike_ranks_lengths_batches_steps_and_rates_are_as_alone(local: dict[str, Any], send: Any) -> None:
+    work = [(replace(t, local=Local(**local)), batches) for t, batches in UNLIKE]
+    handle, step = handle_on(llama()), FirstOrder(send=send)
+    assert_same(shared(handle, work, step), alone(handle, work, step))
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "several heads share a key": lambda: llama(tie_word_embeddings=True),
+    "weights that lie across": gpt2,
+    "a classifier with its head": classifier,
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_other_models_are_as_alone(make: Callable[[], Any]) -> None:
+    handle = handle_on(make())
+    classes = 3 if handle.layout.head else 0
+    work = [
+        (turn_of(k, rank=r), [batch_of(9 * k + i, k, 9 - k, classes) for i in range(4)]) for k, r in ((1, 4), (3, 2))
+    ]
+    found = shared(handle, work)
+    assert_same(found, alone(handle, work, PLAIN))
+    assert not handle.layout.head or all(x.delta["score.weight"].any() for x in found)
+
+
+def test_a_base_in_half_precision_is_as_alone_to_its_precision() -> None:
+    handle = handle_on(llama().bfloat16())
+    work = [(turn_of(k, optimizer="sgd"), [batch_of(9 * k + i) for i in range(4)]) for k in (1, 2)]
+    assert_same(shared(handle, work), alone(handle, work, PLAIN), most=5e-2)
+
+
+def test_a_factor_that_stands_still_does() -> None:
+    """FFA-LoRA's A is no parameter that learns; RoLoRA's is one that does not in this round."""
+    for space, trains in ((LoRA(trained=(B_SUFFIX,)), lambda plan: ("",)), (SPACE, lambda plan: (B_SUFFIX,))):
+        handle, step = handle_on(llama(), space), FirstOrder(trains=trains)
+        found = shared(handle, UNLIKE, step)
+        assert_same(found, alone(handle, UNLIKE, step))
+        assert all(n.endswith(B_SUFFIX) for x in found for n in x.delta)
+
+
+def test_gradients_are_adjusted_for_each_client_with_its_own_tensors() -> None:
+    seen: list[tuple[int, list[torch.Size]]] = []
+
+    def pull(live: Any, turn: Turn) -> Callable[[], None]:
+        x = {n: p.detach().clone() for n, p in live.items()}
+        seen.append((turn.seed, [p.shape for p in live.values()]))
+
+        def adjust() -> None:
+            for n, p in live.items():
+                p.grad.add_(p.detach() - x[n], alpha=turn.seed)
+
+        return adjust
+
+    handle, step = handle_on(llama()), FirstOrder(adjust=pull)
+    assert_same(shared(handle, UNLIKE, step), alone(handle, UNLIKE, step))
+    assert sorted(seen[:3], key=str) == sorted(seen[3:], key=str)
+
+
+# What happens to one is nothing to the others
+
+
+def poisoned(batches: list[Batch], *places: int) -> list[Batch]:
+    """Batches with nothing to learn there: their mean loss is no number."""
+    none = {i: {**b, "labels": torch.full_like(b["labels"], -100)} for i, b in enumerate(batches) if i in places}
+    return [none.get(i, b) for i, b in enumerate(batches)]
+
+
+def test_a_step_that_is_left_out_is_left_out_for_one_client_only() -> None:
+    handle = handle_on(llama())
+    clean = shared(handle, UNLIKE)
+    bad = [(t, poisoned(b, 0, 2) if t.seed == 2 else b) for t, b in UNLIKE]
+    found = shared(handle, bad)
+    assert_same(found, alone(handle, bad, PLAIN))
+    assert [x.metrics["steps"] for x in found] == [3, 3, 4]
+    for k in (0, 2):
+        assert tensors.digest(found[k].delta) == tensors.digest(clean[k].delta)
+
+
+def test_a_client_without_any_finite_loss_fails_alone() -> None:
+    handle = handle_on(llama())
+    bad = [(t, poisoned(b, *range(5)) if t.seed == 2 else b) for t, b in UNLIKE]
+    found = shared(handle, bad)
+    assert isinstance(found[1], FloatingPointError)
+    assert "non-finite" in str(found[1])
+    wanted = alone(handle, bad, PLAIN)
+    assert_same([found[0], found[2]], [wanted[0], wanted[2]])
+
+
+def test_what_fills_a_rank_up_stays_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+
+    class Watched(batched_clients._Stack):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            kept.append(self)
+
+    monkeypatch.setattr(batched_clients, "_Stack", Watched)
+    handle = handle_on(llama())
+    shared(handle, UNLIKE)
+    (stack,) = kept
+    m = next(iter(handle.layout.modules))
+    a, b = (stack.leaves(3)[m + s].detach() for s in (A_SUFFIX, B_SUFFIX))  # most steps first: ranks 8, 4, 2
+    assert a.shape[1] == b.shape[2] == 8
+    for k, rank in enumerate((8, 4, 2)):
+        assert a[k, :rank].any(1).all()
+        assert not a[k, rank:].any()
+        assert not b[k, :, rank:].any()
+
+
+def test_the_model_is_as_before() -> None:
+    net = llama()
+    shared(handle_on(net), UNLIKE)
+    assert all("forward" not in vars(m) for m in net.modules())
+    assert not net.get_output_embeddings()._forward_pre_hooks
+    now = {n.replace(".base_layer", ""): p for n, p in net.named_parameters() if ".lora_" not in n}
+    assert all(torch.equal(now[n], p) for n, p in llama().named_parameters())
+
+
+def test_the_same_work_gives_the_same_bytes() -> None:
+    first, again = (shared(handle_on(llama()), UNLIKE) for _ in range(2))
+    assert [tensors.digest(x.delta) for x in first] == [tensors.digest(x.delta) for x in again]
+
+
+def test_who_stands_on_another_base_is_not_let_in() -> None:
+    handle, seats = handle_on(llama()), []
+    base = batched_clients.common(handle)
+    for turn, batches in UNLIKE:
+        start(handle, turn)
+        if turn.seed == 3:
+            m, (o, i) = next(iter(handle.layout.modules.items()))
+            handle.stand({m: LowRank(torch.ones(1, i), torch.ones(o, 1))}, key="moved")
+        seats.append(batched_clients.seat(handle, PLAIN, turn, iter(batches), base))
+    with pytest.raises(batched_clients.Unlike, match="unlike base weights"):
+        batched_clients.train(handle, PLAIN, seats, 0)
+
+
+def test_a_loss_that_differs_from_the_ordinary_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = handle_on(llama())
+    ordinary = handle.loss
+    monkeypatch.setattr(handle, "loss", lambda batch: ordinary(batch) + 0.01)
+    with pytest.raises(batched_clients.Unlike, match="alone"):
+        shared(handle, UNLIKE)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products with weights of the base."""
+
+    def __init__(self, handle: ModelHandle) -> None:
+        super().__init__()
+        self.count = 0
+        self._base = {p.data_ptr() for p in batched_clients.common(handle)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.count += any(isinstance(x, torch.Tensor) and x.data_ptr() in self._base for x in args)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_shared_step_reads_the_base_as_often_as_one_client_does() -> None:
+    handle, work = handle_on(llama()), [(turn_of(k, steps=1), [batch_of(k)]) for k in range(3)]
+    with Products(handle) as one:
+        alone(handle, work[:1], PLAIN)
+    seats, base = [], batched_clients.common(handle)
+    for turn, batches in work:
+        start(handle, turn)
+        seats.append(batched_clients.seat(handle, PLAIN, turn, iter(batches), base))
+    with Products(handle) as three:
+        batched_clients.train(handle, PLAIN, seats, 0)
+    assert three.count == one.count > 0
+
+
+@pytest.mark.parametrize("train", [alone, shared])
+def test_a_local_step_walks_over_no_modules_and_looks_none_up(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either costs as much as a layer of a small model; what there is of it is done once for a turn."""
+    seen: list[str] = []
+    ordinary = torch.nn.Module.train, torch.nn.Module.get_submodule
+    monkeypatch.setattr(torch.nn.Module, "train", lambda *args: seen.append("train") or ordinary[0](*args))
+    monkeypatch.setattr(torch.nn.Module, "get_submodule", lambda *args: seen.append("found") or ordinary[1](*args))
+    handle = handle_on(llama())
+
+    def counted(steps: int) -> int:
+        before = len(seen)
+        train(handle, [(turn_of(k, steps=steps), [batch_of(k)] * steps) for k in range(2)], PLAIN)
+        return len(seen) - before
+
+    counted(1)  # adapters are made
+    assert counted(5) == counted(1)
+
+
+def test_dropout_and_other_local_steps_are_not_shared() -> None:
+    plain = strategies.make("fedit", {})
+    assert batched_clients.possible(plain, llama(), Local())
+    assert not batched_clients.possible(plain, llama(attention_dropout=0.1), Local())
+    assert not batched_clients.possible(plain, gpt2(0.1), Local())
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    assert not batched_clients.possible(
+        plain, BertForSequenceClassification(BertConfig(vocab_size=97, **sizes)), Local()
+    )
+    for other in ("fedkseed", "fedsa_lora", "fedavg", "hetlora"):
+        assert not batched_clients.possible(strategies.make(other, {}), llama(), Local()), other
+
+
+# Messages
+
+
+def test_a_grid_begins_training_together_and_gives_one_reply_per_pull() -> None:
+    begun: list[int] = []
+
+    def begin(messages: list[Message]) -> list[Callable[[], Message]]:
+        begun.append(len(messages))
+
+        def finish(m: Message) -> Message:
+            if m.metadata.dst_node_id == 2:
+                raise ValueError("broken")
+            return pack_reply(m, b"together")
+
+        return [lambda m=m: finish(m) for m in messages]  # type: ignore[misc]
+
+    grid = LocalGrid(range(1, 6), lambda node, m: pack_reply(m, b"alone"), begin, 3)
+    kinds = ["train", "train", "evaluate", "train", "train"]
+    ids = list(grid.push_messages([pack(k, b"x", i, "g") for i, k in enumerate(kinds, 1)]))  # type: ignore[arg-type]
+    said = []
+    for _ in ids:
+        (reply,) = grid.pull_messages(ids)
+        said.append(unpack(reply, 100))
+    assert grid.pull_messages(ids) == []
+    assert begun == [3]
+    assert said[0] == said[3] == b"together"
+    assert isinstance(said[1], Refused)
+    assert "broken" in said[1].reason
+    assert said[2] == said[4] == b"alone"
+
+
+@pytest.fixture(scope="session")
+def base(tiny_base: Path) -> Path:
+    """A Llama with two layers of 64, trained for two seconds."""
+    return tiny_base
+
+
+RANKS = {"flora": "[2, 4, 8]", "flexlora": "[2, 4, 8]"}
+
+
+def settings(base: Path, strategy: str, at_once: int | str, *more: str) -> config.RunConfig:
+    tables = ["local.steps=4", "server.rounds=2", "data.clients=3", "eval.max_rows=4", "eval.every=9"]
+    own = [f"model.id='{base}'", f"strategy.name={strategy}", f"clients.rank={RANKS.get(strategy, '4')}"]
+    return run_file.load(runs.QUICKSTART, [*own, *tables, f"server.together={at_once}", *more])
+
+
+class Kept(Store):
+    """Remembers what was journalled."""
+
+    def journal(self, version: int, client: str, payload: bytes) -> None:
+        self.__dict__.setdefault("seen", {})[version, client] = payload
+        super().journal(version, client, payload)
+
+
+def updates(c: config.RunConfig, folder: Path) -> dict[tuple[int, str], Update]:
+    """All updates of a run."""
+    place = workplace.workplace(c)
+    job = job_of(c, place.base.digest, workplace.whose(place.clients))
+    store, metrics = Kept(folder / "state"), MetricsFile(folder / "metrics.jsonl", -1)
+    Loop(workplace.local_post(place.clients), place.recipe, place.layout, c, job, store, metrics).run(place.clients)
+    ranks = dict(zip(sorted(place.clients, key=str.encode), c.ranks() * 3, strict=False))
+
+    def decoded(version: int, client: str, payload: bytes) -> Update:
+        spec = place.recipe.spec(place.layout, Plan(job.run, version, version, rank=ranks[client]))
+        return codec.decode_update(payload, spec, c.codec.up)
+
+    return {(v, name): decoded(v, name, payload) for (v, name), payload in vars(store)["seen"].items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("flora", "adamw"),
+        ("ffa_lora", "sgd"),
+        ("rolora", "adamw"),
+        *(pytest.param(name, "adamw", marks=pytest.mark.slow) for name in ("fedit", "fedex_lora", "flexlora")),
+        pytest.param("fedprox", "sgd", marks=pytest.mark.slow),
+    ],
+)
+def test_updates_of_a_run_are_those_of_one_at_a_time(
+    base: Path, tmp_path: Path, name: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    train = batched_clients.train
+
+    def counted(handle: Any, local: Any, seats: Any, *args: Any, **more: Any) -> Any:
+        passes.append(len(seats))
+        return train(handle, local, seats, *args, **more)
+
+    rounds = 2 if name == "rolora" else 1  # what a later round starts from differs already
+    more = [f"local.optimizer={optimizer}", f"server.rounds={rounds}"]
+    wanted = updates(settings(base, name, 1, *more), tmp_path / "alone")
+    monkeypatch.setattr(batched_clients, "train", counted)
+    found = updates(settings(base, name, 3, *more), tmp_path / "together")
+    assert passes == [3] * rounds
+    assert found.keys() == wanted.keys()
+    for k in wanted:
+        assert far(found[k], wanted[k]) < CLOSE
+        assert found[k].metrics == pytest.approx(wanted[k].metrics, rel=1e-5)
+        assert (found[k].num_examples, found[k].round) == (wanted[k].num_examples, wanted[k].round)
+
+
+def test_the_same_run_twice_gives_the_same_bytes_also_where_groups_are_smaller(base: Path, tmp_path: Path) -> None:
+    one, two = (
+        runs.simulate(settings(base, "flora", 2), out=tmp_path / name).summary["state_digest"] for name in ("a", "b")
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("fedit", ["model.lora_dropout=0.1"]),
+        pytest.param("fedsa_lora", [], marks=pytest.mark.slow),
+        pytest.param("fedkseed", ["local.learning_rate=1e-4"], marks=pytest.mark.slow),
+    ],
+)
+def test_what_cannot_be_shared_is_done_one_at_a_time_with_the_same_bytes(
+    base: Path, tmp_path: Path, name: str, more: list[str]
+) -> None:
+    one, many = (
+        runs.simulate(settings(base, name, n, *more), out=tmp_path / str(n)).summary["state_digest"] for n in (1, 3)
+    )
+    assert one == many
+
+
+def test_a_model_that_behaves_otherwise_together_is_trained_one_at_a_time(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = runs.simulate(settings(base, "flora", 1), out=tmp_path / "1").summary["state_digest"]
+    losses = batched_clients._losses
+    monkeypatch.setattr(batched_clients, "_losses", lambda *args: losses(*args) * 1.01)
+    found = runs.simulate(settings(base, "flora", 3), out=tmp_path / "3").summary["state_digest"]
+    assert found == wanted
+    assert caplog.text.count("train one at a time") == 1  # then nobody tries again
+
+
+def test_a_state_is_hashed_and_a_plan_is_read_once_a_round_not_once_a_client(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the server, by one of the clients for all three, and once more for the summary."""
+    hashed, read = [], []
+    digest, decode = tensors.digest, codec.decode_plan
+    monkeypatch.setattr(tensors, "digest", lambda x: hashed.append(1) or digest(x))
+    monkeypatch.setattr(codec, "decode_plan", lambda *args, **more: read.append(1) or decode(*args, **more))
+    runs.simulate(settings(base, "flora", 1, "clients.rank=4", "local.steps=1"), out=tmp_path)
+    versions = 3  # of two rounds
+    assert len(hashed) <= 2 * versions + 1
+    assert len(read) <= 2 * versions
+
+
+def test_a_client_that_forgot_is_helped_and_the_others_are_not_held_up(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c = settings(base, "fedit", 3)
+    place = workplace.workplace(c)
+    job = job_of(c, place.base.digest, workplace.whose(place.clients))
+
+    def forget(kind: str, info: Any) -> None:
+        if kind == "round" and info["round"] == 1:
+            list(place.clients.values())[1].memory.held = None
+
+    store, metrics = Store(tmp_path / "state"), MetricsFile(tmp_path / "metrics.jsonl", -1)
+    post = workplace.local_post(place.clients)
+    state = Loop(post, place.recipe, place.layout, c, job, store, metrics, forget).run(place.clients)
+    wanted = runs.simulate(settings(base, "fedit", 1), out=tmp_path / "run")
+    found = Store(wanted.folder / "state").latest()
+    assert found is not None
+    assert tensors.norm(tensors.sub(state.tensors, found[0].tensors)) < 1e-3 * tensors.norm(found[0].tensors)
+    assert not metrics.lines[-1]["refused"]
+
+
+def test_one_at_a_time_is_what_is_configured_unless_said(base: Path) -> None:
+    assert config.RunConfig().server.together == 1
+    place = workplace.workplace(settings(base, "fedit", 1))
+    assert batched_turns.starter(dict(enumerate(place.clients.values()))) == (None, 1)
+    with pytest.raises(ConfigError, match="together >= 1"):
+        settings(base, "fedit", 0)
+
+
+def test_auto_shares_where_batches_are_short_and_one_at_a_time_says_what_it_would_give(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decided by tokens per batch and how many are asked; nothing else is looked at."""
+    short = ["local.batch_size=2", "data.max_length=32"]
+
+    def most(at_once: str, *more: str) -> int:
+        place = workplace.workplace(settings(base, "fedit", at_once, *more))
+        return batched_turns.starter(dict(enumerate(place.clients.values())))[1]
+
+    with caplog.at_level("INFO"):
+        assert most("auto", *short) == 3
+        assert not caplog.text
+        assert most("1", *short) == 1
+    assert caplog.text.count("together = 3 would train faster") == 1
+    assert most("auto", *short, "clients.per_round=2") == 2
+    assert most("auto", "local.batch_size=32", "data.max_length=32") == 1
+    with pytest.raises(ConfigError, match="together is 'many', wanted int or 'auto'"):
+        settings(base, "fedit", "many")
