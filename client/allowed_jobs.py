@@ -57,7 +57,7 @@ def check_job(job: Job, policy: Policy) -> None:
 def check_plan(plan: Plan, policy: Policy) -> None:
     """Return if the policy allows the round's work. Raises PlanRefused and nothing else, whatever is in the plan."""
     with _refusing():
-        _at_most("policy_rank", "rank", plan.rank, policy.max_rank)
+        _at_most("policy_rank", "rank", plan.shape.largest, policy.max_rank)
         _at_most("policy_steps", "steps", plan.steps, policy.max_steps)
         if plan.steps < 1 and not plan.evaluate:
             raise PlanRefused("policy_steps", f"steps = {plan.steps}: there is nothing to train")
@@ -108,7 +108,7 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
     _at_most(
         "policy_learning_rate", "learning_rate x first_order_factor", factor, policy.max_learning_rate, (int, float)
     )
-    if space.kind == "full" and "all-linear" not in policy.targets:
+    if space.of_base and "all-linear" not in policy.targets:
         raise PlanRefused("policy_targets", f"strategy {name!r} trains all parameters; allowed: {policy.targets}")
     return said
 

@@ -4,7 +4,7 @@ A plan says in which round this client's update last counted; the turn starts fr
 was lost on the way, or a round that is done again after whatever crash, changes nothing: what clients keep is a
 function of the rounds that counted, as the server's state is. It is on the disk before the update leaves.
 
-    kept-<round>.fedft    SHA-256 of the rest, then a safetensors body: tensors, run
+    kept-<round>.fedft    SHA-256 of the rest, then a safetensors body: tensors as "<owner>/<name>", run
 """
 
 import logging
@@ -17,7 +17,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fedft import durable
-from fedft.arithmetic.tensors import Tensors
+from fedft.arithmetic import tensors
+from fedft.contract import Drawers
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Kept:
 
     folder: Path | None = None
     _run: str = ""
-    _rounds: dict[int, Tensors] = field(default_factory=dict)
+    _rounds: dict[int, Drawers] = field(default_factory=dict)
 
     def open(self, run: str) -> None:
         """From now on those of `run`; another run's are deleted when this one first keeps something."""
@@ -42,11 +43,11 @@ class Kept:
             body = durable.verified(path)
             try:
                 if body is not None and durable.metadata(body)["run"] == run:
-                    self._rounds[number] = load_tensors(body)
+                    self._rounds[number] = tensors.drawers_of(load_tensors(body))
             except (SafetensorError, KeyError, ValueError):
                 continue  # what does not verify is as if it were not there
 
-    def after(self, counted: int | None) -> Tensors:
+    def after(self, counted: int | None) -> Drawers:
         """What was kept after round `counted`; nothing for a client whose updates have not counted yet."""
         if counted is None:
             return {}
@@ -54,18 +55,18 @@ class Kept:
             log.warning("what was kept after round %d is not here; this client begins anew", counted)
         return self._rounds.get(counted, {})
 
-    def keep(self, number: int, tensors: Tensors, counted: int | None) -> None:
+    def keep(self, number: int, kept: Drawers, counted: int | None) -> None:
         """Keep the outcome of a turn of round `number`, durably. Raises RunPaused where the disk does not take it.
 
         `counted`: the round that the turn began from; it and the one before stay, what never counted goes.
         """
-        if not tensors and not self._rounds:
+        if not kept and not self._rounds:
             return
         stay = sorted(n for n in self._rounds if counted is not None and n <= counted)[-COUNTED:]
-        self._rounds = {n: self._rounds[n] for n in stay} | {number: tensors}
+        self._rounds = {n: self._rounds[n] for n in stay} | {number: kept}
         if self.folder is None:
             return
-        body = save_tensors({n: x.contiguous() for n, x in tensors.items()}, {"run": self._run})
+        body = save_tensors(tensors.in_one(kept), {"run": self._run})
         durable.commit(self.folder / f"kept-{number}.fedft", body)
         for found, path in self._files():
             if found not in self._rounds:

@@ -5,7 +5,7 @@ train      Plan     -> Update: what the local steps changed
 evaluate   Plan     -> Update without tensors: metrics on the held-out rows
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,9 +17,8 @@ from fedft.carriers.flower import grid
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.config import RunConfig
-from fedft.contract import Batch, Turn
-from fedft.data import examples
-from fedft.data.examples import Example
+from fedft.contract import Turn
+from fedft.data.examples import ClientRows, Example
 from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
@@ -100,23 +99,22 @@ class Client:
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(turn.seed)  # dropout
-                delta, metrics, kept = self.recipe.local(self.handle, self._batches(turn), turn)
+                trained = self.recipe.local(self.handle, self._rows(), turn)
+            delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
         except FloatingPointError as e:
             raise PlanRefused("nonfinite", str(e)) from e
         if self.recipe.keeps:
             self.kept.keep(turn.plan.round, kept, turn.plan.counted)
         return self._update(turn.plan, delta, len(self.train_rows), metrics)
 
-    def _batches(self, turn: Turn) -> Iterator[Batch]:
-        rows = examples.batches(
-            self.train_rows,
-            batch_size=self.config.local.batch_size,
-            steps=turn.plan.steps,
-            seed=turn.seed,
-            pad_id=self.base.pad_id,
-        )
-        for self.step, batch in enumerate(rows, 1):
-            yield batch
+    def _rows(self) -> ClientRows:
+        """This client's rows as its local steps are given them."""
+
+        def begun(step: int) -> None:
+            self.step = step
+
+        collate = partial(self.handle.objective.collate, pad_id=self.base.pad_id)
+        return ClientRows(self.train_rows, self.config.local.batch_size, collate, begun)
 
     def evaluate(self, turn: Turn) -> Update:
         """Metrics of the installed state on the held-out rows, and ROUGE-L when the plan asks for it."""
@@ -138,7 +136,7 @@ class Client:
         if plan.have is not None and (had is None or (had.version, self.memory.label) != (plan.have, plan.have_label)):
             raise PlanRefused("behind", f"{had.version} {self.memory.label}" if had else "none")
         held = self.memory.pool.received(had, plan, self.recipe.receive)
-        if plan.evaluate and self.recipe.evaluates_apart:
+        if plan.evaluate and self.recipe.evaluation_has_own_state:
             digest = tensors.digest(held)
         else:
             self.memory.hold(plan.version, plan.label, held)

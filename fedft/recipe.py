@@ -1,20 +1,23 @@
 """A strategy is a `Recipe`: a frozen value naming only what is new about an algorithm; the rest has plain defaults.
 
     server   state = initial(layout, rank, seed)                                     version 0
+             works = plan(state, roster)                                             who does how much in this round
              plan.tensors = downlink(state, have, plan)                       ~~>    what takes a client from `have`
     client   held = receive(held, plan)                                              to the state, a pure function
              start(handle, turn)                                                     the model stands at the state
-             delta, metrics, kept = local(handle, batches, turn)              ~~>    Update; `kept` stays there
+             trained = local(handle, data, turn)                                     steps, and nothing else
+             trained = each of uploads(trained, turn, handle)                 ~~>    clip, noise, code, mask
     server   change = aggregate(updates)                                             streams, roster order
              state = server(state, change)                                           version + 1
 
-State is named tensors and nothing else: it is hashed, saved and sent as it is. Whatever is linear in what clients send
-(`linear`) gets exact averaging in O(1) memory from `mean`, and later secure sums and differential privacy, for nothing.
+A state has two drawers, one that is shared and one that is the server's own; both are named tensors: they are hashed
+and saved as they are. Whatever is linear in what clients send (`linear`) gets exact averaging in O(1) memory from
+`mean`, and later secure sums and differential privacy, for nothing.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torch import Tensor
 
@@ -24,15 +27,37 @@ from fedft.aggregation.mean import mean
 from fedft.arithmetic import tensors
 from fedft.arithmetic.lowrank import cut, split
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Batch, Handle, Layout, LocalStep, Metrics, Space, State, Trained, Turn
+from fedft.config import RunConfig
+from fedft.contract import (
+    STAGES,
+    Batch,
+    Course,
+    Data,
+    Drawers,
+    Handle,
+    Kind,
+    Layout,
+    Learning,
+    LocalStep,
+    Member,
+    Metrics,
+    Next,
+    State,
+    Term,
+    Trained,
+    Transform,
+    Turn,
+    Work,
+)
 from fedft.training.first_order import FirstOrder
-from fedft.update import Plan, Spec, Update
+from fedft.update import Plan, Shape, Spec, Update
 
 # What a strategy is written with; other names of this module are defaults of a `Recipe`'s parts.
 __all__ = [
-    "Batch", "FirstOrder", "Full", "Handle", "Layout", "LoRA", "LocalStep", "Metrics", "Plan", "Recipe", "Space",
-    "Spec", "State", "Tensors", "Trained", "Turn", "Update", "add", "anything", "back_to_base", "cut_to_rank",
-    "everything", "l2_norm", "mean", "product_norm", "replace_all", "write_all",
+    "Batch", "Course", "Data", "Drawers", "FirstOrder", "Full", "Handle", "Kind", "Layout", "Learning", "LoRA",
+    "LocalStep", "Member", "Metrics", "Next", "Plan", "Recipe", "Shape", "Spec", "State", "Tensors", "Term", "Trained",
+    "Transform", "Turn", "Update", "Work", "add", "anything", "back_to_base", "cut_to_rank", "everything", "l2_norm",
+    "mean", "product_norm", "replace_all", "write_all",
 ]  # fmt: skip
 
 
@@ -48,7 +73,7 @@ def everything(state: State, have: int | None, plan: Plan) -> Tensors:
 
 def cut_to_rank(state: State, have: int | None, plan: Plan) -> Tensors:
     """The whole state with its factors cut to the client's rank: the first rows of A, the first columns of B."""
-    return {} if have == state.version else cut(state.tensors, plan.rank)
+    return {} if have == state.version else cut(state.tensors, plan.shape.of)
 
 
 def replace_all(held: State | None, plan: Plan) -> Tensors:
@@ -65,7 +90,7 @@ def back_to_base(handle: Handle, turn: Turn) -> None:
     """The model at w0: parameters bit for bit, or the adapter at the run's seeded A and B = 0."""
     handle.reset()
     if handle.layout.modules:
-        handle.write(LoRA().initial(handle.layout, turn.plan.rank, turn.run_seed))
+        handle.write(LoRA().initial(handle.layout, turn.plan.shape, turn.run_seed))
 
 
 def anything(delta: Tensors, plan: Plan) -> None:
@@ -83,12 +108,12 @@ def product_norm(delta: Tensors, plan: Plan) -> float:
     return (sum(d.norm() ** 2 for d in pairs.values()) + l2_norm(rest, plan) ** 2) ** 0.5
 
 
-def as_configured(state: State, client: str, rank: int) -> int:
-    """The rank that the run file gives this client."""
-    return rank
+def as_configured(state: State, roster: Mapping[str, Member]) -> Mapping[str, Work]:
+    """Every client does what the run file says."""
+    return {}
 
 
-def any_run(config: Any) -> None:
+def any_run(config: RunConfig) -> None:
     """No rule about the run file."""
 
 
@@ -97,15 +122,17 @@ class Recipe:
     """The parts of an algorithm; see the module docstring for when each is called."""
 
     name: str
-    space: Space
+    space: Kind
+    """What is trained and exchanged. With `any_kind` the run file may put another kind in its place."""
     aggregate: Callable[[Iterable[Update]], dict[str, Tensor]] = mean
     """Updates -> change; reads them once, in roster order. You need one wherever the mean of deltas is not the rule."""
     local: LocalStep = field(default_factory=FirstOrder)
     """What a client does; `FirstOrder(send="value")` where it starts from a draw of its own instead of the state."""
-    initial: Callable[[Layout, int, int], Tensors] | None = None
+    initial: "Callable[[Layout, int, int], Tensors | Next] | None" = None
     """(layout, largest rank, seed) -> tensors of version 0; default: the space's."""
-    server: Callable[[State, Tensors], Tensors] = add
-    """(state, change) -> tensors of the next version: server optimisers, merges, pools."""
+    server: Callable[[State, Tensors], "Tensors | Next"] = add
+    """(state, change) -> shared tensors of the next version: server optimisers, merges, pools. A server that keeps
+    something for itself gives `Next`: those tensors, and its own drawer."""
     downlink: Callable[[State, int | None, Plan], Tensors] = everything
     """(state, version the client holds or None, plan) -> what it must receive. Needed where ranks differ, or where the
     state grows and only the news should travel; then `receive` must lead to the same tensors by either way."""
@@ -118,9 +145,11 @@ class Recipe:
     admit: Callable[[Tensors, Plan], None] = anything
     """Raises RejectedUpdate for a delta that fits the spec and breaks the strategy's own rule."""
 
-    rank: Callable[[State, str, int], int] = as_configured
-    """(state, client, rank of the run file) -> its LoRA rank in this round, for strategies that change it."""
-    check: Callable[[Any], None] = any_run
+    uploads: tuple[Transform, ...] = ()
+    """What happens to a client's result on its way out, in order of stage: clip, noise, code, mask."""
+    plan: Callable[[State, Mapping[str, Member]], Mapping[str, Work]] = as_configured
+    """(state, all clients by name) -> work of those who do other than the run file says; one pure call per round."""
+    check: Callable[[RunConfig], None] = any_run
     """(RunConfig) raises ValueError with the reason where the run file makes no sense with this strategy."""
 
     linear: bool = True
@@ -131,24 +160,89 @@ class Recipe:
     """What is broadcast shows single clients' tensors."""
     unlike_ranks: bool = False
     """Clients may have different LoRA ranks."""
-    sends: Literal["changes", "values", "numbers"] = "changes"
+    any_kind: bool = False
+    """Any kind of adapter will do: tensors are averaged by name, whatever they mean."""
+    upload_kind: Literal["changes", "values", "numbers"] = "changes"
     """What uploads are: changes of named tensors; their values (`send="value"`); or other numbers (scalars, lists)."""
     norm: Callable[[Tensors, Plan], float] = l2_norm
     """(upload, plan) -> how large it is, for the limits on what one client may move."""
-    adds_downloads: bool = False
+    downlink_is_increment: bool = False
     """Clients add up what comes down, so it must come as it is: codec.down = "fp32"."""
-    evaluates_apart: bool = False
+    evaluation_has_own_state: bool = False
     """A model is evaluated from other tensors than it is trained from (plans of no steps): neither is kept for both."""
     keeps: bool = False
     """Clients keep something for themselves between rounds (`Trained.kept`)."""
+    averages_changes: bool | None = None
+    """`aggregate` gives a mean of the clients' changes; None: it does if it is left at its default. See `averages`."""
+    adds_changes: bool | None = None
+    """`server` adds the change to the state; None: it does if it is left at its default. See `adds`."""
+    with_server: "Callable[[Recipe, Callable[[State, Tensors], Tensors | Next]], Recipe] | None" = None
+    """(this recipe, another server step for x) -> the recipe with it; needed where a change holds more than x."""
     personal: bool = False
     """A client's model is the state and what it keeps: there is no single global model, evaluation is per client."""
 
+    @property
+    def averages(self) -> bool:
+        """Whether what `aggregate` gives is a mean of changes."""
+        return self.aggregate is mean if self.averages_changes is None else self.averages_changes
+
+    @property
+    def adds(self) -> bool:
+        """Whether the next state is the last one plus the change."""
+        return self.server is add if self.adds_changes is None else self.adds_changes
+
+    @property
+    def sends_whole_state(self) -> bool:
+        """Whether every client holds all shared tensors as they are."""
+        return self.downlink is everything and self.receive is replace_all
+
+    @property
+    def replaces_what_is_held(self) -> bool:
+        """Whether the newest that came down is all that a client holds; else it adds what comes to what it had."""
+        return self.receive is replace_all
+
     def spec(self, layout: Layout, plan: Plan) -> Spec:
         """Names, shapes and dtypes of what a client with this plan uploads."""
-        return self.upload(layout, plan) if self.upload else self.space.spec(layout, plan.rank)
+        return self.upload(layout, plan) if self.upload else self.space.spec(layout, plan.shape)
 
     def first_state(self, layout: Layout, rank: int, seed: int) -> State:
         """Version 0."""
-        make = self.initial or self.space.initial
-        return State(0, make(layout, rank, seed))
+        made = (self.initial or self.space.initial)(layout, rank, seed)
+        return State(0, made.tensors, made.own) if isinstance(made, Next) else State(0, made)
+
+    def next_state(self, state: State, change: Tensors) -> State:
+        """The version after `state`: what `server` makes of the change; drawers that it does not touch stay."""
+        made = self.server(state, change)
+        if isinstance(made, Next):
+            return State(state.version + 1, made.tensors, {**state.own, **made.own})
+        return State(state.version + 1, made, state.own)
+
+    def plans(self, state: State, roster: Mapping[str, Member], bare: Plan, largest: int) -> dict[str, Plan]:
+        """A plan without tensors for every client of the roster: `bare`, and its own work.
+
+        Raises ValueError where `plan` gives a rank above `largest`, that of the state, or unlike ones where that is
+        impossible.
+        """
+        works, found = self.plan(state, roster), {}
+        for client, member in roster.items():
+            work = works.get(client, Work())
+            shape = work.shape or Shape(member.rank)
+            if shape.largest > largest:
+                raise ValueError(f"the plan of {client} has rank {shape.largest}, the state {largest}")
+            if not self.unlike_ranks and (shape.ranks or shape.rank != member.rank):
+                raise ValueError(f"the plan of {client} has another rank than the others, which {self.name} cannot mix")
+            found[client] = replace(
+                bare,
+                rank=shape.rank,
+                ranks=shape.ranks,
+                steps=bare.steps if work.steps is None else work.steps,
+                learning_rate=bare.learning_rate if work.learning_rate is None else work.learning_rate,
+                extra={**bare.extra, **work.extra},
+            )
+        return found
+
+    def sent(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
+        """A turn's result after everything that happens to it on its way out."""
+        for transform in sorted(self.uploads, key=lambda t: STAGES.index(t.stage)):
+            trained = transform.apply(trained, turn, handle)
+        return trained

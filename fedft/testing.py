@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedft.arithmetic import tensors
-from fedft.arithmetic.tensors import Tensors
 from fedft.config import Local
-from fedft.contract import Layout, State, Turn
+from fedft.contract import Batch, Drawers, Layout, Member, State, Turn
 from fedft.errors import RejectedUpdate
 from fedft.models.handle import ModelHandle
 from fedft.randomness import philox
@@ -27,6 +26,24 @@ from fedft.wire import messages
 
 RUN, SEED = "0123456789abcdef", 7
 CLOSE = 1e-5
+
+
+class Ready:
+    """Rows as local steps are given them, all of which are one batch."""
+
+    def __init__(self, *batches: Batch) -> None:
+        """The batches that are handed out one after the other, and then again from the first."""
+        self.rows = batches
+
+    def batch(self, rows: Sequence[Batch]) -> Batch:
+        """The one row."""
+        (only,) = rows
+        return only
+
+    def batches(self, turn: Turn) -> Iterator[Batch]:
+        """Without end: a local step takes as many as it wants."""
+        while True:
+            yield from self.rows
 
 
 class ToyModel(nn.Module):
@@ -53,7 +70,7 @@ class Toy:
     handle: ModelHandle
     layout: Layout
     ranks: tuple[int, ...]
-    kept: dict[tuple[int, int], Tensors] = field(default_factory=dict)
+    kept: dict[tuple[int, int], Drawers] = field(default_factory=dict)
     """What a client kept after a round: by (client, round)."""
 
     def state(self) -> State:
@@ -62,9 +79,11 @@ class Toy:
 
     def plan(self, state: State, client: int, have: int | None = None, lr: float = 0.05, steps: int = 4) -> Plan:
         """What the engine would send."""
-        rank = self.recipe.rank(state, str(client), self.ranks[client]) if self.layout.modules else 0
+        ranks = self.ranks if not self.recipe.space.rank_free else [0] * len(self.ranks)
+        roster = {str(k): Member(rank) for k, rank in enumerate(ranks)}
         counted = max((r for c, r in self.kept if c == client and r < state.version), default=None)
-        plan = Plan(RUN, state.version, state.version, have, rank=rank, steps=steps, learning_rate=lr, counted=counted)
+        bare = Plan(RUN, state.version, state.version, have, steps=steps, learning_rate=lr, counted=counted)
+        plan = self.recipe.plans(state, roster, bare, max(ranks))[str(client)]
         return replace(plan, tensors=self.recipe.downlink(state, have, plan))
 
     def turn(self, plan: Plan, client: int, held: State | None = None) -> Turn:
@@ -87,7 +106,8 @@ class Toy:
         """One client's turn."""
         plan = self.plan(state, client, lr=lr, steps=steps)
         turn = self.turn(plan, client)
-        delta, metrics, kept = self.recipe.local(self.handle, _batches(client), turn)
+        trained = self.recipe.local(self.handle, Ready(_data(client)), turn)
+        delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
         assert self.recipe.keeps or not kept, "a client keeps something, which is not declared"
         self.kept[client, state.version] = kept
         n = 10 * (client + 1)
@@ -97,7 +117,7 @@ class Toy:
     def step(self, state: State, updates: Sequence[Update]) -> State:
         """Aggregate and server step."""
         change = self.recipe.aggregate(iter(updates))
-        return State(state.version + 1, self.recipe.server(state, change))
+        return self.recipe.next_state(state, change)
 
     def loss(self, state: State) -> float:
         """Loss of the state over all clients' data."""
@@ -113,11 +133,12 @@ class Toy:
 def toy(recipe: Recipe) -> Toy:
     """The recipe on a fresh toy model; three clients of ranks 1, 2, 3 where unlike ranks are allowed, else 2."""
     model = ToyModel()
-    modules = {"first": (6, 8), "second": (4, 6)} if recipe.space.kind == "lora" else {}
+    modules = {"first": (6, 8), "second": (4, 6)}
     parameters = {n: tuple(p.shape) for n, p in model.named_parameters()}
     layout = Layout(modules=modules, parameters=dict(sorted(parameters.items())))
     ranks = (1, 2, 3) if recipe.unlike_ranks else (2, 2, 2)
-    return Toy(recipe, ModelHandle(model, layout, recipe.space), layout, ranks)
+    handle = ModelHandle(model, layout, recipe.space)
+    return Toy(recipe, handle, handle.layout, ranks)
 
 
 def _inputs(name: str, rows: int) -> Tensor:
@@ -127,11 +148,6 @@ def _inputs(name: str, rows: int) -> Tensor:
 def _data(client: int) -> dict[str, Tensor]:
     x = _inputs(str(client), 12)
     return {"x": x, "labels": torch.stack([x[:, 0], x[:, 1] - client / 4, x[:, 2] * x[:, 3], x[:, 4] / 2], dim=1)}
-
-
-def _batches(client: int) -> Iterator[dict[str, Tensor]]:
-    while True:
-        yield _data(client)
 
 
 def _same_seed_same_bytes(recipe: Recipe) -> None:
@@ -195,8 +211,9 @@ def _the_state_survives_the_disk_and_a_restart(recipe: Recipe) -> None:
 
     t = toy(recipe)
     state = t.step(t.state(), [t.update(t.state(), k) for k in range(len(t.ranks))])
-    again = State(state.version, load(save({n: x.contiguous() for n, x in state.tensors.items()})))
-    assert tensors.digest(again.tensors) == tensors.digest(state.tensors), "saving changed the state"
+    own = tensors.drawers_of(load(save(tensors.in_one({"": state.tensors, **state.own}))))
+    again = State(state.version, own.pop("", {}), own)
+    assert again.digest == state.digest, "saving changed the state"
     fresh = toy(recipe)
     fresh.kept.update(t.kept)
     assert torch.equal(t.outputs(state), fresh.outputs(again)), "a restarted client computes something else"

@@ -9,6 +9,8 @@ form** (`lora_B` carries the factor alpha/r, so the change of the module's weigh
 other parameter goes under its own name.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +34,33 @@ class TensorSpec:
 
 
 Spec = Mapping[str, TensorSpec]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large one client's adapter is: `rank` in every module but those that `ranks` gives a rank of their own."""
+
+    rank: int = 0
+    """0 where the kind of adapter has no ranks."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Rank by module, each at least 1."""
+
+    def of(self, module: str) -> int:
+        """The rank in this module."""
+        return self.ranks.get(module, self.rank)
+
+    @property
+    def largest(self) -> int:
+        """The largest rank of any module."""
+        return max(self.rank, *self.ranks.values()) if self.ranks else self.rank
+
+    @property
+    def key(self) -> str:
+        """Equal for equal shapes, and short enough for a name: "r8", "r8-5f0c1d2e3a4b"."""
+        if not self.ranks:
+            return f"r{self.rank}"
+        table = json.dumps([self.rank, sorted(self.ranks.items())])
+        return f"r{self.rank}-{hashlib.sha256(table.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -72,13 +101,20 @@ class Plan:
     evaluate: bool = False
     """True: measure the state on the held-out rows, train nothing."""
     rank: int = 0
-    """LoRA rank of this client; 0 where the space has none."""
+    """Rank of this client's adapter; 0 where its kind has none."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Rank by module, for those where it is not `rank`."""
     steps: int = 0
     learning_rate: float = 0.0
     counted: int | None = None
     """The last round in which this client's update counted, where clients keep something; None: none did yet."""
     extra: Mapping[str, Scalar] = field(default_factory=dict)
     tensors: Tensors = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Shape:
+        """How large this client's adapter is."""
+        return Shape(self.rank, self.ranks)
 
 
 @dataclass(frozen=True)

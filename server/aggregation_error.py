@@ -20,7 +20,7 @@ from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Layout, State, Turn
 from fedft.recipe import Recipe
-from fedft.update import Plan, Update
+from fedft.update import Plan, Shape, Update
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _Noted:
     change: Mapping[str, LowRank] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
-    def stand(self, change: Mapping[str, LowRank], key: str) -> None:
+    def set_base_change(self, change: Mapping[str, LowRank], key: str) -> None:
         self.change = change
 
     def write(self, values: Tensors) -> None:
@@ -49,7 +49,7 @@ class Exactness:
     """A plan of this round; each client's rank is in its update."""
     local: Any
     run_seed: int
-    _begun: dict[int, _Noted] = field(default_factory=dict)
+    _begun: dict[str, _Noted] = field(default_factory=dict)
     _trained: list[tuple[dict[str, LowRank], float]] = field(default_factory=list)
 
     def possible(self) -> bool:
@@ -59,21 +59,21 @@ class Exactness:
         if self.recipe.personal or not factors & sent.keys():
             return False
         try:
-            return factors <= self._start(self.plan.rank).values.keys()
+            return factors <= self._start(self.plan.shape).values.keys()
         except AttributeError:  # it does more with a model than to set factors and base
             return False
 
-    def see(self, update: Update, rank: int) -> None:
-        """One update, and the rank it was trained at."""
-        begun, now = self._start(rank).values, {}
+    def see(self, update: Update, plan: Plan) -> None:
+        """One update, and the plan it was trained by."""
+        begun, now = self._start(plan.shape).values, {}
         for name, x in begun.items():
             sent = update.delta.get(name)
-            now[name] = x if sent is None else sent if self.recipe.sends == "values" else x + sent
+            now[name] = x if sent is None else sent if self.recipe.upload_kind == "values" else x + sent
         self._trained.append((self._pairs(now), update.num_examples))
 
     def error(self, after: State, rank: int) -> float | None:
         """|applied - exact| / |exact| of the round that led to `after`; None where nothing was trained."""
-        begun, new = next(iter(self._begun.values())), self._model(after, rank)
+        begun, new = next(iter(self._begun.values())), self._model(after, Shape(rank))
         applied = self._pairs(new.values)
         wrong, right = 0.0, 0.0
         for m in self.layout.modules:
@@ -83,15 +83,15 @@ class Exactness:
             right += exact.norm() ** 2
         return (wrong / right) ** 0.5 if right else None
 
-    def _start(self, rank: int) -> _Noted:
-        """Where the clients of a rank begin: all with the same B A."""
-        if rank not in self._begun:
-            self._begun[rank] = self._model(self.state, rank)
-        return self._begun[rank]
+    def _start(self, shape: Shape) -> _Noted:
+        """Where the clients of a shape begin: all with the same B A."""
+        if shape.key not in self._begun:
+            self._begun[shape.key] = self._model(self.state, shape)
+        return self._begun[shape.key]
 
-    def _model(self, state: State, rank: int) -> _Noted:
-        """Where a newcomer of this rank stands."""
-        plan = replace(self.plan, round=state.version, version=state.version, rank=rank)
+    def _model(self, state: State, shape: Shape) -> _Noted:
+        """Where a newcomer of this shape stands."""
+        plan = replace(self.plan, round=state.version, version=state.version, rank=shape.rank, ranks=shape.ranks)
         plan = replace(plan, tensors=self.recipe.downlink(state, None, plan))
         held, noted = self.recipe.receive(None, plan), _Noted(self.layout)
         # the draws of a client's own seed are of pairs with B = 0, or are sent back whole

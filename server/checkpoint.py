@@ -1,6 +1,8 @@
 """The run's durable memory: generations of the state, and a journal of admitted updates.
 
-    state/gen-00000003.fedft         SHA-256 of the rest, then a safetensors body: tensors, version, notes
+    state/gen-00000003.fedft         SHA-256 of the rest, then a safetensors body: the shared tensors as
+                                     "/<name>", the server's own as "<owner>/<name>"; version, notes
+    state/journal/00000003/plans     SHA-256 of the rest, then JSON: client -> its encoded plan, hexadecimal
     state/journal/00000003/<client>  SHA-256 of the rest, then the admitted bytes as they came
     state/attempt                    SHA-256 of the rest, then the number of the last attempt at a round, in decimal
 
@@ -22,6 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fedft import durable
+from fedft.arithmetic import tensors
 from fedft.contract import State
 from fedft.errors import RunPaused, StateDamaged
 
@@ -39,7 +42,7 @@ class Store:
     def save(self, state: State, notes: Mapping[str, Any]) -> None:
         """Commit a generation, then drop the journal of its round and generations no longer kept."""
         meta = {"version": str(state.version), "notes": json.dumps(notes)}
-        body = save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
+        body = save_tensors(tensors.in_one({"": state.tensors, **state.own}), meta)
         durable.commit(self._path(state.version), body)
         self._keep_journal(range(state.version, 2**63))
         versions = self._versions()
@@ -59,7 +62,9 @@ class Store:
             try:
                 if body is not None:
                     meta = durable.metadata(body)
-                    found = State(int(meta["version"]), load_tensors(body)), json.loads(meta["notes"])
+                    own = tensors.drawers_of(load_tensors(body))
+                    shared = own.pop("", {})
+                    found = State(int(meta["version"]), shared, own), json.loads(meta["notes"])
                     if recover:
                         self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
                     return found
@@ -87,6 +92,16 @@ class Store:
         need = 2 * self._path(versions[-1]).stat().st_size if versions else 0
         if (free := shutil.disk_usage(self._folder).free) < need:
             raise RunPaused(f"{self._folder}: {free} bytes free, a round needs {need}; make room and resume")
+
+    def keep_plans(self, round: int, plans: Mapping[str, bytes]) -> None:
+        """Make the plans of a round durable, before any of them is sent."""
+        body = json.dumps({client: data.hex() for client, data in plans.items()})
+        durable.commit(self._journal / f"{round:08d}" / "plans", body.encode())
+
+    def plans(self, round: int) -> dict[str, bytes]:
+        """The plans of a round by client; none where there are none that verify."""
+        body = durable.verified(self._journal / f"{round:08d}" / "plans")
+        return {} if body is None else {c: bytes.fromhex(data) for c, data in json.loads(body).items()}
 
     def journal(self, round: int, client: str, payload: bytes) -> None:
         """Make an admitted update durable; it counts from here on."""

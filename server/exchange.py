@@ -91,7 +91,7 @@ class Exchange:
 
     def _shares(self, plan: Plan) -> bool:
         """Whether what comes with this plan is what the client stands at from then on."""
-        return not (plan.evaluate and self.recipe.evaluates_apart)
+        return not (plan.evaluate and self.recipe.evaluation_has_own_state)
 
     def ask(
         self,

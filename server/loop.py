@@ -5,42 +5,30 @@ state is committed before its round is reported. Starting is recovery, so killin
 most the work of clients whose updates were not yet journalled, and the run ends with the same bytes.
 """
 
-import logging
-import math
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
-from fedft.contract import Layout, State
-from fedft.errors import ConfigError, RejectedUpdate, RunPaused
-from fedft.recipe import Recipe, replace_all
+from fedft.contract import Layout, Member, State
+from fedft.errors import ConfigError
+from fedft.recipe import Recipe
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import admission, budget, cohort
-from fedft.server.aggregation_error import Exactness
+from fedft.server import budget
+from fedft.server.candidate_gates import Gate, Travels
 from fedft.server.checkpoint import Store
+from fedft.server.evaluation_round import EVALUATION_BYTES, evaluate
 from fedft.server.exchange import Clock, Exchange, Observer, Traffic, Until
-from fedft.update import Job, Plan, Update
+from fedft.server.federation import Federation
+from fedft.server.round import Outcome, Round
+from fedft.update import Job
 from fedft.wire import messages
 
-log = logging.getLogger(__name__)
-
 NORM_ROUNDS, QUARANTINE_ROUNDS = 5, 10
-EVALUATION_BYTES = 8192  # an evaluation carries a header and no tensors
-DEADLINE_S = 3600.0  # of a deployment whose run file sets none: a round ends whatever the sites do
 MEASURED = ("loss", "accuracy", "rouge_l")
-
-
-@dataclass
-class Admitted:
-    """The updates of the open round that are durable: examples, norm and upload bytes by client."""
-
-    examples: dict[str, int]
-    norms: dict[str, float]
-    up: dict[str, int]
 
 
 @dataclass
@@ -62,6 +50,8 @@ class Loop:
     """Most examples that a client may claim, where that is less than `[limits] max_num_examples`."""
     lift: Collection[str] = ()
     """Clients whose quarantine ends now."""
+    gates: Sequence[Gate] = ()
+    """What has to agree to a new state, behind that clients can decode it."""
 
     def __post_init__(self) -> None:
         self._talk = Exchange(
@@ -73,8 +63,10 @@ class Loop:
             self.observe,
             self.clock,
         )
-        self._ranks: dict[str, int] = {}
-        self._counted: dict[str, int] = {}
+        self._run = Federation(
+            self.recipe, self.layout, self.config, self.job, self.store, self._talk, self.observe, self.deployed,
+            self.caps,
+        )  # fmt: skip
         self._held_out: dict[str, int] = {}
         self._contradicted: set[str] = set()
 
@@ -87,11 +79,13 @@ class Loop:
             ConfigError: the state found belongs to another run, or a client of a simulation does not take part.
             RunPaused: a round stayed below quorum, or the disk is full; running again continues.
         """
-        self._check(clients)
+        self._run.enter(clients)
         state, notes = self._found()
-        self._counted = notes.get("counted", {})
+        self._run.counted = notes.get("counted", {})
+        for client, profile in notes.get("profiles", {}).items():
+            self._know(client, profile)
         self._talk.have = {c: (version, label) for c, (version, label) in notes.get("have", {}).items()}
-        self._enrol([c for c in self._ranks if c not in notes["barred"]])
+        self._enrol([c for c in self._run.members if c not in notes["barred"]])
         self._report(state, notes)
         while not budget.over(self.config, self.metrics.lines):
             state, notes = self._round(state, notes)
@@ -103,7 +97,7 @@ class Loop:
         found = self.store.latest()
         if found is None:
             try:
-                state = self.recipe.first_state(self.layout, max(self._ranks.values()), self.job.seed)
+                state = self.recipe.first_state(self.layout, self._run.rank, self.job.seed)
             except ValueError as e:  # options that do not fit this model
                 raise ConfigError(f"{self.recipe.name}: {e}") from e
             notes: dict[str, Any] = {"run": self.job.run, "norms": [], "refusals": [], "barred": [], "record": {}}
@@ -121,17 +115,10 @@ class Loop:
             self.store.save(state, notes)
         return state, notes
 
-    def _check(self, clients: Collection[str]) -> None:
-        if not clients:
-            raise ConfigError("no clients: nobody is enrolled")
-        roster = sorted(clients, key=str.encode)
-        ranks = self.config.ranks()
-        self._ranks = {name: ranks[i % len(ranks)] for i, name in enumerate(roster)}
-
     def _enrol(self, clients: list[str]) -> None:
         """Send them the job. Who of a deployment is not there yet is sent it with its first plan."""
         self.observe("enrolling", {"clients": clients})
-        until = Until(self._quorum(len(clients)), self.config.server.grace_s) if self.deployed else Until()
+        until = Until(self._run.quorum(len(clients)), self.config.server.grace_s) if self.deployed else Until()
         traffic = Traffic()
         self._talk.enrol(clients, traffic, until)
         for refusal in traffic.refused:
@@ -139,193 +126,41 @@ class Loop:
                 raise ConfigError(f"client {refusal['client']} did not enrol: {refusal['code']}: {refusal['reason']}")
 
     def _enrolled(self, client: str, payload: bytes) -> None:
-        said = messages.decode_update(payload, {}, "fp32", max_bytes=EVALUATION_BYTES).metrics
-        self._held_out[client] = int(said.get("held_out", 0))
+        said = messages.decode_update(payload, {}, "fp32", max_bytes=EVALUATION_BYTES)
+        self._held_out[client] = int(said.metrics.get("held_out", 0))
+        self._know(client, {**said.metrics, "rows": said.num_examples})
         self.observe("enrolled", {"client": client})
 
-    def _quorum(self, asked: int) -> int:
-        return max(1, math.ceil(self.config.server.quorum * asked - 1e-9))
-
-    def _until(self, need: int) -> Until:
-        """When an exchange ends."""
-        limit, grace = self.config.server.deadline_s, self.config.server.grace_s
-        if limit is None and not self.deployed:
-            return Until(need)
-        return Until(need, grace, limit or DEADLINE_S)
-
-    # -- one round -----------------------------------------------------------------------------------------------
+    def _know(self, client: str, profile: Mapping[str, float]) -> None:
+        if client in self._run.members:
+            self._run.members[client] = Member(self._run.members[client].rank, dict(profile))
 
     def _round(self, state: State, notes: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-        started, number = time.monotonic(), state.version
-        allowed = [c for c in self._ranks if c not in notes["barred"]]
-        asked = cohort.cohort(allowed, self.config.clients.per_round, self.job.seed, number)
-        quorum = self._quorum(len(asked))
-        self.store.check_room()
         norms = [n for of_round in notes["norms"] for n in of_round]
-        admitted, traffic = self._recovered(state, asked, norms), Traffic()
-        for c in admitted.up:  # asked before we were killed
-            plan = self._talk.plan(self._bare_plan(state, c, attempt=number + 1), state, c)
-            traffic.needed[c] = traffic.down[c] = len(messages.encode_plan(plan, self.config.codec.plans))
-            self._talk.have[c] = state.version, state.label
-        self.observe("round", {"round": number, "asked": asked})
-        for _ in range(self.config.server.attempts):
-            if missing := [c for c in asked if c not in admitted.examples]:
-                self._collect(state, missing, quorum, norms, admitted, traffic)
-            if len(admitted.examples) >= quorum:
-                break
-        else:
-            barred = f"; quarantined: {', '.join(notes['barred'])}" if notes["barred"] else ""
-            raise RunPaused(
-                f"round {number}: {len(admitted.examples)} of {len(asked)} updates admitted in "
-                f"{self.config.server.attempts} attempts, quorum is {quorum}{barred}; run again to continue"
-            )
-        trained = time.monotonic()
-        examples = {c: admitted.examples[c] for c in asked if c in admitted.examples}
-        weights = admission.capped(examples, self.config.limits.max_share)
-        for c in examples:
-            if weights[c] != examples[c]:
-                log.warning("round %d: weight of %s cut to %d examples; see [limits] max_share", number, c, weights[c])
-        facts: list[tuple[int, Mapping[str, float]]] = []
-        audit = self._audit(state, next(iter(weights)))
-        change = self.recipe.aggregate(self._updates(state, weights, facts, audit))
-        after = State(number + 1, self.recipe.server(state, change))
-        self._check_travels(after, admitted)
-        aggregated = time.monotonic()
-        error = audit.error(after, max(self._ranks.values())) if audit else None
-        total = sum(n for n, _ in facts)
-        record = {
-            "round": number,
-            "train_loss": sum(n * m.get("loss", math.nan) for n, m in facts) / total,
-            "participants": list(weights),
-            "weights": weights,
-            "refused": traffic.refused,
-            **({} if error is None else {"aggregation_error": error}),
-            "bytes": {
-                c: {
-                    "up": admitted.up.get(c, traffic.up.get(c, 0)),
-                    "down": traffic.down.get(c, 0),
-                    "needed": traffic.needed.get(c, 0),
-                }
-                for c in asked
-            },
-            "seconds": {
-                "train": trained - started,
-                "aggregate": aggregated - trained,
-                "audit": time.monotonic() - aggregated,
-            },
-        }
+        gates = [Travels(self.recipe, self._run.rank), *self.gates]
+        outcome = Round(self._run, state, norms, gates, notes["barred"]).carry_out()
+        kept = self._notes(state.version, notes, outcome)
+        self.store.save(outcome.after, kept)
+        return outcome.after, kept
+
+    def _notes(self, number: int, notes: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+        """What is kept beside the state that round `number` led to."""
         recent = [r for r in notes["refusals"] if r[0] > number - QUARANTINE_ROUNDS]
-        refusals = recent + [[number, client] for client in sorted(traffic.blamed | self._contradicted, key=str.encode)]
+        refusals = recent + [[number, c] for c in sorted(outcome.blamed | self._contradicted, key=str.encode)]
         self._contradicted = set()
-        barred_now = _barred(refusals, self.config.limits.quarantine_after)
+        barred = _barred(refusals, self.config.limits.quarantine_after)
         kept = {
             "run": self.job.run,
-            "norms": [*notes["norms"], [admitted.norms[c] for c in weights]][-NORM_ROUNDS:],
+            "norms": [*notes["norms"], outcome.norms][-NORM_ROUNDS:],
             "refusals": refusals,
-            "barred": sorted({*notes["barred"], *barred_now}, key=str.encode),
-            "record": record,
+            "barred": sorted({*notes["barred"], *barred}, key=str.encode),
+            "record": outcome.record,
             "have": dict(self._talk.have),
+            "profiles": {c: member.profile for c, member in self._run.members.items() if member.profile},
         }
         if self.recipe.keeps:
-            kept["counted"] = self._counted = {**self._counted, **dict.fromkeys(weights, number)}
-        self.store.save(after, kept)
-        return after, kept
-
-    def _collect(
-        self,
-        state: State,
-        clients: list[str],
-        quorum: int,
-        norms: list[float],
-        admitted: Admitted,
-        traffic: Traffic,
-    ) -> None:
-        """Ask these clients; what is admitted is durable when it enters `admitted`."""
-        attempt = self.store.next_attempt()
-        plans = {c: self._bare_plan(state, c, attempt=attempt) for c in clients}
-
-        def accept(client: str, payload: bytes) -> None:
-            update, norm = self._admit(payload, client, plans[client], norms)
-            self.store.journal(state.version, client, payload)
-            _enter(admitted, client, update, norm, traffic.up[client])
-            self.observe("admitted", {"round": state.version, "client": client, "metrics": update.metrics})
-
-        need = quorum - len(admitted.examples)
-        up, limits = self.config.codec.up, self.config.limits
-        longest = {c: admission.longest(self.recipe.spec(self.layout, plans[c]), up, limits) for c in clients}
-        self._talk.ask("train", plans, state, accept, traffic, longest, self._until(need))
-
-    def _recovered(self, state: State, asked: list[str], norms: list[float]) -> Admitted:
-        """What a run that was killed in this round had made durable; anything else is passed over."""
-        admitted = Admitted({}, {}, {})
-        for client in asked:
-            if (payload := self.store.read(state.version, client)) is not None:
-                try:
-                    update, norm = self._admit(payload, client, self._bare_plan(state, client), norms, recovered=True)
-                except RejectedUpdate:
-                    continue
-                _enter(admitted, client, update, norm, len(payload))
-        return admitted
-
-    def _admit(
-        self, payload: bytes, client: str, plan: Plan, norms: list[float], *, recovered: bool = False
-    ) -> tuple[Update, float]:
-        c, cap = self.config, self.caps.get(client, self.config.limits.max_num_examples)
-        limits = replace(c.limits, max_num_examples=min(cap, c.limits.max_num_examples))
-        return admission.admit(
-            payload, client, plan, self.recipe, self.layout, c.codec.up, limits, norms, recovered=recovered
-        )
-
-    def _check_travels(self, after: State, admitted: Admitted) -> None:
-        """A state that no client could decode is not committed, or the run could never go on."""
-        rank = max(self._ranks.values()) if self.layout.modules else 0
-        plan = Plan(self.job.run, after.version, after.version, rank=rank)
-        travels = [*self.recipe.downlink(after, None, plan).items()]
-        travels += self.recipe.downlink(after, after.version - 1, replace(plan, have=after.version - 1)).items()
-        for name, x in travels:
-            if x.is_floating_point() and x.numel() and not float(x.abs().max()) <= messages.MAX_ABS:
-                largest = max(admitted.norms, key=lambda c: admitted.norms[c])
-                self.store.drop(after.version - 1)
-                raise RunPaused(
-                    f"round {after.version - 1}: {name} would go beyond {messages.MAX_ABS:g} or is no number, so "
-                    f"nothing is committed; the largest update was {largest}'s, norm {admitted.norms[largest]:.3g}. "
-                    "Lower the learning rate or set [limits] max_norm; running again asks everybody anew"
-                )
-
-    def _audit(self, state: State, client: str) -> Exactness | None:
-        """What measures the aggregate of this round, if it is wanted and can be measured."""
-        plan = self._bare_plan(state, client)
-        audit = Exactness(self.recipe, self.layout, state, plan, self.config.local, self.job.seed)
-        return audit if self.config.eval.exactness and audit.possible() else None
-
-    def _updates(
-        self,
-        state: State,
-        weights: Mapping[str, int],
-        facts: list[tuple[int, Mapping[str, float]]],
-        audit: Exactness | None,
-    ) -> Iterator[Update]:
-        """The journalled updates in roster order, one in memory at a time."""
-        for client, weight in weights.items():
-            payload = self.store.read(state.version, client)
-            if payload is None:
-                raise RunPaused(f"round {state.version}: the update of {client} on disk no longer verifies; resume")
-            plan = self._bare_plan(state, client)
-            update = messages.decode_update(payload, self.recipe.spec(self.layout, plan), self.config.codec.up)
-            facts.append((weight, update.metrics))
-            update = replace(update, client=client, roster=len(self._ranks), num_examples=weight)
-            if audit:
-                audit.see(update, plan.rank)
-            yield update
-
-    def _bare_plan(self, state: State, client: str, **more: Any) -> Plan:
-        c = self.config.local
-        rank = self.recipe.rank(state, client, self._ranks[client]) if self.layout.modules else 0
-        version, lr = state.version, c.learning_rate * c.learning_rate_decay**state.version
-        counted = self._counted.get(client)
-        return Plan(self.job.run, version, version, rank=rank, steps=c.steps, learning_rate=lr, counted=counted, **more)
-
-    # -- what was measured -----------------------------------------------------------------------------------------
+            kept["counted"] = self._run.counted = {**self._run.counted, **dict.fromkeys(outcome.counted, number)}
+        return kept
 
     def _report(self, state: State, notes: Mapping[str, Any]) -> None:
         """Evaluate where it is due and write the line of this version, unless it stands already."""
@@ -335,13 +170,13 @@ class Loop:
         line: dict[str, Any] = {"version": state.version, "refused": [], "seconds": {}, **notes["record"]}
         line["state_digest"] = state.digest
         if "bytes" in line:
-            adds = self.recipe.receive is not replace_all
-            earlier = [] if self.recipe.evaluates_apart else self.metrics.lines
+            adds = not self.recipe.replaces_what_is_held
+            earlier = [] if self.recipe.evaluation_has_own_state else self.metrics.lines
             line["training_bytes"] = budget.training_bytes(line, earlier, adds)
         last = budget.over(self.config, [*self.metrics.lines, line])
         if last or state.version % self.config.eval.every == 0:
             rouge = self.config.eval.rouge and (last or state.version == 0)
-            found, traffic = self._evaluate(state, rouge, notes["barred"])
+            found, traffic = evaluate(self._run, state, self._held_out, notes["barred"], rouge=rouge)
             for name in MEASURED:
                 if values := [m[name] for m in found.values() if name in m]:
                     line[name] = fmean(values)
@@ -354,31 +189,6 @@ class Loop:
         line["seconds"] = {**line["seconds"], "evaluate": time.monotonic() - started}
         self.metrics.append(line)
         self.observe("line", line)
-
-    def _evaluate(self, state: State, rouge: bool, barred: list[str]) -> tuple[dict[str, dict[str, float]], Traffic]:
-        found: dict[str, dict[str, float]] = {}
-
-        def accept(client: str, payload: bytes) -> None:
-            update = messages.decode_update(payload, {}, self.config.codec.up, max_bytes=EVALUATION_BYTES)
-            if (update.run, update.round) != (self.job.run, state.version):
-                raise RejectedUpdate("late", f"evaluation of round {update.round}, open is {state.version}")
-            if "loss" not in update.metrics:
-                raise RejectedUpdate("malformed", "an evaluation without a finite loss")
-            found[client] = dict(update.metrics)
-
-        able = [c for c in self._ranks if self._held_out.get(c) and c not in barred]
-        panel = cohort.panel(able, self.config.eval.clients, self.job.seed)
-        extra = {"rouge": True} if rouge else {}
-        self.observe("evaluating", {"version": state.version, "asked": panel})
-        traffic = Traffic()
-        plans = {c: replace(self._bare_plan(state, c), steps=0, evaluate=True, extra=extra) for c in panel}
-        limits = dict.fromkeys(panel, EVALUATION_BYTES)
-        self._talk.ask("evaluate", plans, state, accept, traffic, limits, self._until(self._quorum(len(panel))))
-        return dict(sorted(found.items())), traffic
-
-
-def _enter(admitted: Admitted, client: str, update: Update, norm: float, up: int) -> None:
-    admitted.examples[client], admitted.norms[client], admitted.up[client] = update.num_examples, norm, up
 
 
 def _barred(refusals: list[list[Any]], limit: int) -> list[str]:

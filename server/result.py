@@ -11,9 +11,8 @@ import tomli_w
 
 from fedft import durable
 from fedft.arithmetic import tensors
-from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
-from fedft.contract import Layout, State, Turn
+from fedft.contract import Drawers, Layout, State, Turn
 from fedft.models import export
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
@@ -30,10 +29,10 @@ def stand(
     layout: Layout,
     handle: ModelHandle,
     state: State,
-    kept: Tensors | None = None,
+    kept: Drawers | None = None,
 ) -> None:
     """Put the model at `state`, as a new client would that keeps `kept`."""
-    rank, seed = max(config.ranks()) if layout.modules else 0, config.server.seed
+    rank, seed = 0 if recipe.space.rank_free else max(config.ranks()), config.server.seed
     plan = Plan("", state.version, state.version, rank=rank, learning_rate=config.local.learning_rate)
     plan = replace(plan, tensors=recipe.downlink(state, None, plan))
     held = recipe.receive(None, plan)

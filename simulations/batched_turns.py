@@ -5,7 +5,7 @@ share a pass (`fedft.training.batched_clients`) are taken one at a time, as if n
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn, cast
@@ -15,7 +15,7 @@ from torch import nn
 from fedft.carriers.flower import grid
 from fedft.carriers.flower.grid import Message
 from fedft.client.train import Client
-from fedft.contract import Batch, Handle, LocalStep, Trained, Turn
+from fedft.contract import Data, Handle, LocalStep, Trained, Turn
 from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.training import batched_clients
 from fedft.training.batched_clients import Seat
@@ -48,14 +48,14 @@ def starter(clients: Mapping[int, Client]) -> tuple[Callable[[list[Message]], li
     if first is None:
         return None, 1
     wanted = first.config.server.together
-    able = (
-        not first.config.model.lora_dropout
-        and all(c.handle is first.handle and c.recipe is first.recipe for c in clients.values())
-        and batched_clients.possible(first.recipe, first.base.model, first.config.local)
-    )
-    if not able:
+    why = batched_clients.unfit(first.recipe, first.handle, first.config.local)
+    if first.config.model.lora_dropout:
+        why = "[model] lora_dropout draws other ones in a shared pass"
+    if why or not all(c.handle is first.handle and c.recipe is first.recipe for c in clients.values()):
         if wanted != 1:
-            log.info("clients train one at a time: only plain back-propagation on adapters without dropout is shared")
+            log.warning(
+                "[server] together = %r: clients train one at a time: %s", wanted, why or "they have unlike models"
+            )
         return None, 1
     most = wanted if isinstance(wanted, int) and wanted > 1 else worthwhile(list(clients.values()))
     if wanted == 1 < most:
@@ -118,8 +118,9 @@ class Table:
 def _open(client: Client, message: Message, base: Sequence[nn.Parameter]) -> Seat | Finish:
     """The client's seat, taken when the model stood at its start; or its reply, where it does not come to train."""
 
-    def sit(handle: Handle, batches: Iterator[Batch], turn: Turn) -> NoReturn:
-        raise Seated(batched_clients.seat(client.handle, cast(FirstOrder, client.recipe.local), turn, batches, base))
+    def sit(handle: Handle, data: Data, turn: Turn) -> NoReturn:
+        steps = cast(FirstOrder, client.recipe.local)
+        raise Seated(batched_clients.seat(client.handle, steps, turn, data.batches(turn), base))
 
     try:
         reply = _instead(client, sit).answer(message)
@@ -133,7 +134,7 @@ def _open(client: Client, message: Message, base: Sequence[nn.Parameter]) -> Sea
 def _finish(client: Client, message: Message, seat: Seat, outcome: Outcome) -> Message:
     """The reply of a client that has trained; it trains now if it has not."""
 
-    def said(handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+    def said(handle: Handle, data: Data, turn: Turn) -> Trained:
         if isinstance(outcome, Trained):
             return outcome
         raise FloatingPointError(str(outcome))

@@ -5,7 +5,10 @@ import warnings
 from pathlib import Path
 from statistics import fmean
 
+from torch import Tensor
+
 from fedft import check
+from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import ConfigError
 from fedft.models import export, load
 from fedft.models.handle import parameters_of
@@ -69,7 +72,7 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
 def _merge(to: Path, place: runs.Workplace) -> str:
     m, seed = place.config.model, place.config.server.seed
     fresh = load.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, seed=seed)  # rounded as it was in the run
-    if not place.handle.still:
+    if not place.handle.weights_fixed:
         fresh.model.float()  # what is added to it was in float32, too
     if (to / "adapter_config.json").exists():
         from peft import PeftModel
@@ -79,14 +82,29 @@ def _merge(to: Path, place: runs.Workplace) -> str:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             whole = PeftModel.from_pretrained(fresh.model, str(to)).merge_and_unload()
     else:
-        from safetensors.torch import load_file
-
         whole = fresh.model
         own = parameters_of(whole)
-        for name, change in load_file(to / "delta.safetensors").items():
+        for name, change in _whole_changes(place, to).items():
             own[name].data.add_(change)
     for file in to.iterdir():
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     whole.save_pretrained(str(to))
     fresh.tokenizer.save_pretrained(str(to))
     return "merged model"
+
+
+def _whole_changes(place: runs.Workplace, to: Path) -> dict[str, Tensor]:
+    """What each parameter differs from the base by. Raises ConfigError for a kind whose change is no matrix."""
+    from safetensors.torch import load_file
+
+    if (to / "delta.safetensors").exists():
+        return load_file(to / "delta.safetensors")
+    handle = place.handle
+    changes, whole = handle.change()
+    if not changes and handle.layout.modules:
+        raise ConfigError(f"--merged: what adapters of kind {handle.kind.name!r} change is no matrix of a weight")
+    for m, d in changes.items():
+        dense = d.dense() if isinstance(d, LowRank) else d
+        weight = handle.base()[f"{m}.weight"]
+        whole[f"{m}.weight"] = dense if weight.shape == dense.shape else dense.T
+    return whole

@@ -159,7 +159,7 @@ def _planned(
 
 def _needs_one_rank(config: RunConfig) -> bool:
     recipe = strategies.make(config.strategy.name, config.strategy.options)
-    return recipe.space.kind == "lora" and not recipe.unlike_ranks
+    return not (recipe.space.rank_free or recipe.unlike_ranks)
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedft import check
 from fedft.compression import codec, delta_downloads
-from fedft.compression.error_feedback import Feedback
+from fedft.compression.error_feedback import ByCodec, ErrorFeedback
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
@@ -64,11 +64,11 @@ def of(config: RunConfig) -> Recipe:
     """The recipe of a run file. Raises ConfigError, with the reason, where the run file makes no sense with it."""
     recipe = make(config.strategy.name, config.strategy.options)
     name, ranks = recipe.name, sorted(set(config.ranks()))
-    if len(ranks) > 1 and recipe.space.kind == "lora" and not recipe.unlike_ranks:
+    if len(ranks) > 1 and not (recipe.space.rank_free or recipe.unlike_ranks):
         raise ConfigError(f"[clients] rank: {name} needs one rank for all clients, got {ranks}")
     if config.codec.changes and (why := delta_downloads.unfit(recipe)):
         raise ConfigError(f"[codec] down = {config.codec.down!r}: {why}; wanted 'fp32'")
-    if recipe.adds_downloads and config.codec.down != "fp32":
+    if recipe.downlink_is_increment and config.codec.down != "fp32":
         raise ConfigError(
             f"[codec] down: clients of {name} add up what they receive; wanted 'fp32', got {config.codec.down!r}"
         )
@@ -85,9 +85,9 @@ def _coded(recipe: Recipe, config: RunConfig) -> Recipe:
     up, wanted, name = codec.parse(config.codec.up), config.codec.error_feedback, recipe.name
     said = f"[codec] up = {config.codec.up!r}"
     # of random starting values the largest are all of A: what was learned, in B, would be left out
-    if recipe.sends == "values" and not (up.plain or (up.share == 1 and up.values in ("fp32", "fp16", "bf16"))):
+    if recipe.upload_kind == "values" and not (up.plain or (up.share == 1 and up.values in ("fp32", "fp16", "bf16"))):
         raise ConfigError(f"{said}: {name} sends whole factors, not changes; wanted fp32, fp16, bf16 or int8")
-    changes = recipe.sends == "changes"
+    changes = recipe.upload_kind == "changes"
     lossy = (up.selection == "topk" and up.share < 1) or up.values in ("int4", "ternary")
     if not changes and (lossy or up.selection == "randk"):
         raise ConfigError(f"{said}: {name} sends a few numbers that all count; wanted 8 bits or more of each of them")
@@ -96,7 +96,8 @@ def _coded(recipe: Recipe, config: RunConfig) -> Recipe:
             f"[codec] error_feedback: with {name} and {config.codec.up!r} nothing is left out that could be"
         )
     if wanted or (wanted is None and lossy and changes):
-        return replace(recipe, local=Feedback(recipe.local, config.codec.up), keeps=True)
+        feedback = ErrorFeedback(ByCodec(config.codec.up))
+        return replace(recipe, uploads=(*recipe.uploads, feedback), keeps=True)
     return recipe
 
 

@@ -53,4 +53,6 @@ def fedavg(
         server=add if server_lr == 1 else step,
         linear=by_examples,  # sums elsewhere are by examples
         ring_summable=by_examples,
+        averages_changes=True,
+        any_kind=space == "lora",
     )

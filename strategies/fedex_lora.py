@@ -66,8 +66,8 @@ def fedex_lora(
         start=_stand,
         linear=False,
         reveals_clients=residual_rank != 0,
-        sends="values",
-        adds_downloads=True,
+        upload_kind="values",
+        downlink_is_increment=True,
     )
 
 
@@ -117,5 +117,5 @@ def _square_start(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
 def _stand(handle: Handle, turn: Turn) -> None:
     """W = w0 + the sum of residuals; the adapter at the averaged factors."""
     pairs, values = lowrank.split(turn.held)
-    handle.stand(pairs, key=turn.held_digest)
+    handle.set_base_change(pairs, key=turn.held_digest)
     handle.write({n.removesuffix(MEAN): x for n, x in values.items()})

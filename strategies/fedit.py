@@ -29,7 +29,7 @@ def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
     if padding not in ("none", "zero"):
         raise ValueError(f"padding is {padding!r}, wanted 'none' or 'zero'")
     if padding == "none":
-        return Recipe("fedit", LoRA(), ring_summable=True)
+        return Recipe("fedit", LoRA(), ring_summable=True, any_kind=True)
     return Recipe(
         "fedit",
         LoRA(),
@@ -39,7 +39,7 @@ def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
         downlink=cut_to_rank,
         linear=False,  # values of unlike shapes, not changes that add up
         unlike_ranks=True,
-        sends="values",
+        upload_kind="values",
     )
 
 

@@ -26,7 +26,7 @@ Qin et al., "Federated Full-Parameter Tuning of Billion-Sized Language Models wi
 Kilobytes", ICML 2024, arXiv:2312.06353.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -39,7 +39,7 @@ from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
-from fedft.contract import Batch, Handle, Layout, State, Trained, Turn
+from fedft.contract import Data, Handle, Layout, State, Trained, Turn
 from fedft.errors import RejectedUpdate
 from fedft.randomness import families
 from fedft.randomness.directions import Directions
@@ -108,7 +108,7 @@ def fedkseed(
     pool = Pool(K, how, pro, family, weight_decay, sampling, table)
     return Recipe(
         "fedkseed",
-        Full(still=True) if space == "full" else LoRA(),
+        Full(along_directions=True) if space == "full" else LoRA(),
         aggregate=pool.aggregate,
         local=pool.walk,
         initial=pool.initial,
@@ -118,7 +118,7 @@ def fedkseed(
         upload=pool.spec,
         admit=pool.admit,
         check=pool.check,
-        sends="numbers",
+        upload_kind="numbers",
         linear=not pro,  # its statistics are sums over clients, not means
     )
 
@@ -187,8 +187,8 @@ class Pool:
         back_to_base(handle, turn)
         rho, a = self.coefficients(turn)
         z = self.directions(turn.run_seed)
-        if handle.still:
-            handle.move(z, -a.double(), rho)
+        if handle.weights_fixed:
+            handle.shift_along(z, -a.double(), rho)
             return
         for name, parameter in handle.parameters().items():
             if rho != 1.0:
@@ -205,10 +205,10 @@ class Pool:
         later = (a != 0).flip(0).cumsum(0).flip(0) - (a != 0).long()
         return keep ** int((a != 0).sum()), (turn.plan.learning_rate * a.double() * keep**later).float()
 
-    def walk(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+    def walk(self, handle: Handle, data: Data, turn: Turn) -> Trained:
         """`plan.steps` steps; uploads the sums c_j of the directions drawn."""
         z = self.directions(turn.run_seed)
-        walked = zeroth_order.walk(handle, batches, turn, self.how, z, self.draws(turn), self.weight_decay)
+        walked = zeroth_order.walk(handle, data, turn, self.how, z, self.draws(turn), self.weight_decay)
         c = walked.slopes if self.how.variant == "reference" else walked.moved
         drawn = walked.count.nonzero().squeeze(1)
         sent = {"index": drawn.to(torch.uint16), "scalar": c[drawn].float()}

@@ -9,8 +9,8 @@
     FedAvgM      m := b1 m + Delta,   x := x + eta_g m
 
 from m = 0 and v = tau^2, without bias correction. Clients and bytes are the wrapped method's: m and v are the server's
-("server.m.<name>", "server.v.<name>" of the state, from the first change on) and never travel. What no client sent in a
-round keeps its x, m and v. On LoRA factors the steps are element-wise, hence depend on the basis of the pairs.
+own, from the first change on, and never travel. What no client sent in a round keeps its x, m and v. On LoRA factors
+the steps are element-wise, hence depend on the basis of the pairs.
 
 `variant="reference"` is what a widely used published code computes: v of m in place of Delta; m = Delta in the first
 round; FedAvgM's m an exponential mean, as the others'; and the adaptive ones average clients uniformly.
@@ -25,15 +25,13 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.aggregation.mean import mean, uniform_mean
+from fedft.aggregation.mean import uniform_mean
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Layout, State
-from fedft.recipe import Recipe, add
-from fedft.strategies.fedprox import wrapped
-from fedft.training.first_order import FirstOrder
+from fedft.recipe import Next, Recipe, State
+from fedft.strategies.parts.wrapping import On, wrapped
+from fedft.training.first_order import gradient_steps
 
-OWN = "server."  # what the server keeps for itself
-M, V = OWN + "m.", OWN + "v."
+OWNER, M, V = "fedopt", "m.", "v."
 
 
 def fedopt(
@@ -43,7 +41,7 @@ def fedopt(
     beta1: float | None = None,
     beta2: float = 0.99,
     tau: float = 1e-3,
-    on: str | Recipe = "fedit",
+    on: On = "fedit",
     variant: Literal["exact", "reference"] = "exact",
 ) -> Recipe:
     """A server optimiser on another method that averages changes.
@@ -55,7 +53,7 @@ def fedopt(
         beta1: decay of m; left out, 0.9, and 0 for adagrad.
         beta2: decay of v of adam and yogi.
         tau: how adaptive: entries whose changes are below it are not scaled up to equal steps.
-        on: the method that is wrapped, by name with its default options (in Python a Recipe will do).
+        on: the method that is wrapped: its name, or a table of its name and options (in Python a Recipe will do).
         variant: `exact`, or `reference` for the published code's formulas.
     """
     check.one_of(("adam", "yogi", "adagrad", "momentum"), optimizer=optimizer)
@@ -67,28 +65,23 @@ def fedopt(
         if not 0 <= beta < 1:
             raise ValueError(f"expected 0 <= {name} < 1, got {beta}")
     check.above(0, server_lr=eta, tau=tau)
-    inner = wrapped(on)
-    sends_values = isinstance(inner.local, FirstOrder) and inner.local.send == "value"
-    averages = (inner.linear or inner.aggregate is uniform_mean) and inner.server is add
-    if sends_values or not averages or inner.personal:
+    inner, step = wrapped(on), Optimizer(optimizer, eta, b1, beta2, tau, variant == "reference")
+    steps = gradient_steps(inner.local)
+    sends_values = inner.upload_kind != "changes" or (steps is not None and steps.send == "value")
+    if sends_values or not (inner.averages and inner.adds):
         raise ValueError(
             f"fedopt cannot be on {inner.name}: its server does more, or less, than add the mean of all changes to one"
             " x; stacked factors have no identity from round to round, so there a server optimiser must act on the"
             " dense change (flexlora's momentum option)"
         )
-    recipe = replace(
-        inner,
-        name="fedopt",
-        initial=lambda layout, rank, seed: _initial(inner, layout, rank, seed),
-        server=Optimizer(optimizer, eta, b1, beta2, tau, variant == "reference"),
-        downlink=lambda state, have, plan: inner.downlink(State(state.version, without_moments(state)), have, plan),
-        rank=lambda state, client, rank: inner.rank(State(state.version, without_moments(state)), client, rank),
-    )
-    if variant == "exact" or optimizer == "momentum":
+    # what is beside x, as control variates are, has a rule of its own
+    recipe = inner.with_server(inner, step) if inner.with_server else replace(inner, server=step)
+    recipe = replace(recipe, name="fedopt", adds_changes=False)
+    if not step.reference or optimizer == "momentum":
         return recipe
-    if inner.aggregate not in (mean, uniform_mean):
+    if inner.with_server:
         raise ValueError(f"variant='reference' averages uniformly, and {inner.name} has an average of its own")
-    return replace(recipe, aggregate=uniform_mean, linear=False, ring_summable=False)
+    return replace(recipe, aggregate=uniform_mean, averages_changes=True, linear=False, ring_summable=False)
 
 
 @dataclass(frozen=True)
@@ -102,23 +95,24 @@ class Optimizer:
     tau: float
     reference: bool
 
-    def __call__(self, state: State, change: Tensors) -> dict[str, Tensor]:
+    def __call__(self, state: State, change: Tensors) -> Next:
         """One server step; what is not in `change` stays as it is."""
-        new = dict(state.tensors)
+        new, before = dict(state.tensors), state.drawer(OWNER)
+        own = dict(before)
         momentum = self.name == "momentum"
         for n, delta in change.items():
             share = 1.0 if momentum and not self.reference else 1 - self.beta1
-            m = self.beta1 * state.tensors.get(M + n, torch.zeros_like(delta)) + share * delta
+            m = self.beta1 * before.get(M + n, torch.zeros_like(delta)) + share * delta
             if self.reference and state.version == 0:
                 m = delta.clone()
-            new[M + n] = m
+            own[M + n] = m
             if momentum:
                 new[n] = state.tensors[n] + self.eta * m
                 continue
-            v = state.tensors.get(V + n, torch.full_like(delta, self.tau**2))
-            new[V + n] = self._second(v, (m if self.reference else delta).square())
-            new[n] = state.tensors[n] + self.eta * m / (new[V + n].sqrt() + self.tau)
-        return new
+            v = before.get(V + n, torch.full_like(delta, self.tau**2))
+            own[V + n] = self._second(v, (m if self.reference else delta).square())
+            new[n] = state.tensors[n] + self.eta * m / (own[V + n].sqrt() + self.tau)
+        return Next(new, {OWNER: own})
 
     def _second(self, v: Tensor, square: Tensor) -> Tensor:
         if self.name == "adagrad":
@@ -126,15 +120,3 @@ class Optimizer:
         if self.name == "adam":
             return self.beta2 * v + (1 - self.beta2) * square
         return v - (1 - self.beta2) * square * torch.sign(v - square)
-
-
-def without_moments(state: State) -> dict[str, Tensor]:
-    """x: what the clients see of the state."""
-    return {n: x for n, x in state.tensors.items() if not n.startswith(OWN)}
-
-
-def _initial(inner: Recipe, layout: Layout, rank: int, seed: int) -> Tensors:
-    x = inner.first_state(layout, rank, seed).tensors
-    if any(n.startswith(OWN) for n in x):
-        raise ValueError(f"names of the model begin with {OWN!r}, which is where the server keeps its moments")
-    return x

@@ -17,34 +17,37 @@ s = alpha / r, from r x r matrices only:
 Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv:1812.06127.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
+
+from torch import Tensor, nn
 
 from fedft import check
 from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
-from fedft.contract import Batch, Handle, LocalStep, Trained, Turn
-from fedft.recipe import Recipe
-from fedft.training.first_order import Adjust, FirstOrder, Live
+from fedft.config import RunConfig
+from fedft.recipe import Course, Layout, Learning, Recipe, Shape, Turn
+from fedft.strategies.parts.wrapping import On, with_term, wrapped
 
 
-def fedprox(*, mu: float = 0.01, on: str | Recipe = "fedit", prox: Literal["factors", "product"] = "factors") -> Recipe:
+def fedprox(*, mu: float = 0.01, on: On = "fedit", prox: Literal["factors", "product"] = "factors") -> Recipe:
     """A proximal pull in the local steps of another method.
 
     Args:
         mu: strength of the pull; 0 is the wrapped method.
-        on: the method that is wrapped, by name with its default options (in Python a Recipe will do).
+        on: the method that is wrapped: its name, or a table of its name and options (in Python a Recipe will do).
         prox: what is held near: the values that learn (`factors`), or each module's change B A (`product`).
     """
     check.at_least(0, mu=mu)
     check.one_of(("factors", "product"), prox=prox)
-    recipe = wrapped(on)
-    with_adjust(recipe.local, near(mu), "fedprox", recipe.name)  # refuses what has no gradients
-    if prox == "product" and {A_SUFFIX, B_SUFFIX} - set(recipe.space.trained):
-        raise ValueError(f"prox='product' needs pairs whose A and B both learn; those of {recipe.name} do not")
+    inner = wrapped(on)
+    recipe = with_term(inner, Near(mu) if prox == "factors" else NearProduct(mu), "fedprox")
+    learns = inner.space.trained(Layout(modules={"m": (1, 1)}), Shape(1))
+    if prox == "product" and not {"m" + A_SUFFIX, "m" + B_SUFFIX} <= learns.keys():
+        raise ValueError(f"prox='product' needs pairs whose A and B both learn; those of {inner.name} do not")
 
-    def rules(config: Any) -> None:
-        recipe.check(config)
+    def rules(config: RunConfig) -> None:
+        inner.check(config)
         local = config.local
         if local.optimizer == "sgd" and prox == "factors" and mu * local.learning_rate >= 2 * (1 + local.momentum):
             raise ValueError(
@@ -52,95 +55,63 @@ def fedprox(*, mu: float = 0.01, on: str | Recipe = "fedit", prox: Literal["fact
                 "jumps over the point it is pulled to, further each time"
             )
 
-    if mu == 0:
-        return replace(recipe, name="fedprox")
-    local: LocalStep = NearProduct(recipe.local, mu)
-    if prox == "factors":
-        local = with_adjust(recipe.local, near(mu), "fedprox", recipe.name)
-    return replace(recipe, name="fedprox", local=local, check=rules)
+    return replace(recipe if mu else inner, name="fedprox", check=rules if mu else inner.check)
 
 
-def near(mu: float) -> Adjust:
-    """grad += mu (y - x)."""
+@dataclass(frozen=True)
+class Near:
+    """grad += mu (y - x) on everything that learns."""
 
-    def begin(live: Live, turn: Turn) -> Callable[[], None]:
-        x = {n: p.detach().clone() for n, p in live.items()}
+    mu: float
 
-        def pull() -> None:
-            for n, p in live.items():
-                if p.grad is not None:
-                    p.grad.add_(p.detach() - x[n], alpha=mu)
-
-        return pull
-
-    return begin
+    def begin(self, learning: Learning, turn: Turn) -> Course:
+        """Remember x."""
+        x = _copy(learning.live)
+        return _Pull(lambda: _pull(learning.live, x, self.mu))
 
 
 @dataclass(frozen=True)
 class NearProduct:
-    """The wrapped local step with the gradient of (mu / 2) sum over modules |D_y - D_x|_F^2."""
+    """The gradient of (mu / 2) sum over modules |D_y - D_x|_F^2; what is no pair is held by its own values."""
 
-    inner: LocalStep
     mu: float
 
-    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
-        """Train; see `LocalStep`."""
+    def begin(self, learning: Learning, turn: Turn) -> Course:
+        """Remember A_x and B_x, also of the factor that stands still in an alternating method."""
+        now: Mapping[str, Tensor] = {**learning.frozen, **learning.live}
+        modules = [n.removesuffix(A_SUFFIX) for n in now if n.endswith(A_SUFFIX)]
+        x = _copy(now)
+        rest = {n: p for n, p in learning.live.items() if not n.endswith((A_SUFFIX, B_SUFFIX))}
 
-        def begin(live: Live, turn: Turn) -> Callable[[], None]:
-            now = handle.parameters()  # also the factor that stands still in an alternating method
-            modules = [n.removesuffix(A_SUFFIX) for n in now if n.endswith(A_SUFFIX)]
-            x = {n: p.detach().clone() for n, p in now.items()}
-            strength = self.mu * handle.scale() ** 2
-            rest = near(self.mu)({n: p for n, p in live.items() if not n.endswith((A_SUFFIX, B_SUFFIX))}, turn)
+        def pull() -> None:
+            for m in modules:
+                strength = self.mu * learning.scale(m + B_SUFFIX) ** 2
+                a, b, a_x, b_x = (t[m + s].detach() for t in (now, x) for s in (A_SUFFIX, B_SUFFIX))
+                if (grad := now[m + A_SUFFIX].grad) is not None:
+                    grad.add_((b.T @ b) @ a - (b.T @ b_x) @ a_x, alpha=strength)
+                if (grad := now[m + B_SUFFIX].grad) is not None:
+                    grad.add_(b @ (a @ a.T) - b_x @ (a_x @ a.T), alpha=strength)
+            _pull(rest, x, self.mu)
 
-            def pull() -> None:
-                for m in modules:
-                    a, b, a_x, b_x = (t[m + s].detach() for t in (now, x) for s in (A_SUFFIX, B_SUFFIX))
-                    if (grad := now[m + A_SUFFIX].grad) is not None:
-                        grad.add_((b.T @ b) @ a - (b.T @ b_x) @ a_x, alpha=strength)
-                    if (grad := now[m + B_SUFFIX].grad) is not None:
-                        grad.add_(b @ (a @ a.T) - b_x @ (a_x @ a.T), alpha=strength)
-                rest()
-
-            return pull
-
-        return with_adjust(self.inner, begin, "fedprox", "the wrapped method")(handle, batches, turn)
+        return _Pull(pull)
 
 
-def wrapped(on: str | Recipe) -> Recipe:
-    """The recipe that is named, with its default options, or the recipe itself."""
-    if isinstance(on, Recipe):
-        return on
-    from fedft.registry import BUILT_IN
-    from fedft.strategies import make  # late: that module looks strategies up, this one among them
+class _Pull(Course):
+    """A course whose steps are one function."""
 
-    # a site takes options from its server, and no name from there may import anything
-    check.one_of(BUILT_IN, on=on)
-    return make(on, {})
+    def __init__(self, step: Callable[[], None]) -> None:
+        self._step = step
 
-
-def with_adjust(local: LocalStep, adjust: Adjust, who: str, name: str) -> LocalStep:
-    """`local` with one more change to its gradients, after those it makes itself.
-
-    A local step that wraps another has it in a field `inner`. Raises ValueError, in the name of `who`, where there is
-    no `FirstOrder` at the bottom of the local step of `name`.
-    """
-    if isinstance(local, FirstOrder):
-        return replace(local, adjust=adjust if local.adjust is None else _both(local.adjust, adjust))
-    inner = getattr(local, "inner", None)
-    if inner is None:
-        raise ValueError(f"{who} cannot be on {name}: it adds to gradients, and these local steps do not take that")
-    return replace(local, inner=with_adjust(inner, adjust, who, name))  # type: ignore[type-var]
+    def step(self) -> None:
+        """Pull."""
+        self._step()
 
 
-def _both(first: Adjust, then: Adjust) -> Adjust:
-    def begin(live: Live, turn: Turn) -> Callable[[], None]:
-        one, two = first(live, turn), then(live, turn)
+def _copy(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in values.items()}
 
-        def both() -> None:
-            one()
-            two()
 
-        return both
-
-    return begin
+def _pull(live: Mapping[str, nn.Parameter], x: Mapping[str, Tensor], mu: float) -> None:
+    for n, p in live.items():
+        if p.grad is not None:
+            p.grad.add_(p.detach() - x[n], alpha=mu)

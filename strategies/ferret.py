@@ -31,7 +31,7 @@ arXiv:2409.06277.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,25 +39,20 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.adapters.full import Full
-from fedft.adapters.lora import LoRA
-from fedft.aggregation.mean import mean
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.compression import codec
+from fedft.compression.error_feedback import ErrorFeedback, Sent
 from fedft.config import RunConfig
-from fedft.contract import Batch, Handle, Layout, State, Trained, Turn
 from fedft.errors import RejectedUpdate
 from fedft.randomness import families, philox, sketch
 from fedft.randomness.directions import Directions
 from fedft.randomness.independent import Table
-from fedft.recipe import Recipe
+from fedft.recipe import Full, Handle, Layout, LoRA, Recipe, State, Trained, Turn, mean
 from fedft.strategies.parts import growing_history
 from fedft.strategies.parts.growing_history import Replay
-from fedft.training.first_order import FirstOrder
-from fedft.update import Plan, TensorSpec, Update
+from fedft.update import Plan, Shape, TensorSpec, Update
 
-STEPS = FirstOrder()
 LEAVES_LESS = ("projection", "mmse", "lstsq")  # |D - Z gamma| < |D|
 
 
@@ -120,7 +115,6 @@ def ferret(
         seeds,
         server_lr,
         allocation,
-        error_feedback,
         family,
         variant,
         table,
@@ -131,7 +125,7 @@ def ferret(
         "ferret",
         projection.space,
         aggregate=mean if shared else relayed,
-        local=projection.local,
+        uploads=(ErrorFeedback(projection) if error_feedback else Sent(projection),),
         initial=projection.initial,
         server=projection.grow,
         downlink=growing_history.since,
@@ -140,7 +134,7 @@ def ferret(
         upload=projection.upload,
         admit=admit,
         check=lambda config: _check(config, 2 if shared else 3, scale),
-        sends="numbers",
+        upload_kind="numbers",
         linear=shared,
         ring_summable=shared,
         reveals_clients=not shared,
@@ -180,16 +174,15 @@ class Projection:
     seeds: str
     server_lr: float
     allocation: str
-    error_feedback: bool
     family: str
     variant: str
     table: Table | None
     space: Full | LoRA
     replay: Replay = field(default_factory=Replay, compare=False)
 
-    def shapes(self, layout: Layout, rank: int) -> dict[str, tuple[int, ...]]:
+    def shapes(self, layout: Layout, shape: Shape) -> dict[str, tuple[int, ...]]:
         """The blocks, in the order of their coordinates."""
-        spec = self.space.spec(layout, rank)
+        spec = self.space.spec(layout, shape)
         return {n: spec[n].shape for n in sorted(spec, key=str.encode)}
 
     def counts(self, norms: Tensor | None, sizes: Sequence[int]) -> list[int]:
@@ -218,44 +211,56 @@ class Projection:
 
     def upload(self, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
         """4 bytes per coordinate and, for the next round's budget, per block; 8 for a seed of one's own."""
-        counts = self.counts(None, [math.prod(s) for s in self.shapes(layout, plan.rank).values()])
+        counts = self.counts(None, [math.prod(s) for s in self.shapes(layout, plan.shape).values()])
         spec = {"coordinates": TensorSpec((sum(counts),))}
         if self.variant == "exact":
             spec["norms"] = TensorSpec((len(counts),))
         return spec | ({"seed": TensorSpec((2,), "int32")} if self.seeds == "per_client" else {})
 
-    def local(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
-        """Ordinary steps, then the coordinates of what they changed."""
-        delta, metrics, _ = STEPS(handle, batches, turn)
-        goal = {n: delta[n] + turn.kept.get(n, 0) for n in sorted(delta, key=str.encode)}
-        norms = torch.tensor([sketch.size(x) for x in goal.values()])
+    def send(self, changes: Tensors, turn: Turn, handle: Handle) -> Trained:
+        """The coordinates of the changes. Raises FloatingPointError where those are not finite."""
+        norms = torch.tensor([sketch.size(changes[n]) for n in _blocks(changes)])
         if not torch.isfinite(norms).all():
             raise FloatingPointError("the update is not finite")
-        told = growing_history.rounds(turn.held)
-        counts = self.counts(told[-1][1].get("norms") if told else None, [x.numel() for x in goal.values()])
-        own = self.seeds == "per_client"
-        seed = philox.derive(turn.seed, "ferret") if own else self.seed(turn.run_seed, turn.plan.version)
-        rng = torch.Generator().manual_seed(turn.seed)
-        gammas, left, moves = [], {}, [0.0]
-        for (name, x), k, norm in zip(goal.items(), counts, norms.tolist(), strict=True):
-            z = self.directions(seed, name, k)
-            gamma = sketch.coordinates(z, name, x, self.scale, "table" if self.table else self.family)
+        rng, gammas, moves = torch.Generator().manual_seed(turn.seed), [], [0.0]
+        for (name, z), norm in zip(self._drawn(changes, turn), norms.tolist(), strict=True):
+            k = z.count
+            gamma = sketch.coordinates(z, name, changes[name], self.scale, "table" if self.table else self.family)
             if self.variant == "reference":
                 n = max(sketch.LEAST, int(k * norm / (float(norms.max()) or 1.0)))
                 some = torch.zeros(k).index_fill_(0, torch.randperm(k, generator=rng)[:n], 1.0)
                 gamma = gamma * some * (k / n / 3)
             gammas.append(gamma)
-            sketch.rebuild(z, name, gamma, rebuilt := torch.zeros_like(x))
-            if self.error_feedback:
-                left[name] = x - rebuilt
-            if self.space.kind == "full" and (weight := sketch.size(handle.parameters()[name])):
+            if self.space.of_base and (weight := sketch.size(handle.parameters()[name])):
+                sketch.rebuild(z, name, gamma, rebuilt := torch.zeros_like(changes[name]))
                 moves.append(self.server_lr * sketch.size(rebuilt) / weight)
         sent = {"coordinates": torch.cat(gammas)}
         if self.variant == "exact":
             sent["norms"] = norms
-        if own:
-            sent["seed"] = torch.tensor(philox.split_key(seed)).to(torch.int32)
-        return Trained(sent, {**metrics, "largest_move": max(moves)}, left)
+        if self.seeds == "per_client":
+            sent["seed"] = torch.tensor(philox.split_key(self._own_seed(turn))).to(torch.int32)
+        return Trained(sent, {"largest_move": max(moves)})
+
+    def read(self, sent: Tensors, changes: Tensors, turn: Turn) -> dict[str, Tensor]:
+        """Z gamma."""
+        found = {n: torch.zeros_like(changes[n]) for n in _blocks(changes)}
+        drawn = self._drawn(changes, turn)
+        gammas = sent["coordinates"].split([z.count for _, z in drawn])
+        for (name, z), gamma in zip(drawn, gammas, strict=True):
+            sketch.rebuild(z, name, gamma, found[name])
+        return found
+
+    def _drawn(self, changes: Tensors, turn: Turn) -> list[tuple[str, Directions]]:
+        """Z_l of every block of a turn, by the norms of the round before."""
+        told, blocks = growing_history.rounds(turn.held), _blocks(changes)
+        counts = self.counts(told[-1][1].get("norms") if told else None, [changes[n].numel() for n in blocks])
+        own = self.seeds == "per_client"
+        seed = self._own_seed(turn) if own else self.seed(turn.run_seed, turn.plan.version)
+        return [(n, self.directions(seed, n, k)) for n, k in zip(blocks, counts, strict=True)]
+
+    @staticmethod
+    def _own_seed(turn: Turn) -> int:
+        return philox.derive(turn.seed, "ferret")
 
     def grow(self, state: State, change: Tensors) -> dict[str, Tensor]:
         """One more round, eta_g in it: the model never depends on the configuration."""
@@ -277,8 +282,13 @@ class Projection:
                 for (name, x), gamma in zip(total.items(), row.split(counts), strict=True):
                     sketch.rebuild(self.directions(seed, name, len(gamma)), name, gamma, x)
 
-        shapes = self.shapes(handle.layout, turn.plan.rank)
+        shapes = self.shapes(handle.layout, turn.plan.shape)
         change: Mapping[str, Tensor] = self.replay.change(turn.held, shapes, turn.run_seed, add)
-        if self.space.kind == "lora":
-            change = tensors.add(self.space.initial(handle.layout, turn.plan.rank, turn.run_seed), change)
+        if not self.space.of_base:  # the frozen start that changes are of
+            change = tensors.add(self.space.initial(handle.layout, turn.plan.shape, turn.run_seed), change)
         handle.write(change)
+
+
+def _blocks(changes: Tensors) -> list[str]:
+    """Names in the order of their coordinates."""
+    return sorted(changes, key=str.encode)

@@ -14,7 +14,7 @@ from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
 from fedft.contract import Handle, Layout, Turn
 from fedft.recipe import Recipe
 
-SPACE = LoRA(trained=(B_SUFFIX,))
+SPACE = LoRA(learns=(B_SUFFIX,))
 
 
 def ffa_lora() -> Recipe:
@@ -27,4 +27,4 @@ def _without_a(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
 
 
 def _start(handle: Handle, turn: Turn) -> None:
-    handle.write({**SPACE.initial(handle.layout, turn.plan.rank, turn.run_seed), **turn.held})
+    handle.write({**SPACE.initial(handle.layout, turn.plan.shape, turn.run_seed), **turn.held})

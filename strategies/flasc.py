@@ -15,7 +15,7 @@ Kuo, Raje, Rajesh, Smith, "Federated LoRA with Sparse Communication", 2024, arXi
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,17 +23,15 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.adapters.lora import LoRA
 from fedft.arithmetic import sparse
 from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Batch, Handle, Layout, LocalStep, State, Trained, Turn
+from fedft.compression.error_feedback import ErrorFeedback, Sent
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Recipe
-from fedft.training.first_order import FirstOrder
+from fedft.recipe import Handle, Layout, LoRA, Next, Recipe, State, Trained, Turn
 from fedft.update import Plan, Spec, TensorSpec, Update
 
-FIRST, SECOND = "adam.m", "adam.v"
+OWNER, FIRST, SECOND = "flasc", "m", "v"
 EPSILON = 1e-8
 
 
@@ -79,29 +77,27 @@ def flasc(
     check.one_of(("exact", "reference"), variant=variant)
     reference = variant == "reference"
     topk = TopK(
-        FirstOrder(),
         LoRA((B_SUFFIX,) if freeze_a else (A_SUFFIX, B_SUFFIX)),
         density_down,
         density_up,
         score == "normalised",
         weights == "uniform" or reference,
-        error_feedback,
     )
     server = Server(server_optimizer == "adamw", server_lr, beta1, beta2, 0.01 if reference else weight_decay)
     return Recipe(
         "flasc",
         topk.space,
         aggregate=topk.aggregate,
-        local=topk,
-        initial=lambda layout, rank, seed: server.initial(topk.initial(layout, rank, seed)),
+        uploads=(ErrorFeedback(topk) if error_feedback else Sent(topk),),
+        initial=topk.initial,
         server=server.step,
         downlink=topk.downlink,
         start=topk.start,
         upload=topk.spec,
         admit=one_bit_per_value,
-        sends="numbers",
+        upload_kind="numbers",
         linear=False,  # every client has positions of its own
-        evaluates_apart=True,
+        evaluation_has_own_state=True,
         keeps=error_feedback,
     )
 
@@ -110,13 +106,11 @@ def flasc(
 class TopK:
     """What travels, and how the model starts from it."""
 
-    inner: LocalStep
     space: LoRA
     down: float
     up: float
     normalised: bool
     uniform: bool
-    feedback: bool
 
     def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
         """x: the trained tensors of version 0, dense."""
@@ -126,31 +120,31 @@ class TopK:
         """The largest entries of x; all of them to one who only wants the model."""
         if have == state.version:
             return {}
-        x = {n: t for n, t in state.tensors.items() if n not in (FIRST, SECOND)}
-        return sparse.packed(sparse.flat(x), self._largest(x, self.down if plan.steps else 1.0))
+        return sparse.packed(sparse.flat(state.tensors), self._largest(state.tensors, self.down if plan.steps else 1.0))
 
     def start(self, handle: Handle, turn: Turn) -> None:
         """What came at its positions, zero elsewhere; a frozen A as the run's seed draws it."""
-        shapes = {n: t.shape for n, t in self.space.spec(handle.layout, turn.plan.rank).items()}
+        shapes = {n: t.shape for n, t in self.space.spec(handle.layout, turn.plan.shape).items()}
         x = sparse.unpacked(turn.held)[: sum(map(math.prod, shapes.values()))].float()
-        fixed = self.space.initial(handle.layout, turn.plan.rank, turn.run_seed)
+        fixed = self.space.initial(handle.layout, turn.plan.shape, turn.run_seed)
         handle.write({**{n: fixed[n] for n in fixed.keys() - shapes}, **sparse.shaped(x, shapes)})
 
     def spec(self, layout: Layout, plan: Plan) -> Spec:
         """Exactly ceil(q P) values and one bit for each of the P positions."""
-        entries = sum(math.prod(t.shape) for t in self.space.spec(layout, plan.rank).values())
+        entries = sum(math.prod(t.shape) for t in self.space.spec(layout, plan.shape).values())
         values = TensorSpec((sparse.count(self.up, entries),))
         return {"values": values, "support": TensorSpec((sparse.words(entries),), "int32")}
 
-    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
-        """Dense training; the largest entries of the change are sent."""
-        delta, metrics, _ = self.inner(handle, batches, turn)
-        unsent = turn.kept.get("unsent")
-        if unsent is not None and len(unsent) == sum(x.numel() for x in delta.values()):
-            delta = sparse.shaped(sparse.flat(delta) + unsent, {n: tuple(x.shape) for n, x in delta.items()})
-        whole, chosen = sparse.flat(delta), self._largest(delta, self.up)
-        kept = {"unsent": whole.masked_fill(chosen, 0)} if self.feedback else {}
-        return Trained(sparse.packed(whole, chosen), metrics, kept)
+    def send(self, changes: Tensors, turn: Turn, handle: Handle) -> Trained:
+        """The largest entries of the changes, and where they are."""
+        return Trained(sparse.packed(sparse.flat(changes), self._largest(changes, self.up)), {})
+
+    def read(self, sent: Tensors, changes: Tensors, turn: Turn) -> dict[str, Tensor]:
+        """Those entries, and zeros."""
+        whole = sparse.unpacked(sent).float()
+        return sparse.shaped(
+            whole[: sum(x.numel() for x in changes.values())], {n: tuple(x.shape) for n, x in changes.items()}
+        )
 
     def aggregate(self, updates: Iterable[Update]) -> dict[str, Tensor]:
         """sum_k p_k m_k * d_k, dense: [32 ceil(P / 32)], zero behind P."""
@@ -182,24 +176,19 @@ class Server:
     beta2: float
     weight_decay: float
 
-    def initial(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
-        """x, and moments that are zero."""
-        moments = {n: torch.zeros_like(sparse.flat(x)) for n in (FIRST, SECOND)}
-        return {**x, **moments} if self.adam else x
-
-    def step(self, state: State, change: Tensors) -> Tensors:
+    def step(self, state: State, change: Tensors) -> Next:
         """One step of AdamW (Loshchilov and Hutter) or of gradient descent; no entry moves at a gradient of zero."""
-        named = {n: t for n, t in state.tensors.items() if n not in (FIRST, SECOND)}
-        x = sparse.flat(named).double()
-        g, moments = -change["mean"][: len(x)].double(), {}
+        x = sparse.flat(state.tensors).double()
+        g, moments, zeros = -change["mean"][: len(x)].double(), {}, torch.zeros_like(x)
         x = x * (1 - self.lr * self.weight_decay)
         if self.adam:
-            m = self.beta1 * state.tensors[FIRST].double() + (1 - self.beta1) * g
-            v = self.beta2 * state.tensors[SECOND].double() + (1 - self.beta2) * g**2
+            m = self.beta1 * state.drawer(OWNER).get(FIRST, zeros).double() + (1 - self.beta1) * g
+            v = self.beta2 * state.drawer(OWNER).get(SECOND, zeros).double() + (1 - self.beta2) * g**2
             moments = {FIRST: m.float(), SECOND: v.float()}
             t = state.version + 1
             g = m / (1 - self.beta1**t) / ((v / (1 - self.beta2**t)).sqrt() + EPSILON)
-        return {**sparse.shaped((x - self.lr * g).float(), {n: tuple(t.shape) for n, t in named.items()}), **moments}
+        shapes = {n: tuple(t.shape) for n, t in state.tensors.items()}
+        return Next(sparse.shaped((x - self.lr * g).float(), shapes), {OWNER: moments})
 
 
 def one_bit_per_value(delta: Tensors, plan: Plan) -> None:

@@ -63,7 +63,7 @@ def flexlora(
         downlink=_factors,
         linear=False,
         unlike_ranks=True,
-        sends="values",
+        upload_kind="values",
         norm=product_norm,
     )
 

@@ -42,9 +42,9 @@ def flora() -> Recipe:
         linear=False,
         reveals_clients=True,
         unlike_ranks=True,
-        sends="values",
+        upload_kind="values",
         norm=product_norm,
-        adds_downloads=True,
+        downlink_is_increment=True,
     )
 
 
@@ -63,5 +63,5 @@ def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
 def _restart(handle: Handle, turn: Turn) -> None:
     """W = w0 + the sum; A a fresh draw of this client, B zero: the function is unchanged."""
     pairs, head = lowrank.split(turn.held)
-    handle.stand(pairs, key=turn.held_digest)
-    handle.write({**SPACE.initial(handle.layout, turn.plan.rank, turn.seed), **head})
+    handle.set_base_change(pairs, key=turn.held_digest)
+    handle.write({**SPACE.initial(handle.layout, turn.plan.shape, turn.seed), **head})

@@ -6,7 +6,7 @@
     server   A = sum_k w_k pad(A_k),  B = sum_k w_k pad(B_k),   w_k = |B_k A_k|_F / sum_j |B_j A_j|_F   per module
 
 A client uploads its factors at the rank it was given, the pruned tail zeroed, and one int32, "rank": what it keeps. The
-server remembers it as "rank.<client>", which never travels down; the client's next round is at that rank. Padding
+server remembers it for itself; the client's next round is at that rank. Padding
 dilutes: rows that only some clients hold shrink by the others' weight in every round. Energy can be made: who scales a
 change by c scales its weight by c as well (`max_share` bounds that). Where all changes are zero, and for a head, the
 weights are p_k = n_k / sum n_j. A row that ends up zero in both factors could never learn again: it keeps the state's
@@ -17,7 +17,7 @@ Cho, Liu, Xu, Fahrezi, Joshi, "Heterogeneous LoRA for Federated Fine-tuning of O
 arXiv:2401.06432. Published without code; the rank is the client's, one for all modules.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -26,21 +26,33 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.adapters.lora import LoRA
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Batch, Handle, Layout, State, Trained, Turn
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Recipe, cut_to_rank
+from fedft.recipe import (
+    Course,
+    FirstOrder,
+    Handle,
+    Layout,
+    Learning,
+    LoRA,
+    Member,
+    Next,
+    Recipe,
+    Shape,
+    State,
+    Trained,
+    Turn,
+    Work,
+    cut_to_rank,
+)
 from fedft.strategies.fedit import keep_largest_rank
-from fedft.strategies.fedprox import with_adjust
-from fedft.training.first_order import FirstOrder, Live
 from fedft.update import Plan, Spec, TensorSpec, Update
 
 SPACE = LoRA()
 RANK = "rank"
-OF = "rank."  # "rank.<client>" in the state
+OWNER, OF = "hetlora", "rank."  # "rank.<client>" in a change
 
 
 def hetlora(
@@ -70,58 +82,59 @@ def hetlora(
         "hetlora",
         SPACE,
         aggregate=partial(aggregate, by_norm=weights == "norm", max_share=max_share, normalise_rows=normalise_rows),
-        local=SelfPruning(gamma, penalty, FirstOrder("value")),
+        local=FirstOrder("value", terms=(SelfPruning(gamma, penalty),)),
         server=_server,
-        downlink=_without_ranks,
+        downlink=cut_to_rank,
         upload=_upload,
         admit=_admit,
-        rank=_rank,
+        plan=_plan,
         linear=False,
         unlike_ranks=True,
-        sends="values",
+        upload_kind="values",
     )
 
 
 @dataclass(frozen=True)
 class SelfPruning:
-    """Training with the tail's penalty; then the tail is zeroed if its product of norms has shrunk."""
+    """The tail's penalty in every step; at the end the tail is zeroed if its product of norms has shrunk."""
 
     gamma: float
     penalty: float
-    inner: FirstOrder
 
-    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
-        """`turn.plan.steps` steps; uploads values and "rank"."""
-        rank = turn.plan.rank
-        head = max(1, int(self.gamma * rank + 1e-9)) if self.penalty else rank  # 0.29 * 100 is 28.999999999999996
-        before = tail(handle.read(), head)
-        adjust = partial(_decay, head=head, penalty=self.penalty)
-        step = with_adjust(self.inner, adjust, "hetlora", "hetlora") if head < rank else self.inner
-        sent, metrics, _ = step(handle, batches, turn)
-        if tail(sent, head) < before:
-            rank, sent = head, _zeroed(sent, head)
-        return Trained(sent | {RANK: torch.tensor([rank], dtype=torch.int32)}, metrics)
+    def begin(self, learning: Learning, turn: Turn) -> Course:
+        """With the head of this client's rank."""
+        head = max(1, int(self.gamma * turn.plan.rank + 1e-9))  # 0.29 * 100 is 28.999999999999996
+        return _Pruning(learning, head if self.penalty else turn.plan.rank, turn.plan.rank, self.penalty)
+
+
+class _Pruning(Course):
+    def __init__(self, learning: Learning, head: int, rank: int, penalty: float) -> None:
+        self._live, self._head, self._rank, self._penalty = learning.live, head, rank, penalty
+        in_unit = {n: p.detach().to("cpu", torch.float32) * learning.scale(n) for n, p in self._live.items()}
+        self._before = tail(in_unit, head)
+        self._modules = [n.removesuffix(A_SUFFIX) for n in self._live if n.endswith(A_SUFFIX)] if head < rank else []
+
+    def step(self) -> None:
+        """d |b| |a| / da = |b| a / |a|; zero where a norm is zero (B in the first step)."""
+        for m in self._modules:
+            A, B = self._live[m + A_SUFFIX], self._live[m + B_SUFFIX]
+            a, b = A.detach()[self._head :], B.detach()[:, self._head :]
+            if a.any() and b.any() and A.grad is not None and B.grad is not None:
+                A.grad[self._head :] += self._penalty * b.norm() / a.norm() * a
+                B.grad[:, self._head :] += self._penalty * a.norm() / b.norm() * b
+
+    def finish(self, trained: Trained, handle: Handle) -> Trained:
+        """Values, and "rank"."""
+        rank, sent = self._rank, trained.delta
+        if tail(sent, self._head) < self._before:
+            rank, sent = self._head, _zeroed(sent, self._head)
+        return Trained(sent | {RANK: torch.tensor([rank], dtype=torch.int32)}, trained.metrics, trained.kept)
 
 
 def tail(factors: Tensors, head: int) -> float:
     """sum_m |B[:, head:]|_F |A[head:]|_F."""
     pairs = lowrank.split(factors)[0].values()
     return sum(float(d.B[:, head:].double().norm() * d.A[head:].double().norm()) for d in pairs)
-
-
-def _decay(live: Live, turn: Turn, head: int, penalty: float) -> Callable[[], None]:
-    modules = [n.removesuffix(A_SUFFIX) for n in live if n.endswith(A_SUFFIX)]
-    pairs = [(live[m + A_SUFFIX], live[m + B_SUFFIX]) for m in modules]
-
-    def pull() -> None:
-        """d |b| |a| / da = |b| a / |a|; zero where a norm is zero (B in the first step)."""
-        for A, B in pairs:
-            a, b = A.detach()[head:], B.detach()[:, head:]
-            if a.any() and b.any() and A.grad is not None and B.grad is not None:
-                A.grad[head:] += penalty * b.norm() / a.norm() * a
-                B.grad[:, head:] += penalty * a.norm() / b.norm() * b
-
-    return pull
 
 
 def _zeroed(factors: Tensors, rank: int) -> dict[str, Tensor]:
@@ -189,29 +202,21 @@ def capped(shares: list[float], most: float) -> list[float]:
     return new
 
 
-def _without_ranks(state: State, have: int | None, plan: Plan) -> Tensors:
-    return cut_to_rank(State(state.version, _known(state.tensors)[1]), have, plan)
+def _server(state: State, change: Tensors) -> Next:
+    """The mean factors; and the ranks that were said, beside those known before."""
+    news = {n.removeprefix(OF): x for n, x in change.items() if n.startswith(OF)}
+    mean = {n: x for n, x in change.items() if not n.startswith(OF)}
+    return Next(keep_largest_rank(state, mean), {OWNER: {**state.drawer(OWNER), **news}})
 
 
-def _known(tensors: Tensors) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(ranks by "rank.<client>", everything else); clients choose their names, which may end like a factor's."""
-    ranks = {n: x for n, x in tensors.items() if n.startswith(OF)}
-    return ranks, {n: x for n, x in tensors.items() if n not in ranks}
-
-
-def _server(state: State, change: Tensors) -> Tensors:
-    ranks, factors = _known(state.tensors)
-    news, mean = _known(change)
-    return {**keep_largest_rank(State(state.version, factors), mean), **ranks, **news}
-
-
-def _rank(state: State, client: str, configured: int) -> int:
-    known = state.tensors.get(OF + client)
-    return configured if known is None else min(configured, int(known))
+def _plan(state: State, roster: Mapping[str, Member]) -> dict[str, Work]:
+    """The rank that a client said last, if it is below the run file's."""
+    known = {c: int(x) for c, x in state.drawer(OWNER).items() if c in roster}
+    return {c: Work(shape=Shape(min(rank, roster[c].rank))) for c, rank in known.items()}
 
 
 def _upload(layout: Layout, plan: Plan) -> Spec:
-    return SPACE.spec(layout, plan.rank) | {RANK: TensorSpec((1,), "int32")}
+    return SPACE.spec(layout, plan.shape) | {RANK: TensorSpec((1,), "int32")}
 
 
 def _admit(delta: Tensors, plan: Plan) -> None:

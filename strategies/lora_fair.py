@@ -63,7 +63,7 @@ def lora_fair(
         downlink=cut_to_rank,
         linear=False,
         unlike_ranks=True,
-        sends="values",
+        upload_kind="values",
     )
 
 

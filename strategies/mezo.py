@@ -14,7 +14,7 @@ Malladi, Gao, Nichani, Damian, Lee, Chen, Arora, "Fine-Tuning Language Models wi
 arXiv:2305.17333.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +26,7 @@ from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
-from fedft.contract import Batch, Handle, Layout, Trained, Turn
+from fedft.contract import Data, Handle, Layout, Trained, Turn
 from fedft.errors import RejectedUpdate
 from fedft.randomness import families
 from fedft.recipe import Recipe, back_to_base
@@ -88,10 +88,10 @@ def mezo(
         upload=scalars.spec,
         admit=scalars.admit,
         check=scalars.check_run,
-        sends="numbers",
+        upload_kind="numbers",
         linear=False,
         reveals_clients=True,
-        adds_downloads=True,
+        downlink_is_increment=True,
     )
 
 
@@ -106,9 +106,9 @@ class Scalars(Fresh):
         self.check(config)
         growing_history.check_rounds(config.server.rounds, 2)
 
-    def send(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+    def send(self, handle: Handle, data: Data, turn: Turn) -> Trained:
         """Walk; uploads c and the seed of the directions."""
-        walked = self.walk(handle, batches, turn)
+        walked = self.walk(handle, data, turn)
         seed = torch.tensor([self.seed(turn)]).view(torch.int32)
         return Trained({"scalar": walked.moved.float(), "seed": seed}, walked.metrics)
 

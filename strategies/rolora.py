@@ -44,7 +44,7 @@ def _frozen(round: int) -> str:
 
 
 def _one_factor(layout: Layout, plan: Plan) -> Spec:
-    return {n: t for n, t in SPACE.spec(layout, plan.rank).items() if not n.endswith(_frozen(plan.round))}
+    return {n: t for n, t in SPACE.spec(layout, plan.shape).items() if not n.endswith(_frozen(plan.round))}
 
 
 def _what_changed(state: State, have: int | None, plan: Plan) -> Tensors:

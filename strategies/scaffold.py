@@ -22,104 +22,102 @@ Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Lea
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedft import check
-from fedft import recipe as recipes
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Batch, Handle, Layout, Trained, Turn
-from fedft.recipe import Recipe
-from fedft.strategies.fedprox import with_adjust, wrapped
-from fedft.training import first_order
-from fedft.training.first_order import FirstOrder, Live
+from fedft.config import RunConfig
+from fedft.recipe import Course, Handle, Layout, Learning, Next, Recipe, State, Trained, Turn
+from fedft.strategies.parts.wrapping import On, with_term, wrapped
+from fedft.training.first_order import gradient_steps
 from fedft.update import Plan, Update
 
-CONTROL = "control."
+OWNER, CONTROL = "scaffold", "control."
 log = logging.getLogger(__name__)
 
 
-def scaffold(*, on: str | Recipe = "fedit", server_lr: float = 1.0) -> Recipe:
+def scaffold(*, on: On = "fedit", server_lr: float = 1.0) -> Recipe:
     """Control variates on another method that averages changes.
 
     Args:
-        on: the method that is wrapped, by name with its default options (in Python a Recipe will do).
+        on: the method that is wrapped: its name, or a table of its name and options (in Python a Recipe will do).
         server_lr: eta_g, factor on the mean change of x.
     """
     check.above(0, server_lr=server_lr)
     inner = wrapped(on)
+    _fits(inner)
     return replace(
-        inner,
+        with_term(inner, Corrected(), "scaffold"),
         name="scaffold",
         aggregate=lambda updates: _aggregate(inner, updates),
-        local=Corrected(_plain(inner)),
         initial=lambda layout, rank, seed: _initial(inner, layout, rank, seed),
-        server=lambda state, change: recipes.add(state, _scaled(change, server_lr)),
+        server=_moving(inner, server_lr),
         start=lambda handle, turn: inner.start(handle, replace(turn, held=without_control(turn.held))),
         upload=lambda layout, plan: {p + n: s for n, s in inner.spec(layout, plan).items() for p in ("", CONTROL)},
         admit=lambda delta, plan: inner.admit(without_control(delta), plan),
         check=lambda config: _check(inner, config),
         norm=_norm,
+        with_server=lambda recipe, step: replace(recipe, server=_moving(replace(inner, server=step), server_lr)),
+        averages_changes=inner.averages,
+        adds_changes=inner.adds,
         linear=False,  # x by examples, c by clients
         ring_summable=False,
         keeps=True,
     )
 
 
-def _plain(recipe: Recipe) -> FirstOrder:
-    """The local step of a recipe that averages changes of one state; ValueError for another one."""
-    local, no = recipe.local, f"scaffold cannot be on {recipe.name}: "
-    if not isinstance(local, FirstOrder):
+def _fits(recipe: Recipe) -> None:
+    """Raise ValueError unless every client of the recipe descends from one x by gradients of the same parameters."""
+    no, steps = f"scaffold cannot be on {recipe.name}: ", gradient_steps(recipe.local)
+    if steps is None:
         raise ValueError(no + "it corrects gradients, and these local steps are not plain back-propagation")
-    if local.send != "delta" or recipe.unlike_ranks:
-        raise ValueError(no + "its clients send values or have unlike ranks; control variates need one space for all")
-    if local.trains is not first_order.everything_trained:
+    if recipe.with_server is not None:
+        raise ValueError(no + "one set of control variates is enough")
+    if steps.send != "delta" or recipe.unlike_ranks or recipe.upload_kind != "changes":
+        raise ValueError(no + "its clients send values, numbers, or have unlike ranks; controls need one space for all")
+    if steps.trains is not None:
         raise ValueError(no + "what does not learn in a round has no gradient, and its control variates would be stale")
-    if recipe.server is not recipes.add or recipe.personal:
-        raise ValueError(no + "the server must add the mean change to one x that is the same for all")
-    if recipe.downlink is not recipes.everything or recipe.receive is not recipes.replace_all:
+    if not recipe.averages or recipe.personal:
+        raise ValueError(no + "the server must move one x, the same for all, by the mean of the changes")
+    if not recipe.sends_whole_state:
         raise ValueError(no + "every client must receive the whole state")
-    return local
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """Local steps with grad - c_k + c; sends the change of x and of c_k, keeps c_k."""
+    """Gradients become grad - c_k + c; the change of c_k is sent, c_k is kept."""
 
-    inner: FirstOrder
+    def begin(self, learning: Learning, turn: Turn) -> Course:
+        """With c as it came down and c_k as this client kept it."""
+        return _Corrected(learning, controls(turn.held), turn.drawer(OWNER))
 
-    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
-        """Train; see `LocalStep`."""
-        sums: dict[str, Tensor] = {}
-        steps = 0
 
-        def begin(live: Live, turn: Turn) -> Callable[[], None]:
-            c, c_k = controls(turn.held), controls(turn.kept)
-            correction = {n: (c[n] - c_k.get(n, torch.zeros(()))).to(p.device) for n, p in live.items()}
-            sums.update({n: torch.zeros_like(p) for n, p in live.items()})
+class _Corrected(Course):
+    def __init__(self, learning: Learning, c: Tensors, c_k: Tensors) -> None:
+        self._live, self._c_k, self._steps = learning.live, c_k, 0
+        self._correction = {n: (c[n] - c_k.get(n, torch.zeros(()))).to(p.device) for n, p in self._live.items()}
+        self._sums = {n: torch.zeros_like(p) for n, p in self._live.items()}
 
-            def correct() -> None:
-                nonlocal steps
-                steps += 1
-                for n, p in live.items():
-                    if p.grad is not None:
-                        sums[n].add_(p.grad)
-                        p.grad.add_(correction[n])
+    def step(self) -> None:
+        """Add g_s to the mean, then correct it."""
+        self._steps += 1
+        for n, p in self._live.items():
+            if p.grad is not None:
+                self._sums[n].add_(p.grad)
+                p.grad.add_(self._correction[n])
 
-            return correct
-
-        trained = with_adjust(self.inner, begin, "scaffold", "the wrapped method")(handle, batches, turn)
-        sent, kept = dict(trained.delta), dict(trained.kept)
-        c_k = controls(turn.kept)
-        for n, g in sums.items():
-            before = c_k.get(n, torch.zeros(g.shape))
-            change = (g / steps).to("cpu", torch.float32) - before
+    def finish(self, trained: Trained, handle: Handle) -> Trained:
+        """Send c_k' - c_k, keep c_k'."""
+        sent, kept = dict(trained.delta), {}
+        for n, g in self._sums.items():
+            before = self._c_k.get(n, torch.zeros(g.shape))
+            change = (g / self._steps).to("cpu", torch.float32) - before
             sent[CONTROL + n] = change
-            kept[CONTROL + n] = before + change  # as the server adds it: one client's c_k is c, bit for bit
-        return Trained(sent, trained.metrics, kept)
+            kept[n] = before + change  # as the server adds it: one client's c_k is c, bit for bit
+        return Trained(sent, trained.metrics, {**trained.kept, OWNER: kept})
 
 
 def controls(values: Tensors) -> dict[str, Tensor]:
@@ -149,11 +147,22 @@ def _aggregate(inner: Recipe, updates: Iterable[Update]) -> dict[str, Tensor]:
     return change | {CONTROL + n: (x / (roster or answered)).float() for n, x in total.items()}
 
 
-def _initial(inner: Recipe, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-    x = dict(inner.first_state(layout, rank, seed).tensors)
-    if any(n.startswith(CONTROL) for n in x):
+def _moving(inner: Recipe, server_lr: float) -> Callable[[State, Tensors], Next]:
+    def step(state: State, change: Tensors) -> Next:
+        """x as the wrapped server moves it, c plus its change."""
+        after = inner.next_state(state, {n: server_lr * x for n, x in without_control(change).items()})
+        c = {CONTROL + n: state.tensors[CONTROL + n] + x for n, x in controls(change).items()}
+        return Next({**after.tensors, **c}, after.own)
+
+    return step
+
+
+def _initial(inner: Recipe, layout: Layout, rank: int, seed: int) -> Next:
+    first = inner.first_state(layout, rank, seed)
+    if any(n.startswith(CONTROL) for n in first.tensors):
         raise ValueError(f"names of the model begin with {CONTROL!r}, which is where control variates are kept")
-    return x | {CONTROL + n: torch.zeros_like(x[n]) for n in inner.spec(layout, Plan("", 0, 0, rank=rank))}
+    c = {CONTROL + n: torch.zeros_like(first.tensors[n]) for n in inner.spec(layout, Plan("", 0, 0, rank=rank))}
+    return Next({**first.tensors, **c}, first.own)
 
 
 def _norm(delta: Tensors, plan: Plan) -> float:
@@ -162,11 +171,7 @@ def _norm(delta: Tensors, plan: Plan) -> float:
     return (tensors.norm(without_control(delta)) ** 2 + far**2) ** 0.5
 
 
-def _scaled(change: Tensors, server_lr: float) -> dict[str, Tensor]:
-    return {n: x if n.startswith(CONTROL) else server_lr * x for n, x in change.items()}
-
-
-def _check(inner: Recipe, config: Any) -> None:
+def _check(inner: Recipe, config: RunConfig) -> None:
     inner.check(config)
     local = config.local
     if local.optimizer != "sgd" or local.momentum or local.weight_decay:

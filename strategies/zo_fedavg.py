@@ -16,7 +16,6 @@ Learning", IEEE Transactions on Signal Processing 2022, arXiv:2201.09531. Rules:
 Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark", ICML 2024, arXiv:2402.11592.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +24,7 @@ from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import tensors
 from fedft.config import RunConfig
-from fedft.contract import Batch, Handle, Trained, Turn
+from fedft.contract import Data, Handle, Trained, Turn
 from fedft.randomness import directions, families, philox
 from fedft.randomness.hadamard import BLOCK
 from fedft.recipe import Recipe
@@ -95,7 +94,8 @@ def zo_fedavg(
         variant=variant,
     )
     fresh = Fresh(how, family)
-    return Recipe("zo_fedavg", Full() if space == "full" else LoRA(), local=fresh.change, check=fresh.check)
+    kind = Full() if space == "full" else LoRA()
+    return Recipe("zo_fedavg", kind, local=fresh.change, check=fresh.check, any_kind=space == "lora")
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,20 @@ class Fresh:
         z = families.make(self.family, seed, count)
         return z if self.how.resample else self.how.masked(z, run_seed)
 
-    def walk(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> zeroth_order.Walked:
+    def walk(self, handle: Handle, data: Data, turn: Turn) -> zeroth_order.Walked:
         """The turn's steps, along direction 0, 1, 2, ... of `seed(turn)`."""
         count = turn.plan.steps * self.how.samples
         z = self.directions(self.seed(turn), count, turn.run_seed)
-        return zeroth_order.walk(handle, batches, turn, self.how, z, range(count))
+        return zeroth_order.walk(handle, data, turn, self.how, z, range(count))
 
     def seed(self, turn: Turn) -> int:
         """Of the turn's directions; the turn's own seed is of the run, the client and the round."""
         return philox.derive(turn.seed, "zo")
 
-    def change(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+    def change(self, handle: Handle, data: Data, turn: Turn) -> Trained:
         """Walk; uploads what moved by how much."""
         received = handle.read()
-        metrics = self.walk(handle, batches, turn).metrics
+        metrics = self.walk(handle, data, turn).metrics
         return Trained(tensors.sub(handle.read(), received), metrics)
 
     def check(self, config: RunConfig) -> None:

@@ -1,28 +1,39 @@
-"""Full fine-tuning."""
+"""Full fine-tuning: every parameter of the base is trained; values are changes since w0, so version 0 is all zeros."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedft.contract import Layout
-from fedft.update import TensorSpec
+from fedft.contract import Kind, Layout, Mounted, Settings
+from fedft.update import Shape
 
 
 @dataclass(frozen=True)
-class Full:
-    """Every parameter of the base; values are changes since w0, so version 0 is all zeros."""
+class Full(Kind):
+    """Every parameter of the base."""
 
-    trained: tuple[str, ...] = ("",)
-    kind: Literal["full"] = "full"
-    still: bool = False
-    """Every step is a sum of shared directions: weights in half precision stay so, and stand still (`Handle.move`)."""
+    along_directions: bool = False
+    """Every step is a sum of shared directions: a model in half precision stays so (`Handle.weights_fixed`)."""
+    name: ClassVar[str] = "full"
+    linear: ClassVar[bool] = True
+    of_base: ClassVar[bool] = True
 
-    def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-        """Zeros."""
-        return {name: torch.zeros(shape) for name, shape in layout.parameters.items()}
+    def layout(self, layout: Layout) -> Layout:
+        """The parameters alone: a head is among them, and no module gets an adapter."""
+        return replace(layout, modules={}, head={})
 
-    def spec(self, layout: Layout, rank: int) -> dict[str, TensorSpec]:
-        """Every parameter."""
-        return {name: TensorSpec(shape) for name, shape in layout.parameters.items()}
+    def trained(self, layout: Layout, shape: Shape) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of all parameters, by name."""
+        return layout.parameters
+
+    def draw(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
+        """No change of any parameter."""
+        return {name: torch.zeros(size) for name, size in layout.parameters.items()}
+
+    def mount(self, model: nn.Module, layout: Layout, shape: Shape, settings: Settings) -> Mounted:
+        """The parameters that are there."""
+        own = dict(model.named_parameters(remove_duplicate=False))
+        return Mounted({name: own[name] for name in layout.parameters})

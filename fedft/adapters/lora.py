@@ -1,40 +1,140 @@
-"""Low-rank adapters."""
+"""LoRA: low-rank adapters on chosen modules, change of a weight = lora_B lora_A.
 
+Layers are peft's own (`peft.tuners.lora`), one adapter per shape. Pairs travel in unit scale: B carries alpha / rank.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
-from fedft.contract import Layout
+from fedft.adapters.lora_batched import adapted
+from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Kind, Layout, Mounted, Settings
 from fedft.randomness import philox
-from fedft.update import TensorSpec
+from fedft.update import Shape
 
 
 @dataclass(frozen=True)
-class LoRA:
-    """Low-rank adapters on chosen modules: change of a weight = lora_B lora_A.
+class LoRA(Kind):
+    """A pair of factors A [rank, in], B [out, rank] for every adapted module.
 
-    `trained` names the factors that learn and travel. With A frozen it is drawn from the run's seed on every machine
+    `learns` names the factors that learn and travel. With A frozen it is drawn from the run's seed on every machine
     and never sent: two seeds of 8 bytes agree where gigabytes would have travelled.
     """
 
-    trained: tuple[str, ...] = (A_SUFFIX, B_SUFFIX)
-    kind: Literal["lora"] = "lora"
+    learns: tuple[str, ...] = (A_SUFFIX, B_SUFFIX)
+    name: ClassVar[str] = "lora"
+    rank_free: ClassVar[bool] = False
+    pairs: ClassVar[bool] = True
 
-    def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-        """A uniform on +-1/sqrt(in) (peft's Kaiming bound), one Philox word per element; B zero; head changes zero."""
-        found = {name: torch.zeros(shape) for name, shape in layout.head.items()}
+    @property
+    def linear(self) -> bool:
+        """With one factor frozen and the same everywhere."""
+        return len(self.learns) == 1
+
+    def trained(self, layout: Layout, shape: Shape) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the factors that learn, by name."""
+        factors = {m + A_SUFFIX: (shape.of(m), i) for m, (_, i) in layout.modules.items()}
+        factors |= {m + B_SUFFIX: (o, shape.of(m)) for m, (o, _) in layout.modules.items()}
+        return {n: s for n, s in factors.items() if n.endswith(self.learns)}
+
+    def draw(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
+        """A uniform on +-1/sqrt(in) (peft's Kaiming bound), one Philox word per element; B zero."""
+        found = {}
         for m, (o, i) in layout.modules.items():
-            u = philox.uniform(seed, philox.LORA_INIT, m + A_SUFFIX, (rank, i))
+            u = philox.uniform(seed, philox.LORA_INIT, m + A_SUFFIX, (shape.of(m), i))
             found[m + A_SUFFIX] = (2 * u - 1) / i**0.5
-            found[m + B_SUFFIX] = torch.zeros(o, rank)
+            found[m + B_SUFFIX] = torch.zeros(o, shape.of(m))
         return found
 
-    def spec(self, layout: Layout, rank: int) -> dict[str, TensorSpec]:
-        """The trained factors at `rank`, and the head."""
-        shapes = {m + A_SUFFIX: (rank, i) for m, (_, i) in layout.modules.items()}
-        shapes |= {m + B_SUFFIX: (o, rank) for m, (o, _) in layout.modules.items()}
-        found = {n: TensorSpec(s) for n, s in shapes.items() if n.endswith(self.trained)}
-        return found | {n: TensorSpec(s) for n, s in layout.head.items()}
+    def shape_of(self, values: Tensors) -> Shape | None:
+        """Rank by module, as one of its factors has it."""
+        ranks = {n.removesuffix(A_SUFFIX): x.shape[0] for n, x in values.items() if n.endswith(A_SUFFIX)}
+        for n, x in values.items():
+            if n.endswith(B_SUFFIX):
+                ranks.setdefault(n.removesuffix(B_SUFFIX), x.shape[1])
+        if not ranks:
+            return None
+        usual = max(ranks.values(), key=list(ranks.values()).count)
+        return Shape(usual, {m: r for m, r in ranks.items() if r != usual})
+
+    def change(self, module: str, values: Tensors) -> LowRank | None:
+        """The product B A."""
+        return LowRank(values[module + A_SUFFIX], values[module + B_SUFFIX])
+
+    def several(self, model: nn.Module, layout: Layout) -> Callable[..., Mapping[nn.Module, Any]]:
+        """Every adapted layer as one pass for the tokens of several clients; see `lora_batched`."""
+
+        def forwards(leaves: Tensors, scales: Tensors) -> dict[nn.Module, Any]:
+            layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
+            return {
+                layer: partial(
+                    adapted, layer.base_layer, leaves[m + A_SUFFIX], leaves[m + B_SUFFIX], scales[m + B_SUFFIX]
+                )
+                for m, layer in layers.items()
+            }
+
+        return forwards
+
+    def mount(self, model: nn.Module, layout: Layout, shape: Shape, settings: Settings) -> Mounted:
+        """A peft adapter under the shape's own name, both factors in float32 whatever the base is in."""
+        name = shape.key
+        if name not in getattr(model.get_submodule(next(iter(layout.modules))), "lora_A", {}):
+            _inject(model, layout, shape, settings, name)
+        layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
+        found = {}
+        for m, layer in layers.items():
+            found[m + A_SUFFIX], found[m + B_SUFFIX] = layer.lora_A[name].weight, layer.lora_B[name].weight
+        for parameter in found.values():
+            parameter.data = parameter.data.float()  # small steps must not be lost
+
+        def switch(on: bool) -> None:
+            for layer in layers.values():
+                if on:
+                    layer.set_adapter(name)
+                layer.enable_adapters(on)
+
+        def scale(tensor: str) -> float:
+            if not tensor.endswith(B_SUFFIX):
+                return 1.0
+            return 2.0 if settings.alpha is None else settings.alpha / shape.of(tensor.removesuffix(B_SUFFIX))
+
+        def remove() -> None:
+            for layer in layers.values():
+                layer.delete_adapter(name)
+
+        return Mounted(found, switch, scale, remove)
+
+
+def _inject(model: nn.Module, layout: Layout, shape: Shape, settings: Settings, name: str) -> None:
+    """peft's layers, in the mode that the model is in; initial values are overwritten by whoever writes the adapter."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    def alpha(rank: int) -> float:
+        return 2 * rank if settings.alpha is None else settings.alpha
+
+    transposed = [type(model.get_submodule(m)).__name__ == "Conv1D" for m in layout.modules]
+    config = LoraConfig(
+        r=shape.rank,
+        lora_alpha=alpha(shape.rank),  # type: ignore[arg-type]
+        rank_pattern=dict(shape.ranks),
+        alpha_pattern={m: alpha(r) for m, r in shape.ranks.items()},
+        lora_dropout=settings.dropout,
+        target_modules=list(layout.modules),
+        fan_in_fan_out=any(transposed),
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft draws initial values, which are overwritten, and warns of a second adapter, which we want
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        # where Conv1D and Linear are mixed: peft corrects it for each layer
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to True")
+        inject_adapter_in_model(config, model, name)
+    model.train(model.training)  # the new layers too

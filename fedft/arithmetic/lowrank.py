@@ -9,7 +9,7 @@
 Pairs are in unit-scale form: B carries alpha / r. Algebra runs in float64 and is rounded once to the factors' dtype.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -199,16 +199,24 @@ def mean_factors(items: Iterable[tuple[LowRank, float]]) -> LowRank:
     return LowRank(mean["A"], mean["B"])
 
 
+def plus(x: LowRank | Tensor, y: LowRank | Tensor) -> LowRank | Tensor:
+    """The sum of two changes of one weight: factored where both are, else dense [o, i]."""
+    if isinstance(x, LowRank) and isinstance(y, LowRank):
+        return x + y
+    return (x.dense() if isinstance(x, LowRank) else x) + (y.dense() if isinstance(y, LowRank) else y)
+
+
 def inner(x: LowRank, y: LowRank) -> float:
     """<x, y> = tr(x^T y) = tr((B_x^T B_y)(A_y A_x^T)) from small Gram matrices, float64."""
     a, b = x.double(), y.double()
     return float(torch.sum((a.B.T @ b.B) * (a.A @ b.A.T)))
 
 
-def cut(tensors: Tensors, rank: int) -> dict[str, Tensor]:
-    """The first `rank` rows of every A and columns of every B; everything else as it is."""
-    rows = {n: x[:rank] if n.endswith(A_SUFFIX) else x for n, x in tensors.items()}
-    return {n: x[:, :rank] if n.endswith(B_SUFFIX) else x for n, x in rows.items()}
+def cut(tensors: Tensors, rank: int | Callable[[str], int]) -> dict[str, Tensor]:
+    """The first `rank` rows of every A and columns of every B (by module, if it is a function); the rest as it is."""
+    of = (lambda module: rank) if isinstance(rank, int) else rank
+    rows = {n: x[: of(n.removesuffix(A_SUFFIX))] if n.endswith(A_SUFFIX) else x for n, x in tensors.items()}
+    return {n: x[:, : of(n.removesuffix(B_SUFFIX))] if n.endswith(B_SUFFIX) else x for n, x in rows.items()}
 
 
 def pad(d: LowRank, rank: int) -> LowRank:

@@ -101,6 +101,30 @@ def digest(x: Tensors) -> str:
     return h.hexdigest()
 
 
+def in_one(drawers: Mapping[str, Tensors]) -> dict[str, Tensor]:
+    """Tensors of several owners under "<owner>/<name>", contiguous: what one file holds. Owners have no slash."""
+    return {f"{owner}/{name}": x.contiguous() for owner, drawer in drawers.items() for name, x in drawer.items()}
+
+
+def drawers_of(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `in_one`: tensors by owner and name. Raises ValueError for a name without a slash."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, x in tensors.items():
+        owner, slash, own = name.partition("/")
+        if not slash:
+            raise ValueError(f"expected '<owner>/<name>', got {name!r:.80}")
+        found.setdefault(owner, {})[own] = x
+    return found
+
+
+def digest_of_texts(texts: Iterable[str]) -> str:
+    """SHA-256 of texts in their order; hexadecimal."""
+    h = hashlib.sha256()
+    for text in texts:
+        h.update(f"{text}\0".encode())
+    return h.hexdigest()
+
+
 def _blocks(t: Tensor) -> tuple[Tensor, ...]:
     """The entries in pieces whose float64 copy stays in the cache; fresh memory costs more than arithmetic."""
     return t.reshape(-1).split(BLOCK) if t.numel() > BLOCK else (t,)

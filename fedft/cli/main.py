@@ -144,7 +144,7 @@ def strategies(as_json: AsJson = False) -> None:
     for name, where in registry.installed().items():
         recipe = known.make(name, {})
         declared = {d: getattr(recipe, d) for d in DECLARED}
-        rows.append({"name": name, "what": _headline(where), "space": recipe.space.kind, **declared, "from": where})
+        rows.append({"name": name, "what": _headline(where), "space": recipe.space.name, **declared, "from": where})
     if as_json:
         typer.echo(json.dumps(rows))
         return

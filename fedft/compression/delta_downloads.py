@@ -9,9 +9,9 @@ the x before it holds the server's x, bit for bit. With x + lost the sum of all 
 out is lost, only late; and clients train from the x that everybody holds. Bytes are kept because not every codec makes
 the same ones of what it decoded (`Codec.settles`).
 
-state      x and all else of the wrapped recipe's, and of the server's
-           `delta.lost.<name>`    what has not arrived yet; never travels
-           `delta.sent.<v>`       an encoded plan in the codec, from version v to v + 1: its bytes, a 1, zeros; int32
+state      x and all else of the wrapped recipe's, and in a drawer of the server's own
+           `lost.<name>`    what has not arrived yet; never travels
+           `delta.sent.<v>` an encoded plan in the codec, from version v to v + 1: its bytes, a 1, zeros; int32
 downlink   the messages from the client's version on; the whole of x, in fp32, to one who is new or lacks too many: as
            many are kept as together are shorter than x
 receive    x after those messages, or what came
@@ -32,26 +32,25 @@ import torch
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Layout, State
+from fedft.contract import Next, State
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Recipe
 from fedft.update import Plan
 from fedft.wire import messages
 
-OWN = "delta."
-LOST, SENT = OWN + "lost.", OWN + "sent."
+OWNER, LOST, SENT = "delta_downloads", "lost.", "delta.sent."
 NO_RUN = "0" * 16
 
 
 def unfit(recipe: Recipe) -> str:
     """Why downloads of this recipe cannot be changes of one x; "" where they can."""
-    if recipe.adds_downloads:
+    if recipe.downlink_is_increment:
         return f"clients of {recipe.name} add up what they receive: it brings changes already"
-    if recipe.sends == "numbers" or recipe.evaluates_apart:
+    if recipe.upload_kind == "numbers" or recipe.evaluation_has_own_state:
         return f"what {recipe.name} sends down is no model that changes a little from round to round"
     if recipe.unlike_ranks:
         return f"{recipe.name} cuts factors to each client's rank: no change fits all clients"
-    if recipe.sends == "values":  # the error of x would be added to a value that does not have it
+    if recipe.upload_kind == "values":  # the error of x would be added to a value that does not have it
         return f"{recipe.name} replaces what it has in every round, it does not change it"
     return ""
 
@@ -59,10 +58,7 @@ def unfit(recipe: Recipe) -> str:
 def wrapped(recipe: Recipe, changes: str) -> Recipe:
     """The recipe with downloads as changes in the codec `changes`; it is not `unfit`."""
     d = Deltas(recipe, changes)
-    return replace(
-        recipe, initial=d.initial, server=d.server, downlink=d.downlink, receive=d.receive,
-        rank=lambda state, client, rank: recipe.rank(_inner(state), client, rank),
-    )  # fmt: skip
+    return replace(recipe, server=d.server, downlink=d.downlink, receive=d.receive)
 
 
 @dataclass(frozen=True)
@@ -72,54 +68,48 @@ class Deltas:
     inner: Recipe
     changes: str
 
-    def initial(self, layout: Layout, rank: int, seed: int) -> Tensors:
-        """Version 0: nothing is lost yet."""
-        x = self.inner.first_state(layout, rank, seed).tensors
-        if any(n.startswith(OWN) for n in x):
-            raise ValueError(f"names of the model begin with {OWN!r}, which is where the server keeps what it sent")
-        return x
-
-    def server(self, state: State, change: Tensors) -> Tensors:
+    def server(self, state: State, change: Tensors) -> Next:
         """One step of the wrapped server, of which x takes what everybody decodes."""
-        old = _inner(state)
-        new = State(state.version + 1, self.inner.server(old, change))
-        lost = {n.removeprefix(LOST): t for n, t in state.tensors.items() if n.startswith(LOST)}
+        new, mine = self.inner.next_state(state, change), state.drawer(OWNER)
+        lost = {n.removeprefix(LOST): t for n, t in mine.items() if n.startswith(LOST)}
         late = {n: t for n, t in lost.items() if n in new.tensors and new.tensors[n].shape == t.shape}
         wanted = {**new.tensors, **{n: new.tensors[n] + t for n, t in late.items()}}
-        x, goal = self._shared(old), self._shared(new)
+        x, goal = self._shared(state), self._shared(new)
+        whole_again = Next(wanted, {**new.own, OWNER: {}})
         if x is None or goal is None or not _alike(x, goal):
-            return wanted
+            return whole_again
         moved = {n: wanted[n] for n, t in goal.items() if not torch.equal(t, x[n])}
         news = {n: t - x[n] for n, t in moved.items()}
         data = messages.encode_plan(Plan(NO_RUN, state.version, new.version, state.version, tensors=news), self.changes)
         try:
             after = _after(x, data, state.version)
         except RejectedUpdate:  # not finite, or beyond what a message may bring: it is for the engine to say so
-            return wanted
+            return whole_again
         lost |= {n: t - after[n] for n, t in moved.items()}
-        sent = {n: t for n, t in state.tensors.items() if n.startswith(SENT)}
+        sent = {n: t for n, t in mine.items() if n.startswith(SENT)}
         sent[f"{SENT}{state.version}"] = _packed(data)
         whole = sum(t.numel() for t in x.values())
         for oldest in sorted(sent, key=_version):
             if sum(t.numel() for t in sent.values()) < whole:
                 break
             del sent[oldest]
-        return {**new.tensors, **after, **{LOST + n: t for n, t in lost.items()}, **sent}
+        return Next({**new.tensors, **after}, {**new.own, OWNER: {**{LOST + n: t for n, t in lost.items()}, **sent}})
 
     def downlink(self, state: State, have: int | None, plan: Plan) -> Tensors:
         """The messages that the client lacks, or the whole of x."""
         if have is not None and have < state.version:
-            lacking = {n: t for n, t in state.tensors.items() if n.startswith(SENT) and _version(n) >= have}
+            mine = state.drawer(OWNER)
+            lacking = {n: t for n, t in mine.items() if n.startswith(SENT) and _version(n) >= have}
             if len(lacking) == state.version - have:
                 return lacking
-        return self.inner.downlink(_inner(state), have if have == state.version else None, plan)
+        return self.inner.downlink(state, have if have == state.version else None, plan)
 
     def receive(self, held: State | None, plan: Plan) -> Tensors:
         """x after the messages that came. Raises RejectedUpdate where they do not lead from what is held to the plan's.
 
         Nothing larger than x is allocated for what they say.
         """
-        sent = {n: t for n, t in plan.tensors.items() if n.startswith(OWN)}
+        sent = {n: t for n, t in plan.tensors.items() if n.startswith(SENT)}
         if not sent:
             return self.inner.receive(held, plan)
         if held is None or plan.have is None or len(sent) != len(plan.tensors) or len(sent) != plan.version - plan.have:
@@ -138,11 +128,6 @@ class Deltas:
         plan = replace(plan, tensors=self.inner.downlink(state, None, plan))
         held = self.inner.receive(None, plan)
         return held if all(state.tensors.get(n) is t for n, t in held.items()) else None
-
-
-def _inner(state: State) -> State:
-    """The wrapped recipe's state."""
-    return State(state.version, {n: t for n, t in state.tensors.items() if not n.startswith(OWN)})
 
 
 def _alike(x: Tensors, y: Tensors) -> bool:

@@ -1,6 +1,6 @@
-"""Error feedback: what a codec leaves out of an update is kept by the client and added to its next one.
+"""Error feedback: what a lossy way of sending leaves out of an update is kept by the client and added to its next one.
 
-    meant = delta + unsent;    sent = what the server decodes of `meant`;    unsent := meant - sent
+    meant = delta + unsent;    sent = what the server reads of `meant`;    unsent := meant - sent
 
 So the sum of all that was sent is the sum of all deltas but for the last `unsent`: nothing is lost, only late. It is
 kept as what else a client keeps is: on its disk, and as of the last update that counted.
@@ -9,31 +9,74 @@ Karimireddy, Rebjock, Stich, Jaggi, "Error Feedback Fixes SignSGD and other Grad
 arXiv:1901.09847.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
 
-from fedft.contract import Batch, Handle, LocalStep, Trained, Turn
+from torch import Tensor
+
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Handle, Trained, Turn
 from fedft.wire import messages
 
-UNSENT = "unsent."
+OWNER = "error_feedback"
+
+
+class Lossy(Protocol):
+    """A way of sending changes that leaves something out."""
+
+    def send(self, changes: Tensors, turn: Turn, handle: Handle) -> Trained:
+        """What is sent of the changes, and metrics of it; nothing is kept here."""
+
+    def read(self, sent: Tensors, changes: Tensors, turn: Turn) -> dict[str, Tensor]:
+        """What the server makes of it, under the names and in the shapes of the changes (floats only)."""
 
 
 @dataclass(frozen=True)
-class Feedback:
-    """A local step whose changes travel in the lossy codec `up`."""
+class Sent:
+    """A lossy way of sending, as it is: what is left out is lost."""
 
-    inner: LocalStep
+    way: Lossy
+    stage: ClassVar[Literal["code"]] = "code"
+    keeps: ClassVar[bool] = False
+
+    def apply(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
+        """The result as it is sent."""
+        sent = self.way.send(trained.delta, turn, handle)
+        return Trained(sent.delta, {**trained.metrics, **sent.metrics}, trained.kept)
+
+
+@dataclass(frozen=True)
+class ErrorFeedback:
+    """A lossy way of sending whose losses are added to the client's next result."""
+
+    way: Lossy
+    stage: ClassVar[Literal["code"]] = "code"
+    keeps: ClassVar[bool] = True
+
+    def apply(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
+        """The result with what was left out before, as it is sent; what is left out now is kept."""
+        late, meant = turn.drawer(OWNER), dict(trained.delta)
+        for name, x in trained.delta.items():
+            if x.is_floating_point() and name in late and late[name].shape == x.shape:  # a rank may have changed
+                meant[name] = x + late[name]
+        sent = self.way.send(meant, turn, handle)
+        read = self.way.read(sent.delta, meant, turn)
+        unsent = {n: x - read[n] for n, x in meant.items() if x.is_floating_point()}
+        # what is not sent in this round (one factor of an alternating method) waits on
+        kept = {**trained.kept, OWNER: {**late, **unsent}}
+        return Trained(sent.delta, {**trained.metrics, **sent.metrics}, kept)
+
+
+@dataclass(frozen=True)
+class ByCodec:
+    """The codec of uploads, which rounds when the message is made: `send` gives what it is given."""
+
     up: str
 
-    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
-        """Train; see `LocalStep`."""
-        trained = self.inner(handle, batches, turn)
-        meant = dict(trained.delta)
-        for name, x in trained.delta.items():
-            late = turn.kept.get(UNSENT + name)
-            if x.is_floating_point() and late is not None and late.shape == x.shape:  # a rank may have changed
-                meant[name] = x + late
-        sent = messages.roundtrip(meant, self.up, turn.seed)
-        unsent = {UNSENT + n: x - sent[n] for n, x in meant.items() if x.is_floating_point()}
-        before = {n: x for n, x in turn.kept.items() if n.startswith(UNSENT)}  # of what is not sent in this round
-        return Trained(meant, trained.metrics, {**before, **trained.kept, **unsent})
+    def send(self, changes: Tensors, turn: Turn, handle: Handle) -> Trained:
+        """The changes themselves."""
+        return Trained(dict(changes), {})
+
+    def read(self, sent: Tensors, changes: Tensors, turn: Turn) -> dict[str, Tensor]:
+        """What is decoded at the other side: the same choices, since they come from the turn's seed."""
+        return messages.roundtrip(sent, self.up, turn.seed)

@@ -8,18 +8,18 @@ A site whose file holds exactly the rows of the simulated client of its name, in
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from fedft import check
 from fedft.config import RunConfig
 from fedft.data import examples, partition, records
-from fedft.data.examples import Example
 from fedft.errors import DataError
 from fedft.models.load import Base
 from fedft.quickstart import rows as stdlib_docstrings
 from fedft.randomness import philox
+from fedft.training import objectives
 
 Rows = list[dict[str, Any]]
 Parts = Mapping[str, tuple[Rows, Rows]]
@@ -63,12 +63,13 @@ def _only(rows: Rows, field: str | None, value: str) -> Rows:
     return rows if field is None else [row for row in rows if str(row.get(field)) == value]
 
 
-def encode(parts: Parts, config: RunConfig, base: Base) -> dict[str, tuple[list[Example], list[Example]]]:
-    """Records as token examples; those of which nothing can be learned are skipped, and counted in the log.
+def encode(parts: Parts, config: RunConfig, base: Base) -> dict[str, tuple[list[Any], list[Any]]]:
+    """Records as the objective trains on them; those of which nothing can be learned are skipped, and counted in the
+    log.
 
     Raises DataError for a client without a row to train on.
     """
-    encode_row, d, found, skipped = _encoder(config, base), config.data, {}, 0
+    encode_row, d, found, skipped = partial(objectives.of(config).encode, base=base, config=config), config.data, {}, 0
     for client, (train, test) in parts.items():
         own, empty = examples.encode_all(train, encode_row, f"{d.train}, client {client!r}")
         held, held_empty = examples.encode_all(test, encode_row, f"{d.test or d.train}, held out for client {client!r}")
@@ -80,24 +81,3 @@ def encode(parts: Parts, config: RunConfig, base: Base) -> dict[str, tuple[list[
     if skipped:
         log.info("%d rows skipped: no token to learn among their first %d", skipped, d.max_length)
     return found
-
-
-def _encoder(config: RunConfig, base: Base) -> Callable[..., Example]:
-    d = config.data
-    if config.model.task == "causal-lm":
-        return partial(
-            examples.encode_generation,
-            prompt=d.prompt,
-            response=d.response,
-            tokenizer=base.tokenizer,
-            max_length=d.max_length,
-            max_prompt=d.max_prompt,
-        )
-    return partial(
-        examples.encode_label,
-        text=d.text,
-        label_field=d.label,
-        labels=config.model.labels,
-        tokenizer=base.tokenizer,
-        max_length=d.max_length,
-    )

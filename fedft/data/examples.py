@@ -130,12 +130,24 @@ def encode_label(
     return Example(ids, label, len(ids))
 
 
-def encode_all(
-    rows: Iterable[Mapping[str, Any]], encode: Callable[..., Example], where: str
-) -> tuple[list[Example], int]:
+def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Example:
+    """One record in tokens, by the templates of the run's `[data]` and the task of its `[model]`. Raises DataError."""
+    d = config.data
+    if config.model.task == "causal-lm":
+        return encode_generation(
+            row, prompt=d.prompt, response=d.response, tokenizer=base.tokenizer, max_length=d.max_length,
+            max_prompt=d.max_prompt, where=where,
+        )  # fmt: skip
+    return encode_label(
+        row, text=d.text, label_field=d.label, labels=config.model.labels, tokenizer=base.tokenizer,
+        max_length=d.max_length, where=where,
+    )  # fmt: skip
+
+
+def encode_all(rows: Iterable[Mapping[str, Any]], encode: Callable[..., Any], where: str) -> tuple[list[Any], int]:
     """(examples, skipped): `encode(row, where=...)` of every row; those of which nothing can be learned are skipped."""
     found = [encode(row, where=f"{where}, row {number}") for number, row in enumerate(rows, 1)]
-    examples = [example for example in found if example.learnable]
+    examples = [example for example in found if getattr(example, "learnable", True)]
     return examples, len(found) - len(examples)
 
 
@@ -159,21 +171,49 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
     }
 
 
+def drawn(rows: Sequence[Any], *, batch_size: int, steps: int, seed: int) -> Iterator[list[Any]]:
+    """Exactly `steps` lists of rows, drawn without replacement, one shuffle after the other.
+
+    A list that an epoch's end leaves short is filled up from the next shuffle, so no row waits longer than two epochs
+    and none is dropped. Fewer rows than `batch_size`: every list is all of them. The same seed gives the same lists.
+    No row raises DataError.
+    """
+    if not rows:
+        raise DataError("there is no example to train on")
+    check.at_least(1, batch_size=batch_size)
+    order, size = _shuffles(len(rows), seed), min(batch_size, len(rows))
+    for _ in range(steps):
+        yield [rows[i] for i in islice(order, size)]
+
+
 def batches(
     examples: Sequence[Example], *, batch_size: int, steps: int, seed: int, pad_id: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Exactly `steps` batches, drawn without replacement, one shuffle after the other.
+    """Exactly `steps` batches of examples, see `drawn` and `collate`."""
+    for rows in drawn(examples, batch_size=batch_size, steps=steps, seed=seed):
+        yield collate(rows, pad_id)
 
-    A batch that an epoch's end leaves short is filled up from the next shuffle, so no row waits longer than two epochs
-    and none is dropped. Fewer examples than `batch_size`: every batch is all of them. The same seed gives the same
-    batches. No example raises DataError.
-    """
-    if not examples:
-        raise DataError("there is no example to train on")
-    check.at_least(1, batch_size=batch_size)
-    order, size = _shuffles(len(examples), seed), min(batch_size, len(examples))
-    for _ in range(steps):
-        yield collate([examples[i] for i in islice(order, size)], pad_id)
+
+@dataclass(frozen=True)
+class ClientRows:
+    """A client's own training rows, and how batches are made of them (`fedft.contract.Data`)."""
+
+    rows: Sequence[Any]
+    batch_size: int
+    collate: Callable[[Sequence[Any]], Mapping[str, Tensor]]
+    begun: Callable[[int], None] = lambda step: None
+    """Hears the number of every batch, from 1, when it is asked for."""
+
+    def batch(self, rows: Sequence[Any]) -> Mapping[str, Tensor]:
+        """These rows as one batch."""
+        return self.collate(rows)
+
+    def batches(self, turn: Any) -> Iterator[Mapping[str, Tensor]]:
+        """`turn.plan.steps` batches, in an order drawn from the turn's seed; see `drawn`."""
+        lists = drawn(self.rows, batch_size=self.batch_size, steps=turn.plan.steps, seed=turn.seed)
+        for step, rows in enumerate(lists, 1):
+            self.begun(step)
+            yield self.batch(rows)
 
 
 def _shuffles(n: int, seed: int) -> Iterator[int]:

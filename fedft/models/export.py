@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.tensors import Tensors
 from fedft.models.handle import ModelHandle, parameters_of
 from fedft.models.load import Base
 
@@ -14,18 +15,32 @@ from fedft.models.load import Base
 def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) -> str:
     """Write what `handle`'s model differs from its base by, for other tools; returns the kind of folder.
 
-    LoRA spaces give a PEFT adapter folder (`adapter_config.json`, `adapter_model.safetensors`) that
-    `peft.PeftModel.from_pretrained` and vLLM load as it is; the full space gives `delta.safetensors`, changes since w0.
+    "adapter"   all changes are low-rank: a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that
+                `peft.PeftModel.from_pretrained` and vLLM load as it is
+    "delta"     all parameters were trained: `delta.safetensors`, changes since w0, and `delta.json`
+    "values"    another kind of adapter: `values.safetensors`, its tensors in unit scale, and `values.json`
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pairs, whole = handle.change()
-    if not handle.layout.modules or (not pairs and not handle.layout.head and whole):
-        save_file({n: x.contiguous() for n, x in whole.items()}, folder / "delta.safetensors")
-        (folder / "delta.json").write_text(json.dumps({"base": base_name, "base_digest": base.digest}) + "\n")
-        return "delta"
+    about = {"base": base_name, "base_digest": base.digest, "kind": handle.kind.name}
+    changes, whole = handle.change()
+    if handle.kind.of_base:
+        return _plainly(folder, "delta", whole, about)
+    pairs = {m: d.shortened() for m, d in changes.items() if isinstance(d, LowRank)}
+    if len(pairs) < len(changes) or not handle.kind.pairs:
+        return _plainly(folder, "values", handle.values(), about)
+    _as_peft(folder, handle, base, base_name, pairs)
+    return "adapter"
+
+
+def _plainly(folder: Path, kind: str, values: Tensors, about: dict[str, str]) -> str:
+    save_file({n: x.contiguous() for n, x in values.items()}, folder / f"{kind}.safetensors")
+    (folder / f"{kind}.json").write_text(json.dumps(about) + "\n")
+    return kind
+
+
+def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pairs: dict[str, LowRank]) -> None:
     from peft import LoraConfig
 
-    pairs = {m: d.shortened() for m, d in pairs.items()}
     rank = max((d.rank for d in pairs.values()), default=1)
     unlike = {m: d.rank for m, d in pairs.items() if d.rank != rank}
     heads = sorted({n.split(".")[0] for n in handle.layout.head})
@@ -46,8 +61,7 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     own = parameters_of(base.model)
     tensors |= {f"base_model.model.{n}": own[n].detach().cpu() for n in handle.layout.head}
     save_file({n: x.contiguous() for n, x in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
-    return "adapter"
 
 
-def _factors(d: Any) -> tuple[tuple[str, torch.Tensor], ...]:
+def _factors(d: LowRank) -> tuple[tuple[str, torch.Tensor], ...]:
     return ("lora_A", d.A), ("lora_B", d.B)

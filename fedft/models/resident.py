@@ -1,6 +1,6 @@
 """A base model loaded once, with the handle through which a strategy trains it: what every process of a run holds."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -11,6 +11,7 @@ from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.models.load import Base
 from fedft.recipe import Recipe
+from fedft.training import objectives
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,12 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     m = config.model
     base = loading.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, device=m.device, seed=config.server.seed)
     loading.check_length(base, config.data.max_length)
-    layout = layout_of(base, m.targets)
-    layout = replace(layout, modules={}, head={}) if recipe.space.kind == "full" else layout
-    handle = ModelHandle(base.model, layout, recipe.space, lora_alpha=m.lora_alpha, dropout=m.lora_dropout)
-    return Resident(base, layout, handle)
+    handle = ModelHandle(
+        base.model,
+        layout_of(base, m.targets),
+        recipe.space,
+        lora_alpha=m.lora_alpha,
+        dropout=m.lora_dropout,
+        objective=objectives.of(config),
+    )
+    return Resident(base, handle.layout, handle)

@@ -15,19 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedft.arithmetic import tensors
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
-from fedft.contract import Batch, Trained, Turn
+from fedft.config import Local
+from fedft.contract import Batch, Course, Learning, Trained, Turn
 from fedft.data.examples import IGNORED
 from fedft.models.handle import ModelHandle
 from fedft.recipe import Recipe
-from fedft.training.first_order import FirstOrder, optimizer_of
+from fedft.training.first_order import FirstOrder, gradient_steps, optimizer_of
+from fedft.training.objectives import OfLogits, next_tokens
 
 OPTIMIZERS = ("adamw", "sgd")  # of single numbers: zeros stay zeros, and one row may stand for many tensors
 CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of losses found both ways, relative; of coarser dtypes:
@@ -50,15 +50,25 @@ class Seat:
     """Every factor and every other trained tensor as the model holds them."""
     learns: tuple[str, ...]
     """Names that are trained in this turn."""
-    scale: float
+    scales: Mapping[str, float]
+    """Unit-scale value per own value of each."""
     base: tuple[int, ...]
     """How often each of the weights that all have in common had been written to."""
 
 
-def possible(recipe: Recipe, model: nn.Module, local: Any) -> bool:
-    """Whether turns of this recipe can share passes at all: plain back-propagation on adapters, without dropout."""
-    plain = type(recipe.local) is FirstOrder and recipe.space.kind == "lora"
-    return plain and local.optimizer in OPTIMIZERS and not any(map(_drops, model.modules()))
+def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
+    """Why turns of this recipe cannot share passes, in one line; "" where they can."""
+    if gradient_steps(recipe.local) is None:
+        return f"the local steps of {recipe.name} are not plain back-propagation"
+    if recipe.space.several(handle.model, handle.layout) is None:
+        return f"adapters of kind {recipe.space.name!r} have no form for several clients"
+    if not isinstance(handle.objective, OfLogits):
+        return "the objective is no mean of terms, one for each learned place"
+    if local.optimizer not in OPTIMIZERS:
+        return f"optimizer {local.optimizer!r} does not work entry by entry"
+    if any(map(_drops, handle.model.modules())):
+        return "the model has dropout, whose draws would be other ones"
+    return ""
 
 
 def _drops(module: nn.Module) -> bool:
@@ -69,20 +79,17 @@ def _drops(module: nn.Module) -> bool:
 
 def common(handle: ModelHandle) -> list[nn.Parameter]:
     """The weights that no client has for itself."""
-    own = (".lora_A.", ".lora_B.")
-    return [
-        p for n, p in handle.model.named_parameters() if n not in handle.layout.head and not any(s in n for s in own)
-    ]
+    return [p for n, p in handle.base().items() if n not in handle.layout.head]
 
 
 def seat(
     handle: ModelHandle, local: FirstOrder, turn: Turn, batches: Iterator[Batch], base: Sequence[nn.Parameter]
 ) -> Seat:
     """The seat of a client at whose start `handle` stands; `base`: what is `common`."""
-    endings, live, head = local.trains(turn.plan), handle.parameters(), handle.layout.head
-    values = {n: p.detach().clone() for n, p in (dict(handle.factors()) | dict(live)).items()}
-    learns = tuple(n for n in live if n.endswith(endings) or n in head)
-    return Seat(turn, batches, handle.read(), values, learns, handle.scale(), tuple(p._version for p in base))
+    values = {n: p.detach().clone() for n, p in (dict(handle.adapter()) | dict(handle.parameters())).items()}
+    scales = {n: handle.scale(n) for n in values}
+    learns = local.learns(handle, turn)
+    return Seat(turn, batches, handle.read(), values, learns, scales, tuple(p._version for p in base))
 
 
 def train(
@@ -111,7 +118,7 @@ def train(
     optimizers = [optimizer_of(of, *how) for how, of in alike.items()]
     most = [s.turn.local.max_grad_norm or math.inf for s in rows]
     limits = torch.tensor(most, device=values.grads.device)
-    adjusts = [local.adjust(values.live(k), s.turn) if local.adjust else None for k, s in enumerate(rows)]
+    courses = [[term.begin(values.learning(k, s.scales), s.turn) for term in local.terms] for k, s in enumerate(rows)]
     losses: list[list[float]] = [[] for _ in rows]
     for step in range(max(steps)):
         here = sum(n > step for n in steps)
@@ -125,9 +132,10 @@ def train(
         if check and step == 0 and not _close(said[rows.index(last)], alone, handle):
             raise Unlike(f"a loss is {said[rows.index(last)]:g} among others and {alone:g} alone")
         grads = values.grads[:here]
-        for k, adjust in enumerate(adjusts[:here]):
-            if adjust and math.isfinite(said[k]) and bool(torch.isfinite(grads[k]).all()):
-                adjust()
+        for k, of_client in enumerate(courses[:here]):
+            if of_client and math.isfinite(said[k]) and bool(torch.isfinite(grads[k]).all()):
+                for course in of_client:
+                    course.step()
         norms = torch.linalg.vector_norm(grads, dim=1)
         grads.mul_((limits[:here] / (norms + 1e-6)).clamp(max=1.0)[:, None])  # as clip_grad_norm_ does it
         for k, (p, norm) in enumerate(zip(values.rows, norms.tolist() + [math.nan] * (len(rows) - here), strict=True)):
@@ -136,19 +144,21 @@ def train(
             losses[k] += [] if left_out else [said[k]]
         for optimizer in optimizers:
             optimizer.step()
-    done = {id(s): _trained(handle, local, s, values.of(k), losses[k]) for k, s in enumerate(rows) if s is not last}
-    done[id(last)] = _trained(handle, local, last, values.of(rows.index(last)), losses[rows.index(last)])
+    done = {}
+    for k, s in sorted(enumerate(rows), key=lambda pair: pair[1] is last):  # the handle ends where the last one does
+        done[id(s)] = _trained(handle, local, s, values.of(k), losses[k], courses[k])
     return [done[id(s)] for s in seats]
 
 
 def _close(a: float, b: float, handle: ModelHandle) -> bool:
-    dtype = next(p for n, p in handle.model.named_parameters() if ".lora_" not in n).dtype
+    dtype = next(iter(handle.base().values())).dtype
     return abs(a - b) <= CLOSE.get(dtype, COARSE) * max(1.0, abs(b)) or not (math.isfinite(a) or math.isfinite(b))
 
 
 def _trained(
-    handle: ModelHandle, local: FirstOrder, seat: Seat, values: dict[str, Tensor], losses: list[float]
-) -> Trained | FloatingPointError:
+    handle: ModelHandle, local: FirstOrder, seat: Seat, values: dict[str, Tensor], losses: list[float],
+    courses: Sequence[Course],
+) -> Trained | FloatingPointError:  # fmt: skip
     """As `FirstOrder` says it."""
     if not losses:
         return FloatingPointError("every local step had a non-finite loss; nothing was trained")
@@ -157,9 +167,8 @@ def _trained(
         for n, p in handle.parameters().items():
             if n in seat.learns:
                 p.copy_(values[n])
-    now = {n: x for n, x in handle.read().items() if n in seat.learns}
-    sent = now if local.send == "value" else tensors.sub(now, {n: seat.received[n] for n in now})
-    return Trained(sent, {"loss": sum(losses) / len(losses), "steps": float(len(losses))})
+    metrics = {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+    return local.result(handle, seat.received, seat.learns, metrics, courses)
 
 
 class _Stack:
@@ -186,7 +195,7 @@ class _Stack:
                 views[n].copy_(x)
         self.rows = [nn.Parameter(row) for row in self._values]
         """What learns, of each client; in the same memory as all else here."""
-        self.scales = torch.tensor([s.scale for s in seats], device=like.device)
+        self._scales = {n: torch.tensor([s.scales[n] for s in seats], device=like.device) for n in self._shapes}
         self._leaves: dict[str, Tensor] = {}
 
     def _view(self, of: Tensor, n: str, here: int) -> Tensor:
@@ -208,6 +217,15 @@ class _Stack:
             p.grad = self._cut(self._view(self.grads, n, k + 1)[k], self._own[k][n])
         return found
 
+    def learning(self, k: int, scales: Mapping[str, float]) -> Learning:
+        """The tensors of client k, for terms."""
+        frozen = {n: self._cut(x[k], self._own[k][n]) for n, x in self._still.items()}
+        return Learning(self.live(k), frozen, lambda n: scales[n])
+
+    def scales(self, here: int) -> dict[str, Tensor]:
+        """Unit-scale value per own value of every tensor, [here, 1, 1], of the first clients."""
+        return {n: x[:here, None, None] for n, x in self._scales.items()}
+
     def leaves(self, here: int) -> dict[str, Tensor]:
         """All tensors [here, ...] of the first clients."""
         if not self._leaves or len(next(iter(self._leaves.values()))) != here:
@@ -228,11 +246,11 @@ def _losses(handle: ModelHandle, values: _Stack, here: int, batches: list[Batch]
     batch: dict[str, Any] = {k: x.to(values.grads.device) for k, x in side_by_side(batches, pad_id).items()}
     labels = batch.pop("labels")
     output = None
-    if labels.ndim == 2:  # token t + 1 is predicted at t
-        labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    if labels.ndim == 2:
+        labels = next_tokens(labels)
         output, batch["use_cache"] = model.get_output_embeddings(), False
     learnt = labels != IGNORED
-    with _instead(_forwards(handle, values.leaves(here), values.scales[:here, None, None])):
+    with _instead(_forwards(handle, values.leaves(here), values.scales(here))):
         # logits only where something is learned: neither prompts nor what fills up need them
         hook = output and output.register_forward_pre_hook(lambda _, x: (x[0][learnt], *x[1:]))
         try:
@@ -241,7 +259,7 @@ def _losses(handle: ModelHandle, values: _Stack, here: int, batches: list[Batch]
             if hook:
                 hook.remove()
     wanted = labels[learnt]
-    terms = functional.cross_entropy(logits if output else logits[learnt], wanted, reduction="none")
+    terms = cast(OfLogits, handle.objective).terms(logits if output else logits[learnt], wanted)
     places = torch.zeros(learnt.shape, device=terms.device).masked_scatter(learnt, terms)
     return places.view(here, -1).sum(1) / learnt.view(here, -1).sum(1)
 
@@ -269,58 +287,19 @@ def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
 Forward = Callable[[Tensor], Tensor]
 
 
-def _forwards(handle: ModelHandle, leaves: Mapping[str, Tensor], scales: Tensor) -> dict[nn.Module, Forward]:
+def _forwards(
+    handle: ModelHandle, leaves: Mapping[str, Tensor], scales: Mapping[str, Tensor]
+) -> dict[nn.Module, Forward]:
     """What adapted layers and those of the head do meanwhile."""
-    found: dict[nn.Module, Forward] = {}
-    for m, layer in handle.adapted().items():
-        found[layer] = partial(_adapted, layer.base_layer, leaves[m + A_SUFFIX], leaves[m + B_SUFFIX], scales)
+    several = handle.kind.several(handle.model, handle.layout)
+    assert several is not None, "a kind without this form does not come here"
+    found: dict[nn.Module, Forward] = dict(several(leaves, scales))
     for m in {n.rpartition(".")[0] for n in handle.layout.head}:
         layer = handle.model.get_submodule(m)
         if type(layer) is not nn.Linear or m + ".weight" not in leaves:
             raise Unlike(f"{m} of the head is more than a linear layer")
         found[layer] = partial(_own, leaves[m + ".weight"], leaves.get(m + ".bias"))
     return found
-
-
-def _adapted(base: Forward, a: Tensor, b: Tensor, scales: Tensor, x: Tensor) -> Tensor:
-    if type(base) is nn.Linear and base.weight.dtype == x.dtype == a.dtype and not torch.is_autocast_enabled():
-        return _Adapted.apply(x, a, b, scales, base.weight, base.bias)
-    y = base(x)
-    down = torch.bmm(x.reshape(len(b), -1, x.shape[-1]).to(a.dtype), a.mT) * scales
-    up = torch.baddbmm(y.reshape(len(b), -1, y.shape[-1]).to(a.dtype), down, b.mT)
-    return up.view(y.shape).to(y.dtype)
-
-
-class _Adapted(torch.autograd.Function):
-    """The same on a plain linear layer that stands still, with sums in place: they are half of what is beside `mm`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scales: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        rows = x.reshape(len(a), -1, x.shape[-1])
-        down = torch.bmm(rows, a.mT).mul_(scales)
-        y = functional.linear(x, weight, bias)
-        y.view(len(a), -1, y.shape[-1]).baddbmm_(down, b.mT)
-        ctx.save_for_backward(rows, a, b, scales, weight, down)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, a, b, scales, weight, down = ctx.saved_tensors
-        (grad,) = grads
-        of_x, of_a, of_b = ctx.needs_input_grad[:3]
-        by_client = grad.reshape(len(a), -1, grad.shape[-1])
-        grad_x = grad_a = None
-        if of_x or of_a:
-            of_down = torch.bmm(by_client, b).mul_(scales)
-            grad_a = torch.bmm(of_down.mT, rows) if of_a else None
-        if of_x:
-            grad_x = torch.mm(grad.reshape(-1, grad.shape[-1]), weight)
-            grad_x.view(rows.shape).baddbmm_(of_down, a)
-            grad_x = grad_x.view(*grad.shape[:-1], -1)
-        grad_b = torch.bmm(by_client.mT, down) if of_b else None
-        return grad_x, grad_a, grad_b, None, None, None
 
 
 def _own(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ from collections.abc import Callable, Collection
 import torch
 
 from fedft.contract import Batch, Handle
+from fedft.data.examples import IGNORED
 from fedft.randomness.directions import Directions
-
-NOT_LEARNED = -100
 
 Measure = Callable[[Handle, Batch], float]
 
@@ -34,7 +33,7 @@ def loss(handle: Handle, batch: Batch) -> float:
 def errors(handle: Handle, batch: Batch) -> float:
     """1 - accuracy: the share of rows (or learned tokens) predicted wrong; NaN where nothing is to be learned."""
     guess, wanted = handle.predictions(batch)
-    learned = wanted != NOT_LEARNED
+    learned = wanted != IGNORED
     return 1 - float((guess == wanted)[learned].double().mean())
 
 
@@ -53,7 +52,7 @@ def lost_f1(handle: Handle, batch: Batch) -> float:
         return 1 - float((2 * hits / seen).double().mean())
     shares = []
     for row, truth in zip(guess, wanted, strict=True):
-        learned = truth != NOT_LEARNED
+        learned = truth != IGNORED
         if learned.any():
             kinds, at = torch.cat([row[learned], truth[learned]]).unique(return_inverse=True)
             n = int(learned.sum())
@@ -103,10 +102,10 @@ def one_point(
 
 def step(handle: Handle, z: Directions, index: int, distance: float) -> None:
     """w += distance * z_index on every trained parameter: in place, or in what is seen where weights stand still."""
-    if handle.still:
+    if handle.weights_fixed:
         coefficients = torch.zeros(z.count, dtype=torch.float64)
         coefficients[index] = distance
-        handle.move(z, coefficients)
+        handle.shift_along(z, coefficients)
         return
     for name, parameter in handle.parameters().items():
         z.add_(parameter.data, name, index, distance)

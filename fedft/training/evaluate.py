@@ -1,41 +1,32 @@
 """Loss, accuracy and ROUGE-L of the model as it stands, over held-out rows."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from fedft.data.examples import Example, collate
+from fedft.data.examples import Example
 from fedft.errors import DataError
 from fedft.models.handle import ModelHandle
 
 
-def evaluate(handle: ModelHandle, rows: Sequence[Example], batch_size: int, pad_id: int) -> dict[str, float]:
-    """Loss (mean over learned tokens, or rows), accuracy of the same, and how many there were.
+def evaluate(handle: ModelHandle, rows: Sequence[Any], batch_size: int, pad_id: int) -> dict[str, float]:
+    """Means of what the run's objective measures on these rows (loss, accuracy), and how many places there were.
 
     The model is in evaluation mode and is not changed. Results do not depend on the batch size beyond rounding.
     """
-    loss = correct = count = 0.0
-    handle.model.eval()
+    sums: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    handle.training(False)
     with torch.no_grad():
-        for batch in _batches(rows, batch_size, pad_id):
-            logits = handle.forward({k: v for k, v in batch.items() if k != "labels"}).logits.float()
-            labels = batch["labels"].to(logits.device)
-            if labels.ndim == 2:  # (B, T): token t + 1 is predicted at t
-                logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-                logits, labels = logits[labels != -100], labels[labels != -100]
-            loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-            correct += float((logits.argmax(-1) == labels).sum())
-            count += len(labels)
-    if not count:
-        return {"loss": math.nan, "accuracy": math.nan, "count": 0.0}
-    return {"loss": loss / count, "accuracy": correct / count, "count": count}
-
-
-def _batches(rows: Sequence[Example], size: int, pad_id: int) -> Iterable[dict[str, torch.Tensor]]:
-    for at in range(0, len(rows), size):
-        yield collate(rows[at : at + size], pad_id)
+        for at in range(0, len(rows), batch_size):
+            batch = handle.objective.collate(rows[at : at + batch_size], pad_id)
+            for name, (total, weight) in handle.objective.measure(handle, batch).items():
+                sums[name] = sums.get(name, 0.0) + total
+                weights[name] = weights.get(name, 0.0) + weight
+    means = {n: x / weights[n] if weights[n] else math.nan for n, x in sums.items()}
+    return {"loss": math.nan, "accuracy": math.nan, **means, "count": weights.get("loss", 0.0)}
 
 
 def rouge_l(handle: ModelHandle, rows: Sequence[Example], tokenizer: Any, new_tokens: int) -> float:

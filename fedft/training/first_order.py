@@ -1,53 +1,86 @@
-"""Local steps by back-propagation."""
+"""Local steps by back-propagation.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+for each step   loss = objective(model, batch);  gradients;  terms change them;  clip;  optimiser step
+result          trained - received, or the trained values;  terms add what is theirs
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from fedft.arithmetic import tensors
-from fedft.contract import Batch, Handle, Metrics, Trained, Turn
+from fedft.config import Local
+from fedft.contract import Batch, Course, Data, Handle, Learning, Metrics, Term, Trained, Turn
 from fedft.update import Plan
-
-Live = Mapping[str, torch.nn.Parameter]
-
-Adjust = Callable[[Live, Turn], Callable[[], None]]
-"""(the parameters that learn, turn) at the start of a turn -> what is done to their `.grad` in every step, before it is
-clipped. In the adapter's own scale: B = unit-scale B x rank / alpha."""
-
-
-def everything_trained(plan: Plan) -> tuple[str, ...]:
-    """Endings of all names."""
-    return ("",)
 
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """Back-propagation with the run's optimiser, fresh in every round.
-
-    `send` = "delta" uploads trained - received; "value" uploads the trained tensors themselves, for strategies whose
-    clients start from a draw of their own. `adjust` changes gradients (a proximal pull, a control variate); `trains`
-    says which of the space's trained names learn, and are sent, in a round (endings; a head always does).
-    """
+    """Back-propagation with the run's optimiser, fresh in every round."""
 
     send: Literal["delta", "value"] = "delta"
-    adjust: Adjust | None = None
-    trains: Callable[[Plan], tuple[str, ...]] = everything_trained
+    """Upload trained - received, or the trained tensors themselves: for clients that start from a draw of their own."""
+    trains: Callable[[Plan], tuple[str, ...]] | None = None
+    """Endings of the names that learn, and are sent, in a round (a head always does); None: all that is trained."""
+    terms: tuple[Term, ...] = ()
+    """What takes part in every gradient step, in this order."""
 
-    def __call__(self, handle: Handle, batches: Iterator[Batch], turn: Turn) -> Trained:
+    def with_term(self, term: Term) -> "FirstOrder":
+        """These steps with one more term, behind those they have."""
+        return replace(self, terms=(*self.terms, term))
+
+    def __call__(self, handle: Handle, data: Data, turn: Turn) -> Trained:
+        """Take `turn.plan.steps` steps; see `fedft.contract.LocalStep`.
+
+        Raises FloatingPointError if no step had a finite loss.
+        """
+        learning, received = self.learning(handle, turn), handle.read()
+        courses = [term.begin(learning, turn) for term in self.terms]
+        metrics = _descend(handle, learning.live, data.batches(turn), turn, courses)
+        return self.result(handle, received, learning.live, metrics, courses)
+
+    def learns(self, handle: Handle, turn: Turn) -> tuple[str, ...]:
+        """Names of the tensors that learn in this turn."""
+        if self.trains is None:
+            return tuple(handle.parameters())
         endings, head = self.trains(turn.plan), handle.layout.head
-        live = {n: p for n, p in handle.parameters().items() if n.endswith(endings) or n in head}
-        received = handle.read()
-        metrics = _descend(handle, live, batches, turn, self.adjust(live, turn) if self.adjust else None)
-        now = {n: x for n, x in handle.read().items() if n in live}
+        return tuple(n for n in handle.parameters() if n.endswith(endings) or n in head)
+
+    def learning(self, handle: Handle, turn: Turn) -> Learning:
+        """The adapter as it stands, for terms."""
+        names = self.learns(handle, turn)
+        live = {n: p for n, p in handle.parameters().items() if n in names}
+        return Learning(live, {n: p for n, p in handle.adapter().items() if n not in live}, handle.scale)
+
+    def result(
+        self, handle: Handle, received: Mapping[str, Tensor], learns: Iterable[str], metrics: Metrics,
+        courses: Sequence[Course],
+    ) -> Trained:  # fmt: skip
+        """What is sent of a turn at whose end `handle` stands."""
+        names = set(learns)
+        now = {n: x for n, x in handle.read().items() if n in names}
         sent = now if self.send == "value" else tensors.sub(now, {n: received[n] for n in now})
-        return Trained(sent, metrics)
+        trained = Trained(sent, metrics)
+        for course in courses:
+            trained = course.finish(trained, handle)
+        return trained
+
+
+def gradient_steps(local: Any) -> FirstOrder | None:
+    """A local step as steps by back-propagation, which take terms and share passes; None if it is something else."""
+    return local if isinstance(local, FirstOrder) else None
 
 
 def _descend(
-    handle: Handle, live: Live, batches: Iterator[Batch], turn: Turn, adjust: Callable[[], None] | None
+    handle: Handle,
+    live: Mapping[str, nn.Parameter],
+    batches: Iterator[Batch],
+    turn: Turn,
+    courses: Sequence[Course],
 ) -> Metrics:
     """`plan.steps` optimiser steps on `live`; a step whose loss or gradient is not finite is left out."""
     trained = list(live.values())
@@ -58,8 +91,9 @@ def _descend(
         for _ in range(turn.plan.steps):
             loss = handle.loss(next(batches))
             loss.backward()
-            if adjust is not None and torch.isfinite(loss) and _finite(trained):
-                adjust()
+            if courses and torch.isfinite(loss) and _finite(trained):
+                for course in courses:
+                    course.step()
             norm = torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
             if torch.isfinite(loss) and torch.isfinite(norm):
                 optimizer.step()
@@ -71,7 +105,7 @@ def _descend(
 
 
 @contextmanager
-def frozen(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Inside, these parameters have no gradient."""
     stopped = list(parameters)
     for p in stopped:
@@ -83,11 +117,11 @@ def frozen(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _finite(trained: Iterable[torch.nn.Parameter]) -> bool:
+def _finite(trained: Iterable[nn.Parameter]) -> bool:
     return all(bool(torch.isfinite(p.grad).all()) for p in trained if p.grad is not None)
 
 
-def optimizer_of(trained: list[torch.nn.Parameter], lr: float, local: Any) -> torch.optim.Optimizer:
+def optimizer_of(trained: list[nn.Parameter], lr: float, local: Local) -> torch.optim.Optimizer:
     """The run's optimiser (the `[local]` table), fresh."""
     if local.optimizer == "sgd":
         return torch.optim.SGD(trained, lr=lr, momentum=local.momentum, weight_decay=local.weight_decay)

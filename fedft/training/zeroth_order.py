@@ -10,14 +10,14 @@ the rest is probed before they move.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from fedft.contract import Batch, Handle, Metrics, Turn
+from fedft.contract import Batch, Data, Handle, Metrics, Turn
 from fedft.randomness import philox
 from fedft.randomness.directions import Directions
 from fedft.randomness.hadamard import Hadamard
@@ -46,7 +46,7 @@ class Walked:
 
 def walk(
     handle: Handle,
-    batches: Iterator[Batch],
+    data: Data,
     turn: Turn,
     how: Walk,
     z: Directions,
@@ -56,7 +56,7 @@ def walk(
     """`plan.steps` steps on what `handle` trains.
 
     Args:
-        handle, batches, turn: as in `recipe.LocalStep`.
+        handle, data, turn: as in `fedft.contract.LocalStep`.
         how: the rule and its constants.
         z: the directions, masked unless masks are drawn anew.
         draws: plan.steps x how.samples numbers of directions; every rule takes them in this order.
@@ -64,7 +64,7 @@ def walk(
 
     Raises FloatingPointError if no step had a finite loss.
     """
-    walker = _Walker(handle, turn, how, z)
+    walker, batches = _Walker(handle, turn, how, z), data.batches(turn)
     keep, kept, losses = 1 - turn.plan.learning_rate * weight_decay, 1.0, []
     for s in range(turn.plan.steps):
         if how.resample and s % how.resample == 0:
@@ -160,7 +160,7 @@ class _Walker:
 
     def _slope(self, only: list[str] | None, batch: Batch, j: int, here: float) -> tuple[float, float]:
         if self.how.estimate == "forward":
-            return self.handle.slope(batch, self.z, j, only=only)
+            return self.handle.directional_derivative(batch, self.z, j, only=only)
         if self.how.estimate == "two_sided":
             return directional_derivatives.two_point(
                 self.handle, batch, self.z, j, self.how.epsilon, only, self.measure
@@ -186,8 +186,8 @@ class _Walker:
             for j, distance in d.items():
                 step[j] += sign * distance
         self.moved -= step
-        if sign and self.handle.still:
-            self.handle.move(self.z, step)
+        if sign and self.handle.weights_fixed:
+            self.handle.shift_along(self.z, step)
         elif sign:
             for name in along.distances:
                 along.add_(live[name].data, name, 0, sign)
@@ -195,8 +195,8 @@ class _Walker:
     def decay(self, keep: float) -> None:
         """w *= keep."""
         self.moved *= keep
-        if self.handle.still:
-            self.handle.move(self.z, torch.zeros_like(self.moved), keep)
+        if self.handle.weights_fixed:
+            self.handle.shift_along(self.z, torch.zeros_like(self.moved), keep)
             return
         for parameter in self.handle.parameters().values():
             parameter.data.mul_(keep)

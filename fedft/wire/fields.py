@@ -14,6 +14,7 @@ MAX_NAME = 200
 
 MAX_METRICS = 32
 
+MAX_RANKS = 1024  # modules whose rank is not the client's; they travel in the header
 MAX_METRIC = 1e30  # sums and means of what clients say stay finite
 
 NAME = re.compile(rf"[!#-\[\]-~]{{1,{MAX_NAME}}}")
@@ -153,6 +154,16 @@ def _plain(value: Any, depth: int = 16) -> Any:
 
 def as_table(value: Any) -> Any:
     return _plain(want(isinstance(value, Mapping), "an object", value))
+
+
+def as_ranks(value: Any) -> Any:
+    """Ranks by module, each at least 1."""
+    table = as_table(value)
+    want(len(table) <= MAX_RANKS, f"at most {MAX_RANKS} modules", len(table))
+    for module, rank in table.items():
+        want(NAME.fullmatch(module) is not None, "a module's name", module)
+        as_count(rank, 1)
+    return table
 
 
 def as_extra(value: Any) -> Any:

@@ -2,10 +2,11 @@
 
     frame    magic "FDFT" | protocol u16 | kind u8 | header length u16 | table length u32 | header | table | body
     kind     1 plan, 2 update, 3 job; all numbers little endian, nothing is padded or aligned
-    header   JSON object of at most 4,096 bytes with one-letter keys; a field at its default is left out
+    header   JSON object of at most 4,096 bytes (a plan's: 65,536) with one-letter keys; a field at its default is left
+             out
                update  r run, t round, a attempt, n num_examples, m metrics
-               plan    r run, t round, v version, y label, h have, z have_label, a attempt, e evaluate, k rank, s steps,
-                       l learning_rate, c counted, x extra
+               plan    r run, t round, v version, y label, h have, z have_label, a attempt, e evaluate, k rank, q ranks,
+                       s steps, l learning_rate, c counted, x extra
                job     r run, s seed
     table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
              ascending bytewise, hence none twice; at most 8,192 tensors, which is also what bounds a plan's table
@@ -73,6 +74,7 @@ from fedft.wire.fields import (
     as_flag,
     as_label,
     as_metrics,
+    as_ranks,
     as_rate,
     as_run,
     as_table,
@@ -87,6 +89,7 @@ PROTOCOL = 1
 CODECS = PLAIN
 MAX_MESSAGE_BYTES = 2**31 - 1  # the transport's messages are protobuf: signed 32-bit lengths
 MAX_HEADER_BYTES = 4096  # ours take about 80; 32 metrics with the longest names still fit
+MAX_PLAN_HEADER_BYTES = 64 * 1024  # ranks of a thousand modules by name
 MAX_JOB_BYTES = 64 * 1024
 MAX_ENTRIES = 2**31  # of all tensors of a message: four times what fp32 could hold
 MAX_ABS = 1e4
@@ -221,10 +224,14 @@ def _encode(kind: int, value: Any, fields: tuple[Field, ...], tensors: Tensors, 
     return _frame(kind, write(value, fields), write_rows(entries, parse(codec)), body)
 
 
+def _header_limit(kind: int) -> int:
+    return MAX_PLAN_HEADER_BYTES if kind == _PLAN else MAX_HEADER_BYTES
+
+
 def _frame(kind: int, header: Any, table: Any, body: list[Any]) -> bytes:
     head, index = json_bytes(header), json_bytes(table)
     size = _FRAME.size + len(head) + len(index) + sum(len(part) for part in body)
-    if len(head) > MAX_HEADER_BYTES or size > MAX_MESSAGE_BYTES:
+    if len(head) > _header_limit(kind) or size > MAX_MESSAGE_BYTES:
         raise ValueError(f"header of {len(head)} bytes, message of {size}: too long for one message")
     return b"".join([_FRAME.pack(_MAGIC, PROTOCOL, kind, len(head), len(index)), head, index, *body])
 
@@ -239,7 +246,7 @@ def _open(data: bytes, kind: int, max_bytes: int, max_table_bytes: int) -> tuple
         raise RejectedUpdate("version", f"protocol {protocol}, wanted {PROTOCOL}; is the peer's fedft as new as ours?")
     if found != kind:
         raise ValueError(f"message of kind {found}, wanted {kind}")
-    if head > MAX_HEADER_BYTES or index > max_table_bytes or _FRAME.size + head + index > len(data):
+    if head > _header_limit(kind) or index > max_table_bytes or _FRAME.size + head + index > len(data):
         raise ValueError(f"header of {head} and table of {index} bytes in a message of {len(data)}")
     view = memoryview(data)[_FRAME.size :]
     return parse_json(view[:head]), parse_json(view[head : head + index]), view[head + index :]
@@ -274,6 +281,7 @@ _PLAN_FIELDS = (
     Field("a", "attempt", as_count, 0),
     Field("e", "evaluate", as_flag, False),
     Field("k", "rank", as_count, 0),
+    Field("q", "ranks", as_ranks, {}),
     Field("s", "steps", as_count, 0),
     Field("l", "learning_rate", as_rate, 0.0),
     Field("c", "counted", as_count, None),

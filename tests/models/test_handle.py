@@ -226,7 +226,7 @@ def test_two_ranks_alternate_without_seeing_each_other(name):
 def test_exactly_what_is_trained_asks_for_gradients(name, trained):
     """Also after a second rank, and back: peft switches gradients of a whole adapter on."""
     s = small(name)
-    handle = s.handle(LoRA(trained=trained))
+    handle = s.handle(LoRA(learns=trained))
     for rank in (2, 3, 2):
         handle.write(factors(s.layout, rank))
         wanting = {id(p) for p in handle.model.parameters() if p.requires_grad}
@@ -256,7 +256,7 @@ def test_standing_moves_the_weights_by_the_dense_change_in_their_orientation(nam
     s = small(name)
     w0 = {m: s.model.get_submodule(m).weight.detach().clone() for m in s.layout.modules}
     change, handle = changes(s.layout, 3), s.handle()
-    handle.stand(change, "a")
+    handle.set_base_change(change, "a")
     for m, d in change.items():
         module = handle.model.get_submodule(m)
         assert torch.equal(module.weight, w0[m] + (d.dense().T if is_conv1d(module) else d.dense()))
@@ -273,8 +273,8 @@ def test_standing_at_nothing_is_w0_bit_for_bit(name, empty):
     w0 = {n: p.detach().clone() for n, p in s.model.named_parameters()}
     handle = s.handle()
     for k in range(3):
-        handle.stand(changes(s.layout, k + 1, seed=k), f"round {k}")
-    handle.stand(empty(s.layout), "none")
+        handle.set_base_change(changes(s.layout, k + 1, seed=k), f"round {k}")
+    handle.set_base_change(empty(s.layout), "none")
     assert all(torch.equal(p, w0[n]) for n, p in handle.model.named_parameters())
 
 
@@ -282,9 +282,9 @@ def test_modules_left_out_of_a_change_stand_at_w0():
     s = small("llama")
     w0 = {m: s.model.get_submodule(m).weight.detach().clone() for m in s.layout.modules}
     change, handle = changes(s.layout, 2), s.handle()
-    handle.stand(change, "all")
+    handle.set_base_change(change, "all")
     first = next(iter(change))
-    handle.stand({first: change[first]}, "first")
+    handle.set_base_change({first: change[first]}, "first")
     for m, w in w0.items():
         assert torch.equal(handle.model.get_submodule(m).weight, w) == (m != first)
 
@@ -294,7 +294,7 @@ def test_standing_does_not_depend_on_where_the_model_stood(name):
     s, other = small(name), small(name)
     handle, fresh = s.handle(), other.handle()
     for k in range(5):
-        handle.stand(changes(s.layout, 2, seed=k), str(k))
+        handle.set_base_change(changes(s.layout, 2, seed=k), str(k))
     fresh.stand(changes(s.layout, 2, seed=4), "4")
     assert torch.equal(logits(handle.model, s.batch), logits(fresh.model, s.batch))
 
@@ -302,9 +302,9 @@ def test_standing_does_not_depend_on_where_the_model_stood(name):
 def test_a_known_key_is_not_computed_again():
     s = small("toy")
     handle = s.handle()
-    handle.stand(changes(s.layout, 2), "key")
+    handle.set_base_change(changes(s.layout, 2), "key")
     moved = handle.model.first.weight.detach().clone()
-    handle.stand(changes(s.layout, 2, seed=9), "key")
+    handle.set_base_change(changes(s.layout, 2, seed=9), "key")
     assert torch.equal(handle.model.first.weight, moved)
 
 
@@ -313,7 +313,7 @@ def test_adapter_and_base_change_add_and_are_reported_as_one(name):
     s = small(name)
     untouched, handle = copy.deepcopy(s.model), s.handle()
     values, under = factors(s.layout, 2), changes(s.layout, 3, seed=7)
-    handle.stand(under, "under")
+    handle.set_base_change(under, "under")
     handle.write(values)
     pairs, whole = handle.change()
     for m, (a, b) in pairs_of(values, s.layout).items():
@@ -333,12 +333,12 @@ def test_a_half_precision_base_is_w0_plus_change_with_one_rounding(name, dtype):
     handle = s.handle()
     for k in range(50):
         change = {m: LowRank(d.A, (k + 1) * 1e-3 * d.B) for m, d in changes(s.layout, 2).items()}
-        handle.stand(change, str(k))
+        handle.set_base_change(change, str(k))
     for m, d in change.items():
         module = handle.model.get_submodule(m)
         assert module.weight.dtype == dtype
         assert torch.equal(module.weight, (w0[m].float() + (d.dense().T if is_conv1d(module) else d.dense())).to(dtype))
-    handle.stand({m: zero(*x) for m, x in s.layout.modules.items()}, "none")
+    handle.set_base_change({m: zero(*x) for m, x in s.layout.modules.items()}, "none")
     assert all(torch.equal(handle.model.get_submodule(m).weight, w) for m, w in w0.items())
 
 
@@ -367,7 +367,7 @@ def trained_by_hand(handle: ModelHandle, s: Small, z, index: int, epsilon: float
 
 
 @every_model
-@pytest.mark.parametrize("space", [LoRA(), LoRA(trained=(B_SUFFIX,)), Full()], ids=["lora", "B", "full"])
+@pytest.mark.parametrize("space", [LoRA(), LoRA(learns=(B_SUFFIX,)), Full()], ids=["lora", "B", "full"])
 def test_a_perturbed_forward_is_the_forward_of_a_moved_copy(name, space):
     s = small(name)
     handle = s.handle(space)
@@ -496,7 +496,7 @@ def by_backpropagation(handle: ModelHandle, s: Small, z, index: int, only=None) 
 
 
 @every_model
-@pytest.mark.parametrize("space", [LoRA(), LoRA(trained=(B_SUFFIX,)), Full()], ids=["lora", "B", "full"])
+@pytest.mark.parametrize("space", [LoRA(), LoRA(learns=(B_SUFFIX,)), Full()], ids=["lora", "B", "full"])
 @pytest.mark.parametrize("family", ["hadamard", "gaussian"])
 def test_a_forward_mode_slope_is_the_product_of_gradient_and_direction(name, space, family):
     s = small(name)
@@ -505,7 +505,7 @@ def test_a_forward_mode_slope_is_the_product_of_gradient_and_direction(name, spa
         handle.write(factors(s.layout, 2))
     z = families.make(family, SEED, 8)
     for index in (1, 6):
-        got, loss = handle.slope(s.batch, z, index)
+        got, loss = handle.directional_derivative(s.batch, z, index)
         want = by_backpropagation(handle, s, z, index)
         assert got == pytest.approx(want, rel=1e-5, abs=2e-6)
         with torch.no_grad():
@@ -517,10 +517,10 @@ def test_a_slope_of_a_part_is_the_product_of_its_entries():
     handle, z = s.handle(Full()), families.make("hadamard", SEED, 4)
     parts = [[n for n in handle.parameters() if f".layers.{k}." in n] for k in range(2)]
     parts.append([n for n in handle.parameters() if ".layers." not in n])
-    slopes = [handle.slope(s.batch, z, 2, only=part)[0] for part in parts]
+    slopes = [handle.directional_derivative(s.batch, z, 2, only=part)[0] for part in parts]
     for got, part in zip(slopes, parts, strict=True):
         assert got == pytest.approx(by_backpropagation(handle, s, z, 2, part), rel=1e-5, abs=2e-6)
-    assert sum(slopes) == pytest.approx(handle.slope(s.batch, z, 2)[0], rel=1e-4)
+    assert sum(slopes) == pytest.approx(handle.directional_derivative(s.batch, z, 2)[0], rel=1e-4)
 
 
 def test_a_slope_follows_the_adapter_that_is_switched_on():
@@ -529,7 +529,7 @@ def test_a_slope_follows_the_adapter_that_is_switched_on():
     for rank in (2, 3, 2):
         handle.write(factors(s.layout, rank))
         want = by_backpropagation(handle, s, z, 1)
-        assert handle.slope(s.batch, z, 1)[0] == pytest.approx(want, rel=1e-5, abs=2e-6)
+        assert handle.directional_derivative(s.batch, z, 1)[0] == pytest.approx(want, rel=1e-5, abs=2e-6)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -537,7 +537,9 @@ def test_a_slope_of_adapters_on_a_half_precision_base_is_near(name):
     s = small(name, torch.bfloat16)
     handle, z = s.handle(), families.make("hadamard", SEED, 4)
     handle.write(factors(s.layout, 2))
-    assert handle.slope(s.batch, z, 1)[0] == pytest.approx(by_backpropagation(handle, s, z, 1), rel=0.1, abs=0.05)
+    assert handle.directional_derivative(s.batch, z, 1)[0] == pytest.approx(
+        by_backpropagation(handle, s, z, 1), rel=0.1, abs=0.05
+    )
 
 
 @every_model
@@ -546,7 +548,7 @@ def test_a_slope_leaves_every_parameter_as_it_was_and_no_graph(name):
     handle, z = s.handle(Full()), families.make("hadamard", SEED, 4)
     before = {n: (p, p.detach().clone(), p.data_ptr()) for n, p in handle.model.named_parameters()}
     plain = logits(handle.model, s.batch)
-    handle.slope(s.batch, z, 0)
+    handle.directional_derivative(s.batch, z, 0)
     for n, p in handle.model.named_parameters():
         assert p is before[n][0]
         assert torch.equal(p, before[n][1])
@@ -566,7 +568,7 @@ def test_a_slope_whose_forward_raises_leaves_every_parameter_as_it_was():
 
     handle.model.model.layers[1].mlp.act_fn.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="memory"):
-        handle.slope(s.batch, z, 0)
+        handle.directional_derivative(s.batch, z, 0)
     for n, p in handle.model.named_parameters():
         assert p is before[n][0]
         assert torch.equal(p, before[n][1])
@@ -593,7 +595,7 @@ def test_a_model_without_forward_mode_is_an_error_that_says_what_to_do(loses):
 
     handle = ModelHandle(Opaque(), Layout(parameters={"second.weight": (4, 6)}), Full())
     with pytest.raises(NotImplementedError, match="two_sided"):
-        handle.slope(small("toy").batch, families.make("hadamard", SEED, 4), 0)
+        handle.directional_derivative(small("toy").batch, families.make("hadamard", SEED, 4), 0)
 
 
 # -- predictions

@@ -293,8 +293,8 @@ def test_what_it_declares():
     recipe = fedex_lora()
     assert not recipe.linear
     assert not recipe.unlike_ranks
-    assert recipe.adds_downloads
-    assert recipe.sends == "values"
+    assert recipe.downlink_is_increment
+    assert recipe.upload_kind == "values"
     assert recipe.reveals_clients
     assert not fedex_lora(residual_rank=0).reveals_clients
 

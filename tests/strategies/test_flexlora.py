@@ -326,5 +326,5 @@ def test_bad_options_are_refused(options, said):
 
 def test_what_it_declares():
     recipe = flexlora()
-    declared = recipe.unlike_ranks, recipe.sends == "values", recipe.linear, recipe.reveals_clients
+    declared = recipe.unlike_ranks, recipe.upload_kind == "values", recipe.linear, recipe.reveals_clients
     assert declared == (True, True, False, False)

@@ -420,7 +420,7 @@ def test_bad_options_are_refused(options, said):
 
 def test_what_it_declares():
     recipe = hetlora()
-    assert (recipe.unlike_ranks, recipe.sends == "values", recipe.linear, recipe.ring_summable) == (
+    assert (recipe.unlike_ranks, recipe.upload_kind == "values", recipe.linear, recipe.ring_summable) == (
         True,
         True,
         False,

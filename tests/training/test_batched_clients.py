@@ -179,7 +179,7 @@ def test_a_base_in_half_precision_is_as_alone_to_its_precision() -> None:
 
 def test_a_factor_that_stands_still_does() -> None:
     """FFA-LoRA's A is no parameter that learns; RoLoRA's is one that does not in this round."""
-    for space, trains in ((LoRA(trained=(B_SUFFIX,)), lambda plan: ("",)), (SPACE, lambda plan: (B_SUFFIX,))):
+    for space, trains in ((LoRA(learns=(B_SUFFIX,)), lambda plan: ("",)), (SPACE, lambda plan: (B_SUFFIX,))):
         handle, step = handle_on(llama(), space), FirstOrder(trains=trains)
         found = shared(handle, UNLIKE, step)
         assert_same(found, alone(handle, UNLIKE, step))
@@ -276,7 +276,7 @@ def test_who_stands_on_another_base_is_not_let_in() -> None:
         start(handle, turn)
         if turn.seed == 3:
             m, (o, i) = next(iter(handle.layout.modules.items()))
-            handle.stand({m: LowRank(torch.ones(1, i), torch.ones(o, 1))}, key="moved")
+            handle.set_base_change({m: LowRank(torch.ones(1, i), torch.ones(o, 1))}, key="moved")
         seats.append(batched_clients.seat(handle, PLAIN, turn, iter(batches), base))
     with pytest.raises(batched_clients.Unlike, match="unlike base weights"):
         batched_clients.train(handle, PLAIN, seats, 0)

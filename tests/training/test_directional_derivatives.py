@@ -175,7 +175,7 @@ def test_where_weights_stand_still_a_probe_is_the_rounded_sum():
     model, plain = (Polynomial(True, torch.bfloat16) for _ in range(2))
     handle, a = handle_of(model, still=True), torch.tensor([0.01, -0.3], dtype=torch.float64)
     w0 = directional_derivatives.loss(handle, ONCE)
-    handle.move(SIGNS, a)
+    handle.shift_along(SIGNS, a)
     for only in (None, ["v"]):
         with torch.no_grad():
             for n, p in plain.named_parameters():
@@ -183,12 +183,12 @@ def test_where_weights_stand_still_a_probe_is_the_rounded_sum():
                 p.copy_(x + 0.007 * SIGNS.vectors[n][1] if only is None or n in only else x)
         with handle.perturbed(SIGNS, 1, 0.007, only=only):
             assert directional_derivatives.loss(handle, ONCE) == plain(**ONCE).loss.item()
-    handle.move(SIGNS, -a / 2, 0.5)
+    handle.shift_along(SIGNS, -a / 2, 0.5)
     halved = {n: 0.5 * p.detach().float() for n, p in model.named_parameters()}
     with torch.no_grad():
         for n, p in plain.named_parameters():
             p.copy_(halved[n])
-    slope, loss = handle.slope(ONCE, SIGNS, 0)
+    slope, loss = handle.directional_derivative(ONCE, SIGNS, 0)
     z = torch.cat([SIGNS.vectors["u"][0], SIGNS.vectors["v"][0]])
     assert loss == plain(**ONCE).loss.item()
     assert slope == pytest.approx(float(plain.gradient() @ z), rel=1e-5)
@@ -212,7 +212,7 @@ def test_weights_are_moved_in_one_way_only():
 def test_a_pass_that_failed_leaves_nothing_behind_where_weights_stand_still():
     model = Polynomial(True, torch.bfloat16)
     handle, before = handle_of(model, still=True), {n: p.detach().clone() for n, p in model.named_parameters()}
-    handle.move(SIGNS, torch.tensor([0.25, 0.5], dtype=torch.float64))
+    handle.shift_along(SIGNS, torch.tensor([0.25, 0.5], dtype=torch.float64))
     loss = directional_derivatives.loss(handle, ONCE)
     with pytest.raises(TypeError):
         handle.loss({})
@@ -239,7 +239,7 @@ def test_weights_that_are_read_past_their_layer_cannot_stand_still():
     handle, x = handle_of(Attentive().bfloat16(), still=True), {"x": torch.ones(1, 3, 8).bfloat16()}
     directional_derivatives.loss(handle, x)  # where nothing was moved all are seen as they are
     z = families.make("hadamard", SEED, 2)
-    handle.move(z, torch.ones(2, dtype=torch.float64))
+    handle.shift_along(z, torch.ones(2, dtype=torch.float64))
     for _ in range(2):
         with pytest.raises(
             NotImplementedError, match=r"reads attention\.out_proj\.bias, attention\.out_proj\.weight past"

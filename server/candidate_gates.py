@@ -1,0 +1,46 @@
+"""Gates: what has to agree before a new state is committed.
+
+    gate(state, candidate, measured) -> candidate, another state of its version, or GateRefused with the reason
+
+`measured` is what is known of the round: train_loss, the updates' norms by client, aggregation_error if it was
+measured. A refusal commits nothing: the round's updates are dropped and the run pauses, to ask everybody anew.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedft.contract import State
+from fedft.recipe import Recipe
+from fedft.update import Plan
+from fedft.wire import messages
+
+Measured = Mapping[str, Any]
+Gate = Callable[[State, State, Measured], State]
+
+
+class GateRefused(Exception):
+    """A candidate must not be committed; the text says why."""
+
+
+@dataclass(frozen=True)
+class Travels:
+    """No state that a client could not decode is committed, or the run could never go on."""
+
+    recipe: Recipe
+    rank: int
+
+    def __call__(self, state: State, candidate: State, measured: Measured) -> State:
+        """The candidate, if every tensor that travels from it is finite and within what a message may bring."""
+        plan = Plan("", candidate.version, candidate.version, rank=self.rank)
+        travels = [*self.recipe.downlink(candidate, None, plan).items()]
+        travels += self.recipe.downlink(candidate, state.version, replace(plan, have=state.version)).items()
+        for name, x in travels:
+            if x.is_floating_point() and x.numel() and not float(x.abs().max()) <= messages.MAX_ABS:
+                norms = measured["norms"]
+                largest = max(norms, key=lambda c: norms[c])
+                raise GateRefused(
+                    f"{name} would go beyond {messages.MAX_ABS:g} or is no number; the largest update was {largest}'s,"
+                    f" norm {norms[largest]:.3g}. Lower the learning rate or set [limits] max_norm"
+                )
+        return candidate

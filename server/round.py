@@ -1,0 +1,222 @@
+"""One round of training: ask the cohort, admit what fits, aggregate in roster order, make the next state.
+
+Every step that matters is durable before the next one starts: plans before the first is sent, an admitted update before
+it counts. So a process that is killed in a round finds there what it needs to end the round with the same bytes.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedft.contract import State
+from fedft.errors import RejectedUpdate, RunPaused
+from fedft.server import admission, cohort
+from fedft.server.aggregation_error import Exactness
+from fedft.server.candidate_gates import Gate, GateRefused
+from fedft.server.exchange import Traffic
+from fedft.server.federation import Federation
+from fedft.update import Plan, Update
+from fedft.wire import messages
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Admitted:
+    """The updates of a round that are durable: examples, norm and upload bytes by client."""
+
+    examples: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    up: dict[str, int] = field(default_factory=dict)
+
+    def enter(self, client: str, update: Update, norm: float, up: int) -> None:
+        """One more."""
+        self.examples[client], self.norms[client], self.up[client] = update.num_examples, norm, up
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A round that met its quorum."""
+
+    after: State
+    record: dict[str, Any]
+    """For metrics.jsonl."""
+    norms: list[float]
+    """Of the updates that counted."""
+    counted: list[str]
+    """Clients whose updates did."""
+    blamed: set[str]
+    """Clients refused for what they certainly sent."""
+
+
+@dataclass
+class Round:
+    """The round that leads from `state` on."""
+
+    run: Federation
+    state: State
+    norms: Sequence[float]
+    """Of updates that were admitted in the last rounds."""
+    gates: Sequence[Gate]
+    barred: Sequence[str] = ()
+    admitted: Admitted = field(default_factory=Admitted)
+    traffic: Traffic = field(default_factory=Traffic)
+    plans: dict[str, Plan] = field(default_factory=dict)
+
+    def carry_out(self) -> Outcome:
+        """Raises RunPaused below quorum, or where a gate refuses the next state."""
+        started = time.monotonic()
+        asked = self._begin()
+        self._collect_to_quorum(asked)
+        trained = time.monotonic()
+        weights = self._weights(asked)
+        facts: list[tuple[int, Mapping[str, float]]] = []
+        audit = self._audit(next(iter(weights)))
+        change = self.run.recipe.aggregate(self._updates(weights, facts, audit))
+        after = self.run.recipe.next_state(self.state, change)
+        aggregated = time.monotonic()
+        error = audit.error(after, self.run.rank) if audit else None
+        total = sum(n for n, _ in facts)
+        loss = sum(n * m.get("loss", math.nan) for n, m in facts) / total
+        measured = {"train_loss": loss, **({} if error is None else {"aggregation_error": error})}
+        after = self._through_gates(after, measured)
+        seconds = {
+            "train": trained - started,
+            "aggregate": aggregated - trained,
+            "audit": time.monotonic() - aggregated,
+        }
+        record = self._record(asked, weights, measured, seconds)
+        norms = [self.admitted.norms[c] for c in weights]
+        return Outcome(after, record, norms, list(weights), self.traffic.blamed)
+
+    def _begin(self) -> list[str]:
+        """Draw the cohort, make its plans durable, and take in what a run that was killed here had admitted."""
+        run, number = self.run, self.state.version
+        allowed = [c for c in run.members if c not in self.barred]
+        asked = cohort.cohort(allowed, run.config.clients.per_round, run.job.seed, number)
+        run.store.check_room()
+        self.plans = run.durable_plans(self.state, asked)
+        self._recover(asked)
+        run.observe("round", {"round": number, "asked": asked})
+        return asked
+
+    def _recover(self, asked: list[str]) -> None:
+        """What is journalled of this round; anything that would not be admitted now is passed over."""
+        run = self.run
+        for client in asked:
+            if (payload := run.store.read(self.state.version, client)) is None:
+                continue
+            try:
+                update, norm = self._admit(payload, client, self.plans[client], recovered=True)
+            except RejectedUpdate:
+                continue
+            self.admitted.enter(client, update, norm, len(payload))
+        attempt = self.state.version + 1  # of as many digits as theirs was: for the length of what they were sent
+        for c in self.admitted.up:
+            plan = run.talk.plan(replace(self.plans[c], attempt=attempt), self.state, c)
+            self.traffic.needed[c] = self.traffic.down[c] = len(messages.encode_plan(plan, run.config.codec.plans))
+            run.talk.have[c] = self.state.version, self.state.label
+
+    def _collect_to_quorum(self, asked: list[str]) -> None:
+        run, quorum = self.run, self.run.quorum(len(asked))
+        for _ in range(run.config.server.attempts):
+            if missing := [c for c in asked if c not in self.admitted.examples]:
+                self._collect(missing, quorum)
+            if len(self.admitted.examples) >= quorum:
+                return
+        barred = f"; quarantined: {', '.join(self.barred)}" if self.barred else ""
+        raise RunPaused(
+            f"round {self.state.version}: {len(self.admitted.examples)} of {len(asked)} updates admitted in "
+            f"{run.config.server.attempts} attempts, quorum is {quorum}{barred}; run again to continue"
+        )
+
+    def _collect(self, clients: list[str], quorum: int) -> None:
+        """Ask these clients; what is admitted is durable when it enters `admitted`."""
+        run, attempt = self.run, self.run.store.next_attempt()
+        plans = {c: replace(self.plans[c], attempt=attempt) for c in clients}
+
+        def accept(client: str, payload: bytes) -> None:
+            update, norm = self._admit(payload, client, plans[client])
+            run.store.journal(self.state.version, client, payload)
+            self.admitted.enter(client, update, norm, self.traffic.up[client])
+            told = {"round": self.state.version, "client": client, "metrics": update.metrics}
+            run.observe("admitted", told)
+
+        up, limits = run.config.codec.up, run.config.limits
+        longest = {c: admission.longest(run.recipe.spec(run.layout, plans[c]), up, limits) for c in clients}
+        need = quorum - len(self.admitted.examples)
+        run.talk.ask("train", plans, self.state, accept, self.traffic, longest, run.until(need))
+
+    def _admit(self, payload: bytes, client: str, plan: Plan, *, recovered: bool = False) -> tuple[Update, float]:
+        run, limits = self.run, self.run.config.limits
+        cap = min(run.caps.get(client, limits.max_num_examples), limits.max_num_examples)
+        limits = replace(limits, max_num_examples=cap)
+        up = run.config.codec.up
+        return admission.admit(
+            payload, client, plan, run.recipe, run.layout, up, limits, self.norms, recovered=recovered
+        )
+
+    def _weights(self, asked: list[str]) -> dict[str, int]:
+        """Weights of those who are admitted, in roster order."""
+        examples = {c: self.admitted.examples[c] for c in asked if c in self.admitted.examples}
+        weights = admission.capped(examples, self.run.config.limits.max_share)
+        for c in examples:
+            if weights[c] != examples[c]:
+                said = "round %d: weight of %s cut to %d examples; see [limits] max_share"
+                log.warning(said, self.state.version, c, weights[c])
+        return weights
+
+    def _audit(self, client: str) -> Exactness | None:
+        """What measures the aggregate of this round, if it is wanted and can be measured."""
+        run, plan = self.run, self.plans[client]
+        audit = Exactness(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
+        return audit if run.config.eval.exactness and audit.possible() else None
+
+    def _updates(
+        self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: Exactness | None
+    ) -> Iterator[Update]:
+        """The journalled updates in roster order, one in memory at a time."""
+        run = self.run
+        for client, weight in weights.items():
+            payload = run.store.read(self.state.version, client)
+            if payload is None:
+                number = self.state.version
+                raise RunPaused(f"round {number}: the update of {client} on disk no longer verifies; resume")
+            plan = self.plans[client]
+            update = messages.decode_update(payload, run.recipe.spec(run.layout, plan), run.config.codec.up)
+            facts.append((weight, update.metrics))
+            update = replace(update, client=client, roster=len(run.members), num_examples=weight)
+            if audit:
+                audit.see(update, plan)
+            yield update
+
+    def _through_gates(self, after: State, measured: Mapping[str, float]) -> State:
+        for gate in self.gates:
+            try:
+                after = gate(self.state, after, {**measured, "norms": self.admitted.norms})
+            except GateRefused as e:
+                self.run.store.drop(self.state.version)
+                raise RunPaused(
+                    f"round {self.state.version}: nothing is committed: {e}; running again asks everybody anew"
+                ) from e
+        return after
+
+    def _record(
+        self, asked: list[str], weights: Mapping[str, int], measured: Mapping[str, float], seconds: dict[str, float]
+    ) -> dict[str, Any]:
+        a, t = self.admitted, self.traffic
+        return {
+            "round": self.state.version,
+            "participants": list(weights),
+            "weights": dict(weights),
+            "refused": t.refused,
+            **measured,
+            "bytes": {
+                c: {"up": a.up.get(c, t.up.get(c, 0)), "down": t.down.get(c, 0), "needed": t.needed.get(c, 0)}
+                for c in asked
+            },
+            "seconds": seconds,
+        }
