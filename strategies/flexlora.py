@@ -23,14 +23,11 @@ from fedft.adapters.lora import LoRA
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import State
-from fedft.recipe import Recipe, cut_to_rank, product_norm
+from fedft.recipe import Next, Recipe, State, cut_to_rank, product_norm
 from fedft.strategies.flora import stacked
 from fedft.training.first_order import FirstOrder
-from fedft.update import Plan
 
-SERVER = "server."  # names of what stays with the server
-LOST, MOMENTUM = SERVER + "lost.", SERVER + "momentum."
+OWNER, LOST, MOMENTUM = "flexlora", "lost.", "momentum."
 
 
 def flexlora(
@@ -60,7 +57,7 @@ def flexlora(
         aggregate=stacked,
         local=FirstOrder(send="value"),
         server=Redistribute(SHARE_OF_A[gauge], feedback, momentum, server_lr),
-        downlink=_factors,
+        downlink=cut_to_rank,
         linear=False,
         unlike_ranks=True,
         upload_kind="values",
@@ -81,24 +78,26 @@ class Redistribute:
     momentum: float
     server_lr: float
 
-    def __call__(self, state: State, change: Tensors) -> Tensors:
-        """The tensors of the next version."""
+    def __call__(self, state: State, change: Tensors) -> Next:
+        """The next version, and what is remembered of it."""
         old, (pairs, rest) = lowrank.split(state.tensors)[0], lowrank.split(change)
+        known = lowrank.split(state.drawer(OWNER))[0]
         new: dict[str, LowRank] = {}
+        memory: dict[str, LowRank] = {}
         for m, wanted in pairs.items():
             if self.momentum or self.server_lr != 1:
                 step = wanted + -old[m]
-                if MOMENTUM + m in old:
-                    step = step + self.momentum * old[MOMENTUM + m]
+                if MOMENTUM + m in known:
+                    step = step + self.momentum * known[MOMENTUM + m]
                 step = step.shortened()
                 wanted = old[m] + self.server_lr * step
-                new |= {MOMENTUM + m: step} if self.momentum else {}
-            if self.feedback and LOST + m in old:
-                wanted = wanted + old[LOST + m]
+                memory |= {MOMENTUM + m: step} if self.momentum else {}
+            if self.feedback and LOST + m in known:
+                wanted = wanted + known[LOST + m]
             kept, lost = cut_in_two(wanted, old[m].rank, self.share_of_a, rest=self.feedback)
             new[m] = lowrank.onto(lowrank.pad(kept, old[m].rank), old[m])
-            new |= {LOST + m: lost} if self.feedback else {}
-        return {**state.tensors, **lowrank.named(new), **rest}
+            memory |= {LOST + m: lost} if self.feedback else {}
+        return Next({**state.tensors, **lowrank.named(new), **rest}, {OWNER: lowrank.named(memory)})
 
 
 def cut_in_two(d: LowRank, rank: int, share_of_a: float, rest: bool = True) -> tuple[LowRank, LowRank]:
@@ -111,7 +110,3 @@ def cut_in_two(d: LowRank, rank: int, share_of_a: float, rest: bool = True) -> t
     a, b = (s[:, None] ** share_of_a * v).to(d.A.dtype), (u * s ** (1 - share_of_a)).to(d.B.dtype)
     cut = min(rank, there)
     return LowRank(a[:cut], b[:, :cut]), LowRank(a[cut:there], b[:, cut:there])
-
-
-def _factors(state: State, have: int | None, plan: Plan) -> Tensors:
-    return {n: x for n, x in cut_to_rank(state, have, plan).items() if not n.startswith(SERVER)}
