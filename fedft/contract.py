@@ -103,6 +103,7 @@ class Handle(Protocol):
     """A resident model as a strategy sees it. Values are unit-scale, float32, on the CPU; `w0` is the base."""
 
     layout: Layout
+    kind: "Kind"
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """The live parameters that are trained, by canonical name, in the adapter's own scale."""
@@ -127,7 +128,7 @@ class Handle(Protocol):
         """
 
     def scale(self, name: str) -> float:
-        """Unit-scale value of a trained tensor per value that the adapter holds: LoRA's B has alpha / rank, others 1."""
+        """Unit-scale value of a tensor per value that the adapter holds: LoRA's B has alpha / rank, others 1."""
 
     @property
     def weights_fixed(self) -> bool:
@@ -201,7 +202,11 @@ class Kind(Protocol):
         """Shapes of the float32 tensors that learn, by name; a head is not among them."""
 
     def draw(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
-        """Values at version 0 of every tensor of the adapter: those that learn, and those that are drawn and frozen."""
+        """Values at version 0 of the tensors that learn."""
+
+    def frozen(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
+        """Values of tensors that never learn: drawn from the run's seed on every machine, so that none travels."""
+        return {}
 
     def mount(self, model: nn.Module, layout: Layout, shape: Shape, settings: "Settings") -> Mounted:
         """Put an adapter of this shape into the model, switched on; its values are written afterwards."""
@@ -229,9 +234,13 @@ class Kind(Protocol):
         of_adapter = self.trained(layout, as_shape(shape))
         return {n: TensorSpec(tuple(s)) for n, s in (dict(of_adapter) | dict(layout.head)).items()}
 
-    def initial(self, layout: Layout, shape: Shape | int, seed: int) -> dict[str, Tensor]:
-        """Values at version 0, and a head that has not changed."""
+    def start(self, layout: Layout, shape: Shape | int, seed: int) -> dict[str, Tensor]:
+        """Values at version 0 of all that a client uploads: what learns, and a head that has not changed."""
         return {n: torch.zeros(s) for n, s in layout.head.items()} | self.draw(layout, as_shape(shape), seed)
+
+    def initial(self, layout: Layout, shape: Shape | int, seed: int) -> dict[str, Tensor]:
+        """Those values, and the frozen ones."""
+        return self.start(layout, shape, seed) | self.frozen(layout, as_shape(shape), seed)
 
 
 def as_shape(shape: Shape | int) -> Shape:

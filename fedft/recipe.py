@@ -82,15 +82,16 @@ def replace_all(held: State | None, plan: Plan) -> Tensors:
 
 
 def write_all(handle: Handle, turn: Turn) -> None:
-    """The trained tensors start at the state."""
-    handle.write(turn.held)
+    """The trained tensors start at the state; frozen ones are drawn from the run's seed."""
+    frozen = handle.kind.frozen(handle.layout, turn.plan.shape, turn.run_seed)
+    handle.write({**frozen, **turn.held})
 
 
 def back_to_base(handle: Handle, turn: Turn) -> None:
-    """The model at w0: parameters bit for bit, or the adapter at the run's seeded A and B = 0."""
+    """The model at w0: parameters bit for bit, or the adapter at version 0."""
     handle.reset()
-    if handle.layout.modules:
-        handle.write(LoRA().initial(handle.layout, turn.plan.shape, turn.run_seed))
+    if not handle.kind.of_base:
+        handle.write(handle.kind.initial(handle.layout, turn.plan.shape, turn.run_seed))
 
 
 def anything(delta: Tensors, plan: Plan) -> None:
@@ -129,7 +130,7 @@ class Recipe:
     local: LocalStep = field(default_factory=FirstOrder)
     """What a client does; `FirstOrder(send="value")` where it starts from a draw of its own instead of the state."""
     initial: "Callable[[Layout, int, int], Tensors | Next] | None" = None
-    """(layout, largest rank, seed) -> tensors of version 0; default: the space's."""
+    """(layout, largest rank, seed) -> tensors of version 0; default: those of the space that learn."""
     server: Callable[[State, Tensors], "Tensors | Next"] = add
     """(state, change) -> shared tensors of the next version: server optimisers, merges, pools. A server that keeps
     something for itself gives `Next`: those tensors, and its own drawer."""
@@ -207,7 +208,7 @@ class Recipe:
 
     def first_state(self, layout: Layout, rank: int, seed: int) -> State:
         """Version 0."""
-        made = (self.initial or self.space.initial)(layout, rank, seed)
+        made = (self.initial or self.space.start)(layout, rank, seed)
         return State(0, made.tensors, made.own) if isinstance(made, Next) else State(0, made)
 
     def next_state(self, state: State, change: Tensors) -> State:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Layout, State, Turn
+from fedft.contract import Kind, Layout, State, Turn
 from fedft.recipe import Recipe
 from fedft.update import Plan, Shape, Update
 
@@ -28,6 +28,7 @@ class _Noted:
     """A `Handle` without a model: notes the base's change and the adapter that a strategy sets."""
 
     layout: Layout
+    kind: Kind
     change: Mapping[str, LowRank] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
@@ -93,7 +94,7 @@ class Exactness:
         """Where a newcomer of this shape stands."""
         plan = replace(self.plan, round=state.version, version=state.version, rank=shape.rank, ranks=shape.ranks)
         plan = replace(plan, tensors=self.recipe.downlink(state, None, plan))
-        held, noted = self.recipe.receive(None, plan), _Noted(self.layout)
+        held, noted = self.recipe.receive(None, plan), _Noted(self.layout, self.recipe.space)
         # the draws of a client's own seed are of pairs with B = 0, or are sent back whole
         self.recipe.start(noted, Turn(plan, held, "", self.local, self.run_seed, self.run_seed))  # type: ignore[arg-type]
         return noted

@@ -47,13 +47,13 @@ class LoRA(Kind):
         return {n: s for n, s in factors.items() if n.endswith(self.learns)}
 
     def draw(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
-        """A uniform on +-1/sqrt(in) (peft's Kaiming bound), one Philox word per element; B zero."""
-        found = {}
-        for m, (o, i) in layout.modules.items():
-            u = philox.uniform(seed, philox.LORA_INIT, m + A_SUFFIX, (shape.of(m), i))
-            found[m + A_SUFFIX] = (2 * u - 1) / i**0.5
-            found[m + B_SUFFIX] = torch.zeros(o, shape.of(m))
-        return found
+        """Those of A and B that learn: A uniform on +-1/sqrt(in) (peft's Kaiming bound), one Philox word per element; B
+        zero."""
+        return _factors(layout, shape, seed, self.learns)
+
+    def frozen(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
+        """Those that do not, of the same draw."""
+        return _factors(layout, shape, seed, tuple(s for s in (A_SUFFIX, B_SUFFIX) if s not in self.learns))
 
     def shape_of(self, values: Tensors) -> Shape | None:
         """Rank by module, as one of its factors has it."""
@@ -112,6 +112,17 @@ class LoRA(Kind):
                 layer.delete_adapter(name)
 
         return Mounted(found, switch, scale, remove)
+
+
+def _factors(layout: Layout, shape: Shape, seed: int, suffixes: tuple[str, ...]) -> dict[str, Tensor]:
+    found = {}
+    for m, (o, i) in layout.modules.items():
+        if A_SUFFIX in suffixes:
+            u = philox.uniform(seed, philox.LORA_INIT, m + A_SUFFIX, (shape.of(m), i))
+            found[m + A_SUFFIX] = (2 * u - 1) / i**0.5
+        if B_SUFFIX in suffixes:
+            found[m + B_SUFFIX] = torch.zeros(o, shape.of(m))
+    return found
 
 
 def _inject(model: nn.Module, layout: Layout, shape: Shape, settings: Settings, name: str) -> None:

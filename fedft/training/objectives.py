@@ -25,7 +25,7 @@ class OfLogits(Objective):
     """A mean of terms over learned places; rows are prompts and responses, or texts with a class."""
 
     def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        """The loss of every learned place, float32 [n], from its logits [n, vocabulary] and what should be there [n]."""
+        """The loss of every learned place, float32 [n], by its logits [n, vocabulary] and what should be there [n]."""
         return functional.cross_entropy(logits, wanted, reduction="none")
 
     def encode(self, record: Mapping[str, Any], base: Any, config: Any, where: str) -> Any:
