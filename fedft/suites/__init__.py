@@ -1,0 +1,3 @@
+"""Contract suites: what the engine relies on in every strategy, adapter kind, codec, objective and so on, as checks that
+anybody can run on a value of their own (`fedft check KIND NAME`). What an algorithm computes is for its own tests.
+"""
