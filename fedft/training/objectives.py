@@ -46,7 +46,11 @@ class OfLogits(Objective):
         logits, wanted = self._learned(handle, batch)
         count = float(len(wanted))
         correct = float((logits.argmax(-1) == wanted).sum())
-        return {"loss": (float(self.terms(logits, wanted).sum()), count), "accuracy": (correct, count)}
+        return {"loss": (self.total(logits, wanted), count), "accuracy": (correct, count)}
+
+    def total(self, logits: Tensor, wanted: Tensor) -> float:
+        """The sum of the terms of learned places."""
+        return float(self.terms(logits, wanted).sum())
 
     @staticmethod
     def _learned(handle: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,6 +69,10 @@ class Likelihood(OfLogits):
         """The mean that the model itself computes from its labels."""
         found: Tensor = handle.forward(batch).loss
         return found
+
+    def total(self, logits: Tensor, wanted: Tensor) -> float:
+        """The sum of cross entropies, in torch's own order."""
+        return float(functional.cross_entropy(logits, wanted, reduction="sum"))
 
 
 def of(config: RunConfig) -> Objective:
