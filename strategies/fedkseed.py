@@ -44,67 +44,46 @@ from fedft.errors import RejectedUpdate
 from fedft.randomness import families
 from fedft.randomness.directions import Directions
 from fedft.recipe import Recipe, back_to_base
+from fedft.strategies.parts.zeroth_options import takes_walk
 from fedft.training import zeroth_order, zeroth_rules
-from fedft.training.zeroth_rules import Estimate, Objective, Rule, Walk
+from fedft.training.zeroth_rules import Walk
 from fedft.update import Plan, TensorSpec, Update
 
 
+@takes_walk("resample", "blocks", "coordinate", "first_order_from", "first_order_factor", epsilon=5e-4)
 def fedkseed(
+    how: Walk,
     *,
     K: int = 4096,
-    epsilon: float = 5e-4,
     pro: bool = False,
     space: Literal["full", "lora"] = "full",
     family: str = "hadamard",
     weight_decay: float = 0.0,
-    scalar_clip: float = 1000.0,
-    rule: Rule = "sgd",
-    estimate: Estimate = "two_sided",
-    objective: Objective = "loss",
-    samples: int = 1,
-    momentum: float = 0.9,
-    beta2: float = 0.999,
-    sparsity: float = 0.0,
     sampling: Literal["with_replacement", "without_replacement"] = "with_replacement",
-    variant: Literal["exact", "reference"] = "exact",
     table: Directions | None = None,
 ) -> Recipe:
     """Zeroth-order federated tuning in K fixed directions.
 
     Args:
         K: number of shared directions, 1 to 4096 (larger pools need another layout of `hadamard`).
-        epsilon: distance of the two probes, in units of the weights.
         pro: draw directions by their history (FedKSeed-Pro).
         space: all parameters, or the LoRA factors only.
         family: `hadamard` (default), `rademacher` or `gaussian`.
-        weight_decay: lam, on every trained parameter.
-        scalar_clip: bound on |g| of one probe.
-        rule: `sgd` (the paper), `momentum`, `adam`, `sign` or `conservative`; the last compares losses before and
-            after a step and cannot have weight decay.
-        estimate: `two_sided` (the paper), `one_sided` (half the passes, biased) or `forward` (forward-mode, exact).
-        objective: what is minimised: `loss`, or 1 - `accuracy` or 1 - `f1` of the batch.
-        samples: directions per step, whose slopes are averaged.
-        momentum: mu of the rules momentum and adam.
-        beta2: decay of adam's second moment.
-        sparsity: share of the entries of all directions that are zero.
+        weight_decay: lam, on every trained parameter; the rule `conservative`, which compares losses, cannot have any.
         sampling: draw directions with (the paper) or without replacement within a round.
-        variant: `exact`, or `reference` for the published code's pool and decay.
         table: K directions in place of the generator's (`independent.Table`), to check numbers by hand.
     """
     check.between(1, 4096, K=K)
     check.at_least(0, weight_decay=weight_decay)
     check.one_of(("full", "lora"), space=space)
     check.one_of(("with_replacement", "without_replacement"), sampling=sampling)
-    how = Walk(
-        rule, estimate, objective, epsilon, samples, momentum, beta2, sparsity, scalar_clip=scalar_clip, variant=variant
-    )
     how.check_span(zeroth_rules.signs(table or families.make(family, 0, K)))  # `make` refuses what the family cannot do
     if table is not None and table.count != K:
         raise ValueError(f"expected a table of K = {K} directions, got {table.count}")
-    if rule == "conservative" and weight_decay:
+    if how.rule == "conservative" and weight_decay:
         raise ValueError("rule 'conservative' never raises the loss of a batch, weight_decay may; choose one")
-    if rule != "sgd" and variant == "reference":
-        raise ValueError(f"the published code's pool of raw slopes knows rule 'sgd' only, got {rule!r}")
+    if how.rule != "sgd" and how.variant == "reference":
+        raise ValueError(f"the published code's pool of raw slopes knows rule 'sgd' only, got {how.rule!r}")
     pool = Pool(K, how, pro, family, weight_decay, sampling, table)
     return Recipe(
         "fedkseed",

@@ -22,57 +22,28 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.adapters.full import Full
-from fedft.adapters.lora import LoRA
 from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
-from fedft.contract import Data, Handle, Layout, Trained, Turn
 from fedft.errors import RejectedUpdate
 from fedft.randomness import families
-from fedft.recipe import Recipe, back_to_base
+from fedft.recipe import Data, Full, Handle, Layout, LoRA, Recipe, Trained, Turn, back_to_base
 from fedft.strategies.parts import growing_history
-from fedft.strategies.zo_fedavg import Fresh
+from fedft.strategies.parts.fresh_walks import Fresh
+from fedft.strategies.parts.zeroth_options import takes_walk
 from fedft.training import zeroth_rules
-from fedft.training.zeroth_rules import Estimate, Objective, Rule, Variant, Walk
+from fedft.training.zeroth_rules import Walk
 from fedft.update import Plan, TensorSpec, Update
 
 
-def mezo(
-    *,
-    space: Literal["full", "lora"] = "full",
-    family: str = "hadamard",
-    epsilon: float = 1e-3,
-    rule: Rule = "sgd",
-    estimate: Estimate = "two_sided",
-    objective: Objective = "loss",
-    samples: int = 1,
-    momentum: float = 0.9,
-    beta2: float = 0.999,
-    sparsity: float = 0.0,
-    scalar_clip: float = 1000.0,
-    variant: Variant = "exact",
-) -> Recipe:
+@takes_walk("resample", "blocks", "coordinate", "first_order_from", "first_order_factor")
+def mezo(how: Walk, *, space: Literal["full", "lora"] = "full", family: str = "hadamard") -> Recipe:
     """Zeroth-order federated tuning with a growing history of scalars.
 
     Args:
         space: all parameters, or the LoRA factors only.
         family: of directions: `hadamard` (default), `rademacher` or `gaussian`.
-        epsilon: distance of the probes, in units of the weights.
-        rule: `sgd` (the paper), `momentum`, `adam`, `sign` or `conservative` (never raises the loss of the batch).
-        estimate: `two_sided` (the paper), `one_sided` (half the passes, biased) or `forward` (forward-mode, exact).
-        objective: what is minimised: `loss`, or 1 - `accuracy` or 1 - `f1` of the batch.
-        samples: directions per step, whose slopes are averaged.
-        momentum: mu of the rules momentum and adam; they begin anew in every round.
-        beta2: decay of adam's second moment.
-        sparsity: share of the entries of all directions that are zero, the same ones for the whole run.
-        scalar_clip: bound on |g| of one probe.
-        variant: `reference` for the published code's sign (of the slope only) and mask (zeroes the share
-            Phi(sparsity)).
     """
     check.one_of(("full", "lora"), space=space)
-    how = Walk(
-        rule, estimate, objective, epsilon, samples, momentum, beta2, sparsity, scalar_clip=scalar_clip, variant=variant
-    )
     how.check_span(zeroth_rules.signs(families.make(family, 0, 1)))
     scalars = Scalars(how, family)
     return Recipe(

@@ -41,7 +41,27 @@ FORGOTTEN = 1e-3  # weight below which a past slope is left out of the momentum
 
 @dataclass(frozen=True)
 class Walk:
-    """How steps are taken; the names are those of the strategies' options."""
+    """How steps are taken; the names are those of the strategies' options.
+
+    Args:
+        rule: `sgd`, `momentum`, `adam`, `sign` or `conservative` (never raises the loss of the batch); momentum and
+            moments begin anew in every round.
+        estimate: `two_sided`, `one_sided` (half the passes, biased) or `forward` (forward-mode, exact).
+        objective: what is minimised: `loss`, or 1 - `accuracy` or 1 - `f1` of the batch.
+        epsilon: distance of the probes, in units of the weights.
+        samples: directions per step, whose slopes are averaged.
+        momentum: mu of the rules momentum and adam.
+        beta2: decay of adam's second moment.
+        sparsity: share of the entries of all directions that are zero.
+        resample: steps after which other entries are zero; 0: the same ones for the whole run.
+        blocks: one slope per transformer layer, and one for all that is in none: 2 passes each, less variance.
+        coordinate: move a block before the next one is probed.
+        first_order_from: number of the first layer that is trained by back-propagation, with the run's optimiser.
+        first_order_factor: learning rate of those layers in units of the plan's.
+        scalar_clip: bound on |g| of one probe.
+        variant: `exact`, or `reference` for what the published code computes: its sign (of the slope only) and mask
+            (zeroes the share Phi(sparsity)); see the strategy's own docstring for more.
+    """
 
     rule: Rule = "sgd"
     estimate: Estimate = "two_sided"
