@@ -94,6 +94,11 @@ def back_to_base(handle: Handle, turn: Turn) -> None:
         handle.write(handle.kind.initial(handle.layout, turn.plan.shape, turn.run_seed))
 
 
+def as_it_is(delta: Tensors, plan: Plan) -> Tensors:
+    """An upload of named float tensors is its own summand."""
+    return delta
+
+
 def anything(delta: Tensors, plan: Plan) -> None:
     """No rule beyond the spec."""
 
@@ -152,6 +157,12 @@ class Recipe:
     """(state, all clients by name) -> work of those who do other than the run file says; one pure call per round."""
     check: Callable[[RunConfig], None] = any_run
     """(RunConfig) raises ValueError with the reason where the run file makes no sense with this strategy."""
+
+    summand: Callable[[Tensors, Plan], Tensors] = as_it_is
+    """(upload, plan) -> float tensors of the same names and shapes for all clients, whose weighted sum is all that a
+    linear strategy needs. Needed where uploads are lists."""
+    from_sum: Callable[[Tensors, Plan], Tensors] = as_it_is
+    """(mean of summands, plan) -> an upload that `aggregate` makes of it what it makes of all of them."""
 
     linear: bool = True
     """The server needs only weighted sums of what is sent."""

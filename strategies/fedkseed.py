@@ -97,6 +97,8 @@ def fedkseed(
         upload=pool.spec,
         admit=pool.admit,
         check=pool.check,
+        summand=pool.summand,
+        from_sum=pool.from_sum,
         upload_kind="numbers",
         linear=not pro,  # its statistics are sums over clients, not means
     )
@@ -260,6 +262,16 @@ class Pool:
         if self.weight_decay and self.how.variant == "exact":
             change["rho"] = torch.tensor([decay / total])
         return change
+
+    def summand(self, delta: Tensors, plan: Plan) -> dict[str, Tensor]:
+        """c_k as [K], and the decay."""
+        c = torch.zeros(self.K)
+        c[delta["index"].to(torch.int64)] = delta["scalar"]
+        return {"scalar": c} | ({"decay": torch.tensor([_factor(delta["decay"])])} if "decay" in delta else {})
+
+    def from_sum(self, mean: Tensors, plan: Plan) -> dict[str, Tensor]:
+        """All K pairs (j, c_j) of a mean."""
+        return {"index": torch.arange(self.K).to(torch.uint16), **mean}
 
     def add(self, state: State, change: Tensors) -> dict[str, Tensor]:
         """a := f a + sum_k p_k c_k and rho := f rho, f the mean decay of the round."""

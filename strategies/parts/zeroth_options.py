@@ -1,4 +1,4 @@
-"""Options of zeroth-order steps: written once in `fedft.training.zeroth_rules.Walk`, taken by every strategy that walks.
+"""Options of zeroth-order steps: written once in `fedft.training.zeroth_rules.Walk`, taken by strategies that walk.
 
 @takes_walk("blocks", epsilon=5e-4)
 def mine(how: Walk, *, K: int = 64) -> Recipe: ...
