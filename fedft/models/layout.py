@@ -51,8 +51,11 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _out_in(module: Any) -> tuple[int, int]:
-    rows, columns = module.weight.shape
-    return (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)
+    """(out, in), also of a layer whose weight is packed into another shape (4 and 8 bits)."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    rows, columns = module.weight.shape  # Conv1D keeps it transposed
+    return columns, rows
 
 
 def _head_names(base: Base) -> set[str]:
