@@ -87,7 +87,7 @@ def test_options_of_the_wrapped_method_are_heard_and_checked():
     assert not t.update(t.state(), 0).delta.keys() ^ u.update(u.state(), 0).delta.keys()
     a, b = (toy.update(toy.state(), 0, steps=8).delta["first.lora_B"].norm() for toy in (t, u))
     assert b < 0.9 * a
-    with pytest.raises(ConfigError, match="fedprox has no option 'proxx'.*did you mean 'prox'"):
+    with pytest.raises(ConfigError, match=r"fedprox has no option 'proxx'.*did you mean 'prox'"):
         make("fedopt", {"on": {"name": "fedprox", "proxx": 0.1}})
     with pytest.raises(ConfigError, match="wanted a strategy's name"):
         make("fedopt", {"on": {"mu": 0.1}})
