@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedft import run_file as configs
 from fedft.carriers.flower import grid as transport
 from fedft.carriers.flower.grid import Message
+from fedft.client.train import MAX_PLAN_BYTES
 from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.errors import ConfigError, FedftError
@@ -99,9 +100,11 @@ def _client_app(config: str, folder: str) -> ClientApp:
 
     def answer(message: Message, context: Context) -> Message:
         part = int(context.node_config["partition-id"])
-        if transport.unpack(message, 2**31 - 1) == b"which":
+        if transport.unpack(message, MAX_PLAN_BYTES) == b"which":
             return transport.pack_reply(message, str(part).encode())
-        return _resident(config, folder)[part].answer(message)
+        return transport.answered(
+            message, lambda *asked: _resident(config, folder)[part].answer(*asked), MAX_PLAN_BYTES
+        )
 
     app.train()(answer)
     app.evaluate()(answer)

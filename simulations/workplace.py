@@ -7,8 +7,7 @@ from urllib.parse import quote
 
 from fedft import run_file as configs
 from fedft import strategies
-from fedft.carriers.flower.grid import GridPost
-from fedft.carriers.local import LocalGrid
+from fedft.carriers.local import LocalPost
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory, Pool
 from fedft.client.train import Client
@@ -22,8 +21,6 @@ from fedft.recipe import Recipe
 from fedft.server import result
 from fedft.server.checkpoint import Store
 from fedft.simulations import batched_turns, virtual_clients
-
-FIRST_NODE = 1000
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,10 @@ def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:
     return place, found[0]
 
 
-def local_post(clients: Mapping[str, Client]) -> GridPost:
+def local_post(clients: Mapping[str, Client]) -> LocalPost:
     """Carries letters to these clients in this process, one at a time but for `[server] together`."""
-    names = dict(enumerate(clients, FIRST_NODE))
-    begin, most = batched_turns.starter({node: clients[name] for node, name in names.items()})
-    grid = LocalGrid(names, lambda node, message: clients[names[node]].answer(message), begin, most)
-    return GridPost(grid, {name: node for node, name in names.items()})
+    begin, most = batched_turns.starter(clients)
+    return LocalPost({name: client.answer for name, client in clients.items()}, begin, most)
 
 
 def whose(clients: Mapping[str, Client]) -> Iterator[bytes]:
