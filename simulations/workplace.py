@@ -17,6 +17,7 @@ from fedft.errors import ConfigError
 from fedft.models import resident
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
+from fedft.models.resident import Resident
 from fedft.recipe import Recipe
 from fedft.server import result
 from fedft.server.checkpoint import Store
@@ -35,6 +36,11 @@ class Workplace:
     clients: Mapping[str, Client]
     counted: Mapping[str, int] = field(default_factory=dict)
     """The last round in which a client's update counted, where clients keep something."""
+
+    @property
+    def here(self) -> Resident:
+        """The model without the clients, as a run is opened on it."""
+        return Resident(self.base, self.layout, self.handle)
 
     def stand(self, state: State, client: str | None = None) -> None:
         """Put the resident model at `state`, as a new client would, or as `client` does with what it keeps."""
