@@ -29,8 +29,8 @@ from fedft.models import resident
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
 from fedft.server import open_run
-from fedft.server.exchange import Observer
 from fedft.server.sealed_post import NetworkPost
+from fedft.server.traffic import Observer
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,9 @@ from fedft.recipe import Recipe
 from fedft.reports.metric_log import MetricsFile
 from fedft.server import result, run_folder
 from fedft.server.checkpoint import Store
-from fedft.server.exchange import Observer
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
+from fedft.server.traffic import Observer
 from fedft.update import Job
 
 

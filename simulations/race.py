@@ -21,8 +21,8 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError, RunPaused
 from fedft.reports import html_report, tally
 from fedft.server import budget as budgets
-from fedft.server.exchange import Observer
 from fedft.server.run_folder import changed, prepare
+from fedft.server.traffic import Observer
 from fedft.simulations import baselines
 from fedft.simulations import run as runs
 

@@ -16,7 +16,7 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.server import open_run
-from fedft.server.exchange import Observer
+from fedft.server.traffic import Observer
 from fedft.simulations.workplace import local_post, whose, workplace
 
 QUICKSTART = Path(__file__).with_name("quickstart.toml")
