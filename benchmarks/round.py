@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -39,11 +38,9 @@ from fedft.data import examples
 from fedft.data.examples import Example
 from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
-from fedft.reports.metric_log import MetricsFile
+from fedft.models.resident import Resident
 from fedft.run_file import from_dict
-from fedft.server.checkpoint import Store
-from fedft.server.job import job_of
-from fedft.server.loop import Loop
+from fedft.server import open_run
 from fedft.simulations import workplace as runs
 from fedft.training.first_order import optimizer_of
 
@@ -61,7 +58,6 @@ class Place:
     config: RunConfig
     start: ArrayRecord
     """The adapter that an app's clients are given."""
-    numbers: Any
 
     def plain(self) -> ArrayRecord:
         """As an app does it that is given an adapter and gives one back."""
@@ -80,10 +76,9 @@ class Place:
             for name, rows in self.rows.items()
         }
         pool.members += [c.memory for c in clients.values()]
-        job = job_of(config, self.base.digest, runs.whose(clients))
-        here = self.folder / "runs" / job.run / str(next(self.numbers))
-        store, metrics = Store(here / "state"), MetricsFile(here / "metrics.jsonl", -1)
-        Loop(runs.local_post(clients), recipe, self.handle.layout, config, job, store, metrics).run(clients)
+        here, folder = Resident(self.base, self.handle.layout, self.handle), Path(mkdtemp(dir=self.folder))
+        run = open_run.fresh(config, recipe, here, folder, runs.whose(clients))
+        run.loop(runs.local_post(clients)).run(clients)
 
     def limit(self) -> None:
         """Nothing but the steps."""
@@ -123,7 +118,7 @@ def place_of(folder: Path, base: load.Base, handle: ModelHandle, tokens: int, cl
         }
     )
     start = ArrayRecord(in_peft(SPACE.initial(handle.layout, RANK, 0)))
-    return Place(folder, base, handle, rows, config, start, count())
+    return Place(folder, base, handle, rows, config, start)
 
 
 def share_outside(run: Callable[[], object], net: Any, turns: int) -> float:

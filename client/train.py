@@ -12,8 +12,7 @@ from functools import partial
 import torch
 
 from fedft.arithmetic import tensors
-from fedft.carriers import interface
-from fedft.carriers.flower import grid
+from fedft.carriers.interface import MAX_REASON, Kind, Refused
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.config import RunConfig
@@ -52,18 +51,16 @@ class Client:
     _run: str = ""
     _run_seed: int = 0
 
-    def answer(self, message: grid.Message) -> grid.Message:
-        """The reply to any message of the server's; what we will not do is a refusal with a code."""
+    def answer(self, kind: Kind, payload: bytes) -> bytes | Refused:
+        """The client's answer to a message of the server's; what it will not do is a refusal with a code."""
         try:
-            payload = grid.unpack(message, MAX_PLAN_BYTES)
-            if isinstance(payload, interface.Refused):
-                raise PlanRefused("malformed", "a server's message is never a refusal")
-            if message.metadata.message_type == "query":
-                return grid.pack_reply(message, self.enrol(messages.decode_job(payload)))
-            plan = self.memory.pool.plan(payload, partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES))
-            return grid.pack_reply(message, self.carry_out(plan))
+            if kind == "query":
+                return self.enrol(messages.decode_job(payload))
+            return self.carry_out(
+                self.memory.pool.plan(payload, partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES))
+            )
         except (PlanRefused, RejectedUpdate) as e:
-            return grid.pack_refusal(message, e.code, str(e))
+            return Refused(e.code, str(e)[:MAX_REASON])
 
     def carry_out(self, plan: Plan) -> bytes:
         """Train or evaluate as the plan says; the encoded update. Raises PlanRefused."""

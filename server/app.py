@@ -10,7 +10,6 @@ import json
 import logging
 import secrets
 import ssl
-import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,23 +19,18 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedft import durable, strategies
+from fedft import durable
 from fedft.carriers.flower.link import FlowerLink
 from fedft.carriers.flower.superlink import SuperLink
 from fedft.carriers.interface import LinkLost, Refused
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, FedftError, RejectedUpdate, StateDamaged
 from fedft.models import resident
-from fedft.reports.metric_log import MetricsFile
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
-from fedft.server import result
-from fedft.server import run_folder as folders
-from fedft.server.checkpoint import Store
-from fedft.server.exchange import Observer
-from fedft.server.job import job_of
-from fedft.server.loop import Loop
+from fedft.server import open_run
 from fedft.server.sealed_post import NetworkPost
+from fedft.server.traffic import Observer
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -76,8 +70,27 @@ def serve(
         ConfigError, DataError, KeyFault: a mistake of the operator's, before any work.
         RunPaused: the run stopped where it can go on.
     """
-    roster = _Roster(place.keys / "roster.toml")
-    key = private_keys.load_signing(place.keys / "signing.key")
+    roster, key = _Roster(place.keys / "roster.toml"), private_keys.load_signing(place.keys / "signing.key")
+    sites = _taking_part(roster, place, lift)
+    audit = Audit(folder / "audit.jsonl", observe)
+    with open_run.opened(config, folder, resume=(folder / "config.toml").exists(), observe=audit) as held:
+        salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
+        run = held.begin(resident.load(config, held.recipe), salt)
+        audit.path.touch()
+        most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
+        link = _Supervised(place, roster.nodes, folder / "superlink", most)
+        try:
+            link.start()
+            post = NetworkPost(link, roster, key, run.job.run, audit)
+            caps = {name: m.max_examples for name, m in roster.members.items()}
+            state = run.loop(post, deployed=True, caps=caps, lift=lift).run(sites)
+        finally:
+            link.close()
+        return run.finish(state, len(sites))
+
+
+def _taking_part(roster: "_Roster", place: Place, lift: Collection[str]) -> list[str]:
+    """The sites that are not revoked. Raises ConfigError and KeyFault for what is wrong with the server's own files."""
     if place.listen is not None:
         private_keys.load_ecdsa(place.keys / "server.key")
         for fault in new_keys.certificate_facts(place.keys / "server.pem").faults():
@@ -87,36 +100,7 @@ def serve(
         raise ConfigError(f"{place.keys / 'roster.toml'}: no site is enrolled; `fedft keys enrol` takes a site's card")
     if unknown := set(lift) - set(roster.members):
         raise ConfigError(f"--lift {min(unknown)}: no such site in {place.keys / 'roster.toml'}")
-    recipe = strategies.of(config)  # a run that makes no sense leaves no folder behind
-    folders.prepare(config, folder, (folder / "config.toml").exists())
-    with folders.alone(folder):
-        started = time.monotonic()
-        store = Store(folder / "state")
-        found = store.latest()
-        folders.check_rounds(folder, found, config)
-        observe("preparing", {"folder": folder})
-        here = resident.load(config, recipe)
-        result.write_config(folder, config, here.base)
-        job = job_of(config, here.base.digest, (_salt(folder / "state" / "salt"),))
-        metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
-        audit = Audit(folder / "audit.jsonl", observe)
-        audit.path.touch()
-        caps = {name: m.max_examples for name, m in roster.members.items()}
-        link = _Supervised(
-            place, roster.nodes, folder / "superlink", config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
-        )
-        try:
-            link.start()
-            post = NetworkPost(link, roster, key, job.run, audit)
-            loop = Loop(
-                post, recipe, here.layout, config, job, store, metrics, audit, deployed=True, caps=caps, lift=lift
-            )
-            state = loop.run(sites)
-        finally:
-            link.close()
-        result.stand(config, recipe, here.layout, here.handle, state)
-        seconds = time.monotonic() - started
-        return result.finish(folder, config, here.base, here.handle, state, len(sites), metrics.lines, seconds)
+    return sites
 
 
 class _Roster:

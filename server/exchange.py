@@ -1,63 +1,23 @@
 """One exchange of letters: plans go out, answers are taken as they come, until all have answered or time is up."""
 
-import hashlib
-import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
 
 from fedft.carriers.interface import Kind, Letter, Post, Refused, Reply
 from fedft.contract import State
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Recipe
+from fedft.server.traffic import Clock, Observer, Traffic, Until
 from fedft.update import Plan
 from fedft.wire import messages
-
-log = logging.getLogger(__name__)
 
 POLL_S = 0.05, 0.5  # between two looks for answers: after one has come, and up to, when none has for ten seconds
 MAX_HELP = 5  # times in one exchange that a client may have forgotten the run, or the state: it may have been killed
 Accept = Callable[[str, bytes], None]
-Observer = Callable[[str, Mapping[str, Any]], None]
-
-
-class Clock(Protocol):
-    """Seconds, of which only differences count; the module `time` is one."""
-
-    def monotonic(self) -> float:
-        """Now."""
-
-    def sleep(self, seconds: float, /) -> None:
-        """Wait."""
-
-
-@dataclass(frozen=True)
-class Until:
-    """When an exchange ends though not all have answered."""
-
-    need: float = math.inf
-    """Accepted answers that are enough, `grace_s` later."""
-    grace_s: float = math.inf
-    deadline_s: float = math.inf
-    """Seconds after which it ends in any case."""
-
-
-@dataclass
-class Traffic:
-    """What exchanges cost: bytes by client each way, the refused as {client, code, reason}, and who is to blame."""
-
-    up: dict[str, int] = field(default_factory=dict)
-    down: dict[str, int] = field(default_factory=dict)
-    needed: dict[str, int] = field(default_factory=dict)
-    """Down by client of the letter meant for it, once: what is sent again to one that was killed is left out."""
-    refused: list[dict[str, str]] = field(default_factory=list)
-    blamed: set[str] = field(default_factory=set)
-    """Clients refused for what they certainly sent; not for what the network did or somebody sent in their name, nor
-    for a refusal of their own, unless it is for ever that they have forgotten what we said."""
 
 
 @dataclass
@@ -139,7 +99,7 @@ class Exchange:
 
     def enrol(self, clients: list[str], traffic: Traffic, until: Until) -> None:
         """Send the job."""
-        self.send([Letter(c, "query", lambda: self.job) for c in clients], self._join, traffic, until)
+        self.send([self._enrolment(c) for c in clients], self._join, traffic, until)
 
     def _join(self, client: str, payload: bytes) -> None:
         self.enrolled(client, payload)
@@ -154,94 +114,108 @@ class Exchange:
         behind: Callable[[str, str], None] | None = None,
     ) -> None:
         """Send letters and take the answers, each as it comes; `behind` is told where a client says it stands."""
-        waiting: dict[str, Letter] = {}
-        asked = {letter.client: letter for letter in letters}
-        helped: Counter[tuple[str, str]] = Counter()
-
-        def push(letter: Letter) -> None:
-            ticket, size = self.post.push(letter)
-            waiting[ticket] = letter
-            if letter is asked[letter.client]:
-                traffic.needed.setdefault(letter.client, size)
-            traffic.down[letter.client] = traffic.down.get(letter.client, 0) + size
-
-        def help_(client: str, answer: Refused) -> bool:
-            """Send what the client lacks; False if that is not why it refused, or no longer believed."""
-            why = (client, answer.code)
-            if behind is None or answer.code not in ("behind", "wrong_run") or helped[why] >= MAX_HELP:
-                return False
-            helped[why] += 1
-            if answer.code == "behind":
-                behind(client, answer.reason)
-                push(asked[client])
-            else:
-                push(Letter(client, "query", lambda: self.job))
-            return True
-
-        def take(reply: Reply, letter: Letter) -> bool:
-            """Whether an answer was accepted."""
-            if isinstance(reply.answer, RejectedUpdate):
-                raise reply.answer
-            if isinstance(reply.answer, Refused):
-                if not help_(letter.client, reply.answer):
-                    raise RejectedUpdate(reply.answer.code, reply.answer.reason)
-                return False
-            traffic.up[letter.client] = traffic.up.get(letter.client, 0) + len(reply.answer)
-            if letter is asked[letter.client]:
-                accept(letter.client, reply.answer)
-                return True
-            self._join(letter.client, reply.answer)
-            push(asked[letter.client])
-            return False
-
+        out = _Sending(self, {letter.client: letter for letter in letters}, accept, traffic, until, behind)
         for letter in letters:
             joined = behind is None or letter.client in self._joined
-            push(letter if joined else Letter(letter.client, "query", lambda: self.job))
+            out.push(letter if joined else self._enrolment(letter.client))
         self._encoded = None  # a late one is made anew
-        started = heard = self.clock.monotonic()
-        accepted, enough_at = 0, started if until.need <= 0 else math.inf
+        out.listen()
+        for letter in out.waiting.values():
+            late = RejectedUpdate("deadline", f"no answer within {self.clock.monotonic() - out.started:.1f} s")
+            traffic.refuse(Reply("", letter.client, late, proven=False), late, self.observe)
+        self.post.cancel(out.waiting)
 
-        def over() -> bool:
-            return self.clock.monotonic() > min(started + until.deadline_s, enough_at + until.grace_s)
+    def _enrolment(self, client: str) -> Letter:
+        return Letter(client, "query", lambda: self.job)
 
-        while waiting:
+
+@dataclass
+class _Sending:
+    """One `Exchange.send` under way: the letters that wait for an answer, and how many answers were accepted."""
+
+    exchange: Exchange
+    asked: Mapping[str, Letter]
+    """The letter meant for each client; the job may have to go before it."""
+    accept: Accept
+    traffic: Traffic
+    until: Until
+    behind: Callable[[str, str], None] | None
+    waiting: dict[str, Letter] = field(default_factory=dict)
+    started: float = 0.0
+    _accepted: int = 0
+    _enough_at: float = math.inf
+    _helped: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def push(self, letter: Letter) -> None:
+        """Send a letter and wait for its answer; bytes count as needed where it is the one meant for its client."""
+        ticket, size = self.exchange.post.push(letter)
+        self.waiting[ticket] = letter
+        if letter is self.asked[letter.client]:
+            self.traffic.needed.setdefault(letter.client, size)
+        self.traffic.down[letter.client] = self.traffic.down.get(letter.client, 0) + size
+
+    def listen(self) -> None:
+        """Take answers until nothing waits, or `until` says that it is over."""
+        post, clock = self.exchange.post, self.exchange.clock
+        self.started = heard = clock.monotonic()
+        self._enough_at = self.started if self.until.need <= 0 else math.inf
+        while self.waiting:
             came = False
-            for reply in self.post.pull(waiting):
-                came, heard = True, self.clock.monotonic()
-                known = waiting.pop(reply.ticket) if reply.ticket in waiting else None
-                try:
-                    if known is None:  # nothing waits for it, but it may have to be told
-                        if isinstance(reply.answer, RejectedUpdate):
-                            raise reply.answer
-                    else:
-                        accepted += take(reply, known)
-                except RejectedUpdate as e:
-                    self._refuse(traffic, reply, e, counts=known is not None or e.code == "equivocation")
-                if accepted >= until.need:
-                    enough_at = min(enough_at, self.clock.monotonic())
-                if over():
-                    break
-            if over():
-                break
-            if accepted >= until.need and all(self.post.gone(letter.client) for letter in waiting.values()):
-                break
+            for reply in post.pull(self.waiting):
+                came, heard = True, clock.monotonic()
+                self._hear(reply)
+                if self._over():
+                    return
+            if self._over():
+                return
+            if self._accepted >= self.until.need and all(post.gone(letter.client) for letter in self.waiting.values()):
+                return
             if not came:
-                self.clock.sleep(min(max((self.clock.monotonic() - heard) / 20, POLL_S[0]), POLL_S[1]))
-        for letter in waiting.values():
-            late = RejectedUpdate("deadline", f"no answer within {self.clock.monotonic() - started:.1f} s")
-            self._refuse(traffic, Reply("", letter.client, late, proven=False), late)
-        self.post.cancel(waiting)
+                clock.sleep(min(max((clock.monotonic() - heard) / 20, POLL_S[0]), POLL_S[1]))
 
-    def _refuse(self, traffic: Traffic, reply: Reply, e: RejectedUpdate, counts: bool = True) -> None:
-        """Tell of a refusal; what nothing waited for is told to the audit only, unless it `counts`."""
-        client, size, digest = reply.client, reply.size, reply.sha256
-        if isinstance(reply.answer, bytes):
-            size, digest = len(reply.answer), hashlib.sha256(reply.answer).hexdigest()
-        if counts:
-            traffic.refused.append({"client": client, "code": e.code, "reason": str(e)})
-            sent = not isinstance(reply.answer, Refused) or e.code in ("behind", "wrong_run")
-            if reply.proven and sent and e.code != "deadline":
-                traffic.blamed.add(client)
-        log.warning("%s refused: %s: %s", client, e.code, e)
-        said = {"client": client, "code": e.code, "reason": str(e), "size": size, "sha256": digest}
-        self.observe("refused", {**said, "proven": reply.proven})
+    def _over(self) -> bool:
+        ends = min(self.started + self.until.deadline_s, self._enough_at + self.until.grace_s)
+        return self.exchange.clock.monotonic() > ends
+
+    def _hear(self, reply: Reply) -> None:
+        """Take one reply; what must not count is told as a refusal."""
+        known = self.waiting.pop(reply.ticket) if reply.ticket in self.waiting else None
+        try:
+            if known is not None:
+                self._accepted += self._take(reply, known)
+            elif isinstance(reply.answer, RejectedUpdate):  # nothing waits for it, but it may have to be told
+                raise reply.answer
+        except RejectedUpdate as e:
+            counts = known is not None or e.code == "equivocation"
+            self.traffic.refuse(reply, e, self.exchange.observe, counts)
+        if self._accepted >= self.until.need:
+            self._enough_at = min(self._enough_at, self.exchange.clock.monotonic())
+
+    def _take(self, reply: Reply, letter: Letter) -> bool:
+        """Whether an answer was accepted. Raises RejectedUpdate."""
+        if isinstance(reply.answer, RejectedUpdate):
+            raise reply.answer
+        if isinstance(reply.answer, Refused):
+            if not self._help(letter.client, reply.answer):
+                raise RejectedUpdate(reply.answer.code, reply.answer.reason)
+            return False
+        self.traffic.up[letter.client] = self.traffic.up.get(letter.client, 0) + len(reply.answer)
+        if letter is self.asked[letter.client]:
+            self.accept(letter.client, reply.answer)
+            return True
+        self.exchange._join(letter.client, reply.answer)
+        self.push(self.asked[letter.client])
+        return False
+
+    def _help(self, client: str, answer: Refused) -> bool:
+        """Send what the client lacks; False if that is not why it refused, or no longer believed."""
+        why = (client, answer.code)
+        if self.behind is None or answer.code not in ("behind", "wrong_run") or self._helped[why] >= MAX_HELP:
+            return False
+        self._helped[why] += 1
+        if answer.code == "behind":
+            self.behind(client, answer.reason)
+            self.push(self.asked[client])
+        else:
+            self.push(self.exchange._enrolment(client))
+        return True

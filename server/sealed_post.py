@@ -24,7 +24,7 @@ from fedft.carriers.interface import Letter, Link, LinkLost, Refused, Reply, ref
 from fedft.errors import RejectedUpdate
 from fedft.security import sealed
 from fedft.security.sealed import About, Kind, Opened
-from fedft.server.exchange import Clock, Observer
+from fedft.server.traffic import Clock, Observer
 
 log = logging.getLogger(__name__)
 

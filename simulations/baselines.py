@@ -20,12 +20,8 @@ from fedft.config import Codec, RunConfig, budget_of
 from fedft.contract import State
 from fedft.errors import ConfigError
 from fedft.reports import tally
-from fedft.reports.metric_log import MetricsFile
-from fedft.server import budget
+from fedft.server import budget, open_run
 from fedft.server import cohort as sampling
-from fedft.server.checkpoint import Store
-from fedft.server.job import job_of
-from fedft.server.loop import Loop
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
 
@@ -115,8 +111,6 @@ def _train_and_measure(
     """Train `owners` with the engine; the lines of their states, measured on the held-out rows of the panel."""
     config = place.config
     clients = {name: replace(c, config=config, memory=Memory()) for name, c in owners.items()}
-    job = job_of(config, place.base.digest, runs.whose(clients))
-    store, metrics = Store(folder / "state"), MetricsFile(folder / "metrics.jsonl", -1)
     lines: list[dict[str, Any]] = []
 
     def observe(kind: str, info: Mapping[str, Any]) -> None:
@@ -125,13 +119,14 @@ def _train_and_measure(
         # nothing travels, and what the engine does around one client's update is no part of training alone
         line = {k: info[k] for k in ("version", "round") if k in info}
         line["seconds"] = {"train": info["seconds"].get("train", 0.0)}
-        if "evaluation" in info and (found := store.latest(recover=False)):
+        if "evaluation" in info and (found := run.store.latest(recover=False)):
             line |= _measure(place, found[0], panel)
         lines.append(line)
-        tell(budget.share(config, metrics.lines), line)
+        tell(budget.share(config, run.metrics.lines), line)
 
-    Loop(runs.local_post(clients), place.recipe, place.layout, config, job, store, metrics, observe).run(clients)
-    if rouge := config.eval.rouge and store.latest(recover=False):
+    run = open_run.fresh(config, place.recipe, place.here, folder, runs.whose(clients), observe)
+    run.loop(runs.local_post(clients)).run(clients)
+    if rouge := config.eval.rouge and run.store.latest(recover=False):
         lines[-1]["rouge_l"] = _rouge(place, rouge[0], panel)
     return lines
 

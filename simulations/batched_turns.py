@@ -1,19 +1,19 @@
-"""Clients that train side by side: their messages are opened in turn, their steps taken in shared passes of the model.
+"""Clients that train side by side: their letters are opened in turn, their steps taken in shared passes of the model.
 
-Everything around the steps is each client's own: what it refuses, what it holds and keeps, its reply. Turns that cannot
-share a pass (`fedft.training.batched_clients`) are taken one at a time, as if nobody had tried.
+Everything around the steps is each client's own: what it refuses, what it holds and keeps, its answer. Turns that
+cannot share a pass (`fedft.training.batched_clients`) are taken one at a time, as if nobody had tried.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn, cast
 
 from torch import nn
 
-from fedft.carriers.flower import grid
-from fedft.carriers.flower.grid import Message
+from fedft.carriers.interface import MAX_REASON, Refused
+from fedft.carriers.local import Asked, Begin, Finish
 from fedft.client.train import Client
 from fedft.contract import Data, Handle, LocalStep, Trained, Turn
 from fedft.errors import PlanRefused, RejectedUpdate
@@ -23,7 +23,6 @@ from fedft.training.first_order import FirstOrder
 
 log = logging.getLogger(__name__)
 
-Finish = Callable[[], Message]
 Outcome = Trained | FloatingPointError | None
 """Of a seat; None: it trains alone."""
 
@@ -42,8 +41,8 @@ ROOM = {"cpu": 2048, "other": 16384}
 """Tokens of a pass: more of them gain nothing further, and every one costs memory of activations."""
 
 
-def starter(clients: Mapping[int, Client]) -> tuple[Callable[[list[Message]], list[Finish]] | None, int]:
-    """What begins the training of several of these clients (by node) at once, and of how many; None: nothing does."""
+def starter(clients: Mapping[str, Client]) -> tuple[Begin | None, int]:
+    """What begins the training of several of these clients (by name) at once, and of how many; None: nothing does."""
     first = next(iter(clients.values()), None)
     if first is None:
         return None, 1
@@ -83,22 +82,22 @@ def worthwhile(clients: Sequence[Client]) -> int:
 
 @dataclass
 class Table:
-    """The clients of this process, by node."""
+    """The clients of this process, by name."""
 
-    clients: Mapping[int, Client]
+    clients: Mapping[str, Client]
     base: Sequence[nn.Parameter]
     checked: bool = False
     """Whether a pass has given the loss that a client has alone."""
     alone: bool = False
     """Whether this model cannot be shared: then nobody tries again."""
 
-    def begin(self, messages: list[Message]) -> list[Finish]:
-        """Train all who are asked to; what makes the reply to each message, in their order."""
-        asked = [(self.clients[m.metadata.dst_node_id], m) for m in messages]
-        opened = [_open(client, m, self.base) for client, m in asked]
+    def begin(self, asked: list[Asked]) -> list[Finish]:
+        """Train all who are asked to; what makes the answer of each, in their order."""
+        clients = [self.clients[a.client] for a in asked]
+        opened = [_open(client, a, self.base) for client, a in zip(clients, asked, strict=True)]
         trained = iter(self._train([o for o in opened if isinstance(o, Seat)]))
-        pairs = zip(asked, opened, strict=True)
-        return [partial(_finish, *a, o, next(trained)) if isinstance(o, Seat) else o for a, o in pairs]
+        pairs = zip(clients, opened, strict=True)
+        return [partial(_finish, c, o, next(trained)) if isinstance(o, Seat) else o for c, o in pairs]
 
     def _train(self, seats: list[Seat]) -> list[Outcome]:
         if len(seats) > 1 and not self.alone:
@@ -115,24 +114,24 @@ class Table:
         return [None] * len(seats)
 
 
-def _open(client: Client, message: Message, base: Sequence[nn.Parameter]) -> Seat | Finish:
-    """The client's seat, taken when the model stood at its start; or its reply, where it does not come to train."""
+def _open(client: Client, asked: Asked, base: Sequence[nn.Parameter]) -> Seat | Finish:
+    """The client's seat, taken when the model stood at its start; or its answer, where it does not come to train."""
 
     def sit(handle: Handle, data: Data, turn: Turn) -> NoReturn:
         steps = cast(FirstOrder, client.recipe.local)
         raise Seated(batched_clients.seat(client.handle, steps, turn, data.batches(turn), base))
 
     try:
-        reply = _instead(client, sit).answer(message)
+        answer = _instead(client, sit).answer(asked.kind, asked.payload)
     except Seated as s:
         return s.seat
     except Exception as e:
         return partial(_raise, e)
-    return lambda: reply
+    return lambda: answer
 
 
-def _finish(client: Client, message: Message, seat: Seat, outcome: Outcome) -> Message:
-    """The reply of a client that has trained; it trains now if it has not."""
+def _finish(client: Client, seat: Seat, outcome: Outcome) -> bytes | Refused:
+    """The answer of a client that has trained; it trains now if it has not."""
 
     def said(handle: Handle, data: Data, turn: Turn) -> Trained:
         if isinstance(outcome, Trained):
@@ -144,9 +143,9 @@ def _finish(client: Client, message: Message, seat: Seat, outcome: Outcome) -> M
     else:
         client = _instead(client, said)
     try:
-        return grid.pack_reply(message, client.encode(client.train(seat.turn), seat.turn))
+        return client.encode(client.train(seat.turn), seat.turn)
     except (PlanRefused, RejectedUpdate) as e:
-        return grid.pack_refusal(message, e.code, str(e))
+        return Refused(e.code, str(e)[:MAX_REASON])
 
 
 def _instead(client: Client, local: LocalStep) -> Client:

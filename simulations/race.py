@@ -21,8 +21,8 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError, RunPaused
 from fedft.reports import html_report, tally
 from fedft.server import budget as budgets
-from fedft.server.exchange import Observer
-from fedft.server.run_folder import changed
+from fedft.server.run_folder import changed, prepare
+from fedft.server.traffic import Observer
 from fedft.simulations import baselines
 from fedft.simulations import run as runs
 
@@ -190,7 +190,7 @@ def _one(label: str, config: RunConfig, folder: Path, observe: Observer) -> dict
         work = folder / "trained"
         if work.is_dir():
             shutil.rmtree(work)  # left by one that was stopped: they are short, and start afresh
-        runs.prepare(config, work, resume=False)
+        prepare(config, work, resume=False)
         torch.set_num_threads(config.local.threads)
         observe("preparing", {"folder": folder})
         found = baselines.result(label, config, work, tell)

@@ -8,22 +8,15 @@ The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `stat
 `summary.json` and TensorBoard events. A run that was interrupted or killed continues with `resume=True`.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedft import run_file as configs
-from fedft import strategies
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-from fedft.recipe import Recipe
-from fedft.reports.metric_log import MetricsFile
-from fedft.server import result
-from fedft.server.checkpoint import Store
-from fedft.server.job import job_of
-from fedft.server.loop import Loop, Observer
-from fedft.server.run_folder import alone, check_rounds, prepare
+from fedft.server import open_run
+from fedft.server.traffic import Observer
 from fedft.simulations.workplace import local_post, whose, workplace
 
 QUICKSTART = Path(__file__).with_name("quickstart.toml")
@@ -63,34 +56,17 @@ def simulate(
     """
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
-    recipe = strategies.of(config)  # a run that makes no sense leaves no folder behind
-    folder = prepare(config, choose_folder(name, out, resume), resume)
-    with alone(folder):
-        return _simulate(config, recipe, folder, observe)
+    folder = choose_folder(name, out, resume)
+    with open_run.opened(config, folder, resume=resume, observe=observe) as held:
+        place = workplace(config, held.recipe, folder=folder)
+        opened = held.begin(place.here, whose(place.clients))
+        if config.server.mode == "ray":
+            from fedft.simulations import workers
 
-
-def _simulate(config: RunConfig, recipe: Recipe, folder: Path, observe: Observer) -> Run:
-    started = time.monotonic()
-    store = Store(folder / "state")
-    found = store.latest()
-    check_rounds(folder, found, config)
-    observe("preparing", {"folder": folder})
-    place = workplace(config, recipe, folder=folder)
-    result.write_config(folder, config, place.base)
-    clients = place.clients
-    job = job_of(config, place.base.digest, whose(clients))
-    metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
-    if config.server.mode == "ray":
-        from fedft.simulations import workers
-
-        state = workers.carry(config, place, job, clients, store, metrics, observe, folder)
-    else:
-        post = local_post(clients)
-        state = Loop(post, place.recipe, place.layout, config, job, store, metrics, observe).run(clients)
-    place.stand(state)
-    seconds = time.monotonic() - started
-    summary = result.finish(folder, config, place.base, place.handle, state, len(clients), metrics.lines, seconds)
-    return Run(folder, summary, metrics.lines)
+            state = workers.carry(opened, place.clients)
+        else:
+            state = opened.loop(local_post(place.clients)).run(place.clients)
+        return Run(folder, opened.finish(state, len(place.clients)), opened.metrics.lines)
 
 
 def choose_folder(name: str, out: str | Path | None, resume: bool) -> Path:

@@ -21,29 +21,17 @@ from flwr.serverapp import Grid, ServerApp
 from fedft import run_file as configs
 from fedft.carriers.flower import grid as transport
 from fedft.carriers.flower.grid import Message
-from fedft.config import RunConfig
+from fedft.client.train import MAX_PLAN_BYTES
 from fedft.contract import State
 from fedft.errors import ConfigError, FedftError
-from fedft.reports.metric_log import MetricsFile
-from fedft.server.checkpoint import Store
 from fedft.server.job import job_of
-from fedft.server.loop import Loop, Observer
-from fedft.update import Job
+from fedft.server.open_run import OpenRun
 
 WAIT_S = 120.0  # for the engine to start its nodes
 
 
-def carry(
-    config: RunConfig,
-    place: Any,
-    job: Job,
-    clients: Collection[str],
-    store: Store,
-    metrics: MetricsFile,
-    observe: Observer,
-    folder: Path,
-) -> State:
-    """Run the loop of `config` on Flower's engine; returns the final state. What clients keep lies in `folder`."""
+def carry(run: OpenRun, clients: Collection[str]) -> State:
+    """Carry the run to its end on Flower's engine; returns the final state. What clients keep lies in its folder."""
     try:
         import ray  # noqa: F401
         from flwr.simulation import run_simulation
@@ -57,19 +45,17 @@ def carry(
     def main(grid: Grid, context: Context) -> None:
         try:
             nodes = _nodes(grid, sorted(clients, key=str.encode))
-            post = transport.GridPost(grid, nodes)
-            ended["state"] = Loop(post, place.recipe, place.layout, config, job, store, metrics, observe).run(nodes)
+            ended["state"] = run.loop(transport.GridPost(grid, nodes)).run(nodes)
         except FedftError as e:
             ended["error"] = e
 
-    cpus = config.local.threads
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run_simulation(
             server,
-            _client_app(json.dumps(config.to_dict()), str(folder.resolve())),
+            _client_app(json.dumps(run.config.to_dict()), str(run.folder.resolve())),
             num_supernodes=len(clients),
-            backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": 0.0}},
+            backend_config={"client_resources": {"num_cpus": run.config.local.threads, "num_gpus": 0.0}},
         )
     if "state" not in ended:
         raise ended.get("error") or ConfigError("Flower's simulation engine ended without a result; see its log above")
@@ -99,9 +85,11 @@ def _client_app(config: str, folder: str) -> ClientApp:
 
     def answer(message: Message, context: Context) -> Message:
         part = int(context.node_config["partition-id"])
-        if transport.unpack(message, 2**31 - 1) == b"which":
+        if transport.unpack(message, MAX_PLAN_BYTES) == b"which":
             return transport.pack_reply(message, str(part).encode())
-        return _resident(config, folder)[part].answer(message)
+        return transport.answered(
+            message, lambda *asked: _resident(config, folder)[part].answer(*asked), MAX_PLAN_BYTES
+        )
 
     app.train()(answer)
     app.evaluate()(answer)

@@ -7,8 +7,7 @@ from urllib.parse import quote
 
 from fedft import run_file as configs
 from fedft import strategies
-from fedft.carriers.flower.grid import GridPost
-from fedft.carriers.local import LocalGrid
+from fedft.carriers.local import LocalPost
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory, Pool
 from fedft.client.train import Client
@@ -18,12 +17,11 @@ from fedft.errors import ConfigError
 from fedft.models import resident
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
+from fedft.models.resident import Resident
 from fedft.recipe import Recipe
 from fedft.server import result
 from fedft.server.checkpoint import Store
 from fedft.simulations import batched_turns, virtual_clients
-
-FIRST_NODE = 1000
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,11 @@ class Workplace:
     clients: Mapping[str, Client]
     counted: Mapping[str, int] = field(default_factory=dict)
     """The last round in which a client's update counted, where clients keep something."""
+
+    @property
+    def here(self) -> Resident:
+        """The model without the clients, as a run is opened on it."""
+        return Resident(self.base, self.layout, self.handle)
 
     def stand(self, state: State, client: str | None = None) -> None:
         """Put the resident model at `state`, as a new client would, or as `client` does with what it keeps."""
@@ -83,12 +86,10 @@ def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:
     return place, found[0]
 
 
-def local_post(clients: Mapping[str, Client]) -> GridPost:
+def local_post(clients: Mapping[str, Client]) -> LocalPost:
     """Carries letters to these clients in this process, one at a time but for `[server] together`."""
-    names = dict(enumerate(clients, FIRST_NODE))
-    begin, most = batched_turns.starter({node: clients[name] for node, name in names.items()})
-    grid = LocalGrid(names, lambda node, message: clients[names[node]].answer(message), begin, most)
-    return GridPost(grid, {name: node for node, name in names.items()})
+    begin, most = batched_turns.starter(clients)
+    return LocalPost({name: client.answer for name, client in clients.items()}, begin, most)
 
 
 def whose(clients: Mapping[str, Client]) -> Iterator[bytes]:

@@ -197,7 +197,7 @@ class Chaos:
     def _superlink(self) -> int | None:
         if "server" in self.down:
             return None
-        found = [pid for pid in self.server.children() if "gate" in command_of(pid)]
+        found = [pid for pid in self.server.children() if "superlink" in command_of(pid)]
         self.superlinks.update(found)
         return found[0] if found else None
 

@@ -57,6 +57,7 @@ def vector(mib: int) -> Any:
     """A recipe whose state is one tensor and whose local step costs nothing."""
     import torch
 
+    from fedft.contract import Trained
     from fedft.recipe import Recipe
     from fedft.update import TensorSpec
 
@@ -73,7 +74,7 @@ def vector(mib: int) -> Any:
             return {"w": TensorSpec(shape)}
 
     space: Any = Vector()
-    step: Any = lambda handle, batches, turn: (change, {"loss": 1.0})  # noqa: E731
+    step: Any = lambda handle, batches, turn: Trained(change, {"loss": 1.0})  # noqa: E731
     return Recipe("vector", space, local=step, start=lambda handle, turn: None)
 
 
@@ -234,7 +235,7 @@ def through_tls(place: Path, mib: int, sites: int) -> float:
         end.recv(1)
     started = time.monotonic()
     with ThreadPoolExecutor(sites) as pool:
-        list(pool.map(lambda end: (_give(end, mib), _take(end, mib)), ends))
+        list(pool.map(lambda end: _there_and_back(end, mib), ends))
     seconds = time.monotonic() - started
     for p in peers:
         p.join()
@@ -252,6 +253,11 @@ def _echo(ca: Path, port: int, mib: int) -> None:
         end.send(b"!")
         _take(end, mib)
         _give(end, mib)
+
+
+def _there_and_back(end: ssl.SSLSocket, mib: int) -> None:
+    _give(end, mib)
+    _take(end, mib)
 
 
 def _give(end: ssl.SSLSocket, mib: int) -> None:

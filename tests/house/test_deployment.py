@@ -27,7 +27,7 @@ from processes import Deployment, Ended, Service, command_of, lives
 
 import fedft
 from fedft import run_file
-from fedft.carriers.flower import superlink_gate
+from fedft.carriers.flower import superlink_gate, superlink_process
 from fedft.client import app, site_settings
 from fedft.errors import ConfigError
 from fedft.security import new_keys, private_keys, roster
@@ -139,7 +139,7 @@ def test_a_deployment_of_unlike_ranks_ends_with_the_bytes_of_its_simulation(hous
 def test_one_process_serves_a_site_in_all_rounds_and_the_server_has_one_child(house: House) -> None:
     """No process comes into being for a round, a message or an evaluation."""
     assert len(house.servers_children) == 1
-    assert superlink_gate.__name__ in house.servers_children[0]
+    assert superlink_process.__name__ in house.servers_children[0]
     assert house.clients_children == {name: [] for name in SITES}
     for client in house.clients.values():
         assert client.code() is None

@@ -3,6 +3,11 @@
 import itertools
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +204,34 @@ def test_an_image_is_built_of_all_that_the_package_needs_and_of_no_private_regis
     assert all((ROOT / word).exists() for word in copied)
     assert not any(re.search(r"https?://|--index-url|--extra-index", line) for line in lines)
     assert _composed("server")["build"] == _composed("client")["build"]
+
+
+@pytest.mark.slow
+def test_the_files_that_an_image_copies_are_all_that_its_package_is_built_of(tmp_path: Path) -> None:
+    """The image's `pip install /src`, without the dependencies: every module of the checkout's packages is in it."""
+    copies = [line.split()[1:] for line in _dockerfile() if line.startswith("COPY ")]
+    for *words, to in copies:
+        for word in words:
+            at = tmp_path / to.lstrip("/") / word if to.endswith("/") else tmp_path / to.lstrip("/")
+            at.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / word).is_dir():
+                shutil.copytree(ROOT / word, at, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / word, at)
+    (installed,) = [line for line in _dockerfile() if " pip install " in line]
+    assert installed.split(" && ")[0].endswith(" /src")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(tmp_path / "src")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("fedft-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    rooms = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-dir"]
+    for package, room in rooms.items():
+        modules = {p.relative_to(ROOT / room) for p in (ROOT / room).rglob("*.py") if "deployment" not in p.parts}
+        assert {f"{package.replace('.', '/')}/{m.as_posix()}" for m in modules} <= names
+    assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "fedft").rglob("*.py")} <= names
+
+
+def _dockerfile() -> list[str]:
+    return str(_composed("server")["build"]["dockerfile_inline"]).splitlines()

@@ -43,7 +43,7 @@ FLAT = 14  # files that may lie flat in fedft/: the nouns that everybody shares
 
 # Heavy libraries and the folders or files that may import them; benches import what the published ways use.
 DOORS = {
-    "flwr": {"fedft/carriers/flower/", "fedft/carriers/local.py", "simulations/workers.py"},
+    "flwr": {"fedft/carriers/flower/", "simulations/workers.py"},
     "transformers": {"fedft/models/", "fedft/quickstart/"},
     "peft": {"fedft/models/", "simulations/finished_run.py"},
     "datasets": {"fedft/data/"},

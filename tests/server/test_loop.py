@@ -1,20 +1,19 @@
-"""The round engine on the toy model: real Flower messages in one process, no language model."""
+"""The round engine on the toy model: letters and answers in one process, no language model."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, RecordDict
 
 from fedft import registry, run_file, strategies, testing
 from fedft.arithmetic import tensors
-from fedft.carriers.flower import grid
-from fedft.carriers.flower.grid import GridPost, Message
-from fedft.carriers.local import LocalGrid
+from fedft.carriers.interface import Kind, Refused, Reply
+from fedft.carriers.local import LocalPost, Serve
 from fedft.contract import State
 from fedft.errors import ConfigError, RunPaused
 from fedft.recipe import Recipe
@@ -24,17 +23,9 @@ from fedft.server.loop import Loop
 from fedft.update import Job, Plan, Update
 from fedft.wire import messages
 
-NAMES = {10: "anna", 11: "bert", 12: "carl"}
+NAMES = ("anna", "bert", "carl")
 OPTIONS: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}, "ferret": {"K": 64}}
-Twist = Callable[[str, Plan, Update], "Update | bytes | Refusal | None"]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A refusal as a peer could put it, unbounded."""
-
-    code: str
-    reason: str
+Twist = Callable[[str, Plan, Update], Update | bytes | Refused | None]
 
 
 class Site:
@@ -49,15 +40,13 @@ class Site:
         """Whether it was asked to train in so many rounds and never again."""
         return {p.round for p in self.asked if not p.evaluate} == set(range(rounds))
 
-    def answer(self, name: str, message: Message) -> Message:
-        payload = grid.unpack(message, 2**31)
-        assert isinstance(payload, bytes)
-        if message.metadata.message_type == "query":
-            return grid.pack_reply(message, messages.encode_update(Update({}, 1, metrics={"held_out": 1.0}), "fp32"))
+    def answer(self, name: str, kind: Kind, payload: bytes) -> bytes | Refused:
+        if kind == "query":
+            return messages.encode_update(Update({}, 1, metrics={"held_out": 1.0}), "fp32")
         plan = messages.decode_plan(payload, max_bytes=2**31)
         self.asked.append(plan)
         if plan.have is not None and (self.held is None or self.held.version != plan.have):
-            return grid.pack_refusal(message, "behind", str(self.held.version if self.held else "none"))
+            return Refused("behind", str(self.held.version if self.held else "none"))
         turn = self.toy.turn(plan, self.index, self.held)
         self.held = State(plan.version, turn.held)
         if plan.evaluate:
@@ -71,11 +60,7 @@ class Site:
         sent = self.twist(name, plan, update)
         if sent is None:
             raise RuntimeError("this client crashed")
-        if isinstance(sent, Refusal):
-            return grid.Message(
-                RecordDict({"refusal": ConfigRecord({"code": sent.code, "reason": sent.reason})}), reply_to=message
-            )
-        return grid.pack_reply(message, sent if isinstance(sent, bytes) else messages.encode_update(sent, "fp32"))
+        return sent if isinstance(sent, bytes | Refused) else messages.encode_update(sent, "fp32")
 
 
 def honest(name: str, plan: Plan, update: Update) -> Update:
@@ -95,17 +80,16 @@ class Run:
             "clients": {"rank": list(toy.ranks)},
         }
         self.config = run_file.from_dict(tables)
-        self.sites = {n: Site(toy, i, twist) for i, n in enumerate(NAMES.values())}
-        self.grid = LocalGrid(NAMES, lambda node, m: self.sites[NAMES[node]].answer(NAMES[node], m))
+        self.sites = {n: Site(toy, i, twist) for i, n in enumerate(NAMES)}
         store = Store(folder / "state")
         found = store.latest()
         self.metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
         job = Job(testing.RUN, testing.SEED, {"name": name}, {}, {"digest": "x"})
-        self.post = GridPost(self.grid, {name: node for node, name in NAMES.items()})
+        self.post = LocalPost({name: partial(site.answer, name) for name, site in self.sites.items()})
         self.loop = Loop(self.post, self.recipe, toy.layout, self.config, job, store, self.metrics)
 
     def digest(self) -> str:
-        return tensors.digest(self.loop.run(NAMES.values()).tensors)
+        return tensors.digest(self.loop.run(NAMES).tensors)
 
 
 @pytest.mark.parametrize("name", registry.BUILT_IN)
@@ -258,22 +242,21 @@ def test_a_veteran_is_sent_nothing_it_has(tmp_path: Path) -> None:
     assert all(p.have == p.version and not p.tensors for p in trains), "the evaluation had brought it there"
 
 
-def test_measured_bytes_are_the_bytes_of_the_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_bytes_are_the_bytes_of_the_messages(tmp_path: Path) -> None:
     sent: dict[str, int] = {"up": 0, "down": 0}
-
-    def counting(way: str, real: Callable[..., Message]) -> Callable[..., Message]:
-        def pack(*args: Any) -> Message:
-            payload = next(a for a in args if isinstance(a, bytes))
-            message = next((a for a in args if isinstance(a, Message)), None)
-            kind = message.metadata.message_type if message else args[0]
-            sent[way] += len(payload) * (kind != "query")
-            return real(*args)
-
-        return pack
-
-    monkeypatch.setattr(grid, "pack", counting("down", grid.pack))
-    monkeypatch.setattr(grid, "pack_reply", counting("up", grid.pack_reply))
     run = Run(tmp_path)
+
+    def counted(real: Serve) -> Serve:
+        def answer(kind: Kind, payload: bytes) -> bytes | Refused:
+            said = real(kind, payload)
+            assert isinstance(said, bytes)
+            sent["down"] += len(payload) * (kind != "query")
+            sent["up"] += len(said) * (kind != "query")
+            return said
+
+        return answer
+
+    run.post._clients = {name: counted(real) for name, real in run.post._clients.items()}
     run.digest()
     totals = {way: sum(line[f"bytes_{way}"] for line in run.metrics.lines) for way in ("up", "down")}
     assert totals == sent
@@ -305,7 +288,7 @@ def test_no_evaluation_can_stop_the_run_or_write_over_its_facts(tmp_path: Path, 
 )
 def test_a_refusal_is_bounded_and_costs_only_who_refuses(tmp_path: Path, code: str, reason: str) -> None:
     def refusing(name: str, plan: Plan, update: Update) -> Any:
-        return Refusal(code, reason) if name == "bert" and not plan.evaluate else update
+        return Refused(code, reason) if name == "bert" and not plan.evaluate else update
 
     run = Run(tmp_path / "a", twist=refusing)
     assert run.digest() == Run(tmp_path / "b", twist=bad("garbage")).digest()
@@ -359,15 +342,13 @@ def test_an_update_journalled_by_another_run_is_not_counted(tmp_path: Path) -> N
 
 
 def test_a_deadline_closes_the_round_with_those_who_answered(tmp_path: Path) -> None:
-    class Slow(LocalGrid):
-        def pull_messages(self, message_ids: Any) -> list[Message]:
-            ids = list(message_ids)
-            ready = [i for i in ids if self._waiting.get(i) is None or self._waiting[i].metadata.dst_node_id != 11]
-            train = [i for i in ids if i in self._waiting and self._waiting[i].metadata.message_type != "train"]
-            return super().pull_messages([*train, *ready])
+    class Slow(LocalPost):
+        def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
+            asked = {t: self._waiting[t][1] for t in tickets if t in self._waiting}
+            return super().pull([t for t, a in asked.items() if a.kind != "train" or a.client != "bert"])
 
     run = Run(tmp_path, deadline_s=5.0, grace_s=0.0, quorum=0.6)
-    run.post._grid = Slow(NAMES, run.grid._answer)
+    run.post.__class__ = Slow
     run.digest()
     assert all(line["participants"] == ["anna", "carl"] for line in run.metrics.lines[1:])
     assert {r["code"] for line in run.metrics.lines[1:] for r in line["refused"]} == {"deadline"}

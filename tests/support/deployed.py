@@ -12,9 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedft import run_file, strategies, testing
 from fedft.arithmetic import tensors
-from fedft.carriers.flower.grid import GridPost
 from fedft.carriers.interface import Link, Refused
-from fedft.carriers.local import LocalGrid
+from fedft.carriers.local import LocalPost
 from fedft.client.disk import SiteDisk
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
@@ -194,8 +193,7 @@ class Deployment:
     def simulated(self) -> str:
         """Digest of the final state of the same clients in one process, as a simulation runs them."""
         clients = {name: site._join(self.job) for name, site in self.sites.items()}
-        names = dict(enumerate(clients))
-        post = GridPost(LocalGrid(names, lambda n, m: clients[names[n]].answer(m)), {c: n for n, c in names.items()})
+        post = LocalPost({name: client.answer for name, client in clients.items()})
         self.loop.post, self.loop.deployed = post, False
         self.loop.__post_init__()
         return self.digest()

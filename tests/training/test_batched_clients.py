@@ -22,9 +22,8 @@ from fedft import config, run_file, strategies
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import tensors
 from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
-from fedft.carriers.flower.grid import Message, pack, pack_reply, unpack
-from fedft.carriers.interface import Refused
-from fedft.carriers.local import LocalGrid
+from fedft.carriers.interface import Kind, Letter, Refused
+from fedft.carriers.local import Asked, Finish, LocalPost
 from fedft.config import Local
 from fedft.contract import Batch, Turn
 from fedft.errors import ConfigError
@@ -351,27 +350,27 @@ def test_dropout_and_other_local_steps_are_not_shared() -> None:
 # Messages
 
 
-def test_a_grid_begins_training_together_and_gives_one_reply_per_pull() -> None:
+def test_a_post_begins_training_together_and_gives_one_reply_per_pull() -> None:
     begun: list[int] = []
 
-    def begin(messages: list[Message]) -> list[Callable[[], Message]]:
-        begun.append(len(messages))
+    def begin(asked: list[Asked]) -> list[Finish]:
+        begun.append(len(asked))
 
-        def finish(m: Message) -> Message:
-            if m.metadata.dst_node_id == 2:
+        def finish(a: Asked) -> bytes:
+            if a.client == "2":
                 raise ValueError("broken")
-            return pack_reply(m, b"together")
+            return b"together"
 
-        return [lambda m=m: finish(m) for m in messages]  # type: ignore[misc]
+        return [lambda a=a: finish(a) for a in asked]  # type: ignore[misc]
 
-    grid = LocalGrid(range(1, 6), lambda node, m: pack_reply(m, b"alone"), begin, 3)
-    kinds = ["train", "train", "evaluate", "train", "train"]
-    ids = list(grid.push_messages([pack(k, b"x", i, "g") for i, k in enumerate(kinds, 1)]))  # type: ignore[arg-type]
+    kinds: list[Kind] = ["train", "train", "evaluate", "train", "train"]
+    post = LocalPost({str(i): lambda kind, payload: b"alone" for i in range(1, 6)}, begin, 3)
+    tickets = [post.push(Letter(str(i), kind, lambda: b"x"))[0] for i, kind in enumerate(kinds, 1)]
     said = []
-    for _ in ids:
-        (reply,) = grid.pull_messages(ids)
-        said.append(unpack(reply, 100))
-    assert grid.pull_messages(ids) == []
+    for _ in tickets:
+        (reply,) = post.pull(tickets)
+        said.append(reply.answer)
+    assert list(post.pull(tickets)) == []
     assert begun == [3]
     assert said[0] == said[3] == b"together"
     assert isinstance(said[1], Refused)
@@ -523,7 +522,7 @@ def test_a_client_that_forgot_is_helped_and_the_others_are_not_held_up(
 def test_one_at_a_time_is_what_is_configured_unless_said(base: Path) -> None:
     assert config.RunConfig().server.together == 1
     place = workplace.workplace(settings(base, "fedit", 1))
-    assert batched_turns.starter(dict(enumerate(place.clients.values()))) == (None, 1)
+    assert batched_turns.starter(place.clients) == (None, 1)
     with pytest.raises(ConfigError, match="together >= 1"):
         settings(base, "fedit", 0)
 
@@ -536,7 +535,7 @@ def test_auto_shares_where_batches_are_short_and_one_at_a_time_says_what_it_woul
 
     def most(at_once: str, *more: str) -> int:
         place = workplace.workplace(settings(base, "fedit", at_once, *more))
-        return batched_turns.starter(dict(enumerate(place.clients.values())))[1]
+        return batched_turns.starter(place.clients)[1]
 
     with caplog.at_level("INFO"):
         assert most("auto", *short) == 3

@@ -1,13 +1,14 @@
-"""Bytes <-> Flower messages, and the Grid that carries them inside one process: what knows Flower's records.
+"""Bytes <-> Flower messages, and the post on a Flower Grid: what knows Flower's records.
 
 A message holds one array "payload" of raw bytes (our own `stype`, so nothing is copied through numpy's format), or, for
 an answer that is no payload, a "refusal" with a code and a line of text.
 
 The round engine speaks to a `Post`: letters to clients by name, answers as they come. `GridPost` carries them on any
-Flower Grid whose nodes all stay (one process, or Ray); the server of a deployment has one of its own.
+Flower Grid whose nodes all stay (its simulation engine on Ray); the server of a deployment has one of its own.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.app import Message as Message
@@ -32,6 +33,18 @@ def pack_reply(to: Message, payload: bytes) -> Message:
 def pack_refusal(to: Message, code: str, reason: str) -> Message:
     """An answer that says why there is no payload."""
     return Message(RecordDict({"refusal": ConfigRecord({"code": code, "reason": reason[:MAX_REASON]})}), reply_to=to)
+
+
+def answered(message: Message, answer: Callable[[Kind, bytes], bytes | Refused], max_bytes: int) -> Message:
+    """The reply to a server's message: what `answer` gives for its kind and payload, of at most `max_bytes`."""
+    try:
+        payload = unpack(message, max_bytes)
+    except RejectedUpdate as e:
+        return pack_refusal(message, e.code, str(e))
+    if isinstance(payload, Refused):
+        return pack_refusal(message, "malformed", "a server's message is never a refusal")
+    said = answer(cast(Kind, message.metadata.message_type), payload)
+    return pack_refusal(message, said.code, said.reason) if isinstance(said, Refused) else pack_reply(message, said)
 
 
 def unpack(message: Message, max_bytes: int) -> bytes | Refused:

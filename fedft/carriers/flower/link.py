@@ -1,49 +1,30 @@
-"""A `Link` over a Flower SuperLink."""
+"""A `Link` over a Flower SuperLink.
 
-import hashlib
-import io
-import threading
+Our process takes the part that Flower gives to a ServerApp: it starts a run with an app of no code, acquires that run's
+task, and sends and collects messages in its name.
+"""
+
 import time
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import httpx
 from flwr.common.constant import SUPERLINK_NODE_ID
-from flwr.proto import control_pb2, fab_pb2, message_pb2, node_pb2, runtime_pb2
-from flwr.supercore.control.control_http_client import ControlHttpClient
-from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
-from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.proto import control_pb2, message_pb2, node_pb2, runtime_pb2
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedft.carriers import interface
 from fedft.carriers.flower import grid, objects, superlink_gate
-from fedft.carriers.flower.superlink import log
+from fedft.carriers.flower.superlink_session import NoTask, Session
 from fedft.carriers.interface import LinkLost, Refused
 from fedft.errors import RejectedUpdate
 
-BEAT_S = 10.0  # a task that is silent for 60 s is taken for dead
-
 NODES_S = 1.0  # how old the list of nodes may be
-
-LEFT_OVER = 100  # tasks of servers that died, taken out of the way at most
-
-APP = b"""[project]
-name = "fedft"
-version = "1.0.0"
-
-[tool.flwr.app]
-publisher = "fedft"
-
-[tool.flwr.app.components]
-serverapp = "fedft:none"
-clientapp = "fedft:none"
-"""
 
 
 class FlowerLink:
-    """The link to the sites through a SuperLink; see `network.Link`.
+    """The link to the sites through a SuperLink; see `fedft.carriers.interface.Link`.
 
     Args:
         address: host:port of the SuperLink.
@@ -56,7 +37,7 @@ class FlowerLink:
 
     def __init__(self, address: str, ca: bytes, members: Mapping[str, bytes], secret: str | None = None) -> None:
         self._address, self._ca, self._members, self._secret = address, ca, members, secret
-        self._session: _Session | None = None
+        self._session: Session | None = None
 
     def nodes(self) -> Mapping[str, int]:
         """Node id by site, of those online; up to a second old."""
@@ -146,7 +127,7 @@ class FlowerLink:
                 )
         self._reset()
 
-    def _answer(self, session: "_Session", tree: Any, max_bytes: int) -> bytes | Refused | RejectedUpdate:
+    def _answer(self, session: Session, tree: Any, max_bytes: int) -> bytes | Refused | RejectedUpdate:
         try:
             message = objects.fetch(tree, session.run, session.runtime, SUPERLINK_NODE_ID, max_bytes)
             return grid.unpack(message, max_bytes)
@@ -155,7 +136,7 @@ class FlowerLink:
         except objects.Withdrawn as e:
             return Refused("client_error", str(e))
 
-    def _collect(self, session: "_Session", ids: set[str]) -> None:
+    def _collect(self, session: Session, ids: set[str]) -> None:
         """Ask for new replies to `ids`; Flower names each reply once only, so their trees are kept."""
         asked = (ids - session.trees.keys()) | session.forgotten
         if not asked:
@@ -169,7 +150,7 @@ class FlowerLink:
             else:
                 session.trees[mid] = tree
 
-    def _free(self, session: "_Session", mid: str, *roots: str) -> None:
+    def _free(self, session: Session, mid: str, *roots: str) -> None:
         """Let the SuperLink drop a message's objects and its reply's."""
         session.sent.discard(mid)
         session.unsendable.discard(mid)
@@ -181,10 +162,10 @@ class FlowerLink:
                     )
                 )
 
-    def _connected(self) -> "_Session":
+    def _connected(self) -> Session:
         if self._session is None:
             with self._guarded():
-                self._session = _Session(self._client, self._members, ours=self._secret is not None)
+                self._session = Session(self._client, self._members, ours=self._secret is not None)
         elif self._session.over.is_set():
             self._reset()
             raise LinkLost("the SuperLink has ended our run")
@@ -201,7 +182,7 @@ class FlowerLink:
         """What the SuperLink or the network does to a call becomes LinkLost, and the session is over."""
         try:
             yield
-        except (httpx.HTTPError, ValueError, _NoTask) as e:
+        except (httpx.HTTPError, ValueError, NoTask) as e:
             self._reset()
             raise LinkLost(f"SuperLink {self._address}: {_line(e)}") from e
 
@@ -209,106 +190,6 @@ class FlowerLink:
         session, self._session = self._session, None
         if session:
             session.close()
-
-
-class _NoTask(Exception):
-    """The SuperLink did not give us the task of the run that we started."""
-
-
-class _Session:
-    """One connection's run and what is on its way in it."""
-
-    def __init__(self, client: Callable[..., Any], members: Mapping[str, bytes], ours: bool) -> None:
-        self.sent: set[str] = set()
-        self.unsendable: set[str] = set()
-        self.forgotten: set[str] = set()
-        self.trees: dict[str, Any] = {}  # of new replies, by the message they answer
-        self.nodes: dict[str, int] = {}
-        self.nodes_at = float("-inf")
-        self.over = threading.Event()
-        self._ours = ours
-        self._stop = threading.Event()
-        self.control = client(ControlHttpClient)
-        self.runtime: Any = None
-        try:
-            self.register(members)
-            fab = _app()
-            request = control_pb2.StartRunRequest(
-                fab=fab_pb2.Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab)
-            )
-            self.run: int = self.control.StartRun(request).run_id
-            self.runtime = _acquire(client, self.run)
-            got = self.runtime.PullTaskInput(runtime_pb2.PullTaskInputRequest())
-            self.identity = got.task_id, got.run.run_id, got.context.node_id
-        except BaseException:
-            self.close()
-            raise
-        threading.Thread(target=self._beat, name="superlink-heartbeat", daemon=True).start()
-
-    def register(self, members: Mapping[str, bytes]) -> None:
-        """Let the members in, and on our own SuperLink nobody else."""
-        _register(self.control, members, self._ours)
-        self.keys = set(members.values())
-
-    def close(self) -> None:
-        """Free the connections; the run is left to end by itself."""
-        self._stop.set()
-        self.control.close()
-        if self.runtime:
-            self.runtime.close()
-
-    def _beat(self) -> None:
-        while not self._stop.wait(BEAT_S):
-            try:
-                if not self.runtime.SendTaskHeartbeat(runtime_pb2.SendTaskHeartbeatRequest()).success:
-                    self.over.set()
-            except (httpx.HTTPError, ValueError, RuntimeError):  # RuntimeError: closed under our hands
-                continue  # whoever calls next hears of it
-
-
-def _register(control: Any, members: Mapping[str, bytes], ours: bool) -> None:
-    """Make the SuperLink's nodes those of the roster."""
-    listed = control.ListNodes(control_pb2.ListNodesRequest()).nodes_info
-    there = {n.public_key: n.node_id for n in listed if n.status != "unregistered"}
-    gone = {n.public_key for n in listed} - there.keys()
-    for site, key in members.items():
-        if key in gone:
-            log.warning("site %s: its node key was taken out of this SuperLink, which takes no key twice", site)
-        elif key not in there:
-            control.RegisterNode(control_pb2.RegisterNodeRequest(public_key=key))
-    for key in there.keys() - set(members.values()) if ours else ():
-        try:
-            control.UnregisterNode(control_pb2.UnregisterNodeRequest(node_id=there[key]))
-        except httpx.HTTPStatusError as e:
-            if e.response.status_code != 500:  # what Flower answers after it has taken out a node that never came
-                raise
-
-
-def _app() -> bytes:
-    """A Flower app of no code: what a run cannot be started without."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as z:
-        z.writestr("pyproject.toml", APP)
-        z.writestr(".info/CONTENT", f"pyproject.toml,{hashlib.sha256(APP).hexdigest()},{len(APP) * 8}")
-    return packed.getvalue()
-
-
-def _acquire(client: Callable[..., Any], run: int) -> Any:
-    """A Runtime client with the token of our run's task; tasks that dead servers left waiting are ended."""
-    acquirer = client(RuntimeHttpClient)
-    try:
-        for _ in range(LEFT_OVER):
-            got = acquirer.AcquireTask(runtime_pb2.AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
-            if not got.token:
-                break
-            runtime = client(RuntimeHttpClient, RuntimeTokenHttpInterceptor(got.token))
-            if got.task.run_id == run:
-                return runtime
-            runtime.PushTaskOutput(runtime_pb2.PushTaskOutputRequest(sub_status="failed", details="its server is gone"))
-            runtime.close()
-    finally:
-        acquirer.close()
-    raise _NoTask(f"the task of run {run} was not given to us: is another executor attached to it?")
 
 
 def _line(e: Exception) -> str:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -21,7 +20,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedft.carriers.flower import grid, objects
+from fedft.carriers.flower import connection_faults, grid, objects
 from fedft.errors import ConfigError, RejectedUpdate
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ POLL_S = 0.05, 1.0  # just after a message, and when idle for ten seconds and mo
 RETRY_S = 1.0, 30.0
 PATIENCE_S = 600.0  # with one request of a message or reply; then it is given up, and the server asks again
 WORKERS = 4  # messages fetched at a time
-CLOCK_S = 4  # Flower refuses logins from clocks 5 s ahead
 
 Handle = Callable[[str, bytes, Callable[[bytes], None]], None]
 
@@ -77,12 +75,15 @@ class Node:
                     self._say("")
                     failing_since = None
                 except (httpx.HTTPError, ValueError) as e:
-                    if self._node and _status(e) in (401, 412):  # the server has started anew: our number there is void
+                    if self._node and connection_faults.status(e) in (
+                        401,
+                        412,
+                    ):  # the server has started anew: our number there is void
                         self._node = 0
                         stop.wait(RETRY_S[0])
                         continue  # what it says to the next activation is what counts
                     failing_since = failing_since or time.monotonic()
-                    self._say(_reason(e, self._address))
+                    self._say(connection_faults.reason(e, self._address))
                     stop.wait(min(max((time.monotonic() - failing_since) / 5, RETRY_S[0]), RETRY_S[1]))
                     continue
                 if taken:
@@ -164,7 +165,7 @@ class Node:
             objects.send(grid.pack_reply(message, payload), register, peer, node)
         except (httpx.HTTPError, objects.Withdrawn, ValueError, RuntimeError) as e:
             # RuntimeError: we have left meanwhile
-            if _status(e) == 413:
+            if connection_faults.status(e) == 413:
                 log.warning("server %s takes no reply of %d bytes", self._address, len(payload))
             else:
                 log.debug("a reply is dropped, nobody waits for it: %s", e)
@@ -228,52 +229,5 @@ class _Patient:
             try:
                 return call(request)
             except httpx.HTTPError as e:
-                if not _transient(e) or time.monotonic() > until or self._stop.wait(RETRY_S[0]):
+                if not connection_faults.transient(e) or time.monotonic() > until or self._stop.wait(RETRY_S[0]):
                     raise
-
-
-def _status(e: BaseException) -> int:
-    return e.response.status_code if isinstance(e, httpx.HTTPStatusError) else 0
-
-
-def _transient(e: BaseException) -> bool:
-    return isinstance(e, httpx.TransportError) or _status(e) >= 500
-
-
-def _reason(e: Exception, address: str) -> str:
-    """What is wrong between us and the server, for the operator of this site."""
-    if isinstance(e, httpx.HTTPStatusError):
-        return _refusal(e.response, address)
-    text = str(e)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        why = text.partition("verify failed: ")[2].partition(" (")[0]
-        return f"TLS: the certificate of {address} is refused: {why} (is ca.pem that of this server?)"
-    cut = "UNEXPECTED_EOF" in text  # a connection that ends in the handshake says nothing about TLS
-    if isinstance(e, httpx.ConnectError) and any(word in text for word in ("SSL", "TLS")) and not cut:
-        return f"TLS: {address} does not speak TLS 1.3 as a fedft server does: {text[:200]}"
-    if isinstance(e, httpx.TimeoutException):
-        return f"server {address} does not answer in time"
-    return f"server {address} cannot be reached: {text[:200] or type(e).__name__}"
-
-
-def _refusal(response: httpx.Response, address: str) -> str:
-    status = response.status_code
-    if status == 401:
-        ahead = _clock_ahead(response)
-        if abs(ahead) > CLOCK_S:
-            side = "ahead of" if ahead > 0 else "behind"
-            return f"server {address} refuses our login: this machine's clock is {abs(ahead):.0f} s {side} the server's"
-        return f"server {address} does not know this site's node key: not enrolled, or revoked"
-    if status == 412:
-        return f"server {address} takes this site for connected: another process with its key, or one that was killed"
-    if status == 503:
-        return f"server {address} is starting, or too busy"
-    return f"server {address} answered {status} to {response.request.url.path}"
-
-
-def _clock_ahead(response: httpx.Response) -> float:
-    """Seconds by which our clock is ahead of the server's, by the Date of its answer."""
-    try:
-        return time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
-    except (KeyError, ValueError, TypeError):
-        return 0.0

@@ -1,10 +1,5 @@
-"""Flower's SuperLink: started and stopped as a child process, and used as the server's link to its sites.
+"""Flower's SuperLink, started and stopped as a child process. Nothing in it is worth keeping: it may die any time."""
 
-Our process takes the part that Flower gives to a ServerApp: it starts a run with an app of no code, acquires that run's
-task, and sends and collects messages in its name. Nothing in a SuperLink is worth keeping: it may be lost at any time.
-"""
-
-import logging
 import os
 import secrets
 import select
@@ -16,10 +11,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from fedft.carriers.flower import superlink_gate
+from fedft.carriers.flower import superlink_process
 from fedft.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 START_S = 60  # a cold start imports all of Flower
 
@@ -114,7 +107,12 @@ class SuperLink:
             "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", superlink_gate.__name__, *(f"--{name}={value}" for name, value in options.items())],
+            [
+                sys.executable,
+                "-m",
+                superlink_process.__name__,
+                *(f"--{name}={value}" for name, value in options.items()),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[listener.fileno()],

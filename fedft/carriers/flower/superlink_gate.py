@@ -1,29 +1,15 @@
-"""Flower's SuperLink as a process of its own, behind a gate: what the network may ask of it, and how much.
+"""The gate before Flower's SuperLink: what the network may ask of it, and how much.
 
 Flower serves three interfaces on one port and asks who is there on one of them only. The gate lets the sites' interface
 through for registered node keys, everything else for our own server alone, which knows the secret of this start.
-
-    stdin   the secret on one line; its end means that our server is gone, and this process goes too
-    stdout  "ready" on one line, once the port answers
 """
 
-import argparse
 import asyncio
 import base64
-import ctypes
-import gc
 import hmac
-import logging
-import os
-import select
-import signal
-import socket
-import sys
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -41,12 +27,9 @@ SITES_MAY = {  # never the app's code
 SITES_MAY_NOT = {"register-node", "unregister-node"}  # refused by name: a stock node should hear why it cannot join
 MAX_OBJECT = 8 * 2**20  # bytes of one request; Flower cuts arrays into pieces of 5 MiB
 MAX_REQUEST = 2**20  # bytes of a site's other requests: names and trees of names
-IDLE_S = 30  # a connection without a request is closed; nodes ask at least every second
-MAX_CONNECTIONS = 1024
 PULLS, PULLS_OF_ONE = 16, 4  # objects on their way to sites at once: each is in memory twice until it has left
 PIECE = 128 * 1024  # bytes of an answer between two looks whether the socket takes more
 PULL_S = 120.0  # for one of 5 MiB; who reads more slowly must not keep the others waiting
-TRIM_S = 10.0
 
 
 class Gate:
@@ -187,7 +170,7 @@ async def _answer(send: Send, status: int) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _is_plain(body: bytes) -> bool:
+def is_plain(body: bytes) -> bool:
     """Whether a site announces one message whose tree names each object once.
 
     Flower stores an object's children by its first mention and unfolds them at every other one: a tree of 60 names
@@ -205,119 +188,3 @@ def _is_plain(body: bytes) -> bool:
         return False
     names = [o.object_id for o in iterate_object_tree(request.message_object_trees[0])]
     return len(names) == len(set(names))
-
-
-def _die_with(parent: int) -> None:
-    """End this process when the parent has ended, however that happened; now and then, give memory back."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)  # glibc keeps every chunk that was ever freed
-    trimmed_at = time.monotonic()
-    while os.getppid() == parent:
-        if select.select([sys.stdin], [], [], 1.0)[0] and not os.read(sys.stdin.fileno(), 1024):
-            break
-        if time.monotonic() - trimmed_at > TRIM_S:
-            trim(0)
-            trimmed_at = time.monotonic()
-    os._exit(0)
-
-
-def main() -> None:
-    """Serve until the parent ends or says so."""
-    parser = argparse.ArgumentParser()
-    for name in ("--cert", "--key"):
-        parser.add_argument(name, required=True)
-    for name in ("--socket", "--max-body-bytes"):
-        parser.add_argument(name, required=True, type=int)
-    args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal's whole group: our server decides
-    secret = os.read(sys.stdin.fileno(), 1024).decode("ascii").strip()
-    threading.Thread(target=_die_with, args=[os.getppid()], daemon=True).start()
-    _serve(args, secret)
-
-
-def _serve(args: argparse.Namespace, secret: str) -> None:
-    import ssl
-
-    import uvicorn
-    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
-    from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
-    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
-    from flwr.superlink.config_loader import SuperLinkLifespanConfig
-    from flwr.superlink.main import create_app
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    flwr_log = logging.getLogger("flwr")
-    flwr_log.setLevel(logging.WARNING)
-    for handler in flwr_log.handlers:
-        handler.setFormatter(logging.Formatter("%(levelname)s SuperLink: %(message)s"))  # Flower's own is in colours
-    listener = socket.socket(fileno=args.socket)
-    host, port = listener.getsockname()[:2]
-    config = SuperLinkLifespanConfig(
-        control_address="",
-        health_server_address=None,
-        host=host,
-        port=port,
-        insecure=False,
-        certificates=None,  # only Flower's own gRPC servers and executors read these
-        superexec_auth_secret=None,
-        authn_plugin=NoOpControlAuthnPlugin(),
-        event_log_plugin=None,
-        fleet_event_log_plugin=None,
-        enable_event_log=False,
-        artifact_provider=None,
-        enable_supernode_auth=True,
-        fleet_api_type="grpc-rere",
-        fleet_api_address=None,
-        simulation=False,
-        ssl_ca_certfile=None,
-        ssl_certfile=args.cert,
-        ssl_keyfile=args.key,
-        database=FLWR_IN_MEMORY_DB_NAME,
-        isolation="process",
-        runtime_dependency_install=False,
-    )
-    flower = create_app(config, SuperLinkLifespan)
-    state = flower.state.linkstate_factory.state()
-    most = 2 * args.max_body_bytes + MAX_REQUEST  # an honest reply has Flower's records around it, and is sent again
-    gate = Gate(flower, secret, lambda key: state.get_node_id_by_public_key(key) is not None, _is_plain, most)
-
-    class Server(uvicorn.Server):
-        @contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            signal.signal(signal.SIGTERM, lambda *_: setattr(self, "should_exit", True))
-            yield
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            sys.stdout.write("ready\n")
-            sys.stdout.flush()
-            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    class Protocol(HttpToolsProtocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)  # whose timer starts only after the first request
-            self.timeout_keep_alive_task = self.loop.call_later(IDLE_S, self.timeout_keep_alive_handler)
-
-    served = uvicorn.Config(
-        gate,
-        http=Protocol,
-        ssl_certfile=args.cert,
-        ssl_keyfile=args.key,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=IDLE_S,
-        timeout_graceful_shutdown=1,
-        limit_concurrency=MAX_CONNECTIONS,
-    )
-    gc.collect()
-    gc.freeze()  # all of Flower stays; looking through it again and again costs a fifth of a large transfer
-    gc.set_threshold(10_000, 20, 50)
-    served.load()
-    assert served.ssl is not None
-    served.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
-    Server(served).run(sockets=[listener])
-
-
-if __name__ == "__main__":
-    main()

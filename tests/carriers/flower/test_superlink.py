@@ -31,8 +31,8 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from fedft.carriers.flower import connection_faults, site_node, superlink_gate
 from fedft.carriers.flower import link as flower_link
-from fedft.carriers.flower import site_node, superlink_gate
 from fedft.carriers.flower.link import FlowerLink
 from fedft.carriers.flower.site_node import Node
 from fedft.carriers.flower.superlink import SuperLink
@@ -177,11 +177,11 @@ def test_a_tree_that_names_an_object_twice_is_refused():
         tree = ObjectTree(object_id="root", children=[ObjectTree(object_id=n) for n in names])
         return PushMessagesRequest(messages_list=[ProtoMessage()], message_object_trees=[tree]).SerializeToString()
 
-    assert superlink_gate._is_plain(announced("a", "b"))
-    assert not superlink_gate._is_plain(announced("a", "a"))
-    assert not superlink_gate._is_plain(announced("root"))
-    assert not superlink_gate._is_plain(b"\xff")
-    assert not superlink_gate._is_plain(PushMessagesRequest().SerializeToString())
+    assert superlink_gate.is_plain(announced("a", "b"))
+    assert not superlink_gate.is_plain(announced("a", "a"))
+    assert not superlink_gate.is_plain(announced("root"))
+    assert not superlink_gate.is_plain(b"\xff")
+    assert not superlink_gate.is_plain(PushMessagesRequest().SerializeToString())
     assert ask("/v1/fleet/push-messages", flwr_public_key=KNOWN, body=b"bad") == 400
 
 
@@ -442,7 +442,7 @@ def test_a_reply_survives_a_network_that_comes_and_goes(house, monkeypatch):
 
 def test_a_clock_that_is_wrong_is_named():
     long_ago = {"date": "Mon, 01 Jan 2024 00:00:00 GMT"}
-    assert "clock is" in site_node._refusal(httpx.Response(401, headers=long_ago), "host:1")
+    assert "clock is" in connection_faults.refusal(httpx.Response(401, headers=long_ago), "host:1")
 
 
 def test_our_own_way_to_a_superlink_that_listens_everywhere_is_the_loopback():

@@ -1,0 +1,124 @@
+"""One way to open a run, for a simulation, the server of a deployment, a baseline and a bench.
+
+    with opened(config, folder, resume=False, observe=...) as held:   the folder is made or recovered, and locked
+        run = held.begin(resident.load(config, held.recipe), who)     config.toml, the job, the metrics
+        state = run.loop(post).run(clients)
+        summary = run.finish(state, len(clients))                     model/, summary.json, TensorBoard events
+
+`fresh` makes the run of a baseline or a bench: in an empty folder of its own, with nothing for others to read.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedft import strategies
+from fedft.carriers.interface import Post
+from fedft.config import RunConfig
+from fedft.contract import State
+from fedft.models.resident import Resident
+from fedft.recipe import Recipe
+from fedft.reports.metric_log import MetricsFile
+from fedft.server import result, run_folder
+from fedft.server.checkpoint import Store
+from fedft.server.job import job_of
+from fedft.server.loop import Loop
+from fedft.server.traffic import Observer
+from fedft.update import Job
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run whose base model is loaded: what its rounds need, and what is written once they are over."""
+
+    config: RunConfig
+    recipe: Recipe
+    here: Resident
+    folder: Path
+    job: Job
+    store: Store
+    metrics: MetricsFile
+    observe: Observer
+    began: float
+    """`time.monotonic()` when the folder was opened."""
+
+    def loop(self, post: Post, **more: Any) -> Loop:
+        """The run's engine on this post; `more` are fields of `Loop`: deployed, caps, lift."""
+        return Loop(
+            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.metrics, self.observe, **more
+        )
+
+    def finish(self, state: State, clients: int) -> dict[str, Any]:
+        """Put the model at the final `state`, write it with summary and events; returns the summary."""
+        base, handle = self.here.base, self.here.handle
+        result.stand(self.config, self.recipe, self.here.layout, handle, state)
+        seconds = time.monotonic() - self.began
+        return result.finish(self.folder, self.config, base, handle, state, clients, self.metrics.lines, seconds)
+
+
+@dataclass(frozen=True)
+class HeldFolder:
+    """A run's folder that no other process can open, and the version of the newest state in it, -1 for none."""
+
+    config: RunConfig
+    recipe: Recipe
+    folder: Path
+    store: Store
+    version: int
+    observe: Observer
+    began: float
+
+    def begin(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
+        """Write `config.toml` and take up the metrics where the newest state stands.
+
+        Args:
+            here: the base model of the config with the recipe's handle on it.
+            who: tells the run from others of this config, see `job_of`; read once `config.toml` is written.
+        """
+        result.write_config(self.folder, self.config, here.base)
+        return self._on(here, who)
+
+    def _on(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
+        job = job_of(self.config, here.base.digest, who)
+        metrics = MetricsFile(self.folder / "metrics.jsonl", self.version)
+        return OpenRun(self.config, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began)
+
+
+@contextmanager
+def opened(config: RunConfig, folder: Path, *, resume: bool, observe: Observer) -> Iterator[HeldFolder]:
+    """Make the run's folder, or take it up again, and hold it until the block ends.
+
+    Args:
+        config: the run file.
+        folder: of the run; left alone if the config makes no sense.
+        resume: whether there has to be a run in it, or must not be one.
+        observe: hears of "preparing", and then of whatever the run's engine tells.
+    Raises:
+        ConfigError: the folder is not to be used, belongs to another run file, is further than the config wants it or
+            in use, or the strategy cannot be what the config says.
+    """
+    recipe = strategies.of(config)
+    run_folder.prepare(config, folder, resume)
+    with run_folder.alone(folder):
+        began = time.monotonic()
+        store = Store(folder / "state")
+        found = store.latest()
+        run_folder.check_rounds(folder, found, config)
+        observe("preparing", {"folder": folder})
+        yield HeldFolder(config, recipe, folder, store, found[0].version if found else -1, observe, began)
+
+
+def fresh(
+    config: RunConfig,
+    recipe: Recipe,
+    here: Resident,
+    folder: Path,
+    who: Iterable[bytes],
+    observe: Observer = lambda kind, info: None,
+) -> OpenRun:
+    """A run from its beginning, in an empty folder that nobody else knows of."""
+    held = HeldFolder(config, recipe, folder, Store(folder / "state"), -1, observe, time.monotonic())
+    return held._on(here, who)

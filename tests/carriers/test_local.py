@@ -1,0 +1,114 @@
+"""Letters within one process: answered as over a network, one at a time, and Flower has no part in it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedft.carriers.interface import MAX_REASON, Kind, Letter, Refused, Reply
+from fedft.carriers.local import LocalPost, Serve
+from fedft.errors import RejectedUpdate
+
+ASKED: list[tuple[Kind, bytes]] = [("query", b"job"), ("train", b"plan")]
+
+
+def _post(answer: Serve, *letters: Letter) -> tuple[LocalPost, list[str]]:
+    post = LocalPost({"anna": answer, "bert": answer})
+    return post, [post.push(letter)[0] for letter in letters or [Letter("anna", "train", lambda: b"plan")]]
+
+
+def _only(answer: Serve, *letters: Letter) -> Reply:
+    post, tickets = _post(answer, *letters)
+    (reply,) = post.pull(tickets)
+    return reply
+
+
+@pytest.mark.parametrize(("kind", "payload"), ASKED)
+def test_a_client_is_given_the_letter_s_kind_and_bytes_and_its_answer_comes_back(kind: Kind, payload: bytes) -> None:
+    heard = []
+    post, tickets = _post(lambda *asked: heard.append(asked) or b"said", Letter("bert", kind, lambda: payload))
+    (reply,) = post.pull(tickets)
+    assert heard == [(kind, payload)]
+    assert (reply.ticket, reply.client, reply.answer, reply.proven) == (tickets[0], "bert", b"said", True)
+    assert list(post.pull(tickets)) == []
+
+
+def test_pushing_says_how_long_the_payload_is_and_asks_nobody() -> None:
+    heard = []
+    post = LocalPost({"anna": lambda kind, payload: heard.append(payload) or b""})
+    assert post.push(Letter("anna", "train", lambda: b"12345"))[1] == 5
+    assert heard == []
+
+
+def test_a_pull_answers_one_letter_the_first_of_those_asked_for() -> None:
+    heard = []
+    letters = [Letter(c, "train", lambda: b"x") for c in ("anna", "bert", "anna")]
+    post, tickets = _post(lambda kind, payload: heard.append(payload) or b"said", *letters)
+    (reply,) = post.pull([tickets[1], tickets[2]])
+    assert reply.ticket == tickets[1]
+    assert len(heard) == 1
+    assert [r.ticket for _ in range(3) for r in post.pull(tickets)] == [tickets[0], tickets[2]]
+
+
+def test_a_cancelled_letter_costs_nobody_any_work() -> None:
+    heard = []
+    post, tickets = _post(lambda kind, payload: heard.append(payload) or b"said")
+    post.cancel(tickets)
+    assert list(post.pull(tickets)) == []
+    assert heard == []
+
+
+def test_a_client_that_fails_is_one_printable_line() -> None:
+    def broken(kind: Kind, payload: bytes) -> bytes:
+        raise OSError("no\ndisk \x1b[31m" + "x" * 1000)
+
+    answer = _only(broken).answer
+    assert isinstance(answer, Refused)
+    assert answer.code == "client_error"
+    assert answer.reason.startswith("OSError: no disk  [31mxx")
+    assert answer.reason.isprintable()
+    assert len(answer.reason) == MAX_REASON
+
+
+def test_an_interruption_by_hand_is_no_client_s_failure_and_the_letter_is_done_with() -> None:
+    def interrupted(kind: Kind, payload: bytes) -> bytes:
+        raise KeyboardInterrupt
+
+    post, tickets = _post(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(post.pull(tickets))
+    assert list(post.pull(tickets)) == []
+
+
+def test_an_answer_longer_than_the_letter_allows_is_refused() -> None:
+    letter = Letter("anna", "train", lambda: b"plan", max_bytes=4)
+    assert _only(lambda kind, payload: b"1234", letter).answer == b"1234"
+    answer = _only(lambda kind, payload: b"12345", letter).answer
+    assert isinstance(answer, RejectedUpdate)
+    assert answer.code == "too_large"
+
+
+def test_a_client_s_refusal_is_bounded_and_its_code_is_one_that_a_client_may_give() -> None:
+    answer = _only(lambda kind, payload: Refused("behind", "7\n" + "x" * 1000)).answer
+    assert isinstance(answer, Refused)
+    assert (answer.code, answer.reason[:3], len(answer.reason)) == ("behind", "7 x", MAX_REASON)
+    for code in ("deadline", "client_error", "No Code"):
+        answer = _only(lambda kind, payload, code=code: Refused(code, "")).answer  # type: ignore[misc]
+        assert isinstance(answer, RejectedUpdate)
+        assert answer.code == "malformed"
+
+
+def test_a_simulation_in_one_process_loads_nothing_of_flower(tiny_base: Path, tmp_path: Path) -> None:
+    """Whole, from the run file to the summary; its partitioners are a package of their own."""
+    code = f"""
+import sys
+from fedft import run_file
+from fedft.simulations import run
+sets = ["model.id='{tiny_base}'", "clients.rank=2", "server.rounds=1", "local.steps=1", "eval.max_rows=1"]
+summary = run.simulate(run_file.load(run.QUICKSTART, sets), out="run").summary
+print(summary["rounds"], sorted({{m.partition(".")[0] for m in sys.modules}} & {{"flwr", "ray"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1 []"
