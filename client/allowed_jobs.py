@@ -22,21 +22,11 @@ from typing import Any, get_type_hints
 
 from fedft import config, run_file, strategies
 from fedft.client.site_settings import Policy, SiteConfig
-from fedft.config import Codec, Data, Eval, Local, Model, RunConfig
+from fedft.config import ALL, LOCAL, RunConfig
 from fedft.data import examples
 from fedft.errors import FedftError, PlanRefused
 from fedft.update import Job, Plan
 
-HEARD = {
-    "local": get_type_hints(Local).keys() - {"threads"},
-    "model": get_type_hints(Model).keys() - {"id", "device"},
-    "codec": get_type_hints(Codec).keys(),
-    "data": get_type_hints(Data).keys() - {"train", "test", "partition", "client", "clients", "alpha"},
-    "eval": get_type_hints(Eval).keys(),
-}
-"""Keys of a run file that a server may set, by table."""
-UNHEARD = {("local", "threads"), ("model", "digest")}
-"""What it may say beside them: the one is the site's own, the other is no key of a run file."""
 MAX_TEMPLATE = 4096  # characters; the longest prompt we know has 600
 MAX_FIELDS = 32  # in a template, and blocks: a row's text is multiplied by no more than this
 MAX_LABELS = 1000  # the head has a row for each
@@ -85,21 +75,21 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
 
 def _check_job(job: Job, policy: Policy) -> RunConfig:
     """The job's tables, checked: what the site adds is at its defaults."""
-    name = job.strategy.get("name")
+    name = job.table("strategy").get("name")
     if not (isinstance(name, str) and name in policy.strategies):
         allowed = ", ".join(policy.strategies) or "none"
         raise PlanRefused("policy_strategy", f"strategy {name!r:.80} is not allowed here; allowed: {allowed}")
-    digest = job.model.get("digest")
-    if not (isinstance(digest, str) and DIGEST.fullmatch(digest)):
-        raise PlanRefused("policy_options", "[model] digest: wanted 64 hexadecimal digits")
-    if policy.base is not None and not digest.startswith(tuple(policy.base)):
-        raise PlanRefused("policy_base", f"base model {digest[:12]} is not allowed here")
+    if not (isinstance(job.base, str) and DIGEST.fullmatch(job.base)):
+        raise PlanRefused("policy_options", "base: wanted 64 hexadecimal digits")
+    if policy.base is not None and not job.base.startswith(tuple(policy.base)):
+        raise PlanRefused("policy_base", f"base model {job.base[:12]} is not allowed here")
     if not (isinstance(job.run, str) and RUN.fullmatch(job.run)):
         raise PlanRefused("policy_options", "run: wanted 16 hexadecimal digits")
     said = run_file.from_dict(_tables(job), where="job")
     # Not through from_dict: an option that is called like a strategy would be taken for that strategy's own table.
-    options = {k: v for k, v in job.strategy.items() if k != "name"}
+    options = {k: v for k, v in job.table("strategy").items() if k != "name"}
     said = replace(said, strategy=config.Strategy(name, options))
+    _check_names(said, policy)
     _check_limits(said, policy)
     space = strategies.make(name, options).space  # its options are of their types from here on
     passes = said.local.steps * options.get("samples", 1)
@@ -115,14 +105,36 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
 
 def _tables(job: Job) -> dict[str, Any]:
     """The job's tables in the form of a run file, without what the site decides."""
+    known = get_type_hints(RunConfig)
     tables: dict[str, Any] = {"server": {"seed": job.seed}}
-    for table, heard in HEARD.items():
-        said = {k: v for k, v in getattr(job, table).items() if (table, k) not in UNHEARD}
-        for key in said:
-            if key not in heard:
-                raise PlanRefused("policy_options", f"[{table}] {key!r:.80}: not for a server to say")
+    for table, said in job.tables.items():
+        if table not in known or LOCAL.get(table) == ALL:
+            raise PlanRefused("policy_options", f"table [{table:.80}]: not for a server to say")
+        if table != "strategy":
+            for key in said:
+                if key not in get_type_hints(known[table]) or key in LOCAL.get(table, ()):
+                    raise PlanRefused("policy_options", f"[{table}] {key!r:.80}: not for a server to say")
         tables[table] = said
     return tables
+
+
+def _check_names(said: RunConfig, policy: Policy) -> None:
+    """Nothing is imported because a server names it: what is not installed here, or allowed, is refused by its name."""
+    on = said.strategy.options.get("on")
+    while on is not None:
+        name, options = registry.named(on, "strategy") if isinstance(on, str | dict) else ("", {})
+        if name not in registry.BUILT_IN and name not in policy.strategies:
+            raise PlanRefused("policy_strategy", f"strategy {name!r:.80} is not allowed here, nor built in")
+        on = options.get("on")
+    for what, choices in (
+        (registry.adapters, [said.model.adapter]),
+        (registry.objectives, [said.local.objective]),
+        (registry.optimizers, [said.local.optimizer]),
+        (registry.transforms, said.local.transforms),
+    ):
+        for choice in choices:
+            if not what.listed(choice):
+                raise PlanRefused("policy_options", f"{what.kind} {choice!r:.80} is not installed here")
 
 
 def _check_limits(said: RunConfig, policy: Policy) -> None:

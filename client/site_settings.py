@@ -199,10 +199,10 @@ def _check(c: SiteConfig, path: Path) -> None:
 
 def _check_strategies(names: list[str]) -> None:
     """A name that cannot be loaded is a typing mistake; found now, not when a server first asks."""
-    from fedft.registry import installed
+    from fedft.registry import strategies
 
     for name in names:
-        if ":" not in name and name not in (known := installed()):
+        if ":" not in name and name not in (known := strategies.names()):
             raise ValueError(
                 f"[policy] strategies: no strategy {name!r}; there are {', '.join(known)}{check.nearest(name, known)}"
             )

@@ -15,7 +15,7 @@ from fedft.arithmetic import tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
-from fedft.config import RunConfig
+from fedft.config import LOCAL, RunConfig
 from fedft.contract import Turn
 from fedft.data.examples import ClientRows, Example
 from fedft.errors import PlanRefused, RejectedUpdate
@@ -80,14 +80,12 @@ class Client:
     def join(self, job: Job) -> None:
         """Take part in `job` if it is what the local config says. Raises PlanRefused."""
         ours = self.config.to_dict()
-        for table, said in (("strategy", job.strategy), ("local", job.local), ("codec", job.codec)):
-            theirs = dict(said) | ({"threads": self.config.local.threads} if table == "local" else {})
-            if theirs != ours[table]:
-                raise PlanRefused("job_mismatch", f"the server's [{table}] is {theirs}, ours is {ours[table]}")
-        if job.model["digest"] != self.base.digest:
-            raise PlanRefused(
-                "base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.model['digest'][:12]}"
-            )
+        for table in ("strategy", "local", "codec"):  # models and data are the site's own, in other words
+            mine = {k: v for k, v in ours[table].items() if k not in LOCAL.get(table, ())}
+            if (theirs := dict(job.table(table))) != mine:
+                raise PlanRefused("job_mismatch", f"the server's [{table}] is {theirs}, ours is {mine}")
+        if job.base != self.base.digest:
+            raise PlanRefused("base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.base[:12]}")
         self._run, self._run_seed = job.run, job.seed
         self.kept.open(job.run)
 

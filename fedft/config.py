@@ -10,13 +10,26 @@ so one file compares methods that need different steps or ranks on the same data
 """
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fedft.compression import codec as codec_name
+from fedft.registry import Choice
 
 BUILT_IN = ("stdlib-base", "stdlib-docstrings")
 BUDGETS = ("bytes", "steps", "seconds")
+ALL = frozenset("*")
+LOCAL: Mapping[str, Collection[str]] = {
+    "model": frozenset({"id", "device"}),
+    "data": frozenset({"train", "test", "partition", "client", "clients", "alpha"}),
+    "local": frozenset({"threads"}),
+    "server": ALL,
+    "clients": ALL,
+    "limits": ALL,
+    "privacy": ALL,
+}
+"""Keys by table that never travel with a job, or ALL of a table. Whatever else a run file has does, new tables too."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,9 @@ class Model:
 
     id: str = "stdlib-base"
     """Model folder, hub id, or "stdlib-base" (the small built-in base)."""
+    adapter: Choice = "lora"
+    """Kind of adapter, for strategies that take any: "lora", an installed one or "package.module:Kind", or a table of its
+    name and options."""
     task: str = "causal-lm"
     """"causal-lm" or "sequence-classification"."""
     targets: str | list[str] = "all-linear"
@@ -59,8 +75,9 @@ class Data:
     """Classification: template of the input."""
     label: str = "label"
     """Classification: field of the label."""
-    partition: str = "natural"
-    """"natural" (by `client`), "iid" or "dirichlet"."""
+    partition: Choice = "natural"
+    """"natural" (by `client`), "iid", "dirichlet", an installed one or "package.module:factory", or a table of its name
+    and options."""
     client: str = "client"
     """Field that names the owner of a record (natural), or that is skewed (dirichlet)."""
     clients: int | None = None
@@ -96,7 +113,11 @@ class Local:
     learning_rate_decay: float = 1.0
     """Factor on the learning rate from one round to the next."""
     optimizer: str = "adamw"
-    """"adamw" or "sgd", fresh in every round."""
+    """"adamw", "sgd", an installed one or "package.module:factory", fresh in every round."""
+    objective: Choice = "likelihood"
+    """What is learned: "likelihood", an installed one or "package.module:factory", or a table of its name and options."""
+    transforms: list[Choice] = field(default_factory=list)
+    """What happens to a client's result on its way out, each as the objective is named: clipping, noise..."""
     momentum: float = 0.0
     """Of "sgd"."""
     weight_decay: float = 0.0
@@ -165,6 +186,8 @@ class Server:
     """A round closes after so many seconds if quorum is met."""
     grace_s: float = 30.0
     """Seconds to wait for the rest once quorum is met and a deadline is set."""
+    gates: list[Choice] = field(default_factory=list)
+    """What has to agree before a state is committed, each by name, "package.module:factory", or a table."""
     attempts: int = 3
     """Tries per round below quorum before the run pauses."""
 
@@ -175,6 +198,8 @@ class Clients:
 
     per_round: int | None = None
     """Clients asked per round, drawn from the seed; left out: all."""
+    plan: Choice | None = None
+    """Who does how much (rank by module, steps) in a round: a planner by name, "package.module:factory", or a table."""
     rank: int | list[int] = 8
     """LoRA rank of all clients, or a list dealt out in order of name."""
 

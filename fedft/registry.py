@@ -1,8 +1,126 @@
-"""What can be named in a run file: built in, or declared by installed packages as entry points."""
+"""What can be named in a run file: built in, declared by installed packages as entry points, or "package.module:name".
 
+A name is looked up where the operator's own file or command line says it, and never because a message does: what a
+server says is held against `Registry.listed` first (`fedft.client.allowed_jobs`).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
-GROUP = "fedft.strategies"
+from fedft import check
+from fedft.errors import ConfigError
+
+Choice = str | dict[str, Any]
+"""A name, or a table of a name and its options: "lion", or { name = "dpo", beta = 0.2 }."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The values of one kind that can be named; each is a factory whose keyword arguments are options."""
+
+    kind: str
+    """In the singular, as error messages call it."""
+    group: str
+    """Entry point group of other packages."""
+    built_in: Mapping[str, str]
+    """Name -> "module:attribute"."""
+
+    def names(self) -> dict[str, str]:
+        """Every name, built in or installed -> where it comes from."""
+        found = dict(self.built_in)
+        for point in entry_points(group=self.group):
+            found.setdefault(point.name, point.value)
+        return dict(sorted(found.items()))
+
+    def load(self, name: str) -> Callable[..., Any]:
+        """The factory of a name.
+
+        Raises ConfigError: no such name (the nearest one is suggested), or it cannot be imported.
+        """
+        known = self.names()
+        where = known.get(name, name)
+        module, colon, attribute = where.partition(":")
+        if not colon:
+            raise ConfigError(f"no {self.kind} {name!r}; there are {', '.join(known)}{check.nearest(name, known)}")
+        try:
+            found: Callable[..., Any] = getattr(import_module(module), attribute)
+        except Exception as e:  # a plug-in's module runs when it is imported, and may raise what it likes
+            raise ConfigError(f"{self.kind} {name!r}: cannot load {where}: {reason(e)}") from e
+        return found
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        """The options of a factory by name. Raises ConfigError where it does not say them."""
+        factory = self.load(name)
+        if not callable(factory):
+            wanted = f"a factory that returns a {self.kind}"
+            raise ConfigError(f"[{self.kind}] {name} is a {type(factory).__name__}, wanted {wanted}")
+        try:
+            parameters = inspect.signature(factory, eval_str=True).parameters
+        except NameError:  # types that are imported for type checkers only
+            parameters = inspect.signature(factory).parameters
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"[{self.kind}] {name}: the factory does not say its options: {reason(e)}") from e
+        return dict(parameters)
+
+    def make(self, name: str, options: Mapping[str, Any], **given: Any) -> Any:
+        """What the factory makes of the options of a run file; errors name the option.
+
+        Args:
+            options: checked against the factory's annotations.
+            given: values that no run file can hold, passed on as they are.
+        """
+        known, checked = self.options(name), dict(given)
+        for option, value in options.items():
+            if option not in known:
+                raise ConfigError(
+                    f"[{self.kind}] {name} has no option {option!r}; it has {', '.join(known) or 'none'}"
+                    f"{check.nearest(option, known)}"
+                )
+            try:
+                checked[option] = check.typed(_hint(known[option]), value, option)
+            except ValueError as e:
+                raise ConfigError(f"[{self.kind}] {name}: {e}") from e
+        try:
+            return self.load(name)(**checked)
+        except Exception as e:  # the factory may be another package's
+            raise ConfigError(f"[{self.kind}] {name}: {reason(e)}") from e
+
+    def chosen(self, choice: Choice) -> Any:
+        """What a choice of a run file makes. Raises ConfigError."""
+        name, options = named(choice, self.kind)
+        return self.make(name, options)
+
+    def listed(self, choice: Choice) -> bool:
+        """Whether a choice names what is built in or installed, so that looking it up imports nothing else."""
+        try:
+            return named(choice, self.kind)[0] in self.names()
+        except ConfigError:
+            return False
+
+
+def named(choice: Choice, kind: str) -> tuple[str, dict[str, Any]]:
+    """(name, options) of a choice. Raises ConfigError where it names nothing."""
+    table = {"name": choice} if isinstance(choice, str) else dict(choice)
+    if not isinstance(name := table.pop("name", None), str):
+        raise ConfigError(f"{kind} is {choice!r:.80}, wanted a name, or a table with a name and options")
+    return name, table
+
+
+def _hint(parameter: inspect.Parameter) -> Any:
+    hint = parameter.annotation
+    return Any if hint is inspect.Parameter.empty or isinstance(hint, str) else hint
+
+
+def reason(e: Exception) -> str:
+    """An exception in one line of bounded length."""
+    said = " ".join(str(e).split())
+    said = said if len(said) <= 500 else f"{said[:480]}... ({len(said)} characters)"
+    return said if said and isinstance(e, TypeError | ValueError | ImportError) else f"{type(e).__name__}: {said}"
+
 
 BUILT_IN = (
     "fedavg",
@@ -24,11 +142,43 @@ BUILT_IN = (
     "scaffold",
     "zo_fedavg",
 )
+"""The strategies of this package."""
 
+strategies = Registry("strategy", "fedft.strategies", {n: f"fedft.strategies.{n}:{n}" for n in BUILT_IN})
+adapters = Registry("adapter", "fedft.adapters", {"lora": "fedft.adapters.lora:LoRA"})
+objectives = Registry("objective", "fedft.objectives", {"likelihood": "fedft.training.objectives:Likelihood"})
+optimizers = Registry(
+    "optimizer",
+    "fedft.optimizers",
+    {"adamw": "fedft.training.optimizers:adamw", "sgd": "fedft.training.optimizers:sgd"},
+)
+transforms = Registry("transform", "fedft.transforms", {})
+planners = Registry("planner", "fedft.planners", {})
+gates = Registry("gate", "fedft.gates", {"largest_norm": "fedft.server.candidate_gates:largest_norm"})
+partitioners = Registry(
+    "partitioner", "fedft.partitioners", {n: f"fedft.data.partition:{n}" for n in ("natural", "iid", "dirichlet")}
+)
+codecs = Registry("codec", "fedft.codecs", {})
+metrics = Registry("metric", "fedft.metrics", {})
+loggers = Registry("logger", "fedft.loggers", {"tensorboard": "fedft.reports.loggers.tensorboard:tensorboard"})
 
-def installed() -> dict[str, str]:
-    """Every strategy that can be named: name -> where it comes from."""
-    found = {name: f"fedft.strategies.{name}:{name}" for name in BUILT_IN}
-    for point in entry_points(group=GROUP):
-        found.setdefault(point.name, point.value)
-    return dict(sorted(found.items()))
+REGISTRIES = {
+    r.kind: r
+    for r in (
+        strategies, adapters, objectives, optimizers, transforms, planners, gates, partitioners, codecs, metrics, loggers,
+    )
+}  # fmt: skip
+SUITES = {
+    "strategy": "fedft.testing:strategy_contract",
+    "adapter": "fedft.suites.adapters:adapter_contract",
+    "objective": "fedft.suites.objectives:objective_contract",
+    "optimizer": "fedft.suites.optimizers:optimizer_contract",
+    "transform": "fedft.suites.transforms:transform_contract",
+    "planner": "fedft.suites.planners:planner_contract",
+    "gate": "fedft.suites.gates:gate_contract",
+    "partitioner": "fedft.suites.partitioners:partitioner_contract",
+    "codec": "fedft.suites.codecs:codec_contract",
+    "metric": "fedft.suites.metrics:metric_contract",
+    "logger": "fedft.suites.loggers:logger_contract",
+}
+"""The contract suite of each kind."""

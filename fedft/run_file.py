@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from fedft import check
+from fedft import check, registry
 from fedft.compression import codec as codec_name
 from fedft.config import BUILT_IN, RunConfig, Strategy, budget_of
 from fedft.errors import ConfigError
@@ -97,9 +97,7 @@ def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
 
 def _for_strategy(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The tables with the chosen strategy's sub-tables merged in and those of other strategies left out."""
-    from fedft.registry import installed
-
-    known, strategies = {f.name for f in fields(RunConfig)}, installed()
+    known, strategies = {f.name for f in fields(RunConfig)}, registry.strategies.names()
     for name, table in tables.items():
         if name not in known:
             raise ConfigError(f"{where}: no table [{name}]{check.nearest(name, known)}")
@@ -139,12 +137,28 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         raise ConfigError(str(e)) from e
 
 
+def _check_names(c: RunConfig) -> None:
+    """Raise ValueError where a name is neither known nor "module:name"; nothing is imported."""
+    chosen: list[tuple[str, registry.Registry, registry.Choice]] = [
+        ("partition", registry.partitioners, c.data.partition),
+        ("optimizer", registry.optimizers, c.local.optimizer),
+        ("adapter", registry.adapters, c.model.adapter),
+        ("objective", registry.objectives, c.local.objective),
+        *(("transforms", registry.transforms, choice) for choice in c.local.transforms),
+        *(("gates", registry.gates, choice) for choice in c.server.gates),
+        *(("plan", registry.planners, choice) for choice in (c.clients.plan,) if choice is not None),
+    ]
+    for key, known, choice in chosen:
+        name = registry.named(choice, key)[0]
+        if ":" not in name:
+            check.one_of(known.names(), **{key: name})
+
+
 def _check(c: RunConfig, where: str) -> None:
     try:
         check.one_of(("causal-lm", "sequence-classification"), task=c.model.task)
         check.one_of(("float32", "bfloat16", "float16"), dtype=c.model.dtype)
-        check.one_of(("natural", "iid", "dirichlet"), partition=c.data.partition)
-        check.one_of(("adamw", "sgd"), optimizer=c.local.optimizer)
+        _check_names(c)
         for way, read, name in (("up", codec_name.parse, c.codec.up), ("down", codec_name.downloads, c.codec.down)):
             try:
                 read(name)

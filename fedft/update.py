@@ -71,16 +71,14 @@ class Job:
     """Identifier of the run, 16 hexadecimal digits."""
     seed: int
     """The run's seed: everything that must be random and equal on all machines derives from it."""
-    strategy: Mapping[str, Any]
-    """`name` and the factory's arguments."""
-    local: Mapping[str, Any]
-    """The `[local]` table: steps, batch size, learning rate, optimiser..."""
-    model: Mapping[str, Any]
-    """The `[model]` table without paths and device, and the `digest` of the base."""
-    codec: Mapping[str, Any] = field(default_factory=dict)
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """How records become text and what is held out: the `[data]` table without paths and owners."""
-    eval: Mapping[str, Any] = field(default_factory=dict)
+    base: str
+    """SHA-256 of the base model's weights, hexadecimal."""
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The run file's tables by name, as resolved, less what is local (`fedft.config.LOCAL`)."""
+
+    def table(self, name: str) -> Mapping[str, Any]:
+        """One table; empty if the job has none of that name."""
+        return self.tables.get(name, {})
 
 
 @dataclass(frozen=True)

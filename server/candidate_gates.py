@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedft.arithmetic import tensors
 from fedft.contract import State
 from fedft.recipe import Recipe
 from fedft.update import Plan
@@ -21,6 +22,18 @@ Gate = Callable[[State, State, Measured], State]
 
 class GateRefused(Exception):
     """A candidate must not be committed; the text says why."""
+
+
+def largest_norm(*, most: float) -> Gate:
+    """A gate that no state passes whose shared floats have an L2 norm above `most`."""
+
+    def gate(state: State, candidate: State, measured: Measured) -> State:
+        norm = tensors.norm({n: x for n, x in candidate.tensors.items() if x.is_floating_point()})
+        if not norm <= most:
+            raise GateRefused(f"the norm of the state would be {norm:.4g}, at most {most:g} is allowed")
+        return candidate
+
+    return gate
 
 
 @dataclass(frozen=True)

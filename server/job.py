@@ -4,10 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from fedft.config import RunConfig
+from fedft.config import ALL, LOCAL, RunConfig
 from fedft.update import Job
-
-NOT_THE_CLIENTS = {"model": ("id", "device"), "data": ("train", "test", "partition", "client", "clients", "alpha")}
 
 
 def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes]) -> Job:
@@ -22,14 +20,7 @@ def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes]) -> Job:
     h = hashlib.sha256(json.dumps([fixed, config.server.seed, base_digest], sort_keys=True).encode())
     for part in who:
         h.update(part)
-    said = {t: {k: v for k, v in tables[t].items() if k not in gone} for t, gone in NOT_THE_CLIENTS.items()}
+    said = {t: {k: v for k, v in keys.items() if k not in LOCAL.get(t, ())} for t, keys in tables.items()}
     return Job(
-        h.hexdigest()[:16],
-        config.server.seed,
-        tables["strategy"],
-        tables["local"],
-        {**said["model"], "digest": base_digest},
-        tables["codec"],
-        said["data"],
-        tables["eval"],
+        h.hexdigest()[:16], config.server.seed, base_digest, {t: v for t, v in said.items() if LOCAL.get(t) != ALL}
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedft import strategies
+from fedft import registry, strategies
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.contract import State
@@ -48,8 +48,9 @@ class OpenRun:
     def loop(self, post: Post, **more: Any) -> Loop:
         """The run's engine on this post; `more` are fields of `Loop`: deployed, caps, lift."""
         return Loop(
-            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.metrics, self.observe, **more
-        )
+            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.metrics, self.observe,
+            gates=[registry.gates.chosen(gate) for gate in self.config.server.gates], **more,
+        )  # fmt: skip
 
     def finish(self, state: State, clients: int) -> dict[str, Any]:
         """Put the model at the final `state`, write it with summary and events; returns the summary."""

@@ -3,19 +3,17 @@
 A name comes from the operator's own file or command line, never from a message.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
-from fedft import check
+from fedft import registry
 from fedft.compression import codec, delta_downloads
 from fedft.compression.error_feedback import ByCodec, ErrorFeedback
 from fedft.config import RunConfig
+from fedft.contract import Kind, Member, State, Work
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
-from fedft.registry import installed
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -23,38 +21,15 @@ def load(name: str) -> Callable[..., Recipe]:
 
     Raises ConfigError: no such strategy (the nearest one is suggested), or it cannot be imported.
     """
-    known = installed()
-    where = known.get(name, name)
-    module, colon, attribute = where.partition(":")
-    if not colon:
-        raise ConfigError(f"no strategy {name!r}; there are {', '.join(known)}{check.nearest(name, known)}")
-    try:
-        return getattr(import_module(module), attribute)
-    except Exception as e:  # a plug-in's module runs when it is imported, and may raise what it likes
-        raise ConfigError(f"strategy {name!r}: cannot load {where}: {_reason(e)}") from e
+    return registry.strategies.load(name)
 
 
-def make(name: str, options: Mapping[str, Any]) -> Recipe:
-    """The recipe of a strategy with the options of a `[strategy]` table; errors name the option."""
-    factory = load(name)
-    if not callable(factory):
-        raise ConfigError(f"[strategy] {name} is a {type(factory).__name__}, wanted a factory that returns a Recipe")
-    known = _options(factory, name)
-    given: dict[str, Any] = {}
-    for option, value in options.items():
-        if option not in known:
-            raise ConfigError(
-                f"[strategy] {name} has no option {option!r}; it has {', '.join(known) or 'none'}"
-                f"{check.nearest(option, known)}"
-            )
-        try:
-            given[option] = check.typed(known[option], value, option)
-        except ValueError as e:
-            raise ConfigError(f"[strategy] {name}: {e}") from e
-    try:
-        recipe = factory(**given)
-    except Exception as e:  # the factory may be another package's
-        raise ConfigError(f"[strategy] {name}: {_reason(e)}") from e
+def make(name: str, options: Mapping[str, Any], **given: Any) -> Recipe:
+    """The recipe of a strategy with the options of a `[strategy]` table; errors name the option.
+
+    `given`: values that no run file can hold, as a recipe that is wrapped or a table of directions.
+    """
+    recipe = registry.strategies.make(name, options, **given)
     if not isinstance(recipe, Recipe):
         raise ConfigError(f"[strategy] {name}: the factory returned {type(recipe).__name__}, wanted a fedft.Recipe")
     return recipe
@@ -62,7 +37,9 @@ def make(name: str, options: Mapping[str, Any]) -> Recipe:
 
 def of(config: RunConfig) -> Recipe:
     """The recipe of a run file. Raises ConfigError, with the reason, where the run file makes no sense with it."""
-    recipe = make(config.strategy.name, config.strategy.options)
+    name, options = config.strategy.name, config.strategy.options
+    lora = registry.named(config.model.adapter, "adapter")[0] == "lora"
+    recipe = make(name, options) if lora else _on_kind(name, options, registry.adapters.chosen(config.model.adapter))
     name, ranks = recipe.name, sorted(set(config.ranks()))
     if len(ranks) > 1 and not (recipe.space.rank_free or recipe.unlike_ranks):
         raise ConfigError(f"[clients] rank: {name} needs one rank for all clients, got {ranks}")
@@ -76,8 +53,45 @@ def of(config: RunConfig) -> Recipe:
         recipe.check(config)
     except ValueError as e:
         raise ConfigError(f"{name}: {e}") from e
-    recipe = _coded(recipe, config)
+    recipe = _planned(_transformed(_coded(recipe, config), config), config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
+
+
+def _on_kind(name: str, options: Mapping[str, Any], kind: Kind) -> Recipe:
+    """The strategy with another kind of adapter at the bottom of all that it wraps."""
+    known = registry.strategies.options(name)
+    if "on" not in known:
+        recipe = make(name, options)
+        if not recipe.any_kind:
+            raise ConfigError(f"[model] adapter: {name} works on pairs of LoRA factors, not on {kind.name!r}")
+        return replace(recipe, space=kind)
+    below = registry.named(options.get("on", known["on"].default), "strategy")
+    rest = {option: value for option, value in options.items() if option != "on"}
+    return make(name, rest, on=_on_kind(*below, kind))
+
+
+def _transformed(recipe: Recipe, config: RunConfig) -> Recipe:
+    """The recipe with the run file's own transforms of uploads in front of its."""
+    if not config.local.transforms:
+        return recipe
+    if recipe.upload_kind != "changes" and not recipe.uploads:
+        raise ConfigError(
+            f"[local] transforms: {recipe.name} sends {recipe.upload_kind}; wanted one that sends changes"
+        )
+    extra = tuple(map(registry.transforms.chosen, config.local.transforms))
+    return replace(recipe, uploads=(*extra, *recipe.uploads), keeps=recipe.keeps or any(t.keeps for t in extra))
+
+
+def _planned(recipe: Recipe, config: RunConfig) -> Recipe:
+    """The recipe with the run file's planner; what the recipe itself plans for a client wins."""
+    if config.clients.plan is None:
+        return recipe
+    planner = registry.planners.chosen(config.clients.plan)
+
+    def plan(state: State, roster: Mapping[str, Member]) -> Mapping[str, Work]:
+        return {**planner(state, roster), **recipe.plan(state, roster)}
+
+    return replace(recipe, plan=plan)
 
 
 def _coded(recipe: Recipe, config: RunConfig) -> Recipe:
@@ -99,21 +113,3 @@ def _coded(recipe: Recipe, config: RunConfig) -> Recipe:
         feedback = ErrorFeedback(ByCodec(config.codec.up))
         return replace(recipe, uploads=(*recipe.uploads, feedback), keeps=True)
     return recipe
-
-
-def _options(factory: Callable[..., Recipe], name: str) -> dict[str, Any]:
-    """Option -> its type, of a factory's parameters; Any where none is said."""
-    try:
-        parameters = inspect.signature(factory, eval_str=True).parameters
-    except NameError:  # types that are imported for type checkers only
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError) as e:
-        raise ConfigError(f"[strategy] {name}: the factory does not say its options: {_reason(e)}") from e
-    hints = {n: p.annotation for n, p in parameters.items()}
-    return {n: Any if h is inspect.Parameter.empty or isinstance(h, str) else h for n, h in hints.items()}
-
-
-def _reason(e: Exception) -> str:
-    """An exception in one line."""
-    said = " ".join(str(e).split())
-    return said if said and isinstance(e, TypeError | ValueError | ImportError) else f"{type(e).__name__}: {said}"

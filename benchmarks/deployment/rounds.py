@@ -117,7 +117,7 @@ def serve(folder: Path) -> None:
     link = FlowerLink(child.address, (place / "ca.pem").read_bytes(), members, child.secret)
     config = run_config(said["rounds"])
     table = config.to_dict()
-    job = Job("0123456789abcdef", 7, table["strategy"], table["local"], {"digest": "d" * 64}, table["codec"])
+    job = Job("0123456789abcdef", 7, "d" * 64, {t: table[t] for t in ("strategy", "local", "codec")})
     store = Store(folder / "state")
     _timed(store, "save", note)
     synced = _sync_clock()

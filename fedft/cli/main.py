@@ -141,7 +141,7 @@ def strategies(as_json: AsJson = False) -> None:
     from fedft import strategies as known
 
     rows = []
-    for name, where in registry.installed().items():
+    for name, where in registry.strategies.names().items():
         recipe = known.make(name, {})
         declared = {d: getattr(recipe, d) for d in DECLARED}
         rows.append({"name": name, "what": _headline(where), "space": recipe.space.name, **declared, "from": where})

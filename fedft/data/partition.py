@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from io import StringIO
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from fedft import check
+from fedft import check, registry
 from fedft.data.records import Row
 from fedft.errors import DataError
+from fedft.registry import Choice
 
 
 def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -20,25 +21,77 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row]
     return [r for i, r in enumerate(rows) if i not in drawn], [r for i, r in enumerate(rows) if i in drawn]
 
 
+class Cut(Protocol):
+    """A way to cut one data set into clients."""
+
+    def __call__(self, rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
+        """Row numbers by client: every row has one client, every client at least one row; numbers ascend.
+
+        Args:
+            rows: of the whole data set.
+            field: that the cut goes by, where it goes by one.
+            clients: how many there are to be, from 1 to the number of rows; None: the cut says how many.
+            seed: decides all that is random.
+        Raises DataError where it cannot be done.
+        """
+
+
 def partition(
-    rows: Sequence[Row], *, how: str, field: str | None, clients: int | None, alpha: float, seed: int
+    rows: Sequence[Row], *, how: Choice, field: str | None, clients: int | None, alpha: float, seed: int
 ) -> dict[str, list[int]]:
     """Row numbers by client: every row has one client, every client at least one row; numbers ascend.
 
     Args:
-        how: "natural": one client per value of `field`, by which it is called; `clients` and `alpha` are not used.
-            "iid": `clients` of equal size, up to one row. "dirichlet": of each value of `field`, client k gets a share
-            p_k, p ~ Dirichlet(alpha, ..., alpha); up to eleven draws until nobody is left without a row.
-        seed: decides it all; names are "client-0", "client-1", ... unless natural.
+        how: `natural`, `iid`, `dirichlet` or another `Cut`, by name or with options.
+        field, clients, seed: see `Cut`.
+        alpha: of a "dirichlet" that says none.
     Raises:
         DataError: more clients than rows; a row without `field`; every draw left some client without a row.
+        ConfigError: no such partitioner, or not these options.
     """
-    check.one_of(("natural", "iid", "dirichlet"), how=how)
-    if how != "natural" and (clients is None or not 1 <= clients <= len(rows)):
-        raise DataError(f"partition {how!r} of {len(rows)} rows: expected 1 to {len(rows)} clients, got {clients}")
-    texts = [""] * len(rows) if how == "iid" else _texts(rows, field, how)
-    names = sorted(set(texts)) if how == "natural" else [f"client-{k}" for k in range(clients or 0)]
-    return dict(zip(names, _parts(texts, how, clients or 0, alpha, seed), strict=True))
+    name, options = registry.named(how, "partitioner")
+    if name == "dirichlet":
+        options = {"alpha": alpha, **options}
+    if name != "natural" and (clients is None or not 1 <= clients <= len(rows)):
+        raise DataError(f"partition {name!r} of {len(rows)} rows: expected 1 to {len(rows)} clients, got {clients}")
+    cut: Cut = registry.partitioners.make(name, options)
+    return cut(rows, field, clients, seed)
+
+
+def natural() -> Cut:
+    """One client per value of the field, by which it is called."""
+
+    def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
+        texts = _texts(rows, field, "natural")
+        names = sorted(set(texts))
+        return dict(zip(names, _parts(texts, "natural", 0, 0.0, seed), strict=True))
+
+    return cut
+
+
+def iid() -> Cut:
+    """Clients of equal size, up to one row, called "client-0", "client-1", ..."""
+
+    def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
+        return _called(_parts([""] * len(rows), "iid", clients or 0, 0.0, seed))
+
+    return cut
+
+
+def dirichlet(*, alpha: float = 0.5) -> Cut:
+    """Of each value of the field, client k gets a share p_k, p ~ Dirichlet(alpha, ..., alpha); small is more skewed.
+
+    Up to eleven draws until nobody is left without a row.
+    """
+
+    def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
+        return _called(_parts(_texts(rows, field, "dirichlet"), "dirichlet", clients or 0, alpha, seed))
+
+    return cut
+
+
+def _called(parts: list[list[int]]) -> dict[str, list[int]]:
+    return {f"client-{k}": part for k, part in enumerate(parts)}
 
 
 def _texts(rows: Sequence[Row], field: str | None, how: str) -> list[str]:

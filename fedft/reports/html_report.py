@@ -14,6 +14,7 @@ from fedft import durable
 from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
+from fedft.registry import named
 from fedft.reports import plots, tally
 
 NO_PLOTS = 'Plots need matplotlib: pip install "fedft[report]", then fedft report on this folder.'
@@ -75,7 +76,7 @@ def about(runs: Sequence[RunConfig]) -> dict[str, Any]:
 
 def _data(c: RunConfig) -> str:
     test = f"tested on {_name(c.data.test)}" if c.data.test else f"{c.data.holdout:g} held out"
-    return f"{_name(c.data.train)}, {c.data.partition}, {test}"
+    return f"{_name(c.data.train)}, {named(c.data.partition, 'partitioner')[0]}, {test}"
 
 
 def _name(path: str) -> str:

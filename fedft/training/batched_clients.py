@@ -26,10 +26,10 @@ from fedft.contract import Batch, Course, Learning, Trained, Turn
 from fedft.data.examples import IGNORED
 from fedft.models.handle import ModelHandle
 from fedft.recipe import Recipe
-from fedft.training.first_order import FirstOrder, gradient_steps, optimizer_of
+from fedft.training.first_order import FirstOrder, gradient_steps
 from fedft.training.objectives import OfLogits, next_tokens
+from fedft.training.optimizers import elementwise, optimizer_of
 
-OPTIMIZERS = ("adamw", "sgd")  # of single numbers: zeros stay zeros, and one row may stand for many tensors
 CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of losses found both ways, relative; of coarser dtypes:
 COARSE = 2e-2
 
@@ -64,7 +64,7 @@ def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
         return f"adapters of kind {recipe.space.name!r} have no form for several clients"
     if not isinstance(handle.objective, OfLogits):
         return "the objective is no mean of terms, one for each learned place"
-    if local.optimizer not in OPTIMIZERS:
+    if not elementwise(local):
         return f"optimizer {local.optimizer!r} does not work entry by entry"
     if any(map(_drops, handle.model.modules())):
         return "the model has dropout, whose draws would be other ones"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fedft.arithmetic import tensors
-from fedft.config import Local
 from fedft.contract import Batch, Course, Data, Handle, Learning, Metrics, Term, Trained, Turn
+from fedft.training.optimizers import optimizer_of
 from fedft.update import Plan
 
 
@@ -119,10 +119,3 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 def _finite(trained: Iterable[nn.Parameter]) -> bool:
     return all(bool(torch.isfinite(p.grad).all()) for p in trained if p.grad is not None)
-
-
-def optimizer_of(trained: list[nn.Parameter], lr: float, local: Local) -> torch.optim.Optimizer:
-    """The run's optimiser (the `[local]` table), fresh."""
-    if local.optimizer == "sgd":
-        return torch.optim.SGD(trained, lr=lr, momentum=local.momentum, weight_decay=local.weight_decay)
-    return torch.optim.AdamW(trained, lr=lr, weight_decay=local.weight_decay)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from fedft import registry
 from fedft.config import RunConfig
 from fedft.contract import Batch, Objective
 from fedft.data import examples
@@ -76,5 +77,6 @@ class Likelihood(OfLogits):
 
 
 def of(config: RunConfig) -> Objective:
-    """The objective of a run file."""
-    return Likelihood()
+    """The objective of a run file. Raises ConfigError for one that does not exist or cannot be made."""
+    found: Objective = registry.objectives.chosen(config.local.objective)
+    return found

@@ -21,7 +21,7 @@ from fedft.contract import Batch, Data, Handle, Metrics, Turn
 from fedft.randomness import philox
 from fedft.randomness.directions import Directions
 from fedft.randomness.hadamard import Hadamard
-from fedft.training import directional_derivatives, first_order, zeroth_rules
+from fedft.training import directional_derivatives, first_order, optimizers, zeroth_rules
 from fedft.training.zeroth_rules import Past, Walk
 
 ONE_BY_ONE = 12  # a hadamard transform of all directions takes as long as adding so many of them (measured)
@@ -254,7 +254,7 @@ class _Deep:
             where = "all" if self.live else "no"
             raise ValueError(f"first_order_from = {first}: {where} trained tensors are in layers from there on")
         eta = self.turn.plan.learning_rate * self.how.first_order_factor
-        self._optimizer = first_order.optimizer_of(list(self.live.values()), eta, self.turn.local)
+        self._optimizer = optimizers.optimizer_of(list(self.live.values()), eta, self.turn.local)
 
     def differentiate(self, batch: Batch) -> bool:
         """Gradients of the deep part at its present value; whether they are finite."""

@@ -23,6 +23,7 @@ _METRIC = re.compile(r"[a-z0-9_.]{1,64}")
 
 _LABEL = re.compile(r"[0-9a-f]{8}")
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _RUN = re.compile(r"[0-9a-f]{16}")
 
 REQUIRED = object()
@@ -154,6 +155,19 @@ def _plain(value: Any, depth: int = 16) -> Any:
 
 def as_table(value: Any) -> Any:
     return _plain(want(isinstance(value, Mapping), "an object", value))
+
+
+def as_digest(value: Any) -> Any:
+    """A SHA-256."""
+    return want(isinstance(value, str) and _DIGEST.fullmatch(value) is not None, "64 hexadecimal digits", value)
+
+
+def as_tables(value: Any) -> Any:
+    """JSON objects by name."""
+    tables = as_table(value)
+    for name, table in tables.items():
+        want(isinstance(table, dict), f"an object as table {name:.64}", table)
+    return tables
 
 
 def as_ranks(value: Any) -> Any:

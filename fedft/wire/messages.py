@@ -7,10 +7,10 @@
                update  r run, t round, a attempt, n num_examples, m metrics
                plan    r run, t round, v version, y label, h have, z have_label, a attempt, e evaluate, k rank, q ranks,
                        s steps, l learning_rate, c counted, x extra
-               job     r run, s seed
+               job     r run, s seed, b base
     table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
              ascending bytewise, hence none twice; at most 8,192 tensors, which is also what bounds a plan's table
-             in a job: JSON object of strategy, local, model, codec, data, eval, at most 16 deep; all at most 64 KiB
+             in a job: JSON object with the run file's tables under "t", at most 16 deep; all at most 64 KiB
              of other than plain codecs: {"c": codec, "t": rows}, a row [p, rest of name, wire type, dimension...] whose
              name begins with p characters of the name above, and whose wire type is left out where it is the codec
     body     the tensors' bytes in the table's order, row-major, exactly as many as the table implies, where it does,
@@ -70,6 +70,7 @@ from fedft.update import Job, Plan, Spec, Update
 from fedft.wire.fields import (
     Field,
     as_count,
+    as_digest,
     as_extra,
     as_flag,
     as_label,
@@ -77,7 +78,7 @@ from fedft.wire.fields import (
     as_ranks,
     as_rate,
     as_run,
-    as_table,
+    as_tables,
     json_bytes,
     parse_json,
     read,
@@ -287,11 +288,8 @@ _PLAN_FIELDS = (
     Field("c", "counted", as_count, None),
     Field("x", "extra", as_extra, {}),
 )
-_JOB_FIELDS = (Field("r", "run", as_run), Field("s", "seed", as_count))
-_JOB_TABLE = (
-    *(Field(k, k, as_table) for k in ("strategy", "local", "model")),
-    *(Field(k, k, as_table, {}) for k in ("codec", "data", "eval")),
-)
+_JOB_FIELDS = (Field("r", "run", as_run), Field("s", "seed", as_count), Field("b", "base", as_digest))
+_JOB_TABLE = (Field("t", "tables", as_tables),)
 
 
 # Tables

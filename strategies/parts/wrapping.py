@@ -5,6 +5,7 @@ from typing import Any
 
 from fedft.contract import Term
 from fedft.recipe import Recipe
+from fedft.registry import named
 from fedft.training.first_order import gradient_steps
 
 On = str | dict[str, Any] | Recipe
@@ -17,10 +18,7 @@ def wrapped(on: On) -> Recipe:
         return on
     from fedft.strategies import make  # late: that module looks strategies up, those that wrap among them
 
-    table = {"name": on} if isinstance(on, str) else dict(on)
-    if not isinstance(name := table.pop("name", None), str):
-        raise ValueError(f"on is {on!r:.80}, wanted a strategy's name, or a table with its name and options")
-    return make(name, table)
+    return make(*named(on, "strategy"))
 
 
 def with_term(recipe: Recipe, term: Term, who: str) -> Recipe:

@@ -66,7 +66,7 @@ def test_the_site_s_record_format_outranks_the_server_s():
 
 
 def test_a_job_that_says_little_is_a_run_file_that_says_little():
-    least = Job("0" * 16, 0, {"name": "flora"}, {}, {"digest": DIGEST})
+    least = Job("0" * 16, 0, DIGEST, {"strategy": {"name": "flora"}})
     assert allowed_jobs.run_config(least, SITE).local == config.Local(threads=3)
 
 

@@ -41,7 +41,7 @@ def test_a_strategy_named_by_module_and_factory_keeps_the_contract() -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_a_strategy_of_an_installed_package_keeps_the_contract() -> None:
-    assert registry.installed()["median"] == "median:median"
+    assert registry.strategies.names()["median"] == "median:median"
     strategy_contract(strategies.load("median")())
 
 
@@ -53,7 +53,7 @@ def test_the_metadata_used_here_is_what_the_example_declares() -> None:
 
 
 def test_without_the_package_its_name_is_unknown() -> None:
-    assert "median" not in registry.installed()
+    assert "median" not in registry.strategies.names()
 
 
 @pytest.mark.usefixtures("installed")

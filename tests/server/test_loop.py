@@ -84,7 +84,7 @@ class Run:
         store = Store(folder / "state")
         found = store.latest()
         self.metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
-        job = Job(testing.RUN, testing.SEED, {"name": name}, {}, {"digest": "x"})
+        job = Job(testing.RUN, testing.SEED, "d" * 64, {"strategy": {"name": name}})
         self.post = LocalPost({name: partial(site.answer, name) for name, site in self.sites.items()})
         self.loop = Loop(self.post, self.recipe, toy.layout, self.config, job, store, self.metrics)
 

@@ -89,7 +89,7 @@ def test_options_of_the_wrapped_method_are_heard_and_checked():
     assert b < 0.9 * a
     with pytest.raises(ConfigError, match=r"fedprox has no option 'proxx'.*did you mean 'prox'"):
         make("fedopt", {"on": {"name": "fedprox", "proxx": 0.1}})
-    with pytest.raises(ConfigError, match="wanted a strategy's name"):
+    with pytest.raises(ConfigError, match="wanted a name, or a table"):
         make("fedopt", {"on": {"mu": 0.1}})
 
 

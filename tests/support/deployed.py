@@ -18,7 +18,7 @@ from fedft.client.disk import SiteDisk
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
 from fedft.client.train import Client
-from fedft.config import RunConfig
+from fedft.config import LOCAL, RunConfig
 from fedft.contract import Batch, State, Turn
 from fedft.errors import RejectedUpdate
 from fedft.randomness import philox
@@ -171,8 +171,10 @@ class Deployment:
         self.metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
         self.events: list[tuple[str, Mapping[str, Any]]] = []
         said = self.config.to_dict()
-        agreed = {"digest": ToyBase().digest}
-        job = Job(testing.RUN, testing.SEED, said["strategy"], said["local"], agreed, said["codec"])
+        agreed = {
+            t: {k: v for k, v in said[t].items() if k not in LOCAL.get(t, ())} for t in ("strategy", "local", "codec")
+        }
+        job = Job(testing.RUN, testing.SEED, ToyBase().digest, agreed)
         observe = lambda kind, info: self.events.append((kind, info))  # noqa: E731
         self.link = link or Direct(self.sites)
         self.post = NetworkPost(self.link, roster(names), SERVER_KEY, testing.RUN, observe, **(post or {}))

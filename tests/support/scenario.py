@@ -18,7 +18,7 @@ from witness import Witness
 
 from fedft import run_file, strategies, testing
 from fedft.client.private_state import Kept
-from fedft.config import RunConfig
+from fedft.config import LOCAL, RunConfig
 from fedft.contract import State
 from fedft.errors import RunPaused
 from fedft.recipe import Recipe
@@ -140,8 +140,10 @@ class Scenario:
     def job(self) -> Job:
         """What server and sites agree on."""
         said = self.config.to_dict()
-        agreed = {"digest": ToyBase().digest}
-        return Job(testing.RUN, testing.SEED, said["strategy"], said["local"], agreed, said["codec"])
+        agreed = {
+            t: {k: v for k, v in said[t].items() if k not in LOCAL.get(t, ())} for t in ("strategy", "local", "codec")
+        }
+        return Job(testing.RUN, testing.SEED, ToyBase().digest, agreed)
 
     def _served(self, disk: Disk) -> bool:
         """One life of the server; whether it carried the run to its end."""

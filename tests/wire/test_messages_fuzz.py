@@ -79,7 +79,14 @@ def valid(kind: str, name: str, rng: random.Random) -> bytes:
     run = f"{rng.getrandbits(64):016x}"
     if kind == "job":
         tables = [{"name": "fedavg", "x": [1, {"y": 0.5}]}, {"steps": rng.randint(1, 9)}, {"task": "ß"}]
-        return messages.encode_job(Job(run, rng.getrandbits(40), *tables, codec={"up": name}))
+        return messages.encode_job(
+            Job(
+                run,
+                rng.getrandbits(40),
+                "d" * 64,
+                {"strategy": tables[0], "local": tables[1], "model": tables[2], "codec": {"up": name}},
+            )
+        )
     if kind == "plan":
         extra = {"K": 4096, "clip": rng.random(), "mode": "seeds"}
         plan = Plan(run, rng.randint(0, 99), 3, have=2, rank=2, steps=9, learning_rate=0.1, extra=extra)
