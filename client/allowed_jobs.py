@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_type_hints
 
-from fedft import config, run_file, strategies
+from fedft import config, registry, run_file, strategies
 from fedft.client.site_settings import Policy, SiteConfig
 from fedft.config import ALL, LOCAL, RunConfig
 from fedft.data import examples

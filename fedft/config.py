@@ -39,8 +39,8 @@ class Model:
     id: str = "stdlib-base"
     """Model folder, hub id, or "stdlib-base" (the small built-in base)."""
     adapter: Choice = "lora"
-    """Kind of adapter, for strategies that take any: "lora", an installed one or "package.module:Kind", or a table of its
-    name and options."""
+    """Kind of adapter, for strategies that take any: "lora", an installed one, "package.module:Kind", or a table of
+    its name and options."""
     task: str = "causal-lm"
     """"causal-lm" or "sequence-classification"."""
     targets: str | list[str] = "all-linear"
@@ -115,7 +115,7 @@ class Local:
     optimizer: str = "adamw"
     """"adamw", "sgd", an installed one or "package.module:factory", fresh in every round."""
     objective: Choice = "likelihood"
-    """What is learned: "likelihood", an installed one or "package.module:factory", or a table of its name and options."""
+    """What is learned: "likelihood", an installed one, "package.module:factory", or a table of its name and options."""
     transforms: list[Choice] = field(default_factory=list)
     """What happens to a client's result on its way out, each as the objective is named: clipping, noise..."""
     momentum: float = 0.0

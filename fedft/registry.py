@@ -165,7 +165,8 @@ loggers = Registry("logger", "fedft.loggers", {"tensorboard": "fedft.reports.log
 REGISTRIES = {
     r.kind: r
     for r in (
-        strategies, adapters, objectives, optimizers, transforms, planners, gates, partitioners, codecs, metrics, loggers,
+        strategies, adapters, objectives, optimizers, transforms, planners, gates, partitioners, codecs, metrics,
+        loggers,
     )
 }  # fmt: skip
 SUITES = {

@@ -29,14 +29,14 @@ SITE = site_settings.SiteConfig(
 RUN = run_file.from_dict({"strategy": {"name": "flora"}, "model": {"id": "theirs"}, "server": {"seed": 7}})
 
 
-def job(**tables) -> Job:
+def job(base: object = DIGEST, **tables) -> Job:
     """The job of a run, keys of its tables changed: a value, or None to take one away."""
     good = job_of(RUN, DIGEST, b"")
     changed = {}
     for table, keys in tables.items():
-        said = dict(getattr(good, table)) | keys if isinstance(keys, dict) else keys
+        said = dict(good.table(table)) | keys if isinstance(keys, dict) else keys
         changed[table] = {k: v for k, v in said.items() if v is not None} if isinstance(keys, dict) else said
-    return replace(good, **changed)
+    return replace(good, base=base, tables={**good.tables, **changed})
 
 
 def refused(code: str, said: Job, allowed: Policy = ALLOWED) -> str:
@@ -96,7 +96,7 @@ def test_only_bases_that_are_listed():
     for allowed in ([], ["f" * 12], [DIGEST[1:13]]):
         refused("policy_base", job(), replace(ALLOWED, base=allowed))
     for digest in (None, "", DIGEST[:12], DIGEST.upper(), DIGEST + "0", 7, [DIGEST]):
-        refused("policy_options", job(model={"digest": digest}))
+        refused("policy_options", job(base=digest))
 
 
 @pytest.mark.parametrize(
