@@ -13,6 +13,9 @@ from fedft import check
 from fedft.compression import codec as codec_name
 from fedft.config import BUILT_IN, RunConfig, Strategy, budget_of
 from fedft.errors import ConfigError
+from fedft.registry import Registry
+from fedft.reports.loggers.interface import LOGGERS
+from fedft.training.metrics.interface import METRICS
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str = "") -> RunConfig:
@@ -184,6 +187,11 @@ def _check(c: RunConfig, where: str) -> None:
             check.at_least(1, rank=rank)
         if c.model.task == "sequence-classification" and len(c.model.labels) < 2:
             raise ValueError("task sequence-classification needs [model] labels, at least two")
+        for key, names, registry in (
+            ("[eval] metrics", c.eval.metrics, METRICS),
+            ("[server] loggers", c.server.loggers, LOGGERS),
+        ):
+            _check_named(key, names, registry)
         if c.model.task == "sequence-classification" and c.eval.rouge:
             raise ValueError("[eval] rouge compares generated text; task sequence-classification generates none")
         if c.model.task == "sequence-classification" and c.model.dtype != "float32":
@@ -192,6 +200,15 @@ def _check(c: RunConfig, where: str) -> None:
             )
     except ValueError as e:
         raise ConfigError(f"{where}: {e}") from e
+
+
+def _check_named(key: str, names: Sequence[str], registry: Registry) -> None:
+    """Raise ValueError for a name that nobody has; nothing is imported, a "module:attribute" may be anything."""
+    known = registry.names() if names else {}
+    for name in names:
+        if name not in known and ":" not in name:
+            there = f"no {registry.kind} {name!r:.80}; there are {', '.join(known)}"
+            raise ValueError(f"{key}: {there}{check.nearest(name, known)}")
 
 
 def load_options(overrides: Sequence[str]) -> dict[str, Any]:

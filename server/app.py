@@ -27,13 +27,14 @@ from fedft.carriers.interface import LinkLost, Refused
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, FedftError, RejectedUpdate, StateDamaged
 from fedft.models import resident
+from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
+from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
 from fedft.server import result
 from fedft.server import run_folder as folders
 from fedft.server.checkpoint import Store
-from fedft.server.exchange import Observer
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
 from fedft.server.sealed_post import NetworkPost
@@ -62,7 +63,7 @@ def serve(
     folder: Path,
     *,
     lift: Collection[str] = (),
-    observe: Observer = lambda kind, info: None,
+    observe: Observers = (),
 ) -> dict[str, Any]:
     """Coordinate the run to its end; returns its summary.
 
@@ -71,7 +72,7 @@ def serve(
         place: keys and addresses.
         folder: run folder; one that holds this run is resumed.
         lift: sites whose quarantine ends now.
-        observe: hears what happens.
+        observe: who hears what happens, one or several; one that fails is told once and does not end the run.
     Raises:
         ConfigError, DataError, KeyFault: a mistake of the operator's, before any work.
         RunPaused: the run stopped where it can go on.
@@ -88,18 +89,21 @@ def serve(
     if unknown := set(lift) - set(roster.members):
         raise ConfigError(f"--lift {min(unknown)}: no such site in {place.keys / 'roster.toml'}")
     recipe = strategies.of(config)  # a run that makes no sense leaves no folder behind
+    folders.check_plugins(config)
     folders.prepare(config, folder, (folder / "config.toml").exists())
-    with folders.alone(folder):
+    audience = Audience(observe)
+    with folders.alone(folder), told_of_the_end(audience, folder) as ended:
         started = time.monotonic()
         store = Store(folder / "state")
         found = store.latest()
         folders.check_rounds(folder, found, config)
-        observe("preparing", {"folder": folder})
+        audience("preparing", {"folder": folder})
         here = resident.load(config, recipe)
         result.write_config(folder, config, here.base)
         job = job_of(config, here.base.digest, (_salt(folder / "state" / "salt"),))
         metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
-        audit = Audit(folder / "audit.jsonl", observe)
+        loggers.begin(audience, folder, config)
+        audit = Audit(folder / "audit.jsonl", audience)
         audit.path.touch()
         caps = {name: m.max_examples for name, m in roster.members.items()}
         link = _Supervised(
@@ -116,7 +120,10 @@ def serve(
             link.close()
         result.stand(config, recipe, here.layout, here.handle, state)
         seconds = time.monotonic() - started
-        return result.finish(folder, config, here.base, here.handle, state, len(sites), metrics.lines, seconds)
+        ended["summary"] = result.finish(
+            folder, config, here.base, here.handle, state, len(sites), metrics.lines, seconds
+        )
+    return ended["summary"]
 
 
 class _Roster:

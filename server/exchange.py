@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from fedft.carriers.interface import Kind, Letter, Post, Refused, Reply
 from fedft.contract import State
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Recipe
+from fedft.reports.observers import Observer
 from fedft.update import Plan
 from fedft.wire import messages
 
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 POLL_S = 0.05, 0.5  # between two looks for answers: after one has come, and up to, when none has for ten seconds
 MAX_HELP = 5  # times in one exchange that a client may have forgotten the run, or the state: it may have been killed
 Accept = Callable[[str, bytes], None]
-Observer = Callable[[str, Mapping[str, Any]], None]
 
 
 class Clock(Protocol):

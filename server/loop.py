@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import Any
 
 from fedft.carriers.interface import Post
@@ -18,6 +17,7 @@ from fedft.config import RunConfig
 from fedft.contract import Layout, State
 from fedft.errors import ConfigError, RejectedUpdate, RunPaused
 from fedft.recipe import Recipe, replace_all
+from fedft.reports import columns
 from fedft.reports.metric_log import MetricsFile
 from fedft.server import admission, budget, cohort
 from fedft.server.aggregation_error import Exactness
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 NORM_ROUNDS, QUARANTINE_ROUNDS = 5, 10
 EVALUATION_BYTES = 8192  # an evaluation carries a header and no tensors
 DEADLINE_S = 3600.0  # of a deployment whose run file sets none: a round ends whatever the sites do
-MEASURED = ("loss", "accuracy", "rouge_l")
 
 
 @dataclass
@@ -342,9 +341,7 @@ class Loop:
         if last or state.version % self.config.eval.every == 0:
             rouge = self.config.eval.rouge and (last or state.version == 0)
             found, traffic = self._evaluate(state, rouge, notes["barred"])
-            for name in MEASURED:
-                if values := [m[name] for m in found.values() if name in m]:
-                    line[name] = fmean(values)
+            line = columns.averaged(found.values()) | line
             # refused evaluations are nobody's fault where the state is; a contradiction of an update is
             self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
             line["evaluation"] = found

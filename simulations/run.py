@@ -5,7 +5,8 @@
     run.summary["final"]["loss"], run.model
 
 The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `state/`, and at the end `model/`,
-`summary.json` and TensorBoard events. A run that was interrupted or killed continues with `resume=True`.
+`summary.json`; those of `[server] loggers` write beside them. A run that was interrupted or killed continues with
+`resume=True`.
 """
 
 import time
@@ -18,12 +19,14 @@ from fedft import strategies
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
+from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
+from fedft.reports.observers import Audience, Observers, told_of_the_end
 from fedft.server import result
 from fedft.server.checkpoint import Store
 from fedft.server.job import job_of
-from fedft.server.loop import Loop, Observer
-from fedft.server.run_folder import alone, check_rounds, prepare
+from fedft.server.loop import Loop
+from fedft.server.run_folder import alone, check_plugins, check_rounds, prepare
 from fedft.simulations.workplace import local_post, whose, workplace
 
 QUICKSTART = Path(__file__).with_name("quickstart.toml")
@@ -48,7 +51,7 @@ def simulate(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    observe: Observer = lambda kind, info: None,
+    observe: Observers = (),
 ) -> Run:
     """Run a simulation to its end.
 
@@ -56,7 +59,8 @@ def simulate(
         run: a run file, a config, or None for the quickstart.
         out: run folder; None: a new one under `fedft-runs/`.
         resume: continue the run in `out` where it stands.
-        observe: hears of rounds, admitted updates and metrics as they come.
+        observe: who hears of rounds, admitted updates and metrics as they come, one or several. An observer that fails
+            is told once and does not end the run.
     Raises:
         ConfigError, DataError: a user's mistake, before any work.
         RunPaused: the run stopped where it can go on.
@@ -64,12 +68,16 @@ def simulate(
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     recipe = strategies.of(config)  # a run that makes no sense leaves no folder behind
+    check_plugins(config)
     folder = prepare(config, choose_folder(name, out, resume), resume)
-    with alone(folder):
-        return _simulate(config, recipe, folder, observe)
+    audience = Audience(observe)
+    with alone(folder), told_of_the_end(audience, folder) as ended:
+        done = _simulate(config, recipe, folder, audience)
+        ended["summary"] = done.summary
+    return done
 
 
-def _simulate(config: RunConfig, recipe: Recipe, folder: Path, observe: Observer) -> Run:
+def _simulate(config: RunConfig, recipe: Recipe, folder: Path, observe: Audience) -> Run:
     started = time.monotonic()
     store = Store(folder / "state")
     found = store.latest()
@@ -80,6 +88,7 @@ def _simulate(config: RunConfig, recipe: Recipe, folder: Path, observe: Observer
     clients = place.clients
     job = job_of(config, place.base.digest, whose(clients))
     metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
+    loggers.begin(observe, folder, config)
     if config.server.mode == "ray":
         from fedft.simulations import workers
 
