@@ -9,6 +9,7 @@ Whatever a server says, the outcome is work that the policy allows, or PlanRefus
     policy_base            a base model that the site does not list
     policy_targets         layers that the site does not list
     policy_rank, policy_steps, policy_learning_rate, policy_batch_size, policy_tokens       above the site's limit
+    policy_metrics         a metric that the site does not list
     policy_options         anything else: an unknown key, a wrong type, an option that the strategy does not take
 
 The lines quote what the server said and the site's limits, never a record.
@@ -25,6 +26,7 @@ from fedft.client.site_settings import Policy, SiteConfig
 from fedft.config import ALL, LOCAL, RunConfig
 from fedft.data import examples
 from fedft.errors import FedftError, PlanRefused
+from fedft.training.metrics import interface as metrics
 from fedft.update import Job, Plan
 
 MAX_TEMPLATE = 4096  # characters; the longest prompt we know has 600
@@ -91,6 +93,11 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
     said = replace(said, strategy=config.Strategy(name, options))
     _check_names(said, policy)
     _check_limits(said, policy)
+    for metric in [*said.eval.metrics, *(["rouge_l"] if said.eval.rouge else [])]:
+        if metric not in policy.metrics:
+            allowed = ", ".join(policy.metrics) or "none"
+            raise PlanRefused("policy_metrics", f"metric {metric!r:.80} is not allowed here; allowed: {allowed}")
+    metrics.chosen(said.eval, said.model.task)  # listed here, and installed
     space = strategies.make(name, options).space  # its options are of their types from here on
     passes = said.local.steps * options.get("samples", 1)
     _at_most("policy_steps", "[local] steps x samples", passes, policy.max_steps)

@@ -120,6 +120,8 @@ class Policy:
     """Records per step."""
     max_tokens: int = 4096
     """Tokens per record, and per generated text."""
+    metrics: list[str] = field(default_factory=lambda: ["exact_match", "rouge_l"])
+    """Metrics, beside loss and accuracy, that may be measured on our held-out rows; exactly these, empty: none."""
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,10 @@ class Client:
 
     def evaluate(self, turn: Turn) -> Update:
         """Metrics of the installed state on the held-out rows, and ROUGE-L when the plan asks for it."""
-        plan = turn.plan
-        rows = self.test_rows[: self.config.eval.max_rows]
-        found = evaluate.evaluate(self.handle, rows, self.config.eval.batch_size, self.base.pad_id)
-        if plan.extra.get("rouge"):
-            new = self.config.eval.generate_tokens
-            found["rouge_l"] = evaluate.rouge_l(self.handle, rows, self.base.tokenizer, new)
-        return self._update(plan, {}, max(1, len(rows)), found)
+        more = ["rouge_l"] if turn.plan.extra.get("rouge") else []
+        found = evaluate.measure(self.handle, self.base, self.test_rows, self.config.eval, more)
+        rows = len(self.test_rows[: self.config.eval.max_rows])
+        return self._update(turn.plan, {}, max(1, rows), found)
 
     def install(self, plan: Plan) -> Turn:
         """Bring the model to the plan's state. Raises PlanRefused, `behind` with the version held if that fails."""

@@ -190,6 +190,9 @@ class Server:
     """What has to agree before a state is committed, each by name, "package.module:factory", or a table."""
     attempts: int = 3
     """Tries per round below quorum before the run pauses."""
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Who else is told of every line of metrics: "tensorboard" (the folder events/ of the run), or another package's by
+    its name or as "package.module:logger". []: nobody."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,10 @@ class Eval:
     rouge: bool = False
     """ROUGE-L of greedy generations (causal LM) at the last state and the first."""
     generate_tokens: int = 48
-    """Tokens generated per row for ROUGE-L."""
+    """Tokens generated per row for ROUGE-L and other metrics of generated text."""
+    metrics: list[str] = field(default_factory=list)
+    """Measured at every evaluation beside loss and accuracy: "exact_match", "rouge_l", or another package's by its name
+    or as "package.module:metric". A site measures for a server what its [policy] lists."""
 
 
 @dataclass(frozen=True)

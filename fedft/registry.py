@@ -45,7 +45,9 @@ class Registry:
         where = known.get(name, name)
         module, colon, attribute = where.partition(":")
         if not colon:
-            raise ConfigError(f"no {self.kind} {name!r}; there are {', '.join(known)}{check.nearest(name, known)}")
+            raise ConfigError(
+                f"no {self.kind} {name!r}; there are {', '.join(known) or 'none'}{check.nearest(name, known)}"
+            )
         try:
             found: Callable[..., Any] = getattr(import_module(module), attribute)
         except Exception as e:  # a plug-in's module runs when it is imported, and may raise what it likes
@@ -159,7 +161,9 @@ partitioners = Registry(
     "partitioner", "fedft.partitioners", {n: f"fedft.data.partition:{n}" for n in ("natural", "iid", "dirichlet")}
 )
 codecs = Registry("codec", "fedft.codecs", {})
-metrics = Registry("metric", "fedft.metrics", {})
+metrics = Registry(
+    "metric", "fedft.metrics", {n: f"fedft.training.metrics.{n}:{n}" for n in ("exact_match", "rouge_l")}
+)
 loggers = Registry("logger", "fedft.loggers", {"tensorboard": "fedft.reports.loggers.tensorboard:tensorboard"})
 
 REGISTRIES = {

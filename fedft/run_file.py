@@ -146,12 +146,18 @@ def _check_names(c: RunConfig) -> None:
         ("objective", registry.objectives, c.local.objective),
         *(("transforms", registry.transforms, choice) for choice in c.local.transforms),
         *(("gates", registry.gates, choice) for choice in c.server.gates),
+        *(("[eval] metrics", registry.metrics, choice) for choice in c.eval.metrics),
+        *(("[server] loggers", registry.loggers, choice) for choice in c.server.loggers),
         *(("plan", registry.planners, choice) for choice in (c.clients.plan,) if choice is not None),
     ]
     for key, known, choice in chosen:
         name = registry.named(choice, key)[0]
-        if ":" not in name:
-            check.one_of(known.names(), **{key: name})
+        if ":" in name or name in (names := known.names()):
+            continue
+        if key.startswith("["):
+            there = f"no {known.kind} {name!r:.80}; there are {', '.join(names)}"
+            raise ValueError(f"{key}: {there}{check.nearest(name, names)}")
+        check.one_of(names, **{key: name})
 
 
 def _check(c: RunConfig, where: str) -> None:

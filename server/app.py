@@ -26,11 +26,11 @@ from fedft.carriers.interface import LinkLost, Refused
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, FedftError, RejectedUpdate, StateDamaged
 from fedft.models import resident
+from fedft.reports.observers import Audience, Observer, Observers
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
 from fedft.server import open_run
 from fedft.server.sealed_post import NetworkPost
-from fedft.server.traffic import Observer
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def serve(
     folder: Path,
     *,
     lift: Collection[str] = (),
-    observe: Observer = lambda kind, info: None,
+    observe: Observers = (),
 ) -> dict[str, Any]:
     """Coordinate the run to its end; returns its summary.
 
@@ -65,14 +65,14 @@ def serve(
         place: keys and addresses.
         folder: run folder; one that holds this run is resumed.
         lift: sites whose quarantine ends now.
-        observe: hears what happens.
+        observe: who hears what happens, one or several; one that fails is told once and does not end the run.
     Raises:
         ConfigError, DataError, KeyFault: a mistake of the operator's, before any work.
         RunPaused: the run stopped where it can go on.
     """
     roster, key = _Roster(place.keys / "roster.toml"), private_keys.load_signing(place.keys / "signing.key")
     sites = _taking_part(roster, place, lift)
-    audit = Audit(folder / "audit.jsonl", observe)
+    audit = Audit(folder / "audit.jsonl", Audience(observe))
     with open_run.opened(config, folder, resume=(folder / "config.toml").exists(), observe=audit) as held:
         salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
         run = held.begin(resident.load(config, held.recipe), salt)

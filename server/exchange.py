@@ -11,7 +11,8 @@ from fedft.carriers.interface import Kind, Letter, Post, Refused, Reply
 from fedft.contract import State
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Recipe
-from fedft.server.traffic import Clock, Observer, Traffic, Until
+from fedft.reports.observers import Observer
+from fedft.server.traffic import Clock, Traffic, Until
 from fedft.update import Plan
 from fedft.wire import messages
 

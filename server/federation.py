@@ -8,8 +8,9 @@ from fedft.config import RunConfig
 from fedft.contract import Layout, Member, State
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
+from fedft.reports.observers import Observer
 from fedft.server.checkpoint import Store
-from fedft.server.exchange import Exchange, Observer, Until
+from fedft.server.exchange import Exchange, Until
 from fedft.update import Job, Plan
 from fedft.wire import messages
 

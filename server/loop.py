@@ -8,7 +8,6 @@ most the work of clients whose updates were not yet journalled, and the run ends
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any
 
 from fedft.carriers.interface import Post
@@ -16,19 +15,20 @@ from fedft.config import RunConfig
 from fedft.contract import Layout, Member, State
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
+from fedft.reports import columns
 from fedft.reports.metric_log import MetricsFile
+from fedft.reports.observers import Observer
 from fedft.server import budget
 from fedft.server.candidate_gates import Gate, Travels
 from fedft.server.checkpoint import Store
 from fedft.server.evaluation_round import EVALUATION_BYTES, evaluate
-from fedft.server.exchange import Clock, Exchange, Observer, Traffic, Until
+from fedft.server.exchange import Clock, Exchange, Traffic, Until
 from fedft.server.federation import Federation
 from fedft.server.round import Outcome, Round
 from fedft.update import Job
 from fedft.wire import messages
 
 NORM_ROUNDS, QUARANTINE_ROUNDS = 5, 10
-MEASURED = ("loss", "accuracy", "rouge_l")
 
 
 @dataclass
@@ -177,9 +177,7 @@ class Loop:
         if last or state.version % self.config.eval.every == 0:
             rouge = self.config.eval.rouge and (last or state.version == 0)
             found, traffic = evaluate(self._run, state, self._held_out, notes["barred"], rouge=rouge)
-            for name in MEASURED:
-                if values := [m[name] for m in found.values() if name in m]:
-                    line[name] = fmean(values)
+            line = columns.averaged(found.values()) | line
             # refused evaluations are nobody's fault where the state is; a contradiction of an update is
             self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
             line["evaluation"] = found

@@ -3,7 +3,7 @@
     with opened(config, folder, resume=False, observe=...) as held:   the folder is made or recovered, and locked
         run = held.begin(resident.load(config, held.recipe), who)     config.toml, the job, the metrics
         state = run.loop(post).run(clients)
-        summary = run.finish(state, len(clients))                     model/, summary.json, TensorBoard events
+        summary = run.finish(state, len(clients))                     model/, summary.json
 
 `fresh` makes the run of a baseline or a bench: in an empty folder of its own, with nothing for others to read.
 """
@@ -21,12 +21,13 @@ from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
+from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
+from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
 from fedft.server import result, run_folder
 from fedft.server.checkpoint import Store
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
-from fedft.server.traffic import Observer
 from fedft.update import Job
 
 
@@ -44,6 +45,8 @@ class OpenRun:
     observe: Observer
     began: float
     """`time.monotonic()` when the folder was opened."""
+    ended: dict[str, Any]
+    """What observers are told at the end."""
 
     def loop(self, post: Post, **more: Any) -> Loop:
         """The run's engine on this post; `more` are fields of `Loop`: deployed, caps, lift."""
@@ -57,7 +60,10 @@ class OpenRun:
         base, handle = self.here.base, self.here.handle
         result.stand(self.config, self.recipe, self.here.layout, handle, state)
         seconds = time.monotonic() - self.began
-        return result.finish(self.folder, self.config, base, handle, state, clients, self.metrics.lines, seconds)
+        lines = self.metrics.lines
+        self.ended["summary"] = result.finish(self.folder, self.config, base, handle, state, clients, lines, seconds)
+        found: dict[str, Any] = self.ended["summary"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,9 @@ class HeldFolder:
     folder: Path
     store: Store
     version: int
-    observe: Observer
+    observe: Audience
     began: float
+    ended: dict[str, Any]
 
     def begin(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
         """Write `config.toml` and take up the metrics where the newest state stands.
@@ -80,36 +87,42 @@ class HeldFolder:
             who: tells the run from others of this config, see `job_of`; read once `config.toml` is written.
         """
         result.write_config(self.folder, self.config, here.base)
-        return self._on(here, who)
+        run = self._on(here, who)
+        loggers.begin(self.observe, self.folder, self.config)
+        return run
 
     def _on(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
         job = job_of(self.config, here.base.digest, who)
         metrics = MetricsFile(self.folder / "metrics.jsonl", self.version)
-        return OpenRun(self.config, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began)
+        return OpenRun(
+            self.config, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began, self.ended
+        )
 
 
 @contextmanager
-def opened(config: RunConfig, folder: Path, *, resume: bool, observe: Observer) -> Iterator[HeldFolder]:
+def opened(config: RunConfig, folder: Path, *, resume: bool, observe: Observers) -> Iterator[HeldFolder]:
     """Make the run's folder, or take it up again, and hold it until the block ends.
 
     Args:
         config: the run file.
         folder: of the run; left alone if the config makes no sense.
         resume: whether there has to be a run in it, or must not be one.
-        observe: hears of "preparing", and then of whatever the run's engine tells.
+        observe: who hears of "preparing", of whatever the run's engine tells, and of "ended": one or several.
     Raises:
         ConfigError: the folder is not to be used, belongs to another run file, is further than the config wants it or
             in use, or the strategy cannot be what the config says.
     """
     recipe = strategies.of(config)
+    run_folder.check_plugins(config)
     run_folder.prepare(config, folder, resume)
-    with run_folder.alone(folder):
+    audience = Audience(observe)
+    with run_folder.alone(folder), told_of_the_end(audience, folder) as ended:
         began = time.monotonic()
         store = Store(folder / "state")
         found = store.latest()
         run_folder.check_rounds(folder, found, config)
-        observe("preparing", {"folder": folder})
-        yield HeldFolder(config, recipe, folder, store, found[0].version if found else -1, observe, began)
+        audience("preparing", {"folder": folder})
+        yield HeldFolder(config, recipe, folder, store, found[0].version if found else -1, audience, began, ended)
 
 
 def fresh(
@@ -121,5 +134,5 @@ def fresh(
     observe: Observer = lambda kind, info: None,
 ) -> OpenRun:
     """A run from its beginning, in an empty folder that nobody else knows of."""
-    held = HeldFolder(config, recipe, folder, Store(folder / "state"), -1, observe, time.monotonic())
-    return held._on(here, who)
+    began, store = time.monotonic(), Store(folder / "state")
+    return HeldFolder(config, recipe, folder, store, -1, Audience(observe), began, {})._on(here, who)

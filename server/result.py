@@ -1,4 +1,4 @@
-"""What a run leaves for others to read: config.toml, summary.json, model/ and TensorBoard events."""
+"""What a run leaves for others to read: config.toml, summary.json and model/."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ from fedft.models import export
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
-from fedft.reports.loggers.tensorboard import write_events
+from fedft.reports import columns
 from fedft.update import Plan
 
 VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
@@ -43,11 +43,10 @@ def finish(
     folder: Path, config: RunConfig, base: Base, handle: ModelHandle, state: State, clients: int,
     lines: list[dict[str, Any]], seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write model (which stands at `state`), summary and events of a finished run; returns the summary."""
+    """Write model (which stands at `state`) and summary of a finished run; returns the summary."""
     export.save_adapter(folder / "model", handle, base, base_name(base))
     summary = summary_of(config, base, clients, state, lines, seconds)
     _json(folder / "summary.json", summary)
-    write_events(folder, lines)
     return summary
 
 
@@ -60,8 +59,9 @@ def summary_of(
     config: RunConfig, base: Base, clients: int, state: State, lines: list[dict[str, Any]], seconds: float
 ) -> dict[str, Any]:
     measured = [line for line in lines if "evaluation" in line]
-    names = sorted({n for line in measured for n in line} & {"loss", "accuracy", "rouge_l"})
-    ends = [{n: line[n] for n in names if n in line} for line in (measured[0], measured[-1])] if measured else [{}, {}]
+    ends = (
+        [{n: line[n] for n in columns.measured(line)} for line in (measured[0], measured[-1])] if measured else [{}, {}]
+    )
     return {
         "strategy": config.strategy.name,
         "rounds": state.version,
@@ -70,6 +70,7 @@ def summary_of(
         "seed": config.server.seed,
         "initial": ends[0],
         "final": ends[1],
+        "columns": columns.fields(columns.occurring(measured)),
         "bytes_up": sum(line["bytes_up"] for line in lines),
         "bytes_down": sum(line["bytes_down"] for line in lines),
         "seconds": round(max(seconds, sum(sum(line["seconds"].values()) for line in lines)), 3),  # resumed: all of it

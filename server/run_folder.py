@@ -8,6 +8,8 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.errors import ConfigError
+from fedft.reports.loggers import interface as loggers
+from fedft.training.metrics import interface as metrics
 
 
 def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
@@ -53,11 +55,17 @@ def alone(folder: Path) -> AbstractContextManager[None]:
     return durable.alone(folder / "state" / "lock", f"--out {folder}: another process is running this run")
 
 
-LENGTH = {("server", "rounds"), ("server", "budget")}
+def check_plugins(config: RunConfig) -> None:
+    """Import what the run measures with and who logs it. Raises ConfigError in one line, before there is a folder."""
+    metrics.chosen(config.eval, config.model.task)
+    loggers.chosen(config.server.loggers)
+
+
+FREE = {("server", "rounds"), ("server", "budget"), ("server", "loggers")}
 
 
 def changed(before: RunConfig, now: RunConfig) -> list[str]:
-    """`table.key` of what differs, but for the number of rounds and the budget: a run may be made longer."""
+    """`table.key` of what differs, but for rounds, budget and loggers: a run may be made longer, and told elsewhere."""
     a, b = before.to_dict(), now.to_dict()
     keys = [(t, k) for t in b for k in sorted(a[t].keys() | b[t].keys()) if a[t].get(k) != b[t].get(k)]
-    return [f"{t}.{k}" for t, k in keys if (t, k) not in LENGTH]
+    return [f"{t}.{k}" for t, k in keys if (t, k) not in FREE]

@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from fedft.carriers.interface import Letter, Link, LinkLost, Refused, Reply, refused
 from fedft.errors import RejectedUpdate
+from fedft.reports.observers import Observer
 from fedft.security import sealed
 from fedft.security.sealed import About, Kind, Opened
-from fedft.server.traffic import Clock, Observer
+from fedft.server.traffic import Clock
 
 log = logging.getLogger(__name__)
 

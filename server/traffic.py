@@ -3,16 +3,14 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from fedft.carriers.interface import Refused, Reply
 from fedft.errors import RejectedUpdate
+from fedft.reports.observers import Observer
 
 log = logging.getLogger(__name__)
-
-Observer = Callable[[str, Mapping[str, Any]], None]
 
 
 class Clock(Protocol):

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from fedft.client.received_state import Memory
@@ -19,7 +18,7 @@ from fedft.client.train import Client
 from fedft.config import Codec, RunConfig, budget_of
 from fedft.contract import State
 from fedft.errors import ConfigError
-from fedft.reports import tally
+from fedft.reports import columns, tally
 from fedft.server import budget, open_run
 from fedft.server import cohort as sampling
 from fedft.simulations import workplace as runs
@@ -126,25 +125,20 @@ def _train_and_measure(
 
     run = open_run.fresh(config, place.recipe, place.here, folder, runs.whose(clients), observe)
     run.loop(runs.local_post(clients)).run(clients)
-    if rouge := config.eval.rouge and run.store.latest(recover=False):
-        lines[-1]["rouge_l"] = _rouge(place, rouge[0], panel)
+    if config.eval.rouge and (last := run.store.latest(recover=False)):
+        lines[-1] |= _measure(place, last[0], panel, ["rouge_l"])
     return lines
 
 
-def _measure(place: runs.Workplace, state: State, panel: Sequence[str]) -> dict[str, float]:
+def _measure(place: runs.Workplace, state: State, panel: Sequence[str], more: Sequence[str] = ()) -> dict[str, float]:
     place.stand(state)
-    c, found = place.config.eval, []
-    for name in panel:
-        if rows := place.clients[name].test_rows[: c.max_rows]:
-            found.append(evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id))
+    found = [
+        evaluate.measure(place.handle, place.base, rows, place.config.eval, more)
+        for name in panel
+        if (rows := place.clients[name].test_rows)
+    ]
     if not found:
         raise ConfigError(NO_ROWS)
-    mean = {k: fmean(f[k] for f in found) for k in found[0]}
-    return mean if math.isfinite(mean["loss"]) else {}
-
-
-def _rouge(place: runs.Workplace, state: State, panel: Sequence[str]) -> float:
-    place.stand(state)
-    c = place.config.eval
-    rows = [r for name in panel if (r := place.clients[name].test_rows[: c.max_rows])]
-    return fmean(evaluate.rouge_l(place.handle, r, place.base.tokenizer, c.generate_tokens) for r in rows)
+    if not all(math.isfinite(f["loss"]) for f in found):
+        return {}
+    return columns.averaged(found)

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -12,19 +13,31 @@ from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import ConfigError
 from fedft.models import export, load
 from fedft.models.handle import parameters_of
+from fedft.reports import columns
 from fedft.server import result
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
+from fedft.training.metrics import interface
 
 Metrics = dict[str, float]
 
 
-def evaluate_run(folder: Path, *, rouge: bool = False) -> tuple[dict[str, Metrics], Metrics]:
-    """(metrics by client, their mean over clients) of the newest state on the held-out rows."""
+def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ()) -> tuple[dict[str, Metrics], Metrics]:
+    """(metrics by client, their mean over clients) of the newest state on the held-out rows.
+
+    Args:
+        folder: of the run.
+        rouge: "rouge_l" as well.
+        more: names of other metrics beside those of the run's `[eval] metrics`.
+    Raises:
+        ConfigError: a metric that there is not or that is not for the run's task, or no held-out rows.
+    """
     place, state = runs.reopen(folder)
     c = place.config.eval
     if rouge and place.config.model.task != "causal-lm":
         raise ConfigError(f"--rouge compares generated text; {folder} is a run of task {place.config.model.task}")
+    more = [*more, *(["rouge_l"] if rouge else [])]
+    interface.load([*interface.names(c), *more], place.config.model.task)
     found: dict[str, Metrics] = {}
     for name, client in place.clients.items():
         rows = client.test_rows[: c.max_rows]
@@ -32,12 +45,11 @@ def evaluate_run(folder: Path, *, rouge: bool = False) -> tuple[dict[str, Metric
             continue
         if place.recipe.personal:
             place.stand(state, name)
-        found[name] = evaluate.evaluate(place.handle, rows, c.batch_size, place.base.pad_id)
-        if rouge:
-            found[name]["rouge_l"] = evaluate.rouge_l(place.handle, rows, place.base.tokenizer, c.generate_tokens)
+        found[name] = evaluate.measure(place.handle, place.base, rows, c, more)
     if not found:
         raise ConfigError(f"{folder}: no client has held-out rows; see [data] holdout and test")
-    return found, {k: fmean(m[k] for m in found.values()) for k in next(iter(found.values()))}
+    counts = {"count": fmean(m["count"] for m in found.values())}
+    return found, columns.averaged(found.values()) | counts
 
 
 def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | None = None) -> str:

@@ -20,9 +20,9 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, RunPaused
 from fedft.reports import html_report, tally
+from fedft.reports.observers import Audience, Observer, Observers
 from fedft.server import budget as budgets
 from fedft.server.run_folder import changed, prepare
-from fedft.server.traffic import Observer
 from fedft.simulations import baselines
 from fedft.simulations import run as runs
 
@@ -57,7 +57,7 @@ def race(
     *,
     budget: str | None = None,
     overrides: Sequence[str] = (),
-    observe: Observer = lambda kind, info: None,
+    observe: Observers = (),
 ) -> dict[str, Any]:
     """Run every contender with seeds 0 .. seeds - 1 under `out` and return the comparison, saved as race.json.
 
@@ -72,12 +72,13 @@ def race(
         out: folder of the runs and the results.
         budget: `[server] budget` of all; None: what the run file says.
         overrides: hold for all contenders, their own win.
-        observe: hears `note` (text), `run` (contender, seed, number, of), `preparing`, `step` (share from 0 to 1,
-            note), and `ran` (contender, seed, result) or `stopped` (contender, seed, reason).
+        observe: one or several; hears `note` (text), `run` (contender, seed, number, of), `preparing`, `step` (share
+            from 0 to 1, note), and `ran` (contender, seed, result) or `stopped` (contender, seed, reason).
     Raises:
         ConfigError: no contenders, labels that cannot be told apart or name no folder, nothing to measure on, a
             strategy that cannot run so, or runs of another config under `out`; before any work.
     """
+    observe = Audience(observe)
     _check(contenders, seeds)
     bound = [f"server.budget={budget}"] if budget is not None else []
     planned = {c.label: _planned(file, c, seeds, [*overrides, *bound], out, observe) for c in contenders}
@@ -147,6 +148,7 @@ def _planned(
                 given = f"{', '.join(map(str, ranks[:8]))}{', ...' if len(ranks) > 8 else ''}"
                 observe("note", {"text": f"{c.label} takes one rank: {config.clients.rank}, the mean of {given}"})
         strategies.of(config)
+        check_plugins(config)
         folder = out / c.label / f"seed-{seed}"
         if keys := _changed(folder, config):
             raise ConfigError(

@@ -5,7 +5,8 @@
     run.summary["final"]["loss"], run.model
 
 The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `state/`, and at the end `model/`,
-`summary.json` and TensorBoard events. A run that was interrupted or killed continues with `resume=True`.
+`summary.json`; those of `[server] loggers` write beside them. A run that was interrupted or killed continues with
+`resume=True`.
 """
 
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from typing import Any
 from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
+from fedft.reports.observers import Observers
 from fedft.server import open_run
-from fedft.server.traffic import Observer
 from fedft.simulations.workplace import local_post, whose, workplace
 
 QUICKSTART = Path(__file__).with_name("quickstart.toml")
@@ -41,7 +42,7 @@ def simulate(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    observe: Observer = lambda kind, info: None,
+    observe: Observers = (),
 ) -> Run:
     """Run a simulation to its end.
 
@@ -49,7 +50,8 @@ def simulate(
         run: a run file, a config, or None for the quickstart.
         out: run folder; None: a new one under `fedft-runs/`.
         resume: continue the run in `out` where it stands.
-        observe: hears of rounds, admitted updates and metrics as they come.
+        observe: who hears of rounds, admitted updates and metrics as they come, one or several. An observer that fails
+            is told once and does not end the run.
     Raises:
         ConfigError, DataError: a user's mistake, before any work.
         RunPaused: the run stopped where it can go on.

@@ -154,7 +154,10 @@ def _say(kind: str, info: Mapping[str, Any]) -> None:
         loss = info["metrics"].get("loss")
         log.info("round %d: %s admitted%s", info["round"], info["client"], f", loss {loss:.4f}" if loss else "")
     elif kind == "line":
-        measured = "".join(f", {k} {info[k]:.4f}" for k in ("loss", "accuracy") if k in info)
+        from fedft.reports import columns
+
+        looks = [columns.of(name) for name in columns.measured(info)]
+        measured = "".join(f", {c.heading} {c.text(info[c.name])}" for c in looks)
         seconds = sum(info["seconds"].values())
         log.info(
             "state %d%s; %d bytes up, %d down; %.2f s; %d refused",

@@ -106,7 +106,8 @@ def race(
     if as_json:
         typer.echo(json.dumps(done))
     else:
-        table(tally.readable(done["rows"]), tally.COLUMNS, tally.SPARE)
+        rows, said = done["rows"], done["columns"]
+        table(tally.readable(rows, said), tally.shown_columns(rows), tally.spare_columns(rows))
         typer.echo(f"{out / races.PAGE}  (the same with learning curves; numbers in {races.TABLE} beside it)")
     if stopped := done["stopped"]:
         raise RunPaused(f"stopped, and without a row: {', '.join(stopped)}; the same command tries again")
@@ -130,7 +131,8 @@ def report(
     if as_json:
         typer.echo(json.dumps(done))
     else:
-        table(tally.readable(done["rows"]), tally.COLUMNS, tally.SPARE)
+        rows, said = done["rows"], done["columns"]
+        table(tally.readable(rows, said), tally.shown_columns(rows), tally.spare_columns(rows))
         typer.echo(f"page   {file}")
 
 
@@ -192,13 +194,16 @@ def check_strategy(
 def evaluate(
     folder: RunFolder,
     rouge: Annotated[bool, typer.Option("--rouge", help="Also ROUGE-L of greedy generations (causal LM).")] = False,
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also this one, e.g. exact_match; can be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Loss, accuracy and ROUGE-L of a run's newest state on every client's held-out rows."""
+    """Loss, accuracy and other metrics of a run's newest state on every client's held-out rows."""
     from fedft.reports.terminal import table
     from fedft.simulations import finished_run
 
-    by_client, mean = finished_run.evaluate_run(folder, rouge=rouge)
+    by_client, mean = finished_run.evaluate_run(folder, rouge=rouge, more=metric or ())
     if as_json:
         typer.echo(json.dumps({"mean": mean, "clients": by_client}, sort_keys=True))
     else:

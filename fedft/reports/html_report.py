@@ -15,13 +15,13 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.registry import named
-from fedft.reports import plots, tally
+from fedft.reports import columns, plots, tally
+from fedft.training.metrics.loss import LOSS
 
 NO_PLOTS = 'Plots need matplotlib: pip install "fedft[report]", then fedft report on this folder.'
 HEADS = {
     "before": "loss before",
     "after": "loss after",
-    "rouge_l": "ROUGE-L",
     "up": "up, client and round",
     "down": "down, client and round",
     "bytes": "bytes in all",
@@ -94,6 +94,7 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
     found: list[RunConfig] = []
     facts: dict[str, Any] = {}
     stopped: dict[str, str] = {}
+    said: dict[str, Any] = {}
     complete = True
     for folder in folders:
         if (folder / "race.json").exists():
@@ -101,19 +102,21 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
             facts = {**of["about"], **facts}
             facts["contenders"] = {**of["about"].get("contenders", {}), **facts.get("contenders", {})}
             stopped |= of.get("stopped", {})
+            said |= of.get("columns", {})
             complete = complete and bool(of.get("complete", True))
             for label, seeds in methods.items():
                 results[_free(label, folder, results)] = seeds
             continue
-        config, result = _run(folder)
+        config, result, shown = _run(folder)
         found.append(config)
+        said |= shown
         text = json.dumps(replace(config, server=replace(config.server, seed=0)).to_dict(), sort_keys=True)
         if text not in alike:
             alike[text] = _free(config.strategy.name, folder, results)
         results.setdefault(alike[text], []).append(result)
     of_runs = about(found) if found else {}
     facts = {**of_runs, **facts, "folders": ", ".join(f.resolve().name for f in folders)}
-    return tally.comparison(facts, results, stopped, complete=complete)
+    return tally.comparison(facts, results, stopped, complete=complete, said=said)
 
 
 def _free(label: str, folder: Path, taken: Mapping[str, Any]) -> str:
@@ -133,6 +136,7 @@ def _race(path: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
         if of["version"] != 1:
             raise ValueError
         dict(of["about"])
+        dict(of.get("columns", {}))
         pairs = {label: zip(of["results"][label], seeds, strict=True) for label, seeds in of["curves"].items()}
         results = {label: [{**r, "curve": c} for r, c in seeds] for label, seeds in pairs.items()}
         tally.comparison({}, results)  # has all the numbers that are shown
@@ -141,7 +145,8 @@ def _race(path: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
         raise ConfigError(f"{path}: is no race of this version") from e
 
 
-def _run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+def _run(folder: Path) -> tuple[RunConfig, dict[str, Any], dict[str, Any]]:
+    """(config, result, how its metrics are shown) of a finished run."""
     if not (folder / "config.toml").exists():
         raise ConfigError(f"{folder}: holds neither a run (config.toml) nor a race (race.json)")
     if not (folder / "summary.json").exists():
@@ -150,11 +155,12 @@ def _run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     try:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         result = tally.result(lines, config.local.steps)
+        shown = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("columns", {}))
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ConfigError(f"{folder / 'metrics.jsonl'}: cannot be read") from e
+        raise ConfigError(f"{folder / 'metrics.jsonl'}: cannot be read, or summary.json beside it") from e
     if result is None:
         raise ConfigError(f"{folder}: no loss was measured at its start and its end; see [data] holdout and test")
-    return config, result
+    return config, result, shown
 
 
 def write(folders: Sequence[Path], to: Path) -> dict[str, Any]:
@@ -183,8 +189,8 @@ def page(comparison: Mapping[str, Any]) -> str:
             _facts(comparison["stopped"]),
             _facts(facts),
             "<h2>Results</h2>",
-            _table(comparison["rows"]),
-            f'<p class="note">{escape(_legend(comparison["rows"]))}</p>',
+            _table(comparison),
+            f'<p class="note">{escape(_legend(comparison))}</p>',
             f"<h2>Variants</h2>{_facts(variants)}" if variants else "",
             "<h2>Plots</h2>",
             _plots(comparison),
@@ -199,31 +205,43 @@ def _facts(facts: Mapping[str, Any]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>"
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    shown = tally.readable(rows)
-    columns = [c for c in tally.COLUMNS if any(c in cells for cells in shown)]
+def _table(comparison: Mapping[str, Any]) -> str:
+    rows, said = comparison["rows"], comparison.get("columns")
+    cells_of = tally.readable(rows, said)
+    shown = [c for c in tally.shown_columns(rows) if any(c in cells for cells in cells_of)]
     racing = [r["after"] for r in rows if r["method"] not in tally.BASELINES]
-    head = "".join(f"<th>{escape(HEADS.get(c, c))}</th>" for c in columns)
+    heads = {name: columns.of(name, said).label for name in columns.occurring(rows)} | HEADS
+    head = "".join(f"<th>{escape(heads.get(c, c))}</th>" for c in shown)
     body = ""
-    for row, cells in zip(rows, shown, strict=True):
+    for row, cells in zip(rows, cells_of, strict=True):
         best = racing and row["after"] == min(racing) and row["method"] not in tally.BASELINES
         body += "<tr>" + "".join(
             f"<td{' class=best' if best and c in ('method', 'after') else ''}>{escape(cells.get(c, '-'))}</td>"
-            for c in columns
+            for c in shown
         )
         body += "</tr>\n"
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-def _legend(rows: Sequence[Mapping[str, Any]]) -> str:
+def _legend(comparison: Mapping[str, Any]) -> str:
+    rows, said = comparison["rows"], comparison.get("columns")
+    looks = [columns.of(name, said) for name in columns.occurring(rows)]
+    measured = " and ".join(c.heading for c in (LOSS, *looks))
     seeds = max((r["seeds"] for r in rows), default=1)
     spread = f"Mean ± sample standard deviation over {seeds} seeds. " if seeds > 1 else "One seed. "
     return (
-        f"{spread}Loss and accuracy on held-out rows, mean over clients; gain is the loss before less the loss after. "
+        f"{spread}{measured[:1].upper()}{measured[1:]} on held-out rows, mean over clients; gain is the loss before "
+        f"less the loss after. {_ways((LOSS, *looks))}"
         "Bytes are those of training: up and down per client asked and round, and all clients added up. Steps are "
         "local optimiser steps one after the other; seconds are of training and aggregation. Aggregation error is "
         "|applied - exact| / |exact|, mean over rounds."
     )
+
+
+def _ways(looks: Sequence[columns.Column]) -> str:
+    """Which way each metric is better, as a sentence for each way."""
+    found = {way: [c.heading for c in looks if c.better == way] for way in ("lower", "higher")}
+    return "".join(f"Better is {way}: {', '.join(names)}. " for way, names in found.items() if names)
 
 
 def _plots(comparison: Mapping[str, Any]) -> str:

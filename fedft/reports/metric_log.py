@@ -9,6 +9,22 @@ from typing import Any
 from fedft import durable
 from fedft.errors import RunPaused
 
+FACTS = ("train_loss", "bytes_up", "bytes_down")
+"""Numbers of a line that belong to the round rather than to its evaluation, and are drawn over versions."""
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl, up to one that is torn; none where there is no such file."""
+    found: list[dict[str, Any]] = []
+    for raw in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(raw)
+            line["version"] + 0
+            found.append(line)
+        except (ValueError, TypeError, KeyError):
+            break
+    return found
+
 
 class MetricsFile:
     """The lines of one run, in memory and on disk."""
@@ -16,14 +32,7 @@ class MetricsFile:
     def __init__(self, path: Path, version: int) -> None:
         """Read what is there, keeping whole lines of versions up to `version`."""
         self._path = path
-        self.lines: list[dict[str, Any]] = []
-        for raw in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
-                line = json.loads(raw)
-                if line["version"] <= version:
-                    self.lines.append(line)
-            except (ValueError, TypeError, KeyError):
-                break  # a torn last line
+        self.lines = [line for line in read(path) if line["version"] <= version]
         kept = "".join(map(_text, self.lines)).encode()
         if not path.exists() or kept != path.read_bytes():
             durable.write(path, kept)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+from fedft.reports import columns
 from fedft.reports.terminal import size
+from fedft.training.metrics.loss import LOSS
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -57,22 +59,30 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 def figures(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(caption, SVG) of each figure for which there are numbers."""
     curves, look = comparison["curves"], styles(list(comparison["curves"]))
+
+    def draw(x: str, y: str, at: str, beside: str = "held-out loss") -> str:
+        return _draw(curves, look, x, y, (at, beside))
+
     found = [
-        ("Held-out loss by round", _draw(curves, look, "version", "loss", "round")),
-        ("Held-out loss by training traffic", _draw(curves, look, "bytes", "loss", "bytes, all clients, up and down")),
-        ("Held-out loss by time", _draw(curves, look, "seconds", "loss", "seconds of training and aggregation")),
-        ("Accuracy by round", _draw(curves, look, "version", "accuracy", "round")),
-        ("Final loss and what it took", _ends(comparison["rows"], look)),
+        ("Held-out loss by round", draw("version", LOSS.name, "round")),
+        ("Held-out loss by training traffic", draw("bytes", LOSS.name, "bytes, all clients, up and down")),
+        ("Held-out loss by time", draw("seconds", LOSS.name, "seconds of training and aggregation")),
     ]
+    for name in columns.occurring(p for of in curves.values() for c in of for p in c):
+        if name != LOSS.name:
+            c = columns.of(name, comparison.get("columns"))
+            caption = f"{c.heading[:1].upper()}{c.heading[1:]} by round"
+            found.append((caption, draw("version", name, "round", c.label)))
+    found.append(("Final loss and what it took", _ends(comparison["rows"], look)))
     if any(p["aggregation_error"] is not None for of in curves.values() for c in of for p in c):
         caption = "Relative error of aggregation by round"
-        found.append((caption, _draw(curves, look, "version", "aggregation_error", "round")))
+        found.append((caption, draw("version", "aggregation_error", "round", "|applied - exact| / |exact|")))
     return found
 
 
 def series(seeds: Sequence[Sequence[Point]], x: str, y: str) -> list[tuple[float, float, float]]:
     """(mean x, mean y, standard deviation of y) of the states where every seed has a `y`."""
-    points = [{p["version"]: p for p in curve if p[y] is not None} for curve in seeds]
+    points = [{p["version"]: p for p in curve if p.get(y) is not None} for curve in seeds]
     found = []
     for version in points[0] if points else ():
         if all(version in of for of in points):
@@ -81,13 +91,18 @@ def series(seeds: Sequence[Sequence[Point]], x: str, y: str) -> list[tuple[float
     return found
 
 
-def _draw(curves: Mapping[str, Sequence[Sequence[Point]]], look: Mapping[str, Style], x: str, y: str, name: str) -> str:
-    """`y` against `x`: a line and a band for each method, a level line for one that sends nothing."""
+def _draw(
+    curves: Mapping[str, Sequence[Sequence[Point]]], look: Mapping[str, Style], x: str, y: str, names: tuple[str, str]
+) -> str:
+    """`y` against `x`: a line and a band for each method, a level line for one that sends nothing.
+
+    `names`: what stands at the two axes.
+    """
     from matplotlib.ticker import MaxNLocator
 
     def draw(axes: Any) -> None:
-        axes.set_xlabel(name)
-        axes.set_ylabel({"loss": "held-out loss", "accuracy": "accuracy"}.get(y, "|applied - exact| / |exact|"))
+        axes.set_xlabel(names[0])
+        axes.set_ylabel(names[1].replace("$", r"\$"))  # a heading is text, not mathematics
         if x == "bytes":
             _in_bytes(axes, [p[x] for seeds in curves.values() for of in seeds for p in of])
         if x == "version":

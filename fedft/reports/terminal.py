@@ -13,10 +13,11 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-COLUMNS = (
-    ("round", 6), ("loss", 8), ("accuracy", 9), ("train loss", 11), ("up", 10), ("down", 10), ("clients", 8),
-    ("refused", 8), ("seconds", 8),
-)  # fmt: skip
+from fedft.reports import columns
+from fedft.training.metrics.loss import ACCURACY, LOSS
+
+FACTS = (("train loss", 11), ("up", 10), ("down", 10), ("clients", 8), ("refused", 8), ("seconds", 8))
+"""Columns behind those of the metrics, with their widths."""
 
 
 class Progress:
@@ -39,7 +40,7 @@ class Progress:
         )
         self._task = self._bar.add_task("loading", total=rounds, note="")
         self._rounds = rounds
-        self._header = False
+        self._measured: list[str] = []
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -53,6 +54,8 @@ class Progress:
         if kind == "preparing":
             self._bar.stop()  # the base model may be built now, with a bar of its own
             return
+        if kind == "ended":
+            return  # the bar may be gone already
         self._bar.start()
         if kind == "round":
             self._bar.update(
@@ -71,31 +74,35 @@ class Progress:
             self._bar.update(self._task, completed=info["version"])
 
     def _row(self, line: Mapping[str, Any]) -> None:
-        if not self._header:
-            self.out.print("  ".join(f"{name:>{width}}" for name, width in COLUMNS), style="bold")
-            self._header = True
+        names = list(dict.fromkeys([LOSS.name, ACCURACY.name, *self._measured, *columns.measured(line)]))
+        looks = [columns.of(name) for name in names]
+        heads = [("round", 6), *((c.heading, max(8, len(c.heading) + 1)) for c in looks), *FACTS]
+        if names != self._measured:  # the first line, or a metric that has not been there before
+            self.out.print("  ".join(f"{name:>{width}}" for name, width in heads), style="bold")
+            self._measured = names
         seconds = sum(line["seconds"].values())
         cells = (
             f"{line['version']}/{self._rounds}",
-            _number(line.get("loss"), ".4f"),
-            _number(line.get("accuracy"), ".4f"),
-            _number(line.get("train_loss"), ".4f"),
+            *(c.text(line.get(c.name)) for c in looks),
+            LOSS.text(line.get("train_loss")),
             size(line["bytes_up"]),
             size(line["bytes_down"]),
             str(len(line.get("participants", []))) if "round" in line else "-",
             str(len(line.get("refused", []))),
             f"{seconds:.1f}",
         )
-        self.out.print("  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True)))
+        self.out.print("  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, heads, strict=True)))
 
     def finish(self, summary: Mapping[str, Any], folder: Path) -> None:
         """The end of a run: what was reached, where the model lies and how to load it."""
         before, after = summary["initial"], summary["final"]
-        if "loss" in before and "loss" in after:
+        if LOSS.name in before and LOSS.name in after:
+            others = [columns.of(n) for n in columns.measured(after) if n in before and n != LOSS.name]
             self.out.print(
-                f"\n{escape(summary['strategy'])}: held-out loss {before['loss']:.4f} -> "
-                f"[bold]{after['loss']:.4f}[/bold], accuracy {before['accuracy']:.4f} -> {after['accuracy']:.4f}; "
-                f"{size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down in all; "
+                f"\n{escape(summary['strategy'])}: held-out loss {LOSS.text(before[LOSS.name])} -> "
+                f"[bold]{LOSS.text(after[LOSS.name])}[/bold]"
+                + "".join(f", {escape(c.heading)} {c.text(before[c.name])} -> {c.text(after[c.name])}" for c in others)
+                + f"; {size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down in all; "
                 f"{summary['seconds']:.1f} s",
                 markup=True,
             )
@@ -165,10 +172,6 @@ class RaceProgress:
                 f"{self._run}: loss {r['before']:.4f} -> {r['after']:.4f}, {round(r['rounds'])} rounds, "
                 f"{size(round(r['bytes']))}, {r['seconds']:.1f} s"
             )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def size(n: int) -> str:

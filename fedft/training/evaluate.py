@@ -1,14 +1,23 @@
-"""Loss, accuracy and ROUGE-L of the model as it stands, over held-out rows."""
+"""Loss, accuracy and the chosen metrics of the model as it stands, over held-out rows."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fedft.config import Eval
+from fedft.contract import Batch
 from fedft.data.examples import Example
 from fedft.errors import DataError
 from fedft.models.handle import ModelHandle
+from fedft.models.load import Base
+from fedft.training.metrics import interface
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(handle: ModelHandle, rows: Sequence[Any], batch_size: int, pad_id: int) -> dict[str, float]:
@@ -29,30 +38,89 @@ def evaluate(handle: ModelHandle, rows: Sequence[Any], batch_size: int, pad_id: 
     return {"loss": math.nan, "accuracy": math.nan, **means, "count": weights.get("loss", 0.0)}
 
 
-def rouge_l(handle: ModelHandle, rows: Sequence[Example], tokenizer: Any, new_tokens: int) -> float:
-    """Mean ROUGE-L F-measure of greedy generations against the responses, between 0 and 1 (rouge-score's)."""
-    from rouge_score.rouge_scorer import RougeScorer
+@dataclass
+class Measured:
+    """`metrics.interface.MeasuredModel` on a handle, as the model stands; a text is generated once for all metrics."""
 
-    scorer = RougeScorer(["rougeL"])
-    handle.model.eval()
-    scores = []
-    device = next(handle.model.parameters()).device
-    # a generation starts from something, also where a record's prompt is empty
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    with torch.no_grad():
-        for row in rows:
-            given = row.input_ids[: row.prompt_length] or [start]
-            if None in given:
-                raise DataError("ROUGE-L of an empty prompt needs a tokenizer with a first or a last token")
-            prompt = torch.tensor([given], device=device)
-            out = handle.model.generate(  # type: ignore[operator]
+    handle: ModelHandle
+    tokenizer: Any
+    batch_size: int = 16
+    new_tokens: int = 48
+    _said: dict[tuple[tuple[int, ...], int], str] = field(default_factory=dict)
+
+    def batches(self, rows: Sequence[Example]) -> Iterator[Batch]:
+        """The rows in order, `batch_size` at a time, padded on the right."""
+        pad = 0 if (id_ := self.tokenizer.pad_token_id) is None else id_
+        for at in range(0, len(rows), self.batch_size):
+            yield self.handle.objective.collate(rows[at : at + self.batch_size], pad)
+
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(what the model says, what it should say) of every row or place; see `ModelHandle.predictions`."""
+        return self.handle.predictions(batch)
+
+    def generate(self, row: Example, new_tokens: int | None = None) -> str:
+        """Greedy continuation of the row's prompt, at most `new_tokens` long, without special tokens."""
+        # a generation starts from something, also where a record's prompt is empty
+        t = self.tokenizer
+        given = row.input_ids[: row.prompt_length] or [t.eos_token_id if t.bos_token_id is None else t.bos_token_id]
+        if None in given:
+            raise DataError("generation after an empty prompt needs a tokenizer with a first or a last token")
+        if not hasattr(self.handle.model, "generate"):
+            raise DataError("a metric of generated text needs a model that generates text, task causal-lm")
+        key = tuple(given), new_tokens or self.new_tokens
+        if key not in self._said:
+            self._said[key] = self._continued(given, key[1])
+        return self._said[key]
+
+    def _continued(self, given: list[int], new_tokens: int) -> str:
+        prompt = torch.tensor([given], device=next(self.handle.model.parameters()).device)
+        with torch.no_grad():
+            out = self.handle.model.generate(  # type: ignore[operator]
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=new_tokens,
                 do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
             )
-            said = tokenizer.decode(out[0, len(given) :], skip_special_tokens=True)
-            wanted = tokenizer.decode(row.input_ids[row.prompt_length :], skip_special_tokens=True)
-            scores.append(scorer.score(wanted, said)["rougeL"].fmeasure)
-    return sum(scores) / len(scores) if scores else math.nan
+        return self.tokenizer.decode(out[0, len(given) :], skip_special_tokens=True)
+
+    def response(self, row: Example) -> str:
+        """What should follow the row's prompt, without special tokens."""
+        return self.tokenizer.decode(row.input_ids[row.prompt_length :], skip_special_tokens=True)
+
+
+def measure(
+    handle: ModelHandle, base: Base, rows: Sequence[Example], wanted: Eval, more: Iterable[str] = ()
+) -> dict[str, float]:
+    """Loss, accuracy, count and what the chosen metrics give of the first `[eval] max_rows` of `rows`.
+
+    Args:
+        handle: the model as it stands; it is not changed.
+        base: whose tokenizer this is.
+        wanted: the run's `[eval]` table.
+        more: names of metrics to measure beside those of `wanted.metrics`.
+    Returns:
+        name -> number. A metric that fails is told in one line of the log and left out, and so is a number that is not
+        finite or that the metric does not declare: a measurement never ends a run.
+    Raises:
+        DataError: the rows or the model are not fit for a metric.
+    """
+    rows = rows[: wanted.max_rows]
+    found = evaluate(handle, rows, wanted.batch_size, base.pad_id)
+    model = Measured(handle, base.tokenizer, wanted.batch_size, wanted.generate_tokens)
+    for name, metric in interface.load([*interface.names(wanted), *more]).items():
+        handle.training(False)
+        try:
+            with torch.no_grad():
+                given = dict(metric.measure(model, rows))
+        except DataError:
+            raise
+        except Exception as e:  # another package's code
+            log.warning("metric %s failed and is left out: %s", name, f"{type(e).__name__}: {e}".split("\n")[0])
+            continue
+        declared = {c.name for c in metric.columns}
+        usable = {k: float(v) for k, v in given.items() if k in declared and math.isfinite(v)}
+        if len(usable) < len(given):
+            log.warning("metric %s: %s left out: not declared or not finite", name, sorted(given.keys() - usable))
+        found |= usable
+    return found

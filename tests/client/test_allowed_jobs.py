@@ -211,6 +211,17 @@ def test_brackets_too_deep_are_refused():
     refused("policy_options", job(local={"steps": deep}))
 
 
+@pytest.mark.parametrize("said", [{"metrics": ["exact_match"]}, {"rouge": True}])
+def test_a_site_measures_what_it_lists_and_nothing_else(said):
+    assert allowed_jobs.run_config(job(eval=said), SITE).eval == replace(RUN.eval, **said)
+    assert "allowed: none" in refused("policy_metrics", job(eval=said), replace(ALLOWED, metrics=[]))
+
+
+def test_no_code_is_imported_for_a_metric_that_a_server_names():
+    refused("policy_metrics", job(eval={"metrics": ["antigravity:metric"]}))
+    assert "antigravity" not in sys.modules
+
+
 PLAN = Plan("0" * 16, 3, 3, rank=64, steps=1000, learning_rate=1e-2)
 
 

@@ -227,11 +227,11 @@ def test_on_a_narrow_terminal_the_table_leaves_columns_out_and_says_which(
 ) -> None:
     from fedft.reports.terminal import table
 
-    rows = tally.readable(compared("fedit", "flora")["rows"])
+    rows = compared("fedit", "flora")["rows"]
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "80")
-    table(rows, tally.COLUMNS, tally.SPARE)
+    table(tally.readable(rows), tally.shown_columns(rows), tally.spare_columns(rows))
     narrow = capsys.readouterr().out
     assert "left out, for the width of the terminal: before" in narrow
     assert "1.037 ± 0.007" in narrow or "1.042 ± 0.007" in narrow

@@ -275,6 +275,17 @@ def test_no_evaluation_can_stop_the_run_or_write_over_its_facts(tmp_path: Path, 
         assert {r["client"] for line in run.metrics.lines for r in line["refused"]} == {"bert"}
 
 
+def test_a_metric_that_nobody_declared_is_averaged_over_those_who_report_it(tmp_path: Path) -> None:
+    def says(name: str, plan: Plan, update: Update) -> Update:
+        more = {"anna": 1.0, "bert": 4.0}
+        told = {"odd.one": more[name]} if name in more else {}
+        return replace(update, metrics={**update.metrics, **told}) if plan.evaluate else update
+
+    run = Run(tmp_path, twist=says)
+    run.digest()
+    assert [line["odd.one"] for line in run.metrics.lines] == [2.5] * 5
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

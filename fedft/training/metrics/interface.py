@@ -1,0 +1,99 @@
+"""What a metric is, what it sees of a model, and the look-up of those that a run file names.
+
+    [eval]
+    metrics = ["exact_match", "my_package.metrics:distinct"]
+
+A metric is a value. It is imported where it is named: in the operator's own files, or by a site for a server whose
+metric the site's [policy] lists.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fedft import registry
+from fedft.config import Eval
+from fedft.errors import ConfigError
+from fedft.reports.columns import Column, declare
+
+if TYPE_CHECKING:  # torch loads later than run files are checked
+    from torch import Tensor
+
+    from fedft.contract import Batch
+    from fedft.data.examples import Example
+
+
+class MeasuredModel(Protocol):
+    """A model as a metric sees it: in evaluation mode, without gradients, and not to be changed."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's, as transformers gives it."""
+
+    def batches(self, rows: "Sequence[Example]") -> "Iterator[Batch]":
+        """The rows in order, `[eval] batch_size` at a time, padded on the right; see `examples.collate`."""
+
+    def predictions(self, batch: "Batch") -> "tuple[Tensor, Tensor]":
+        """(most likely class of every row, or token of every place; what should be there, -100: not learned)."""
+
+    def generate(self, row: "Example", new_tokens: int | None = None) -> str:
+        """Greedy continuation of the row's prompt, without special tokens.
+
+        `new_tokens`: at most so many; None: `[eval] generate_tokens`. Raises DataError where the model generates no
+        text.
+        """
+
+    def response(self, row: "Example") -> str:
+        """What should follow the row's prompt, without special tokens."""
+
+
+class Metric(Protocol):
+    """A measurement on held-out rows. A metric that measures some tasks only says so in an attribute `tasks`."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """How the numbers are shown: one column for each that `measure` may give."""
+
+    def measure(self, model: MeasuredModel, rows: "Sequence[Example]") -> Mapping[str, float]:
+        """Finite numbers by name; a number that cannot be had of these rows (none, say) is left out.
+
+        The same rows give the same numbers, whatever the batch size beyond rounding, and the model stays as it is.
+        """
+
+
+def names(measured: Eval) -> list[str]:
+    """The metrics of an `[eval]` table that are measured at every evaluation, each once."""
+    return list(dict.fromkeys(measured.metrics))
+
+
+def chosen(measured: Eval, task: str | None = None) -> dict[str, Metric]:
+    """Every metric that an `[eval]` table names, by name; their columns are declared from here on.
+
+    Args:
+        measured: the table. `rouge` names "rouge_l", which is not measured at every evaluation.
+        task: `[model] task`; None: not checked.
+    Raises:
+        ConfigError: a name that is not known or cannot be imported, no metric behind it, not for this task, or a column
+            that another metric has.
+    """
+    return load([*names(measured), *(["rouge_l"] if measured.rouge else [])], task)
+
+
+def load(wanted: Iterable[str], task: str | None = None) -> dict[str, Metric]:
+    """The metrics of these names; see `chosen`."""
+    found: dict[str, Metric] = {}
+    for name in dict.fromkeys(wanted):
+        metric = registry.metrics.load(name)
+        columns = getattr(metric, "columns", None)
+        if not (isinstance(columns, tuple) and columns and all(isinstance(c, Column) for c in columns)):
+            raise ConfigError(f"metric {name!r}: columns is {columns!r:.80}, wanted a tuple of Column")
+        if not callable(getattr(metric, "measure", None)):
+            raise ConfigError(f"metric {name!r} is a {type(metric).__name__}, wanted a value with columns and measure")
+        if task is not None and task not in (tasks := getattr(metric, "tasks", None) or (task,)):
+            raise ConfigError(f"metric {name!r} is for task {', '.join(tasks)}; [model] task is {task}")
+        try:
+            for column in columns:
+                declare(column)
+        except ValueError as e:
+            raise ConfigError(f"metric {name!r}: {e}") from e
+        found[name] = metric
+    return found
