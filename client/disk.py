@@ -14,19 +14,22 @@ from fedft.contract import State
 
 @dataclass(frozen=True)
 class Asked:
-    """Which request an answer is to, and the work it took."""
+    """The request that a kept answer belongs to, and the work that was done for it."""
 
     run: str
     round: int
     attempt: int
     plan: str
-    """SHA-256 of the plan, hexadecimal."""
+    """SHA-256 of the plan's payload, hexadecimal."""
     work: str = ""
-    """Equal for requests whose answers are equal but for the attempt's number."""
+    """A digest that two requests share exactly if their answers differ in the attempt's number only."""
 
 
 class SiteDisk:
-    """A site's files under `folder`; what does not verify is as if it were not there."""
+    """A site's two files in `folder`, which is made if missing: the state it holds and the answer it sent last.
+
+    A file whose SHA-256 is wrong counts as absent.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,12 +37,15 @@ class SiteDisk:
         self._last: tuple[Asked, bytes] | None = None
 
     def keep_answer(self, asked: Asked, payload: bytes) -> None:
-        """Make the answer durable, before it is sent: whatever happens, these bytes go out again."""
+        """Make an answer durable before it is sent, so that a repeated request gets the same bytes.
+
+        It takes the place of the answer kept before. Raises RunPaused where the disk does not take it.
+        """
         durable.commit(self._answer, json.dumps(asdict(asked)).encode() + b"\n", payload)
         self._last = asked, payload
 
     def answer(self) -> tuple[Asked, bytes] | None:
-        """The answer kept last."""
+        """(request, payload) of the answer that was kept last; None if there is none that can be read."""
         if self._last is None:
             try:
                 head, _, payload = (durable.verified(self._answer) or b"").partition(b"\n")
@@ -49,12 +55,16 @@ class SiteDisk:
         return self._last
 
     def keep_state(self, run: str, label: str, state: State) -> None:
-        """Make the held state durable; it may always be lost, the server sends it again."""
+        """Make the state that the site holds in a run durable, with the server's `label` of it.
+
+        The file may be lost at any time: the server then sends the state again. Raises RunPaused where the disk does
+        not take it.
+        """
         meta = {"run": run, "version": str(state.version), "label": label}
         durable.commit(self._state, save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta))
 
     def state(self, run: str) -> tuple[str, State] | None:
-        """The state held in that run, behind its label."""
+        """(label, state) that the site holds in `run`; None if no state of that run can be read."""
         body = durable.verified(self._state)
         try:
             if body is not None:

@@ -28,14 +28,17 @@ FILE = re.compile(r"kept-(\d+)\.fedft")
 
 @dataclass
 class Kept:
-    """One client's own tensors by round, in memory, and in `folder` where there is one."""
+    """The tensors that one client keeps for itself, by the round after which they were kept.
+
+    They are in memory, and durable in `folder` unless that is None.
+    """
 
     folder: Path | None = None
     _run: str = ""
     _rounds: dict[int, Drawers] = field(default_factory=dict)
 
     def open(self, run: str) -> None:
-        """From now on those of `run`; another run's are deleted when this one first keeps something."""
+        """Turn to `run`: read what `folder` holds of it. Another run's files go when this run first keeps something."""
         if run == self._run:
             return
         self._run, self._rounds = run, {}

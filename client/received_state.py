@@ -16,18 +16,25 @@ from fedft.update import Plan
 
 @dataclass
 class Pool:
-    """What the clients of one process have in common: states, and what their messages lead to.
+    """What the clients of one process share: states they hold, the plan read last, the state made of it.
 
     Most of a cohort stand at one state and are sent the same bytes; these are read, added and hashed once.
     """
 
     states: dict[str, State] = field(default_factory=dict)
+    """The states that some client holds, by version and digest."""
     members: list["Memory"] = field(default_factory=list)
+    """The memory of every client of the process; a client alone shares nothing."""
     _read: tuple[bytes, Plan] | None = None
+    """(bytes, plan) read last."""
     _received: tuple[State | None, Plan, Tensors] | None = None
+    """(state before, plan, tensors after it) received last."""
 
     def plan(self, payload: bytes, read: Callable[[bytes], Plan]) -> Plan:
-        """What `read` finds in the bytes; for a client alone nothing is kept."""
+        """The plan in `payload`, found by `read`, or without it where these bytes were read last.
+
+        Nothing is kept for a client that is alone in its process.
+        """
         if self._read is None or self._read[0] != payload:
             plan = read(payload)
             self._read = (payload, plan) if len(self.members) > 1 else None
@@ -35,7 +42,10 @@ class Pool:
         return self._read[1]
 
     def received(self, had: State | None, plan: Plan, receive: Callable[[State | None, Plan], Tensors]) -> Tensors:
-        """What `receive` makes of what was held and the plan."""
+        """The tensors that a client holds after a plan: `receive(had, plan)`, computed once for the whole cohort.
+
+        `had` is the state that the client held before, None for none.
+        """
         if self._received is None or self._received[0] is not had or self._received[1] is not plan:
             held = receive(had, plan)
             self._received = (had, plan, held) if len(self.members) > 1 else None
@@ -43,7 +53,10 @@ class Pool:
         return self._received[2]
 
     def state(self, version: int, held: Tensors) -> State:
-        """These tensors at that version, the same ones for all who hold them; what nobody holds is forgotten."""
+        """The state of `version` with the tensors `held`: one object for all clients that hold equal ones.
+
+        States that no client holds any more are forgotten.
+        """
         found = next((s for s in self.states.values() if s.tensors is held and s.version == version), None)
         found = found or State(version, held)
         found = self.states.setdefault(_key(found), found)
@@ -59,16 +72,17 @@ def _key(state: State) -> str:
 
 @dataclass
 class Memory:
-    """The held state."""
+    """The state that one client holds between rounds."""
 
     pool: Pool = field(default_factory=Pool)
-    """What it shares with the other clients of its process: a simulation of many at the same state holds it once."""
+    """Shared with the other clients of the process, so that many at the same state hold it once."""
     held: State | None = None
+    """None before the first plan."""
     label: str = ""
-    """What the server calls the state that is held, beside its version."""
+    """The server's name for the held state, beside its version."""
 
     def hold(self, version: int, label: str, held: Tensors) -> None:
-        """Stand at `version`, so labelled, with these tensors."""
+        """Hold the tensors `held` as the state of `version`, which the server calls `label`."""
         self.label = label
         if self.held is None or self.held.tensors is not held or self.held.version != version:
             self.held = None  # it may be the last to hold that

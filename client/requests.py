@@ -40,27 +40,36 @@ Reply = Callable[[bytes], None]
 
 @dataclass
 class Responder:
-    """One site's side of a run. `take` may be called from any thread, `work` from one."""
+    """A site's answers to the server: `take` accepts messages in any thread, `work` deals with them in one."""
 
     site: str
+    """The site's name."""
     key: Ed25519PrivateKey
+    """The site's own key, which its messages are signed with."""
     server: Ed25519PublicKey
+    """The server's key; a message signed with any other is dropped."""
     disk: SiteDisk
     join: Callable[[Job], Client]
     """Makes the client of a job, or raises PlanRefused."""
     check: Callable[[Plan], None]
     """Raises PlanRefused for a plan that the site's policy does not allow."""
     inline_bytes: int = INLINE_BYTES
+    """Longest answer to TRAIN, in bytes, that is sent without being fetched."""
     _queue: Queue[tuple[Opened, Reply]] = field(default_factory=lambda: Queue(MAX_WAITING))
     _doing: tuple[bytes, str, float] = (b"", "", 0.0)
-    """Plan digest of the request at hand, what is done about it, and since when."""
+    """Plan digest of the request that `work` is at, what it does about it, and since when in monotonic seconds."""
     _waiting: set[bytes] = field(default_factory=set)
     _client: Client | None = None
     _job: Job | None = None
     _steps: int = 0
 
     def take(self, data: bytes, reply: Reply) -> None:
-        """A message from the network, and how to answer it. What the server has not signed for us is dropped."""
+        """Accept a message from the network; `reply` sends sealed bytes back, now or when `work` is done with it.
+
+        STATUS and FETCH are answered at once; JOB, TRAIN and EVALUATE wait for `work`. Dropped in silence, or with a
+        line in the log: what the server has not signed for this site, a request that waits already, and any request
+        while MAX_WAITING wait.
+        """
         try:
             opened = sealed.open_sealed(data, self._server_key)
         except RejectedUpdate as e:
@@ -77,7 +86,10 @@ class Responder:
             self._queue.put((opened, reply))
 
     def work(self, timeout_s: float | None = None) -> bool:
-        """Deal with one request that waits; False if none came in time (None: for ever)."""
+        """Deal with one waiting request and answer it; False if none came within `timeout_s` (None: waits for ever).
+
+        Whatever goes wrong is answered with a refusal; nothing is raised.
+        """
         try:
             opened, reply = self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
         except Empty:
@@ -209,7 +221,7 @@ class Responder:
 
 
 def _work(turn: Turn) -> str:
-    """Digest of all that an answer follows from, but for the attempt's number."""
+    """The digest, hexadecimal, of everything that decides an answer to TRAIN except the attempt's number."""
     p = turn.plan
     kept = tensors.digest(turn.kept) if turn.kept else ""
     asked = [

@@ -1,6 +1,9 @@
 """Checks of our own arguments: one line that says what was found and what was wanted.
 
-check.at_least(0, mu=mu)          ValueError: expected mu >= 0, got nan
+>>> at_least(0, mu=float("nan"))
+Traceback (most recent call last):
+    ...
+ValueError: expected mu >= 0, got nan
 """
 
 import math
@@ -28,14 +31,20 @@ def above(low: float, **values: float) -> None:
 
 
 def between(low: float, high: float, **values: float) -> None:
-    """Raise ValueError unless every value lies in [low, high]."""
+    """Raise ValueError unless every value lies in [low, high]; NaN lies nowhere."""
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"expected {low} <= {name} <= {high}, got {value}")
 
 
 def one_of(choices: Collection[str], **values: str) -> None:
-    """Raise ValueError unless every value is one of `choices`; the nearest one is suggested."""
+    """Raise ValueError unless every value is one of `choices`; the message suggests the nearest choice.
+
+    >>> one_of(("natural", "iid"), how="idd")
+    Traceback (most recent call last):
+        ...
+    ValueError: how is 'idd', wanted one of iid, natural; did you mean 'iid'?
+    """
     for name, value in values.items():
         if value not in choices:
             raise ValueError(
@@ -44,9 +53,17 @@ def one_of(choices: Collection[str], **values: str) -> None:
 
 
 def typed(hint: Any, value: Any, name: str) -> Any:
-    """`value` if it has the hinted type (an integer may stand for a float, a boolean for no number), else ValueError.
+    """`value` if it has the type `hint`, else ValueError, which calls it `name`.
 
-    A type that no run file can hold takes None only.
+    An integer may stand for a float, and is returned as one; a boolean stands for no number. Lists and dictionaries are
+    checked entry by entry. A hint that no run file can hold, such as a class of ours, takes None only.
+
+    >>> typed(float | None, 3, "alpha")
+    3.0
+    >>> typed(list[int], [1, "2"], "ranks")
+    Traceback (most recent call last):
+        ...
+    ValueError: ranks is '2', wanted int
     """
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
@@ -70,12 +87,17 @@ def typed(hint: Any, value: Any, name: str) -> Any:
 
 
 def _said(hint: Any) -> str:
+    """A type in words for an error message."""
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint))
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """'; did you mean 'x'?' for the known word closest to `word`, or nothing."""
+    """The end of an error message that suggests the known word closest to `word`; "" where none is close.
+
+    >>> nearest("learning_rte", ["learning_rate", "steps"])
+    "; did you mean 'learning_rate'?"
+    """
     close = get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

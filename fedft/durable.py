@@ -26,7 +26,11 @@ Part = bytes | memoryview
 
 
 def commit(path: Path, *parts: Part) -> None:
-    """Make `path` hold the parts behind their SHA-256, durably, or raise RunPaused with the disk's reason."""
+    """Write the file `path` durably: a SHA-256 of the parts, then the parts one after the other; mode 0600.
+
+    The file is whole on disk when this returns. Raises RunPaused with the disk's reason; the file is then as it was.
+    `verified` reads it.
+    """
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -34,9 +38,10 @@ def commit(path: Path, *parts: Part) -> None:
 
 
 def write(path: Path, *parts: Part, mode: int = 0o666) -> None:
-    """Make `path` hold the parts one after the other, whole or not at all, or raise RunPaused with the disk's reason.
+    """Write the file `path` durably: the parts one after the other, whole or not at all; its folder is made if missing.
 
-    `mode`: permission bits, less the umask's; the file has them before it has content.
+    `mode` are permission bits, less the umask's; the file has them before it has content. Raises RunPaused with the
+    disk's reason; the file is then as it was.
     """
     aside = path.with_name(path.name + ".tmp")
     try:
@@ -55,6 +60,7 @@ def write(path: Path, *parts: Part, mode: int = 0o666) -> None:
 
 
 def _sync(folder: Path) -> None:
+    """Make the names in `folder` durable."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -63,7 +69,7 @@ def _sync(folder: Path) -> None:
 
 
 def verified(path: Path) -> bytes | None:
-    """The body of a committed file, or None if it is absent, torn or altered."""
+    """The bytes that `commit` wrote behind their SHA-256; None if the file is absent, unreadable, torn or altered."""
     try:
         with open(path, "rb") as f:
             digest, body = f.read(DIGEST_BYTES), f.read()
@@ -73,16 +79,21 @@ def verified(path: Path) -> bytes | None:
 
 
 def metadata(body: bytes) -> dict[str, str]:
-    """The metadata in a safetensors body. Raises ValueError or KeyError if it is none."""
+    """The metadata (texts by name) in the bytes of a safetensors file.
+
+    Raises ValueError or KeyError for bytes that are none or have no metadata.
+    """
     size = int.from_bytes(body[:8], "little")  # length of the JSON header, then the header
     return json.loads(body[8 : 8 + size])["__metadata__"]
 
 
 @contextmanager
 def alone(lock: Path, taken: str) -> Iterator[None]:
-    """Keep other processes out while this lasts; a killed process holds no lock.
+    """Hold the lock file `lock` inside, so that no other process is inside with the same file.
 
-    Raises ConfigError with the text `taken` if another process is inside, or if the file cannot be written.
+    The operating system ends the lock of a process that is killed. On Windows, and on file systems without locks, where
+    a warning is logged, others are not kept out. Raises ConfigError with the text `taken` if another process holds the
+    lock, or if the file cannot be written.
     """
     try:
         file = lock.open("wb")

@@ -18,49 +18,56 @@ EXIT_USAGE, EXIT_DAMAGED, EXIT_PAUSED, EXIT_KEYS, EXIT_INTERRUPTED = 2, 65, 75, 
 
 
 class FedftError(Exception):
-    """Root of the tree; `exit_code` is what the command line ends with."""
+    """The base class of everything that fedft raises on purpose.
+
+    `exit_code` is the code that the command line ends with when the error reaches it.
+    """
 
     exit_code = 1
 
 
 class ConfigError(FedftError):
-    """A config file or argument: the message names the file, the table and the key."""
+    """A run file, site file or argument is wrong; the message names the file, the table and the key."""
 
     exit_code = EXIT_USAGE
 
 
 class DataError(FedftError):
-    """A record, data file or model that does not fit the task."""
+    """A record, data file or model does not fit the task; the message names which."""
 
     exit_code = EXIT_USAGE
 
 
 class RunPaused(FedftError):
-    """The run stopped where it can go on: nothing is lost, `--resume` continues."""
+    """The run stopped where nothing is lost, for want of clients or of disk; the same command goes on from there."""
 
     exit_code = EXIT_PAUSED
 
 
 class StateDamaged(FedftError):
-    """Files of state exist but none verifies; nothing was overwritten."""
+    """A run has files of its state, but none whose digest is right; nothing was overwritten."""
 
     exit_code = EXIT_DAMAGED
 
 
 class KeyFault(FedftError):
-    """A private key file that cannot be used; the message names the file and never shows what is in it."""
+    """A private key file cannot be used; the message names the file and never shows what is in it."""
 
     exit_code = EXIT_KEYS
 
 
 class Interrupted(FedftError):
-    """Somebody stopped a run that can go on."""
+    """Ctrl-C or SIGTERM stopped a run; the same command goes on from there."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 class Refusal(FedftError):
-    """A refusal with a machine-readable `code` (the table in the codec's and admission's docstrings)."""
+    """A peer's request or answer is refused, for a reason with a machine-readable `code`.
+
+    The codes are in the module docstrings of what refuses: `fedft.wire.messages`, `fedft.security.sealed`,
+    `fedft.server.admission`, `fedft.client.allowed_jobs`.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -68,8 +75,11 @@ class Refusal(FedftError):
 
 
 class RejectedUpdate(Refusal):
-    """A client's bytes that do not make an `Update` which fits. Never leaves the round it was sent in."""
+    """A peer's bytes do not make the message that was expected, such as an `Update` which fits the run.
+
+    Caught in the round in which they came: a bad update costs the other clients nothing.
+    """
 
 
 class PlanRefused(Refusal):
-    """A server's plan that this site will not carry out."""
+    """A site will not carry out a server's plan or job, since its policy does not allow it or its data do not fit."""

@@ -22,7 +22,7 @@ from fedft.errors import ConfigError, RunPaused
 from fedft.reports import html_report, tally
 from fedft.reports.observers import Audience, Observer, Observers
 from fedft.server import budget as budgets
-from fedft.server.run_folder import changed, prepare
+from fedft.server.run_folder import changed, check_plugins, prepare
 from fedft.simulations import baselines
 from fedft.simulations import run as runs
 

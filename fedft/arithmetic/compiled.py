@@ -29,7 +29,10 @@ _done: Counter[str] = Counter()  # elements that torch did, by kind of device
 
 
 def forced() -> str:
-    """The library that the environment asks for; "" where it does not. Raises ValueError for one that is unknown."""
+    """The library that FEDFT_KERNELS names: "torch", "numba" or "triton"; "" where the variable is empty or not set.
+
+    Raises ValueError for any other name.
+    """
     wanted = os.environ.get("FEDFT_KERNELS", "")
     if wanted and wanted not in NAMES:
         check.one_of(NAMES, FEDFT_KERNELS=wanted)
@@ -37,11 +40,14 @@ def forced() -> str:
 
 
 def library(x: Tensor, cost: int = 1) -> str | None:
-    """The library whose compiled code pays on tensors like `x` by now; None means torch.
+    """The library whose compiled code pays for work on a tensor like `x`, "numba" or "triton"; None means torch.
+
+    Every call that is answered with None counts as work that torch does now; once torch has done PAYS additions on a
+    kind of device in this process, that device's library is answered instead. FEDFT_KERNELS decides where it is set.
 
     Args:
-        x: what is worked on; its device and number of elements count.
-        cost: of one element, in additions: counted where torch does it.
+        x: the tensor to be worked on, of any dtype; only its device and its number of elements matter.
+        cost: additions that take as long as the work on one element.
     """
     kind, wanted = x.device.type, forced()
     if wanted:
@@ -55,9 +61,15 @@ def library(x: Tensor, cost: int = 1) -> str | None:
 
 
 def compiled(function: Callable[..., Any], to: Callable[..., Any] | None = None) -> Any:
-    """`function`, compiled by numba at its first call; kept for other processes where there is a place to write.
+    """A version of `function` that numba compiles at its first call; needs numba installed.
 
-    Without fastmath, so that the bits are those of IEEE arithmetic. `to`: numba's decorator, `njit` if left out.
+    The machine code is kept on disk for other processes where numba has a folder to write to. Compiled without
+    fastmath, so that every result has the bits of IEEE arithmetic.
+
+    Args:
+        function: plain Python over numbers and NumPy arrays.
+        to: the decorator of numba to compile with, such as `numba.cfunc` with a signature; None is `numba.njit`
+            without the interpreter's lock.
     """
     import numba
 

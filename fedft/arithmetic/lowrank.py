@@ -22,7 +22,19 @@ A_SUFFIX, B_SUFFIX = ".lora_A", ".lora_B"
 
 @dataclass(frozen=True)
 class LowRank:
-    """The matrix B A of shape [o, i]; A: [R, i], B: [o, R], same dtype; R = 0 is the zero matrix."""
+    """The matrix B A of shape [o, i], kept as factors A: [R, i] and B: [o, R] of one dtype; R = 0 is the zero matrix.
+
+    Raises ValueError if the factors are no matrices or do not have one R.
+
+    >>> d = LowRank(A=torch.tensor([[1.0, 2.0, 3.0]]), B=torch.tensor([[1.0], [10.0]]))
+    >>> d.shape, d.rank
+    ((2, 3), 1)
+    >>> d.dense().tolist()
+    [[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]
+    >>> nothing = d + -d  # factors side by side: what cancels does so in the product only
+    >>> nothing.rank, nothing.dense().count_nonzero().item()
+    (2, 0)
+    """
 
     A: Tensor
     B: Tensor
@@ -33,22 +45,23 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Number R of rows of A; the matrix has at most this rank."""
+        """R, the number of rows of A and columns of B; the rank of the matrix B A is at most R."""
         return self.A.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(o, i)."""
+        """(o, i): rows and columns of the matrix B A, outputs and inputs of the weight that it changes."""
         return self.B.shape[0], self.A.shape[1]
 
     def dense(self) -> Tensor:
-        """B A multiplied out in the factors' dtype, [o, i]. For merging and for tests."""
+        """The matrix B A multiplied out: [o, i] in the factors' dtype. For merging and for tests."""
         return self.B @ self.A
 
     def norm(self) -> float:
-        """Frobenius norm of B A from R x R matrices, float64: |BA|^2 = tr((B^T B)(A A^T)).
+        """The Frobenius norm of B A, computed in float64 from R x R matrices: |BA|^2 = tr((B^T B)(A A^T)).
 
-        Where terms cancel, Gram matrices lose half the digits, and the two triangles of QR say it: |R_B R_A^T|.
+        Where terms cancel, that trace has lost half its digits, and the norm is taken from the triangles of the two QR
+        decompositions instead: |R_B R_A^T|.
         """
         b, a = self.B.double(), self.A.double()
         gb, ga = _gram(b.T), _gram(a)
@@ -59,18 +72,19 @@ class LowRank:
         return float((rb @ ra.T).norm())
 
     def __add__(self, other: "LowRank") -> "LowRank":
-        """Factors side by side: the sum, exactly; ranks add."""
+        """The sum of two matrices of one shape, exactly: their factors side by side, so that ranks add."""
         return LowRank(torch.cat([self.A, other.A]), torch.cat([self.B, other.B], dim=1))
 
     def __neg__(self) -> "LowRank":
+        """-B A; the sign goes on B."""
         return LowRank(self.A, -self.B)
 
     def __rmul__(self, factor: float) -> "LowRank":
-        """factor * B A; the factor goes on B."""
+        """factor * B A; the factor is multiplied into B in float64 and rounded once to B's dtype."""
         return LowRank(self.A, (factor * self.B.double()).to(self.B.dtype))
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        """B (A x) in float64, with no [o, i] product on the way."""
+        """The product B (A x) with a tensor x of shape [i] or [i, n], in float64; B A is never multiplied out."""
         return self.B.double() @ (self.A.double() @ x.double())
 
     def double(self) -> "LowRank":
@@ -78,11 +92,11 @@ class LowRank:
         return LowRank(self.A.double(), self.B.double())
 
     def svd(self, rank: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(U, S, V) in float64 with U: [o, q], S: [q] descending, V: [q, i], q = min(rank, R, o, i).
+        """The singular value decomposition of B A: (U, S, V) with U: [o, q], S: [q] descending, V: [q, i], float64.
 
-        U diag(S) V is the best approximation of rank q. Signs are fixed (the largest entry of each column of U is
-        positive), so equal input gives equal output. With `rank` below R, Gram matrices do it where they are precise:
-        see `_svd_by_gram`.
+        U diag(S) V is the best approximation of B A of rank q = min(rank, R, o, i) (Eckart-Young); `rank` None leaves
+        it out of the minimum. Signs are fixed (the largest entry of each column of U is positive), so equal factors
+        give equal output. Cost O((o + i) R^2 + R^3).
         """
         u, s, v = self._svd_by_gram(rank) or self._svd_by_qr(rank)
         if s.numel():
@@ -92,14 +106,14 @@ class LowRank:
         return u, s, v
 
     def _svd_by_qr(self, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Through the triangles of QR of both factors; their bases are applied to what is kept, never written out."""
+        """`svd` through QR of both factors; the orthonormal bases are applied to kept columns, never written out."""
         (hb, tb), (ha, ta) = torch.geqrf(self.B.double()), torch.geqrf(self.A.double().T)
         rb, ra = hb[: self.rank].triu(), ha[: self.rank].triu()
         u, s, v = torch.linalg.svd(rb @ ra.T, full_matrices=False)
         return _turned(hb, tb, u[:, :rank]), s[:rank], _turned(ha, ta, v[:rank].T).T
 
     def _svd_by_gram(self, rank: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Through Gram matrices; None where they are not precise enough or the factors are not tall.
+        """`svd` through Gram matrices; None where these are not precise enough or the factors are not tall.
 
         With B^T B = F F^T and M = F^T (A A^T) F = W S^2 W^T:  V = S^-1 W^T F^T A,  U = B (A A^T) F W S^-2. Nothing is
         solved, so what is not kept may be singular. M is known to |F|^2 |A A^T| 2^-52, hence column j of U and row j
@@ -119,10 +133,10 @@ class LowRank:
         return ((ga @ kept / squares).T @ b.T).T, s, (kept / s).T @ a
 
     def truncate(self, rank: int | None = None) -> "LowRank":
-        """The best approximation of rank <= `rank`; None: exact, dropping only what float32 cannot hold.
+        """The best approximation of B A of rank at most `rank`, in the factors' dtype; with None, B A itself.
 
-        Singular values below 2^-24 of the largest are zero for float32 factors. The root of each value goes to either
-        factor, so neither is badly scaled.
+        Singular values below 2^-24 of the largest are dropped in any case: float32 factors cannot hold them. Each
+        factor gets the square root of every singular value, so neither is badly scaled.
         """
         u, s, v = self.svd(rank)
         kept = int((s > s[0] * 2**-24).sum()) if s.numel() else 0
@@ -131,12 +145,12 @@ class LowRank:
         return LowRank((root[:, None] * v[:kept]).to(dtype), (u[:, :kept] * root).to(dtype).contiguous())
 
     def shortened(self) -> "LowRank":
-        """The same matrix in at most min(o, i) ranks: as it is where that holds, else truncated exactly."""
+        """The same matrix with R <= min(o, i): these factors where that holds already, else `truncate()` of them."""
         return self if self.rank <= min(self.shape) else self.truncate()
 
 
 def _gram(x: Tensor) -> Tensor:
-    """x x^T of the rows of x: [R, d] -> [R, R]; the lower triangle in strips, a third less work, the other mirrored."""
+    """x x^T, [R, R] of x: [R, d]; strips of the lower triangle, mirrored: a third less work than one product."""
     gram, strip = x.new_zeros(len(x), len(x)), max(64, -(-len(x) // 3))
     for first in range(0, len(x), strip):
         last = min(first + strip, len(x))
@@ -145,13 +159,13 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _turned(h: Tensor, tau: Tensor, x: Tensor) -> Tensor:
-    """Q x, Q the orthonormal basis that `torch.geqrf` answered as (h, tau)."""
+    """The product Q x with the orthonormal basis Q: [d, R] that `torch.geqrf` returned as (h, tau); x: [R, n]."""
     long = torch.nn.functional.pad(x, (0, 0, 0, len(h) - len(x)))
     return torch.ormqr(h[:, : len(tau)], tau, long)
 
 
 def _half(gram: Tensor) -> Tensor:
-    """F with F F^T = `gram`: the Cholesky factor, or from eigenvectors where the matrix is singular."""
+    """A square root F of `gram`, F F^T = gram: its Cholesky factor, or from eigenvectors where `gram` is singular."""
     factor, failed = torch.linalg.cholesky_ex(gram)
     if not failed:
         return factor
@@ -160,14 +174,24 @@ def _half(gram: Tensor) -> Tensor:
 
 
 def zero(o: int, i: int) -> LowRank:
-    """The zero matrix of shape [o, i] with rank 0, float32."""
+    """The zero matrix of shape [o, i] with factors of rank 0, float32."""
     return LowRank(torch.zeros(0, i), torch.zeros(o, 0))
 
 
 def stack(items: Iterable[tuple[LowRank, float]]) -> LowRank:
-    """sum_k n_k D_k / sum_k n_k as stacked factors, exactly; the weight goes on B once.
+    """The weighted mean of matrices, sum_k n_k D_k / sum_k n_k, exactly, as stacked factors (FLoRA, eq. 3).
 
-    Reads the items once: the weights need not sum to one. Raises ValueError when there are none.
+    Ranks add. A weight is multiplied into its B once, in float64, and rounded to B's dtype.
+
+    Args:
+        items: pairs (D_k, n_k) of one shape [o, i], read once; the weights need not sum to one.
+    Raises:
+        ValueError: there is no item, or the weights do not sum to more than zero.
+
+    >>> one = LowRank(A=torch.ones(1, 2), B=torch.ones(2, 1))
+    >>> mean = stack([(one, 3), (-one, 1)])
+    >>> mean.rank, mean.dense().tolist()
+    (2, [[0.5, 0.5], [0.5, 0.5]])
     """
     rows, columns, weights = [], [], []
     for d, n in items:
@@ -182,9 +206,14 @@ def stack(items: Iterable[tuple[LowRank, float]]) -> LowRank:
 
 
 def mean_factors(items: Iterable[tuple[LowRank, float]]) -> LowRank:
-    """(sum p_k A_k, sum p_k B_k): the pair FedIT averages to. Reads the items once, one in memory at a time.
+    """The pair of mean factors, (sum_k p_k A_k, sum_k p_k B_k) with p_k = n_k / sum n: FedIT's average.
 
-    Raises ValueError for unlike ranks, or where there is nothing of positive weight.
+    The product of means is not the mean of products: see the module's table for what it lacks.
+
+    Args:
+        items: pairs (D_k, n_k) of one shape and one rank, read once, one in memory at a time.
+    Raises:
+        ValueError: ranks or shapes differ, or no item has a positive weight.
     """
     ranks = set[int]()
 
@@ -207,7 +236,10 @@ def plus(x: LowRank | Tensor, y: LowRank | Tensor) -> LowRank | Tensor:
 
 
 def inner(x: LowRank, y: LowRank) -> float:
-    """<x, y> = tr(x^T y) = tr((B_x^T B_y)(A_y A_x^T)) from small Gram matrices, float64."""
+    """The inner product of two matrices of one shape: tr(x^T y) = tr((B_x^T B_y)(A_y A_x^T)), in float64.
+
+    Only matrices of the ranks' size are made on the way.
+    """
     a, b = x.double(), y.double()
     return float(torch.sum((a.B.T @ b.B) * (a.A @ b.A.T)))
 
@@ -220,23 +252,31 @@ def cut(tensors: Tensors, rank: int | Callable[[str], int]) -> dict[str, Tensor]
 
 
 def pad(d: LowRank, rank: int) -> LowRank:
-    """The same matrix with zero rows of A and zero columns of B up to `rank`; `cut` undoes it."""
+    """The same matrix as `d` with zero rows added to A and zero columns to B up to `rank`.
+
+    A pair whose rank is at least `rank` comes back as it is. `cut` undoes the padding.
+    """
     extra = max(0, rank - d.rank)
     return LowRank(torch.nn.functional.pad(d.A, (0, 0, 0, extra)), torch.nn.functional.pad(d.B, (0, extra)))
 
 
 def padded(items: Iterable[tuple[LowRank, float]]) -> list[tuple[LowRank, float]]:
-    """The same changes and weights, all padded with zeros to the largest rank among them."""
+    """The matrices of `items` padded with zeros to the largest rank among them (`pad`), with their weights."""
     listed = list(items)
     largest = max((d.rank for d, _ in listed), default=0)
     return [(pad(d, largest), n) for d, n in listed]
 
 
 def onto(new: LowRank, old: LowRank) -> LowRank:
-    """`new` with rows that can all learn: those it lacks are `old`'s, and where both its factors are zero, A is.
+    """`new` padded to the rank of `old` with rows of A and columns of B from `old`, so that every rank can learn.
 
-    A row of A that is zero together with its column of B has no gradient in either: d/dB = G A^T, d/dA = B^T G. With
-    the column zero the row may be anything: the product of the ranks that `new` has stays what it is.
+    A row of A that is zero together with its column of B would have no gradient: d/dB = G A^T, d/dA = B^T G. In such a
+    rank of `new`, A gets `old`'s row; its column of B stays zero, so the product over the ranks of `new` is unchanged.
+
+    >>> new = LowRank(A=torch.tensor([[1.0, 1.0], [0.0, 0.0]]), B=torch.tensor([[2.0, 0.0]]))
+    >>> old = LowRank(A=torch.tensor([[5.0, 5.0], [6.0, 6.0], [7.0, 7.0]]), B=torch.zeros(1, 3))
+    >>> onto(new, old).A.tolist()  # kept, filled because the rank was dead, appended
+    [[1.0, 1.0], [6.0, 6.0], [7.0, 7.0]]
     """
     held = new.rank
     dead = ~new.A.any(dim=1) & ~new.B.any(dim=0)
@@ -249,9 +289,12 @@ def onto(new: LowRank, old: LowRank) -> LowRank:
 def gathered(
     items: Iterable[tuple[Tensors, float]],
 ) -> tuple[dict[str, list[tuple[LowRank, float]]], dict[str, Tensor]]:
-    """(the pairs of all clients with their weights by module, the weighted mean of everything that is not a pair).
+    """All clients' low-rank pairs with their weights, by module, and the weighted mean of all other tensors.
 
-    Reads the items once. Raises ValueError when there are none of positive weight.
+    Args:
+        items: (a client's named tensors, its weight), read once.
+    Raises:
+        ValueError: no item has a positive weight, or the other tensors differ in names or shapes.
     """
     pairs: dict[str, list[tuple[LowRank, float]]] = {}
     rest: list[tuple[Tensors, float]] = []
@@ -264,13 +307,16 @@ def gathered(
 
 
 def replaced(old: Tensors, new: Tensors) -> dict[str, Tensor]:
-    """`old` with the values of `new`, pairs of which may be of smaller rank: see `onto`."""
+    """The tensors of `old` with those of `new` in their place; a pair of smaller rank is padded, see `onto`."""
     before, (pairs, rest) = split(old)[0], split(new)
     return {**old, **named({m: onto(d, before[m]) for m, d in pairs.items()}), **rest}
 
 
 def split(tensors: Tensors) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
-    """(pairs by module, everything else by name) of named tensors; a factor without its partner stays in the rest."""
+    """Named tensors parted in two: low-rank pairs by module, and everything else by name.
+
+    `<module>.lora_A` and `<module>.lora_B` are a pair; a factor without its partner is among everything else.
+    """
     modules = sorted(n.removesuffix(A_SUFFIX) for n in tensors if n.endswith(A_SUFFIX))
     modules = [m for m in modules if m + B_SUFFIX in tensors]
     pairs = {m: LowRank(tensors[m + A_SUFFIX], tensors[m + B_SUFFIX]) for m in modules}
@@ -279,5 +325,5 @@ def split(tensors: Tensors) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
 
 
 def named(pairs: Mapping[str, LowRank]) -> dict[str, Tensor]:
-    """The inverse of `split`: `<module>.lora_A` and `<module>.lora_B`."""
+    """The factors of `pairs` (by module) as named tensors `<module>.lora_A` and `<module>.lora_B`: undoes `split`."""
     return {m + s: t for m, d in pairs.items() for s, t in ((A_SUFFIX, d.A), (B_SUFFIX, d.B))}

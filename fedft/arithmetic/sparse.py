@@ -18,24 +18,39 @@ from fedft.arithmetic.tensors import Tensors
 
 
 def flat(x: Tensors) -> Tensor:
-    """All entries as one vector: names in bytewise order, each row-major."""
+    """All entries of named tensors as one vector [P]: tensors in bytewise order of names, each row-major."""
     return torch.cat([x[n].reshape(-1) for n in sorted(x, key=str.encode)])
 
 
 def shaped(x: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """The inverse of `flat`; new memory."""
+    """The tensors whose entries are the vector `x` [P], by name, in new memory: undoes `flat`.
+
+    Args:
+        x: as many entries as the shapes have.
+        shapes: of each name.
+    """
     names = sorted(shapes, key=str.encode)
     pieces = x.split([math.prod(shapes[n]) for n in names])
     return {n: piece.reshape(tuple(shapes[n])).clone() for n, piece in zip(names, pieces, strict=True)}
 
 
 def count(density: float, entries: int) -> int:
-    """ceil(density * entries), of the density as it is written in decimal."""
+    """How many entries a density keeps: ceil(density * entries), with the density as it is written in decimal.
+
+    >>> count(0.07, 100)  # in float64, 0.07 * 100 is 7.000000000000001
+    7
+    """
     return math.ceil(Fraction(str(density)) * entries)
 
 
 def largest(score: Tensor, density: float) -> Tensor:
-    """True at the `count` largest scores, [P]; among equal ones the lower index goes first, NaN is largest of all."""
+    """A mask that is true at the `count(density, P)` largest scores: bool [P] of scores [P], floating, on the CPU.
+
+    Among equal scores the lower index is taken first; NaN counts as infinite.
+
+    >>> largest(torch.tensor([1.0, 3.0, 2.0, 3.0]), 0.5).tolist()
+    [False, True, False, True]
+    """
     k = count(density, len(score))
     if not k:
         return torch.zeros_like(score, dtype=torch.bool)
@@ -47,7 +62,18 @@ def largest(score: Tensor, density: float) -> Tensor:
 
 
 def packed(x: Tensor, chosen: Tensor) -> dict[str, Tensor]:
-    """`values` and `support` of the entries of `x` that are chosen (bool, [P])."""
+    """The chosen entries of a vector in two tensors, `values` and `support` (formats: the module's docstring).
+
+    Args:
+        x: [P], on the CPU.
+        chosen: bool [P].
+
+    >>> sent = packed(torch.tensor([5.0, 0.0, 7.0]), torch.tensor([True, False, True]))
+    >>> sent["values"].tolist(), sent["support"].tolist()  # bits 0 and 2
+    ([5.0, 7.0], [5])
+    >>> unpacked(sent)[:3].tolist()
+    [5.0, 0.0, 7.0]
+    """
     bits = np.zeros(32 * words(len(x)), dtype=bool)
     bits[: len(x)] = chosen.numpy()
     support = np.packbits(bits, bitorder="little").view("<i4").astype(np.int32)
@@ -55,18 +81,21 @@ def packed(x: Tensor, chosen: Tensor) -> dict[str, Tensor]:
 
 
 def unpacked(sent: Tensors) -> Tensor:
-    """The dense vector, float64, zero where nothing was sent; filled up with zeros to a multiple of 32."""
+    """The dense vector that `packed` was given: float64 [32 words], zero at every position that was not chosen.
+
+    Its length is P rounded up to a multiple of 32, since a support does not tell P.
+    """
     x = torch.zeros(32 * len(sent["support"]), dtype=torch.float64)
     x[positions(sent["support"])] = sent["values"].double()
     return x
 
 
 def positions(support: Tensor) -> Tensor:
-    """Bit by bit: [32 words], bool."""
+    """The bits of a support int32 [words] as a mask: bool [32 words], true at the chosen positions."""
     raw = support.contiguous().numpy().astype("<i4").view(np.uint8)
     return torch.from_numpy(np.unpackbits(raw, bitorder="little").astype(bool))
 
 
 def words(entries: int) -> int:
-    """Length of a support."""
+    """How many int32 words the support of a vector of `entries` positions has: one bit for each position."""
     return -(-entries // 32)

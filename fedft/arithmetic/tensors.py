@@ -24,17 +24,17 @@ BLOCK = 2**18  # entries
 
 
 def add(x: Tensors, y: Tensors) -> dict[str, Tensor]:
-    """x + y; both have the same names and shapes."""
+    """The sum x + y, name by name, in new memory. Raises ValueError where names or shapes differ."""
     return _pairwise(torch.add, x, y)
 
 
 def sub(x: Tensors, y: Tensors) -> dict[str, Tensor]:
-    """x - y; both have the same names and shapes."""
+    """The difference x - y, name by name, in new memory. Raises ValueError where names or shapes differ."""
     return _pairwise(torch.sub, x, y)
 
 
 def scale(x: Tensors, factor: float) -> dict[str, Tensor]:
-    """factor * x."""
+    """Every tensor of `x` times `factor`, in its own dtype and new memory."""
     return {name: factor * t for name, t in x.items()}
 
 
@@ -44,7 +44,10 @@ def zeros_like(x: Tensors) -> dict[str, Tensor]:
 
 
 def dot(x: Tensors, y: Tensors) -> float:
-    """<x, y> over all tensors taken as one vector, in float64."""
+    """The inner product of x and y, each taken as one vector of all its entries, summed in float64.
+
+    Raises ValueError where names differ.
+    """
     _same_names(x, y)
     return sum(
         float(torch.dot(a.double().reshape(-1), b.double().reshape(-1)))
@@ -54,12 +57,12 @@ def dot(x: Tensors, y: Tensors) -> float:
 
 
 def norm(x: Tensors) -> float:
-    """L2 norm of all tensors taken as one vector, in float64."""
+    """The L2 norm of all tensors of `x` taken as one vector, summed in float64."""
     return dot(x, x) ** 0.5
 
 
 def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
-    """sum_k n_k x_k / sum_k n_k, reading the items once and holding one of them at a time.
+    """The weighted mean sum_k n_k x_k / sum_k n_k of named tensors, reading the items once, one at a time.
 
     Memory is one float64 accumulator and one item, whatever the number of items. Weights count to 29 bits (numbers of
     examples below 2^29 exactly): times a float32 that is exact in float64, so every machine and kernel finds the same.
@@ -69,7 +72,11 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
     Returns:
         Tensors of the first item's dtype, accumulated in float64 and rounded once.
     Raises:
-        ValueError: there are no items, or names or shapes differ.
+        ValueError: there is no item of positive weight, or names or shapes differ.
+
+    >>> mean = weighted_mean([({"w": torch.tensor([2.0])}, 3), ({"w": torch.tensor([-2.0])}, 1)])
+    >>> mean["w"].item()
+    1.0
     """
     total: dict[str, Tensor] | None = None
     dtypes: dict[str, torch.dtype] = {}
@@ -92,7 +99,10 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
 
 
 def digest(x: Tensors) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes in canonical (bytewise) order of names; hexadecimal."""
+    """SHA-256 of named tensors, hexadecimal: over names, dtypes, shapes and bytes, in bytewise order of names.
+
+    Neither the device nor the order in the mapping changes the digest.
+    """
     h = hashlib.sha256()
     for name in sorted(x, key=str.encode):
         t = x[name].detach().cpu().contiguous()
@@ -126,12 +136,12 @@ def digest_of_texts(texts: Iterable[str]) -> str:
 
 
 def _blocks(t: Tensor) -> tuple[Tensor, ...]:
-    """The entries in pieces whose float64 copy stays in the cache; fresh memory costs more than arithmetic."""
+    """The entries of a tensor in pieces of at most BLOCK: a float64 copy of one stays in the processor's cache."""
     return t.reshape(-1).split(BLOCK) if t.numel() > BLOCK else (t,)
 
 
 def _kernels(x: Tensors) -> ModuleType | None:
-    """Compiled sums where numba's code pays on the CPU; None means torch."""
+    """The module of compiled sums where these pay for tensors like those of `x`; None means torch."""
     cpu = [t for t in x.values() if t.device.type == "cpu" and t.dtype == torch.float32]
     largest = max(cpu, key=Tensor.numel, default=None)
     if largest is None:
@@ -142,7 +152,7 @@ def _kernels(x: Tensors) -> ModuleType | None:
 
 @cache
 def _compiled_sums() -> ModuleType | None:
-    """The sums compiled by numba, tried once; None where they cannot be had and nobody insists on them."""
+    """The module of sums compiled by numba, tried once; None where it fails and FEDFT_KERNELS does not demand it."""
     try:
         kernels = importlib.import_module("fedft.arithmetic.tensors_numba")
         total, found = torch.empty(3, dtype=torch.float64), torch.empty(3)
@@ -188,6 +198,7 @@ def _quotient(total: Tensor, by: float, dtype: torch.dtype, kernels: ModuleType 
 
 
 def _to_29_bits(weight: float) -> float:
+    """`weight` rounded to 29 significant bits."""
     mantissa, exponent = math.frexp(weight)
     return math.ldexp(round(mantissa * 2**29), exponent - 29)
 

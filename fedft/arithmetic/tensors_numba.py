@@ -29,17 +29,17 @@ def _divide(out: Array, total: Array, by: float) -> None:
 
 
 def begin(total: Tensor, term: Tensor, weight: float) -> None:
-    """total = weight * term; contiguous float64 and float32, of one shape, on the CPU."""
+    """Set total = weight * term, in place. `total` is float64 and `term` float32: contiguous, alike, on the CPU."""
     _begin(_flat(total), _flat(term), weight)
 
 
 def add(total: Tensor, term: Tensor, weight: float) -> None:
-    """total += weight * term; contiguous float64 and float32, of one shape, on the CPU."""
+    """Add weight * term to `total`, in place. `total` is float64, `term` float32: contiguous, alike, on the CPU."""
     _add(_flat(total), _flat(term), weight)
 
 
 def divide(out: Tensor, total: Tensor, by: float) -> None:
-    """out = total / by; contiguous float32 and contiguous float64, of one shape, on the CPU."""
+    """Set out = total / by, rounded once. `out` is float32, `total` float64: contiguous, alike, on the CPU."""
     _divide(_flat(out), _flat(total), by)
 
 

@@ -25,20 +25,20 @@ EXPIRED, NOT_YET, SELF_SIGNED, OTHER_NAME = {10}, {9}, {18, 19, 20, 21}, {62, 64
 
 @dataclass(frozen=True)
 class Reached:
-    """A server that answered over TLS."""
+    """What a server's answer over TLS tells about it."""
 
     seconds: float
-    """For handshake and answer."""
+    """Seconds that the handshake and the answer took."""
     until: datetime
-    """End of its certificate's validity."""
+    """When the server's certificate ends, in UTC."""
     ahead_s: float | None
-    """By which this machine's clock is ahead of the server's, to a second; None: the server says no time."""
+    """Seconds by which this machine's clock is ahead of the server's, to a second; None: the server says no time."""
     known: bool | None
     """Whether the server knows the node key; None: its answer does not say."""
 
 
 class Unreachable(Exception):
-    """No answer over TLS. `remedy` says what to do."""
+    """There was no answer over TLS: the message says what was found, `remedy` what to do about it."""
 
     def __init__(self, found: str, remedy: str) -> None:
         super().__init__(found)
@@ -46,7 +46,9 @@ class Unreachable(Exception):
 
 
 def knock(address: str, ca: bytes, node: bytes = b"", *, check_host: bool = True, proxies: bool = True) -> Reached:
-    """Ask the server at `address` for nothing.
+    """Send one request that changes nothing to the server at `address`, and tell what its answer shows.
+
+    Takes TIMEOUT_S at most for each step of connecting.
 
     Args:
         address: host:port.
@@ -81,11 +83,13 @@ def knock(address: str, ca: bytes, node: bytes = b"", *, check_host: bool = True
 
 
 def _until(response: httpx.Response) -> datetime:
+    """When the certificate of the peer that responds ends, in UTC."""
     peer = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert()
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(peer["notAfter"]), UTC)
 
 
 def _ahead(response: httpx.Response, now: float) -> float | None:
+    """Seconds by which `now` (since 1970) is ahead of the time that the response states; None if it states none."""
     try:
         return now - parsedate_to_datetime(response.headers["date"]).timestamp() - 0.5  # it is cut to whole seconds
     except (KeyError, ValueError, TypeError):
@@ -99,7 +103,7 @@ def _causes(e: BaseException | None) -> Iterator[BaseException]:
 
 
 def _unreachable(address: str, e: Exception) -> Unreachable:
-    """What the layers below said, in an operator's words."""
+    """The error of a connection in an operator's words, with a remedy."""
     for cause in _causes(e):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _distrusted(address, cause)

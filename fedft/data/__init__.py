@@ -1,1 +1,1 @@
-"""From files of records to token ids: reading, cutting into clients, templates, batches."""
+"""From files of records to token ids: reading, cutting into clients, templates, batches. No model is loaded here."""

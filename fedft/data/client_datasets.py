@@ -28,24 +28,32 @@ log = logging.getLogger(__name__)
 
 
 def read(source: str) -> Rows:
-    """The records of a file, of a hub id, or of the built-in task. Raises DataError."""
+    """The records of `source`: a file, a hub id (see `records.read_rows`) or "stdlib-docstrings", the built-in task.
+
+    Raises DataError.
+    """
     return stdlib_docstrings.rows() if source == "stdlib-docstrings" else records.read_rows(source)
 
 
 def hold_out(rows: Rows, config: RunConfig, client: str) -> tuple[Rows, Rows]:
-    """(train, held out) of a client whose run has no test file; decided by the run's seed and the client's name."""
+    """(train, held out): a client's records cut in two by `[data] holdout`, for runs without a test file.
+
+    Which records are held out is decided by the run's seed and the client's name, so that a site and the simulated
+    client of its name hold out the same ones.
+    """
     return partition.hold_out(rows, config.data.holdout, philox.derive(config.server.seed, "holdout", client))
 
 
 def of_site(config: RunConfig, name: str, field: str | None = None, value: str | None = None) -> tuple[Rows, Rows]:
-    """(train, held-out) records of the one client that a site is.
+    """(train, held out): the records of the one client that a site is.
 
     Args:
         config: its `[data]` train and test are the site's own files; an empty test file means nothing is held out.
-        name: the site's.
-        field, value: where the files are shared, only the rows whose `field`, as text, is `value` (left out: `name`).
+        name: the site's name.
+        field, value: for files that several sites share, the rows whose `field`, as text, is `value` are this site's;
+            value None is `name`, field None takes all rows.
     Raises:
-        DataError: what is wrong with the files; no row to train on is the site's.
+        DataError: a file is malformed, or no row to train on is this site's.
     """
     d, value = config.data, name if value is None else value
     found = read(d.train)

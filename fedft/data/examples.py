@@ -22,18 +22,26 @@ from fedft.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
+IGNORED = -100
+"""The label of a token that is not learned; torch's cross entropy leaves it out (`ignore_index`)."""
 BLOCK = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 
 
 def fill(template: str, row: Mapping[str, Any], where: str) -> str:
-    """`template` with every "{field}" replaced by the row's value, as text; null is empty.
+    """`template` with every "{field}" replaced by that field of `row` as text; null becomes nothing.
 
-    What stands between the braces is a column's name and nothing else; "{{" and "}}" are literal braces, and values are
-    taken as they are, whatever they hold. Text in "[[" and "]]" is left out when a field in it is empty or missing:
-    "[[### Input:\\n{input}\\n]]"; brackets around no field are text. Blocks do not nest. A missing field outside a
-    block, a value that is a list or an object, and a brace without its other raise DataError.
+    Between the braces stands a field's name and nothing else; "{{" and "}}" are literal braces, and values are taken as
+    they are, whatever they hold. A block in "[[" and "]]" is left out when a field in it is empty or missing; brackets
+    around no field are text, and blocks do not nest.
+
+    Raises DataError, beginning with `where`, for a missing field outside a block, a value that is a list or an object,
+    and a brace without its other.
+
+    >>> fill("{q}[[ ({hint})]]?", {"q": "2 + 2"}, "row 1")
+    '2 + 2?'
+    >>> fill("{q}[[ ({hint})]]?", {"q": "Why", "hint": "so"}, "row 2")
+    'Why (so)?'
     """
     text = []
     for i, piece in enumerate(BLOCK.split(template)):  # odd ones were in brackets
@@ -58,17 +66,20 @@ def _value(row: Mapping[str, Any], name: str, where: str) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """One record in tokens."""
+    """One record as token ids with labels."""
 
     input_ids: list[int]
     labels: list[int] | int
-    """For every token itself or IGNORED; of a classification the number of its class."""
+    """One label for each token, the token's own id or IGNORED; for a classification, the number of the class."""
     prompt_length: int
-    """Tokens at the beginning that are given and not learned."""
+    """How many tokens at the beginning are given and not learned."""
 
     @property
     def learnable(self) -> bool:
-        """Whether any loss comes of it. The first token has nothing before it to be predicted from."""
+        """Whether the example contributes to a loss: a class, or a learned token behind the first.
+
+        The first token has nothing before it to be predicted from.
+        """
         return isinstance(self.labels, int) or any(label != IGNORED for label in self.labels[1:])
 
 
@@ -82,14 +93,18 @@ def encode_generation(
     max_prompt: int | None,
     where: str,
 ) -> Example:
-    """Prompt, response and end of sequence; the loss is on the response and the end only.
+    """A record as prompt, response and end-of-sequence token; the labels of the prompt are IGNORED.
 
     Args:
+        row: the record, fields by name.
         prompt: template of what is given; "" learns all of the response, which is plain language modelling.
         response: template of what is learned.
+        tokenizer: of the base model.
         max_length: tokens at most; the response is cut from the right.
         max_prompt: tokens of the prompt at most, cut from the left; None: all but the last of max_length.
         where: what an error message calls this row.
+    Raises:
+        DataError: as `fill`.
 
     A beginning-of-sequence token, if the tokenizer has one, stands first, survives the cut and counts as prompt.
     """
@@ -115,9 +130,17 @@ def encode_label(
     max_length: int,
     where: str,
 ) -> Example:
-    """The filled template `text`, cut to `max_length`, and the place of the row's label in `labels`.
+    """A record as a text of at most `max_length` tokens and a class, whose number is its place in `labels`.
 
-    A label is one of `labels`, or already its place there (as the hub's class labels are).
+    Args:
+        row: the record, fields by name.
+        text: template of the text.
+        label_field: the field that holds the class: one of `labels`, or its number (as the hub's class labels are).
+        labels: names of the classes.
+        tokenizer: of the base model.
+        where: what an error message calls this row.
+    Raises:
+        DataError: the class is not one of `labels`, or as `fill`.
     """
     found = _value(row, label_field, where)  # a field's name, never a template
     if found in labels:
@@ -152,7 +175,9 @@ def encode_all(rows: Iterable[Mapping[str, Any]], encode: Callable[..., Any], wh
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
-    """One batch, padded on the right to its longest example.
+    """One batch of examples, padded on the right to the longest of them.
+
+    `pad_id` is the token id to fill up with; it is masked, so its value does not matter.
 
     Returns:
         input_ids, attention_mask: int64 (B, T); labels: int64 (B, T), IGNORED on padding, or (B,) for classes.

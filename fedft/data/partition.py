@@ -15,7 +15,14 @@ from fedft.registry import Choice
 
 
 def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(train, test): floor(`fraction` * rows) rows drawn for the test, both in the order they had."""
+    """(train, test): floor(fraction * len(rows)) rows drawn at random for the test; both keep the order of `rows`.
+
+    The same number of rows, fraction and seed draw the same rows. Raises ValueError unless 0 <= fraction <= 1.
+
+    >>> train, test = hold_out([{"n": n} for n in range(10)], 0.25, seed=7)
+    >>> len(train), len(test)
+    (8, 2)
+    """
     check.between(0, 1, fraction=fraction)
     drawn = set(_shuffled(len(rows), seed)[: int(len(rows) * fraction + 1e-9)])  # 0.29 * 100 is 28.999...
     return [r for i, r in enumerate(rows) if i not in drawn], [r for i, r in enumerate(rows) if i in drawn]
@@ -39,7 +46,7 @@ class Cut(Protocol):
 def partition(
     rows: Sequence[Row], *, how: Choice, field: str | None, clients: int | None, alpha: float, seed: int
 ) -> dict[str, list[int]]:
-    """Row numbers by client: every row has one client, every client at least one row; numbers ascend.
+    """The rows of each client, as numbers from 0 in ascending order: every row has one client, every client a row.
 
     Args:
         how: `natural`, `iid`, `dirichlet` or another `Cut`, by name or with options.
@@ -48,6 +55,10 @@ def partition(
     Raises:
         DataError: more clients than rows; a row without `field`; every draw left some client without a row.
         ConfigError: no such partitioner, or not these options.
+
+    >>> rows = [{"by": "austen"}, {"by": "melville"}, {"by": "austen"}]
+    >>> partition(rows, how="natural", field="by", clients=None, alpha=1.0, seed=7)
+    {'austen': [0, 2], 'melville': [1]}
     """
     name, options = registry.named(how, "partitioner")
     if name == "dirichlet":

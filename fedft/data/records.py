@@ -1,10 +1,8 @@
-"""Records: read from files or the hub, and who holds which of them.
+"""Records, dictionaries of named values, read from files or the hub. Whose they are is in `partition.py`.
 
     rows = read_rows("train.jsonl.gz")
-    parts = partition(rows, how="natural", field="author", clients=None, alpha=0.5, seed=7)
-    train, test = hold_out([rows[i] for i in parts["austen"]], 0.2, seed=7)
 
-What is wrong with a user's records is a DataError of one line that says where. No global random state is used.
+What is wrong with a user's records is a DataError of one line that says where.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""What can be trained in a base model."""
+"""Which layers and parameters of a base model can be trained, by name and shape."""
 
 from typing import Any
 
@@ -11,13 +11,14 @@ from fedft.models.load import Base
 
 
 def layout_of(base: Base, targets: str | list[str]) -> Layout:
-    """What can be trained in a base.
+    """The trainable parts of a base model by name: linear layers [o, i], the head's parameters, and all parameters.
 
     Args:
         base: the loaded model.
-        targets: "all-linear" (every linear layer but the output and the head), or name endings such as "q_proj".
+        targets: "all-linear" (every linear layer but the output and the head), or endings of layers' names such as
+            "q_proj".
     Raises:
-        DataError: a target matches no layer; the layers there are, are named.
+        DataError: a target that no layer's name ends in; the message names the endings that there are.
     """
     model = base.model
     linear = {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}

@@ -25,33 +25,37 @@ BUILT_IN = "stdlib-base"
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base model with its tokenizer; `digest` is a SHA-256 over its weights."""
+    """A loaded base model with its tokenizer."""
 
     model: Any
     tokenizer: Any
     task: str
+    """One of TASKS."""
     source: str
+    """Folder or hub id that the model was loaded from."""
     digest: str
+    """SHA-256 over the weights, hexadecimal; see `digest_of`."""
 
     @property
     def pad_id(self) -> int:
-        """Token id that fills short rows; masked, so its value does not matter."""
+        """The token id that fills up short rows of a batch; 0 where the tokenizer has none. It is masked."""
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
 
 def load(
     source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0
 ) -> Base:
-    """The base model and tokenizer at `source`: a folder, a hub id, or `stdlib-base`.
+    """The base model and tokenizer at `source`, in evaluation mode on `device`. Torch's global seed stays as it was.
 
     Args:
-        source: where `from_pretrained` finds it.
+        source: a folder, a hub id "owner/name", or BUILT_IN, which is trained now if it is not in the cache.
         task: one of TASKS.
         labels: number of classes for classification.
         dtype: of the resident weights: float32, bfloat16 or float16.
         device: torch device.
         seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
     Raises:
+        ValueError: another task.
         DataError: no model there, or one that does not do this task; no such device.
     """
     check.one_of(TASKS, task=task)
@@ -94,6 +98,7 @@ def load(
 
 
 def _device(name: str) -> torch.device:
+    """The torch device called `name`; DataError where nothing can be kept on it."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # fails where the device is not there, and on "meta", which holds nothing
@@ -104,7 +109,7 @@ def _device(name: str) -> torch.device:
 
 
 def check_length(base: Base, max_length: int) -> None:
-    """Raise DataError where records may be longer than the positions that the base knows."""
+    """Raise DataError if `max_length`, in tokens, is more than the positions that the base model has."""
     room = getattr(base.model.config, "max_position_embeddings", None)
     if isinstance(room, int) and 0 < room < max_length:
         raise DataError(f"[data] max_length = {max_length}, but {base.source} has {room} positions")
@@ -118,7 +123,10 @@ def _can_generate(config: Any) -> bool:
 
 
 def digest_of(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes and bytes of the distinct parameters in canonical order; hexadecimal."""
+    """SHA-256 of a model's weights, hexadecimal: over names, dtypes and bytes of its parameters in canonical order.
+
+    Tied parameters count once; neither the device nor the file format changes the digest.
+    """
     h = hashlib.sha256()
     for name, p in parameters_of(model).items():
         h.update(f"{name}\0{p.dtype}\0".encode())

@@ -32,21 +32,26 @@ Own = list[tuple[str, str, nn.Parameter]]
 
 @dataclass(frozen=True)
 class Offset:
-    """keep w0 + sum_j coefficients[j] z_j; coefficients are float64 [K]."""
+    """Where weights that stand still at w0 are seen to be: keep w0 + sum_j coefficients[j] z_j."""
 
     z: Directions
     coefficients: Tensor
+    """float64 [K]."""
     keep: float = 1.0
+    """Factor of w0; weight decay makes it less than 1."""
 
     def moved(self, z: Directions, coefficients: Tensor, keep: float) -> "Offset":
-        """keep times this, plus sum_j coefficients[j] z_j; ValueError for other directions than these."""
+        """The offset after a step: `keep` times this one, plus sum_j coefficients[j] z_j.
+
+        `coefficients` is float64 [K]. Raises ValueError unless `z` are the directions of this offset.
+        """
         if z is not self.z and z != self.z:
             raise ValueError("expected the directions that the weights are already moved along, got others")
         return Offset(z, keep * self.coefficients + coefficients, keep * self.keep)
 
 
 class _Reads(TorchDispatchMode):
-    """Notes which of the tensors at `where`, {address: name}, operations inside are given."""
+    """Notes in `found` the names of those tensors at `where` ({address: name}) that torch operations inside read."""
 
     def __init__(self, where: Mapping[int, str]) -> None:
         super().__init__()
@@ -61,7 +66,7 @@ class _Reads(TorchDispatchMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, it does not look."""
+        """Inside, operations are not watched."""
         self._on = False
         try:
             yield
@@ -70,39 +75,45 @@ class _Reads(TorchDispatchMode):
 
 
 class Probe:
-    """Swaps copies of parameters in while their own module runs, and out again behind it.
+    """Swaps perturbed copies of parameters in while the module that owns them runs, and out again behind it.
 
-    A parameter that another module reads past its owner's forward is not seen as its copy: see `watching_reads`.
+    A parameter that another module reads without its owner's forward is read unperturbed: see `watching_reads`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.shift: tuple[Directions, int, float] | None = None
-        """Copies are moved by epsilon z."""
+        """(z, index, epsilon): copies of the chosen parameters are moved by epsilon z_index; None: they are not."""
         self.tangent: tuple[Directions, int] | None = None
-        """Copies are dual numbers with the tangent z."""
+        """(z, index): copies of the chosen parameters are dual numbers with the tangent z_index; None: they are not."""
         self.offset: Offset | None = None
-        """Where the weights are seen to stand, if not where they are; of all that is watched, until it is unset."""
+        """Where all watched weights are seen to be, chosen or not; None: where they are."""
         self._model = model
         self._chosen: Collection[str] = ()
         self._watched: Mapping[str, nn.Parameter] | None = None
         self._hooks: list[Any] = []
         self._owned: dict[nn.Module, Own] = {}
         self._real: dict[int, tuple[nn.Parameter, Tensor]] = {}
-        """What is swapped out, by id of its parameter; those hash slowly."""
+        """(parameter, its own data) while a copy is in its place, by id of the parameter; parameters hash slowly."""
         self._mine: dict[nn.Module, list[int]] = {}
+        """Ids of the parameters that each running module has copies of."""
         self._slots: dict[tuple[nn.Module, str], nn.Parameter] = {}
+        """Parameters that dual numbers stand in for, by module and attribute."""
         self._room: dict[nn.Module, list[Tensor]] = {}
-        """For copies of what each module owns: views of one piece of memory, for fresh memory costs more than sums."""
+        """A copy's memory for each parameter of each module: views of one buffer, see `_room_of`."""
         self._at = 0
-        """Where that piece begins."""
+        """Address of that buffer; 0 before there is one."""
         self._reads: _Reads | None = None
-        """What watches the pass at hand."""
+        """The watcher of the forward pass at hand."""
         self._read_well = False
-        """Whether a pass was watched, and read nothing past its owner."""
+        """Whether a forward pass was watched in which no weight was read past its owner."""
 
     @contextmanager
     def swapping(self, live: Mapping[str, nn.Parameter], only: Collection[str] | None) -> Iterator["Probe"]:
-        """Inside, set `shift` or `tangent`; whatever a failed forward pass left swapped in is undone at the end."""
+        """Watch the parameters `live`; inside, set `shift` or `tangent` of the probe that is given.
+
+        `only` are the names of the parameters to be perturbed; None is all. At the end both are unset, and whatever a
+        failed forward pass left swapped in is taken out.
+        """
         self.watch(live)
         self._chosen = live if only is None else set(only)
         self.undo()
@@ -114,7 +125,7 @@ class Probe:
             self.undo()
 
     def undo(self) -> None:
-        """Every parameter is itself again."""
+        """Put every parameter's own values back in the place of its copy."""
         for parameter, data in self._real.values():
             parameter.data = data
         for (module, slot), parameter in self._slots.items():
@@ -122,7 +133,7 @@ class Probe:
         self._real, self._mine, self._slots = {}, {}, {}
 
     def watch(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Hook the modules that own these parameters; tied ones are hooked wherever they are used."""
+        """Hook the modules that own these parameters (by canonical name); a tied one is hooked at each owner."""
         if parameters is self._watched:
             return
         for hook in self._hooks:
@@ -141,9 +152,10 @@ class Probe:
 
     @contextmanager
     def watching_reads(self) -> Iterator[None]:
-        """Inside, for one forward pass: refuse a model that reads weights where they are and not as they are seen.
+        """Run one forward pass inside: weights that it reads past the modules that own them are refused at the end.
 
-        Raises NotImplementedError at the end, naming them. Only the first pass is watched: it takes its time.
+        Such a pass would see them at w0 instead of at the offset. Raises NotImplementedError naming them. Only the
+        first pass is watched, since watching is slow, and none without an offset.
         """
         if self._read_well or self.offset is None or self._watched is None:
             yield
@@ -163,7 +175,13 @@ class Probe:
         self._read_well = True
 
     def seen(self, name: str, parameter: Tensor, out: Tensor) -> Tensor:
-        """`out`, in any dtype, := what forward passes see in the place of `parameter`."""
+        """Set `out` to the values that forward passes see in the place of a parameter, and return it.
+
+        Args:
+            name: canonical name of the parameter.
+            parameter: its own values, at w0.
+            out: contiguous, of the parameter's shape, in any dtype; each value is summed in float32 and rounded once.
+        """
         shift = self.shift if name in self._chosen else None
         if self.offset is None and shift is not None and parameter.dtype == torch.float32:
             z, index, epsilon = shift
@@ -185,12 +203,14 @@ class Probe:
         return out
 
     def _in(self, module: nn.Module, own: Own) -> None:
+        """Before a module runs: put copies in the place of its own parameters."""
         if self.offset is None and not self._chosen:
             return
         with self._reads.paused() if self._reads else nullcontext():
             self._swap_in(module, own)
 
     def _swap_in(self, module: nn.Module, own: Own) -> None:
+        """Put a dual number in the place of each parameter with a tangent, a copy in the place of each other one."""
         room = None if self._real or torch.is_grad_enabled() else self._room_of(module)  # autograd may keep its own
         for i, (slot, name, parameter) in enumerate(own):
             if self.tangent is not None and name in self._chosen:
@@ -206,6 +226,7 @@ class Probe:
                 parameter.data = copy
 
     def _out(self, module: nn.Module, own: Own, out: Any) -> Any:
+        """Behind a module: put its own parameters back; returns its output, apart from the copies' memory."""
         for slot, _, _ in own if self._slots else ():
             if (parameter := self._slots.pop((module, slot), None)) is not None:
                 module._parameters[slot] = parameter
@@ -218,9 +239,11 @@ class Probe:
         return self._apart(out) if isinstance(out, Tensor) else tree_map_only(Tensor, self._apart, out)
 
     def _apart(self, out: Tensor) -> Tensor:
+        """`out`, copied if it lies in the memory that copies of parameters share."""
         return out.clone() if self._at and out.untyped_storage().data_ptr() == self._at else out
 
     def _dual(self, name: str, parameter: nn.Parameter, z: Directions, index: int) -> Any:
+        """The dual number of a parameter as it is seen, with the tangent z_index in the parameter's dtype."""
         direction = z.direction(name, index, parameter.shape, device=parameter.device).to(parameter.dtype)
         here = parameter.detach()
         if self.offset is not None:
@@ -228,7 +251,12 @@ class Probe:
         return forward_ad.make_dual(here, direction)
 
     def _room_of(self, module: nn.Module) -> list[Tensor]:
-        """Memory for copies of what a module owns, while no module around it has copies: that of the largest."""
+        """One tensor for a copy of each parameter that `module` owns, all in one scratch buffer.
+
+        The buffer is sized for the module that owns most, and holds the copies of the one module that is running: it
+        must not be asked for while a module around this one has copies. Fresh memory for each module would cost more
+        than the sums.
+        """
         if not self._room:
             sizes = {m: [-(-p.nbytes // ALIGNMENT) * ALIGNMENT for _, _, p in own] for m, own in self._owned.items()}
             device = next(iter(self._watched.values())).device if self._watched else None

@@ -40,7 +40,7 @@ END, PAD = "<|end|>", "<|pad|>"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that determines the base beside the text and the versions of the libraries."""
+    """Shape and training of the base model: with the text and the libraries' versions, all that decides its bytes."""
 
     vocabulary: int = 1024
     hidden: int = 128
@@ -54,12 +54,12 @@ class Settings:
     length: int = 128
     """Tokens of a training sequence."""
     muon_lr: float = 0.03
-    """For the matrices of the layers."""
+    """Learning rate of Muon, for the matrices of the layers."""
     adamw_lr: float = 6e-3
-    """For embeddings and norms."""
+    """Learning rate of AdamW, for embeddings and norms."""
     warmup_steps: int = 10
     decay: float = 0.6
-    """Last part of the steps, over which both rates fall to zero in a line."""
+    """The last part of the steps, in 0 .. 1, over which both learning rates fall to zero in a line."""
     seed: int = 0
 
 
@@ -67,7 +67,7 @@ TINY = Settings(vocabulary=512, hidden=64, layers=2, heads=2, mlp=176, steps=30,
 
 
 def cache_folder() -> Path:
-    """Where fedft keeps what it can make again: FEDFT_CACHE, or `fedft` in the user's cache folder of the platform."""
+    """The folder for what fedft can make again: FEDFT_CACHE, or `fedft` in the user's cache folder."""
     if own := os.environ.get("FEDFT_CACHE"):
         return Path(own)
     if xdg := os.environ.get("XDG_CACHE_HOME"):
@@ -80,7 +80,7 @@ def cache_folder() -> Path:
 def ensure(
     cache: Path | None = None, progress: bool | None = None, *, settings: Settings | None = None, threads: int = 1
 ) -> Path:
-    """The folder of the base model, for AutoModelForCausalLM and AutoTokenizer; trained now if it is not there yet.
+    """The folder of the built-in base model, for AutoModelForCausalLM and AutoTokenizer; trained if it is not there.
 
     Args:
         cache: folder to keep it in; None is `cache_folder()`.
@@ -108,7 +108,7 @@ def ensure(
 
 
 def intact(folder: Path) -> bool:
-    """Whether `folder` holds a finished base whose weights and tokenizer are those it was finished with."""
+    """Whether `folder` holds a finished base model whose weights and tokenizer have the digest of its record."""
     try:
         return bool(json.loads((folder / RECORD).read_text())["digest"] == _digest(folder))
     except (OSError, ValueError, KeyError, TypeError):
@@ -124,11 +124,13 @@ def _digest(folder: Path) -> str:
 
 
 def _key(text: str, settings: Settings) -> str:
+    """16 hexadecimal digits that name a base model: a digest of all that decides its bytes."""
     versions = [platform.python_version(), *(version(name) for name in ("torch", "transformers", "tokenizers"))]
     return hashlib.sha256(json.dumps([text, asdict(settings), versions]).encode()).hexdigest()[:16]
 
 
 def _text() -> str:
+    """The training text: Python's language reference, topics apart by END."""
     try:
         from pydoc_data.topics import topics
     except ImportError:  # some distributions leave the reference out; docstrings read much the same
@@ -150,7 +152,7 @@ def _build(folder: Path, text: str, settings: Settings, threads: int, progress: 
 
 @contextmanager
 def _own_torch(seed: int, threads: int) -> Iterator[None]:
-    """Torch seeded and with `threads` threads inside, as it was outside."""
+    """Inside, torch has this seed and `threads` threads; afterwards both are what they were."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -175,7 +177,7 @@ def _bar(progress: bool | None, steps: int) -> Progress:
 
 
 def _tokenizer(text: str, settings: Settings) -> "Tokenizer":
-    """Byte-level BPE: every text has tokens, none is unknown."""
+    """A byte-level BPE tokenizer trained on `text`: every text has tokens, none is unknown."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -208,7 +210,7 @@ def _model(tokenizer: "Tokenizer", settings: Settings) -> "LlamaForCausalLM":
 
 
 def _training(model: "LlamaForCausalLM", tokens: Tensor, settings: Settings) -> Iterator[float]:
-    """Train `model` in place; yields the loss of every step before it is taken."""
+    """Train `model` in place on windows of `tokens` (N,); yields the loss of every step, in nats per token."""
     # Muon keeps the updates of a matrix well conditioned: AdamW alone stands at 4.9 where this reaches 3.6.
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed_tokens" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed_tokens" in name]
@@ -232,7 +234,7 @@ def _training(model: "LlamaForCausalLM", tokens: Tensor, settings: Settings) -> 
 
 
 def _rate(step: int, settings: Settings) -> float:
-    """Factor of both learning rates: up over the warm-up, flat, then down to zero."""
+    """The factor of both learning rates at a step: up over the warm-up, then 1, then down to zero."""
     left = (settings.steps - step) / (settings.decay * settings.steps)
     return min(1.0, (step + 1) / settings.warmup_steps, left)
 

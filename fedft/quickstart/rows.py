@@ -26,11 +26,12 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def rows(packages: Sequence[str] = DEFAULT) -> list[dict[str, Any]]:
-    """One row per documented class and function: `client` (the package), `prompt` and `response`.
+    """The quickstart's records: one for each documented class and function of some standard-library packages.
 
-    The order is that of `packages`, then of file paths, then of lines: the same in every call on one Python. Test
-    folders, docstrings of less than 15 characters and repetitions of a row within its package are left out. A package
-    of which no source file is there raises DataError.
+    A record has `client` (the package), `prompt` (signature and opening quotes) and `response` (the first paragraph of
+    the docstring and closing quotes). The order is that of `packages`, then of file paths, then of lines: the same in
+    every call on one Python. Test folders, docstrings of less than 15 characters and repetitions of a row within its
+    package are left out. Raises DataError for a package of which no source file is there.
     """
     found = ((package, *row) for package in packages for path in _sources(package) for row in _documented(path))
     return [dict(zip(("client", "prompt", "response"), row, strict=True)) for row in dict.fromkeys(found)]
@@ -54,7 +55,7 @@ def _library() -> Path:
 
 
 def _sources(package: str) -> list[Path]:
-    """The package's files by path; its tests, if it holds any, are no part of what it documents."""
+    """The source files of a package in the order of their paths, without its tests; DataError if there is none."""
     if not package.isidentifier():
         raise DataError(f"{package!r} is not the name of a package of the standard library")
     folder = _library() / package
@@ -68,7 +69,7 @@ def _sources(package: str) -> list[Path]:
 
 @cache  # parsing takes a second for the default packages; a race reads them once for each of its runs
 def _documented(path: Path) -> tuple[tuple[str, str], ...]:
-    """(prompt, response) of what a source file documents."""
+    """(prompt, response) of every documented class and function of a source file."""
     found = []
     for node in _definitions(_parsed(path)):
         paragraph = _first_paragraph(ast.get_docstring(node) or "")
@@ -84,7 +85,7 @@ def _parsed(path: Path) -> ast.Module:
 
 
 def _definitions(tree: ast.Module) -> list[Definition]:
-    """Classes and functions at any depth, by line (`ast.walk` goes by depth)."""
+    """The classes and functions of a syntax tree, at any depth, in the order of their lines."""
     found = [node for node in ast.walk(tree) if isinstance(node, Definition)]
     return sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
@@ -97,7 +98,7 @@ def _signature(node: Definition) -> str:
 
 
 def _first_paragraph(docstring: str) -> str:
-    """As one line; a long one is cut behind its last whole word."""
+    """The first paragraph of a docstring as one line, cut behind a whole word at MAX_RESPONSE_CHARACTERS."""
     line = " ".join(docstring.split("\n\n", 1)[0].split())
     if len(line) <= MAX_RESPONSE_CHARACTERS:
         return line

@@ -1,3 +1,4 @@
-"""Random numbers that several machines must agree on: the counter-based generator, shared directions and masks. Wire
-formats: versioned, the same bits on every device. Keys and privacy noise never come from here.
+"""Random numbers that several machines must agree on: the counter-based generator, shared directions and masks.
+
+They are wire formats: versioned, the same bits on every device. Keys and privacy noise never come from here.
 """

@@ -40,13 +40,15 @@ _SPAN = SUPERBLOCK * BLOCK  # elements, and bits of D or S, of a superblock
 
 @dataclass(frozen=True)
 class Hadamard:
-    """`hadamard v1`, the default family: K <= 4096 directions; exact everywhere.
+    """The directions of `hadamard v1`, the default family: K <= 4096; exact on every device. See `Directions`.
 
-    Compiled kernels keep nothing. torch keeps the bits of D, which do not depend on j: n/8 bytes per tensor (8 KiB at
-    least), 256 MiB in all, beyond which they are made anew at each call; and the block signs of the direction last
-    used, n/1024 bytes per tensor, of at most 4096 tensors or chunks. A tensor walked in chunks is kept chunk by chunk,
-    so walk it in the same chunks each time. `axpy_` and `dot` hold another n/8 bytes while they work. What is kept goes
-    with the instance.
+    Raises ValueError for a seed outside 0 .. 2^64 - 1 or a count outside 1 .. 4096.
+
+    Memory: compiled kernels keep nothing. torch keeps, for as long as the instance lives, the bits of D, which do not
+    depend on the direction: n/8 bytes for a tensor of n elements (8 KiB at least), 256 MiB in all, beyond which they
+    are made anew at each call; and the block signs of the direction last used, n/1024 bytes per tensor, of at most 4096
+    tensors or chunks. Both are kept by window: a tensor given in chunks should be cut the same way each time. `axpy_`
+    and `dot` hold another n/8 bytes while they work.
     """
 
     seed: int
@@ -62,15 +64,17 @@ class Hadamard:
     def direction(
         self, name: str, index: int, shape: Sequence[int], *, start: int = 0, device: torch.device | str = "cpu"
     ) -> Tensor:
+        """Direction z_index of tensor `name`: float32 of `shape`, every entry +1 or -1. See `Directions`."""
         out = torch.zeros(tuple(shape), dtype=torch.float32, device=device)
         self.add_(out, name, index, 1.0, start=start)
         return out
 
     def add_(self, out: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """Add alpha * z_index to the contiguous float32 tensor `out`, in place. See `Directions.add_`."""
         self.add_into(out, out, name, index, alpha, start=start)
 
     def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
-        """out = x + alpha * z_index in one pass, rounded as `add_` rounds; `x` is like `out`, or is `out` itself."""
+        """Set out = x + alpha * z_index in one pass; `x` is a tensor like `out`, or `out` itself."""
         alike = x is out or (
             x.dtype is out.dtype and x.is_contiguous() and x.shape == out.shape and x.device == out.device
         )
@@ -86,6 +90,7 @@ class Hadamard:
             torch.add(old[here], piece, out=flat[here])
 
     def _refuse(self, out: Tensor, x: Tensor, index: int, alpha: float, start: int) -> None:
+        """Raise the ValueError of the first argument of `add_into` that is wrong."""
         directions.check_out(out)
         directions.check_out(x)
         if (out.shape, out.device) != (x.shape, x.device):
@@ -95,6 +100,7 @@ class Hadamard:
         directions.check_start(start)
 
     def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
+        """Add sum_j coefficients[j] z_j to `out` in place: one fast transform per block. See `Directions.axpy_`."""
         flat = directions.flat(out)
         integers, unit = directions.quantised(coefficients, self.count)
         if unit == 0.0:
@@ -115,6 +121,7 @@ class Hadamard:
             flat[here].add_(sums.view(-1)[there], alpha=unit)  # times a power of two is exact, with or without FMA
 
     def dot(self, x: Tensor, name: str, *, start: int = 0, scale_exponent: int | None = None) -> Tensor:
+        """The inner products of `x` with all directions, float64 [K], exact sums of integers. See `Directions.dot`."""
         flat, scale = directions.scaled(x, scale_exponent)
         directions.check_start(start)
         if kernels := hadamard_kernels.chosen(flat, _TRANSFORM):
@@ -135,7 +142,7 @@ class Hadamard:
     def _pieces(
         self, name: str, index: int, start: int, numel: int, value: int, device: torch.device
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Parts of the window and there z_index times the float32 with bits `value`."""
+        """Slices of the window start .. start + numel, each with z_index there times the float32 of bits `value`."""
         if numel == 0:
             return
         bits = self._element_bits(name, start, numel, device)
@@ -149,7 +156,10 @@ class Hadamard:
             yield here, signs.bitwise_xor_(value).view(torch.float32).view(-1)[there]
 
     def _latest(self, what: Hashable, index: int, made: Callable[[], Tensor]) -> Tensor:
-        """`made()` for direction `index`, once: a zeroth-order step asks three times for one direction."""
+        """The result of `made()`, kept under `what` until another direction is asked for.
+
+        A zeroth-order step asks three times for one direction.
+        """
         known = self._last.get(what)
         if known is None or known[0] != index:
             if known is None and len(self._last) >= MAX_WINDOWS:

@@ -24,7 +24,10 @@ KNOWN_ANSWER = "0341f98d69061d56"  # of `answer`, made by torch
 
 
 def chosen(x: Tensor, cost: int = 1) -> ModuleType | None:
-    """The kernels to use on `x`; None means torch, and counts `cost` for each element."""
+    """The module of compiled kernels to work on a tensor like `x` with; None means torch.
+
+    `cost` is what the work on an element takes, in additions: see `compiled.library`.
+    """
     if (library := compiled.library(x, cost)) is None:
         return None
     return (_loaded if compiled.forced() else _trusted)(library, x.device.type)
@@ -32,7 +35,7 @@ def chosen(x: Tensor, cost: int = 1) -> ModuleType | None:
 
 @cache
 def _trusted(library: str, kind: str) -> ModuleType | None:
-    """The kernels written with `library`, or None if they cannot be had."""
+    """The module of kernels written with `library`, or None where it is not installed or answers wrongly."""
     try:
         return _loaded(library, kind)
     except ImportError:
@@ -44,7 +47,7 @@ def _trusted(library: str, kind: str) -> ModuleType | None:
 
 @cache
 def _loaded(library: str, kind: str) -> ModuleType:
-    """The kernels written with `library`, tried on that kind of device."""
+    """The module of kernels written with `library`, tried on a kind of device; RuntimeError for a wrong answer."""
     kernels = importlib.import_module(f"fedft.randomness.hadamard_{library}")
     if (found := answer(kernels, kind)) != KNOWN_ANSWER:
         raise RuntimeError(f"they answer {found} where {KNOWN_ANSWER} is right")
@@ -52,7 +55,10 @@ def _loaded(library: str, kind: str) -> ModuleType:
 
 
 def answer(kernels: ModuleType, kind: str) -> str:
-    """Digest of all three kernels at work on a window with ragged ends."""
+    """What a module of kernels computes on a kind of device, as 16 hexadecimal digits: KNOWN_ANSWER if it is right.
+
+    All three kernels work on one window whose ends lie within blocks.
+    """
     x = torch.zeros(9000, device=kind)
     integers = (torch.arange(4096, device=kind) * 7919 % 1001 - 500).to(torch.int32)
     kernels.axpy_(x, 4000, 2**64 - 7, 2**32 - 1, integers, 2.0**-9)

@@ -155,7 +155,14 @@ _add_at = compiled(_add, partial(numba.cfunc, _ADD)).ctypes
 
 
 def axpy_(out: Tensor, start: int, key: int, name_id: int, integers: Tensor, unit: float) -> None:
-    """out += unit * sum_j integers[j] z_j, where `integers` is int32 [4096] and `out` begins at element `start`."""
+    """Add unit * sum_j integers[j] z_j to `out`, in place.
+
+    Args:
+        out: contiguous float32; its first element is element `start` of the tensor.
+        key, name_id: the seed and the tensor's stream number, see `philox.py`.
+        integers: int32 [4096], below 2^19 in size, on the device of `out`.
+        unit: a power of two.
+    """
     coefficients, stream = integers.numpy(), (np.uint64(key), np.uint32(name_id))
 
     def of(part: Array, first: int) -> None:
@@ -166,7 +173,10 @@ def axpy_(out: Tensor, start: int, key: int, name_id: int, integers: Tensor, uni
 
 
 def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
-    """sum_i round(scale x_i) z_j[start + i] for every j, int64 [4096]."""
+    """The sums over i of round(scale x_i) z_j[start + i] for all 4096 directions j: int64 [4096].
+
+    `x` is contiguous float32 and `scale` a power of two such that |scale x_i| <= 2^22.
+    """
     stream, totals = (np.uint64(key), np.uint32(name_id)), [np.zeros(BLOCK, np.int64)]
 
     def of(part: Array, first: int) -> None:
@@ -180,7 +190,7 @@ def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
 
 
 def add_into(out: Tensor, x: Tensor, start: int, key: int, name_id: int, index: int, alpha: float) -> None:
-    """out = x + alpha z_index; x may be out."""
+    """Set out = x + alpha z_index, for contiguous float32 tensors alike; `x` may be `out` itself."""
     to, at, size = out.data_ptr(), x.data_ptr(), out.numel()
     if size < 2 * _WORTH:
         _add_at(to, at, size, start, key, name_id, index, alpha)
@@ -197,9 +207,9 @@ def _buffers(*types: type) -> list[Array]:
 
 
 def _each(x: Tensor, start: int, of: Callable[[Array, int], None], *, write: bool = False) -> None:
-    """of(part of x, its first block) for parts of whole blocks that cover the window.
+    """Call `of(part of x, number of its first block)` for parts of whole blocks that cover the window of `x`.
 
-    Ragged ends of a window stand among zeros; with `write` what becomes of them is put back.
+    The ends of the window within a block are padded to one with zeros; with `write` the result is copied back.
     """
     numbers = x.numpy()
     head = min(numbers.size, -start % BLOCK)
@@ -217,7 +227,7 @@ def _each(x: Tensor, start: int, of: Callable[[Array, int], None], *, write: boo
 
 
 def _share(low: int, high: int, of: Callable[[int, int], None]) -> None:
-    """of(low, high), cut at multiples of a block from `low` among torch's number of threads."""
+    """Call `of(low, high)` for parts of low .. high, cut at multiples of a block, in as many threads as torch has."""
     threads = max(1, min(torch.get_num_threads(), (high - low) // _WORTH))
     if threads == 1:
         of(low, high)

@@ -122,14 +122,24 @@ def _add(out, x, size, start, first, k0, k1, name, index, alpha):  # type: ignor
 
 
 def axpy_(out: Tensor, start: int, key: int, name_id: int, integers: Tensor, unit: float) -> None:
-    """out += unit * sum_j integers[j] z_j, where `integers` is int32 [4096] and `out` begins at element `start`."""
+    """Add unit * sum_j integers[j] z_j to `out`, in place.
+
+    Args:
+        out: contiguous float32; its first element is element `start` of the tensor.
+        key, name_id: the seed and the tensor's stream number, see `philox.py`.
+        integers: int32 [4096], below 2^19 in size, on the device of `out`.
+        unit: a power of two.
+    """
     first, blocks, words = _plan(out, start, key, name_id)
     with _on(out):
         _axpy[(blocks,)](out, out.numel(), start, first, *words, integers, unit, **_HOW)
 
 
 def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
-    """sum_i round(scale x_i) z_j[start + i] for every j, int64 [4096]."""
+    """The sums over i of round(scale x_i) z_j[start + i] for all 4096 directions j: int64 [4096].
+
+    `x` is contiguous float32 and `scale` a power of two such that |scale x_i| <= 2^22.
+    """
     first, blocks, words = _plan(x, start, key, name_id)
     total = torch.empty((min(blocks, _ROWS), BLOCK), dtype=torch.int64, device=x.device)
     with _on(x):
@@ -138,7 +148,7 @@ def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
 
 
 def add_into(out: Tensor, x: Tensor, start: int, key: int, name_id: int, index: int, alpha: float) -> None:
-    """out = x + alpha z_index; x may be out."""
+    """Set out = x + alpha z_index, for contiguous float32 tensors alike; `x` may be `out` itself."""
     first, blocks, words = _plan(out, start, key, name_id)
     with _on(out):
         _add[(blocks,)](out, x, out.numel(), start, first, *words, index, alpha, **_HOW)

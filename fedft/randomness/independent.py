@@ -23,23 +23,26 @@ from fedft.randomness import directions, philox
 
 
 class _Rows(ABC):
-    """Directions that can be had in rows: float32 [indices, numel] of any of them over any window."""
+    """`Directions` of which any rows can be made over any window: float32 [indices, numel]."""
 
     count: int
     exact: ClassVar[bool]  # entries are +-1, so that integers stay integers
     together: ClassVar[int]  # entries made at once: enough to hide call overhead, few enough for caches (measured)
 
     @abstractmethod
-    def _rows(self, name: str, indices: range, start: int, numel: int, device: torch.device) -> Tensor: ...
+    def _rows(self, name: str, indices: range, start: int, numel: int, device: torch.device) -> Tensor:
+        """Elements start .. start + numel of the directions `indices` of tensor `name`: float32 [indices, numel]."""
 
     def direction(
         self, name: str, index: int, shape: Sequence[int], *, start: int = 0, device: torch.device | str = "cpu"
     ) -> Tensor:
+        """Direction z_index of tensor `name`: float32 of `shape`. See `Directions`."""
         directions.check_index(index, self.count)
         rows = self._rows(name, range(index, index + 1), start, math.prod(shape), torch.device(device))
         return rows.reshape(tuple(shape))
 
     def add_(self, out: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """Add alpha * z_index to the contiguous float32 tensor `out`, in place. See `Directions.add_`."""
         flat, _ = directions.flat(out), directions.float32_bits(alpha)
         directions.check_index(index, self.count)
         for here in _windows(flat.numel()):
@@ -47,10 +50,12 @@ class _Rows(ABC):
             flat[here].add_(row[0].mul(alpha))  # two steps: a fused one would round the product differently
 
     def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
+        """Set out = x + alpha * z_index; `x` is a tensor like `out`, or `out` itself."""
         out.copy_(x)
         self.add_(out, name, index, alpha, start=start)
 
     def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
+        """Add sum_j coefficients[j] z_j to `out` in place, in passes over all K directions. See `Directions.axpy_`."""
         flat = directions.flat(out)
         read = directions.quantised if self.exact else directions.checked
         numbers, unit = read(coefficients, self.count)
@@ -65,6 +70,7 @@ class _Rows(ABC):
             flat[here].add_(total.to(torch.float32), alpha=unit)
 
     def dot(self, x: Tensor, name: str, *, start: int = 0, scale_exponent: int | None = None) -> Tensor:
+        """The inner products of `x` with all directions: float64 [K]. See `Directions.dot`."""
         flat, scale = directions.scaled(x, scale_exponent) if self.exact else (directions.scaled(x, None)[0], 1.0)
         total = torch.zeros(self.count, dtype=torch.float64, device=flat.device)
         for here in _windows(flat.numel()):
@@ -77,7 +83,11 @@ class _Rows(ABC):
 
 @dataclass(frozen=True)
 class Rademacher(_Rows):
-    """`rademacher v1`: independent signs; exact everywhere, n K random bits for every axpy_ and dot."""
+    """The directions of `rademacher v1`: independent signs, exact on every device. See `Directions`.
+
+    Slow: `axpy_` and `dot` draw n K random bits for a tensor of n elements. Raises ValueError for a seed outside
+    0 .. 2^64 - 1 or a count below 1.
+    """
 
     seed: int
     count: int
@@ -99,7 +109,11 @@ class Rademacher(_Rows):
 
 @dataclass(frozen=True)
 class Gaussian(_Rows):
-    """`gaussian v1`: independent standard normals, at most 6.7 in size; portable to about 1e-6, slow."""
+    """The directions of `gaussian v1`: independent standard normal entries, at most 6.7 in size. See `Directions`.
+
+    Equal to about 1e-6 from one device to another, not bit for bit, and slower than signs. Raises ValueError for a seed
+    outside 0 .. 2^64 - 1 or a count below 1.
+    """
 
     seed: int
     count: int
@@ -125,9 +139,10 @@ class Gaussian(_Rows):
 
 @dataclass(frozen=True, eq=False)
 class Table(_Rows):
-    """Directions given as numbers, to check published values by hand: `vectors[name]` is floating [K, n].
+    """Directions given as numbers, to check published values by hand: row j of `vectors[name]`, [K, n], is z_j.
 
-    Row j, elements start .. start + n, is z_j, whatever its variance. A name that is absent raises ValueError.
+    The entries are floating, of any variance. Raises ValueError for vectors of different K; a tensor whose name is not
+    among them, or that has more than n elements, raises ValueError when its directions are asked for.
     """
 
     vectors: Mapping[str, Tensor]
@@ -141,6 +156,7 @@ class Table(_Rows):
 
     @property
     def count(self) -> int:  # type: ignore[override]
+        """K, the number of rows that every table has."""
         return next(iter(self.vectors.values())).shape[0]
 
     def _rows(self, name: str, indices: range, start: int, numel: int, device: torch.device) -> Tensor:

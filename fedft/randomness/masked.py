@@ -22,15 +22,20 @@ CHUNK = 1 << 18  # elements: what `hadamard` works on at once, so its windows st
 
 
 def fraction(rho: float, variant: Literal["exact", "reference"]) -> float:
-    """The share of entries that is zeroed: rho, or Phi(rho) by the published code."""
+    """The share of a direction's entries that is zeroed: rho, or Phi(rho) as in the published code ("reference").
+
+    >>> fraction(0.9, "exact"), round(fraction(0.9, "reference"), 2)
+    (0.9, 0.82)
+    """
     return rho if variant == "exact" else (1 + math.erf(rho / math.sqrt(2))) / 2
 
 
 @dataclass(frozen=True)
 class Masked:
-    """`inner` with the share `zeroed` of its entries zeroed; the mask is a function of `seed` and the tensor's name.
+    """The directions of `inner` with a random share `zeroed` of their entries zeroed, the same ones in all K.
 
-    Keeps the masks it has made: a byte per element.
+    The mask of a tensor is a function of `seed` and the tensor's name. Masks stay in memory, a byte per element, for as
+    long as the instance lives. Raises ValueError unless 0 <= zeroed <= 1 and the seed is in 0 .. 2^64 - 1.
     """
 
     inner: Directions
@@ -46,11 +51,11 @@ class Masked:
 
     @property
     def count(self) -> int:
-        """K, of `inner`."""
+        """K, the number of directions; that of `inner`."""
         return self.inner.count
 
     def kept(self, name: str, start: int, numel: int, device: torch.device | str = "cpu") -> Tensor:
-        """Which of the elements start .. start + numel of a tensor are not zeroed: bool [numel]."""
+        """The mask of elements start .. start + numel of tensor `name`: bool [numel], false where zeroed."""
         key = (name, start, numel, torch.device(device))
         if key not in self._kept:
             directions.check_start(start)
@@ -63,14 +68,14 @@ class Masked:
     def direction(
         self, name: str, index: int, shape: Sequence[int], *, start: int = 0, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """z_index with its zeros."""
+        """Direction z_index of tensor `name`, zeros included: float32 of `shape`. See `Directions`."""
         out = self.inner.direction(name, index, shape, start=start, device=device)
         for here, kept in self._chunks(name, start, out):
             out.view(-1)[here] *= kept
         return out
 
     def add_(self, out: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
-        """out += alpha z_index; elements that are zeroed keep every bit."""
+        """Add alpha * z_index to `out` in place; where the mask is false, `out` keeps every bit."""
         flat = directions.flat(out)
         for here, kept in self._chunks(name, start, flat):
             moved = flat[here].clone()
@@ -78,12 +83,12 @@ class Masked:
             flat[here] = torch.where(kept, moved, flat[here])
 
     def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
-        """out = x + alpha z_index."""
+        """Set out = x + alpha * z_index; `x` is a tensor like `out`, or `out` itself."""
         out.copy_(x)
         self.add_(out, name, index, alpha, start=start)
 
     def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
-        """out += sum_j coefficients[j] z_j; elements that are zeroed keep every bit."""
+        """Add sum_j coefficients[j] z_j to `out` in place; where the mask is false, `out` keeps every bit."""
         flat = directions.flat(out)
         for here, kept in self._chunks(name, start, flat):
             moved = flat[here].clone()
@@ -91,7 +96,7 @@ class Masked:
             flat[here] = torch.where(kept, moved, flat[here])
 
     def dot(self, x: Tensor, name: str, *, start: int = 0, scale_exponent: int | None = None) -> Tensor:
-        """<x, z_j> over the elements that are kept."""
+        """The inner products of `x` with all directions, over the entries that are not zeroed: float64 [K]."""
         seen = x.detach().reshape(-1).clone()
         for here, kept in self._chunks(name, start, seen):
             seen[here] *= kept

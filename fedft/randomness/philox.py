@@ -45,7 +45,11 @@ Word = Any  # 32 bits in 0 .. 2^32 - 1: a Python int, or an int64 tensor of such
 def philox4x32(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -> tuple[Word, Word, Word, Word]:
     """The four output words of Philox-4x32-10 at `counter` under `key`, bit exact on every device.
 
-    Python ints are the fast way for a few blocks (about 5 us each), tensors for many.
+    All are 32-bit words, as Python ints or as int64 tensors that broadcast. Python ints are the fast way for a few
+    blocks (about 5 us each), tensors for many. Salmon et al., SC 2011; the example is of their test vectors.
+
+    >>> [f"{word:08x}" for word in philox4x32((0, 0, 0, 0), (0, 0))]
+    ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(_ROUNDS):
@@ -60,7 +64,7 @@ def philox4x32(counter: tuple[Word, Word, Word, Word], key: tuple[Word, Word]) -
 
 @lru_cache(maxsize=1 << 16)
 def tensor_id(name: str) -> int:
-    """The 32-bit stream number of a tensor: the first 4 bytes, little endian, of BLAKE2b-512 of `name` in UTF-8."""
+    """The stream number of a tensor, 32 bits: the first 4 bytes, little endian, of BLAKE2b-512 of `name` in UTF-8."""
     return int.from_bytes(hashlib.blake2b(name.encode()).digest()[:4], "little")
 
 
@@ -74,7 +78,7 @@ def split_key(key: int) -> tuple[int, int]:
 def words(
     key: int, purpose: int, name_id: int, first_block: int, blocks: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Output blocks `first_block` .. `first_block + blocks - 1` of one stream.
+    """Output blocks `first_block` .. `first_block + blocks - 1` of one stream of random words.
 
     Args:
         key: 64-bit seed.
@@ -117,9 +121,14 @@ def _words(key: int, purpose: int, name_id: int, first_block: int, blocks: int) 
 
 
 def uniform(key: int, purpose: int, name: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Numbers k * 2^-24 in [0, 1), k uniform in 0 .. 2^24 - 1, as float32 of `shape`; exact on every device.
+    """Uniform random numbers in [0, 1), float32 of `shape`: multiples of 2^-24, the same bits on every device.
 
-    Element e in row-major order is the top 24 bits of word e % 4 of block e // 4.
+    Element e in row-major order is the top 24 bits of word e % 4 of block e // 4. `purpose` is one of the module's
+    constants; `name` is the tensor's. Raises ValueError for a key outside 0 .. 2^64 - 1.
+
+    >>> a, b = uniform(7, LORA_INIT, "q.lora_A", (2, 2)), uniform(7, LORA_INIT, "q.lora_A", (4,))
+    >>> a.flatten().equal(b)  # the shape does not matter
+    True
     """
     count = math.prod(shape)
     numbers = words(key, purpose, tensor_id(name), 0, -(-count // 4), device)
@@ -128,6 +137,9 @@ def uniform(key: int, purpose: int, name: str, shape: Sequence[int], device: tor
 
 def derive(seed: int, purpose: str, *parts: int | str) -> int:
     """A seed in 0 .. 2^63 - 1 for one use of a master seed, as in `derive(run_seed, "batches", round, client)`.
+
+    >>> derive(7, "batches", 3, "north") == derive(7, "batches", 3, "south")
+    False
 
     BLAKE2b with 8 bytes of output, personalised "fedft.derive.v1", over each argument as kind ("i" or "s"), length in
     8 bytes (little endian) and text (UTF-8; integers in decimal). Different arguments are different texts: ("ab", "c")

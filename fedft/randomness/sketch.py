@@ -29,7 +29,15 @@ CLOSE = 1e-6
 
 
 def coordinates(z: Directions, name: str, x: Tensor, scale: str = "unbiased", family: str = "hadamard") -> Tensor:
-    """gamma of `x` on all directions of `z`; `family` is what `mmse` must know of them ("table": uniform entries)."""
+    """The coordinates gamma of a vector on all K directions, float32 [K], scaled by one of the module's rules.
+
+    Args:
+        z: the directions.
+        name: the canonical name of the tensor that `x` is.
+        x: float32 of d elements, any shape.
+        scale: one of SCALES.
+        family: the family of `z`, a key of KAPPA or "hadamard"; only "mmse" asks for it.
+    """
     if scale == "lstsq":
         return least_squares(z, name, x)
     k, d, inner = z.count, x.numel(), z.dot(x, name)
@@ -44,8 +52,9 @@ def coordinates(z: Directions, name: str, x: Tensor, scale: str = "unbiased", fa
 
 
 def least_squares(z: Directions, name: str, x: Tensor) -> Tensor:
-    """Conjugate gradients on Z^T Z gamma = Z^T x, in passes of the fast kernels and in an order that never varies.
+    """The coordinates gamma, float32 [K], for which |Z gamma - x| is least: scale "lstsq".
 
+    Conjugate gradients on Z^T Z gamma = Z^T x, each step two passes over the directions, in an order that never varies.
     `hadamard` needs 2 to 10 passes at any size and is exact to 1e-5 where K = d. Independent directions need few while
     K < d / 2, and are stopped at 100: near K = d what they leave may be a tenth.
     """
@@ -68,25 +77,34 @@ def least_squares(z: Directions, name: str, x: Tensor) -> Tensor:
 
 
 def rebuild(z: Directions, name: str, gamma: Tensor, out: Tensor) -> None:
-    """out += Z gamma, in place."""
+    """Add Z gamma = sum_j gamma[j] z_j to `out` in place; gamma is float32 [K], `out` contiguous float32."""
     z.axpy_(out, name, gamma)
 
 
 def size(x: Tensor) -> float:
-    """|x|, summed in float64."""
+    """The L2 norm of a tensor of any shape, summed in float64."""
     return float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64))
 
 
 def allocate(weights: Sequence[float], sizes: Sequence[int], budget: int, most: int = MOST) -> list[int]:
-    """How many of `budget` directions each block gets: K_l in proportion to its weight, sum K_l = budget.
+    """How many of `budget` directions each block gets: integers K_l in proportion to the weights, sum K_l = budget.
 
-    Each K_l is at least 2 and at most `most`, and never more than its block's d_l; if the budget is larger than all
-    that is possible, K_l = min(d_l, most). Largest remainders are rounded up, the first of equal ones first. Weights
-    that are all zero count as sqrt(d_l). In plain float64, so that server and clients agree to the last one.
+    The total error of unbiased coordinates, sum_l d_l |x_l|^2 / K_l, is least for weights sqrt(d_l) |x_l| (Lagrange).
+    Weights |x_l| do the same among blocks of one size, and make the coordinates of all blocks of like size. Computed in
+    plain float64, so that server and clients agree to the last direction.
 
-    The total error of unbiased coordinates, sum_l d_l |x_l|^2 / K_l, is least for weights sqrt(d_l) |x_l| (Lagrange);
-    for weights |x_l| that is so among blocks of one size, and
-    coordinates of all blocks are of like size. Raises ValueError where the budget is below the least.
+    Args:
+        weights: of each block, >= 0; if all are zero, sqrt(d_l) is taken.
+        sizes: d_l, the elements of each block; K_l <= d_l.
+        budget: directions for all blocks together; if it is more than all may have, each gets min(d_l, most).
+        most: directions for one block; none gets fewer than 2, or d_l where that is less.
+    Returns:
+        K_l for each block. Fractions are rounded down, then the largest remainders up, earlier blocks first.
+    Raises:
+        ValueError: the budget is below the least that all blocks together must have.
+
+    >>> allocate(weights=[3.0, 1.0, 0.0], sizes=[100, 100, 100], budget=10)
+    [6, 2, 2]
     """
     ceiling = [min(d, most) for d in sizes]
     floor = [min(d, LEAST) for d in ceiling]

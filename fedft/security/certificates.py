@@ -22,18 +22,23 @@ CA_DAYS = 3650
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a server's certificate says."""
+    """The facts of a server's TLS certificate that decide whether sites accept it."""
 
     path: Path
     names: tuple[str, ...]
-    """DNS names and IP addresses that it is for."""
+    """DNS names and IP addresses for which the certificate is valid."""
     not_before: datetime
     not_after: datetime
     signed_by_ca: bool
-    """Whether it is signed by the authority in the ca.pem beside it."""
+    """Whether the certificate is signed by the authority in the ca.pem beside it."""
 
     def faults(self, host: str | None = None, now: datetime | None = None) -> list[str]:
-        """Why sites will not accept it, as the server at `host`: a line with the remedy for each reason."""
+        """The reasons why sites would refuse this certificate, a line with its remedy each; none if it is good.
+
+        Args:
+            host: DNS name or IP address under which sites reach the server; None leaves the names unchecked.
+            now: the time to check validity at, with a zone; None is the machine's clock.
+        """
         now, folder = now or datetime.now(UTC), shlex.quote(str(self.path.parent))
         found = []
         if not self.signed_by_ca:
@@ -60,7 +65,7 @@ class Certificate:
 
 
 def facts(path: Path, found: x509.Certificate, ca: x509.Certificate) -> Certificate:
-    """The facts of the certificate `found` in `path`, which should be of the authority `ca`."""
+    """The facts of the certificate `found`, read from `path`; `ca` is the authority that should have signed it."""
     try:
         alternatives = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = tuple(str(n.value) for n in alternatives if isinstance(n, x509.DNSName | x509.IPAddress))
@@ -75,9 +80,10 @@ def facts(path: Path, found: x509.Certificate, ca: x509.Certificate) -> Certific
 
 
 def subjects(hosts: Sequence[str]) -> list[x509.GeneralName]:
-    """The hosts as a certificate names them, each once, and this machine itself: the server uses what it starts.
+    """The names that a server's certificate gets: each of `hosts` once, then localhost, 127.0.0.1 and ::1.
 
-    Raises ConfigError for what is no host, or for none.
+    The machine itself is among them because the server's own processes connect to what it starts. Raises ConfigError
+    for an entry that is neither a DNS name (`*.` in front stands for one label) nor an IP address, or if there is none.
     """
     label = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"  # with the underscore, which container networks use
     names: dict[x509.GeneralName, None] = {}
@@ -100,7 +106,7 @@ def subjects(hosts: Sequence[str]) -> list[x509.GeneralName]:
 
 
 def authority(key: EllipticCurvePrivateKey) -> x509.Certificate:
-    """The certificate of a new authority: signed by itself, for ten years, for servers' certificates only."""
+    """The certificate of a new authority with this key: self-signed, valid for ten years, for signing servers only."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedft certificate authority")])
     until = datetime.now(UTC) + timedelta(days=CA_DAYS)
     ca = _builder(name, name, key, until).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -114,9 +120,13 @@ def issue(
     names: Sequence[x509.GeneralName],
     days: int,
 ) -> bytes:
-    """The certificate in PEM of the server with `key`, with all that a strict verifier (RFC 5280) asks for.
+    """A new server certificate in PEM, with all extensions that a strict verifier asks for (RFC 5280).
 
-    Valid for `days` from now, but never longer than its authority.
+    Args:
+        ca, ca_key: certificate and private key of the authority that signs.
+        key: the server's private key.
+        names: what sites may call the server, from `subjects`.
+        days: from now, that the certificate is valid; its authority's end cuts that short.
     """
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedft server")])
     until = min(datetime.now(UTC) + timedelta(days=days), ca.not_valid_after_utc)

@@ -13,6 +13,10 @@ PRIVATE, PUBLIC = 0o600, 0o644
 
 
 def check_absent(folder: Path, files: Sequence[str], why: str) -> None:
+    """Make `folder`, mode 0700, unless it is there; raise ConfigError if it holds any of `files` already.
+
+    `why` ends the message: what to do instead. A folder that cannot be made is a ConfigError, too.
+    """
     if found := [name for name in files if os.path.lexists(folder / name)]:
         raise ConfigError(f"{folder}: {', '.join(found)} there already, and no key is overwritten; {why}")
     try:
@@ -22,6 +26,10 @@ def check_absent(folder: Path, files: Sequence[str], why: str) -> None:
 
 
 def write_new(path: Path, body: bytes, mode: int) -> None:
+    """Write `body` to `path` durably, whole or not at all, with permission bits `mode` from its first byte on.
+
+    Raises ConfigError with the disk's reason.
+    """
     try:
         durable.write(path, body, mode=mode)
     except RunPaused as e:
@@ -30,6 +38,11 @@ def write_new(path: Path, body: bytes, mode: int) -> None:
 
 
 def read_text(path: Path, remedy: str, most: int = MAX_FILE_BYTES) -> str:
+    """The UTF-8 text of the file `path`.
+
+    Raises ConfigError if the file is absent or longer than `most` bytes, both ending in `remedy`, or is not readable
+    text; no more than `most` + 1 bytes are read.
+    """
     try:
         with open(path, "rb") as f:
             data = f.read(most + 1)

@@ -20,7 +20,10 @@ from fedft.security.sealed import site_name
 
 
 def make_site(folder: Path, name: str) -> Path:
-    """Make the two keys of site `name` and its card, whose path is returned. Raises ConfigError if there are some."""
+    """Make a site's signing key, node key and card in `folder`; returns the path of the card, `<name>.card.toml`.
+
+    Raises ConfigError for a name that no site may have, or if any of the three files is there already.
+    """
     card = folder / f"{_named(name)}.card.toml"
     check_absent(folder, ("signing.key", "node.key", card.name), "a site's keys are made once")
     signing, node = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
@@ -31,11 +34,13 @@ def make_site(folder: Path, name: str) -> Path:
 
 
 def make_server(folder: Path, hosts: Sequence[str], days: int = 365) -> None:
-    """Make all of a server's folder, with an empty roster. Raises ConfigError if any of it is there.
+    """Make a server's keys, certificates and empty roster in `folder`: the seven files that `roster.py` lists.
 
     Args:
         hosts: DNS names (`*.` in front stands for one label) and IP addresses under which the sites reach the server.
         days: from now, that the server's certificate is valid; ends with its authority's ten years at the latest.
+    Raises:
+        ConfigError: a host or number of days that cannot be, or one of the files is there already.
     """
     names = certificates.subjects(hosts)
     files = ("ca.key", "ca.pem", "server.key", "server.pem", "signing.key", "server.pub", "roster.toml")
@@ -54,9 +59,11 @@ def make_server(folder: Path, hosts: Sequence[str], days: int = 365) -> None:
 
 
 def renew(folder: Path, hosts: Sequence[str] = (), days: int = 365) -> None:
-    """A new server.pem of the same authority and key, so that no site has to do anything.
+    """Replace server.pem in a server's folder by a new certificate of the same authority and key.
 
-    `hosts` and `days` as for `make_server`; without hosts, those of the certificate there is.
+    Sites trust the authority, so no site has to do anything. `hosts` and `days` as for `make_server`; without hosts,
+    the names of the certificate that is replaced. Raises ConfigError if a file is missing or not what it should be, or
+    if the authority itself has expired.
     """
     _checked_days(days)
     names = certificates.subjects(hosts or certificate_facts(folder / "server.pem").names)
@@ -85,7 +92,10 @@ def _checked_days(days: int) -> None:
 
 
 def certificate_facts(path: Path) -> Certificate:
-    """The facts of the certificate in `path`, a `server.pem` beside its `ca.pem`; ConfigError if there are not both."""
+    """The facts of the certificate file `path`, a `server.pem` with its `ca.pem` beside it.
+
+    Raises ConfigError if one of the two is absent or no certificate in PEM.
+    """
     return certificates.facts(path, _certificate(path), _certificate(path.with_name("ca.pem")))
 
 

@@ -49,19 +49,24 @@ ROSTER = """\
 
 @dataclass(frozen=True)
 class Member:
-    """One site of the roster."""
+    """One site of the roster: its name, its public keys and when its messages count."""
 
     name: str
     signing: Ed25519PublicKey
+    """The key that the site signs its messages with."""
     node: bytes
-    """Its ECDSA P-384 key as the transport registers it: PEM, SubjectPublicKeyInfo."""
+    """The site's ECDSA P-384 key as the transport registers it: PEM, SubjectPublicKeyInfo."""
     revoked: bool = False
     not_before: datetime | None = None
     not_after: datetime | None = None
     max_examples: int = 1_000_000
+    """The most examples that one update of the site may claim."""
 
     def state(self, now: datetime | None = None) -> str:
-        """What the site is: "enrolled", which counts; "revoked", "expired" or "not yet valid", which do not."""
+        """Whether the site's messages count: "enrolled" if they do, else "revoked", "expired" or "not yet valid".
+
+        `now` is a time with a zone; None is the machine's clock.
+        """
         now = now or datetime.now(UTC)
         if self.revoked:
             return "revoked"
@@ -70,19 +75,26 @@ class Member:
         return "not yet valid" if self.not_before is not None and now < self.not_before else "enrolled"
 
     def fingerprint(self) -> str:
-        """Of name and keys, for two operators to compare by telephone: 32 hexadecimal digits in groups of four."""
+        """32 hexadecimal digits in groups of four, for two operators to compare by telephone.
+
+        They are the beginning of a SHA-256 over the site's name and public keys.
+        """
         h = hashlib.sha256(self.name.encode() + b"\0" + self.signing.public_bytes_raw() + self.node).hexdigest()
         return " ".join(h[i : i + 4] for i in range(0, 32, 4))
 
 
 @dataclass(frozen=True)
 class Roster:
-    """The sites that count, by name, in the order of the file."""
+    """The sites of a roster file by name, in the order of the file; also those whose messages do not count (now)."""
 
     members: Mapping[str, Member]
 
     def key_of(self, name: str) -> Ed25519PublicKey:
-        """The key that `name` signs with; RejectedUpdate `unknown_client`, or `revoked` (also outside its validity)."""
+        """The public key that site `name` signs its messages with.
+
+        Raises RejectedUpdate with code `unknown_client` for a name that is not in the roster, and `revoked` for a site
+        that is revoked, expired or not yet valid.
+        """
         member = self.members.get(name)
         if member is None:
             raise RejectedUpdate("unknown_client", f"no site {name!r} in the roster")
@@ -91,19 +103,19 @@ class Roster:
         return member.signing
 
 
-# -- private and public keys -----------------------------------------------------------------------------------------
-
-
-# -- the roster ------------------------------------------------------------------------------------------------------
-
-
 def load_roster(path: Path) -> Roster:
-    """The roster in `path`. Raises ConfigError naming file, table and key; names and keys are each one site's only."""
+    """The roster in the file `path`: TOML with a [[site]] table for each site.
+
+    Raises ConfigError naming file, table and key for whatever is wrong, and for a name or key that two sites have.
+    """
     return _roster(read_text(path, "`fedft keys server` makes one"), path)
 
 
 def read_card(card: Path) -> Member:
-    """The site of a card. Raises ConfigError for anything but one [[site]] with a name, two keys and nothing else."""
+    """The site that the card file `card` is of, not yet in any roster.
+
+    Raises ConfigError for anything but one [[site]] table with a name, two public keys and nothing else.
+    """
     tables = _tables(read_text(card, "a site's operator makes one with `fedft keys site`", MAX_CARD_BYTES), card)
     if len(tables) != 1:
         raise ConfigError(f"{card}: {len(tables)} [[site]] tables, wanted one: a card is of one site")
@@ -113,9 +125,10 @@ def read_card(card: Path) -> Member:
 
 
 def enrol(roster: Path, card: Path) -> Member:
-    """Add the site of `card` to the roster, whose text stays as it is; the same card again changes nothing.
+    """Add the site of the card file `card` to the roster file `roster`; returns the site.
 
-    Raises ConfigError for a card that is none or a name or key that another site has. A revoked site stays revoked.
+    The roster's text so far stays as it is, and a card that is enrolled already changes nothing. Raises ConfigError for
+    a file that is no card, for a name or key that another site (or the server) has, and for a revoked site.
     """
     member = read_card(card)
     text = read_text(roster, "`fedft keys server` makes one")
@@ -138,7 +151,10 @@ def enrol(roster: Path, card: Path) -> Member:
 
 
 def revoke(roster: Path, name: str) -> None:
-    """Set `revoked` of a site; comments and all else stay. Raises ConfigError if there is no such site."""
+    """Write `revoked = true` into the table of site `name` in the file `roster`; comments and all else stay.
+
+    A site that is revoked already stays so. Raises ConfigError if there is no such site.
+    """
     text = read_text(roster, "`fedft keys server` makes one")
     members = _roster(text, roster).members
     if name not in members:
@@ -253,6 +269,3 @@ _SITE: dict[str, Callable[[object], Any]] = {
 def _card(name: str, signing: Ed25519PublicKey, node: bytes) -> str:
     site = {"name": name, "signing": base64.b64encode(signing.public_bytes_raw()).decode(), "node": node.decode()}
     return tomli_w.dumps({"site": [site]}, multiline_strings=True)
-
-
-# -- new keys --------------------------------------------------------------------------------------------------------

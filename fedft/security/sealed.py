@@ -58,7 +58,7 @@ OVERHEAD = _SITE + MAX_NAME_BYTES
 
 
 class Kind(IntEnum):
-    """What a message is. Up to 9: from the server to a site; from 10: from a site to the server."""
+    """The kinds of sealed messages. Below 10: from the server to a site; from 10 on: from a site to the server."""
 
     JOB = 1
     TRAIN = 2
@@ -72,16 +72,19 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class About:
-    """What the signature binds beside kind and payload. Raises ValueError if a field has no place in the format."""
+    """The request that a message belongs to: what its signature binds beside kind and payload.
+
+    Raises ValueError for a field that the format cannot hold.
+    """
 
     run: str
-    """16 lower-case hexadecimal digits."""
+    """The run's id: 16 lower-case hexadecimal digits."""
     round: int
-    """From 0, below 2^32."""
+    """Number of the round, from 0, below 2^32."""
     attempt: int
-    """From 0, below 2^32."""
+    """Number of the attempt at the round, from 0, below 2^32."""
     site: str
-    """To whom (from the server) or from whom (from a site); see `site_name`."""
+    """Name of the site that the message goes to (from the server) or comes from; see `site_name`."""
     plan: bytes
     """SHA-256 of the server's payload that this message carries, asks about or answers."""
 
@@ -98,7 +101,7 @@ class About:
 
 @dataclass(frozen=True)
 class Opened:
-    """A message whose signature holds."""
+    """The content of a sealed message whose signature holds."""
 
     kind: Kind
     about: About
@@ -108,9 +111,10 @@ class Opened:
 
 
 def site_name(name: str) -> str:
-    """`name`, if a site may be called so: it is shown in logs and tables, and a site's files are named after it.
+    """`name` itself if a site may be called so, else ValueError.
 
-    1 to 64 bytes of UTF-8, printable, no slash or backslash, no dot in front, no space at either end. Else ValueError.
+    1 to 64 bytes of UTF-8, printable, no slash or backslash, no dot in front, no space at either end: names are shown
+    in logs and tables, and files are named after them.
     """
     size = len(name.encode(errors="surrogatepass"))
     if not 1 <= size <= MAX_NAME_BYTES:
@@ -124,14 +128,14 @@ def site_name(name: str) -> str:
 
 
 def digest(payload: bytes) -> bytes:
-    """SHA-256 of a payload: how a plan is named."""
+    """SHA-256 of a payload, 32 bytes: `About.plan` of the messages about it."""
     return hashlib.sha256(payload).digest()
 
 
 def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, sha256: bytes | None = None) -> bytes:
-    """The message of `payload`, signed with `key`; OVERHEAD bytes longer. The payload is copied once.
+    """The sealed message of `payload`, signed with `key`: OVERHEAD bytes longer. The payload is copied once.
 
-    `sha256`: of the payload, from whoever has it already.
+    `sha256` is the payload's digest, to be given by a caller that has it; None computes it.
     """
     site = about.site.encode()
     fields = _FIELDS.pack(
@@ -143,10 +147,14 @@ def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, sha25
 
 
 def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opened:
-    """What `data` says, if the key that `key_of` gives for its site has signed it. The payload is copied once.
+    """The content of a sealed message, once its signature is found to be by the site that it names.
 
-    Whatever the bytes: an `Opened`, or RejectedUpdate with a code of the module's table. `key_of` raises
-    RejectedUpdate for a name it does not know; a site that expects messages for itself alone knows no other.
+    Args:
+        data: bytes from the network, of any kind and length; the payload in them is copied once.
+        key_of: gives the public key for a site's name, or raises RejectedUpdate (`Roster.key_of`). A site, which
+            expects messages to itself alone, gives the server's key for its own name and refuses all others.
+    Raises:
+        RejectedUpdate: with a code of the module's table. Whatever the bytes, nothing else is raised.
     """
     if data[:4] != MAGIC:
         raise RejectedUpdate("bad_magic", f"expected a sealed message beginning {MAGIC!r}, got {bytes(data[:4])!r}")
