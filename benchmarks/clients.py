@@ -106,7 +106,7 @@ class Place:
         found = []
         for k, batch in enumerate(batches):
             self.handle.write(self.held)
-            found.append(STEP(self.handle, repeat(batch), self.turn(k)))
+            found.append(STEP(self.handle, Ready(batch), self.turn(k)))
         return found
 
     def shared(self, batches: Batches) -> list[Trained]:

@@ -47,7 +47,7 @@ def llama(shape: dict[str, Any], dtype: torch.dtype) -> ModelHandle:
         model: Any = LlamaForCausalLM(config)
     model.to(dtype).eval()
     shapes = {n: tuple(p.shape) for n, p in parameters_of(model).items()}
-    return ModelHandle(model, Layout(parameters=shapes), Full(still=dtype != torch.float32))
+    return ModelHandle(model, Layout(parameters=shapes), Full(along_directions=dtype != torch.float32))
 
 
 def tokens(number: int) -> Batch:
@@ -75,7 +75,7 @@ def published(handle: ModelHandle, batch: Batch, seeds: Iterator[int]) -> None:
 
 
 def ours(handle: ModelHandle, batch: Batch, z: directions.Directions, seeds: Iterator[int]) -> None:
-    """One step of `walks.walk` by the plain rule."""
+    """One step of `zeroth_order.walk` by the plain rule."""
     index = next(seeds) % K
     slope, _ = directional_derivatives.two_point(handle, batch, z, index, EPSILON)
     directional_derivatives.step(handle, z, index, -RATE * slope)

@@ -74,14 +74,8 @@ class Small:
     layout: Layout
     batch: dict[str, torch.Tensor]
 
-    def handle(self, space=None, **options) -> ModelHandle:
-        return ModelHandle(
-            self.model, self.layout if space is None or space.kind == "lora" else self.full, space or LoRA()
-        )
-
-    @property
-    def full(self) -> Layout:
-        return Layout(parameters=self.layout.parameters)
+    def handle(self, space=None) -> ModelHandle:
+        return ModelHandle(self.model, self.layout, space or LoRA())
 
 
 def base_of(m: nn.Module, task: str = "causal-lm") -> load.Base:
@@ -295,7 +289,7 @@ def test_standing_does_not_depend_on_where_the_model_stood(name):
     handle, fresh = s.handle(), other.handle()
     for k in range(5):
         handle.set_base_change(changes(s.layout, 2, seed=k), str(k))
-    fresh.stand(changes(s.layout, 2, seed=4), "4")
+    fresh.set_base_change(changes(s.layout, 2, seed=4), "4")
     assert torch.equal(logits(handle.model, s.batch), logits(fresh.model, s.batch))
 
 
@@ -371,7 +365,7 @@ def trained_by_hand(handle: ModelHandle, s: Small, z, index: int, epsilon: float
 def test_a_perturbed_forward_is_the_forward_of_a_moved_copy(name, space):
     s = small(name)
     handle = s.handle(space)
-    if space.kind == "lora":
+    if not space.of_base:
         handle.write(factors(s.layout, 2))
     z = families.make("hadamard", SEED, 16)
     plain = logits(handle.model, s.batch)
@@ -407,11 +401,11 @@ def test_every_trained_parameter_feels_its_own_perturbation(name):
 def test_bits_are_restored_even_when_the_forward_raises(name, space, where):
     s = small(name)
     handle = s.handle(space)
-    if space.kind == "lora":
+    if not space.of_base:
         handle.write(factors(s.layout, 2))
     before = {n: (p.detach().clone(), p.data_ptr()) for n, p in handle.model.named_parameters()}
     module = handle.model if where == "before" else handle.model.get_submodule(list(s.layout.modules)[-1])
-    if where == "inside" and space.kind == "lora":
+    if where == "inside" and not space.of_base:
         module = module.lora_B["r2"]
 
     def fail(*_):
@@ -464,7 +458,7 @@ def test_a_half_precision_model_is_trained_and_perturbed_in_float32_and_restored
 def test_a_part_is_perturbed_and_the_rest_stays(name, space):
     s = small(name)
     handle = s.handle(space)
-    if space.kind == "lora":
+    if not space.of_base:
         handle.write(factors(s.layout, 2))
     z = families.make("hadamard", SEED, 16)
     some = list(handle.parameters())[::2]
@@ -501,7 +495,7 @@ def by_backpropagation(handle: ModelHandle, s: Small, z, index: int, only=None) 
 def test_a_forward_mode_slope_is_the_product_of_gradient_and_direction(name, space, family):
     s = small(name)
     handle = s.handle(space)
-    if space.kind == "lora":
+    if not space.of_base:
         handle.write(factors(s.layout, 2))
     z = families.make(family, SEED, 8)
     for index in (1, 6):
@@ -607,8 +601,9 @@ def test_a_causal_model_predicts_every_next_token(name):
     labels = TOKENS.clone()
     labels[:, :3] = -100
     guess, wanted = s.handle().predictions({**s.batch, "labels": labels})
-    assert torch.equal(wanted, labels[:, 1:])
-    assert torch.equal(guess, logits(s.model, s.batch)[:, :-1].argmax(-1))
+    assert torch.equal(wanted[:, :-1], labels[:, 1:])
+    assert (wanted[:, -1] == -100).all()  # no token comes after the last: nothing is learned there
+    assert torch.equal(guess, logits(s.model, s.batch).argmax(-1))
 
 
 def test_a_classifier_predicts_a_class_per_row():

@@ -25,7 +25,7 @@ from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
 from fedft.carriers.interface import Kind, Letter, Refused
 from fedft.carriers.local import Asked, Finish, LocalPost
 from fedft.config import Local
-from fedft.contract import Batch, Turn
+from fedft.contract import Batch, Course, Kind, Learning, Turn
 from fedft.errors import ConfigError
 from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
@@ -35,6 +35,7 @@ from fedft.server.job import job_of
 from fedft.server.loop import Loop
 from fedft.simulations import batched_turns, workplace
 from fedft.simulations import run as runs
+from fedft.testing import Ready
 from fedft.training import batched_clients
 from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, Update
@@ -64,7 +65,7 @@ def gpt2(rate: float = 0.0) -> Any:
     return GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=2, pad_token_id=0, **rates))
 
 
-def handle_on(net: Any, space: LoRA = SPACE) -> ModelHandle:
+def handle_on(net: Any, space: Kind = SPACE) -> ModelHandle:
     task = "sequence-classification" if "Classification" in type(net).__name__ else "causal-lm"
     return ModelHandle(net, layout.layout_of(load.Base(net, None, task, "", ""), "all-linear"), space)
 
@@ -103,7 +104,7 @@ def alone(handle: ModelHandle, work: Work, local: FirstOrder) -> list[Any]:
     for turn, batches in work:
         start(handle, turn)
         try:
-            found.append(local(handle, iter(batches), turn))
+            found.append(local(handle, Ready(*batches), turn))
         except FloatingPointError as e:
             found.append(e)
     return found
@@ -188,17 +189,21 @@ def test_a_factor_that_stands_still_does() -> None:
 def test_gradients_are_adjusted_for_each_client_with_its_own_tensors() -> None:
     seen: list[tuple[int, list[torch.Size]]] = []
 
-    def pull(live: Any, turn: Turn) -> Callable[[], None]:
-        x = {n: p.detach().clone() for n, p in live.items()}
-        seen.append((turn.seed, [p.shape for p in live.values()]))
+    class Pulled(Course):
+        def __init__(self, live: Any, alpha: int) -> None:
+            self.live, self.alpha = live, alpha
+            self.x = {n: p.detach().clone() for n, p in live.items()}
 
-        def adjust() -> None:
-            for n, p in live.items():
-                p.grad.add_(p.detach() - x[n], alpha=turn.seed)
+        def step(self) -> None:
+            for n, p in self.live.items():
+                p.grad.add_(p.detach() - self.x[n], alpha=self.alpha)
 
-        return adjust
+    class Pull:
+        def begin(self, learning: Learning, turn: Turn) -> Course:
+            seen.append((turn.seed, [p.shape for p in learning.live.values()]))
+            return Pulled(learning.live, turn.seed)
 
-    handle, step = handle_on(llama()), FirstOrder(adjust=pull)
+    handle, step = handle_on(llama()), FirstOrder(terms=(Pull(),))
     assert_same(shared(handle, UNLIKE, step), alone(handle, UNLIKE, step))
     assert sorted(seen[:3], key=str) == sorted(seen[3:], key=str)
 

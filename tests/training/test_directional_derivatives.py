@@ -46,9 +46,9 @@ ONCE = {"factor": torch.tensor(1.0)}
 SIGNS = Table({"u": torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0]]), "v": torch.tensor([[-1.0, -1.0], [1.0, -1.0]])})
 
 
-def handle_of(model: nn.Module, still: bool = False) -> ModelHandle:
+def handle_of(model: nn.Module, fixed: bool = False) -> ModelHandle:
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    return ModelHandle(model, Layout(parameters=dict(sorted(shapes.items()))), Full(still=still))
+    return ModelHandle(model, Layout(parameters=dict(sorted(shapes.items()))), Full(along_directions=fixed))
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -92,10 +92,9 @@ def test_the_slope_is_the_directional_derivative(family, space):
 def toy_handle(space) -> ModelHandle:
     model = ToyModel()
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    modules = {"first": (6, 8), "second": (4, 6)} if space.kind == "lora" else {}
-    layout = Layout(modules=modules, parameters=dict(sorted(shapes.items())))
+    layout = Layout(modules={"first": (6, 8), "second": (4, 6)}, parameters=dict(sorted(shapes.items())))
     handle = ModelHandle(model, layout, space)
-    if modules:
+    if not space.of_base:
         start = space.initial(layout, 2, SEED)
         names = [n for n in start if n.endswith("lora_B")]
         handle.write({**start, **{n: philox.uniform(SEED, 2, n, start[n].shape) - 0.5 for n in names}})
@@ -133,7 +132,7 @@ def test_probing_leaves_every_bit_where_it_was(dtype, epsilon):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_thousand_steps_of_length_zero_leave_every_bit(dtype):
     model = Polynomial(True, dtype)
-    handle = handle_of(model, still=True)
+    handle = handle_of(model, fixed=True)
     before = {n: (p.detach().clone(), p.data_ptr()) for n, p in model.named_parameters()}
     first = directional_derivatives.two_point(handle, ONCE, SIGNS, 0, 1e-3)
     for s in range(1000):
@@ -153,7 +152,7 @@ def test_steps_too_small_for_half_precision_add_up(dtype):
     nn.init.normal_(layer.weight, std=0.02, generator=torch.Generator().manual_seed(SEED))
     layer.to(dtype)
     w0, z = layer.weight.detach().clone(), families.make("hadamard", SEED, 4096)
-    handle, seen = handle_of(layer, still=True), []
+    handle, seen = handle_of(layer, fixed=True), []
     layer.register_forward_hook(lambda m, _a, _o: seen.append(m.weight.detach().clone()))
     total, one_by_one = torch.zeros(w0.shape, dtype=torch.float64), w0.clone()
     for j in range(100):
@@ -173,7 +172,7 @@ def test_steps_too_small_for_half_precision_add_up(dtype):
 def test_where_weights_stand_still_a_probe_is_the_rounded_sum():
     """Also of a part only, along a sum, and by forward mode; reset is w0 again."""
     model, plain = (Polynomial(True, torch.bfloat16) for _ in range(2))
-    handle, a = handle_of(model, still=True), torch.tensor([0.01, -0.3], dtype=torch.float64)
+    handle, a = handle_of(model, fixed=True), torch.tensor([0.01, -0.3], dtype=torch.float64)
     w0 = directional_derivatives.loss(handle, ONCE)
     handle.shift_along(SIGNS, a)
     for only in (None, ["v"]):
@@ -199,19 +198,19 @@ def test_where_weights_stand_still_a_probe_is_the_rounded_sum():
 
 
 def test_weights_are_moved_in_one_way_only():
-    half, single = handle_of(Polynomial(True, torch.float16), still=True), handle_of(Polynomial(True), still=True)
-    half.move(SIGNS, torch.ones(2, dtype=torch.float64))
+    half, single = handle_of(Polynomial(True, torch.float16), fixed=True), handle_of(Polynomial(True), fixed=True)
+    half.shift_along(SIGNS, torch.ones(2, dtype=torch.float64))
     with pytest.raises(ValueError, match="directions"):
-        half.move(families.make("hadamard", 1, 2), torch.ones(2, dtype=torch.float64))
-    assert half.still
-    assert not single.still
+        half.shift_along(families.make("hadamard", 1, 2), torch.ones(2, dtype=torch.float64))
+    assert half.weights_fixed
+    assert not single.weights_fixed
     with pytest.raises(ValueError, match="float32"):
-        single.move(SIGNS, torch.ones(2, dtype=torch.float64))
+        single.shift_along(SIGNS, torch.ones(2, dtype=torch.float64))
 
 
 def test_a_pass_that_failed_leaves_nothing_behind_where_weights_stand_still():
     model = Polynomial(True, torch.bfloat16)
-    handle, before = handle_of(model, still=True), {n: p.detach().clone() for n, p in model.named_parameters()}
+    handle, before = handle_of(model, fixed=True), {n: p.detach().clone() for n, p in model.named_parameters()}
     handle.shift_along(SIGNS, torch.tensor([0.25, 0.5], dtype=torch.float64))
     loss = directional_derivatives.loss(handle, ONCE)
     with pytest.raises(TypeError):
@@ -236,7 +235,7 @@ class Attentive(nn.Module):
 
 
 def test_weights_that_are_read_past_their_layer_cannot_stand_still():
-    handle, x = handle_of(Attentive().bfloat16(), still=True), {"x": torch.ones(1, 3, 8).bfloat16()}
+    handle, x = handle_of(Attentive().bfloat16(), fixed=True), {"x": torch.ones(1, 3, 8).bfloat16()}
     directional_derivatives.loss(handle, x)  # where nothing was moved all are seen as they are
     z = families.make("hadamard", SEED, 2)
     handle.shift_along(z, torch.ones(2, dtype=torch.float64))
@@ -276,7 +275,7 @@ def test_what_a_module_gives_of_its_perturbed_weights_outlives_it(dtype):
         for (n, p), to in zip(model.named_parameters(), moved.parameters(), strict=True):
             z.add_into(out := torch.empty(p.shape), p.float(), n, 1, 0.25)
             to.copy_(out)
-    with handle_of(model, still=True).perturbed(z, 1, 0.25):
+    with handle_of(model, fixed=True).perturbed(z, 1, 0.25):
         assert model(x).loss.item() == moved(x).loss.item()
 
 

@@ -15,7 +15,7 @@ from fedft.models.handle import ModelHandle
 from fedft.randomness import families, philox
 from fedft.randomness.independent import Table
 from fedft.randomness.masked import Masked
-from fedft.testing import RUN, SEED, ToyModel
+from fedft.testing import RUN, SEED, Ready, ToyModel
 from fedft.training import directional_derivatives, zeroth_order, zeroth_rules
 from fedft.training.zeroth_rules import Past, Walk
 from fedft.update import Plan
@@ -47,8 +47,8 @@ def walked(how: Walk, steps=6, lr=0.05, *, model=None, family="hadamard", batch=
     count = steps * how.samples
     z = z or families.make(family, SEED, count)
     before = weights(handle)
-    batches = batch if isinstance(batch, itertools.cycle) else itertools.repeat(batch)
-    found = zeroth_order.walk(handle, batches, turn_of(steps, lr, **local), how, z, draws or range(count))
+    data = batch if isinstance(batch, Ready) else Ready(batch)
+    found = zeroth_order.walk(handle, data, turn_of(steps, lr, **local), how, z, draws or range(count))
     return found, before, weights(handle)
 
 
@@ -227,7 +227,7 @@ def test_adam_by_hand():
     """g = 3 then 4 along one direction of signs, mu 0.5, beta2 0.75: m' = 11/3, v' = (0.75 * 9 + 16) / 1.75 = 13."""
     z = Table({"w": torch.tensor([[1.0, -1.0]])})
     model = Vector([0.0, 0.0], [3.0, 0.0])
-    batch = itertools.cycle([ONE, {"factor": torch.tensor(4 / 3)}])
+    batch = Ready(ONE, {"factor": torch.tensor(4 / 3)})
     found, w = by_hand(Walk(rule="adam", momentum=0.5, beta2=0.75, epsilon=0.5), model, 0.1, [0, 0], z, batch)
     c = 0.1 * (1 + (0.25 * 3 + 0.5 * 4) / 0.75 / math.sqrt((0.1875 * 9 + 0.25 * 16) / 0.4375))
     assert (0.1875 * 9 + 0.25 * 16) / 0.4375 == 13
@@ -280,7 +280,7 @@ def test_conservative_never_increases_the_loss_of_the_batch_it_looked_at(options
     before = directional_derivatives.loss(handle, LAYERED)
     for s in range(how_many // how.samples):
         drawn = range(s * how.samples, (s + 1) * how.samples)
-        zeroth_order.walk(handle, itertools.repeat(LAYERED), turn_of(1, lr), how, z, drawn)
+        zeroth_order.walk(handle, Ready(LAYERED), turn_of(1, lr), how, z, drawn)
         after = directional_derivatives.loss(handle, LAYERED)
         assert after <= before
         before = after
@@ -322,7 +322,7 @@ def test_a_learning_rate_of_zero_leaves_every_bit(rule, family, q):
 def test_a_step_with_a_non_finite_loss_is_absent_everywhere(rule, bad):
     z = Table({"w": torch.tensor([[1.0, -1.0]])})
     how = Walk(rule=rule, epsilon=0.5)
-    broken = itertools.cycle([ONE, {"factor": torch.tensor(bad)}])
+    broken = Ready(ONE, {"factor": torch.tensor(bad)})
     found, w = by_hand(how, Vector([5.0, 5.0], [1.0, 2.0], 1.0), 0.1, [0] * 4, z, broken)
     clean, v = by_hand(how, Vector([5.0, 5.0], [1.0, 2.0], 1.0), 0.1, [0] * 2, z)
     assert w == v
@@ -417,7 +417,7 @@ def test_new_masks_come_every_so_many_steps():
     handle, z = handle_of(model), families.make("hadamard", SEED, 6)
     for steps in range(1, 7):
         fresh = handle_of(ToyModel())
-        zeroth_order.walk(fresh, itertools.repeat(BATCH), turn_of(steps, 0.05), how, z, range(6))
+        zeroth_order.walk(fresh, Ready(BATCH), turn_of(steps, 0.05), how, z, range(6))
         supports.append(weights(fresh) != weights(handle))
     assert torch.equal(supports[0], supports[1])
     assert bool((supports[2] & ~supports[1]).any())
@@ -587,7 +587,7 @@ def test_an_objective_without_a_gradient_improves(objective, rule):
     before = directional_derivatives.measured[objective](handle, batch)
     how = Walk(objective=objective, rule=rule, epsilon=0.3, samples=4)
     zeroth_order.walk(
-        handle, itertools.repeat(batch), turn_of(40, 0.3), how, families.make("hadamard", SEED, 160), range(160)
+        handle, Ready(batch), turn_of(40, 0.3), how, families.make("hadamard", SEED, 160), range(160)
     )
     assert before > 0.5
     assert directional_derivatives.measured[objective](handle, batch) < 0.25
