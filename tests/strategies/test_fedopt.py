@@ -15,7 +15,7 @@ from fedft.contract import Layout, State
 from fedft.strategies.fedavg import fedavg
 from fedft.strategies.fedit import fedit
 from fedft.strategies.fedkseed import fedkseed
-from fedft.strategies.fedopt import M, V, fedopt
+from fedft.strategies.fedopt import OWNER, M, V, fedopt
 from fedft.strategies.fedprox import fedprox
 from fedft.strategies.ffa_lora import ffa_lora
 from fedft.strategies.flora import flora
@@ -34,7 +34,7 @@ def walk(recipe, deltas, start: float = 1.0) -> list[State]:
     states = [State(0, {"w": torch.tensor([start])})]
     for d in deltas:
         change = recipe.aggregate([Update({"w": torch.tensor([float(d)])}, 2)])
-        states.append(State(states[-1].version + 1, dict(recipe.server(states[-1], change))))
+        states.append(recipe.next_state(states[-1], change))
     return states[1:]
 
 
@@ -71,11 +71,12 @@ def test_several_rounds_on_a_scalar_are_the_recursion(optimizer, variant):
 
 def test_a_first_round_by_hand():
     """Delta = 3, tau = 1: adam m = 0.3, v = 0.99 + 0.09 = 1.08; adagrad m = 3, v = 10; yogi v = 1 + 0.09 = 1.09."""
-    moved = {o: walk(fedopt(optimizer=o, server_lr=1.0, tau=1.0), [3.0], start=0.0)[0].tensors for o in ADAPTIVE}
-    assert moved["adam"]["w"].item() == pytest.approx(0.3 / (1.08**0.5 + 1), rel=1e-6)
-    assert moved["adagrad"]["w"].item() == pytest.approx(3 / (10**0.5 + 1), rel=1e-6)
-    assert moved["yogi"]["w"].item() == pytest.approx(0.3 / (1.09**0.5 + 1), rel=1e-6)
-    assert (moved["adam"][M + "w"].item(), moved["adam"][V + "w"].item()) == pytest.approx((0.3, 1.08), rel=1e-6)
+    moved = {o: walk(fedopt(optimizer=o, server_lr=1.0, tau=1.0), [3.0], start=0.0)[0] for o in ADAPTIVE}
+    assert moved["adam"].tensors["w"].item() == pytest.approx(0.3 / (1.08**0.5 + 1), rel=1e-6)
+    assert moved["adagrad"].tensors["w"].item() == pytest.approx(3 / (10**0.5 + 1), rel=1e-6)
+    assert moved["yogi"].tensors["w"].item() == pytest.approx(0.3 / (1.09**0.5 + 1), rel=1e-6)
+    own = moved["adam"].own[OWNER]
+    assert (own[M + "w"].item(), own[V + "w"].item()) == pytest.approx((0.3, 1.08), rel=1e-6)
 
 
 @every
@@ -84,14 +85,14 @@ def test_the_same_delta_every_round_has_a_closed_form(optimizer):
     d, tau, b1, b2 = 0.4, 0.1, 0.9, 0.99
     for t, state in enumerate(walk(fedopt(optimizer=optimizer, beta1=b1, tau=tau), [d] * 12), 1):
         m = (1 - b1**t) * d / ((1 - b1) if optimizer == "momentum" else 1)
-        assert state.tensors[M + "w"].item() == pytest.approx(m, rel=1e-5)
+        assert state.own[OWNER][M + "w"].item() == pytest.approx(m, rel=1e-5)
         v = {
             "adam": b2**t * tau**2 + (1 - b2**t) * d**2,
             "adagrad": tau**2 + t * d**2,
             "yogi": tau**2 + t * (1 - b2) * d**2,  # while v < Delta^2
         }.get(optimizer)
-        assert (V + "w" in state.tensors) == (v is not None)
-        assert v is None or state.tensors[V + "w"].item() == pytest.approx(v, rel=1e-5)
+        assert (V + "w" in state.own[OWNER]) == (v is not None)
+        assert v is None or state.own[OWNER][V + "w"].item() == pytest.approx(v, rel=1e-5)
 
 
 @every
@@ -111,21 +112,22 @@ def random_walk(recipe, rounds: int = 30) -> list[State]:
     rng, states = torch.Generator().manual_seed(1), [State(0, {"w": torch.zeros(50)})]
     for t in range(rounds):
         change = {"w": torch.randn(50, generator=rng) * 10 ** float(t % 5 - 3)}
-        states.append(State(t + 1, {**recipe.server(states[-1], change), "delta": change["w"]}))
+        after = recipe.next_state(states[-1], change)
+        states.append(State(t + 1, {**after.tensors, "delta": change["w"]}, after.own))
     return states[1:]
 
 
 def test_adagrad_s_v_never_falls():
     states = random_walk(fedopt(optimizer="adagrad"))
     for before, after in itertools.pairwise(states):
-        assert (after.tensors[V + "w"] >= before.tensors[V + "w"]).all()
-    assert (states[0].tensors[V + "w"] >= 1e-6 * (1 - 1e-6)).all()
+        assert (after.own[OWNER][V + "w"] >= before.own[OWNER][V + "w"]).all()
+    assert (states[0].own[OWNER][V + "w"] >= 1e-6 * (1 - 1e-6)).all()
 
 
 def test_yogi_s_v_changes_by_at_most_its_share_of_the_square_and_stays_positive():
     states = random_walk(fedopt(optimizer="yogi", beta2=0.9))
     for before, after in itertools.pairwise(states):
-        v, new, square = before.tensors[V + "w"], after.tensors[V + "w"], after.tensors["delta"] ** 2
+        v, new, square = before.own[OWNER][V + "w"], after.own[OWNER][V + "w"], after.tensors["delta"] ** 2
         assert ((new - v).abs() <= 0.1 * square * (1 + 1e-5) + 1e-6 * v).all()
         assert (new > 0).all()
 
@@ -133,9 +135,9 @@ def test_yogi_s_v_changes_by_at_most_its_share_of_the_square_and_stays_positive(
 @every
 def test_without_a_change_nothing_moves_and_later_only_by_momentum(optimizer):
     still = walk(fedopt(optimizer=optimizer), [0.0, 0.0])
-    assert all(s.tensors["w"].item() == 1.0 and s.tensors[M + "w"].item() == 0.0 for s in still)
+    assert all(s.tensors["w"].item() == 1.0 and s.own[OWNER][M + "w"].item() == 0.0 for s in still)
     pushed, after = walk(fedopt(optimizer=optimizer, beta1=0.5, server_lr=0.1), [0.7, 0.0])
-    assert after.tensors[M + "w"].item() == pytest.approx(0.5 * pushed.tensors[M + "w"].item())
+    assert after.own[OWNER][M + "w"].item() == pytest.approx(0.5 * pushed.own[OWNER][M + "w"].item())
     assert after.tensors["w"].item() > pushed.tensors["w"].item()
     stopped, same = walk(fedopt(optimizer=optimizer, beta1=0.0, server_lr=0.1), [0.7, 0.0])
     assert same.tensors["w"].item() == stopped.tensors["w"].item()
@@ -145,11 +147,11 @@ def test_without_a_change_nothing_moves_and_later_only_by_momentum(optimizer):
 def test_what_was_never_sent_is_neither_moved_nor_decayed(optimizer):
     recipe, frozen = fedopt(optimizer=optimizer), torch.tensor([3.0, -0.0])
     state = State(0, {"w": torch.ones(1), "frozen": frozen})
-    for t in range(4):
-        state = State(t + 1, recipe.server(state, {"w": torch.ones(1)}))
+    for _ in range(4):
+        state = recipe.next_state(state, {"w": torch.ones(1)})
         assert state.tensors["frozen"] is frozen
-    assert M + "frozen" not in state.tensors
-    assert V + "frozen" not in state.tensors
+    assert M + "frozen" not in state.own[OWNER]
+    assert V + "frozen" not in state.own[OWNER]
 
 
 @every
@@ -161,8 +163,9 @@ def test_what_rests_for_a_round_keeps_its_value_and_its_moments(optimizer):
         updates = [t.update(state, k) for k in range(3)]
         after, learned = t.step(state, updates), set(updates[0].delta)
         for n in t.recipe.first_state(t.layout, 2, 7).tensors.keys() - learned:
-            for name in (n, M + n, V + n):
-                assert after.tensors.get(name) is state.tensors.get(name)
+            assert after.tensors[n] is state.tensors[n]
+            for name in (M + n, V + n):
+                assert after.drawer(OWNER).get(name) is state.drawer(OWNER).get(name)
         assert any(not torch.equal(after.tensors[n], state.tensors[n]) for n in learned)
         state = after
 
@@ -172,10 +175,11 @@ def test_a_saved_and_restored_state_goes_on_bit_for_bit(optimizer):
     recipe = fedopt(optimizer=optimizer)
     for cut in (1, 3):
         half = walk(recipe, DELTAS[:cut])[-1]
-        state = State(half.version, load(save(dict(half.tensors))))
+        own = {owner: load(save(dict(drawer))) for owner, drawer in half.own.items()}
+        state = State(half.version, load(save(dict(half.tensors))), own)
         for d in DELTAS[cut:]:
-            state = State(state.version + 1, dict(recipe.server(state, {"w": torch.tensor([d])})))
-        assert tensors.digest(state.tensors) == tensors.digest(walk(recipe, DELTAS)[-1].tensors)
+            state = recipe.next_state(state, {"w": torch.tensor([d])})
+        assert state.digest == walk(recipe, DELTAS)[-1].digest
 
 
 @every
@@ -211,7 +215,8 @@ def test_moments_stay_on_the_server(on, optimizer):
     x = set(t.state().tensors)
     state = t.step(t.state(), [t.update(t.state(), k) for k in range(3)])
     own = {M + n for n in x} | (set() if optimizer == "momentum" else {V + n for n in x})
-    assert set(state.tensors) == x | own
+    assert set(state.tensors) == x
+    assert {owner: set(drawer) for owner, drawer in state.own.items()} == {OWNER: own}
     assert set(t.plan(state, 0).tensors) == set(t.turn(t.plan(state, 0), 0).held) == x
     assert t.plan(state, 0, have=1).tensors == {}
     plan = Plan("", 1, 1, rank=2)
@@ -231,8 +236,8 @@ def test_the_published_code_averages_uniformly_where_it_is_adaptive():
 def test_the_two_variants_differ_where_the_sheet_says():
     """m = Delta at first (ten times larger), and v of m, not of Delta, after it."""
     exact, published = (walk(fedopt(variant=v, tau=1.0), [1.0, 1.0]) for v in ("exact", "reference"))
-    assert published[0].tensors[M + "w"].item() == pytest.approx(10 * exact[0].tensors[M + "w"].item())
-    late = [walk(fedopt(variant=v, tau=1.0), [0.0, 1.0])[-1].tensors[V + "w"].item() for v in ("exact", "reference")]
+    assert published[0].own[OWNER][M + "w"].item() == pytest.approx(10 * exact[0].own[OWNER][M + "w"].item())
+    late = [walk(fedopt(variant=v, tau=1.0), [0.0, 1.0])[-1].own[OWNER][V + "w"].item() for v in ("exact", "reference")]
     assert late == pytest.approx([0.99**2 + 0.01, 0.99**2 + 0.01 * 0.01], rel=1e-5)
 
 

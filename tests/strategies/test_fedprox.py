@@ -1,7 +1,6 @@
 """FedProx: the pull towards where a round starts, in closed form on quadratics and against plain torch."""
 
 from dataclasses import replace
-from itertools import repeat
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +16,7 @@ from fedft.strategies.fedkseed import fedkseed
 from fedft.strategies.fedprox import fedprox
 from fedft.strategies.ffa_lora import ffa_lora
 from fedft.strategies.flora import flora
-from fedft.testing import ToyModel, strategy_contract, toy
+from fedft.testing import Ready, ToyModel, strategy_contract, toy
 from fedft.update import Plan
 
 H = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
@@ -95,7 +94,7 @@ def trained_pairs(recipe, lr: float, steps: int) -> dict[str, torch.Tensor]:
     t = toy(recipe)
     state = t.step(t.state(), [t.update(t.state(), 0, lr=0.1)])
     turn = replace(t.turn(t.plan(state, 0, lr=lr, steps=steps), 0), local=SGD)
-    return state.tensors, tensors.add(turn.held, recipe.local(t.handle, repeat(BATCH), turn).delta)
+    return state.tensors, tensors.add(turn.held, recipe.local(t.handle, Ready(BATCH), turn).delta)
 
 
 def pairs_by_hand(start: dict, mu: float, prox: str, lr: float, steps: int) -> dict[str, torch.Tensor]:
@@ -135,7 +134,7 @@ def test_on_flora_the_anchor_is_the_client_s_own_fresh_draw():
     t, lr = toy(fedprox(mu=1e4, on=flora())), 1e-4
     turn = replace(t.turn(t.plan(t.state(), 1, lr=lr, steps=5), 1), local=SGD)
     drawn = t.handle.read()
-    sent = t.recipe.local(t.handle, repeat(BATCH), turn).delta
+    sent = t.recipe.local(t.handle, Ready(BATCH), turn).delta
     assert all((sent[n] - drawn[n]).abs().max() < 1e-3 for n in drawn)
     assert any(drawn[n].norm() > 0.1 for n in drawn)
 

@@ -3,7 +3,6 @@
 import logging
 import math
 from dataclasses import replace
-from itertools import repeat
 from types import SimpleNamespace
 
 import pytest
@@ -19,8 +18,8 @@ from fedft.strategies.fedkseed import fedkseed
 from fedft.strategies.fedprox import fedprox
 from fedft.strategies.ffa_lora import ffa_lora
 from fedft.strategies.flora import flora
-from fedft.strategies.scaffold import CONTROL, controls, scaffold, without_control
-from fedft.testing import strategy_contract, toy
+from fedft.strategies.scaffold import CONTROL, OWNER, controls, scaffold, without_control
+from fedft.testing import Ready, strategy_contract, toy
 from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, Update
 
@@ -34,9 +33,9 @@ def alone(recipe, rounds: int) -> list[dict[str, torch.Tensor]]:
     t, state, kept, found = toy(recipe), toy(recipe).state(), {}, []
     for _ in range(rounds):
         turn = replace(t.turn(t.plan(state, 0, lr=0.1, steps=5), 0), local=SGD, kept=kept)
-        delta, _, kept = recipe.local(t.handle, repeat(BATCH), turn)
+        delta, _, kept = recipe.local(t.handle, Ready(BATCH), turn)
         change = recipe.aggregate([Update(delta, 12, roster=1)])
-        state = State(state.version + 1, recipe.server(state, change))
+        state = recipe.next_state(state, change)
         found.append(without_control(state.tensors))
     return found
 
@@ -50,7 +49,7 @@ def test_with_one_client_it_is_sgd_bit_for_bit(on):
 
 def mean_of_controls(q: Quadratics) -> torch.Tensor:
     """(1 / N) sum_k c_k over all clients; those never asked are at 0."""
-    return sum((x[C].double() for x in q.kept.values()), torch.zeros(2, dtype=torch.float64)) / len(q.optimum)
+    return sum((x[OWNER]["y"].double() for x in q.kept.values()), torch.zeros(2, dtype=torch.float64)) / len(q.optimum)
 
 
 def test_with_everybody_the_mean_of_all_client_controls_is_the_server_s():
@@ -96,7 +95,7 @@ def test_identical_clients_need_no_correction_after_the_first_round_of_all():
     for _ in range(4):
         state, without = q.round(state, lr=0.1, steps=5), plain.round(without, lr=0.1, steps=5)
         assert torch.equal(state.tensors["y"], without.tensors["y"])
-        assert all(torch.equal(kept[C], state.tensors[C]) for kept in q.kept.values())
+        assert all(torch.equal(kept[OWNER]["y"], state.tensors[C]) for kept in q.kept.values())
         assert state.tensors[C].any()
 
 
@@ -124,9 +123,9 @@ def test_on_plain_sgd_the_mean_gradient_is_the_paper_s_option_two():
     state = q.round(q.round(q.state(), lr, 3), lr, 3)
     for k in (0, 1):
         update, kept = q.train(state, k, lr, steps)
-        option_two = q.kept[k][C] - state.tensors[C] - update.delta["y"] / (steps * lr)
-        assert torch.allclose(kept[C], option_two, rtol=1e-5, atol=1e-5)
-        assert torch.allclose(update.delta[C], kept[C] - q.kept[k][C], rtol=1e-5, atol=1e-6)
+        option_two = q.kept[k][OWNER]["y"] - state.tensors[C] - update.delta["y"] / (steps * lr)
+        assert torch.allclose(kept[OWNER]["y"], option_two, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(update.delta[C], kept[OWNER]["y"] - q.kept[k][OWNER]["y"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("max_norm", [math.inf, 0.8])
@@ -134,17 +133,17 @@ def test_the_correction_is_inside_every_step_and_before_clipping(max_norm):
     """Against the recursion in float64; what is averaged is the gradient as it came."""
     q, lr, steps = two_clients(scaffold(on=fedavg())), 0.1, 5
     q.local = replace(SGD, max_grad_norm=max_norm)
-    q.kept = {0: {C: torch.tensor([0.5, -0.25])}}
+    q.kept = {0: {OWNER: {"y": torch.tensor([0.5, -0.25])}}}
     x, c = torch.tensor([2.0, 1.0]), torch.tensor([-1.0, 0.5])
     update, kept = q.train(State(0, {"y": x, C: c}), 0, lr, steps)
     y, seen = x.double(), []
     for _ in range(steps):
         g = q.curvature[0].double() @ (y - q.optimum[0].double())
         seen.append(g)
-        g = g - q.kept[0][C] + c
+        g = g - q.kept[0][OWNER]["y"] + c
         y = y - lr * g * min(1.0, max_norm / float(g.norm()))
     assert (x + update.delta["y"] - y).norm() < 1e-5
-    assert (kept[C] - sum(seen) / steps).norm() < 1e-5
+    assert (kept[OWNER]["y"] - sum(seen) / steps).norm() < 1e-5
 
 
 def test_a_step_that_was_left_out_is_not_in_the_mean():
@@ -156,10 +155,10 @@ def test_a_step_that_was_left_out_is_not_in_the_mean():
     found = []
     for batches in ([good, bad, good], [good, good]):
         turn = replace(q_turn(q, plan), plan=replace(plan, steps=len(batches)))
-        found.append(q.recipe.local(q.handle, iter(batches), turn))
+        found.append(q.recipe.local(q.handle, Ready(*batches), turn))
     assert found[0].metrics["steps"] == 2
     assert tensors.digest(found[0].delta) == tensors.digest(found[1].delta)
-    assert torch.isfinite(found[0].kept[C]).all()
+    assert torch.isfinite(found[0].kept[OWNER]["y"]).all()
 
 
 def q_turn(q: Quadratics, plan: Plan) -> Turn:
@@ -178,7 +177,7 @@ def test_x_moves_by_examples_and_c_by_clients_by_hand():
         ]
         recipe = scaffold(server_lr=0.5)
         state = State(4, {"w": torch.tensor([10.0]), CONTROL + "w": torch.tensor([1.0])})
-        after = recipe.server(state, recipe.aggregate(iter(updates)))
+        after = recipe.next_state(state, recipe.aggregate(iter(updates))).tensors
         assert after["w"].item() == 10.5  # the server's rate is x's alone
         assert after[CONTROL + "w"].item() == 1.0 + moved
 
@@ -215,8 +214,8 @@ def test_a_pull_of_the_wrapped_method_is_part_of_the_gradient():
     q, lr, steps = two_clients(scaffold(on=fedprox(mu=1.0, on=fedavg()))), 0.1, 6
     state = q.round(q.state(), lr, 3)
     update, kept = q.train(state, 0, lr, steps)
-    option_two = q.kept[0][C] - state.tensors[C] - update.delta["y"] / (steps * lr)
-    assert torch.allclose(kept[C], option_two, rtol=1e-5, atol=1e-5)
+    option_two = q.kept[0][OWNER]["y"] - state.tensors[C] - update.delta["y"] / (steps * lr)
+    assert torch.allclose(kept[OWNER]["y"], option_two, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fedft.arithmetic import tensors
-from fedft.arithmetic.tensors import Tensors
 from fedft.config import Local
-from fedft.contract import Layout, State, Turn
+from fedft.contract import Drawers, Layout, State, Turn
 from fedft.models.handle import ModelHandle
 from fedft.recipe import Recipe
+from fedft.testing import Ready
 from fedft.update import Plan, Update
 
 SGD = Local(optimizer="sgd", max_grad_norm=None)
@@ -39,7 +39,7 @@ class Quadratics:
     optimum: Sequence[Tensor]
     examples: Sequence[int] = ()
     local: Local = SGD
-    kept: dict[int, Tensors] = field(default_factory=dict)
+    kept: dict[int, Drawers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = len(self.optimum[0])
@@ -51,7 +51,7 @@ class Quadratics:
         first = self.recipe.first_state(self.layout, 0, 0)
         return first if x is None else State(0, {**first.tensors, "y": x})
 
-    def train(self, state: State, k: int, lr: float, steps: int) -> tuple[Update, Tensors]:
+    def train(self, state: State, k: int, lr: float, steps: int) -> tuple[Update, Drawers]:
         """One client's turn: (update, what it would keep)."""
         plan = Plan("", state.version, state.version, steps=steps, learning_rate=lr)
         plan = replace(plan, tensors=self.recipe.downlink(state, None, plan))
@@ -59,7 +59,8 @@ class Quadratics:
         turn = Turn(plan, held, tensors.digest(held), self.local, 0, k, self.kept.get(k, {}))
         self.recipe.start(self.handle, turn)
         batch = {"h": self.curvature[k], "optimum": self.optimum[k]}
-        delta, metrics, kept = self.recipe.local(self.handle, iter([batch] * steps), turn)
+        trained = self.recipe.local(self.handle, Ready(batch), turn)
+        delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
         n = self.examples[k] if self.examples else 1
         return Update(delta, n, state.version, roster=len(self.optimum), metrics=metrics), kept
 
@@ -68,7 +69,7 @@ class Quadratics:
         found = {k: self.train(state, k, lr, steps) for k in (range(len(self.optimum)) if cohort is None else cohort)}
         self.kept |= {k: kept for k, (_, kept) in found.items()}
         change = self.recipe.aggregate(iter([u for u, _ in found.values()]))
-        return State(state.version + 1, self.recipe.server(state, change))
+        return self.recipe.next_state(state, change)
 
 
 def two_clients(recipe: Recipe, **options: object) -> Quadratics:
