@@ -20,7 +20,7 @@ Choice = str | dict[str, Any]
 
 @dataclass(frozen=True)
 class Registry:
-    """The values of one kind that can be named; each is a factory whose keyword arguments are options."""
+    """The values of one kind that can be named."""
 
     kind: str
     """In the singular, as error messages call it."""
@@ -28,6 +28,8 @@ class Registry:
     """Entry point group of other packages."""
     built_in: Mapping[str, str]
     """Name -> "module:attribute"."""
+    called: bool = True
+    """Whether a name stands for a factory whose keyword arguments are options; else for the value itself."""
 
     def names(self) -> dict[str, str]:
         """Every name, built in or installed -> where it comes from."""
@@ -153,6 +155,7 @@ optimizers = Registry(
     "optimizer",
     "fedft.optimizers",
     {"adamw": "fedft.training.optimizers:adamw", "sgd": "fedft.training.optimizers:sgd"},
+    called=False,
 )
 transforms = Registry("transform", "fedft.transforms", {})
 planners = Registry("planner", "fedft.planners", {})
@@ -162,9 +165,11 @@ partitioners = Registry(
 )
 codecs = Registry("codec", "fedft.codecs", {})
 metrics = Registry(
-    "metric", "fedft.metrics", {n: f"fedft.training.metrics.{n}:{n}" for n in ("exact_match", "rouge_l")}
+    "metric", "fedft.metrics", {n: f"fedft.training.metrics.{n}:{n}" for n in ("exact_match", "rouge_l")}, called=False
 )
-loggers = Registry("logger", "fedft.loggers", {"tensorboard": "fedft.reports.loggers.tensorboard:tensorboard"})
+loggers = Registry(
+    "logger", "fedft.loggers", {"tensorboard": "fedft.reports.loggers.tensorboard:tensorboard"}, called=False
+)
 
 REGISTRIES = {
     r.kind: r

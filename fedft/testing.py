@@ -132,7 +132,7 @@ class Toy:
         """One client's turn."""
         plan = self.plan(state, client, lr=lr, steps=steps)
         turn = self.turn(plan, client)
-        trained = self.recipe.local(self.handle, Ready(_data(client, self.tokens)), turn)
+        trained = self.recipe.local(self.handle, Ready(data_of(client, self.tokens)), turn)
         delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
         assert self.recipe.keeps or not kept, "a client keeps something, which is not declared"
         self.kept[client, state.version] = kept
@@ -152,7 +152,7 @@ class Toy:
             if k == 0 or self.recipe.personal:
                 self.turn(replace(self.plan(state, k, steps=0), evaluate=True), k)
             with torch.no_grad():
-                total += float(self.handle.loss(_data(k, self.tokens)))
+                total += float(self.handle.loss(data_of(k, self.tokens)))
         return total
 
 
@@ -174,7 +174,7 @@ def _inputs(name: str, rows: int) -> Tensor:
     return 2 * philox.uniform(SEED, philox.LORA_INIT, f"inputs.{name}", (rows, 8)) - 1
 
 
-def _data(client: int, tokens: bool = False) -> dict[str, Tensor]:
+def data_of(client: int, tokens: bool = False) -> dict[str, Tensor]:
     if tokens:  # the next token is this one plus the client's own step, modulo 12; the first half of a row is given
         ids = (torch.arange(6)[:, None] + (1 + client % 3) * torch.arange(8)) % 12
         labels = ids.clone()

@@ -13,6 +13,7 @@ from fedft.client.received_state import Memory, Pool
 from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.contract import Layout, State
+from fedft.data.examples import Example
 from fedft.errors import ConfigError
 from fedft.models import resident
 from fedft.models.handle import ModelHandle
@@ -97,4 +98,4 @@ def whose(clients: Mapping[str, Client]) -> Iterator[bytes]:
     for name, client in sorted(clients.items()):
         yield name.encode()
         for row in client.train_rows:
-            yield str((row.input_ids, row.labels)).encode()
+            yield str((row.input_ids, row.labels) if isinstance(row, Example) else row).encode()

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fedft.cli import bench, deploy, doctor, keys
+from fedft.cli import bench, deploy, doctor, keys, kinds
 from fedft.errors import EXIT_INTERRUPTED, FedftError, Interrupted, RunPaused
 
 app = typer.Typer(
@@ -174,20 +174,8 @@ def check_strategy(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="A factory option.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the contract suite on one strategy: what the engine, the wire and a deployment rely on."""
-    from fedft import strategies as known
-    from fedft import testing
-    from fedft.run_file import load_options
-
-    recipe = known.make(name, load_options(set_ or ()))
-    results = testing.strategy_contract(recipe, stop=False)
-    if as_json:
-        typer.echo(json.dumps({"strategy": name, "failed": {k: v for k, v in results.items() if v}}))
-    else:
-        for promise, failure in results.items():
-            typer.echo(f"{'FAIL' if failure else 'ok  '}  {promise}{': ' + failure if failure else ''}")
-    if any(results.values()):
-        raise typer.Exit(1)
+    """Run the contract suite on one strategy: `fedft check strategy NAME`."""
+    kinds.check("strategy", name, set_, None, as_json)
 
 
 @app.command(name="eval")
@@ -232,6 +220,9 @@ app.add_typer(keys.app, name="keys")
 app.command()(deploy.server)
 app.command()(deploy.client)
 app.command()(doctor.doctor)
+
+
+kinds.register(app)
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ class Site:
         turn = self.toy.turn(plan, self.index, self.held)
         self.held = State(plan.version, turn.held)
         if plan.evaluate:
-            metrics = {"loss": float(self.toy.handle.loss(testing._data(self.index)).detach()), "accuracy": 0.0}
+            metrics = {"loss": float(self.toy.handle.loss(testing.data_of(self.index)).detach()), "accuracy": 0.0}
             update = Update({}, 1, plan.round, plan.run, plan.attempt, metrics=metrics)
         else:
             delta, metrics, kept = self.toy.recipe.local(self.toy.handle, testing._batches(self.index), turn)

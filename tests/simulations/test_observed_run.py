@@ -12,13 +12,12 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel
 
-from fedft import run_file
+from fedft import registry, run_file
 from fedft.errors import ConfigError
 from fedft.reports import columns, html_report, plots
 from fedft.simulations import finished_run, workplace
 from fedft.simulations import run as runs
 from fedft.training import evaluate
-from fedft.training.metrics.interface import METRICS
 
 PLUGIN = '''
 from fedft.reports.columns import Column
@@ -132,7 +131,7 @@ def test_rouge_l_is_rouge_score_s_of_the_model_s_own_greedy_generations(plain: r
             scores.append(scorer.score(wanted, said)["rougeL"].fmeasure)
     assert 0 < sum(scores) < len(scores)
     seen = evaluate.Measured(place.handle, t, new_tokens=12)
-    assert METRICS.load("rouge_l").measure(seen, rows) == {"rouge_l": pytest.approx(sum(scores) / len(scores))}
+    assert registry.metrics.load("rouge_l").measure(seen, rows) == {"rouge_l": pytest.approx(sum(scores) / len(scores))}
 
 
 @pytest.mark.usefixtures("plugin")

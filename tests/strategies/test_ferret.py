@@ -18,7 +18,7 @@ from fedft.recipe import Recipe
 from fedft.strategies.fedit import fedit
 from fedft.strategies.ferret import ferret
 from fedft.strategies.parts import growing_history
-from fedft.testing import RUN, SEED, Ready, _data, strategy_contract, toy
+from fedft.testing import RUN, SEED, strategy_contract, toy
 from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, Update
 from fedft.wire import messages

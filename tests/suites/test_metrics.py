@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from fedft import registry
 from fedft.reports.columns import Column
 from fedft.suites import metrics
 from fedft.suites.metrics import metric_contract
-from fedft.training.metrics.interface import METRICS, MeasuredModel
+from fedft.training.metrics.interface import MeasuredModel
 
 
-@pytest.mark.parametrize("name", METRICS.built_in)
+@pytest.mark.parametrize("name", registry.metrics.built_in)
 def test_every_built_in_metric_keeps_the_contract(name: str) -> None:
-    metric_contract(METRICS.load(name))
+    metric_contract(registry.metrics.load(name))
 
 
 @dataclass(frozen=True)
@@ -104,5 +105,5 @@ def test_a_metric_that_breaks_a_promise_is_told_which(of: Any, promise: str) -> 
 
 def test_the_toy_s_generations_are_right_where_they_should_be() -> None:
     """Three of nine responses are what the toy says; without such rows `exact_match` could be anything."""
-    found = METRICS.load("exact_match").measure(metrics.toy("causal-lm"), metrics.rows("causal-lm"))
+    found = registry.metrics.load("exact_match").measure(metrics.toy("causal-lm"), metrics.rows("causal-lm"))
     assert found == {"exact_match": pytest.approx(3 / 9)}

@@ -56,7 +56,7 @@ class ToyClient(Client):
 
     def evaluate(self, turn: Turn) -> Update:
         """Loss on the client's own data."""
-        loss = float(self.handle.loss(testing._data(self.index)).detach())
+        loss = float(self.handle.loss(testing.data_of(self.index)).detach())
         return self._update(turn.plan, {}, 1, {"loss": loss, "accuracy": 0.0})
 
 

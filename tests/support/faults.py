@@ -255,7 +255,7 @@ def installed(world: World, disk: Disk) -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, "time", world))
         stack.enter_context(mock.patch.object(checkpoint, "shutil", usage))
         stack.enter_context(mock.patch.object(RunConfig, "to_dict", remembered))
-        stack.enter_context(mock.patch.object(testing, "_data", functools.cache(testing._data)))
+        stack.enter_context(mock.patch.object(testing, "_data", functools.cache(testing.data_of)))
         for name, what in (("unlink", "removal"), ("rmdir", "removal"), ("rename", "removal"), ("mkdir", "mkdir")):
             stack.enter_context(mock.patch.object(Path, name, risky(name, what)))
         yield

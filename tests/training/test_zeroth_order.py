@@ -586,9 +586,7 @@ def test_an_objective_without_a_gradient_improves(objective, rule):
     handle = handle_of(model)
     before = directional_derivatives.measured[objective](handle, batch)
     how = Walk(objective=objective, rule=rule, epsilon=0.3, samples=4)
-    zeroth_order.walk(
-        handle, Ready(batch), turn_of(40, 0.3), how, families.make("hadamard", SEED, 160), range(160)
-    )
+    zeroth_order.walk(handle, Ready(batch), turn_of(40, 0.3), how, families.make("hadamard", SEED, 160), range(160))
     assert before > 0.5
     assert directional_derivatives.measured[objective](handle, batch) < 0.25
 

@@ -1,0 +1,86 @@
+"""`fedft codecs`, `fedft adapters`, ...: what can be named in a run file; `fedft check KIND NAME`: a contract suite."""
+
+import inspect
+import json
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from fedft.errors import ConfigError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+KINDS = {
+    "adapters": "adapter", "objectives": "objective", "optimizers": "optimizer", "transforms": "transform",
+    "planners": "planner", "gates": "gate", "partitioners": "partitioner", "codecs": "codec", "metrics": "metric",
+    "loggers": "logger",
+}  # fmt: skip
+"""Command -> kind; the strategies have a command of their own."""
+
+
+def register(app: typer.Typer) -> None:
+    """Give the app a command for every kind of value, and `check`."""
+    for command, kind in KINDS.items():
+        app.command(name=command, help=f"List the {command} that a run file can name.")(_lister(kind))
+    app.command()(check)
+
+
+def _lister(kind: str) -> Any:
+    def show(as_json: AsJson = False) -> None:
+        from fedft import registry
+
+        known = registry.REGISTRIES[kind]
+        rows = [{"name": name, "what": _headline(kind, name), "from": where} for name, where in known.names().items()]
+        if as_json:
+            typer.echo(json.dumps(rows))
+            return
+        for row in rows:
+            typer.echo(f"{row['name']:<14} {row['what']}\n{'':<14} {row['from']}")
+        if not rows:
+            typer.echo(f"none is built in; a package brings one by the entry point group {known.group}")
+
+    return show
+
+
+def _headline(kind: str, name: str) -> str:
+    """First line of a value's docstring; what went wrong where it cannot be imported."""
+    from fedft import registry
+
+    try:
+        doc = inspect.getdoc(registry.REGISTRIES[kind].load(name)) or ""
+    except ConfigError as e:
+        return str(e)
+    return doc.strip().split("\n")[0]
+
+
+def check(
+    kind: Annotated[str, typer.Argument(help="strategy, adapter, codec, objective, optimizer, partitioner...")],
+    name: Annotated[str, typer.Argument(help='A name, or "package.module:factory".')],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="A factory option.")] = None,
+    clients: Annotated[int | None, typer.Option(help="Clients that take part, for strategies that need more.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the contract suite of a kind on one value: what the engine relies on. Exit code 1: something is broken."""
+    from fedft import check as checks
+    from fedft import registry
+    from fedft.run_file import load_options
+
+    try:
+        checks.one_of(registry.SUITES, kind=kind)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    known, options = registry.REGISTRIES[kind], load_options(set_ or ())
+    if kind == "codec":
+        value: Any = name
+    else:
+        value = known.make(name, options) if known.called else known.load(name)
+    module, _, suite = registry.SUITES[kind].partition(":")
+    more = {} if clients is None or kind != "strategy" else {"clients": clients}
+    results = getattr(import_module(module), suite)(value, stop=False, **more)
+    if as_json:
+        typer.echo(json.dumps({kind: name, "failed": {k: v for k, v in results.items() if v}}))
+    else:
+        for promise, failure in results.items():
+            typer.echo(f"{'FAIL' if failure else 'ok  '}  {promise}{': ' + failure if failure else ''}")
+    if any(results.values()):
+        raise typer.Exit(1)
