@@ -32,6 +32,7 @@ from fedft.config import Local
 from fedft.contract import Batch, Trained, Turn
 from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
+from fedft.testing import Ready
 from fedft.training import batched_clients
 from fedft.training.first_order import FirstOrder, optimizer_of
 from fedft.update import Plan

@@ -340,16 +340,17 @@ def test_a_local_step_walks_over_no_modules_and_looks_none_up(train: Any, monkey
 
 
 def test_dropout_and_other_local_steps_are_not_shared() -> None:
-    plain = strategies.make("fedit", {})
-    assert batched_clients.possible(plain, llama(), Local())
-    assert not batched_clients.possible(plain, llama(attention_dropout=0.1), Local())
-    assert not batched_clients.possible(plain, gpt2(0.1), Local())
+    def unfit(name: str, net: Any) -> str:
+        recipe = strategies.make(name, {})
+        return batched_clients.unfit(recipe, handle_on(net, recipe.space), Local())
+
+    assert unfit("fedit", llama()) == ""
+    assert "dropout" in unfit("fedit", llama(attention_dropout=0.1))
+    assert "dropout" in unfit("fedit", gpt2(0.1))
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    assert not batched_clients.possible(
-        plain, BertForSequenceClassification(BertConfig(vocab_size=97, **sizes)), Local()
-    )
-    for other in ("fedkseed", "fedsa_lora", "fedavg", "hetlora"):
-        assert not batched_clients.possible(strategies.make(other, {}), llama(), Local()), other
+    assert "dropout" in unfit("fedit", BertForSequenceClassification(BertConfig(vocab_size=97, **sizes)))
+    assert "not plain back-propagation" in unfit("fedkseed", llama())
+    assert "'full'" in unfit("fedavg", llama())
 
 
 # Messages
@@ -389,7 +390,7 @@ def base(tiny_base: Path) -> Path:
     return tiny_base
 
 
-RANKS = {"flora": "[2, 4, 8]", "flexlora": "[2, 4, 8]"}
+RANKS = dict.fromkeys(("flora", "flexlora", "hetlora"), "[2, 4, 8]")
 
 
 def settings(base: Path, strategy: str, at_once: int | str, *more: str) -> config.RunConfig:
@@ -427,6 +428,8 @@ def updates(c: config.RunConfig, folder: Path) -> dict[tuple[int, str], Update]:
         ("flora", "adamw"),
         ("ffa_lora", "sgd"),
         ("rolora", "adamw"),
+        ("fedsa_lora", "adamw"),
+        ("hetlora", "sgd"),
         *(pytest.param(name, "adamw", marks=pytest.mark.slow) for name in ("fedit", "fedex_lora", "flexlora")),
         pytest.param("fedprox", "sgd", marks=pytest.mark.slow),
     ],
@@ -465,7 +468,6 @@ def test_the_same_run_twice_gives_the_same_bytes_also_where_groups_are_smaller(b
     ("name", "more"),
     [
         ("fedit", ["model.lora_dropout=0.1"]),
-        pytest.param("fedsa_lora", [], marks=pytest.mark.slow),
         pytest.param("fedkseed", ["local.learning_rate=1e-4"], marks=pytest.mark.slow),
     ],
 )
