@@ -99,12 +99,13 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
             raise PlanRefused("policy_metrics", f"metric {metric!r:.80} is not allowed here; allowed: {allowed}")
     metrics.chosen(said.eval, said.model.task)  # listed here, and installed
     space = strategies.make(name, options).space  # its options are of their types from here on
-    passes = said.local.steps * options.get("samples", 1)
-    _at_most("policy_steps", "[local] steps x samples", passes, policy.max_steps)
-    factor = options.get("first_order_factor", 1.0) * said.local.learning_rate
-    _at_most(
-        "policy_learning_rate", "learning_rate x first_order_factor", factor, policy.max_learning_rate, (int, float)
-    )
+    for _, own in _tower(name, options):
+        passes = said.local.steps * own.get("samples", 1)
+        _at_most("policy_steps", "[local] steps x samples", passes, policy.max_steps)
+        factor = own.get("first_order_factor", 1.0) * said.local.learning_rate
+        _at_most(
+            "policy_learning_rate", "learning_rate x first_order_factor", factor, policy.max_learning_rate, (int, float)
+        )
     if space.of_base and "all-linear" not in policy.targets:
         raise PlanRefused("policy_targets", f"strategy {name!r} trains all parameters; allowed: {policy.targets}")
     return said
@@ -127,12 +128,9 @@ def _tables(job: Job) -> dict[str, Any]:
 
 def _check_names(said: RunConfig, policy: Policy) -> None:
     """Nothing is imported because a server names it: what is not installed here, or allowed, is refused by its name."""
-    on = said.strategy.options.get("on")
-    while on is not None:
-        name, options = registry.named(on, "strategy") if isinstance(on, str | dict) else ("", {})
+    for name, _ in _tower(said.strategy.name, said.strategy.options):
         if name not in registry.BUILT_IN and name not in policy.strategies:
             raise PlanRefused("policy_strategy", f"strategy {name!r:.80} is not allowed here, nor built in")
-        on = options.get("on")
     for what, choices in (
         (registry.adapters, [said.model.adapter]),
         (registry.objectives, [said.local.objective]),
@@ -142,6 +140,14 @@ def _check_names(said: RunConfig, policy: Policy) -> None:
         for choice in choices:
             if not what.listed(choice):
                 raise PlanRefused("policy_options", f"{what.kind} {choice!r:.80} is not installed here")
+
+
+def _tower(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, options) of a strategy, of the one that it is on, and so on; what is no choice has no name."""
+    yield name, options
+    while (on := options.get("on")) is not None:
+        name, options = registry.named(on, "strategy") if isinstance(on, str | dict) else ("", {})
+        yield name, options
 
 
 def _check_limits(said: RunConfig, policy: Policy) -> None:

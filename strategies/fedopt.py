@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.aggregation.mean import uniform_mean
+from fedft.aggregation.mean import mean, uniform_mean
 from fedft.arithmetic.tensors import Tensors
 from fedft.recipe import Next, Recipe, State
 from fedft.strategies.parts.wrapping import On, wrapped
@@ -79,7 +79,7 @@ def fedopt(
     recipe = replace(recipe, name="fedopt", adds_changes=False)
     if not step.reference or optimizer == "momentum":
         return recipe
-    if inner.with_server:
+    if inner.with_server or inner.aggregate not in (mean, uniform_mean):
         raise ValueError(f"variant='reference' averages uniformly, and {inner.name} has an average of its own")
     return replace(recipe, aggregate=uniform_mean, averages_changes=True, linear=False, ring_summable=False)
 

@@ -86,6 +86,8 @@ def test_no_name_that_is_not_listed_is_imported(tmp_path, monkeypatch):
     # a table inside the strategy's own is no other strategy, nor any other table's
     for planted in ({"flora": {"name": name}}, {name: {"name": name}}, {"options": {"name": name}}):
         refused("policy_options", job(strategy=planted))
+    wrapped = job(strategy={"name": "fedprox", "on": {"name": "fedprox", "on": name}})
+    refused("policy_strategy", wrapped, replace(ALLOWED, strategies=["fedprox"]))
     refused("policy_options", job(data={"flora": {"train": "/etc/passwd"}}))
     assert "planted_strategy" not in sys.modules
 
@@ -261,10 +263,10 @@ TABLES = ("strategy", "local", "model", "codec", "data", "eval")
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_a_job_says_it_is_allowed_or_refused(table, which, value, whole):
     """The invariant: a RunConfig within the policy, or PlanRefused; nothing else leaves."""
-    good = dict(getattr(job(), table))
+    good = dict(job().table(table))
     said = value if whole else {**good, sorted(good)[which % len(good)]: value}
     try:
-        found = allowed_jobs.run_config(replace(job(), **{table: said}), SITE)
+        found = allowed_jobs.run_config(replace(job(), tables={**job().tables, table: said}), SITE)
     except PlanRefused as e:
         code, line = e.code, str(e)
     else:
@@ -304,15 +306,21 @@ def test_the_field_of_the_label_is_never_a_template(field):
         ({"name": "fedkseed", "samples": 10**9}, "samples"),
         ({"name": "mezo", "samples": 4000}, "steps x samples"),
         ({"name": "zo_fedavg", "first_order_from": 0, "first_order_factor": 99.0}, "first_order_factor"),
-        ({"name": "fedprox", "on": "os:system"}, "on is 'os:system'"),
+        ({"name": "fedopt", "on": {"name": "zo_fedavg", "samples": 4000}}, "steps x samples"),
+        (
+            {"name": "fedopt", "on": {"name": "zo_fedavg", "first_order_from": 0, "first_order_factor": 99.0}},
+            "first_order_factor",
+        ),
+        ({"name": "fedprox", "on": "os:system"}, "strategy 'os:system' is not allowed here"),
+        ({"name": "fedopt", "on": {"name": "fedprox", "on": {"name": "os:system"}}}, "strategy 'os:system'"),
         ({"name": "ferret", "K": 10**12}, "K"),
     ],
     ids=str,
 )
 def test_options_do_not_multiply_what_the_limits_bound(options, said):
-    allowed = replace(ALLOWED, strategies=["fedkseed", "mezo", "zo_fedavg", "fedprox", "ferret"])
+    allowed = replace(ALLOWED, strategies=["fedkseed", "mezo", "zo_fedavg", "fedprox", "fedopt", "ferret"])
     with pytest.raises(PlanRefused, match=re.escape(said)):
-        allowed_jobs.check_job(replace(job(), strategy=options), allowed)
+        allowed_jobs.check_job(job(strategy=options), allowed)
 
 
 def test_a_plan_to_train_no_steps_is_refused():

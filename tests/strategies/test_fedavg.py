@@ -1,7 +1,5 @@
 """FedAvg: a gradient step on all data where clients take one step, local training where there is one client."""
 
-import itertools
-
 import pytest
 import torch
 from quadratic import SGD, best, two_clients
@@ -14,7 +12,7 @@ from fedft.contract import Layout, State, Turn
 from fedft.models.handle import ModelHandle
 from fedft.strategies.fedavg import fedavg
 from fedft.strategies.fedit import fedit
-from fedft.testing import SEED, ToyModel, strategy_contract, toy
+from fedft.testing import SEED, Ready, ToyModel, strategy_contract, toy
 from fedft.update import Plan, TensorSpec, Update
 
 ROWS = (3, 1, 8)
@@ -41,7 +39,7 @@ def after_a_round(space: str, clients, lr: float, steps: int) -> dict[str, torch
         plan = Plan("", 0, 0, rank=2, steps=steps, learning_rate=lr, tensors=state.tensors)
         turn = Turn(plan, state.tensors, "", SGD, SEED, k)
         recipe.start(handle, turn)
-        updates.append(Update(recipe.local(handle, itertools.repeat(rows(k)), turn).delta, ROWS[k]))
+        updates.append(Update(recipe.local(handle, Ready(rows(k)), turn).delta, ROWS[k]))
     return dict(recipe.server(state, recipe.aggregate(iter(updates))))
 
 

@@ -1,6 +1,5 @@
 """FedKSeed: the model is w0 and K scalars; replaying them is the mean of the clients' weights."""
 
-import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from fedft.models.handle import ModelHandle
 from fedft.randomness import families, philox
 from fedft.randomness.independent import Table
 from fedft.strategies.fedkseed import fedkseed
-from fedft.testing import RUN, SEED, strategy_contract, toy
+from fedft.testing import RUN, SEED, Ready, strategy_contract, toy
 from fedft.training import directional_derivatives
 from fedft.update import Plan, Update
 from fedft.wire import messages
@@ -334,8 +333,8 @@ def by_hand(recipe, model: nn.Module, steps: int, lr: float, factors=(1.0,), **h
     now = {**recipe.downlink(state, None, plan), **held}
     turn = Turn(plan, now, tensors.digest(now), Local(), SEED, 5)
     recipe.start(handle, turn)
-    batches = ({"factor": torch.tensor(f)} for f in itertools.cycle(factors))
-    return recipe.local(handle, batches, turn)[0], model.w.detach().clone()
+    data = Ready(*({"factor": torch.tensor(f)} for f in factors))
+    return recipe.local(handle, data, turn)[0], model.w.detach().clone()
 
 
 ONE = Table({"w": torch.tensor([[3.0, 4.0]])})

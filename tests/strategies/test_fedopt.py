@@ -11,12 +11,13 @@ from safetensors.torch import load, save
 
 from fedft.aggregation.mean import mean, uniform_mean
 from fedft.arithmetic import tensors
-from fedft.contract import Layout, State
+from fedft.contract import State
 from fedft.strategies.fedavg import fedavg
 from fedft.strategies.fedit import fedit
 from fedft.strategies.fedkseed import fedkseed
 from fedft.strategies.fedopt import OWNER, M, V, fedopt
 from fedft.strategies.fedprox import fedprox
+from fedft.strategies.fedsa_lora import fedsa_lora
 from fedft.strategies.ffa_lora import ffa_lora
 from fedft.strategies.flora import flora
 from fedft.strategies.rolora import rolora
@@ -251,16 +252,37 @@ def test_on_quadratics_it_reaches_the_optimum_with_one_local_step(optimizer):
 
 
 def test_what_cannot_be_wrapped_is_refused_with_the_reason():
-    for on in (flora(), fedkseed(K=8), fedit(padding="zero"), fedavg(server_lr=0.5), replace(fedit(), personal=True)):
+    for on in (flora(), fedkseed(K=8), fedit(padding="zero"), fedavg(server_lr=0.5)):
         with pytest.raises(ValueError, match=f"fedopt cannot be on {on.name}: .*no identity from round to round"):
             fedopt(on=on)
     assert fedopt(on=fedavg(weights="uniform")).aggregate is uniform_mean
-    own = replace(fedit(), aggregate=lambda updates: mean(updates))
+    undeclared = replace(fedit(), aggregate=lambda updates: mean(updates))
+    with pytest.raises(ValueError, match="fedopt cannot be on fedit"):
+        fedopt(on=undeclared)
+    own = replace(undeclared, averages_changes=True)
     assert fedopt(on=own).aggregate is own.aggregate
     with pytest.raises(ValueError, match="an average of its own"):
         fedopt(on=own, variant="reference")
-    with pytest.raises(ValueError, match=r"begin with 'server\."):
-        fedopt(on=fedavg()).first_state(Layout(parameters={"server.w": (2,)}), 0, 0)
+
+
+def test_on_a_method_of_personal_models_it_moves_what_is_shared():
+    """FedSA-LoRA shares A: m and v are of A, what clients keep is as it was."""
+    t = toy(fedopt(on=fedsa_lora()))
+    state = t.step(t.state(), [t.update(t.state(), k) for k in range(3)])
+    assert t.recipe.personal
+    assert state.tensors.keys() == {"first.lora_A", "second.lora_A"}
+    assert state.own[OWNER].keys() == {p + n for p in (M, V) for n in state.tensors}
+
+
+def test_moments_are_kept_apart_from_tensors_of_any_name():
+    """A model's tensor may be called as the moment of another one is."""
+    recipe, deltas = fedopt(), {"w": torch.tensor([0.3]), M + "w": torch.tensor([-0.1])}
+    state = recipe.next_state(State(0, {n: torch.ones(1) for n in deltas}), deltas)
+    state = recipe.next_state(state, deltas)
+    for n, d in deltas.items():
+        alone = walk(recipe, [d.item()] * 2)[-1]
+        assert torch.equal(state.tensors[n], alone.tensors["w"])
+        assert torch.equal(state.own[OWNER][M + n], alone.own[OWNER][M + "w"])
 
 
 @pytest.mark.parametrize(

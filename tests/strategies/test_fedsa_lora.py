@@ -7,12 +7,11 @@ import torch
 
 from fedft.arithmetic import tensors
 from fedft.config import Local
-from fedft.contract import Layout, State, Turn
+from fedft.contract import Course, Layout, State, Turn
 from fedft.models.handle import ModelHandle
 from fedft.strategies.fedit import fedit
-from fedft.strategies.fedsa_lora import fedsa_lora
-from fedft.testing import RUN, SEED, ToyModel, strategy_contract, toy
-from fedft.training.first_order import FirstOrder
+from fedft.strategies.fedsa_lora import OWNER, fedsa_lora
+from fedft.testing import RUN, SEED, Ready, ToyModel, strategy_contract, toy
 from fedft.update import Plan, Update
 from fedft.wire import messages
 
@@ -39,12 +38,12 @@ class WithHead:
         plan = Plan(RUN, state.version, state.version, rank=rank, steps=3, learning_rate=lr)
         plan = replace(plan, tensors=self.recipe.downlink(state, None, plan))
         held = self.recipe.receive(None, plan)
-        turn = Turn(plan, held, tensors.digest(held), Local(), SEED, SEED, kept or {})
+        turn = Turn(plan, held, tensors.digest(held), Local(), SEED, SEED, {OWNER: kept} if kept else {})
         self.recipe.start(self.handle, turn)
         return turn
 
     def train(self, turn: Turn):
-        return self.recipe.local(self.handle, iter([BATCH] * 3), turn)
+        return self.recipe.local(self.handle, Ready(BATCH), turn)
 
     def first(self, rank: int = 2) -> State:
         return self.recipe.first_state(self.layout, rank, SEED)
@@ -65,10 +64,12 @@ def test_b_and_the_head_are_in_no_payload():
     model = WithHead(recipe)
     trained = model.train(model.turn(model.first()))
     assert trained.delta.keys() == {"first.lora_A"}
-    assert trained.kept.keys() == {"first.lora_B", "second.weight"}
-    assert all(x.any() for x in trained.kept.values())
+    assert trained.kept.keys() == {OWNER}
+    kept = trained.kept[OWNER]
+    assert kept.keys() == {"first.lora_B", "second.weight"}
+    assert all(x.any() for x in kept.values())
     sent = messages.encode_update(Update(trained.delta, 1, run=RUN), "fp32")
-    assert not any(x.numpy().tobytes() in sent for x in trained.kept.values())
+    assert not any(x.numpy().tobytes() in sent for x in kept.values())
     assert b"lora_B" not in sent
     assert b"second" not in sent
 
@@ -100,8 +101,8 @@ def test_a_client_that_takes_part_first_starts_from_b_zero_and_the_shared_a():
 
 def test_a_client_that_comes_back_finds_its_own_b_and_head_bit_for_bit_and_today_s_a():
     model = WithHead(fedsa_lora())
-    mine = model.train(model.turn(model.first())).kept
-    others = model.train(model.turn(model.first(), mine)).kept
+    mine = model.train(model.turn(model.first())).kept[OWNER]
+    others = model.train(model.turn(model.first(), mine)).kept[OWNER]
     assert not torch.equal(others["first.lora_B"], mine["first.lora_B"])
     later = State(9, {"first.lora_A": torch.full((2, 8), 0.25)})
     model.turn(later, mine)
@@ -119,7 +120,7 @@ def test_the_effective_model_is_own_b_times_shared_a():
     outputs = []
     for k in range(3):
         outputs.append(t.outputs(state, k).clone())
-        change, own = t.handle.change()[0], t.kept[k, 1]
+        change, own = t.handle.change()[0], t.kept[k, 1][OWNER]
         for m in t.layout.modules:
             want = own[m + ".lora_B"] @ state.tensors[m + ".lora_A"]
             assert torch.allclose(change[m].dense(), want, atol=1e-6)
@@ -138,7 +139,7 @@ def test_everyone_holds_the_same_a_whatever_they_keep():
 
 def test_what_was_kept_at_another_rank_is_not_used():
     model = WithHead(fedsa_lora())
-    kept = model.train(model.turn(model.first())).kept
+    kept = model.train(model.turn(model.first())).kept[OWNER]
     model.turn(model.first(rank=3), kept, rank=3)
     read = model.handle.read()
     assert read["first.lora_B"].shape == (6, 3)
@@ -148,7 +149,7 @@ def test_what_was_kept_at_another_rank_is_not_used():
 def test_realign_keeps_the_product_where_a_was_only_turned():
     """A_new = Q A_old with Q invertible: B_k A_old A_new^+ = B_k Q^-1, so B A is what it was."""
     model = WithHead(fedsa_lora(realign=True))
-    kept = model.train(model.turn(model.first())).kept
+    kept = model.train(model.turn(model.first())).kept[OWNER]
     q = torch.tensor([[2.0, 1.0], [-1.0, 0.5]])
     model.turn(State(4, {"first.lora_A": q @ kept["first.lora_A"]}), kept)
     read = model.handle.read()
@@ -160,7 +161,7 @@ def test_realign_keeps_the_product_where_a_was_only_turned():
 
 def test_realign_is_the_least_squares_fit_and_does_nothing_while_a_stands():
     model = WithHead(fedsa_lora(realign=True))
-    kept = model.train(model.turn(model.first())).kept
+    kept = model.train(model.turn(model.first())).kept[OWNER]
     model.turn(State(4, {"first.lora_A": kept["first.lora_A"]}), kept)
     assert torch.equal(model.handle.read()["first.lora_B"], kept["first.lora_B"])
     new = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
@@ -193,11 +194,11 @@ def test_global_b_is_the_mean_of_values_and_only_newcomers_start_from_it():
         assert torch.allclose(after[n].double(), mean, atol=1e-6)
     model = WithHead(recipe)
     mine = model.train(model.turn(model.first()))
-    assert torch.equal(mine.delta["first.lora_B"], mine.kept["first.lora_B"])
+    assert torch.equal(mine.delta["first.lora_B"], mine.kept[OWNER]["first.lora_B"])
     state = State(1, recipe.server(model.first(), recipe.aggregate([Update(mine.delta, 1), Update(mine.delta, 1)])))
     model.turn(state)
-    assert torch.equal(model.handle.read()["first.lora_B"], mine.kept["first.lora_B"])
-    own = {n: 2 * x for n, x in mine.kept.items()}
+    assert torch.equal(model.handle.read()["first.lora_B"], mine.kept[OWNER]["first.lora_B"])
+    own = {n: 2 * x for n, x in mine.kept[OWNER].items()}
     model.turn(state, own)
     assert torch.equal(model.handle.read()["first.lora_B"], own["first.lora_B"])
 
@@ -205,14 +206,19 @@ def test_global_b_is_the_mean_of_values_and_only_newcomers_start_from_it():
 def test_another_method_may_change_the_gradients():
     """Here to nothing: neither A nor what is kept moves."""
     recipe = fedsa_lora()
-    recipe = replace(recipe, local=replace(recipe.local, inner=FirstOrder(adjust=without_gradient)))
+    recipe = replace(recipe, local=recipe.local.with_term(WithoutGradient()))
     model = WithHead(recipe)
     trained = model.train(model.turn(model.first()))
-    assert not any(x.any() for x in (*trained.delta.values(), *trained.kept.values()))
+    assert not any(x.any() for x in (*trained.delta.values(), *trained.kept[OWNER].values()))
 
 
-def without_gradient(live, turn):
-    return lambda: [p.grad.zero_() for p in live.values()]
+class WithoutGradient:
+    """A term that leaves nothing to step along."""
+
+    def begin(self, learning, turn):
+        course = Course()
+        course.step = lambda: [p.grad.zero_() for p in learning.live.values()]
+        return course
 
 
 def test_what_it_declares():

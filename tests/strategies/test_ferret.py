@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedft.compression.error_feedback import OWNER
 from fedft.config import Local
 from fedft.contract import Layout, State, Trained, Turn
 from fedft.errors import RejectedUpdate
@@ -61,7 +62,7 @@ def client(recipe: Recipe, x, state=None, *, run_seed=SEED, seed=5, kept=None, w
     """What a client sends and keeps whose local steps come to `x`."""
     handle, turn = handle_of(recipe, x, w0), turn_of(recipe, state or State(0, {}), run_seed, seed, kept or {})
     recipe.start(handle, turn)
-    return recipe.local(handle, ({"factor": torch.ones(())} for _ in itertools.count()), turn)
+    return recipe.sent(recipe.local(handle, Ready({"factor": torch.ones(())}), turn), turn, handle)
 
 
 def model(recipe: Recipe, state: State, x, *, run_seed=SEED) -> dict[str, torch.Tensor]:
@@ -74,7 +75,7 @@ def model(recipe: Recipe, state: State, x, *, run_seed=SEED) -> dict[str, torch.
 def committed(recipe: Recipe, state: State, sent: list[Trained], examples=None) -> State:
     weights = examples or [10] * len(sent)
     change = recipe.aggregate(iter([Update(t.delta, n) for t, n in zip(sent, weights, strict=True)]))
-    return State(state.version + 1, recipe.server(state, change))
+    return recipe.next_state(state, change)
 
 
 def rebuilt(recipe: Recipe, x, **more) -> dict[str, torch.Tensor]:
@@ -239,7 +240,7 @@ def test_the_number_of_local_steps_does_not_enter_the_error(steps):
     """The toy's first weight, 48 numbers on 8 directions: 48 / 8 - 1 = 5, however many steps led there."""
     t = toy(ferret())
     turn = t.turn(t.plan(t.state(), 1, steps=steps), 1)
-    x = FirstOrder()(t.handle, _batches(1), turn).delta["first.weight"]
+    x = FirstOrder()(t.handle, Ready(_data(1)), turn).delta["first.weight"]
     errors = [float((once(x, 8, seed) - x).square().sum() / x.square().sum()) for seed in range(100)]
     assert sum(errors) / 100 == pytest.approx(5, rel=0.1)
 
@@ -492,8 +493,8 @@ def test_with_error_feedback_the_rounds_add_up_to_all_that_was_learned(scale):
         x = {n: normal(*v.shape, seed=50 + round_) for n, v in X.items()}
         told = client(recipe, x, state, kept=kept)
         state, kept, total = committed(recipe, state, [told]), told.kept, total + flat(x)
-    assert {n: tuple(v.shape) for n, v in kept.items()} == {n: tuple(v.shape) for n, v in X.items()}
-    assert torch.allclose(flat(model(recipe, state, X)) + flat(kept), total, atol=1e-3)
+    assert {n: tuple(v.shape) for n, v in kept[OWNER].items()} == {n: tuple(v.shape) for n, v in X.items()}
+    assert torch.allclose(flat(model(recipe, state, X)) + flat(kept[OWNER]), total, atol=1e-3)
 
 
 def test_error_feedback_brings_back_what_projections_leave_out():

@@ -1,6 +1,5 @@
 """FFA-LoRA: with A frozen and shared, averaging B is averaging the products."""
 
-import itertools
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,7 @@ from fedft.contract import Layout, State
 from fedft.models.handle import ModelHandle
 from fedft.strategies.fedit import fedit
 from fedft.strategies.ffa_lora import ffa_lora
-from fedft.testing import RUN, SEED, toy
+from fedft.testing import RUN, SEED, Ready, toy
 from fedft.update import Plan, Update
 from fedft.wire import messages
 
@@ -98,7 +97,7 @@ def test_sgd_sees_alpha_and_learning_rate_only_through_s_squared_eta(c):
         t = replace(t, handle=ModelHandle(t.handle.model, t.layout, t.recipe.space, lora_alpha=alpha))
         turn = t.turn(t.plan(t.state(), 0, lr=lr, steps=5), 0)
         turn = replace(turn, local=Local(optimizer="sgd", max_grad_norm=None))
-        return t.recipe.local(t.handle, itertools.repeat(BATCH), turn)[0]
+        return t.recipe.local(t.handle, Ready(BATCH), turn)[0]
 
     plain, scaled = trained(4.0, 0.1), trained(4.0 * c, 0.1 / c**2)
     assert tensors.norm(tensors.sub(plain, scaled)) < 1e-5 * tensors.norm(plain)

@@ -9,11 +9,12 @@ import torch
 
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import sparse, tensors
-from fedft.contract import Layout, State
+from fedft.compression import error_feedback as feedback
+from fedft.contract import Course, Layout, State
 from fedft.errors import RejectedUpdate
 from fedft.strategies.fedit import fedit
-from fedft.strategies.flasc import FIRST, SECOND, flasc
-from fedft.testing import RUN, SEED, strategy_contract, toy
+from fedft.strategies.flasc import FIRST, OWNER, SECOND, flasc
+from fedft.testing import RUN, SEED, Ready, strategy_contract, toy
 from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, Update
 from fedft.wire import messages
@@ -21,6 +22,8 @@ from fedft.wire import messages
 OUT, IN, RANK = 9, 4, 3
 LAYOUT = Layout(modules={"m": (OUT, IN), "n": (IN, OUT)}, head={"head.weight": (2, OUT)})
 ENTRIES = 2 * RANK * (IN + OUT) + 2 * OUT  # P = 96
+X = torch.linspace(-1, 1, 40).reshape(5, 8)
+DATA = Ready({"x": X, "labels": X[:, :4]})
 ORDER = ("head.weight", "m.lora_A", "m.lora_B", "n.lora_A", "n.lora_B")  # canonical
 
 
@@ -187,15 +190,9 @@ def test_a_client_starts_from_the_masked_state_and_what_is_masked_can_learn():
     keep = sparse.largest(x.abs(), 0.25)
     assert torch.equal(flat(read), x.masked_fill(~keep, 0))
     assert not read["first.lora_B"].any()
-    trained = FirstOrder()(t.handle, _batches(), turn).delta
+    trained = FirstOrder()(t.handle, DATA, turn).delta
     assert trained["first.lora_B"].any()
     assert (flat(trained) != 0).sum() > keep.sum()  # dense training
-
-
-def _batches():
-    x = torch.linspace(-1, 1, 40).reshape(5, 8)
-    while True:
-        yield {"x": x, "labels": x[:, :4]}
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -203,26 +200,30 @@ def test_what_is_sent_and_the_client_s_residual_are_end_minus_start(kept):
     """To the bit; with feedback, the residual of the turn before is part of it."""
     t = toy(flasc(error_feedback=True, density_up=0.2))
     turn = t.turn(t.plan(t.state(), 0), 0)
-    before = {"unsent": torch.linspace(-1, 1, 48)} if kept else {}
+    late = torch.linspace(-1, 1, 48) if kept else torch.zeros(48)
     start = flat(t.handle.read())
-    delta, _, unsent = t.recipe.local(t.handle, _batches(), replace(turn, kept=before))
-    change = flat(t.handle.read()) - start + before.get("unsent", 0)
-    assert torch.equal(sparse.unpacked(delta)[:48].float() + unsent["unsent"], change)
+    shapes = {n: tuple(x.shape) for n, x in t.handle.read().items()}
+    turn = replace(turn, kept={feedback.OWNER: sparse.shaped(late, shapes)} if kept else {})
+    trained = t.recipe.local(t.handle, DATA, turn)
+    delta, _, after = t.recipe.sent(trained, turn, t.handle)
+    unsent = flat(after[feedback.OWNER])
+    change = flat(t.handle.read()) - start + late
+    assert torch.equal(sparse.unpacked(delta)[:48].float() + unsent, change)
     want = sent_by_hand(change, math.ceil(0.2 * 48))
     assert torch.equal(delta["values"], want["values"])
     assert torch.equal(delta["support"], want["support"])
-    assert not (sparse.unpacked(delta)[:48].bool() & unsent["unsent"].bool()).any()
+    assert not (sparse.unpacked(delta)[:48].bool() & unsent.bool()).any()
 
 
 def test_without_feedback_a_client_keeps_nothing_and_an_unfit_residual_is_forgotten():
     t = toy(flasc())
     turn = t.turn(t.plan(t.state(), 0), 0)
-    assert not t.recipe.local(t.handle, _batches(), turn).kept
+    assert not t.recipe.sent(t.recipe.local(t.handle, DATA, turn), turn, t.handle).kept
     fed = toy(flasc(error_feedback=True))
     deltas = []
-    for kept in ({}, {"unsent": torch.ones(7)}):
-        turn = fed.turn(fed.plan(fed.state(), 0), 0)
-        deltas.append(fed.recipe.local(fed.handle, _batches(), replace(turn, kept=kept)).delta)
+    for kept in ({}, {feedback.OWNER: {"first.lora_B": torch.ones(7)}}):
+        turn = replace(fed.turn(fed.plan(fed.state(), 0), 0), kept=kept)
+        deltas.append(fed.recipe.sent(fed.recipe.local(fed.handle, DATA, turn), turn, fed.handle).delta)
     assert tensors.digest(deltas[0]) == tensors.digest(deltas[1])
 
 
@@ -259,19 +260,20 @@ def test_the_server_s_steps_are_adamw_s_on_the_negated_mean(options):
         change = recipe.aggregate([Update(sent_by_hand(flat(drawn(10 + t + k)), 24), k + 1) for k in range(3)])
         x.grad = -change["mean"].double()
         adamw.step()
-        at = State(t + 1, recipe.server(at, change))
+        at = recipe.next_state(at, change)
         assert torch.allclose(flat(at.tensors).double(), x.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_one_adamw_step_by_hand():
     """From zero moments the first step is lr g / (|g| + eps): 1 + 0.001 with a mean change of 0.5, and nothing at 0."""
-    at = State(0, {"m.lora_A": torch.ones(1, 2), FIRST: torch.zeros(2), SECOND: torch.zeros(2)})
+    at = State(0, {"m.lora_A": torch.ones(1, 2)}, {OWNER: {FIRST: torch.zeros(2), SECOND: torch.zeros(2)}})
     sent = {"values": torch.tensor([0.5]), "support": torch.tensor([1], dtype=torch.int32)}
-    after = flasc().server(at, flasc().aggregate([Update(sent, 9)]))
+    new = flasc().next_state(at, flasc().aggregate([Update(sent, 9)]))
+    after, own = new.tensors, new.own[OWNER]
     assert torch.allclose(after["m.lora_A"], torch.tensor([[1.001, 1.0]]), atol=1e-7)
     assert after["m.lora_A"][0, 1].item() == 1.0
-    assert torch.allclose(after[FIRST], torch.tensor([-0.05, 0.0]))
-    assert torch.allclose(after[SECOND], torch.tensor([0.00025, 0.0]))
+    assert torch.allclose(own[FIRST], torch.tensor([-0.05, 0.0]))
+    assert torch.allclose(own[SECOND], torch.tensor([0.00025, 0.0]))
 
 
 def test_at_density_one_with_plain_steps_it_is_federated_averaging():
@@ -289,19 +291,20 @@ def test_entries_in_no_mask_stay_as_initialised_unless_the_server_decays_weights
     assert never.any()
     for options, moves in (({}, False), ({"weight_decay": 0.01}, True), ({"variant": "reference"}, True)):
         recipe, at = flasc(**options), state(**options)
-        after = recipe.server(at, recipe.aggregate(iter(updates)))
+        after = recipe.next_state(at, recipe.aggregate(iter(updates))).tensors
         assert torch.equal(flat(after)[never], flat(at.tensors)[never]) != moves
         if moves:  # the published code's optimiser at its library's default: x (1 - lr 0.01)
             assert torch.allclose(flat(after)[never], flat(at.tensors)[never] * (1 - 1e-5), rtol=1e-7)
 
 
 def test_moments_never_travel_and_the_server_s_vector_stays_dense():
-    at = state()
-    assert {FIRST, SECOND} < at.tensors.keys()
-    assert plan(at).tensors.keys() == {"values", "support"}
-    after = flasc().server(at, flasc().aggregate(by_hand(24)[0]))
-    assert flat(after).count_nonzero() == ENTRIES
-    assert state(server_optimizer="sgd").tensors.keys() == set(ORDER)
+    after = flasc().next_state(state(), flasc().aggregate(by_hand(24)[0]))
+    assert after.own[OWNER].keys() == {FIRST, SECOND}
+    assert plan(after).tensors.keys() == {"values", "support"}
+    assert after.tensors.keys() == set(ORDER)
+    assert flat(after.tensors).count_nonzero() == ENTRIES
+    plain = flasc(server_optimizer="sgd")
+    assert not any(plain.next_state(state(), plain.aggregate(by_hand(24)[0])).own.values())
 
 
 def test_who_only_wants_the_model_receives_all_of_it():
@@ -342,11 +345,11 @@ def test_a_support_that_does_not_fit_its_values_is_refused():
 
 def test_bits_behind_the_last_entry_place_nothing():
     """P = 5: a bit at position 6 is within the word and no entry's; the server's vector has no place for it."""
-    at = State(0, {"m.lora_A": torch.ones(1, 5), FIRST: torch.zeros(5), SECOND: torch.zeros(5)})
+    at = State(0, {"m.lora_A": torch.ones(1, 5)}, {OWNER: {FIRST: torch.zeros(5), SECOND: torch.zeros(5)}})
     sent = {"values": torch.tensor([0.5, 7.0]), "support": torch.tensor([0b1000001], dtype=torch.int32)}
     only = {"values": torch.tensor([0.5]), "support": torch.tensor([1], dtype=torch.int32)}
-    got, want = (flasc().server(at, flasc().aggregate([Update(x, 1)])) for x in (sent, only))
-    assert tensors.digest(got) == tensors.digest(want)
+    got, want = (flasc().next_state(at, flasc().aggregate([Update(x, 1)])) for x in (sent, only))
+    assert got.digest == want.digest
 
 
 @pytest.mark.parametrize("precision", messages.CODECS)
@@ -369,12 +372,17 @@ def test_a_diverged_change_is_sent_and_refused_like_any_other():
 
 def test_another_method_may_change_the_gradients():
     recipe = flasc()
-    t = toy(replace(recipe, local=replace(recipe.local, inner=FirstOrder(adjust=without_gradient))))
+    t = toy(replace(recipe, local=recipe.local.with_term(WithoutGradient())))
     assert not t.update(t.state(), 0).delta["values"].any()
 
 
-def without_gradient(live, turn):
-    return lambda: [p.grad.zero_() for p in live.values()]
+class WithoutGradient:
+    """A term that leaves nothing to step along."""
+
+    def begin(self, learning, turn):
+        course = Course()
+        course.step = lambda: [p.grad.zero_() for p in learning.live.values()]
+        return course
 
 
 def test_what_it_declares():

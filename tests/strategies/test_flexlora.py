@@ -9,7 +9,7 @@ from fedft.arithmetic import tensors
 from fedft.arithmetic.lowrank import LowRank
 from fedft.contract import Layout, State
 from fedft.strategies.fedit import fedit
-from fedft.strategies.flexlora import flexlora
+from fedft.strategies.flexlora import LOST, OWNER, flexlora
 from fedft.testing import RUN, strategy_contract, toy
 from fedft.update import Plan, Update
 from fedft.wire import messages
@@ -48,7 +48,7 @@ def first(recipe=None, rank: int = LARGEST) -> State:
 def after(updates, state: State | None = None, **options) -> State:
     recipe = flexlora(**options)
     state = state or first()
-    return State(state.version + 1, recipe.server(state, recipe.aggregate(iter(updates))))
+    return recipe.next_state(state, recipe.aggregate(iter(updates)))
 
 
 def down(state: State, rank: int) -> dict[str, torch.Tensor]:
@@ -89,7 +89,7 @@ def test_by_hand_the_largest_singular_value_survives():
     one = Update({A: torch.tensor([[2.0, 0.0]]), B: torch.tensor([[4.0], [0.0]])}, 1)
     two = Update({A: torch.tensor([[0.0, 1.0]]), B: torch.tensor([[0.0], [4.0]])}, 3)
     recipe, start = flexlora(), State(0, {A: torch.ones(2, 2), B: torch.zeros(2, 2)})
-    new = recipe.server(start, recipe.aggregate([one, two]))
+    new = recipe.next_state(start, recipe.aggregate([one, two])).tensors
     assert torch.allclose(new[A], torch.tensor([[0.0, 1.0], [1.0, 0.0]]), atol=1e-6)
     assert torch.allclose(new[B], torch.tensor([[0.0, 2.0], [3.0, 0.0]]), atol=1e-6)
     narrow = recipe.downlink(State(1, new), None, Plan(RUN, 1, 1, rank=1))
@@ -163,7 +163,7 @@ def test_only_the_ranks_that_are_kept_are_decomposed(monkeypatch):
     for options in ({}, {"momentum": 0.5}, {"feedback": True}):
         recipe = flexlora(**options)
         state = recipe.first_state(layout, LARGEST, 7)
-        kept.append(dense(recipe.server(state, recipe.aggregate(iter(updates)))))
+        kept.append(dense(recipe.next_state(state, recipe.aggregate(iter(updates))).tensors))
         assert ranks == ([None] if options.get("feedback") else [])
     assert close(kept[0], kept[2])
     assert close(kept[1], kept[2])
@@ -212,7 +212,7 @@ def test_clients_that_changed_nothing_leave_version_zero_as_it_is():
 
 
 def lost(state: State) -> torch.Tensor:
-    d = LowRank(state.tensors["server.lost." + A], state.tensors["server.lost." + B])
+    d = LowRank(state.own[OWNER][LOST + A], state.own[OWNER][LOST + B])
     return d.B.double() @ d.A.double()
 
 
@@ -246,16 +246,19 @@ def test_what_is_remembered_stays_small_and_never_travels(options):
     state = first()
     for k in range(12):
         state = after([client(2 * k, 4, 1), client(2 * k + 1, 3, 2)], state, **options)
-    extra = [n for n in state.tensors if n not in (A, B, "head")]
-    assert extra
-    assert all(min(state.tensors[n].shape) <= min(OUT, IN) for n in extra)
+    assert state.tensors.keys() == {A, B, "head"}
+    remembered = state.own[OWNER]
+    assert remembered
+    assert all(min(x.shape) <= min(OUT, IN) for x in remembered.values())
     sent = flexlora(**options).downlink(state, None, Plan(RUN, 12, 12, rank=3))
     assert {n: tuple(x.shape) for n, x in sent.items()} == {A: (3, IN), B: (OUT, 3), "head": (3,)}
     assert flexlora(**options).downlink(state, 12, Plan(RUN, 12, 12, 12, rank=3)) == {}
 
 
 def test_without_memory_the_state_is_the_pair_and_the_head():
-    assert after(UNLIKE).tensors.keys() == {A, B, "head"}
+    state = after(UNLIKE)
+    assert state.tensors.keys() == {A, B, "head"}
+    assert not any(state.own.values())
 
 
 def test_momentum_is_that_of_the_dense_change():
@@ -275,6 +278,7 @@ def test_a_server_step_without_momentum_goes_part_of_the_way():
     half = after(ROUNDS[1], state, server_lr=0.5)
     assert close(dense(half.tensors), best(d / 2 + ideal(ROUNDS[1]) / 2, LARGEST), 1e-5)
     assert half.tensors.keys() == {A, B, "head"}
+    assert not any(half.own.values())
 
 
 def test_momentum_does_not_depend_on_the_basis_of_the_state():
@@ -282,7 +286,7 @@ def test_momentum_does_not_depend_on_the_basis_of_the_state():
     state = after(UNLIKE, momentum=0.9)
     q = torch.eye(LARGEST) * 2 + torch.randn(LARGEST, LARGEST, generator=torch.Generator().manual_seed(1)) / 4
     a, b = q @ state.tensors[A], state.tensors[B] @ torch.linalg.inv(q)
-    turned = State(1, {**state.tensors, A: a, B: b})
+    turned = State(1, {**state.tensors, A: a, B: b}, state.own)
     x, y = after(ROUNDS[1], state, momentum=0.9), after(ROUNDS[1], turned, momentum=0.9)
     assert close(dense(y.tensors), dense(x.tensors), 1e-5)
 

@@ -321,7 +321,7 @@ def test_no_server_multiplies_a_change_out(name, options):
                 a, b = torch.randn(rank, i, generator=rng), torch.randn(o, rank, generator=rng)
                 updates.append(Update({"m.lora_A": a, "m.lora_B": b}, k + 1, t, client=str(k)))
                 recipe.norm(updates[-1].delta, Plan(RUN, t, t, rank=rank))
-            state = State(t + 1, recipe.server(state, recipe.aggregate(iter(updates))))
+            state = recipe.next_state(state, recipe.aggregate(iter(updates)))
             for have in (None, t, t + 1):
                 recipe.downlink(state, have, Plan(RUN, t + 1, t + 1, have, rank=rank))
     assert 0 < seen.most < o * i / 4

@@ -2,17 +2,16 @@
 
 import itertools
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fedft.arithmetic import tensors
-from fedft.contract import Layout, State, Turn
+from fedft.contract import Layout, Learning, Member, State, Trained, Turn
 from fedft.errors import RejectedUpdate
 from fedft.strategies.fedit import fedit
-from fedft.strategies.hetlora import capped, hetlora, tail
-from fedft.testing import SEED, strategy_contract, toy
+from fedft.strategies.hetlora import OWNER, capped, hetlora, tail
+from fedft.testing import SEED, Ready, strategy_contract, toy
 from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, TensorSpec, Update
 from fedft.wire import messages
@@ -192,7 +191,7 @@ def test_rows_beyond_every_clients_rank_get_nothing():
     state, recipe = state_of(5), hetlora()
     change = recipe.aggregate(UNLIKE[:1] + UNLIKE[2:])
     assert change[A].shape[0] == 2
-    after = recipe.server(state, change)
+    after = recipe.next_state(state, change).tensors
     assert torch.equal(after[A][2:], state.tensors[A][2:])
     assert torch.equal(after[B][:, 2:], state.tensors[B][:, 2:])
     assert torch.equal(after[A][:2], change[A])
@@ -204,7 +203,7 @@ def test_capacity_survives_a_round_in_which_nobody_uses_it():
     u = client(1, 3, client="a")
     u.delta[A][2], u.delta[B][:, 2] = 0, 0
     pruned = replace(u, delta={**u.delta, "rank": torch.tensor([2], dtype=torch.int32)})
-    after = recipe.server(state, recipe.aggregate([pruned]))
+    after = recipe.next_state(state, recipe.aggregate([pruned])).tensors
     assert not after[B][:, 2].any()
     assert torch.equal(after[A][2], state.tensors[A][2])
     assert torch.allclose(dense(after), dense(u.delta), rtol=1e-6, atol=1e-6)
@@ -226,7 +225,7 @@ def test_what_is_beyond_the_claimed_rank_does_not_count():
 
 def test_truncation_after_padding_gives_the_factors_back():
     recipe, sent = hetlora(), client(1, 2)
-    after = State(1, recipe.server(state_of(5), recipe.aggregate([sent])))
+    after = recipe.next_state(state_of(5), recipe.aggregate([sent]))
     down = recipe.downlink(after, None, Plan("", 1, 1, rank=2))
     assert torch.equal(down[A], sent.delta[A])
     assert torch.equal(down[B], sent.delta[B])
@@ -236,29 +235,36 @@ def said(rank: int) -> dict[str, torch.Tensor]:
     return {"rank": torch.tensor([rank], dtype=torch.int32)}
 
 
+def planned(recipe, state: State, client: str, rank: int) -> int:
+    """The rank of a client's next plan, whose run file says `rank`."""
+    plans = recipe.plans(state, {client: Member(rank)}, Plan("", state.version, state.version), 4)
+    return plans[client].shape.rank
+
+
 def test_the_state_remembers_each_clients_rank_and_the_next_round_is_at_it():
     recipe, state = hetlora(), state_of(4)
     updates = [
         Update({**client(1, 4).delta, **said(3)}, 1, client="north"),
         Update({**client(2, 2).delta, **said(2)}, 1, client="south.rank.1"),
     ]
-    after = State(1, recipe.server(state, recipe.aggregate(iter(updates))))
-    assert recipe.rank(after, "north", 4) == 3
-    assert recipe.rank(after, "south.rank.1", 2) == 2
-    assert recipe.rank(after, "absent", 4) == 4
-    assert recipe.rank(after, "north", 2) == 2  # the run file may ask for less
-    plan = Plan("", 1, 1, rank=recipe.rank(after, "north", 4))
+    after = recipe.next_state(state, recipe.aggregate(iter(updates)))
+    assert planned(recipe, after, "north", 4) == 3
+    assert planned(recipe, after, "south.rank.1", 2) == 2
+    assert planned(recipe, after, "absent", 4) == 4
+    assert planned(recipe, after, "north", 2) == 2  # the run file may ask for less
+    plan = Plan("", 1, 1, rank=planned(recipe, after, "north", 4))
     assert recipe.downlink(after, None, plan)[A].shape[0] == 3
     assert recipe.spec(LAYOUT, plan)[A].shape == (3, IN)
-    again = State(2, recipe.server(after, recipe.aggregate([Update({**client(3, 2).delta, **said(1)}, 1, client="w")])))
-    assert recipe.rank(again, "north", 4) == 3  # a client that sat out keeps its rank
+    again = recipe.next_state(after, recipe.aggregate([Update({**client(3, 2).delta, **said(1)}, 1, client="w")]))
+    assert planned(recipe, again, "north", 4) == 3  # a client that sat out keeps its rank
 
 
 def test_ranks_never_travel_down():
     recipe = hetlora()
     update = Update({**client(1, 4).delta, **said(3)}, 1, client="north")
-    after = State(1, recipe.server(state_of(4), recipe.aggregate([update])))
-    assert any(n.startswith("rank") for n in after.tensors)
+    after = recipe.next_state(state_of(4), recipe.aggregate([update]))
+    assert after.own[OWNER].keys() == {"north"}
+    assert after.tensors.keys() == {A, B, "head"}
     assert recipe.downlink(after, None, Plan("", 1, 1, rank=2)).keys() == {A, B, "head"}
     assert recipe.downlink(after, 1, Plan("", 1, 1, 1, rank=2)) == {}
 
@@ -292,26 +298,18 @@ def turn_of(recipe, rank_of: int = 2):
     return t, plan, t.turn(plan, rank_of)
 
 
-def batches():
-    x = torch.linspace(-1, 1, 24).reshape(3, 8)
-    while True:
-        yield {"x": x, "labels": x[:, :4]}
+X = torch.linspace(-1, 1, 24).reshape(3, 8)
+DATA = Ready({"x": X, "labels": X[:, :4]})
 
 
-def test_the_penalty_pulls_the_tail_and_leaves_the_head_alone(monkeypatch):
+def test_the_penalty_pulls_the_tail_and_leaves_the_head_alone():
     """Its gradient on live factors against autograd: rank 3, gamma 0.5: the head is rank 0, the tail ranks 1 and 2."""
     t, _, turn = turn_of(hetlora(gamma=0.5, penalty=0.3))
-
-    def only_the_penalty(step, handle, _batches, now):
-        live = handle.parameters()
-        pull = step.adjust(live, now)
-        for p in live.values():
-            p.grad = torch.zeros_like(p)
-        pull()
-        return handle.read(), {}, {}
-
-    monkeypatch.setattr(FirstOrder, "__call__", only_the_penalty)
-    t.recipe.local(t.handle, batches(), turn)
+    (penalty,) = t.recipe.local.terms
+    course = penalty.begin(t.recipe.local.learning(t.handle, turn), turn)
+    for p in t.handle.parameters().values():
+        p.grad = torch.zeros_like(p)
+    course.step()
     live = {n: p.detach().double().requires_grad_() for n, p in t.handle.parameters().items()}
     loss = sum(0.3 * live[f"{m}.lora_B"][:, 1:].norm() * live[f"{m}.lora_A"][1:].norm() for m in ("first", "second"))
     loss.backward()
@@ -326,14 +324,14 @@ def test_the_penalty_pulls_the_tail_and_leaves_the_head_alone(monkeypatch):
 def test_the_penalty_has_no_gradient_where_b_is_zero_and_is_finite():
     t = toy(hetlora(gamma=0.5, penalty=1e6))
     start = t.plan(t.state(), 2, steps=1, lr=0.0)
-    sent = t.recipe.local(t.handle, batches(), t.turn(start, 2)).delta
+    sent = t.recipe.local(t.handle, DATA, t.turn(start, 2)).delta
     assert all(torch.isfinite(x).all() for x in sent.values() if x.is_floating_point())
     assert sent["rank"].item() == 3  # the tail's product was zero and did not shrink
 
 
 def test_a_strong_penalty_shrinks_the_tail_and_the_client_gives_it_up():
     t, plan, turn = turn_of(hetlora(gamma=0.5, penalty=100.0))
-    sent = t.recipe.local(t.handle, batches(), turn).delta
+    sent = t.recipe.local(t.handle, DATA, turn).delta
     assert sent["rank"].tolist() == [1]
     assert sent["rank"].dtype == torch.int32
     for m in ("first", "second"):
@@ -347,7 +345,7 @@ def test_a_tail_that_grew_is_kept():
     t, _, turn = turn_of(hetlora(gamma=0.5, penalty=1e-9))
     before = tail(turn.held, 1)
     grown = replace(turn, plan=replace(turn.plan, learning_rate=0.5))
-    sent = t.recipe.local(t.handle, batches(), grown).delta
+    sent = t.recipe.local(t.handle, DATA, grown).delta
     assert tail(sent, 1) > before
     assert sent["rank"].item() == 3
 
@@ -355,27 +353,27 @@ def test_a_tail_that_grew_is_kept():
 @pytest.mark.parametrize("options", [{"gamma": 1.0, "penalty": 50.0}, {"gamma": 0.5, "penalty": 0.0}], ids=str)
 def test_without_a_tail_or_a_penalty_the_client_trains_as_fedits_does(options):
     t, plan, turn = turn_of(hetlora(**options))
-    sent = dict(t.recipe.local(t.handle, batches(), turn).delta)
+    sent = dict(t.recipe.local(t.handle, DATA, turn).delta)
     assert sent.pop("rank").item() == plan.rank
     t.turn(plan, 2)
-    assert tensors.digest(sent) == tensors.digest(FirstOrder("value")(t.handle, batches(), turn).delta)
+    assert tensors.digest(sent) == tensors.digest(FirstOrder("value")(t.handle, DATA, turn).delta)
 
 
 def test_a_client_of_rank_one_has_no_tail():
     t, _, turn = turn_of(hetlora(gamma=0.99, penalty=100.0), rank_of=0)
-    assert t.recipe.local(t.handle, batches(), turn).delta["rank"].item() == 1
+    assert t.recipe.local(t.handle, DATA, turn).delta["rank"].item() == 1
 
 
 @pytest.mark.parametrize(("gamma", "rank", "head"), [(0.99, 8, 7), (0.99, 100, 99), (0.29, 100, 29), (0.1, 5, 1)])
-def test_the_tail_starts_at_gamma_times_the_rank_rounded_down(gamma, rank, head, monkeypatch):
+def test_the_tail_starts_at_gamma_times_the_rank_rounded_down(gamma, rank, head):
     """A stand-in for training that halves every factor: the tail shrinks, so the client falls to `head`."""
     delta = dict(client(1, rank).delta)
     del delta["head"]
     halved = {n: x / 2 for n, x in delta.items()}
-    monkeypatch.setattr(FirstOrder, "__call__", lambda self, handle, b, turn: (halved, {}, {}))
-    handle = SimpleNamespace(read=lambda: delta)
     turn = Turn(Plan("", 0, 0, rank=rank), {}, "", None, 0, 0)
-    assert hetlora(gamma=gamma).local(handle, iter([]), turn).delta["rank"].item() == head
+    learning = Learning({n: torch.nn.Parameter(x) for n, x in delta.items()}, {}, lambda name: 1.0)
+    (pruning,) = hetlora(gamma=gamma).local.terms
+    assert pruning.begin(learning, turn).finish(Trained(halved, {}), None).delta["rank"].item() == head
 
 
 def test_ranks_shrink_over_rounds_and_never_grow():
@@ -384,7 +382,7 @@ def test_ranks_shrink_over_rounds_and_never_grow():
     state, seen = t.state(), []
     for _ in range(6):
         state = t.step(state, [t.update(state, k) for k in range(3)])
-        seen.append([recipe.rank(state, str(k), t.ranks[k]) for k in range(3)])
+        seen.append([planned(recipe, state, str(k), t.ranks[k]) for k in range(3)])
         assert all(x.shape[0] == 3 for n, x in state.tensors.items() if n.endswith("lora_A"))
     assert all(x >= y for earlier, later in itertools.pairwise(seen) for x, y in zip(earlier, later, strict=True))
     assert seen[0] == [1, 2, 3]
@@ -394,7 +392,8 @@ def test_ranks_shrink_over_rounds_and_never_grow():
 def test_version_zero_has_no_ranks_to_remember():
     state = hetlora().first_state(LAYOUT, 4, SEED)
     assert state.tensors.keys() == {A, B, "head"}
-    assert hetlora().rank(state, "anyone", 4) == 4
+    assert not any(state.own.values())
+    assert planned(hetlora(), state, "anyone", 4) == 4
 
 
 def test_nobody_is_refused():

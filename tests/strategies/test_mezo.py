@@ -1,6 +1,5 @@
 """MeZO in a federation: scalars of fresh directions travel, and their sum is the mean of the clients' weights."""
 
-import itertools
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from fedft.models.handle import ModelHandle
 from fedft.randomness import families
 from fedft.strategies.mezo import mezo
 from fedft.strategies.zo_fedavg import zo_fedavg
-from fedft.testing import RUN, SEED, strategy_contract, toy
+from fedft.testing import RUN, SEED, Ready, strategy_contract, toy
 from fedft.update import Plan, Update
 from fedft.wire import messages
 
@@ -177,7 +176,7 @@ def by_hand(recipe, factors=(1.0,), steps: int = 3):
     handle = ModelHandle(Line(), Layout(parameters={"w": (2,)}), recipe.space)
     turn = Turn(Plan(RUN, 0, 0, steps=steps, learning_rate=0.1), {}, "", Local(), SEED, 5)
     recipe.start(handle, turn)
-    sent = recipe.local(handle, ({"factor": torch.tensor(f)} for f in itertools.cycle(factors)), turn).delta
+    sent = recipe.local(handle, Ready(*({"factor": torch.tensor(f)} for f in factors)), turn).delta
     seed = int(sent["seed"].view(torch.int64))
     z = families.make("hadamard", seed, steps)
     return sent, handle.model.w.detach(), torch.stack([z.direction("w", j, (2,)) for j in range(steps)])

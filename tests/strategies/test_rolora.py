@@ -8,7 +8,7 @@ import torch
 from fedft.arithmetic import lowrank, tensors
 from fedft.contract import Layout, State
 from fedft.strategies.rolora import learns, rolora
-from fedft.testing import RUN, SEED, strategy_contract, toy
+from fedft.testing import RUN, SEED, Ready, strategy_contract, toy
 from fedft.update import Plan, Update
 from fedft.wire import messages
 
@@ -126,7 +126,7 @@ def test_starting_with_a_at_b_zero_leaves_the_model_unchanged(optimizer):
     wrong = replace(t.plan(t.state(), 0, lr=0.5), round=1)
     turn = t.turn(wrong, 0)
     turn = replace(turn, local=replace(turn.local, optimizer=optimizer))
-    delta, _, _ = t.recipe.local(t.handle, iter([_batch()] * wrong.steps), turn)
+    delta, _, _ = t.recipe.local(t.handle, Ready(_batch()), turn)
     assert delta.keys() == {m + ".lora_A" for m in t.layout.modules}
     assert not any(x.any() for x in delta.values())
 

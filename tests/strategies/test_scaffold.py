@@ -182,6 +182,20 @@ def test_x_moves_by_examples_and_c_by_clients_by_hand():
         assert after[CONTROL + "w"].item() == 1.0 + moved
 
 
+def test_a_server_rate_of_the_wrapped_method_is_x_s_alone():
+    """On FedAvg with a rate of 1/2 it is SCAFFOLD with that rate on FedAvg, bit for bit; c moves by its whole mean."""
+    ends = []
+    for recipe in (scaffold(on=fedavg(server_lr=0.5)), scaffold(on=fedavg(), server_lr=0.5)):
+        q = two_clients(recipe, examples=(7, 1))
+        state = q.state()
+        for _ in range(3):
+            state = q.round(state, lr=0.05, steps=4)
+            assert torch.allclose(mean_of_controls(q), state.tensors[C].double(), rtol=1e-6, atol=1e-6)
+        ends.append(state)
+    assert ends[0].digest == ends[1].digest
+    assert ends[0].tensors["y"].norm() > 0.01
+
+
 @SPACES
 def test_both_ways_cost_twice_the_bytes(on):
     t, recipe = toy(on), scaffold(on=on)
@@ -241,7 +255,6 @@ def test_what_cannot_be_wrapped_is_refused_with_the_reason():
         (fedit(padding="zero"), "one space for all"),
         (alternating, "stale"),
         (replace(fedit(), personal=True), "same for all"),
-        (fedavg(server_lr=0.5), "server must add"),
         (replace(fedit(), downlink=lambda state, have, plan: state.tensors), "the whole state"),
     ):
         with pytest.raises(ValueError, match=f"scaffold cannot be on {on.name}: .*{reason}"):
