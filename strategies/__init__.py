@@ -99,17 +99,16 @@ def _coded(recipe: Recipe, config: RunConfig) -> Recipe:
     up, wanted, name = codec.parse(config.codec.up), config.codec.error_feedback, recipe.name
     said = f"[codec] up = {config.codec.up!r}"
     # of random starting values the largest are all of A: what was learned, in B, would be left out
-    if recipe.upload_kind == "values" and not (up.plain or (up.share == 1 and up.values in ("fp32", "fp16", "bf16"))):
+    if recipe.upload_kind == "values" and not (up.plain or (up.linear and up.idempotent and not up.ring_summable)):
         raise ConfigError(f"{said}: {name} sends whole factors, not changes; wanted fp32, fp16, bf16 or int8")
     changes = recipe.upload_kind == "changes"
-    lossy = (up.selection == "topk" and up.share < 1) or up.values in ("int4", "ternary")
-    if not changes and (lossy or up.selection == "randk"):
+    if not changes and (up.coarse or up.drawn):
         raise ConfigError(f"{said}: {name} sends a few numbers that all count; wanted 8 bits or more of each of them")
-    if wanted and (not changes or up.exact or up.selection == "randk"):
+    if wanted and (not changes or up.exact or up.drawn):
         raise ConfigError(
             f"[codec] error_feedback: with {name} and {config.codec.up!r} nothing is left out that could be"
         )
-    if wanted or (wanted is None and lossy and changes):
+    if wanted or (wanted is None and up.coarse and changes):
         feedback = ErrorFeedback(ByCodec(config.codec.up))
         return replace(recipe, uploads=(*recipe.uploads, feedback), keeps=True)
     return recipe

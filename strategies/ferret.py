@@ -146,7 +146,8 @@ def _check(config: RunConfig, tensors_per_round: int, scale: str) -> None:
     growing_history.check_rounds(config.server.rounds, tensors_per_round)
     for way, name in (("up", config.codec.up), ("down", config.codec.down)):
         # coordinates of large blocks are then small beside those of small ones, and int8 has one scale for all
-        if scale != "unbiased" and codec.parse(name).values not in ("fp32", "fp16", "bf16"):
+        c = codec.parse(name)
+        if scale != "unbiased" and (not c.linear or c.ring_summable):
             raise ValueError(f"[codec] {way} = {name!r} would round away the coordinates of large blocks; wanted fp16")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.integer]
+Floats = NDArray[np.float32]
 
 
 class Reader:

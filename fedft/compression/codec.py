@@ -1,131 +1,184 @@
-"""What a codec is called, and what it promises: `parse("topk:0.1 | int8")`. Reads text only, no tensors.
+"""What a codec is, and what it is called: `parse("topk:0.1 | int8")`. Loads no tensors until a name is parsed.
 
     name        [selection |] values
     selection   topk:Q    the ceil(Q d) largest magnitudes of a tensor of d entries; of equal ones the first; no zeros
                 randk:Q   ceil(Q d) entries drawn from a seed in the message, times d / ceil(Q d): unbiased
     values      fp32, fp16, bf16, int8, int4, ternary (a sign and the tensor's mean magnitude),
-                fixed:BITS or fixed:BITS:CLIP (integers that add up exactly, see below)
+                fixed:BITS or fixed:BITS:CLIP (integers that add up exactly, see `fixed_point.py`),
+                NAME or NAME:ARGUMENTS of an installed package
     ternary:Q   short for topk:Q | ternary (ComPEFT)
 
 `topk:1` keeps whatever is not zero: a lossless way to send few entries among many zeros.
 
-fixed:BITS takes x to round(x 2^(BITS-1) / CLIP), half to even, from -(2^(BITS-1) - 1) to 2^(BITS-1) - 1: what is beyond
-+-CLIP is cut. The scale is the same for everybody, so integers of many clients may be added modulo 2^32 and their sum
-decoded; CLIP is a power of two (1 if left out), BITS at most 24, so that a decoded integer is exact in float32.
-
 Downloads are in such a codec, or changes of the state are: `downloads("delta | int4")`, see `delta_downloads.py`.
+
+A codec of another package is an entry point in the group `fedft.codecs`: its name, and a factory that takes the
+ARGUMENTS as text ("" where there are none) and returns a `Codec`, or raises ValueError. `fedft.suites.codecs` checks
+what a codec promises. Such packages are imported for names of the operator's own files and command line (`parse`),
+never for a name in a message or a job (`received`).
 """
 
 import math
-from dataclasses import dataclass
-from fractions import Fraction
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedft import check
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedft.compression.bit_packing import Floats, Reader
+
+GROUP = "fedft.codecs"
 PLAIN = ("fp32", "fp16", "bf16", "int8")
-VALUES = (*PLAIN, "int4", "ternary")
+BUILT_IN = {
+    "fp32": "plain:FP32",
+    "fp16": "plain:FP16",
+    "bf16": "plain:BF16",
+    "int8": "quantized:INT8",
+    "int4": "quantized:INT4",
+    "ternary": "ternary:TERNARY",
+    "fixed": "fixed_point:fixed",
+}
+"""Where the codecs of this room stand; `fixed` takes arguments."""
 SELECTIONS = ("topk", "randk")
 DELTA = "delta"
-_BITS = {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": 8.0, "int4": 3.4, "ternary": 1.0}
+EXAMPLES = (*PLAIN, "int4", "ternary", "ternary:0.1", "fixed:16", "topk:1|fp16", "topk:0.1|int8", "randk:0.1|fp32")
+NAME = re.compile(r"[a-z0-9][a-z0-9:.|+-]{0,31}")
+"""A canonical name: what may stand as a wire type in a message's table."""
+
+Part = bytes | memoryview
+Shape = tuple[int, ...]
+
+
+class Rounded(NamedTuple):
+    """A vector as both sides will know it, before it is bytes."""
+
+    entries: Any
+    """One for each number, in a numpy array of whatever type."""
+    scale: Any = None
+    """What they have in common."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A way to round and write a vector of k > 0 numbers: all of a tensor's (`plain.whole`) or those a selection keeps.
+
+    Numbers that are not finite may come; some that are not finite come out then.
+    """
+
+    name: str
+    bits_per_parameter: float
+    """See `Codec`; of the numbers that are kept."""
+    size: Callable[[int], int] = field(compare=False)
+    """(k) -> bytes of k numbers, at most."""
+    round: Callable[["Floats"], Rounded] = field(compare=False)
+    """(numbers) -> what is sent of them."""
+    floats: Callable[[Rounded], "Floats"] = field(compare=False)
+    """(what is sent) -> float32 [k], as the other side sees them; may share memory with what is sent."""
+    pack: Callable[[Rounded], list[Part]] = field(compare=False)
+    """(what is sent) -> its bytes, in parts."""
+    unpack: Callable[["Reader", int], Rounded] = field(compare=False)
+    """(bytes, k) -> what was sent, in new memory. Raises ValueError for bytes that are not in the format."""
+    plain: bool = False
+    """`size` is exact."""
+    linear: bool = False
+    """No number depends on the other ones: rounding commutes with sums but for its error."""
+    exact: bool = False
+    """What comes out is equal to what went in."""
+    idempotent: bool = False
+    """What came out, without its zeros, is rounded to the same bytes again."""
+    coarse: bool = False
+    """See `Codec`."""
+    ring_summable: bool = False
+    """See `Codec`."""
+    has_zero: bool = True
+    """0 comes out as 0: a must for a codec of all entries and behind randk, not behind topk, which sends no zeros."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """One codec; made by `parse`."""
+    """A way to write float32 tensors of at most two dimensions; functions are asked for tensors with entries only.
+
+    A tensor's name counts: it may say which dimension of a matrix is the rank.
+    """
 
     name: str
-    """Canonical: no spaces, no short form."""
-    values: str
-    """fp32, fp16, bf16, int8, int4, ternary or fixed."""
-    selection: str = ""
-    """topk, randk or "" for all entries."""
-    share: float = 1.0
-    """Of the entries that are selected."""
-    bits: int = 0
-    """Of a fixed-point integer."""
-    clip: float = 0.0
-    """Largest magnitude of a fixed-point number."""
+    """Canonical (no spaces, no short form), as in `NAME`; begins with the name it is found by."""
+    bits_per_parameter: float
+    """About how many bits one parameter of a large tensor of Gaussian entries takes, scales left out."""
+    size: Callable[[str, Shape], int] = field(compare=False)
+    """(tensor's name, shape) -> bytes, at most; exactly if `plain`."""
+    pack: Callable[[str, "Tensor", int], list[Part]] = field(compare=False)
+    """(tensor's name, tensor, seed of 64 bits) -> bytes in parts, which may share the tensor's memory."""
+    unpack: Callable[[str, Shape, memoryview], "Tensor"] = field(compare=False)
+    """(tensor's name, shape, its bytes) -> float32, contiguous, in new memory.
 
-    @property
-    def plain(self) -> bool:
-        """Every entry at its place in a fixed number of bytes: the size follows from the shape."""
-        return self.name in PLAIN
-
-    @property
-    def linear(self) -> bool:
-        """Decoding commutes with sums, but for rounding (and `clip`): no value depends on the other entries' sizes."""
-        return self.values in ("fp32", "fp16", "bf16", "fixed") and (self.selection != "topk" or self.share == 1)
-
-    @property
-    def exact(self) -> bool:
-        """What comes out is equal to what went in."""
-        return self.values == "fp32" and (not self.selection or (self.selection == "topk" and self.share == 1))
-
-    @property
-    def unbiased(self) -> bool:
-        """The mean over seeds of what comes out is what went in."""
-        return self.values == "fp32" and (self.exact or self.selection == "randk")
-
-    @property
-    def ring_summable(self) -> bool:
-        """Integers on a public scale: sums modulo 2^32 of what clients send decode to the sum of what they meant."""
-        return self.values == "fixed"
-
-    @property
-    def settles(self) -> bool:
-        """What was decoded encodes to the same bytes again."""
-        return self.values != "int4" and self.selection != "randk"
-
-    @property
-    def bits_per_parameter(self) -> float:
-        """About how many bits one parameter of a large tensor of Gaussian entries takes, scales left out."""
-        per_value = float(self.bits) if self.values == "fixed" else _BITS[self.values]
-        if not self.selection:
-            return per_value
-        per_value = 6.5 if self.values == "int8" else per_value  # coded by its entropy
-        support = bits_per_place(self.share) if self.selection == "topk" else 0.0
-        return support + self.share * per_value
-
-    def kept(self, entries: int) -> int:
-        """How many of `entries` are selected, at most."""
-        return math.ceil(Fraction(f"{self.share:g}") * entries) if self.selection else entries
+    Raises ValueError for bytes that are not in the format, before much is allocated: there is a byte for 256 entries.
+    """
+    seen: Callable[[str, "Tensor", int], "Tensor"] = field(compare=False)
+    """(tensor's name, tensor, seed) -> what `unpack` makes of what `pack` makes, in new memory."""
+    plain: bool = False
+    """Every entry at its place in a fixed number of bytes: the size follows from the shape."""
+    linear: bool = False
+    """Decoding commutes with sums, but for rounding (and a clip): no value depends on the other entries' sizes."""
+    exact: bool = False
+    """What comes out is equal to what went in."""
+    unbiased: bool = False
+    """The mean over seeds of what comes out is what went in."""
+    ring_summable: bool = False
+    """Integers on a public scale: sums modulo 2^32 of what clients send decode to the sum of what they meant."""
+    idempotent: bool = False
+    """What was decoded encodes to the same bytes again."""
+    coarse: bool = False
+    """So much is lost that a client does well to add it to its next update (error feedback)."""
+    drawn: bool = False
+    """What is sent stands for what is not, scaled up: nothing is left out that could be sent later."""
+    behind_selection: Rounding | None = field(default=None, compare=False)
+    """How entries are written that a selection keeps; left out: no selection may stand before this codec."""
 
 
-def bits_per_place(p: float) -> float:
-    """Entropy of whether a place is kept, if a share p of all are."""
-    return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+_known: dict[str, Codec] = {}
+"""Codecs of other packages that local config has named: by what they were called there, and by their own name."""
 
 
-@lru_cache(maxsize=256)
 def parse(name: str) -> Codec:
-    """The codec of a name. Raises ValueError in one line for names that are unknown or make no sense."""
-    first, bar, last = (part.strip() for part in name.partition("|"))
-    values = last if bar else first
-    if not bar and values.startswith("ternary:"):
-        first, bar, values = f"topk:{values.removeprefix('ternary:')}", "|", "ternary"
-    kind, _, numbers = values.partition(":")
-    if kind == "fixed":
-        if bar:
-            raise ValueError(
-                f"codec is {name!r}: fixed is for sums over clients, who select unlike entries; wanted it alone"
-            )
-        return _fixed(name, numbers)
-    check.one_of((*VALUES, "fixed:BITS"), codec=values)
-    if not bar:
-        return Codec(values, values)
-    selection, _, share = first.partition(":")
-    check.one_of(SELECTIONS, selection=selection)
-    q = _number(share)
-    if not (0 < q <= 1):
-        raise ValueError(f"codec is {name!r}: wanted {selection}:Q with Q the share of entries kept, 0 < Q <= 1")
-    if selection == "randk" and q == 1:
-        raise ValueError(f"codec is {name!r}: randk:1 keeps everything; wanted {values!r}")
-    if selection == "randk" and values == "ternary":
-        raise ValueError(
-            f"codec is {name!r}: ternary has to know which entries are 0; wanted topk before it, or nothing"
-        )
-    return Codec(f"{selection}:{q:g}|{values}", values, selection, float(f"{q:g}"))
+    """The codec that the operator's own file or command line names; it may be another package's, which is imported.
+
+    Raises ValueError in one line for names that are unknown or make no sense.
+    """
+    return _parsed(name, True)
+
+
+def received(name: str) -> Codec:
+    """The codec of a name that a peer may have sent: built in, or one that `parse` has met in this process.
+
+    Imports no other package. Raises ValueError as `parse` does.
+    """
+    return _parsed(name, False)
+
+
+def codecs() -> dict[str, str]:
+    """Codecs that can be named, with what each promises in a line; of those that take arguments an example."""
+    told = {}
+    for name in (*EXAMPLES, *sorted(_installed())):
+        try:
+            told[name] = promises(parse(name))
+        except ValueError as e:
+            told[name] = str(e)
+    return told
+
+
+def promises(codec: Codec) -> str:
+    """What a codec declares, as text: "plain, linear, exact, unbiased, idempotent; about 32 bits per parameter"."""
+    flags = ("plain", "linear", "exact", "unbiased", "ring_summable", "idempotent", "coarse", "drawn")
+    said = [flag for flag in flags if getattr(codec, flag)] + ["behind a selection"] * bool(codec.behind_selection)
+    return f"{', '.join(said) or 'nothing'}; about {codec.bits_per_parameter:.3g} bits per parameter"
 
 
 def downloads(down: str) -> tuple[str, str]:
@@ -139,7 +192,7 @@ def downloads(down: str) -> tuple[str, str]:
         if rest:
             check.one_of((DELTA, *SELECTIONS), selection=first.partition(":")[0])
         codec = parse(down)
-        if not (codec.plain or (codec.selection and codec.share == 1 and codec.values != "int4")):
+        if not (codec.plain or (codec.idempotent and not codec.coarse and not codec.ring_summable)):
             raise ValueError(
                 f"{down!r} blurs or leaves out much of a state; wanted fp32, fp16, bf16, int8, one of them behind "
                 "'topk:1 |', or changes of the state, as in 'delta | int4'"
@@ -149,10 +202,10 @@ def downloads(down: str) -> tuple[str, str]:
         raise ValueError(f"{down!r} does not say the codec of the changes; wanted one behind it, as in 'delta | int4'")
     codec = parse(rest)
     why = ""
-    if codec.selection == "randk":  # |x - sent|^2 is 1 / Q - 1 times |x|^2: for Q < 1/2 it grows in every round
+    if codec.drawn:  # |x - sent|^2 is 1 / Q - 1 times |x|^2: for Q < 1/2 it grows in every round
         why = "what randk sends is scaled up, so what is left out would pile up; wanted topk"
-    elif codec.values == "fixed":
-        why = "fixed is for sums over clients"
+    elif codec.ring_summable:
+        why = f"{_kind(codec)} is for sums over clients"
     elif codec.name == "fp32":
         why = "a change in fp32 is as long as the state; wanted 'fp32'"
     if why:
@@ -160,17 +213,91 @@ def downloads(down: str) -> tuple[str, str]:
     return "fp32", rest
 
 
-def _fixed(name: str, numbers: str) -> Codec:
-    bits, colon, clip = numbers.partition(":")
-    width, most = int(bits) if bits.isascii() and bits.isdigit() and len(bits) < 4 else 0, _number(clip or "1")
-    if not 2 <= width <= 24 or not (2.0**-40 <= most <= 2.0**13 and math.frexp(most)[0] == 0.5) or (colon and not clip):
+# Names
+
+
+@lru_cache(maxsize=256)
+def _parsed(name: str, ours: bool) -> Codec:
+    first, bar, last = (part.strip() for part in name.partition("|"))
+    values = last if bar else first
+    if not bar and values.startswith("ternary:"):
+        first, bar, values = f"topk:{values.removeprefix('ternary:')}", "|", "ternary"
+    codec = _values(values, ours)
+    if not bar:
+        return codec
+    selection, _, share = first.partition(":")
+    check.one_of(SELECTIONS, selection=selection)
+    rounding, q = codec.behind_selection, number(share)
+    if codec.ring_summable:
         raise ValueError(
-            f"codec is {name!r}: wanted fixed:BITS[:CLIP] with BITS from 2 to 24 and CLIP a power of two up to 8192"
+            f"codec is {name!r}: {_kind(codec)} is for sums over clients, who select unlike entries; wanted it alone"
         )
-    return Codec(f"fixed:{width}" + (f":{most:.17g}" if most != 1 else ""), "fixed", "", 1.0, width, most)
+    if not (0 < q <= 1):
+        raise ValueError(f"codec is {name!r}: wanted {selection}:Q with Q the share of entries kept, 0 < Q <= 1")
+    if selection == "randk" and q == 1:
+        raise ValueError(f"codec is {name!r}: randk:1 keeps everything; wanted {values!r}")
+    if rounding is None:
+        raise ValueError(f"codec is {name!r}: {values} is not made for selected entries; wanted it alone")
+    if selection == "randk" and not rounding.has_zero:
+        raise ValueError(
+            f"codec is {name!r}: {values} has to know which entries are 0; wanted topk before it, or nothing"
+        )
+    made: Codec = _found(f"top_k:{selection}")(f"{q:g}", rounding)
+    if not NAME.fullmatch(made.name):
+        raise ValueError(f"codec is {name!r}: {made.name!r} is too long for a message; wanted 32 characters at most")
+    return made
 
 
-def _number(text: str) -> float:
+def _values(text: str, ours: bool) -> Codec:
+    """The codec of a name without selection."""
+    kind, colon, arguments = text.partition(":")
+    if kind in BUILT_IN:
+        found = _found(BUILT_IN[kind])
+        if not isinstance(found, Codec):
+            made: Codec = found(arguments)
+            return made
+        if not colon:
+            return found
+    elif text in _known:
+        return _known[text]
+    elif ours and kind in _installed():
+        made = _outside(kind, arguments)
+        _known[text] = _known[made.name] = made
+        return made
+    check.one_of((*(set(BUILT_IN) - {"fixed"}), "fixed:BITS", *(_installed() if ours else ())), codec=text)
+    raise AssertionError("a name that is one of those is found above")
+
+
+def _outside(kind: str, arguments: str) -> Codec:
+    """The codec of an installed package; whatever goes wrong in it is a ValueError in one line."""
+    (point, *_) = entry_points(group=GROUP, name=kind)
+    try:
+        codec = point.load()(arguments)
+    except Exception as e:  # it may raise what it likes
+        said = " ".join(str(e).split())
+        raise ValueError(f"codec {kind}:{arguments} of {point.value}: {type(e).__name__}: {said}") from e
+    if not isinstance(codec, Codec) or not NAME.fullmatch(codec.name) or _kind(codec) != kind or "|" in codec.name:
+        said = f"a codec called {codec.name!r}" if isinstance(codec, Codec) else type(codec).__name__
+        raise ValueError(f"codec {kind}:{arguments} of {point.value}: got {said}, wanted one called {kind}[:arguments]")
+    return codec
+
+
+def _installed() -> set[str]:
+    """Names of other packages' codecs; none of ours."""
+    return {point.name for point in entry_points(group=GROUP)} - BUILT_IN.keys()
+
+
+def _found(where: str) -> Any:
+    module, _, attribute = where.partition(":")
+    return getattr(import_module(f"fedft.compression.{module}"), attribute)
+
+
+def _kind(codec: Codec) -> str:
+    return codec.name.partition(":")[0]
+
+
+def number(text: str) -> float:
+    """The number in a name; NaN if there is none."""
     try:
         return float(text)
     except ValueError:

@@ -7,7 +7,7 @@
 The server's own x moves by what its clients decode, in the same additions, so whoever applies the bytes of a round to
 the x before it holds the server's x, bit for bit. With x + lost the sum of all changes, nothing that the codec leaves
 out is lost, only late; and clients train from the x that everybody holds. Bytes are kept because not every codec makes
-the same ones of what it decoded (`Codec.settles`).
+the same ones of what it decoded (`Codec.idempotent`).
 
 state      x and all else of the wrapped recipe's, and in a drawer of the server's own
            `lost.<name>`    what has not arrived yet; never travels

@@ -43,7 +43,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedft.compression.bit_packing import Ints, Reader, get_bits, get_fields, put_bits, put_fields, varint
-from fedft.compression.codec import bits_per_place
 
 TOTAL = 1 << 24
 SAMPLE = 1 << 14  # symbols counted for a table; a table need not be exact
@@ -164,6 +163,11 @@ def _get_stream(r: Reader, n: int, frequencies: Ints) -> NDArray[np.int32]:
 
 
 # Supports and lists
+
+
+def bits_per_place(p: float) -> float:
+    """Entropy, in bits, of whether a place is kept, if a share p of all are."""
+    return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
 
 def put_support(index: NDArray[np.int64], d: int) -> bytes:

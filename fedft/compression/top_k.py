@@ -1,11 +1,120 @@
-"""Which entries of a tensor are sent: the largest, or some at random that both sides can draw."""
+"""Selections: only some entries of a tensor are sent, the largest or some at random that both sides can draw.
+
+topk:Q | X    support of the places sent (`entropy_coder.py`), then for k > 0 of them X of the k numbers there;
+              what X rounds to 0 is not sent
+randk:Q | X   seed u64, then X of the k = ceil(Q d) numbers at the places that `drawn` says; times d / k when read
+"""
+
+import math
+import struct
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from fedft.compression import entropy_coder
+from fedft.compression.bit_packing import Floats, Reader
+from fedft.compression.codec import Codec, Part, Rounded, Rounding, Shape
+from fedft.compression.plain import flat
 from fedft.randomness import philox
 
 Places = NDArray[np.int64]
+
+
+def topk(share: str, r: Rounding, name: str = "") -> Codec:
+    """The largest of a tensor, `share` (a decimal number) of all, rounded by `r`; `name`: if it has one of its own."""
+    q = float(share)
+
+    def selected(tensor: Tensor) -> tuple[Places, Rounded, Floats]:
+        """(places sent, what is sent of them, the numbers that come out)."""
+        x = flat(tensor)
+        index = largest(x, kept(share, len(x)))
+        if not len(index):
+            return index, Rounded(x[:0]), x[:0]
+        found = r.round(x[index])
+        numbers = r.floats(found)
+        sent = numbers != 0
+        if sent.all():
+            return index, found, numbers
+        return index[sent], Rounded(found.entries[sent], found.scale), numbers[sent]
+
+    def size(name: str, shape: Shape) -> int:
+        d = math.prod(shape)
+        return (d + 7) // 8 + 6 + r.size(kept(share, d))
+
+    def pack(name: str, tensor: Tensor, seed: int = 0) -> list[Part]:
+        index, found, _ = selected(tensor)
+        support = entropy_coder.put_support(index, tensor.numel())
+        return [support, *r.pack(found)] if len(index) else [support]
+
+    def unpack(name: str, shape: Shape, data: memoryview) -> Tensor:
+        reader, d = Reader(data), math.prod(shape)
+        index = entropy_coder.get_support(reader, d, kept(share, d))
+        found = r.unpack(reader, len(index)) if len(index) else None
+        reader.close()
+        return _spread(shape, index, 0.0 if found is None else r.floats(found))
+
+    def seen(name: str, tensor: Tensor, seed: int = 0) -> Tensor:
+        index, _, numbers = selected(tensor)
+        return _spread(tuple(tensor.shape), index, numbers)
+
+    return Codec(
+        name or f"topk:{share}|{r.name}", entropy_coder.bits_per_place(q) + q * r.bits_per_parameter,
+        size, pack, unpack, seen,
+        linear=r.linear and q == 1, exact=r.exact and q == 1, unbiased=r.exact and q == 1,
+        idempotent=r.idempotent, coarse=r.coarse or q < 1, behind_selection=r if name else None,
+    )  # fmt: skip
+
+
+def randk(share: str, r: Rounding) -> Codec:
+    """Entries drawn from the seed, `share` (a decimal number) of all, rounded by `r`."""
+
+    def numbers(found: Rounded, k: int, d: int) -> Floats:
+        with np.errstate(all="ignore"):  # what is not finite is for the receiver to refuse
+            scaled: Floats = r.floats(found) * np.float32(d / k)
+        return scaled
+
+    def rounded(name: str, tensor: Tensor, seed: int) -> tuple[Places, Rounded]:
+        x = flat(tensor)
+        index = drawn(seed, name, len(x), kept(share, len(x)))
+        return index, r.round(x[index])
+
+    def pack(name: str, tensor: Tensor, seed: int = 0) -> list[Part]:
+        return [struct.pack("<Q", seed), *r.pack(rounded(name, tensor, seed)[1])]
+
+    def unpack(name: str, shape: Shape, data: memoryview) -> Tensor:
+        reader, d = Reader(data), math.prod(shape)
+        (seed,) = struct.unpack("<Q", reader.take(8))
+        k = kept(share, d)
+        found = r.unpack(reader, k)
+        reader.close()
+        return _spread(shape, drawn(seed, name, d, k), numbers(found, k, d))
+
+    def seen(name: str, tensor: Tensor, seed: int = 0) -> Tensor:
+        index, found = rounded(name, tensor, seed)
+        return _spread(tuple(tensor.shape), index, numbers(found, len(index), tensor.numel()))
+
+    return Codec(
+        f"randk:{share}|{r.name}", float(share) * r.bits_per_parameter,
+        size=lambda name, shape: 8 + r.size(kept(share, math.prod(shape))),
+        pack=pack, unpack=unpack, seen=seen,
+        linear=r.linear, unbiased=r.exact, coarse=r.coarse, drawn=True,
+    )  # fmt: skip
+
+
+def kept(share: str, entries: int) -> int:
+    """How many of `entries` are selected, at most: ceil(Q d), where Q is exactly the decimal number `share`."""
+    return math.ceil(Fraction(share) * entries)
+
+
+def _spread(shape: Shape, index: Places, numbers: Any) -> Tensor:
+    """A tensor with `numbers` at the places of `index` and zeros elsewhere."""
+    out = np.zeros(math.prod(shape), np.float32)
+    out[index] = numbers
+    return torch.from_numpy(out.reshape(shape))
 
 
 def largest(x: NDArray[np.float32], k: int) -> Places:

@@ -14,32 +14,27 @@
              of other than plain codecs: {"c": codec, "t": rows}, a row [p, rest of name, wire type, dimension...] whose
              name begins with p characters of the name above, and whose wire type is left out where it is the codec
     body     the tensors' bytes in the table's order, row-major, exactly as many as the table implies, where it does,
-             else as many as a varint before them says; a job has none
+             else as many as a varint before them says, then zeros up to a byte for 256 entries; a job has none
 
 JSON is compact UTF-8 with sorted keys: equal values make equal bytes. Refused in it: a key twice, an unknown key, NaN
 and Infinity, an integer of 2^53 or more, half a surrogate pair in a value that is used. Metrics beyond
 +-1e30, not named [a-z0-9_.]{1,64} or beyond the first 32 by name are dropped. Names of tensors and of `extra` are
 printable ASCII without space, quote and backslash, at most 200 and 64 characters.
 
-A float32 tensor travels in the codec of the message; int32 and uint16 travel as they are. `fedft.compression.codec`
-says how codecs are called; there are plain ones, whose bytes are counted by the shape. Of n > 0 entries:
+A float32 tensor travels in the codec of the message (`fedft.compression.codec` says how codecs are called), whose
+canonical name is its wire type; int32 and uint16 travel as they are, little endian. The bytes of a codec are in the
+docstring of its file, and where one name stands alone and behind a selection they are the same bytes:
 
-    fp32           4n      exact
-    bf16           2n      rounded half to even; |error| <= 2^-8 |x| + 2^-134
-    fp16           1 + 2n  exponent k (i8), then x / 2^k as fp16; k is the least for which the largest entry does
-                           not overflow, and at least -125; |error| <= 2^-11 |x| + 2^-40 max|x| + 2^-150
-    int8           4g + n  scales (fp32) of the g groups, then round(x / scale), half to even, from -127 to 127;
-                           |error| <= 0.501 max|x| / 127 over the group, 0 stays 0; a scale below 2^-107 is sent as 0
-    int32, uint16  4n, 2n  exact
+    plain.py        fp32, bf16, fp16                      top_k.py          topk:Q | ..., randk:Q | ...
+    quantized.py    int8, int4                            entropy_coder.py  symbols, supports, numbers
+    ternary.py      ternary                               bit_packing.py    bits, fields, varints
+    fixed_point.py  fixed:BITS:CLIP
 
-An int8 group is one index of the rank: a row of a matrix, a column of a `*.lora_B`, all of a vector; its scale is
-max|x| / 127. What was decoded encodes to the same bytes again, in every plain codec.
-
-All other codecs select, round coarsely or make integers, and code what is left by its entropy:
-`fedft.compression.coded` has the bytes of a float32 tensor, whose wire type is the codec's canonical name. With them
-uint16 becomes the wire type "numbers", which takes the fewest bytes (`entropy_coder.py`). 256 entries take at least one
-byte and a message has at most 2^31 of them, so what a short message can claim is bounded. A table of the frequencies of
-symbols always adds up, and nothing may be left when the last symbol is out.
+Plain codecs (fp32, bf16, fp16, int8) take as many bytes as the shape says, and what was decoded encodes to the same
+bytes again. With all others uint16 becomes the wire type "numbers", which takes the fewest bytes. 256 entries take at
+least one byte: zeros follow where a codec makes fewer. A message has at most 2^31 entries, so what a short message can
+claim is bounded. A table of the frequencies of symbols always adds up, and nothing may be left when the last symbol is
+out. A name of a codec in a message imports nothing.
 
 A tensor without entries takes no bytes and has no dimension above 2^20. Infinity and NaN stay non-finite in every
 codec (entries above about 1e38 may become so), for the receiver to refuse.
@@ -52,21 +47,20 @@ What the decoders refuse, as `RejectedUpdate(code, message)`:
     malformed      anything else in this docstring        out_of_bounds  a decoded float beyond +-1e4
 """
 
-import math
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
-from fedft.compression import plain
-from fedft.compression.bit_packing import Reader, varint
-from fedft.compression.codec import PLAIN, parse
+from fedft.compression.codec import PLAIN, received
 from fedft.errors import RejectedUpdate
 from fedft.update import Job, Plan, Spec, Update
+from fedft.wire.body import MAX_ABS as MAX_ABS
+from fedft.wire.body import body_bytes as body_bytes
+from fedft.wire.body import read_body, seen_tensors, write_body
 from fedft.wire.fields import (
     Field,
     as_count,
@@ -86,14 +80,12 @@ from fedft.wire.fields import (
 )
 from fedft.wire.table import MAX_TENSORS, check_fit, describe, max_table_bytes, read_entries, write_rows
 
-PROTOCOL = 1
+PROTOCOL = 2
 CODECS = PLAIN
 MAX_MESSAGE_BYTES = 2**31 - 1  # the transport's messages are protobuf: signed 32-bit lengths
 MAX_HEADER_BYTES = 4096  # ours take about 80; 32 metrics with the longest names still fit
 MAX_PLAN_HEADER_BYTES = 64 * 1024  # ranks of a thousand modules by name
 MAX_JOB_BYTES = 64 * 1024
-MAX_ENTRIES = 2**31  # of all tensors of a message: four times what fp32 could hold
-MAX_ABS = 1e4
 
 _FRAME = struct.Struct("<4sHBHI")
 _MAGIC = b"FDFT"
@@ -128,7 +120,7 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
         values = read(header, _UPDATE_FIELDS)
         entries = read_entries(table)
         check_fit(entries, spec, codec)
-        return Update(delta=_tensors(entries, body), **values)
+        return Update(delta=read_body(entries, body), **values)
 
 
 def relabelled(data: bytes, *, round: int, attempt: int) -> bytes:
@@ -166,7 +158,7 @@ def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, 
         for name, entry in entries.items():
             if within is not None and within.get(name) != entry.shape:
                 raise RejectedUpdate("spec_mismatch", f"tensor {name!r} is {entry}, which is not in the state")
-        return Plan(tensors=_tensors(entries, body), **values)
+        return Plan(tensors=read_body(entries, body), **values)
 
 
 def encode_job(job: Job) -> bytes:
@@ -191,17 +183,7 @@ def roundtrip(tensors: Tensors, codec: str, seed: int = 0) -> dict[str, Tensor]:
 
     The same seed makes the same choices as in `encode_update`.
     """
-    return {name: plain.seen(name, entry, tensors[name], seed) for name, entry in describe(tensors, codec).items()}
-
-
-def body_bytes(spec: Spec, codec: str) -> int:
-    """Bytes of the tensors alone in an update of this spec, at most.
-
-    Exact in plain codecs if nothing in the spec is `at_most`; in others it depends on the numbers, and mostly is less.
-    """
-    entries = {name: plain.Entry(plain.type_of(t.dtype, codec), t.shape) for name, t in spec.items()}
-    parse(codec)  # also where there are no tensors
-    return sum(plain.size(name, e) + 5 * plain.has_length(e) for name, e in entries.items())
+    return seen_tensors(describe(tensors, codec), tensors, seed)
 
 
 def max_update_bytes(spec: Spec, codec: str) -> int:
@@ -218,11 +200,8 @@ def max_update_bytes(spec: Spec, codec: str) -> int:
 
 def _encode(kind: int, value: Any, fields: tuple[Field, ...], tensors: Tensors, codec: str, seed: int) -> bytes:
     entries = describe(tensors, codec)
-    body: list[bytes | memoryview] = []
-    for name, entry in entries.items():
-        parts = plain.pack(name, entry, tensors[name], seed)
-        body += [varint(sum(len(p) for p in parts)), *parts] if plain.has_length(entry) else parts
-    return _frame(kind, write(value, fields), write_rows(entries, parse(codec)), body)
+    body = write_body(entries, tensors, seed)
+    return _frame(kind, write(value, fields), write_rows(entries, received(codec)), body)
 
 
 def _header_limit(kind: int) -> int:
@@ -290,29 +269,3 @@ _PLAN_FIELDS = (
 )
 _JOB_FIELDS = (Field("r", "run", as_run), Field("s", "seed", as_count), Field("b", "base", as_digest))
 _JOB_TABLE = (Field("t", "tables", as_tables),)
-
-
-# Tables
-
-
-def _tensors(entries: Mapping[str, plain.Entry], body: memoryview) -> dict[str, Tensor]:
-    r = Reader(body)
-    if (total := sum(math.prod(e.shape) for e in entries.values())) > MAX_ENTRIES:
-        raise ValueError(f"{total} entries, at most {MAX_ENTRIES} allowed")
-    parts: dict[str, memoryview] = {}
-    for name, entry in entries.items():
-        n = most = plain.size(name, entry)
-        if plain.has_length(entry) and (n := r.varint()) > most:
-            raise ValueError(f"{n} bytes of tensor {name!r}, which is {entry}: at most {most} allowed")
-        parts[name] = r.take(n)
-    r.close()
-    out: dict[str, Tensor] = {}
-    for name, entry in entries.items():
-        out[name] = plain.unpack(name, entry, parts[name])
-        if out[name].is_floating_point() and out[name].numel():
-            lo, hi = (float(x) for x in torch.aminmax(out[name]))  # a NaN anywhere comes out as both
-            if not (math.isfinite(lo) and math.isfinite(hi)):
-                raise RejectedUpdate("nonfinite", f"tensor {name!r} has NaN or infinite entries")
-            if max(-lo, hi) > MAX_ABS:
-                raise RejectedUpdate("out_of_bounds", f"tensor {name!r} has {max(-lo, hi):g}, above {MAX_ABS:g}")
-    return out

@@ -1,41 +1,107 @@
-"""The table of a message: name, wire type and shape of every tensor."""
+"""The table of a message: name, wire type and shape of every tensor; which codec a wire type is, and how long it is."""
 
-import re
+import math
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+
+from fedft import check
 from fedft.arithmetic.tensors import Tensors
+from fedft.compression import codec as codecs
 from fedft.compression import plain
-from fedft.compression.codec import Codec, parse
+from fedft.compression.codec import Codec, received
 from fedft.errors import RejectedUpdate
 from fedft.update import Spec, TensorSpec
 from fedft.wire.fields import MAX_NAME, NAME, as_count, want
 
 MAX_TENSORS = 8192  # an 80-layer model with all its modules adapted has about 1,100
+MAX_EMPTY_DIMENSION = 2**20  # beside a zero no bytes back a dimension's size, so it has a bound of its own
+ENTRIES_PER_BYTE = 256  # so that a short message cannot ask for much memory
+DTYPES = {torch.float32: "float32", torch.int32: "int32", torch.uint16: "uint16"}
+INTEGERS = {"int32": plain.INT32, "uint16": plain.UINT16, "numbers": plain.NUMBERS}
+"""Wire types that are no codec of a float tensor."""
 
-_TYPE = re.compile(r"[a-z0-9][a-z0-9:.|+-]{0,31}")
+
+class Entry(NamedTuple):
+    """What a message's table says of one tensor."""
+
+    type: str
+    """Wire type: the canonical name of a codec, or one of `INTEGERS`."""
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.type}{list(self.shape[:8])}"
+
+
+class Form(NamedTuple):
+    """How the bytes of one tensor of a table are found in a body."""
+
+    codec: Codec
+    most: int
+    """Bytes that the codec makes, at most."""
+    least: int
+    """Bytes that the tensor takes, at least; if the codec makes fewer, zeros follow."""
+    exact: bool
+    """The codec makes exactly `most`; else their number stands before them, as a varint."""
+
+
+def type_of(dtype: str, codec: str) -> str:
+    """The wire type of a tensor of `dtype` in a message of `codec`."""
+    check.one_of(DTYPES.values(), dtype=dtype)
+    if dtype == "float32":
+        return received(codec).name
+    return "numbers" if dtype == "uint16" and not received(codec).plain else dtype
+
+
+@lru_cache(maxsize=8192)  # asked for every tensor of every letter
+def form(name: str, entry: Entry) -> Form:
+    """How a tensor is written. Raises ValueError for what has no place in the format."""
+    codec = _codec(entry.type)
+    if len(entry.shape) > 2 or codec is None:
+        wanted = ", ".join((*codecs.PLAIN, *INTEGERS))
+        raise ValueError(f"tensor {name!r} is {entry}, wanted at most 2 dimensions of {wanted}, ...")
+    n = math.prod(entry.shape)
+    if n:
+        return Form(codec, codec.size(name, entry.shape), -(-n // ENTRIES_PER_BYTE), codec.plain)
+    if max(entry.shape) > MAX_EMPTY_DIMENSION:
+        raise ValueError(f"tensor {name!r} is {entry}: empty, with a dimension above {MAX_EMPTY_DIMENSION}")
+    return Form(codec, 0, 0, True)
+
+
+def _codec(kind: str) -> Codec | None:
+    """The codec of a wire type; None if it is none, or not written as it ought to be."""
+    if kind in INTEGERS:
+        return INTEGERS[kind]
+    try:
+        codec = received(kind)
+    except ValueError:
+        return None
+    return codec if codec.name == kind else None
 
 
 def max_table_bytes(tensors: int) -> int:
     return 4096 + 256 * tensors
 
 
-def describe(tensors: Tensors, codec: str) -> dict[str, plain.Entry]:
-    parse(codec)
+def describe(tensors: Tensors, codec: str) -> dict[str, Entry]:
+    """The table of tensors in a message of `codec`. Raises ValueError for what has no place in the format."""
+    received(codec)
     if len(tensors) > MAX_TENSORS:
         raise ValueError(f"expected at most {MAX_TENSORS} tensors, got {len(tensors)}")
     entries = {}
     for name in sorted(tensors):
         t = tensors[name]
-        if not NAME.fullmatch(name) or t.dtype not in plain.DTYPES:
+        if not NAME.fullmatch(name) or t.dtype not in DTYPES:
             raise ValueError(f"tensor {name!r:.220} is {t.dtype}{list(t.shape)}: not a name or type for the wire")
-        entries[name] = plain.Entry(plain.type_of(plain.DTYPES[t.dtype], codec), tuple(t.shape))
-        plain.size(name, entries[name])  # refuses what has no place in the format
+        entries[name] = Entry(type_of(DTYPES[t.dtype], codec), tuple(t.shape))
+        form(name, entries[name])  # refuses what has no place
     return entries
 
 
-def write_rows(entries: Mapping[str, plain.Entry], codec: Codec) -> Any:
+def write_rows(entries: Mapping[str, Entry], codec: Codec) -> Any:
     """The table, short where the codec is not plain: names and types would be a tenth of a small model's update."""
     if codec.plain:
         return [[name, e.type, *e.shape] for name, e in entries.items()]
@@ -60,8 +126,8 @@ def _long_rows(table: Any) -> Any:
     return out
 
 
-def read_entries(table: Any) -> dict[str, plain.Entry]:
-    entries: dict[str, plain.Entry] = {}
+def read_entries(table: Any) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
     last = ""
     table = _long_rows(table)
     want(isinstance(table, list) and len(table) <= MAX_TENSORS, f"a JSON array of at most {MAX_TENSORS}", table)
@@ -70,20 +136,20 @@ def read_entries(table: Any) -> dict[str, plain.Entry]:
         name, kind, *shape = row
         want(isinstance(name, str) and NAME.fullmatch(name) is not None, "a tensor's name", name)
         want(name > last, f"names ascending after {last!r}", name)
-        want(isinstance(kind, str) and _TYPE.fullmatch(kind) is not None, "a wire type", kind)
-        entries[name] = plain.Entry(kind, tuple(as_count(n) for n in shape))
+        want(isinstance(kind, str) and codecs.NAME.fullmatch(kind) is not None, "a wire type", kind)
+        entries[name] = Entry(kind, tuple(as_count(n) for n in shape))
         last = name
     return entries
 
 
-def check_fit(entries: Mapping[str, plain.Entry], spec: Spec, codec: str) -> None:
+def check_fit(entries: Mapping[str, Entry], spec: Spec, codec: str) -> None:
     for name in sorted(entries.keys() | spec.keys()):
         found, t = entries.get(name), spec.get(name)
         if t is None:
             wanted = "no such tensor"
-        elif found is None or found.type != plain.type_of(t.dtype, codec) or not _same_shape(found.shape, t):
+        elif found is None or found.type != type_of(t.dtype, codec) or not _same_shape(found.shape, t):
             first = "<=" if t.at_most else ""
-            wanted = f"{plain.type_of(t.dtype, codec)}[{first}{str(list(t.shape))[1:]}"
+            wanted = f"{type_of(t.dtype, codec)}[{first}{str(list(t.shape))[1:]}"
         else:
             continue
         message = f"tensor {name!r} is {found or 'missing'}, wanted {wanted}; do both sides have the same job?"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedft.compression import bit_packing, entropy_coder
 from fedft.compression.bit_packing import Reader
-from fedft.compression.codec import bits_per_place
+from fedft.compression.entropy_coder import bits_per_place
 
 few = settings(derandomize=True, max_examples=100, deadline=None)
 

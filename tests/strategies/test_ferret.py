@@ -19,12 +19,13 @@ from fedft.recipe import Recipe
 from fedft.strategies.fedit import fedit
 from fedft.strategies.ferret import ferret
 from fedft.strategies.parts import growing_history
-from fedft.testing import RUN, SEED, strategy_contract, toy
+from fedft.testing import RUN, SEED, Ready, strategy_contract, toy
 from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, Update
 from fedft.wire import messages
 
 FAMILIES = ("hadamard", "rademacher", "gaussian")
+BATCH = {"x": torch.linspace(-1, 1, 40).reshape(5, 8), "labels": torch.linspace(1, -1, 20).reshape(5, 4)}
 
 
 def normal(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -240,7 +241,7 @@ def test_the_number_of_local_steps_does_not_enter_the_error(steps):
     """The toy's first weight, 48 numbers on 8 directions: 48 / 8 - 1 = 5, however many steps led there."""
     t = toy(ferret())
     turn = t.turn(t.plan(t.state(), 1, steps=steps), 1)
-    x = FirstOrder()(t.handle, Ready(_data(1)), turn).delta["first.weight"]
+    x = FirstOrder()(t.handle, Ready(BATCH), turn).delta["first.weight"]
     errors = [float((once(x, 8, seed) - x).square().sum() / x.square().sum()) for seed in range(100)]
     assert sum(errors) / 100 == pytest.approx(5, rel=0.1)
 

@@ -20,7 +20,6 @@ from flwr.app import RecordDict
 from fedft.carriers.flower import grid
 from fedft.carriers.interface import Refused
 from fedft.client.disk import Asked, SiteDisk
-from fedft.compression import plain
 from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.errors import RejectedUpdate
@@ -28,6 +27,7 @@ from fedft.security import sealed
 from fedft.security.sealed import Kind, Opened
 from fedft.update import Plan, Update
 from fedft.wire import messages
+from fedft.wire.table import Entry, form
 
 NOBODY, SEEDS, REFUSES = 0, 15, 16
 """Beside the checks 1 to 14: nothing came that could be checked; the table of seed updates; a signed refusal."""
@@ -208,7 +208,7 @@ class Frame:
     index: int | None = None
     """Length of the table as declared, if that is a lie."""
     kind: int = 2
-    protocol: int = 1
+    protocol: int = messages.PROTOCOL
 
     @classmethod
     def of(cls, payload: bytes) -> "Frame":
@@ -227,9 +227,9 @@ class Frame:
         """What the body says."""
         found, start = {}, 0
         for name, kind, *shape in self.table:
-            entry = plain.Entry(kind, tuple(shape))
-            end = start + plain.size(name, entry)
-            found[name], start = plain.unpack(name, entry, memoryview(self.body)[start:end]), end
+            codec, size, *_ = form(name, Entry(kind, tuple(shape)))
+            end = start + size
+            found[name], start = codec.unpack(name, tuple(shape), memoryview(self.body)[start:end]), end
         return found
 
 

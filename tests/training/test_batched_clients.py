@@ -22,7 +22,8 @@ from fedft import config, run_file, strategies
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import tensors
 from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
-from fedft.carriers.interface import Kind, Letter, Refused
+from fedft.carriers.interface import Kind as LetterKind
+from fedft.carriers.interface import Letter, Refused
 from fedft.carriers.local import Asked, Finish, LocalPost
 from fedft.config import Local
 from fedft.contract import Batch, Course, Kind, Learning, Turn
@@ -369,7 +370,7 @@ def test_a_post_begins_training_together_and_gives_one_reply_per_pull() -> None:
 
         return [lambda a=a: finish(a) for a in asked]  # type: ignore[misc]
 
-    kinds: list[Kind] = ["train", "train", "evaluate", "train", "train"]
+    kinds: list[LetterKind] = ["train", "train", "evaluate", "train", "train"]
     post = LocalPost({str(i): lambda kind, payload: b"alone" for i in range(1, 6)}, begin, 3)
     tickets = [post.push(Letter(str(i), kind, lambda: b"x"))[0] for i, kind in enumerate(kinds, 1)]
     said = []

@@ -361,7 +361,7 @@ TABLE = '[["s","uint16",1],["w","fp32",2,3]]'
 BODY = struct.pack("<H6f", 7, 1, -2, 3, -4, 5, 1e4)
 
 
-def message(head="{}", table=TABLE, body=b"", *, magic=b"FDFT", version=1, kind=2, lengths=None) -> bytes:
+def message(head="{}", table=TABLE, body=b"", *, magic=b"FDFT", version=2, kind=2, lengths=None) -> bytes:
     head, table = (x.encode() if isinstance(x, str) else json.dumps(x).encode() for x in (head, table))
     lengths = lengths or (len(head), len(table))
     return struct.pack("<4sHBHI", magic, version, kind, *lengths) + head + table + body
@@ -385,8 +385,9 @@ BAD_UPDATES = {
     "another magic": ("bad_magic", update(magic=b"FDFU")),
     "a pickle": ("bad_magic", b"\x80\x04K\x01."),
     "the magic alone": ("malformed", b"FDFT"),
-    "another protocol": ("version", update(version=2)),
-    "protocol with its bytes swapped": ("version", update(version=256)),
+    "another protocol": ("version", update(version=3)),
+    "the protocol before": ("version", update(version=1)),
+    "protocol with its bytes swapped": ("version", update(version=512)),
     "a plan": ("malformed", update(kind=1)),
     "no such kind": ("malformed", update(kind=9)),
     "longer than any legal update": ("too_large", update() + bytes(100_000)),

@@ -194,7 +194,7 @@ def split(data: bytes) -> tuple[str, str, bytes]:
 
 def join(head: Any, table: Any, body: Any) -> bytes:
     h, t = head.encode("utf-8", "surrogatepass"), table.encode("utf-8", "surrogatepass")
-    return PREFIX.pack(b"FDFT", 1, 2, len(h) % 65536, len(t)) + h + t + body
+    return PREFIX.pack(b"FDFT", messages.PROTOCOL, 2, len(h) % 65536, len(t)) + h + t + body
 
 
 MUTATIONS = [

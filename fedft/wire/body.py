@@ -1,0 +1,94 @@
+"""The body of a message: the tensors' bytes, one after the other, as its table says."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedft.arithmetic.tensors import Tensors
+from fedft.compression.bit_packing import Reader, varint
+from fedft.compression.codec import Part
+from fedft.errors import RejectedUpdate
+from fedft.update import Spec
+from fedft.wire.table import Entry, form, type_of
+
+MAX_ENTRIES = 2**31  # of all tensors of a message: four times what fp32 could hold
+MAX_ABS = 1e4
+MAX_LENGTH = 5  # bytes of a varint that says a tensor's length
+
+
+def write_body(entries: Mapping[str, Entry], tensors: Tensors, seed: int) -> list[Part]:
+    """The bytes of tensors, which are as `entries` say, in parts; codecs draw by `seed`."""
+    body: list[Part] = []
+    for name, entry in entries.items():
+        if not math.prod(entry.shape):
+            continue
+        codec, made, least, exact = form(name, entry)
+        parts = codec.pack(name, tensors[name], seed)
+        if not exact:
+            made = sum(len(part) for part in parts)
+            body.append(varint(made))
+        body += parts
+        if made < least:
+            body.append(bytes(least - made))
+    return body
+
+
+def read_body(entries: Mapping[str, Entry], body: memoryview) -> dict[str, Tensor]:
+    """The tensors in `body`, all floats finite and within 1e4.
+
+    Raises RejectedUpdate for numbers that are not, ValueError for bytes out of the format: all lengths are checked
+    before anything is decoded.
+    """
+    r = Reader(body)
+    if (total := sum(math.prod(e.shape) for e in entries.values())) > MAX_ENTRIES:
+        raise ValueError(f"{total} entries, at most {MAX_ENTRIES} allowed")
+    parts: dict[str, memoryview] = {}
+    for name, entry in entries.items():
+        _, most, least, exact = form(name, entry)
+        if (n := most if exact else r.varint()) > most:
+            raise ValueError(f"{n} bytes of tensor {name!r}, which is {entry}: at most {most} allowed")
+        parts[name] = r.take(n)
+        if n < least and (least - n > len(r.left) or any(r.take(least - n))):
+            raise ValueError(f"{math.prod(entry.shape)} entries of {name!r} in {n} bytes, not filled up with zeros")
+    r.close()
+    return {name: _read(name, entry, parts[name]) for name, entry in entries.items()}
+
+
+def seen_tensors(entries: Mapping[str, Entry], tensors: Tensors, seed: int) -> dict[str, Tensor]:
+    """`tensors` as the other side will see them, numbers that are not finite included; new memory."""
+    out = {}
+    for name, entry in entries.items():
+        x = tensors[name]
+        out[name] = form(name, entry).codec.seen(name, x, seed) if x.numel() else x.detach().cpu().clone()
+    return out
+
+
+def body_bytes(spec: Spec, codec: str) -> int:
+    """Bytes of the tensors alone in an update of this spec, at most.
+
+    Exact in plain codecs if nothing in the spec is `at_most`; in others it depends on the numbers, and mostly is less.
+    """
+    type_of("float32", codec)  # also where there are no tensors
+    total = 0
+    for name, t in spec.items():
+        _, most, least, exact = form(name, Entry(type_of(t.dtype, codec), t.shape))
+        total += max(most, least) + (0 if exact else MAX_LENGTH)
+    return total
+
+
+def _read(name: str, entry: Entry, data: memoryview) -> Tensor:
+    if not math.prod(entry.shape):
+        return torch.empty(entry.shape, dtype=_DTYPE.get(entry.type, torch.float32))
+    out = form(name, entry).codec.unpack(name, entry.shape, data)
+    if out.is_floating_point():
+        lo, hi = (float(x) for x in torch.aminmax(out))  # a NaN anywhere comes out as both
+        if not (math.isfinite(lo) and math.isfinite(hi)):
+            raise RejectedUpdate("nonfinite", f"tensor {name!r} has NaN or infinite entries")
+        if max(-lo, hi) > MAX_ABS:
+            raise RejectedUpdate("out_of_bounds", f"tensor {name!r} has {max(-lo, hi):g}, above {MAX_ABS:g}")
+    return out
+
+
+_DTYPE = {"int32": torch.int32, "uint16": torch.uint16, "numbers": torch.uint16}
