@@ -122,9 +122,10 @@ def deep(to: Path) -> None:
 
 
 def index_path(to: Path) -> None:
-    """An index of shards that points out of the folder."""
+    """An index of shards that points out of the folder, at a file that is there."""
     (to / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": {"a": "../../../etc/passwd"}}
+    (to.parent / "outside").write_text("none of the model's business")
+    index = {"metadata": {}, "weight_map": {"a": "../outside"}}
     (to / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
