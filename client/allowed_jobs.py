@@ -23,6 +23,7 @@ from typing import Any, get_type_hints
 
 from fedft import config, registry, run_file, strategies
 from fedft.client.site_settings import Policy, SiteConfig
+from fedft.compression import codec
 from fedft.config import ALL, LOCAL, RunConfig
 from fedft.data import examples
 from fedft.errors import FedftError, PlanRefused
@@ -87,6 +88,7 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
         raise PlanRefused("policy_base", f"base model {job.base[:12]} is not allowed here")
     if not (isinstance(job.run, str) and RUN.fullmatch(job.run)):
         raise PlanRefused("policy_options", "run: wanted 16 hexadecimal digits")
+    _check_codecs(job.table("codec"))
     said = run_file.from_dict(_tables(job), where="job")
     # Not through from_dict: an option that is called like a strategy would be taken for that strategy's own table.
     options = {k: v for k, v in job.table("strategy").items() if k != "name"}
@@ -109,6 +111,14 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
     if space.of_base and "all-linear" not in policy.targets:
         raise PlanRefused("policy_targets", f"strategy {name!r} trains all parameters; allowed: {policy.targets}")
     return said
+
+
+def _check_codecs(said: Mapping[str, Any]) -> None:
+    """Built-in codecs, and those that the site's file names: what a job says imports nothing."""
+    if isinstance(up := said.get("up"), str):
+        codec.received(up)
+    if isinstance(down := said.get("down"), str):
+        codec.downloads(down, codec.received)
 
 
 def _tables(job: Job) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import check
+from fedft.compression import codec
 from fedft.config import BUILT_IN
 from fedft.errors import ConfigError
 from fedft.run_file import checked_table, read
@@ -106,6 +107,8 @@ class Policy:
 
     strategies: list[str] = field(default_factory=list)
     """Strategies by name, exactly; empty: none. No other code is imported for a server."""
+    codecs: list[str] = field(default_factory=list)
+    """Codecs of installed packages, as a run file names them ("mine:0.5"); those that are built in are allowed."""
     base: list[str] | None = None
     """Digests of base models, or their first 12 or more digits; left out: whatever [model] id is."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
@@ -195,6 +198,8 @@ def _check(c: SiteConfig, path: Path) -> None:
             if not DIGEST.fullmatch(digest):
                 raise ValueError(f"[policy] base holds {digest!r}, wanted 12 to 64 hexadecimal digits in lower case")
         _check_strategies(p.strategies)
+        for name in p.codecs:
+            codec.parse(name)  # imports it: from here on a message may name it
     except ValueError as e:
         raise ConfigError(f"{path}: {e}") from e
 

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from fedft import check
+from fedft.compression import codec
 from fedft.errors import ConfigError
 
 Choice = str | dict[str, Any]
@@ -163,7 +164,7 @@ gates = Registry("gate", "fedft.gates", {"largest_norm": "fedft.server.candidate
 partitioners = Registry(
     "partitioner", "fedft.partitioners", {n: f"fedft.data.partition:{n}" for n in ("natural", "iid", "dirichlet")}
 )
-codecs = Registry("codec", "fedft.codecs", {})
+codecs = Registry("codec", codec.GROUP, {n: f"fedft.compression.{where}" for n, where in codec.BUILT_IN.items()})
 metrics = Registry(
     "metric", "fedft.metrics", {n: f"fedft.training.metrics.{n}:{n}" for n in ("exact_match", "rouge_l")}, called=False
 )

@@ -28,14 +28,20 @@ def register(app: typer.Typer) -> None:
 def _lister(kind: str) -> Any:
     def show(as_json: AsJson = False) -> None:
         from fedft import registry
+        from fedft.compression import codec
 
         known = registry.REGISTRIES[kind]
-        rows = [{"name": name, "what": _headline(kind, name), "from": where} for name, where in known.names().items()]
+        if kind == "codec":
+            rows = [{"name": n, "what": what, "from": known.names().get(n, "")} for n, what in codec.codecs().items()]
+        else:
+            rows = [{"name": n, "what": _headline(kind, n), "from": where} for n, where in known.names().items()]
         if as_json:
             typer.echo(json.dumps(rows))
             return
         for row in rows:
-            typer.echo(f"{row['name']:<14} {row['what']}\n{'':<14} {row['from']}")
+            typer.echo(f"{row['name']:<14} {row['what']}")
+            if row["from"]:
+                typer.echo(f"{'':<14} {row['from']}")
         if not rows:
             typer.echo(f"none is built in; a package brings one by the entry point group {known.group}")
 

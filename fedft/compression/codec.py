@@ -48,6 +48,8 @@ BUILT_IN = {
 """Where the codecs of this room stand; `fixed` takes arguments."""
 SELECTIONS = ("topk", "randk")
 DELTA = "delta"
+RESERVED = {*BUILT_IN, *SELECTIONS, DELTA, "int32", "uint16", "numbers"}
+"""Names that no other package's codec can have: the last are wire types of tensors that are not floats."""
 EXAMPLES = (*PLAIN, "int4", "ternary", "ternary:0.1", "fixed:16", "topk:1|fp16", "topk:0.1|int8", "randk:0.1|fp32")
 NAME = re.compile(r"[a-z0-9][a-z0-9:.|+-]{0,31}")
 """A canonical name: what may stand as a wire type in a message's table."""
@@ -181,8 +183,8 @@ def promises(codec: Codec) -> str:
     return f"{', '.join(said) or 'nothing'}; about {codec.bits_per_parameter:.3g} bits per parameter"
 
 
-def downloads(down: str) -> tuple[str, str]:
-    """(codec of plans, codec of the changes that they bring or "") of a `[codec] down`.
+def downloads(down: str, read: Callable[[str], Codec] = parse) -> tuple[str, str]:
+    """(codec of plans, codec of the changes that they bring or "") of a `[codec] down`, names read by `read`.
 
     "int8" is ("int8", ""): the state itself is rounded. "delta | int4" is ("fp32", "int4").
     Raises ValueError in one line for names that are unknown or make no sense.
@@ -191,7 +193,7 @@ def downloads(down: str) -> tuple[str, str]:
     if first != DELTA:
         if rest:
             check.one_of((DELTA, *SELECTIONS), selection=first.partition(":")[0])
-        codec = parse(down)
+        codec = read(down)
         if not (codec.plain or (codec.idempotent and not codec.coarse and not codec.ring_summable)):
             raise ValueError(
                 f"{down!r} blurs or leaves out much of a state; wanted fp32, fp16, bf16, int8, one of them behind "
@@ -200,7 +202,7 @@ def downloads(down: str) -> tuple[str, str]:
         return down, ""
     if not rest:
         raise ValueError(f"{down!r} does not say the codec of the changes; wanted one behind it, as in 'delta | int4'")
-    codec = parse(rest)
+    codec = read(rest)
     why = ""
     if codec.drawn:  # |x - sent|^2 is 1 / Q - 1 times |x|^2: for Q < 1/2 it grows in every round
         why = "what randk sends is scaled up, so what is left out would pile up; wanted topk"
@@ -283,8 +285,8 @@ def _outside(kind: str, arguments: str) -> Codec:
 
 
 def _installed() -> set[str]:
-    """Names of other packages' codecs; none of ours."""
-    return {point.name for point in entry_points(group=GROUP)} - BUILT_IN.keys()
+    """Names of other packages' codecs."""
+    return {point.name for point in entry_points(group=GROUP)} - RESERVED
 
 
 def _found(where: str) -> Any:

@@ -92,6 +92,19 @@ def test_no_name_that_is_not_listed_is_imported(tmp_path, monkeypatch):
     assert "planted_strategy" not in sys.modules
 
 
+def test_a_codec_of_another_package_is_only_imported_for_the_site_s_own_file(tmp_path, monkeypatch):
+    info = tmp_path / "fedft_planted-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fedft-planted\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[fedft.codecs]\nplanted = planted_codec:make\n")
+    (tmp_path / "planted_codec.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for said in ({"up": "planted"}, {"up": "topk:0.1 | planted:3"}, {"down": "planted"}, {"down": "delta | planted"}):
+        refused("policy_options", job(codec=said))
+    assert "planted_codec" not in sys.modules
+    allowed_jobs.check_job(job(codec={"up": "topk:0.1 | int8", "down": "delta | int4"}), ALLOWED)
+
+
 def test_only_bases_that_are_listed():
     for allowed in (None, [DIGEST], ["f" * 12, DIGEST[:12]]):
         allowed_jobs.check_job(job(), replace(ALLOWED, base=allowed))
