@@ -223,12 +223,13 @@ class Responder:
 def _work(turn: Turn) -> str:
     """The digest, hexadecimal, of everything that decides an answer to TRAIN except the attempt's number."""
     p = turn.plan
-    kept = tensors.digest(turn.kept) if turn.kept else ""
+    kept = tensors.digest(tensors.in_one(turn.kept)) if turn.kept else ""
     asked = [
         p.run,
         p.round,
         p.version,
         p.rank,
+        dict(p.ranks),
         p.steps,
         p.learning_rate,
         p.counted,

@@ -337,10 +337,13 @@ class Course:
         return trained
 
 
+Stage = Literal["clip", "noise", "code", "mask"]
+
+
 class Transform(Protocol):
     """Something that happens to a client's result on its way out. `apply` runs in order of `stage`, then as listed."""
 
-    stage: ClassVar[Literal["clip", "noise", "code", "mask"]]
+    stage: ClassVar[Stage]
     keeps: bool
     """It keeps something on the client between rounds, under a name of its own in `Trained.kept`."""
 
@@ -369,3 +372,9 @@ class Work:
     steps: int | None = None
     learning_rate: float | None = None
     extra: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+Measured = Mapping[str, Any]
+"""What is known of a round: train_loss, the updates' norms by client, aggregation_error where it was measured."""
+Gate = Callable[[State, State, Measured], State]
+"""(state, candidate, measured) -> the candidate or another state of its version; or raises `GateRefused`."""

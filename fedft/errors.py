@@ -62,6 +62,10 @@ class Interrupted(FedftError):
     exit_code = EXIT_INTERRUPTED
 
 
+class GateRefused(Exception):
+    """A new state must not be committed; the text says why."""
+
+
 class Refusal(FedftError):
     """A peer's request or answer is refused, for a reason with a machine-readable `code`.
 

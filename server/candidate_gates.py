@@ -6,22 +6,14 @@
 measured. A refusal commits nothing: the round's updates are dropped and the run pauses, to ask everybody anew.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fedft.arithmetic import tensors
-from fedft.contract import State
+from fedft.contract import Gate, Measured, State
+from fedft.errors import GateRefused
 from fedft.recipe import Recipe
 from fedft.update import Plan
 from fedft.wire import messages
-
-Measured = Mapping[str, Any]
-Gate = Callable[[State, State, Measured], State]
-
-
-class GateRefused(Exception):
-    """A candidate must not be committed; the text says why."""
 
 
 def largest_norm(*, most: float) -> Gate:

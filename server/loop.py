@@ -12,14 +12,14 @@ from typing import Any
 
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
-from fedft.contract import Layout, Member, State
+from fedft.contract import Gate, Layout, Member, State
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
 from fedft.reports import columns
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Observer
 from fedft.server import budget
-from fedft.server.candidate_gates import Gate, Travels
+from fedft.server.candidate_gates import Travels
 from fedft.server.checkpoint import Store
 from fedft.server.evaluation_round import EVALUATION_BYTES, evaluate
 from fedft.server.exchange import Clock, Exchange, Traffic, Until
@@ -137,7 +137,7 @@ class Loop:
 
     def _round(self, state: State, notes: dict[str, Any]) -> tuple[State, dict[str, Any]]:
         norms = [n for of_round in notes["norms"] for n in of_round]
-        gates = [Travels(self.recipe, self._run.rank), *self.gates]
+        gates: list[Gate] = [Travels(self.recipe, self._run.rank), *self.gates]
         outcome = Round(self._run, state, norms, gates, notes["barred"]).carry_out()
         kept = self._notes(state.version, notes, outcome)
         self.store.save(outcome.after, kept)

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedft.contract import State
-from fedft.errors import RejectedUpdate, RunPaused
+from fedft.contract import Gate, State
+from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.server import admission, cohort
 from fedft.server.aggregation_error import Exactness
-from fedft.server.candidate_gates import Gate, GateRefused
 from fedft.server.exchange import Traffic
 from fedft.server.federation import Federation
 from fedft.update import Plan, Update

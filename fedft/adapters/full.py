@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,9 @@ class Full(Kind):
 
     along_directions: bool = False
     """Every step is a sum of shared directions: a model in half precision stays so (`Handle.weights_fixed`)."""
-    name: ClassVar[str] = "full"
-    linear: ClassVar[bool] = True
-    of_base: ClassVar[bool] = True
+    name = "full"
+    linear = True
+    of_base = True
 
     def layout(self, layout: Layout) -> Layout:
         """The parameters alone: a head is among them, and no module gets an adapter."""

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,12 @@ class LoRA(Kind):
     """
 
     learns: tuple[str, ...] = (A_SUFFIX, B_SUFFIX)
-    name: ClassVar[str] = "lora"
-    rank_free: ClassVar[bool] = False
-    pairs: ClassVar[bool] = True
+    name = "lora"
+    rank_free = False
+    pairs = True
 
     @property
-    def linear(self) -> bool:
+    def linear(self) -> bool:  # type: ignore[override]
         """With one factor frozen and the same everywhere."""
         return len(self.learns) == 1
 

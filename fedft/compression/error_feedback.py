@@ -10,12 +10,12 @@ arXiv:1901.09847.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Handle, Trained, Turn
+from fedft.contract import Handle, Stage, Trained, Turn
 from fedft.wire import messages
 
 OWNER = "error_feedback"
@@ -36,8 +36,8 @@ class Sent:
     """A lossy way of sending, as it is: what is left out is lost."""
 
     way: Lossy
-    stage: ClassVar[Literal["code"]] = "code"
-    keeps: ClassVar[bool] = False
+    stage: ClassVar[Stage] = "code"
+    keeps = False
 
     def apply(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
         """The result as it is sent."""
@@ -50,8 +50,8 @@ class ErrorFeedback:
     """A lossy way of sending whose losses are added to the client's next result."""
 
     way: Lossy
-    stage: ClassVar[Literal["code"]] = "code"
-    keeps: ClassVar[bool] = True
+    stage: ClassVar[Stage] = "code"
+    keeps = True
 
     def apply(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
         """The result with what was left out before, as it is sent; what is left out now is kept."""

@@ -4,9 +4,9 @@ import torch
 
 from fedft import testing
 from fedft.adapters.lora import LoRA
-from fedft.contract import State
+from fedft.contract import Gate, Measured, State
+from fedft.errors import GateRefused
 from fedft.recipe import Recipe
-from fedft.server.candidate_gates import Gate, GateRefused, Measured
 from fedft.suites.promises import kept
 
 MEASURED: Measured = {"train_loss": 1.0, "norms": {"a": 0.5, "b": 0.7}}

@@ -23,7 +23,7 @@ def _run(factory: Any, parameters: list[nn.Parameter], lr: float = 0.02, steps: 
     assert isinstance(optimizer, torch.optim.Optimizer), f"the factory gave a {type(optimizer).__name__}"
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        _loss(parameters).backward()  # type: ignore[no-untyped-call]
+        _loss(parameters).backward()
         optimizer.step()
 
 

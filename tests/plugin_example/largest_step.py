@@ -1,7 +1,7 @@
 """A gate that refuses a new state which is too far from the last one."""
 
 from fedft.arithmetic import tensors
-from fedft.server.candidate_gates import GateRefused
+from fedft.errors import GateRefused
 
 
 def largest_step(*, most: float = 10.0):

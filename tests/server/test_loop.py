@@ -53,7 +53,9 @@ class Site:
             metrics = {"loss": float(self.toy.handle.loss(testing.data_of(self.index)).detach()), "accuracy": 0.0}
             update = Update({}, 1, plan.round, plan.run, plan.attempt, metrics=metrics)
         else:
-            delta, metrics, kept = self.toy.recipe.local(self.toy.handle, testing._batches(self.index), turn)
+            delta, metrics, kept = self.toy.recipe.local(
+                self.toy.handle, testing.Ready(testing.data_of(self.index)), turn
+            )
             self.toy.kept[self.index, plan.round] = kept
             n = 10 * (self.index + 1)
             update = Update(delta, n, plan.round, plan.run, plan.attempt, metrics=metrics)

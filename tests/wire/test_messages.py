@@ -577,14 +577,17 @@ def test_a_bad_plan_is_refused_under_its_code(what):
     assert e.value.code == code
 
 
-HEAD, GOOD = '{"r":"0123456789abcdef","s":1}', '{"strategy":{},"local":{},"model":{}}'
+HEAD = '{"b":"' + "0" * 64 + '","r":"0123456789abcdef","s":1}'
+GOOD = '{"t":{"local":{},"model":{},"strategy":{}}}'
 BAD_JOBS = {
     "a plan": ("malformed", plan()),
-    "no seed": ("malformed", message('{"r":"0123456789abcdef"}', GOOD, kind=3)),
-    "no model": ("malformed", message(HEAD, '{"strategy":{},"local":{}}', kind=3)),
-    "an unknown table": ("malformed", message(HEAD, GOOD[:-1] + ',"x":{}}', kind=3)),
-    "a table that is a list": ("malformed", message(HEAD, GOOD[:-1] + ',"codec":[]}', kind=3)),
-    "a nest of 100": ("malformed", message(HEAD, GOOD[:-1] + ',"codec":{"a":' + "[" * 100 + "]" * 100 + "}}", kind=3)),
+    "no seed": ("malformed", message(HEAD.replace(',"s":1', ""), GOOD, kind=3)),
+    "no base": ("malformed", message('{"r":"0123456789abcdef","s":1}', GOOD, kind=3)),
+    "a base that is no digest": ("malformed", message(HEAD.replace("0" * 64, "0" * 63), GOOD, kind=3)),
+    "no tables": ("malformed", message(HEAD, "{}", kind=3)),
+    "an unknown key": ("malformed", message(HEAD, GOOD[:-1] + ',"x":{}}', kind=3)),
+    "a table that is a list": ("malformed", message(HEAD, GOOD[:-2] + ',"codec":[]}}', kind=3)),
+    "a nest of 100": ("malformed", message(HEAD, GOOD[:-2] + ',"c":{"a":' + "[" * 100 + "]" * 100 + "}}}", kind=3)),
     "bytes after the job": ("malformed", message(HEAD, GOOD, b"\0", kind=3)),
     "too long": ("too_large", message(HEAD, GOOD + " " * 65536, kind=3)),
 }

@@ -82,7 +82,7 @@ def load(wanted: Iterable[str], task: str | None = None) -> dict[str, Metric]:
     """The metrics of these names; see `chosen`."""
     found: dict[str, Metric] = {}
     for name in dict.fromkeys(wanted):
-        metric = registry.metrics.load(name)
+        metric: Any = registry.metrics.load(name)
         columns = getattr(metric, "columns", None)
         if not (isinstance(columns, tuple) and columns and all(isinstance(c, Column) for c in columns)):
             raise ConfigError(f"metric {name!r}: columns is {columns!r:.80}, wanted a tuple of Column")
