@@ -10,11 +10,12 @@ from fedft.config import Local
 from fedft.randomness import families, philox
 from fedft.strategies.parts.fresh_walks import Fresh
 from fedft.strategies.zo_fedavg import zo_fedavg
-from fedft.testing import _data, strategy_contract, toy
+from fedft.testing import Ready, strategy_contract, toy
 from fedft.training import directional_derivatives
 from fedft.training.zeroth_rules import Walk
 from fedft.update import Update
 
+BATCH = {"x": torch.linspace(-1, 1, 40).reshape(5, 8), "labels": torch.linspace(1, -1, 20).reshape(5, 4)}
 OUT_OF_SPAN = [
     {"rule": "adam", "family": "gaussian"},
     {"rule": "adam", "samples": 2},
@@ -38,16 +39,17 @@ def test_what_is_sent_is_where_the_walk_led(space):
     """By hand: fresh direction s in step s, of the seed that derives from the client's own."""
     t = toy(zo_fedavg(space=space))
     state = t.state()
-    update = t.update(state, 1, steps=3)
-    turn = t.turn(t.plan(state, 1, steps=3), 1)
+    plan = t.plan(state, 1, steps=3)
+    sent = t.recipe.local(t.handle, Ready(BATCH), t.turn(plan, 1)).delta
+    turn = t.turn(plan, 1)
     z = families.make("hadamard", philox.derive(turn.seed, "zo"), 3)
-    batch, received = _data(1), t.handle.read()
+    received = t.handle.read()
     for j in range(3):
-        g, _ = directional_derivatives.two_point(t.handle, batch, z, j, 1e-3)
+        g, _ = directional_derivatives.two_point(t.handle, BATCH, z, j, 1e-3)
         directional_derivatives.step(t.handle, z, j, -0.05 * g)
     want = tensors.sub(t.handle.read(), received)
-    assert all(torch.equal(x, want[n]) for n, x in update.delta.items())
-    assert update.delta.keys() == t.recipe.spec(t.layout, t.plan(state, 1)).keys()
+    assert all(torch.equal(x, want[n]) for n, x in sent.items())
+    assert sent.keys() == t.recipe.spec(t.layout, t.plan(state, 1)).keys()
 
 
 def test_directions_differ_by_client_and_round_and_repeat_with_the_turn():
