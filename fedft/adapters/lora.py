@@ -72,9 +72,9 @@ class LoRA(Kind):
 
     def several(self, model: nn.Module, layout: Layout) -> Callable[..., Mapping[nn.Module, Any]]:
         """Every adapted layer as one pass for the tokens of several clients; see `lora_batched`."""
+        layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
 
         def forwards(leaves: Tensors, scales: Tensors) -> dict[nn.Module, Any]:
-            layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
             return {
                 layer: partial(
                     adapted, layer.base_layer, leaves[m + A_SUFFIX], leaves[m + B_SUFFIX], scales[m + B_SUFFIX]

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Next, State
+from fedft.contract import Layout, Next, State
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Recipe
 from fedft.update import Plan
@@ -58,7 +58,7 @@ def unfit(recipe: Recipe) -> str:
 def wrapped(recipe: Recipe, changes: str) -> Recipe:
     """The recipe with downloads as changes in the codec `changes`; it is not `unfit`."""
     d = Deltas(recipe, changes)
-    return replace(recipe, server=d.server, downlink=d.downlink, receive=d.receive)
+    return replace(recipe, initial=d.initial, server=d.server, downlink=d.downlink, receive=d.receive)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ class Deltas:
 
     inner: Recipe
     changes: str
+
+    def initial(self, layout: Layout, rank: int, seed: int) -> Next:
+        """Version 0 of the wrapped recipe. Raises ValueError where one of its names would be taken for a message."""
+        first = self.inner.first_state(layout, rank, seed)
+        if any(n.startswith(SENT) for n in first.tensors):
+            raise ValueError(f"names of the model begin with {SENT!r}, which is what messages are called")
+        return Next(first.tensors, first.own)
 
     def server(self, state: State, change: Tensors) -> Next:
         """One step of the wrapped server, of which x takes what everybody decodes."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedft.arithmetic.tensors import Tensors
 from fedft.config import Local
 from fedft.contract import Batch, Course, Learning, Trained, Turn
 from fedft.data.examples import IGNORED
@@ -112,21 +113,26 @@ def train(
     rows = sorted(seats, key=lambda s: -s.turn.plan.steps)  # those who are done leave at the end
     steps = [s.turn.plan.steps for s in rows]
     values = _Stack(rows, last.learns)
-    alike: dict[tuple[float, Any], list[nn.Parameter]] = {}
+    alike: list[tuple[tuple[float, Local], list[nn.Parameter]]] = []  # tables of a run file have no hash
     for s, p in zip(rows, values.rows, strict=True):
-        alike.setdefault((s.turn.plan.learning_rate, s.turn.local), []).append(p)
-    optimizers = [optimizer_of(of, *how) for how, of in alike.items()]
+        how = s.turn.plan.learning_rate, s.turn.local
+        of = next((of for known, of in alike if known == how), None)
+        if of is None:
+            alike.append((how, of := []))
+        of.append(p)
+    optimizers = [optimizer_of(of, *how) for how, of in alike]
     most = [s.turn.local.max_grad_norm or math.inf for s in rows]
     limits = torch.tensor(most, device=values.grads.device)
     courses = [[term.begin(values.learning(k, s.scales), s.turn) for term in local.terms] for k, s in enumerate(rows)]
     losses: list[list[float]] = [[] for _ in rows]
+    forwards = _forwards(handle)
     for step in range(max(steps)):
         here = sum(n > step for n in steps)
         batches = [next(s.batches) for s in rows[:here]]
         if check and step == 0:
             with torch.no_grad():
                 alone = float(handle.loss(batches[rows.index(last)]))
-        found = _losses(handle, values, here, batches, pad_id)
+        found = _losses(handle, forwards, values, here, batches, pad_id)
         values.differentiate(found)
         said = found.tolist()
         if check and step == 0 and not _close(said[rows.index(last)], alone, handle):
@@ -239,7 +245,9 @@ class _Stack:
         torch.cat([grad.reshape(len(losses), -1) for grad in found], dim=1, out=self.grads[: len(losses)])
 
 
-def _losses(handle: ModelHandle, values: _Stack, here: int, batches: list[Batch], pad_id: int) -> Tensor:
+def _losses(
+    handle: ModelHandle, forwards: "Forwards", values: _Stack, here: int, batches: list[Batch], pad_id: int
+) -> Tensor:
     """The mean loss of each client on its batch, [here]."""
     handle.training(True)
     model: Any = handle.model
@@ -250,7 +258,7 @@ def _losses(handle: ModelHandle, values: _Stack, here: int, batches: list[Batch]
         labels = next_tokens(labels)
         output, batch["use_cache"] = model.get_output_embeddings(), False
     learnt = labels != IGNORED
-    with _instead(_forwards(handle, values.leaves(here), values.scales(here))):
+    with _instead(forwards(values.leaves(here), values.scales(here))):
         # logits only where something is learned: neither prompts nor what fills up need them
         hook = output and output.register_forward_pre_hook(lambda _, x: (x[0][learnt], *x[1:]))
         try:
@@ -285,21 +293,25 @@ def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
 
 
 Forward = Callable[[Tensor], Tensor]
+Forwards = Callable[[Tensors, Tensors], Mapping[nn.Module, Forward]]
 
 
-def _forwards(
-    handle: ModelHandle, leaves: Mapping[str, Tensor], scales: Mapping[str, Tensor]
-) -> dict[nn.Module, Forward]:
-    """What adapted layers and those of the head do meanwhile."""
+def _forwards(handle: ModelHandle) -> Forwards:
+    """What adapted layers and those of the head do meanwhile, by all tensors and their scales; layers are looked up
+    here, once for all steps."""
     several = handle.kind.several(handle.model, handle.layout)
     assert several is not None, "a kind without this form does not come here"
-    found: dict[nn.Module, Forward] = dict(several(leaves, scales))
-    for m in {n.rpartition(".")[0] for n in handle.layout.head}:
-        layer = handle.model.get_submodule(m)
-        if type(layer) is not nn.Linear or m + ".weight" not in leaves:
-            raise Unlike(f"{m} of the head is more than a linear layer")
-        found[layer] = partial(_own, leaves[m + ".weight"], leaves.get(m + ".bias"))
-    return found
+    head = {m: handle.model.get_submodule(m) for m in {n.rpartition(".")[0] for n in handle.layout.head}}
+
+    def forwards(leaves: Tensors, scales: Tensors) -> dict[nn.Module, Forward]:
+        found: dict[nn.Module, Forward] = dict(several(leaves, scales))
+        for m, layer in head.items():
+            if type(layer) is not nn.Linear or m + ".weight" not in leaves:
+                raise Unlike(f"{m} of the head is more than a linear layer")
+            found[layer] = partial(_own, leaves[m + ".weight"], leaves.get(m + ".bias"))
+        return found
+
+    return forwards
 
 
 def _own(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

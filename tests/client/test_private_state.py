@@ -15,8 +15,8 @@ from fedft.training.first_order import FirstOrder
 RUN = "0123456789abcdef"
 
 
-def of(x: float) -> dict[str, torch.Tensor]:
-    return {"own": torch.tensor([x])}
+def of(x: float) -> dict[str, dict[str, torch.Tensor]]:
+    return {"owner": {"own": torch.tensor([x])}}
 
 
 def opened(folder: Path | None, run: str = RUN) -> Kept:
@@ -32,13 +32,13 @@ def test_a_turn_starts_from_the_round_that_counted_last(tmp_path: Path, disk: bo
     kept.keep(3, of(2.0), 0)  # lost on the way: it never counts
     kept.keep(4, of(3.0), 0)
     assert kept.after(None) == {}
-    assert kept.after(0)["own"] == 1.0
-    assert kept.after(4)["own"] == 3.0
+    assert kept.after(0)["owner"]["own"] == 1.0
+    assert kept.after(4)["owner"]["own"] == 3.0
 
 
 def test_a_new_process_finds_it(tmp_path: Path) -> None:
     opened(tmp_path).keep(2, of(5.0), None)
-    assert opened(tmp_path).after(2)["own"] == 5.0
+    assert opened(tmp_path).after(2)["owner"]["own"] == 5.0
 
 
 def test_a_server_that_goes_back_by_one_round_that_counted_finds_it_too(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_server_that_goes_back_by_one_round_that_counted_finds_it_too(tmp_path
     kept.keep(0, of(0.0), None)
     for number in range(1, 6):
         kept.keep(number, of(float(number)), number - 1)
-    assert opened(tmp_path).after(3)["own"] == 3.0
+    assert opened(tmp_path).after(3)["owner"]["own"] == 3.0
     assert len(list(tmp_path.iterdir())) == 3  # two that counted and the newest: it does not grow
 
 
@@ -67,8 +67,8 @@ def test_what_is_damaged_is_as_if_it_were_not_there(tmp_path: Path, caplog: pyte
 
 
 def test_a_recipe_that_keeps_something_has_to_say_so() -> None:
-    def secretive(handle, batches, turn):
-        return Trained(*FirstOrder()(handle, batches, turn)[:2], of(1.0))
+    def secretive(handle, data, turn):
+        return Trained(*FirstOrder()(handle, data, turn)[:2], of(1.0))
 
     t = testing.toy(replace(strategies.make("fedit", {}), local=secretive))
     with pytest.raises(AssertionError, match="keeps something, which is not declared"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedft import run_file, strategies, testing
-from fedft.compression.error_feedback import UNSENT, Feedback
+from fedft.compression.error_feedback import OWNER, ByCodec, ErrorFeedback
 from fedft.contract import Trained
 from fedft.errors import ConfigError
 from fedft.wire import messages
@@ -27,13 +27,12 @@ def test_what_was_sent_and_what_is_unsent_add_up_to_what_was_meant(up: str) -> N
     t, kept, sent = testing.toy(of("fedit", "fp32")), {}, torch.zeros(4, 30)
     for delta in deltas:
         turn = replace(t.turn(t.plan(t.state(), 0), 0), kept=kept)
-        step = Feedback(lambda handle, batches, turn, delta=delta: Trained(delta, {"loss": 1.0}), up)
-        trained = step(t.handle, iter(()), turn)
+        trained = ErrorFeedback(ByCodec(up)).apply(Trained(delta, {"loss": 1.0}), turn, t.handle)
         kept = trained.kept
         sent += messages.roundtrip(trained.delta, up, turn.seed)["m.lora_A"]
     wanted = sum(d["m.lora_A"] for d in deltas)
-    assert torch.allclose(sent + kept[UNSENT + "m.lora_A"], wanted, atol=1e-5)
-    assert kept[UNSENT + "m.lora_A"].norm() > 0.05 * wanted.norm()  # it did leave something out
+    assert torch.allclose(sent + kept[OWNER]["m.lora_A"], wanted, atol=1e-5)
+    assert kept[OWNER]["m.lora_A"].norm() > 0.05 * wanted.norm()  # it did leave something out
 
 
 def test_feedback_is_on_where_much_is_left_out() -> None:
@@ -44,9 +43,9 @@ def test_feedback_is_on_where_much_is_left_out() -> None:
 
 def test_a_residual_of_another_rank_is_dropped() -> None:
     t = testing.toy(of("fedit", "fp32"))
-    turn = replace(t.turn(t.plan(t.state(), 0), 0), kept={UNSENT + "x": torch.ones(3)})
-    step = Feedback(lambda handle, batches, turn: Trained({"x": torch.zeros(2)}, {}), "int8")
-    assert torch.equal(step(t.handle, iter(()), turn).delta["x"], torch.zeros(2))
+    turn = replace(t.turn(t.plan(t.state(), 0), 0), kept={OWNER: {"x": torch.ones(3)}})
+    trained = ErrorFeedback(ByCodec("int8")).apply(Trained({"x": torch.zeros(2)}, {}), turn, t.handle)
+    assert torch.equal(trained.delta["x"], torch.zeros(2))
 
 
 @pytest.mark.parametrize(

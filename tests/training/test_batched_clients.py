@@ -26,7 +26,7 @@ from fedft.carriers.interface import Kind as LetterKind
 from fedft.carriers.interface import Letter, Refused
 from fedft.carriers.local import Asked, Finish, LocalPost
 from fedft.config import Local
-from fedft.contract import Batch, Course, Kind, Learning, Turn
+from fedft.contract import Batch, Course, Learning, Turn
 from fedft.errors import ConfigError
 from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
@@ -66,7 +66,7 @@ def gpt2(rate: float = 0.0) -> Any:
     return GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=2, pad_token_id=0, **rates))
 
 
-def handle_on(net: Any, space: Kind = SPACE) -> ModelHandle:
+def handle_on(net: Any, space: Any = SPACE) -> ModelHandle:
     task = "sequence-classification" if "Classification" in type(net).__name__ else "causal-lm"
     return ModelHandle(net, layout.layout_of(load.Base(net, None, task, "", ""), "all-linear"), space)
 
