@@ -80,17 +80,14 @@ def tensors(rng):
 def seed_input(kind, name, rng):
     run = f"{rng.getrandbits(64):016x}"
     if kind == "job":
-        return messages.encode_job(
-            Job(
-                run,
-                rng.getrandbits(40),
-                {"name": "fedit"},
-                {"steps": 2, "learning_rate": 1e-3},
-                {"task": "causal-lm", "digest": "0" * 64},
-                codec={"up": name},
-                data={"prompt": "{a}\n", "response": "{b}"},
-            )
-        )
+        tables = {
+            "strategy": {"name": "fedit"},
+            "local": {"steps": 2, "learning_rate": 1e-3},
+            "model": {"task": "causal-lm"},
+            "codec": {"up": name},
+            "data": {"prompt": "{a}\n", "response": "{b}"},
+        }
+        return messages.encode_job(Job(run, rng.getrandbits(40), "0" * 64, tables))
     if kind == "plan":
         return messages.encode_plan(
             Plan(run, 3, 3, have=2, rank=2, steps=9, learning_rate=0.1, extra={"K": 4096}, tensors=tensors(rng)),

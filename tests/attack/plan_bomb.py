@@ -1,45 +1,42 @@
-"""What a hostile server makes a site allocate before its policy is asked: one signed plan of MIB mebibytes.
+"""What a hostile server makes a site allocate before its policy is asked: one plan of zeros, which codecs make short.
 
-    python tests/attack/plan_bomb.py --mib 1 [--codec int4]
+    python tests/attack/plan_bomb.py --entries 16777216 [--codec int4]
 
-Builds a plan by hand (frame, table of one tensor, zeros) and decodes it as `client/requests.py` does. Prints one line
-of JSON: bytes sent, resident memory before and at its peak, their ratio, seconds of CPU, and what came of it.
+A process of its own encodes the plan; this one decodes it as `client/requests.py` does. Prints one line of JSON: bytes
+sent, resident memory before and at its peak, their ratio, seconds of CPU, and what came of it.
 """
 
 import argparse
 import json
+import multiprocessing
 import resource
 import sys
 import time
 
 import torch
 
-from fedft.compression.bit_packing import varint
 from fedft.errors import RejectedUpdate
+from fedft.update import Plan
 from fedft.wire import messages
 
 COLUMNS = 256
-MAX_ENTRIES = 2**31 - 1
 
 
-def plan_of(size: int, codec: str) -> bytes:
-    """A plan of about `size` bytes, whose one tensor claims as many entries as a body of that many zeros can."""
-    rows = min(COLUMNS * size, MAX_ENTRIES) // COLUMNS
-    fields = {"r": "0" * 16, "t": 0, "v": 0, "k": 1, "s": 1, "l": 0.1}
-    head = json.dumps(fields, separators=(",", ":")).encode()
-    table = json.dumps([["x", codec, rows, COLUMNS]], separators=(",", ":")).encode()
-    frame = messages._FRAME.pack(messages._MAGIC, messages.PROTOCOL, messages._PLAN, len(head), len(table))
-    return frame + head + table + varint(rows) + bytes(rows)
+def plan_of(entries: int, codec: str) -> bytes:
+    """A plan whose one tensor has so many entries, all zero."""
+    tensors = {"x": torch.zeros(entries // COLUMNS, COLUMNS)}
+    return messages.encode_plan(Plan("0" * 16, 0, 0, rank=1, steps=1, learning_rate=0.1, tensors=tensors), codec)
 
 
 def main() -> None:
     """Decode one such plan and print what it cost."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--mib", type=float, default=1)
+    p.add_argument("--entries", type=int, default=2**24)
     p.add_argument("--codec", default="topk:1|bf16")
     a = p.parse_args()
     torch.set_num_threads(1)
-    data = plan_of(int(a.mib * 2**20), a.codec)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        data = pool.apply(plan_of, (a.entries, a.codec))
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     try:
         plan = messages.decode_plan(data, max_bytes=2**31 - 1)
