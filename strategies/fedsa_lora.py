@@ -74,6 +74,7 @@ class Private:
         return {n: t for n, t in SPACE.spec(layout, plan.shape).items() if self.travels(n)}
 
     def travels(self, name: str) -> bool:
+        """Whether a trained tensor leaves its client."""
         return self.sends or name.endswith(A_SUFFIX)
 
     def start(self, handle: Handle, turn: Turn) -> None:

@@ -4,6 +4,8 @@ from fedft.suites.adapters import adapter_contract
 def test_mine(): adapter_contract(Mine())
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -149,7 +151,8 @@ def _its_change_of_a_weight_is_what_it_does(kind: Kind) -> None:
     merged = testing.ToyModel()
     with torch.no_grad():
         for m, d in changes.items():
-            merged.get_submodule(m).weight.add_(d.dense() if isinstance(d, LowRank) else d)
+            weight: Any = merged.get_submodule(m).weight
+            weight.add_(d.dense() if isinstance(d, LowRank) else d)
         assert torch.allclose(merged(_x()).logits, wanted, atol=1e-5), "the base plus its change is another function"
 
 
@@ -159,12 +162,12 @@ def _linear_means_linear(kind: Kind) -> None:
     handle = _mounted(kind)
     values = [_moved(kind, handle, by=k) for k in range(3)]
     frozen = kind.frozen(handle.layout, _shape(kind), SEED)
-    mean = {n: sum(v[n] for v in values) / 3 for n in values[0]}
+    mean = {n: torch.stack([v[n] for v in values]).mean(0) for n in values[0]}
     for m in handle.layout.modules:
         of_mean, each = _dense(kind, m, mean | frozen), [_dense(kind, m, v | frozen) for v in values]
         if of_mean is None:
             raise AssertionError("declared linear, but it has no change of a weight")
-        wanted = sum(x for x in each if x is not None) / 3
+        wanted = torch.stack([x for x in each if x is not None]).mean(0)
         apart = float((of_mean - wanted).norm() / wanted.norm().clamp(min=1e-12))
         assert apart <= 1e-4, f"the change of the mean is {apart:g} from the mean of the changes"
 

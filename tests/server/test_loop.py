@@ -53,9 +53,9 @@ class Site:
             metrics = {"loss": float(self.toy.handle.loss(testing.data_of(self.index)).detach()), "accuracy": 0.0}
             update = Update({}, 1, plan.round, plan.run, plan.attempt, metrics=metrics)
         else:
-            delta, metrics, kept = self.toy.recipe.local(
-                self.toy.handle, testing.Ready(testing.data_of(self.index)), turn
-            )
+            recipe, handle = self.toy.recipe, self.toy.handle
+            trained = recipe.local(handle, testing.Ready(testing.data_of(self.index)), turn)
+            delta, metrics, kept = recipe.sent(trained, turn, handle)
             self.toy.kept[self.index, plan.round] = kept
             n = 10 * (self.index + 1)
             update = Update(delta, n, plan.round, plan.run, plan.attempt, metrics=metrics)
@@ -153,7 +153,7 @@ def test_an_admitted_update_is_not_asked_for_again_after_a_restart(
     def dying(path: Path, body: bytes) -> None:
         real(path, body)
         calls.append(path)
-        if len(calls) == 4:  # generation 0, the attempt's number, then two updates of round 0
+        if len(calls) == 5:  # generation 0, the attempt's number and its plans, then two updates of round 0
             raise Killed
 
     monkeypatch.setattr(durable, "commit", dying)
@@ -376,7 +376,7 @@ def test_a_state_that_no_client_could_decode_is_not_committed(tmp_path: Path) ->
         return replace(update, delta={n: torch.full_like(x, -1e4) for n, x in update.delta.items()})
 
     run = Run(tmp_path, "fedex_lora", far, attempts=1)
-    why = r"beyond 10000 or is no number, so nothing is committed; the largest .* bert's"
+    why = r"nothing is committed: first.lora_A would go beyond 10000 or is no number; the largest .* bert's"
     with pytest.raises(RunPaused, match=why):
         run.digest()
     found = Run(tmp_path, "fedex_lora").loop.store.latest()
