@@ -67,6 +67,10 @@ class Rounded(NamedTuple):
     """What they have in common."""
 
 
+def _is_zero(entries: Any) -> Any:
+    return entries == 0
+
+
 @dataclass(frozen=True)
 class Rounding:
     """A way to round and write a vector of k > 0 numbers: all of a tensor's (`plain.whole`) or those a selection keeps.
@@ -87,6 +91,8 @@ class Rounding:
     """(what is sent) -> its bytes, in parts."""
     unpack: Callable[["Reader", int], Rounded] = field(compare=False)
     """(bytes, k) -> what was sent, in new memory. Raises ValueError for bytes that are not in the format."""
+    is_zero: Callable[[Any], Any] = field(default=_is_zero, compare=False)
+    """(entries of what is sent) -> bool [k], where the number comes out as 0: topk does not send it then."""
     plain: bool = False
     """`size` is exact."""
     linear: bool = False

@@ -10,6 +10,7 @@ They write a vector: all entries of a tensor (`whole`), or those that a selectio
 
 import math
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -56,20 +57,22 @@ def whole(r: Rounding) -> Codec:
 
 def flat(tensor: Tensor) -> Any:
     """All entries as a numpy array of one dimension, row-major; shares memory with a tensor that is contiguous."""
-    return tensor.detach().cpu().contiguous().numpy().reshape(-1)
+    return tensor.detach().cpu().numpy().reshape(-1)
 
 
 def store(a: NDArray[Any]) -> memoryview:
     """The entries' bytes, little endian, without a copy where the machine is."""
-    return a.astype(a.dtype.newbyteorder("<"), copy=False).view(np.uint8).data
+    if sys.byteorder == "big":
+        a = a.byteswap()
+    return a.view(np.uint8).data
 
 
 def load(data: memoryview, kind: DTypeLike) -> NDArray[Any]:
     """A vector that owns its memory: the one copy of its bytes, little endian."""
-    kind = np.dtype(kind)
-    out: NDArray[Any] = torch.empty(len(data), dtype=torch.uint8).numpy().view(kind)
-    out[:] = np.frombuffer(data, kind.newbyteorder("<"))
-    return out
+    out = torch.empty(len(data), dtype=torch.uint8).numpy()
+    out[:] = np.frombuffer(data, np.uint8)
+    found = out.view(kind)
+    return found.byteswap() if sys.byteorder == "big" else found
 
 
 def _fp32() -> Rounding:
@@ -93,6 +96,7 @@ def _bf16() -> Rounding:
         floats=lambda sent: torch.from_numpy(sent.entries).view(torch.bfloat16).float().numpy(),
         pack=lambda sent: [store(sent.entries)],
         unpack=lambda r, k: Rounded(load(r.take(2 * k), np.int16)),
+        is_zero=lambda entries: entries & 0x7FFF == 0,
         plain=True, linear=True, idempotent=True,
     )  # fmt: skip
 

@@ -144,8 +144,6 @@ def _one_group(name: str, bits: float, coarse: float = 0.0) -> Rounding:
         step = (_step(sent.scale) if coarse else sent.scale)[0, 0]
         with np.errstate(all="ignore"):
             numbers: Floats = sent.entries.astype(np.float32) * step
-        if not np.isfinite(step):
-            numbers[sent.entries == 0] = 0
         return numbers
 
     def pack(sent: Rounded) -> list[Part]:

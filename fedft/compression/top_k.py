@@ -26,40 +26,39 @@ Places = NDArray[np.int64]
 
 def topk(share: str, r: Rounding, name: str = "") -> Codec:
     """The largest of a tensor, `share` (a decimal number) of all, rounded by `r`; `name`: if it has one of its own."""
-    q = float(share)
+    q, exactly = float(share), Fraction(share)
 
-    def selected(tensor: Tensor) -> tuple[Places, Rounded, Floats]:
-        """(places sent, what is sent of them, the numbers that come out)."""
+    def selected(tensor: Tensor) -> tuple[Places, Rounded | None]:
+        """(places sent, what is sent of the numbers there)."""
         x = flat(tensor)
-        index = largest(x, kept(share, len(x)))
+        index = largest(x, kept(exactly, len(x)))
         if not len(index):
-            return index, Rounded(x[:0]), x[:0]
+            return index, None
         found = r.round(x[index])
-        numbers = r.floats(found)
-        sent = numbers != 0
-        if sent.all():
-            return index, found, numbers
-        return index[sent], Rounded(found.entries[sent], found.scale), numbers[sent]
+        zero = r.is_zero(found.entries)
+        if not zero.any():
+            return index, found
+        index = index[~zero]
+        return index, Rounded(found.entries[~zero], found.scale) if len(index) else None
 
     def size(name: str, shape: Shape) -> int:
         d = math.prod(shape)
-        return (d + 7) // 8 + 6 + r.size(kept(share, d))
+        return (d + 7) // 8 + 6 + r.size(kept(exactly, d))
 
     def pack(name: str, tensor: Tensor, seed: int = 0) -> list[Part]:
-        index, found, _ = selected(tensor)
-        support = entropy_coder.put_support(index, tensor.numel())
-        return [support, *r.pack(found)] if len(index) else [support]
+        index, found = selected(tensor)
+        return [entropy_coder.put_support(index, tensor.numel()), *(r.pack(found) if found else ())]
 
     def unpack(name: str, shape: Shape, data: memoryview) -> Tensor:
         reader, d = Reader(data), math.prod(shape)
-        index = entropy_coder.get_support(reader, d, kept(share, d))
+        index = entropy_coder.get_support(reader, d, kept(exactly, d))
         found = r.unpack(reader, len(index)) if len(index) else None
         reader.close()
-        return _spread(shape, index, 0.0 if found is None else r.floats(found))
+        return _spread(shape, index, r.floats(found) if found else 0)
 
     def seen(name: str, tensor: Tensor, seed: int = 0) -> Tensor:
-        index, _, numbers = selected(tensor)
-        return _spread(tuple(tensor.shape), index, numbers)
+        index, found = selected(tensor)
+        return _spread(tuple(tensor.shape), index, r.floats(found) if found else 0)
 
     return Codec(
         name or f"topk:{share}|{r.name}", entropy_coder.bits_per_place(q) + q * r.bits_per_parameter,
@@ -71,6 +70,7 @@ def topk(share: str, r: Rounding, name: str = "") -> Codec:
 
 def randk(share: str, r: Rounding) -> Codec:
     """Entries drawn from the seed, `share` (a decimal number) of all, rounded by `r`."""
+    exactly = Fraction(share)
 
     def numbers(found: Rounded, k: int, d: int) -> Floats:
         with np.errstate(all="ignore"):  # what is not finite is for the receiver to refuse
@@ -79,7 +79,7 @@ def randk(share: str, r: Rounding) -> Codec:
 
     def rounded(name: str, tensor: Tensor, seed: int) -> tuple[Places, Rounded]:
         x = flat(tensor)
-        index = drawn(seed, name, len(x), kept(share, len(x)))
+        index = drawn(seed, name, len(x), kept(exactly, len(x)))
         return index, r.round(x[index])
 
     def pack(name: str, tensor: Tensor, seed: int = 0) -> list[Part]:
@@ -88,7 +88,7 @@ def randk(share: str, r: Rounding) -> Codec:
     def unpack(name: str, shape: Shape, data: memoryview) -> Tensor:
         reader, d = Reader(data), math.prod(shape)
         (seed,) = struct.unpack("<Q", reader.take(8))
-        k = kept(share, d)
+        k = kept(exactly, d)
         found = r.unpack(reader, k)
         reader.close()
         return _spread(shape, drawn(seed, name, d, k), numbers(found, k, d))
@@ -99,15 +99,15 @@ def randk(share: str, r: Rounding) -> Codec:
 
     return Codec(
         f"randk:{share}|{r.name}", float(share) * r.bits_per_parameter,
-        size=lambda name, shape: 8 + r.size(kept(share, math.prod(shape))),
+        size=lambda name, shape: 8 + r.size(kept(exactly, math.prod(shape))),
         pack=pack, unpack=unpack, seen=seen,
         linear=r.linear, unbiased=r.exact, coarse=r.coarse, drawn=True,
     )  # fmt: skip
 
 
-def kept(share: str, entries: int) -> int:
-    """How many of `entries` are selected, at most: ceil(Q d), where Q is exactly the decimal number `share`."""
-    return math.ceil(Fraction(share) * entries)
+def kept(share: Fraction, entries: int) -> int:
+    """How many of `entries` are selected, at most: ceil(Q d), where Q is exactly the decimal number it is called by."""
+    return -(-share.numerator * entries // share.denominator)
 
 
 def _spread(shape: Shape, index: Places, numbers: Any) -> Tensor:

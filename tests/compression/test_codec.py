@@ -2,6 +2,7 @@
 
 import math
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_a_share_counts_exactly():
     for q in ("0.1", "0.2", "0.3", "0.7", "0.05", "0.001"):
         for n in range(1, 300):
             thousandths = round(float(q) * 1000) * n
-            assert top_k.kept(q, n) == -(-thousandths // 1000)
+            assert top_k.kept(Fraction(q), n) == -(-thousandths // 1000)
 
 
 @pytest.mark.parametrize("name", [*codec_name.PLAIN, *NAMES])
