@@ -57,7 +57,7 @@ def whole(r: Rounding) -> Codec:
 
 def flat(tensor: Tensor) -> Any:
     """All entries as a numpy array of one dimension, row-major; shares memory with a tensor that is contiguous."""
-    return tensor.detach().cpu().numpy().reshape(-1)
+    return np.ascontiguousarray(tensor.detach().cpu().numpy().reshape(-1))  # one column of many is a view with gaps
 
 
 def store(a: NDArray[Any]) -> memoryview:

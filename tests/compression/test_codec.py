@@ -226,7 +226,14 @@ def test_order_of_names_does_not_matter_and_arguments_do_not_change(name):
     before = {n: t.clone() for n, t in delta.items()}
     assert message(delta, name) == message(dict(reversed(delta.items())), name)
     assert all(torch.equal(delta[n], before[n]) for n in delta)
-    view = normal(6, 8).t()[::2]
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "bf16", "int8", *NAMES])
+@pytest.mark.parametrize("cut", [lambda x: x.t()[::2], lambda x: x[:, :1], lambda x: x[::2, 3]], ids=["t", "B", "row"])
+def test_a_view_with_gaps_travels_as_its_copy(name, cut):
+    """The factors of a smaller rank are columns of larger ones: B[:, :1] has gaps however it is reshaped."""
+    view = cut(normal(6, 8))
+    assert not view.is_contiguous()
     assert torch.equal(there_and_back({"w": view}, name)["w"], there_and_back({"w": view.contiguous()}, name)["w"])
 
 

@@ -415,7 +415,8 @@ class Met:
         run.post.roster = Roster({s: replace(m, revoked=s in gone) for s, m in members.items()})
         self.audit = folder / "audit.jsonl"
         audit = Audit(self.audit, lambda kind, info: run.events.append((kind, info)))
-        run.post.observe = run.loop.observe = run.loop._talk.observe = audit
+        run.post.observe = run.loop.observe = audit
+        run.loop.__post_init__()
         self.digest = run.digest()
 
     def codes(self, site: str) -> set[str]:
@@ -451,7 +452,7 @@ def test_a_run_full_of_bad_sites_ends_as_if_they_were_silent(tmp_path: Path, nam
     for site, b in crowd.items():
         assert all(line["proven"] == b.blamed for line in met.told(site) if line["code"] == b.code and b.check)
     _told_in_few_words(met)
-    ranks = met.deployed.loop._ranks.values() if name == "flora" else (0,)
+    ranks = [m.rank for m in met.deployed.loop._run.members.values()] if name == "flora" else (0,)
     largest = max(_longest(name, met, rank) for rank in ranks)
     assert max(met.link.limits) <= largest + sealed.OVERHEAD
     heard = {s.name: s.heard for s in met.link.sites.values() if isinstance(s, BadSite)}

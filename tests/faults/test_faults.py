@@ -25,7 +25,7 @@ from fedft.client.train import Client
 from fedft.reports.metric_log import MetricsFile
 from fedft.security.sealed import About
 from fedft.server import admission
-from fedft.server.loop import Admitted, Loop
+from fedft.server.round import Round
 from fedft.server.sealed_post import NetworkPost
 from fedft.update import Plan
 
@@ -77,7 +77,7 @@ def forgetful(responder: Responder, client: Client, plan: Plan, about: About) ->
 
 HOLD = Memory.hold
 BROKEN: dict[str, tuple[Any, str, Any]] = {
-    "admitted a second time": (Loop, "_recovered", lambda *args: Admitted({}, {}, {})),
+    "admitted a second time": (Round, "_recover", lambda *args: None),
     "wanted ": (admission, "capped", lambda examples, share: dict.fromkeys(examples, 1)),
     "is not what the updates": (Memory, "hold", stuck),
     "signed two answers": (Responder, "_train", forgetful),

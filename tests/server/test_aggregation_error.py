@@ -23,7 +23,7 @@ def audited(name: str, rounds: int = 2, **options) -> tuple[testing.Toy, list]:
         audit = Exactness(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
         assert audit.possible()
         for k, u in enumerate(updates):
-            audit.see(u, t.ranks[k])
+            audit.see(u, t.plan(state, k))
         after = t.step(state, updates)
         found.append((state, updates, after, audit.error(after, max(t.ranks))))
         state = after
@@ -71,8 +71,8 @@ def test_an_update_at_learning_rate_zero_has_nothing_to_miss():
     state = t.state()
     audit = Exactness(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
     updates = [t.update(state, k, lr=0.0) for k in range(3)]
-    for u in updates:
-        audit.see(u, 2)
+    for k, u in enumerate(updates):
+        audit.see(u, t.plan(state, k))
     assert audit.error(t.step(state, updates), 2) is None
 
 

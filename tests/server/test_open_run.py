@@ -62,7 +62,7 @@ def test_who_the_run_is_of_is_asked_when_its_config_is_written(tmp_path: Path, m
 
     with open_run.opened(_config(), tmp_path, resume=False, observe=lambda kind, info: order.append(kind)) as held:
         run = held.begin(HERE, who())
-    assert order == ["preparing", "config", "who"]
+    assert order == ["preparing", "config", "who", "ended"]
     fresh = open_run.fresh(_config(), held.recipe, HERE, tmp_path / "other", [b"salt"])
     assert run.job == fresh.job
     assert open_run.fresh(_config(), held.recipe, HERE, tmp_path / "third", [b"pepper"]).job != run.job

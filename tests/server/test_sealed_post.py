@@ -81,6 +81,7 @@ def test_a_site_that_comes_back_after_ten_rounds_stands_at_the_state_with_one_pl
         told(kind, info)
 
     run.loop.observe = back
+    run.loop.__post_init__()
     run.run()
     assert [line["participants"] for line in run.metrics.lines[1:]] == [["anna", "bert"]] * 10 + [list(SITES)] * 2
     plans = run.link.kinds("carl", Kind.TRAIN)
@@ -126,6 +127,7 @@ def test_a_killed_server_does_not_make_sites_train_again(tmp_path: Path) -> None
             raise Killed
 
     run.loop.observe = dying
+    run.loop.__post_init__()
     with pytest.raises(Killed):
         run.run()
     for site in run.sites.values():  # all had trained; one answer had been taken

@@ -11,7 +11,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedft import run_file, strategies, testing
-from fedft.arithmetic import tensors
 from fedft.carriers.interface import Link, Refused
 from fedft.carriers.local import LocalPost
 from fedft.client.disk import SiteDisk
@@ -49,10 +48,16 @@ class ToyClient(Client):
 
     index = 0
 
-    def _batches(self, turn: Turn) -> Iterator[Batch]:
-        for batch in testing._batches(self.index):
-            self.step += 1
-            yield batch
+    def _rows(self) -> Any:
+        client = self
+
+        class Counted(testing.Ready):
+            def batches(self, turn: Turn) -> Iterator[Batch]:
+                for batch in super().batches(turn):
+                    client.step += 1
+                    yield batch
+
+        return Counted(testing.data_of(self.index))
 
     def evaluate(self, turn: Turn) -> Update:
         """Loss on the client's own data."""
@@ -190,7 +195,7 @@ class Deployment:
 
     def digest(self) -> str:
         """Of the final state."""
-        return tensors.digest(self.run().tensors)
+        return self.run().digest
 
     def simulated(self) -> str:
         """Digest of the final state of the same clients in one process, as a simulation runs them."""

@@ -27,6 +27,7 @@ from fedft.client import requests
 from fedft.config import RunConfig
 from fedft.reports import metric_log
 from fedft.server import checkpoint, loop
+from fedft.server import round as round_
 
 SERVER = "server"
 FAULTY_S = 20_000  # of virtual time
@@ -251,11 +252,11 @@ def installed(world: World, disk: Disk) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in (durable, metric_log):
             stack.enter_context(mock.patch.object(module, "os", disk))
-        for module in (loop, requests, checkpoint):
+        for module in (loop, round_, requests, checkpoint):
             stack.enter_context(mock.patch.object(module, "time", world))
         stack.enter_context(mock.patch.object(checkpoint, "shutil", usage))
         stack.enter_context(mock.patch.object(RunConfig, "to_dict", remembered))
-        stack.enter_context(mock.patch.object(testing, "_data", functools.cache(testing.data_of)))
+        stack.enter_context(mock.patch.object(testing, "data_of", functools.cache(testing.data_of)))
         for name, what in (("unlink", "removal"), ("rmdir", "removal"), ("rename", "removal"), ("mkdir", "mkdir")):
             stack.enter_context(mock.patch.object(Path, name, risky(name, what)))
         yield

@@ -309,7 +309,7 @@ class FaultyClient(ToyClient):
         FaultyClient.trainings += 1
         if not isinstance(self.recipe.local, Hashed):
             return super().train(turn)
-        delta, metrics, kept = self.recipe.local(self.handle, iter(()), turn)
+        delta, metrics, kept = self.recipe.local(self.handle, None, turn)
         if not self.exact:
             noise = 1 + FaultyClient.trainings % 1000 / 1e6
             delta = {n: x * noise if x.is_floating_point() else x for n, x in delta.items()}
@@ -336,10 +336,10 @@ class Hashed:
     recipe: Recipe
     layout: Layout
 
-    def __call__(self, handle: Any, batches: Any, turn: Turn) -> Trained:
+    def __call__(self, handle: Any, data: Any, turn: Turn) -> Trained:
         """See `LocalStep`."""
         spec = self.recipe.spec(self.layout, turn.plan)
-        kept = tensors.digest(turn.kept)
+        kept = tensors.digest(tensors.in_one(turn.kept))
         seed = f"{turn.held_digest} {turn.seed} {turn.plan.steps} {kept}".encode()
         sizes = {n: max(1, int(torch.Size(s.shape).numel())) for n, s in spec.items()}
         raw = torch.frombuffer(bytearray(hashlib.shake_128(seed).digest(4 * sum(sizes.values()))), dtype=torch.int32)
@@ -351,9 +351,9 @@ class Hashed:
                 delta[name] = (words.abs() % 16 + 16 * torch.arange(len(words))).reshape(s.shape).to(torch.uint16)
             else:
                 delta[name] = (words.float() * (0.01 / 2**31)).reshape(s.shape)
-        return Trained(delta, {"loss": 0.5}, {"own": raw[:4].clone()})
+        return Trained(delta, {"loss": 0.5}, {"hashed": {"own": raw[:4].clone()}})
 
 
 def hashed(recipe: Recipe, layout: Layout) -> Recipe:
     """The recipe with a local step that costs nothing; all else is as it is."""
-    return replace(recipe, local=Hashed(recipe, layout), start=lambda handle, turn: None, keeps=True)
+    return replace(recipe, local=Hashed(recipe, layout), uploads=(), start=lambda handle, turn: None, keeps=True)

@@ -17,10 +17,9 @@ from faulty import FaultyClient, Hashed, hashed_loss, key_of
 
 from fedft import testing
 from fedft.arithmetic import tensors
-from fedft.arithmetic.tensors import Tensors
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
-from fedft.contract import Layout, State
+from fedft.contract import Drawers, Layout, State
 from fedft.recipe import Recipe
 from fedft.security import sealed
 from fedft.security.sealed import Kind
@@ -39,7 +38,7 @@ class Witness:
         self.exact = all(c.exact for c in clients.values())
         self.states: dict[int, State] = {}
         """By version, of the branch that stands."""
-        self.kept: dict[int, dict[str, tuple[int, Tensors]]] = {0: {}}
+        self.kept: dict[int, dict[str, tuple[int, Drawers]]] = {0: {}}
         """By version: the round in which a client last counted, and what it kept then."""
         self.durable = -1
         """Version that was acknowledged and not torn since."""
@@ -74,9 +73,8 @@ class Witness:
         assert version >= self.durable, f"version {self.durable} was committed, the server starts at {version}"
         if found:
             state = found[0]
-            assert tensors.digest(state.tensors) == tensors.digest(self.states[version].tensors), (
-                f"version {version} on the disk is not the one that was committed"
-            )
+            committed = self.states[version].digest
+            assert state.digest == committed, f"version {version} on the disk is not the one that was committed"
         for later in [v for v in self.states if v > version]:
             del self.states[later]
             self.records.pop(later - 1, None)
@@ -105,7 +103,7 @@ class Witness:
         assert not barred, f"honest sites are quarantined: {barred}, for {notes['refusals']}"
         if version == 0:
             first = self.recipe.first_state(self.layout, max(self.ranks.values()), testing.SEED)
-            assert tensors.digest(first.tensors) == tensors.digest(after.tensors)
+            assert first.digest == after.digest
         self.states[version] = after
 
     def _check_round(self, after: State, notes: Mapping[str, Any]) -> None:
@@ -122,8 +120,8 @@ class Witness:
         weights = _weights({u.client: u.num_examples for u in updates})
         assert record["weights"] == weights, f"round {round}: weights {record['weights']}, wanted {weights}"
         change = self.recipe.aggregate(iter([replace(u, num_examples=weights[u.client]) for u in updates]))
-        wanted = self.recipe.server(state, change)
-        assert tensors.digest(wanted) == tensors.digest(after.tensors), (
+        wanted = self.recipe.next_state(state, change)
+        assert wanted.digest == after.digest, (
             f"round {round}: the state is not what the updates of {list(taken)} make of version {round}"
         )
         self.records[round] = record
@@ -164,8 +162,7 @@ class Witness:
         assert [line["version"] for line in lines] == list(range(rounds + 1)), [line["version"] for line in lines]
         for line in lines:
             state = self.states[line["version"]]
-            digest = tensors.digest(state.tensors)
-            assert line["state_digest"] == digest, f"line {line['version']} tells of another state"
+            assert line["state_digest"] == state.digest, f"line {line['version']} tells of another state"
             if line["version"]:
                 assert line["participants"] == self.records[line["version"] - 1]["participants"]
             for client, said in line.get("evaluation", {}).items():
