@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from fedft import registry
 from fedft.config import RunConfig
-from fedft.reports.loggers.interface import LOGGERS
 from fedft.reports.observers import Observer
 from fedft.suites.loggers import logger_contract
 
@@ -22,7 +22,7 @@ def tensorboard_points(folder: Path) -> list[tuple[str, int]]:
 
 
 def test_tensorboard_keeps_the_contract() -> None:
-    logger_contract(LOGGERS.load("tensorboard"), tensorboard_points)
+    logger_contract(registry.loggers.load("tensorboard"), tensorboard_points)
 
 
 def csv(folder: Path, config: RunConfig, *, fresh: bool = True, wreck: str = "") -> Observer:
