@@ -30,6 +30,14 @@ from fedft.errors import FedftError, PlanRefused
 from fedft.training.metrics import interface as metrics
 from fedft.update import Job, Plan
 
+LOOKED_AT = {
+    "data": {"prompt", "response", "text", "label"},
+    "model": {"targets", "labels"},
+    "codec": {"up", "down"},
+    "eval": {"metrics"},
+}
+"""Keys by table whose texts name nothing that is imported, or have a check of their own. All other texts of a job,
+those of tables and options yet to come too, are held against what is built in and what the policy lists."""
 MAX_TEMPLATE = 4096  # characters; the longest prompt we know has 600
 MAX_FIELDS = 32  # in a template, and blocks: a row's text is multiplied by no more than this
 MAX_LABELS = 1000  # the head has a row for each
@@ -94,6 +102,7 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
     options = {k: v for k, v in job.table("strategy").items() if k != "name"}
     said = replace(said, strategy=config.Strategy(name, options))
     _check_names(said, policy)
+    _check_texts(job.tables, policy)
     _check_limits(said, policy)
     for metric in [*said.eval.metrics, *(["rouge_l"] if said.eval.rouge else [])]:
         if metric not in policy.metrics:
@@ -101,7 +110,7 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
             raise PlanRefused("policy_metrics", f"metric {metric!r:.80} is not allowed here; allowed: {allowed}")
     metrics.chosen(said.eval, said.model.task)  # listed here, and installed
     space = strategies.make(name, options).space  # its options are of their types from here on
-    for _, own in _tower(name, options):
+    for _, own in registry.tower(name, options):
         passes = said.local.steps * own.get("samples", 1)
         _at_most("policy_steps", "[local] steps x samples", passes, policy.max_steps)
         factor = own.get("first_order_factor", 1.0) * said.local.learning_rate
@@ -137,8 +146,8 @@ def _tables(job: Job) -> dict[str, Any]:
 
 
 def _check_names(said: RunConfig, policy: Policy) -> None:
-    """Nothing is imported because a server names it: what is not installed here, or allowed, is refused by its name."""
-    for name, _ in _tower(said.strategy.name, said.strategy.options):
+    """Nothing is imported because a server names it: what is not built in, or allowed, is refused by its name."""
+    for name, _ in registry.tower(said.strategy.name, said.strategy.options):
         if name not in registry.BUILT_IN and name not in policy.strategies:
             raise PlanRefused("policy_strategy", f"strategy {name!r:.80} is not allowed here, nor built in")
     for what, choices in (
@@ -148,16 +157,30 @@ def _check_names(said: RunConfig, policy: Policy) -> None:
         (registry.transforms, said.local.transforms),
     ):
         for choice in choices:
-            if not what.listed(choice):
-                raise PlanRefused("policy_options", f"{what.kind} {choice!r:.80} is not installed here")
+            if not what.listed(choice, policy.plugins):
+                why = "is not built in, nor installed here and allowed"
+                raise PlanRefused("policy_options", f"{what.kind} {choice!r:.80} {why}")
 
 
-def _tower(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(name, options) of a strategy, of the one that it is on, and so on; what is no choice has no name."""
-    yield name, options
-    while (on := options.get("on")) is not None:
-        name, options = registry.named(on, "strategy") if isinstance(on, str | dict) else ("", {})
-        yield name, options
+def _check_texts(tables: Mapping[str, Mapping[str, Any]], policy: Policy) -> None:
+    """No text of the job, however deep, is a "module:name" or an installed name that the policy does not list."""
+    listed = {*policy.strategies, *policy.plugins, *policy.codecs, *policy.metrics}
+    known = registry.REGISTRIES.values()
+    foreign = {n for r in known for n in r.names()} - {n for r in known for n in r.built_in} - listed
+    for table, said in tables.items():
+        for key, value in said.items():
+            for text in _texts(value) if key not in LOOKED_AT.get(table, ()) else ():
+                if text not in listed and (":" in text or text in foreign):
+                    raise PlanRefused("policy_options", f"[{table}] {key!s:.80} says {text!r:.80}: not allowed here")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value of a table."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
 
 
 def _check_limits(said: RunConfig, policy: Policy) -> None:

@@ -109,6 +109,9 @@ class Policy:
     """Strategies by name, exactly; empty: none. No other code is imported for a server."""
     codecs: list[str] = field(default_factory=list)
     """Codecs of installed packages, as a run file names them ("mine:0.5"); those that are built in are allowed."""
+    plugins: list[str] = field(default_factory=list)
+    """Adapters, objectives, optimizers and transforms of installed packages by name; those that are built in are
+    allowed."""
     base: list[str] | None = None
     """Digests of base models, or their first 12 or more digits; left out: whatever [model] id is."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
@@ -198,6 +201,7 @@ def _check(c: SiteConfig, path: Path) -> None:
             if not DIGEST.fullmatch(digest):
                 raise ValueError(f"[policy] base holds {digest!r}, wanted 12 to 64 hexadecimal digits in lower case")
         _check_strategies(p.strategies)
+        _check_plugins(p.plugins)
         for name in p.codecs:
             codec.parse(name)  # imports it: from here on a message may name it
     except ValueError as e:
@@ -212,4 +216,17 @@ def _check_strategies(names: list[str]) -> None:
         if ":" not in name and name not in (known := strategies.names()):
             raise ValueError(
                 f"[policy] strategies: no strategy {name!r}; there are {', '.join(known)}{check.nearest(name, known)}"
+            )
+
+
+def _check_plugins(names: list[str]) -> None:
+    """A name that no installed package has is a typing mistake too."""
+    from fedft.registry import adapters, objectives, optimizers, transforms
+
+    known = {name for r in (adapters, objectives, optimizers, transforms) for name in r.names()} if names else set()
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"[policy] plugins: no adapter, objective, optimizer or transform {name!r} is installed here; "
+                f"there are {', '.join(sorted(known))}{check.nearest(name, known)}"
             )

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any
 
+QUOTED = 80  # characters of a value in an error message: some values are whole tables
 FROM_TOML = (str, int, float, bool, list, dict, typing.Literal)
 
 
@@ -48,7 +49,7 @@ def one_of(choices: Collection[str], **values: str) -> None:
     for name, value in values.items():
         if value not in choices:
             raise ValueError(
-                f"{name} is {value!r}, wanted one of {', '.join(sorted(choices))}{nearest(value, choices)}"
+                f"{name} is {quoted(value)}, wanted one of {', '.join(sorted(choices))}{nearest(value, choices)}"
             )
 
 
@@ -82,8 +83,8 @@ def typed(hint: Any, value: Any, name: str) -> Any:
             return value
     wanted = " or ".join(_said(o) for o in options if o not in (None, type(None)))
     if not any((typing.get_origin(o) or o) in FROM_TOML for o in options):
-        raise ValueError(f"{name} is {value!r}, but {wanted} cannot be written in a run file; leave it out")
-    raise ValueError(f"{name} is {value!r}, wanted {wanted}")
+        raise ValueError(f"{name} is {quoted(value)}, but {wanted} cannot be written in a run file; leave it out")
+    raise ValueError(f"{name} is {quoted(value)}, wanted {wanted}")
 
 
 def _said(hint: Any) -> str:
@@ -91,6 +92,16 @@ def _said(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint))
+
+
+def quoted(value: Any) -> str:
+    """A value as an error message shows it: its `repr`, cut after 80 characters.
+
+    >>> quoted("x" * 1000)[-20:]
+    'xxx... (1002 characters)'[-20:]
+    """
+    text = repr(value)
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}... ({len(text)} characters)"
 
 
 def nearest(word: str, known: Collection[str]) -> str:

@@ -5,7 +5,7 @@ server says is held against `Registry.listed` first (`fedft.client.allowed_jobs`
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -49,7 +49,8 @@ class Registry:
         module, colon, attribute = where.partition(":")
         if not colon:
             raise ConfigError(
-                f"no {self.kind} {name!r}; there are {', '.join(known) or 'none'}{check.nearest(name, known)}"
+                f"no {self.kind} {check.quoted(name)}; there are {', '.join(known) or 'none'}"
+                f"{check.nearest(name, known)}"
             )
         try:
             found: Callable[..., Any] = getattr(import_module(module), attribute)
@@ -82,7 +83,7 @@ class Registry:
         for option, value in options.items():
             if option not in known:
                 raise ConfigError(
-                    f"[{self.kind}] {name} has no option {option!r}; it has {', '.join(known) or 'none'}"
+                    f"[{self.kind}] {name} has no option {check.quoted(option)}; it has {', '.join(known) or 'none'}"
                     f"{check.nearest(option, known)}"
                 )
             try:
@@ -99,12 +100,16 @@ class Registry:
         name, options = named(choice, self.kind)
         return self.make(name, options)
 
-    def listed(self, choice: Choice) -> bool:
-        """Whether a choice names what is built in or installed, so that looking it up imports nothing else."""
+    def listed(self, choice: Choice, also: Collection[str] = ()) -> bool:
+        """Whether a choice names what is built in, or what is installed and among the names `also`.
+
+        Looking such a choice up imports nothing but what this package or the caller meant; "module:name" never is one.
+        """
         try:
-            return named(choice, self.kind)[0] in self.names()
+            name = named(choice, self.kind)[0]
         except ConfigError:
             return False
+        return name in self.built_in or (name in also and name in self.names())
 
 
 def named(choice: Choice, kind: str) -> tuple[str, dict[str, Any]]:
@@ -113,6 +118,14 @@ def named(choice: Choice, kind: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(name := table.pop("name", None), str):
         raise ConfigError(f"{kind} is {choice!r:.80}, wanted a name, or a table with a name and options")
     return name, table
+
+
+def tower(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, options) of a strategy, of the one that it is `on`, and so on; what is no choice has the name ""."""
+    yield name, options
+    while (on := options.get("on")) is not None:
+        name, options = named(on, "strategy") if isinstance(on, str | dict) else ("", {})
+        yield name, options
 
 
 def _hint(parameter: inspect.Parameter) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import tomli_w
 
-from fedft import durable
+from fedft import durable, registry
 from fedft.config import RunConfig
 from fedft.data.client_datasets import Rows
 from fedft.errors import ConfigError, DataError
@@ -106,7 +106,10 @@ def _site_file(config: RunConfig, name: str, server: str) -> str:
         "data": {"train": "train.jsonl"} | ({} if config.data.test is None else {"test": "test.jsonl"}),
         "local": {"threads": config.local.threads},
         "policy": {
-            "strategies": [config.strategy.name],
+            "strategies": _strategies(config),
+            "plugins": _plugins(config),
+            "codecs": _codecs(config),
+            "metrics": [*config.eval.metrics, *(["rouge_l"] if config.eval.rouge else [])],
             "targets": [targets] if isinstance(targets, str) else targets,
             "max_rank": max(config.ranks()),
             "max_steps": config.local.steps,
@@ -116,6 +119,26 @@ def _site_file(config: RunConfig, name: str, server: str) -> str:
         },
     }
     return "# Written by `fedft split`: one client of a simulation as a site.\n\n" + tomli_w.dumps(tables)
+
+
+def _strategies(config: RunConfig) -> list[str]:
+    """The run's strategy, and those of other packages that it works on."""
+    first, *below = (name for name, _ in registry.tower(config.strategy.name, config.strategy.options))
+    return [first, *(name for name in below if name not in registry.BUILT_IN)]
+
+
+def _codecs(config: RunConfig) -> list[str]:
+    """The run's codecs of other packages, without a selection in front of them."""
+    names = {said.rpartition("|")[2].strip() for said in (config.codec.up, config.codec.down)}
+    return sorted(name for name in names if name.partition(":")[0] not in registry.codecs.built_in)
+
+
+def _plugins(config: RunConfig) -> list[str]:
+    """What of installed packages the run names that a site has to allow by name."""
+    chosen = ((registry.adapters, config.model.adapter), (registry.objectives, config.local.objective))
+    more = ((registry.optimizers, config.local.optimizer), *((registry.transforms, t) for t in config.local.transforms))
+    names = {registry.named(choice, r.kind)[0]: r for r, choice in (*chosen, *more)}
+    return sorted(name for name, r in names.items() if name not in r.built_in and name in r.names())
 
 
 def _model(id: str) -> str:

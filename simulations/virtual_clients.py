@@ -5,6 +5,7 @@ from fedft.data import client_datasets, partition, records
 from fedft.data.client_datasets import Parts, Rows, encode
 from fedft.errors import DataError
 from fedft.randomness import philox
+from fedft.registry import named
 
 __all__ = ["Parts", "Rows", "encode", "rows_by_client", "whole_by_client"]
 
@@ -24,7 +25,7 @@ def whole_by_client(config: RunConfig) -> tuple[dict[str, Rows], dict[str, Rows]
     if d.clients is not None and len(owned) < d.clients:
         raise DataError(f"[data] clients = {d.clients}, but {d.train} has rows of {len(owned)} clients only")
     test = records.read_rows(d.test) if d.test is not None else []
-    if d.partition == "natural":
+    if _natural(config):
         held: dict[str, Rows] = {c: [] for c in owned}
         for row in test:
             held.get(str(row.get(d.client)), []).append(row)
@@ -39,9 +40,14 @@ def _by_client(found: Rows, config: RunConfig) -> dict[str, Rows]:
         found,
         how=d.partition,
         field=d.client,
-        clients=None if d.partition == "natural" else d.clients,
+        clients=None if _natural(config) else d.clients,
         alpha=d.alpha,
         seed=philox.derive(config.server.seed, "partition"),
     )
     names = sorted(parts, key=str.encode)[: d.clients]
     return {c: [found[i] for i in parts[c]] for c in names}
+
+
+def _natural(config: RunConfig) -> bool:
+    """Whether rows say themselves whose they are, those of the test file too."""
+    return named(config.data.partition, "partitioner")[0] == "natural"

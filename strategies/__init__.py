@@ -40,6 +40,7 @@ def of(config: RunConfig) -> Recipe:
     name, options = config.strategy.name, config.strategy.options
     lora = registry.named(config.model.adapter, "adapter")[0] == "lora"
     recipe = make(name, options) if lora else _on_kind(name, options, registry.adapters.chosen(config.model.adapter))
+    registry.optimizers.load(config.local.optimizer)  # what cannot be imported is said before the run begins
     name, ranks = recipe.name, sorted(set(config.ranks()))
     if len(ranks) > 1 and not (recipe.space.rank_free or recipe.unlike_ranks):
         raise ConfigError(f"[clients] rank: {name} needs one rank for all clients, got {ranks}")

@@ -72,9 +72,11 @@ def check(
     from fedft.run_file import load_options
 
     try:
-        checks.one_of(registry.SUITES, kind=kind)
+        checks.one_of(registry.REGISTRIES, kind=kind)
     except ValueError as e:
         raise ConfigError(str(e)) from e
+    if kind not in registry.SUITES:
+        raise ConfigError(f"there is no contract suite of kind {kind} yet; there are {', '.join(registry.SUITES)}")
     known, options = registry.REGISTRIES[kind], load_options(set_ or ())
     if kind == "codec":
         value: Any = name

@@ -10,7 +10,7 @@ import torch
 
 from fedft import check, registry
 from fedft.data.records import Row
-from fedft.errors import DataError
+from fedft.errors import ConfigError, DataError, FedftError
 from fedft.registry import Choice
 
 
@@ -54,7 +54,7 @@ def partition(
         alpha: of a "dirichlet" that says none.
     Raises:
         DataError: more clients than rows; a row without `field`; every draw left some client without a row.
-        ConfigError: no such partitioner, or not these options.
+        ConfigError: no such partitioner, not these options, or one of another package that fails.
 
     >>> rows = [{"by": "austen"}, {"by": "melville"}, {"by": "austen"}]
     >>> partition(rows, how="natural", field="by", clients=None, alpha=1.0, seed=7)
@@ -63,10 +63,15 @@ def partition(
     name, options = registry.named(how, "partitioner")
     if name == "dirichlet":
         options = {"alpha": alpha, **options}
-    if name != "natural" and (clients is None or not 1 <= clients <= len(rows)):
-        raise DataError(f"partition {name!r} of {len(rows)} rows: expected 1 to {len(rows)} clients, got {clients}")
+    if name != "natural" and clients is not None:
+        _counted(rows, clients, name)
     cut: Cut = registry.partitioners.make(name, options)
-    return cut(rows, field, clients, seed)
+    try:
+        return cut(rows, field, clients, seed)
+    except Exception as e:
+        if name in registry.partitioners.built_in or isinstance(e, FedftError):
+            raise
+        raise ConfigError(f"[data] partition {name!r} with clients = {clients}: {registry.reason(e)}") from e
 
 
 def natural() -> Cut:
@@ -84,7 +89,7 @@ def iid() -> Cut:
     """Clients of equal size, up to one row, called "client-0", "client-1", ..."""
 
     def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
-        return _called(_parts([""] * len(rows), "iid", clients or 0, 0.0, seed))
+        return _called(_parts([""] * len(rows), "iid", _counted(rows, clients, "iid"), 0.0, seed))
 
     return cut
 
@@ -96,13 +101,21 @@ def dirichlet(*, alpha: float = 0.5) -> Cut:
     """
 
     def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
-        return _called(_parts(_texts(rows, field, "dirichlet"), "dirichlet", clients or 0, alpha, seed))
+        count = _counted(rows, clients, "dirichlet")
+        return _called(_parts(_texts(rows, field, "dirichlet"), "dirichlet", count, alpha, seed))
 
     return cut
 
 
 def _called(parts: list[list[int]]) -> dict[str, list[int]]:
     return {f"client-{k}": part for k, part in enumerate(parts)}
+
+
+def _counted(rows: Sequence[Row], clients: int | None, how: str) -> int:
+    """The number of clients of a cut that has to be told it. Raises DataError."""
+    if clients is None or not 1 <= clients <= len(rows):
+        raise DataError(f"partition {how!r} of {len(rows)} rows: expected 1 to {len(rows)} clients, got {clients}")
+    return clients
 
 
 def _texts(rows: Sequence[Row], field: str | None, how: str) -> list[str]:

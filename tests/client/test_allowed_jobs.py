@@ -1,14 +1,16 @@
 """The site's policy outranks the server: whatever a job or a plan says, it is allowed or refused with a code."""
 
+import json
 import re
 import sys
 from dataclasses import replace
+from typing import get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as some
 
-from fedft import config, run_file
+from fedft import config, registry, run_file
 from fedft.client import allowed_jobs, site_settings
 from fedft.client.site_settings import Policy
 from fedft.data import examples
@@ -103,6 +105,81 @@ def test_a_codec_of_another_package_is_only_imported_for_the_site_s_own_file(tmp
         refused("policy_options", job(codec=said))
     assert "planted_codec" not in sys.modules
     allowed_jobs.check_job(job(codec={"up": "topk:0.1 | int8", "down": "delta | int4"}), ALLOWED)
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """An installed package with one `planted` of many kinds, which must not be imported unless the policy lists it."""
+    info = tmp_path / "fedft_planted-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fedft-planted\nVersion: 0.1\n")
+    groups = [r.group for r in registry.REGISTRIES.values() if r is not registry.codecs]
+    (info / "entry_points.txt").write_text("\n".join(f"[{g}]\nplanted = planted_part:make" for g in groups))
+    (tmp_path / "planted_part.py").write_text("def make(*a, **b): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("planted_part", None)
+
+
+NAMING = [
+    {"local": {"optimizer": "NAME"}},
+    {"local": {"objective": "NAME"}},
+    {"local": {"objective": {"name": "NAME"}}},
+    {"local": {"objective": {"name": "likelihood", "of": [{"deep": "NAME"}]}}},
+    {"local": {"transforms": ["NAME"]}},
+    {"local": {"transforms": [{"name": "NAME"}]}},
+    {"model": {"adapter": "NAME"}},
+    {"model": {"adapter": {"name": "lora", "inside": ["NAME"]}}},
+    {"strategy": {"name": "fedprox", "mu": "NAME"}},
+    {"strategy": {"name": "fedprox", "on": {"name": "fedopt", "optimizer": "NAME"}}},
+    {"strategy": {"name": "fedprox", "on": {"name": "fedopt", "on": {"name": "fedit", "padding": ["NAME"]}}}},
+]
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("name", ["planted", "planted_part:make", "planted_part:0.5", " planted_part : make"])
+@pytest.mark.parametrize("tables", NAMING, ids=str)
+def test_nothing_is_imported_because_a_job_says_its_name(tables, name):
+    text = json.loads(json.dumps(tables).replace("NAME", name))
+    refused("policy_options", job(**text), replace(ALLOWED, strategies=["flora", "fedprox"]))
+    assert "planted_part" not in sys.modules
+
+
+@pytest.mark.usefixtures("planted")
+def test_what_is_installed_is_taken_by_its_name_where_the_policy_lists_it():
+    allowed = replace(ALLOWED, plugins=["planted"])
+    for tables in ({"local": {"optimizer": "planted"}}, {"local": {"transforms": [{"name": "planted"}]}}):
+        allowed_jobs.check_job(job(**tables), allowed)
+        refused("policy_options", job(**tables), replace(ALLOWED, plugins=["other"]))
+    refused("policy_options", job(local={"optimizer": "planted_part:make"}), allowed)
+    allowed_jobs.check_job(job(local={"optimizer": "sgd"}), ALLOWED)  # what is built in needs no listing
+
+
+def test_texts_that_name_no_code_may_have_colons():
+    said = {"data": {"prompt": "Question: {q}", "label": "a:b"}, "model": {"labels": ["x:y", "z"]}}
+    allowed_jobs.check_job(job(**said, codec={"up": "fixed:16"}), ALLOWED)
+
+
+def test_every_key_of_a_run_file_travels_or_is_named_as_local():
+    """What a job says and what a site hears follow from one table; neither lists keys of its own."""
+    hints = get_type_hints(config.RunConfig)
+    assert set(config.LOCAL) <= set(hints)
+    said = job_of(RUN, DIGEST, b"").tables
+    for table, kind in hints.items():
+        local = set(config.LOCAL.get(table, ()))
+        if local == config.ALL:
+            assert table not in said
+            refused("policy_options", job(**{table: {}}))
+            continue
+        assert local <= get_type_hints(kind).keys()
+        assert not said[table].keys() & local
+        for key in local:
+            assert f"[{table}] '{key}'" in refused("policy_options", job(**{table: {key: "x"}}))
+
+
+@pytest.mark.parametrize("table", ["nothing", "Local", "fedft.local", "", "\x1b[2J", "x" * 10_000])
+def test_a_table_that_no_run_file_has_is_refused(table):
+    assert "not for a server to say" in refused("policy_options", job(**{table: {"x": 1}}))
 
 
 def test_only_bases_that_are_listed():

@@ -117,6 +117,22 @@ def test_the_policy_of_a_site_allows_the_run_and_nothing_larger(run, tmp_path):
             allowed_jobs.check_job(job_of(run_file.from_dict(tables), DIGEST, b""), allowed)
 
 
+def test_the_policy_of_a_site_lists_what_a_run_takes_from_other_packages(run, tmp_path, monkeypatch):
+    info = tmp_path / "others-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    groups = (f"[fedft.{g}]\n{n} = others:{n}" for g, n in (("optimizers", "lion"), ("strategies", "median")))
+    (info / "entry_points.txt").write_text("\n".join(groups))
+    monkeypatch.syspath_prepend(tmp_path)
+    below = {"name": "fedopt", "on": {"name": "median", "on": "fedit"}}
+    simulated = run(
+        local={"optimizer": "lion"}, strategy={"name": "fedprox", "on": below}, eval={"metrics": ["rouge_l"]}
+    )
+    allowed = with_keys(split(simulated, tmp_path / "sites", server="north.example:9092")[0]).policy
+    assert (allowed.strategies, allowed.plugins) == (["fedprox", "median"], ["lion"])
+    assert (allowed.codecs, allowed.metrics) == ([], ["rouge_l"])
+
+
 HOSTILE = [
     "",
     ".",
