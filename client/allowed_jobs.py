@@ -104,7 +104,7 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
     _check_names(said, policy)
     _check_texts(job.tables, policy)
     _check_limits(said, policy)
-    for metric in [*said.eval.metrics, *(["rouge_l"] if said.eval.rouge else [])]:
+    for metric in metrics.asked(said.eval):
         if metric not in policy.metrics:
             allowed = ", ".join(policy.metrics) or "none"
             raise PlanRefused("policy_metrics", f"metric {metric!r:.80} is not allowed here; allowed: {allowed}")
@@ -150,16 +150,10 @@ def _check_names(said: RunConfig, policy: Policy) -> None:
     for name, _ in registry.tower(said.strategy.name, said.strategy.options):
         if name not in registry.BUILT_IN and name not in policy.strategies:
             raise PlanRefused("policy_strategy", f"strategy {name!r:.80} is not allowed here, nor built in")
-    for what, choices in (
-        (registry.adapters, [said.model.adapter]),
-        (registry.objectives, [said.local.objective]),
-        (registry.optimizers, [said.local.optimizer]),
-        (registry.transforms, said.local.transforms),
-    ):
-        for choice in choices:
-            if not what.listed(choice, policy.plugins):
-                why = "is not built in, nor installed here and allowed"
-                raise PlanRefused("policy_options", f"{what.kind} {choice!r:.80} {why}")
+    for what, choice in said.in_job():
+        if not what.listed(choice, policy.plugins):
+            why = "is not built in, nor installed here and allowed"
+            raise PlanRefused("policy_options", f"{what.kind} {choice!r:.80} {why}")
 
 
 def _check_texts(tables: Mapping[str, Mapping[str, Any]], policy: Policy) -> None:

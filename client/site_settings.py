@@ -213,7 +213,8 @@ def _check_strategies(names: list[str]) -> None:
     from fedft.registry import strategies
 
     for name in names:
-        if ":" not in name and name not in (known := strategies.names()):
+        if ":" not in name and name not in strategies:
+            known = strategies.names()
             raise ValueError(
                 f"[policy] strategies: no strategy {name!r}; there are {', '.join(known)}{check.nearest(name, known)}"
             )
@@ -221,9 +222,9 @@ def _check_strategies(names: list[str]) -> None:
 
 def _check_plugins(names: list[str]) -> None:
     """A name that no installed package has is a typing mistake too."""
-    from fedft.registry import adapters, objectives, optimizers, transforms
+    from fedft.registry import IN_JOBS
 
-    known = {name for r in (adapters, objectives, optimizers, transforms) for name in r.names()} if names else set()
+    known = {name for r in IN_JOBS for name in r.names()} if names else set()
     for name in names:
         if name not in known:
             raise ValueError(

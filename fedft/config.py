@@ -10,12 +10,12 @@ so one file compares methods that need different steps or ranks on the same data
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fedft.compression import codec as codec_name
-from fedft.registry import Choice
+from fedft.registry import IN_JOBS, Choice, Registry
 
 BUILT_IN = ("stdlib-base", "stdlib-docstrings")
 BUDGETS = ("bytes", "steps", "seconds")
@@ -266,6 +266,12 @@ class RunConfig:
     def ranks(self) -> list[int]:
         """LoRA ranks to deal out in order of client name."""
         return [self.clients.rank] if isinstance(self.clients.rank, int) else list(self.clients.rank)
+
+    def in_job(self) -> list[tuple[Registry, Choice]]:
+        """What a job of this run names for its clients, by registry; strategies, codecs and metrics are not here."""
+        m, local = self.model, self.local
+        by_registry: tuple[Sequence[Choice], ...] = [m.adapter], [local.objective], [local.optimizer], local.transforms
+        return [(known, c) for known, choices in zip(IN_JOBS, by_registry, strict=True) for c in choices]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain tables, keys that are off left out; `from_dict` reads it back."""

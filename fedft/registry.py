@@ -39,15 +39,19 @@ class Registry:
             found.setdefault(point.name, point.value)
         return dict(sorted(found.items()))
 
+    def __contains__(self, name: str) -> bool:
+        """Whether it is the name of what is built in or installed; packages are looked through for the latter only."""
+        return name in self.built_in or any(entry_points(group=self.group, name=name))
+
     def load(self, name: str) -> Callable[..., Any]:
         """The factory of a name.
 
         Raises ConfigError: no such name (the nearest one is suggested), or it cannot be imported.
         """
-        known = self.names()
-        where = known.get(name, name)
+        where = self.built_in.get(name) or self.names().get(name, name)
         module, colon, attribute = where.partition(":")
         if not colon:
+            known = self.names()
             raise ConfigError(
                 f"no {self.kind} {check.quoted(name)}; there are {', '.join(known) or 'none'}"
                 f"{check.nearest(name, known)}"
@@ -109,7 +113,7 @@ class Registry:
             name = named(choice, self.kind)[0]
         except ConfigError:
             return False
-        return name in self.built_in or (name in also and name in self.names())
+        return name in self.built_in or (name in also and name in self)
 
 
 def named(choice: Choice, kind: str) -> tuple[str, dict[str, Any]]:
@@ -184,6 +188,9 @@ metrics = Registry(
 loggers = Registry(
     "logger", "fedft.loggers", {"tensorboard": "fedft.reports.loggers.tensorboard:tensorboard"}, called=False
 )
+
+IN_JOBS = (adapters, objectives, optimizers, transforms)
+"""Whose values a server's job names for its clients, beside strategies, codecs and metrics."""
 
 REGISTRIES = {
     r.kind: r

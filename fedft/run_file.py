@@ -152,8 +152,9 @@ def _check_names(c: RunConfig) -> None:
     ]
     for key, known, choice in chosen:
         name = registry.named(choice, key)[0]
-        if ":" in name or name in (names := known.names()):
+        if ":" in name or name in known:
             continue
+        names = known.names()
         if key.startswith("["):
             there = f"no {known.kind} {name!r:.80}; there are {', '.join(names)}"
             raise ValueError(f"{key}: {there}{check.nearest(name, names)}")

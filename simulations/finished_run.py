@@ -37,7 +37,7 @@ def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ())
     if rouge and place.config.model.task != "causal-lm":
         raise ConfigError(f"--rouge compares generated text; {folder} is a run of task {place.config.model.task}")
     more = [*more, *(["rouge_l"] if rouge else [])]
-    interface.load([*interface.names(c), *more], place.config.model.task)
+    interface.load([*c.metrics, *more], place.config.model.task)
     found: dict[str, Metrics] = {}
     for name, client in place.clients.items():
         rows = client.test_rows[: c.max_rows]

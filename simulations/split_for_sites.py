@@ -24,6 +24,7 @@ from fedft.data.client_datasets import Rows
 from fedft.errors import ConfigError, DataError
 from fedft.security.sealed import site_name
 from fedft.simulations import virtual_clients
+from fedft.training.metrics import interface as metrics
 
 SAFE = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 FROM_SERVER = ("ca.pem", "server.pub")
@@ -109,7 +110,7 @@ def _site_file(config: RunConfig, name: str, server: str) -> str:
             "strategies": _strategies(config),
             "plugins": _plugins(config),
             "codecs": _codecs(config),
-            "metrics": [*config.eval.metrics, *(["rouge_l"] if config.eval.rouge else [])],
+            "metrics": metrics.asked(config.eval),
             "targets": [targets] if isinstance(targets, str) else targets,
             "max_rank": max(config.ranks()),
             "max_steps": config.local.steps,
@@ -135,10 +136,8 @@ def _codecs(config: RunConfig) -> list[str]:
 
 def _plugins(config: RunConfig) -> list[str]:
     """What of installed packages the run names that a site has to allow by name."""
-    chosen = ((registry.adapters, config.model.adapter), (registry.objectives, config.local.objective))
-    more = ((registry.optimizers, config.local.optimizer), *((registry.transforms, t) for t in config.local.transforms))
-    names = {registry.named(choice, r.kind)[0]: r for r, choice in (*chosen, *more)}
-    return sorted(name for name, r in names.items() if name not in r.built_in and name in r.names())
+    names = {registry.named(choice, r.kind)[0]: r for r, choice in config.in_job()}
+    return sorted(name for name, r in names.items() if name not in r.built_in and name in r)
 
 
 def _model(id: str) -> str:

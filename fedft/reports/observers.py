@@ -39,7 +39,7 @@ class Audience:
             except Exception as e:
                 if id(observer) not in self._told:
                     self._told.add(id(observer))
-                    said = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+                    said = in_one_line(e)
                     log.warning("observer %s failed at %r, the run goes on: %s", _name(observer), kind, said)
 
 
@@ -54,6 +54,11 @@ def told_of_the_end(observe: Observer, folder: Path) -> Iterator[dict[str, Any]]
         yield ended
     finally:
         observe("ended", ended)
+
+
+def in_one_line(e: Exception) -> str:
+    """What went wrong in code of another package, of whatever length it is there."""
+    return " ".join(f"{type(e).__name__}: {e}".split())[:300]
 
 
 def _name(observer: Observer) -> str:

@@ -12,11 +12,13 @@ import tempfile
 from collections.abc import Callable, Collection
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedft.config import RunConfig
 from fedft.reports.loggers.interface import Logger
+from fedft.suites.promises import kept
 
 Points = Callable[[Path], Collection[tuple[str, int]]]
 
@@ -129,15 +131,10 @@ def logger_contract(logger: Logger, points: Points | None = None, *, stop: bool 
         points: reads back (metric, version) of each point in a folder; None: that is not checked.
         stop: raise AssertionError at the first failure.
     """
-    results: dict[str, str] = {}
-    name = getattr(logger, "__qualname__", type(logger).__qualname__)
-    for promise, check in PROMISES.items():
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                check(Case(logger, Path(folder), points))
-            results[promise] = ""
-        except Exception as e:
-            if stop:
-                raise AssertionError(f"{name}: {promise}: {type(e).__name__}: {e}") from e
-            results[promise] = f"{type(e).__name__}: {e}".split("\n")[0]
-    return results
+
+    def in_a_folder(check: Callable[[Case], None], logger: Logger) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            check(Case(logger, Path(folder), points))
+
+    checks = {promise: partial(in_a_folder, check) for promise, check in PROMISES.items()}
+    return kept(checks, logger, getattr(logger, "__qualname__", type(logger).__qualname__), stop=stop)

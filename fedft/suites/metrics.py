@@ -16,6 +16,7 @@ from fedft.contract import Layout
 from fedft.data.examples import IGNORED, Example
 from fedft.models.handle import ModelHandle
 from fedft.reports.columns import Column
+from fedft.suites.promises import kept
 from fedft.training.evaluate import Measured
 from fedft.training.metrics.interface import Metric
 
@@ -161,14 +162,5 @@ def metric_contract(metric: Metric, *, stop: bool = True) -> dict[str, str]:
 
     A metric of the task "causal-lm" is tried on generation, one of "sequence-classification" alone on classes.
     """
-    results: dict[str, str] = {}
-    for promise, check in PROMISES.items():
-        try:
-            with torch.no_grad():
-                check(metric)
-            results[promise] = ""
-        except Exception as e:
-            if stop:
-                raise AssertionError(f"{type(metric).__name__}: {promise}: {type(e).__name__}: {e}") from e
-            results[promise] = f"{type(e).__name__}: {e}".split("\n")[0]
-    return results
+    with torch.no_grad():
+        return kept(PROMISES, metric, type(metric).__name__, stop=stop)

@@ -113,14 +113,7 @@ def train(
     rows = sorted(seats, key=lambda s: -s.turn.plan.steps)  # those who are done leave at the end
     steps = [s.turn.plan.steps for s in rows]
     values = _Stack(rows, last.learns)
-    alike: list[tuple[tuple[float, Local], list[nn.Parameter]]] = []  # tables of a run file have no hash
-    for s, p in zip(rows, values.rows, strict=True):
-        how = s.turn.plan.learning_rate, s.turn.local
-        of = next((of for known, of in alike if known == how), None)
-        if of is None:
-            alike.append((how, of := []))
-        of.append(p)
-    optimizers = [optimizer_of(of, *how) for how, of in alike]
+    optimizers = _optimizers(rows, values.rows)
     most = [s.turn.local.max_grad_norm or math.inf for s in rows]
     limits = torch.tensor(most, device=values.grads.device)
     courses = [[term.begin(values.learning(k, s.scales), s.turn) for term in local.terms] for k, s in enumerate(rows)]
@@ -154,6 +147,18 @@ def train(
     for k, s in sorted(enumerate(rows), key=lambda pair: pair[1] is last):  # the handle ends where the last one does
         done[id(s)] = _trained(handle, local, s, values.of(k), losses[k], courses[k])
     return [done[id(s)] for s in seats]
+
+
+def _optimizers(seats: Sequence[Seat], parameters: Sequence[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """One for all clients of the same learning rate and `[local]` table."""
+    alike: list[tuple[tuple[float, Local], list[nn.Parameter]]] = []  # tables of a run file have no hash
+    for s, p in zip(seats, parameters, strict=True):
+        how = s.turn.plan.learning_rate, s.turn.local
+        of = next((of for known, of in alike if known == how), None)
+        if of is None:
+            alike.append((how, of := []))
+        of.append(p)
+    return [optimizer_of(of, *how) for how, of in alike]
 
 
 def _close(a: float, b: float, handle: ModelHandle) -> bool:

@@ -108,7 +108,7 @@ def measure(
     rows = rows[: wanted.max_rows]
     found = evaluate(handle, rows, wanted.batch_size, base.pad_id)
     model = Measured(handle, base.tokenizer, wanted.batch_size, wanted.generate_tokens)
-    for name, metric in interface.load([*interface.names(wanted), *more]).items():
+    for name, metric in interface.load([*wanted.metrics, *more]).items():
         handle.training(False)
         try:
             with torch.no_grad():

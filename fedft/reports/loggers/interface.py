@@ -15,7 +15,7 @@ from pathlib import Path
 from fedft import registry
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-from fedft.reports.observers import Audience, Observer
+from fedft.reports.observers import Audience, Observer, in_one_line
 
 Logger = Callable[[Path, RunConfig], Observer]
 
@@ -41,8 +41,7 @@ def begin(audience: Audience, folder: Path, config: RunConfig) -> None:
         try:
             observer = logger(folder, config)
         except Exception as e:  # another package's code
-            said = " ".join(f"{type(e).__name__}: {e}".split())[:300]
-            raise ConfigError(f"[server] loggers: {name!r} cannot begin: {said}") from e
+            raise ConfigError(f"[server] loggers: {name!r} cannot begin: {in_one_line(e)}") from e
         if not callable(observer):
             raise ConfigError(f"[server] loggers: {name!r} gave a {type(observer).__name__}, wanted an observer")
         audience.add(observer)

@@ -60,26 +60,26 @@ class Metric(Protocol):
         """
 
 
-def names(measured: Eval) -> list[str]:
-    """The metrics of an `[eval]` table that are measured at every evaluation, each once."""
-    return list(dict.fromkeys(measured.metrics))
+def asked(measured: Eval) -> list[str]:
+    """Names of all metrics that an `[eval]` table asks for; `rouge` is "rouge_l", not measured at every evaluation."""
+    return [*measured.metrics, *(["rouge_l"] if measured.rouge else [])]
 
 
 def chosen(measured: Eval, task: str | None = None) -> dict[str, Metric]:
     """Every metric that an `[eval]` table names, by name; their columns are declared from here on.
 
     Args:
-        measured: the table. `rouge` names "rouge_l", which is not measured at every evaluation.
+        measured: the table.
         task: `[model] task`; None: not checked.
     Raises:
         ConfigError: a name that is not known or cannot be imported, no metric behind it, not for this task, or a column
             that another metric has.
     """
-    return load([*names(measured), *(["rouge_l"] if measured.rouge else [])], task)
+    return load(asked(measured), task)
 
 
 def load(wanted: Iterable[str], task: str | None = None) -> dict[str, Metric]:
-    """The metrics of these names; see `chosen`."""
+    """The metrics of these names, each once; see `chosen`."""
     found: dict[str, Metric] = {}
     for name in dict.fromkeys(wanted):
         metric: Any = registry.metrics.load(name)
