@@ -97,8 +97,8 @@ def _said(hint: Any) -> str:
 def quoted(value: Any) -> str:
     """A value as an error message shows it: its `repr`, cut after 80 characters.
 
-    >>> quoted("x" * 1000)[-20:]
-    'xxx... (1002 characters)'[-20:]
+    >>> quoted("x" * 1000)[-24:]
+    'xxx... (1002 characters)'
     """
     text = repr(value)
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}... ({len(text)} characters)"

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from terms import WithoutGradient
 
 from fedft.arithmetic import tensors
 from fedft.config import Local
-from fedft.contract import Course, Layout, State, Turn
+from fedft.contract import Layout, State, Turn
 from fedft.models.handle import ModelHandle
 from fedft.strategies.fedit import fedit
 from fedft.strategies.fedsa_lora import OWNER, fedsa_lora
@@ -210,15 +211,6 @@ def test_another_method_may_change_the_gradients():
     model = WithHead(recipe)
     trained = model.train(model.turn(model.first()))
     assert not any(x.any() for x in (*trained.delta.values(), *trained.kept[OWNER].values()))
-
-
-class WithoutGradient:
-    """A term that leaves nothing to step along."""
-
-    def begin(self, learning, turn):
-        course = Course()
-        course.step = lambda: [p.grad.zero_() for p in learning.live.values()]
-        return course
 
 
 def test_what_it_declares():

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from terms import WithoutGradient
 
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import sparse, tensors
 from fedft.compression import error_feedback as feedback
-from fedft.contract import Course, Layout, State
+from fedft.contract import Layout, State
 from fedft.errors import RejectedUpdate
 from fedft.strategies.fedit import fedit
 from fedft.strategies.flasc import FIRST, OWNER, SECOND, flasc
@@ -374,15 +375,6 @@ def test_another_method_may_change_the_gradients():
     recipe = flasc()
     t = toy(replace(recipe, local=recipe.local.with_term(WithoutGradient())))
     assert not t.update(t.state(), 0).delta["values"].any()
-
-
-class WithoutGradient:
-    """A term that leaves nothing to step along."""
-
-    def begin(self, learning, turn):
-        course = Course()
-        course.step = lambda: [p.grad.zero_() for p in learning.live.values()]
-        return course
 
 
 def test_what_it_declares():
