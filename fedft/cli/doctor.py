@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,6 @@ def doctor(
     """Check this machine, a site (SITE.toml) or a server (--keys DIR): what was found, and a remedy for each fault."""
     from fedft.cli.checks_machine import FAIL
 
-    logging.getLogger().setLevel(logging.ERROR)  # what is wrong is a row
     if keys is not None:
         found = _server(keys, file, listen, host or [], out, no_model)
     elif file is not None:
@@ -38,17 +38,30 @@ def doctor(
     else:
         found = _machine()
     rows = []
-    for row in found:
-        rows.append(row)
-        if not as_json:
-            typer.echo(f"{row.state:<6}{row.check:<13}{row.found}")
-            if row.remedy:
-                typer.echo(f"{'':<19}-> {row.remedy}")
+    with _no_warnings():
+        for row in found:
+            rows.append(row)
+            if not as_json:
+                typer.echo(f"{row.state:<6}{row.check:<13}{row.found}")
+                if row.remedy:
+                    typer.echo(f"{'':<19}-> {row.remedy}")
     failed = any(row.state == FAIL for row in rows)
     if as_json:
         typer.echo(json.dumps({"ok": not failed, "checks": [vars(row) for row in rows]}))
     if failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Inside, nothing below an error is logged: what is wrong is a row."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 def _machine(threads: int = 1, device: str = "cpu", server: str | None = None) -> Iterator["Row"]:
