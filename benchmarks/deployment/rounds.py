@@ -31,6 +31,7 @@ from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
@@ -40,6 +41,7 @@ STATUS, FETCH = 4, 5  # kinds of sealed letters, told by their byte 6
 PATIENCE_S = 900.0
 CHUNK = 2**20
 MIB = 2**20
+BASE_DIGEST = "d" * 64  # what the base model's weights hash to, as server and sites say
 
 
 class Notes:
@@ -54,28 +56,39 @@ class Notes:
 
 
 def vector(mib: int) -> Any:
-    """A recipe whose state is one tensor and whose local step costs nothing."""
+    """A recipe of full fine-tuning whose local step returns a ready change of the one parameter at once."""
     import torch
 
     from fedft.contract import Trained
-    from fedft.recipe import Recipe
-    from fedft.update import TensorSpec
+    from fedft.recipe import Full, Recipe
 
-    shape = (mib * MIB // 4,)
-    change = {"w": 1e-3 * torch.randn(shape, generator=torch.Generator().manual_seed(mib))}
+    change = {"w": 1e-3 * torch.randn(mib * MIB // 4, generator=torch.Generator().manual_seed(mib))}
+    return Recipe(
+        "vector",
+        Full(),
+        local=lambda handle, data, turn: Trained(change, {"loss": 1.0}),
+        start=lambda handle, turn: None,
+    )
 
-    class Vector:
-        kind, trained = "full", ("",)
 
-        def initial(self, layout: Any, rank: int, seed: int) -> dict[str, Any]:
-            return {"w": torch.zeros(shape)}
+def layout(mib: int) -> Any:
+    """The layout of a base model with one float32 parameter of `mib` MiB."""
+    from fedft.contract import Layout
 
-        def spec(self, layout: Any, rank: int) -> dict[str, TensorSpec]:
-            return {"w": TensorSpec(shape)}
+    return Layout(parameters={"w": (mib * MIB // 4,)})
 
-    space: Any = Vector()
-    step: Any = lambda handle, batches, turn: Trained(change, {"loss": 1.0})  # noqa: E731
-    return Recipe("vector", space, local=step, start=lambda handle, turn: None)
+
+def base_model(mib: int) -> Any:
+    """That base model, on torch's meta device: nobody trains it, so its weights need no memory."""
+    import torch
+    from torch import nn
+
+    from fedft.models.load import Base
+
+    model = nn.Module()
+    model.register_parameter("w", nn.Parameter(torch.empty(mib * MIB // 4, device="meta")))
+    tokenizer = SimpleNamespace(pad_token_id=0)
+    return Base(model, tokenizer, "causal-lm", "benchmark", BASE_DIGEST)
 
 
 def run_config(rounds: int) -> Any:
@@ -97,14 +110,13 @@ def serve(folder: Path) -> None:
 
     from fedft.carriers.flower.link import FlowerLink
     from fedft.carriers.flower.superlink import SuperLink
-    from fedft.contract import Layout
     from fedft.reports.metric_log import MetricsFile
     from fedft.security import private_keys
     from fedft.security import roster as keys
     from fedft.server.checkpoint import Store
+    from fedft.server.job import job_of
     from fedft.server.loop import Loop
     from fedft.server.sealed_post import NetworkPost
-    from fedft.update import Job
 
     torch.set_num_threads(1)
     said = json.loads((folder / "said.json").read_text())
@@ -116,8 +128,7 @@ def serve(folder: Path) -> None:
     members = {name: m.node for name, m in roster.members.items()}
     link = FlowerLink(child.address, (place / "ca.pem").read_bytes(), members, child.secret)
     config = run_config(said["rounds"])
-    table = config.to_dict()
-    job = Job("0123456789abcdef", 7, "d" * 64, {t: table[t] for t in ("strategy", "local", "codec")})
+    job = job_of(config, BASE_DIGEST, ())
     store = Store(folder / "state")
     _timed(store, "save", note)
     synced = _sync_clock()
@@ -128,10 +139,10 @@ def serve(folder: Path) -> None:
             note(kind, fsync=synced(), superlink=child.pid, **more)
 
     post = NetworkPost(link, roster, private_keys.load_signing(place / "signing.key"), job.run, observe)
-    layout = Layout(parameters={"w": (said["mib"] * MIB // 4,)})
     metrics = MetricsFile(folder / "metrics.jsonl", -1)
     try:
-        Loop(post, vector(said["mib"]), layout, config, job, store, metrics, observe, deployed=True).run(list(members))
+        recipe, parts = vector(said["mib"]), layout(said["mib"])
+        Loop(post, recipe, parts, config, job, store, metrics, observe, deployed=True).run(list(members))
     finally:
         link.close()
         child.stop()
@@ -170,6 +181,7 @@ def attend(folder: Path, names: list[str]) -> None:
     from fedft.client.disk import SiteDisk
     from fedft.client.requests import Responder
     from fedft.client.train import Client
+    from fedft.models.handle import ModelHandle
     from fedft.security import private_keys
 
     torch.set_num_threads(1)
@@ -181,13 +193,11 @@ def attend(folder: Path, names: list[str]) -> None:
         threading.Event(),
     )
 
-    class Base:
-        digest = "d" * 64
+    base = base_model(said["mib"])
+    handle = ModelHandle(base.model, layout(said["mib"]), recipe.space)
 
     def one(name: str) -> None:
         note, own = Notes(folder / f"site-{name}.jsonl"), folder / "sites" / name
-        base: Any = Base()
-        handle: Any = None
 
         def join(job: Any) -> Client:
             rows: list[Any] = [None] * 10
