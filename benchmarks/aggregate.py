@@ -24,7 +24,8 @@ from torch import Tensor
 
 from fedft.arithmetic import lowrank, tensors
 from fedft.benchmarks.codec import PLAIN, made_up, message
-from fedft.benchmarks.measure import LIMIT, Act, Peak, Result, Row, backends, take_turns, with_kernels
+from fedft.benchmarks.measure import LIMIT, Act, Peak, backends, take_turns, with_kernels
+from fedft.benchmarks.results import Result, Row
 from fedft.benchmarks.svd import RANKS, clients, dense_sum
 from fedft.update import TensorSpec
 from fedft.wire import messages as codec

@@ -27,7 +27,8 @@ from transformers.utils import logging
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
-from fedft.benchmarks.measure import LIMIT, Act, Result, Row, take_turns
+from fedft.benchmarks.measure import LIMIT, Act, take_turns
+from fedft.benchmarks.results import Result, Row
 from fedft.config import Local
 from fedft.contract import Batch, Trained, Turn
 from fedft.models import layout, load

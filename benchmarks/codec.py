@@ -18,7 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedft.benchmarks.measure import LIMIT, Act, Result, Row, row, take_turns
+from fedft.benchmarks.measure import LIMIT, Act, take_turns
+from fedft.benchmarks.results import Result, Row
 from fedft.update import Plan, TensorSpec, Update
 from fedft.wire import messages
 
@@ -72,7 +73,7 @@ def fedkseed() -> tuple[Row, ...]:
 
     plain, ours = sizes(PLAIN, PLAIN), sizes("topk:1|fp16", "topk:1|int8")
     return tuple(
-        row(f"FedKSeed, {what}", way, facts={"bytes": own, "times_smaller": first / own})
+        Row(f"FedKSeed, {what}", way, facts={"bytes": own, "times_smaller": first / own})
         for what, first, second, name in (
             ("down", plain[0], ours[0], "topk:1|fp16"),
             ("up", plain[1], ours[1], "topk:1|int8"),

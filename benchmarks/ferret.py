@@ -15,7 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from fedft.benchmarks.measure import LIMIT, Act, Result, Row, backends, row, take_turns, with_kernels
+from fedft.benchmarks.measure import LIMIT, Act, backends, take_turns, with_kernels
+from fedft.benchmarks.results import Result, Row
 from fedft.randomness import families, sketch
 
 NAME = "w"
@@ -80,9 +81,9 @@ def kept(ratio: int) -> tuple[Row, ...]:
     what = f"kept at d/K = {ratio}"
     bound = {"error": math.sqrt(1 - best**2), "cosine": best}
     return (
-        row(what, "published", facts=_against(x, theirs)),
-        row(what, "ours", facts=_against(x, ours)),
-        row(what, LIMIT, facts=bound),
+        Row(what, "published", facts=_against(x, theirs)),
+        Row(what, "ours", facts=_against(x, ours)),
+        Row(what, LIMIT, facts=bound),
     )
 
 

@@ -7,18 +7,14 @@ take, three to six times as much.
 
 import ctypes
 import os
-import platform
 import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +24,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fedft.benchmarks.results import Row
+
 LIMIT = "limit"  # the way that nothing can be faster than
 SHORT = 5e-3  # seconds: what takes less is run several times in each turn
 MOST = 200  # times
-KEPT = ("torch", "numpy", "numba", "transformers", "constriction")  # libraries whose versions say what was measured
 MMAP_THRESHOLD, MMAP_MAX, TRIM_THRESHOLD = -3, -4, -1  # options of glibc's mallopt
 
 
@@ -47,50 +44,6 @@ class Act:
     """Called in every turn, also several times; must cost the same each time."""
     times: float = 1.0
     """What is run is 1/times of the whole (4 of 4096 seeds: 1024); its seconds are multiplied by that."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was found out about one way."""
-
-    what: str
-    way: str
-    seconds: float
-    """Median CPU seconds of the whole; 0: not timed."""
-    spread: float = 0.0
-    """(third quartile - first) / median, over turns."""
-    ratio: float | None = None
-    """Times faster than the first way of this `what`, which is the published or the plain one."""
-    of_limit: float | None = None
-    """Times the seconds of this `what`'s limit, where it has one."""
-    facts: Mapping[str, float] = field(default_factory=dict)
-    """What was counted beside: bits, bytes, errors, MB/s."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one bench says."""
-
-    name: str
-    title: str
-    """One line: what is compared with what, and what the limit is."""
-    settings: Mapping[str, Any]
-    """Sizes."""
-    rows: tuple[Row, ...]
-
-
-def row(
-    what: str,
-    way: str,
-    seconds: float = 0.0,
-    *,
-    spread: float = 0.0,
-    ratio: float | None = None,
-    of_limit: float | None = None,
-    facts: Mapping[str, float] | None = None,
-) -> Row:
-    """A row of what is counted or computed rather than timed."""
-    return Row(what, way, seconds, spread, ratio, of_limit, facts or {})
 
 
 def take_turns(acts: Sequence[Act], turns: int = 7) -> tuple[Row, ...]:
@@ -217,42 +170,3 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, transient=True, disable=not shown, auto_refresh=False) as bar:
         task, seen = bar.add_task("", total=total), iter(range(total))
         yield lambda what: bar.update(task, description=what, completed=next(seen), refresh=True)
-
-
-def load() -> float:
-    """How many processes wanted a core in the last minute; 0 where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-
-
-def machine() -> dict[str, Any]:
-    """What the figures are of: processor, cores, versions, date."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return {
-        "cpu": model or platform.processor() or platform.machine(),
-        "cores": cores,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "libraries": {name: version for name in KEPT if (version := _version(name))},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def as_json(results: Sequence[Result], loads: tuple[float, float]) -> dict[str, Any]:
-    """Machine, load when it began and ended, and all that was found, made of what JSON holds."""
-    benches = [{**asdict(result), "rows": [asdict(r) for r in result.rows]} for result in results]
-    return {"machine": machine(), "load": list(loads), "benches": benches}
-
-
-def from_json(data: Mapping[str, Any]) -> list[Result]:
-    """The results that `as_json` was given."""
-    return [Result(**{**bench, "rows": tuple(Row(**r) for r in bench["rows"])}) for bench in data["benches"]]

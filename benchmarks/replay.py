@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fedft.benchmarks.ferret import published_direction
-from fedft.benchmarks.measure import LIMIT, Act, Result, backends, take_turns, with_kernels
+from fedft.benchmarks.measure import LIMIT, Act, backends, take_turns, with_kernels
+from fedft.benchmarks.results import Result
 from fedft.randomness.hadamard import Hadamard
 
 NAME, EPSILON = "w", 1e-3

@@ -30,7 +30,8 @@ from transformers.utils import logging
 
 from fedft import strategies
 from fedft.benchmarks.clients import LONGEST, RANK, RATE, SPACE, TARGETS, VOCABULARY, in_peft, made_up, trained_anew
-from fedft.benchmarks.measure import LIMIT, Act, Result, Row, alone, take_turns
+from fedft.benchmarks.measure import LIMIT, Act, alone, take_turns
+from fedft.benchmarks.results import Result, Row
 from fedft.client.received_state import Memory, Pool
 from fedft.client.train import Client
 from fedft.config import RunConfig

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
-from fedft.benchmarks.measure import LIMIT, Act, Result, take_turns
+from fedft.benchmarks.measure import LIMIT, Act, take_turns
+from fedft.benchmarks.results import Result
 
 RANKS = (8, 8, 8, 16, 16, 16, 24, 64, 64, 64)
 SVD = tuple[Tensor, Tensor, Tensor]

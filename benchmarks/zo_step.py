@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from fedft.adapters.full import Full
-from fedft.benchmarks.measure import LIMIT, Act, Peak, Result, backends, take_turns, with_kernels
+from fedft.benchmarks.measure import LIMIT, Act, Peak, backends, take_turns, with_kernels
+from fedft.benchmarks.results import Result
 from fedft.contract import Batch, Layout
 from fedft.models.handle import ModelHandle, parameters_of
 from fedft.randomness import directions, families

@@ -15,7 +15,7 @@ from fedft import check
 from fedft.errors import ConfigError, Interrupted
 
 if TYPE_CHECKING:
-    from fedft.benchmarks.measure import Result, Row
+    from fedft.benchmarks.results import Result, Row
 
 # In this order `all` runs them; each is a file of fedft.benchmarks.
 NAMES = ("replay", "ferret", "zo-step", "aggregate", "svd", "codec", "clients", "round")
@@ -45,22 +45,22 @@ def bench(
     _write(file)
     if find_spec("numba") is None:
         typer.echo("numba is not installed: no figures of its kernels (pip install 'fedft[kernels]')", err=True)
-    from fedft.benchmarks import measure
+    from fedft.benchmarks import results
 
     # peft asks transformers for a name that is being renamed: nothing that whoever reads the tables could change
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-    began, results = measure.load(), list[measure.Result]()
+    began, measured = results.load(), list[results.Result]()
     try:
         for name in chosen:
             typer.echo(f"{name} ...", err=True)
-            found: measure.Result = import_module(_module(name)).bench(quick=quick, turns=turns)
-            results.append(found)
-            written = json.dumps(measure.as_json(results, (began, measure.load())), indent=1)
+            found: results.Result = import_module(_module(name)).bench(quick=quick, turns=turns)
+            measured.append(found)
+            written = json.dumps(results.as_json(measured, (began, results.load())), indent=1)
             if not as_json:
                 show(found)
             _write(file, written)
     except KeyboardInterrupt as e:
-        kept = f"; what was measured is in {file}" if results else ", and nothing was measured"
+        kept = f"; what was measured is in {file}" if measured else ", and nothing was measured"
         raise Interrupted(f"interrupted{kept}") from e
     typer.echo(json.dumps(json.loads(written)) if as_json else f"figures  {file}")
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedft.benchmarks import codec, measure
-from fedft.benchmarks.measure import Act, Result, Row
+from fedft.benchmarks import codec, measure, results
+from fedft.benchmarks.measure import Act
+from fedft.benchmarks.results import Result, Row
 from fedft.cli import bench as cli_bench
 from fedft.cli import main
 from fedft.randomness import hadamard, hadamard_kernels
@@ -66,8 +67,8 @@ def test_times_faster_is_of_the_first_way_and_times_the_limit_of_the_limit(name)
 @pytest.mark.parametrize("name", cli_bench.NAMES)
 def test_figures_survive_their_file(name):
     """And the file says on which machine they were found."""
-    said = json.loads(json.dumps(measure.as_json([quick(name)], (0.5, 1.5)), allow_nan=False))
-    assert measure.from_json(said) == [quick(name)]
+    said = json.loads(json.dumps(results.as_json([quick(name)], (0.5, 1.5)), allow_nan=False))
+    assert results.from_json(said) == [quick(name)]
     assert said["load"] == [0.5, 1.5]
     assert said["machine"]["cores"] >= 1
     assert said["machine"]["libraries"]["torch"] == torch.__version__
@@ -135,7 +136,7 @@ def test_a_bench_prints_its_table_and_writes_its_figures(fedft, tmp_path):
         assert said in out
     file = Path("fedft-runs/bench-codec-quick.json")
     assert str(file) in out
-    (found,) = measure.from_json(json.loads((tmp_path / file).read_text(encoding="utf-8")))
+    (found,) = results.from_json(json.loads((tmp_path / file).read_text(encoding="utf-8")))
     assert [(r.what, r.way) for r in found.rows] == [(r.what, r.way) for r in quick("codec").rows]
 
 

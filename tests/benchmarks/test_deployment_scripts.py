@@ -32,9 +32,9 @@ def _figures(value: Any) -> list[float]:
 
 
 def test_every_script_is_run_by_a_test_here() -> None:
-    """By its name in a call of `_run`."""
+    """By its name in a call of `_run`; other files there are parts of the scripts."""
     run = set(re.findall(r'_run\(\s*"(\w+\.py)"', Path(__file__).read_text(encoding="utf-8")))
-    assert run == {p.name for p in SCRIPTS.glob("*.py")}
+    assert run == {p.name for p in SCRIPTS.glob("*.py") if "typer.run(main)" in p.read_text(encoding="utf-8")}
 
 
 @pytest.mark.slow
