@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedft.compression import codec as codec_name
-from fedft.compression import fixed_point, top_k
-from fedft.compression.codec import parse
+from fedft.compression import codec_names, fixed_point, top_k
+from fedft.compression.codec_names import parse
 from fedft.compression.entropy_coder import bits_per_place
 from fedft.errors import RejectedUpdate
 from fedft.update import Plan, TensorSpec, Update
@@ -134,7 +133,7 @@ def test_a_share_counts_exactly():
             assert top_k.kept(Fraction(q), n) == -(-thousandths // 1000)
 
 
-@pytest.mark.parametrize("name", [*codec_name.PLAIN, *NAMES])
+@pytest.mark.parametrize("name", [*codec_names.PLAIN, *NAMES])
 def test_the_promises_of_a_codec_hold(name):
     c = parse(name)
     x = {"m.lora_A": 0.1 * normal(8, 500), "v": 0.1 * normal(3000, seed=1)}
@@ -149,7 +148,7 @@ def test_the_promises_of_a_codec_hold(name):
     again = messages.roundtrip(got, name, 3)
     assert not c.idempotent or all(torch.equal(again[n], got[n]) for n in x)
     assert c.ring_summable == name.startswith("fixed")
-    assert c.plain == (name in codec_name.PLAIN)
+    assert c.plain == (name in codec_names.PLAIN)
     big = {"w.lora_A": 0.1 * normal(16, 8192)}
     bits = 8 * len(message(big, name)) / big["w.lora_A"].numel()
     assert bits == pytest.approx(c.bits_per_parameter, rel=0.12)
