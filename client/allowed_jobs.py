@@ -23,7 +23,7 @@ from typing import Any, get_type_hints
 
 from fedft import config, registry, run_file, strategies
 from fedft.client.site_settings import Policy, SiteConfig
-from fedft.compression import codec
+from fedft.compression import codec_names
 from fedft.config import ALL, LOCAL, RunConfig
 from fedft.data import examples
 from fedft.errors import FedftError, PlanRefused
@@ -125,9 +125,9 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
 def _check_codecs(said: Mapping[str, Any]) -> None:
     """Built-in codecs, and those that the site's file names: what a job says imports nothing."""
     if isinstance(up := said.get("up"), str):
-        codec.received(up)
+        codec_names.received(up)
     if isinstance(down := said.get("down"), str):
-        codec.downloads(down, codec.received)
+        codec_names.downloads(down, codec_names.received)
 
 
 def _tables(job: Job) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import check
-from fedft.compression import codec
+from fedft.compression import codec_names
 from fedft.config import BUILT_IN
 from fedft.errors import ConfigError
 from fedft.run_file import checked_table, read
@@ -203,7 +203,7 @@ def _check(c: SiteConfig, path: Path) -> None:
         _check_strategies(p.strategies)
         _check_plugins(p.plugins)
         for name in p.codecs:
-            codec.parse(name)  # imports it: from here on a message may name it
+            codec_names.parse(name)  # imports it: from here on a message may name it
     except ValueError as e:
         raise ConfigError(f"{path}: {e}") from e
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from fedft.compression import codec as codec_name
+from fedft.compression import codec_names
 from fedft.registry import IN_JOBS, Choice, Registry
 
 BUILT_IN = ("stdlib-base", "stdlib-docstrings")
@@ -145,12 +145,12 @@ class Codec:
     @property
     def plans(self) -> str:
         """The codec of the messages that go down."""
-        return codec_name.downloads(self.down)[0]
+        return codec_names.downloads(self.down)[0]
 
     @property
     def changes(self) -> str:
         """The codec of the changes that they bring; "" where they bring the state itself."""
-        return codec_name.downloads(self.down)[1]
+        return codec_names.downloads(self.down)[1]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,19 @@ line: what was found, what was wanted, where to look.
 EXIT_USAGE, EXIT_DAMAGED, EXIT_PAUSED, EXIT_KEYS, EXIT_INTERRUPTED = 2, 65, 75, 77, 130
 
 
+def in_one_line(e: Exception) -> str:
+    """An exception's text in one line of bounded length; its type in front unless the text says what was wrong.
+
+    >>> in_one_line(ValueError("expected mu >= 0,\\n got nan"))
+    'expected mu >= 0, got nan'
+    >>> in_one_line(KeyError("rank"))
+    "KeyError: 'rank'"
+    """
+    said = " ".join(str(e).split())
+    said = said if len(said) <= 500 else f"{said[:480]}... ({len(said)} characters)"
+    return said if said and isinstance(e, TypeError | ValueError | ImportError) else f"{type(e).__name__}: {said}"
+
+
 class FedftError(Exception):
     """The base class of everything that fedft raises on purpose.
 

@@ -16,7 +16,7 @@ and saved as they are. Whatever is linear in what clients send (`linear`) gets e
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -62,12 +62,12 @@ __all__ = [
 
 
 def add(state: State, change: Tensors) -> dict[str, Tensor]:
-    """state + change on the names that changed."""
+    """The shared tensors of `state`, with the change added to those that it names."""
     return {**state.tensors, **{n: state.tensors[n] + d for n, d in change.items()}}
 
 
 def everything(state: State, have: int | None, plan: Plan) -> Tensors:
-    """The whole state, or nothing when the client already stands there."""
+    """All shared tensors of the state; none when the client already stands there."""
     return {} if have == state.version else state.tensors
 
 
@@ -77,50 +77,50 @@ def cut_to_rank(state: State, have: int | None, plan: Plan) -> Tensors:
 
 
 def replace_all(held: State | None, plan: Plan) -> Tensors:
-    """What came down is what the client now holds; nothing came: it holds what it held."""
+    """The tensors that came down, which replace what the client held; what it held where nothing came."""
     return held.tensors if held is not None and plan.have == plan.version else plan.tensors
 
 
 def write_all(handle: Handle, turn: Turn) -> None:
-    """The trained tensors start at the state; frozen ones are drawn from the run's seed."""
+    """Put the model's trained tensors at the state that the client holds, frozen ones at their draw from the seed."""
     frozen = handle.kind.frozen(handle.layout, turn.plan.shape, turn.run_seed)
     handle.write({**frozen, **turn.held})
 
 
 def back_to_base(handle: Handle, turn: Turn) -> None:
-    """The model at w0: parameters bit for bit, or the adapter at version 0."""
+    """Put the model back to w0: its parameters bit for bit, or its adapter to version 0."""
     handle.reset()
     if not handle.kind.of_base:
         handle.write(handle.kind.initial(handle.layout, turn.plan.shape, turn.run_seed))
 
 
 def as_it_is(delta: Tensors, plan: Plan) -> Tensors:
-    """An upload of named float tensors is its own summand."""
+    """The upload itself: named float tensors are their own summand."""
     return delta
 
 
 def anything(delta: Tensors, plan: Plan) -> None:
-    """No rule beyond the spec."""
+    """The default of `Recipe.admit`: whatever fits the spec is admitted."""
 
 
 def l2_norm(delta: Tensors, plan: Plan) -> float:
-    """Of all floats taken as one vector."""
-    return tensors.norm({n: x for n, x in delta.items() if x.is_floating_point()})
+    """The L2 norm of all floats of an upload, taken as one vector."""
+    return tensors.norm(tensors.floats(delta))
 
 
 def product_norm(delta: Tensors, plan: Plan) -> float:
-    """Of the products B A and of everything that is no pair: where only products reach the state."""
+    """The L2 norm of an upload's products B A and of all that is no pair: where only products reach the state."""
     pairs, rest = split(delta)
     return (sum(d.norm() ** 2 for d in pairs.values()) + l2_norm(rest, plan) ** 2) ** 0.5
 
 
 def as_configured(state: State, roster: Mapping[str, Member]) -> Mapping[str, Work]:
-    """Every client does what the run file says."""
+    """The default of `Recipe.plan`: every client does what the run file says."""
     return {}
 
 
 def any_run(config: RunConfig) -> None:
-    """No rule about the run file."""
+    """The default of `Recipe.check`: every run file makes sense."""
 
 
 @dataclass(frozen=True)
@@ -218,43 +218,32 @@ class Recipe:
         return self.upload(layout, plan) if self.upload else self.space.spec(layout, plan.shape)
 
     def first_state(self, layout: Layout, rank: int, seed: int) -> State:
-        """Version 0."""
+        """The state at version 0, for the largest `rank` of any client."""
         made = (self.initial or self.space.start)(layout, rank, seed)
         return State(0, made.tensors, made.own) if isinstance(made, Next) else State(0, made)
 
     def next_state(self, state: State, change: Tensors) -> State:
-        """The version after `state`: what `server` makes of the change; drawers that it does not touch stay."""
-        made = self.server(state, change)
-        if isinstance(made, Next):
-            return State(state.version + 1, made.tensors, {**state.own, **made.own})
-        return State(state.version + 1, made, state.own)
+        """The state of the next version: what `server` makes of the change; drawers that it does not touch stay."""
+        return state.followed_by(self.server(state, change))
 
     def plans(self, state: State, roster: Mapping[str, Member], bare: Plan, largest: int) -> dict[str, Plan]:
-        """A plan without tensors for every client of the roster: `bare`, and its own work.
+        """The plan of every client of the roster, without tensors: `bare` with the client's own work in it.
 
         Raises ValueError where `plan` gives a rank above `largest`, that of the state, or unlike ones where that is
         impossible.
         """
         works, found = self.plan(state, roster), {}
         for client, member in roster.items():
-            work = works.get(client, Work())
-            shape = work.shape or Shape(member.rank)
-            if shape.largest > largest:
-                raise ValueError(f"the plan of {client} has rank {shape.largest}, the state {largest}")
-            if not self.unlike_ranks and (shape.ranks or shape.rank != member.rank):
+            plan = works.get(client, Work()).planned(bare, member.rank)
+            if plan.shape.largest > largest:
+                raise ValueError(f"the plan of {client} has rank {plan.shape.largest}, the state {largest}")
+            if not self.unlike_ranks and (plan.ranks or plan.rank != member.rank):
                 raise ValueError(f"the plan of {client} has another rank than the others, which {self.name} cannot mix")
-            found[client] = replace(
-                bare,
-                rank=shape.rank,
-                ranks=shape.ranks,
-                steps=bare.steps if work.steps is None else work.steps,
-                learning_rate=bare.learning_rate if work.learning_rate is None else work.learning_rate,
-                extra={**bare.extra, **work.extra},
-            )
+            found[client] = plan
         return found
 
     def sent(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
-        """A turn's result after everything that happens to it on its way out."""
+        """A client's result after every transform of `uploads`, in order of stage."""
         for transform in sorted(self.uploads, key=lambda t: STAGES.index(t.stage)):
             trained = transform.apply(trained, turn, handle)
         return trained

@@ -12,8 +12,8 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from fedft import check
-from fedft.compression import codec
-from fedft.errors import ConfigError
+from fedft.compression import codec_names
+from fedft.errors import ConfigError, in_one_line
 
 Choice = str | dict[str, Any]
 """A name, or a table of a name and its options: "lion", or { name = "dpo", beta = 0.2 }."""
@@ -59,7 +59,7 @@ class Registry:
         try:
             found: Callable[..., Any] = getattr(import_module(module), attribute)
         except Exception as e:  # a plug-in's module runs when it is imported, and may raise what it likes
-            raise ConfigError(f"{self.kind} {name!r}: cannot load {where}: {reason(e)}") from e
+            raise ConfigError(f"{self.kind} {name!r}: cannot load {where}: {in_one_line(e)}") from e
         return found
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
@@ -73,7 +73,7 @@ class Registry:
         except NameError:  # types that are imported for type checkers only
             parameters = inspect.signature(factory).parameters
         except (TypeError, ValueError) as e:
-            raise ConfigError(f"[{self.kind}] {name}: the factory does not say its options: {reason(e)}") from e
+            raise ConfigError(f"[{self.kind}] {name}: the factory does not say its options: {in_one_line(e)}") from e
         return dict(parameters)
 
     def make(self, name: str, options: Mapping[str, Any], **given: Any) -> Any:
@@ -97,7 +97,7 @@ class Registry:
         try:
             return self.load(name)(**checked)
         except Exception as e:  # the factory may be another package's
-            raise ConfigError(f"[{self.kind}] {name}: {reason(e)}") from e
+            raise ConfigError(f"[{self.kind}] {name}: {in_one_line(e)}") from e
 
     def chosen(self, choice: Choice) -> Any:
         """What a choice of a run file makes. Raises ConfigError."""
@@ -137,13 +137,6 @@ def _hint(parameter: inspect.Parameter) -> Any:
     return Any if hint is inspect.Parameter.empty or isinstance(hint, str) else hint
 
 
-def reason(e: Exception) -> str:
-    """An exception in one line of bounded length."""
-    said = " ".join(str(e).split())
-    said = said if len(said) <= 500 else f"{said[:480]}... ({len(said)} characters)"
-    return said if said and isinstance(e, TypeError | ValueError | ImportError) else f"{type(e).__name__}: {said}"
-
-
 BUILT_IN = (
     "fedavg",
     "fedex_lora",
@@ -181,7 +174,7 @@ gates = Registry("gate", "fedft.gates", {"largest_norm": "fedft.server.candidate
 partitioners = Registry(
     "partitioner", "fedft.partitioners", {n: f"fedft.data.partition:{n}" for n in ("natural", "iid", "dirichlet")}
 )
-codecs = Registry("codec", codec.GROUP, {n: f"fedft.compression.{where}" for n, where in codec.BUILT_IN.items()})
+codecs = Registry("codec", codec_names.GROUP, {n: f"fedft.compression.{at}" for n, at in codec_names.MODULES.items()})
 metrics = Registry(
     "metric", "fedft.metrics", {n: f"fedft.training.metrics.{n}:{n}" for n in ("exact_match", "rouge_l")}, called=False
 )
@@ -200,7 +193,7 @@ REGISTRIES = {
     )
 }  # fmt: skip
 SUITES = {
-    "strategy": "fedft.testing:strategy_contract",
+    "strategy": "fedft.suites.strategies:strategy_contract",
     "adapter": "fedft.suites.adapters:adapter_contract",
     "objective": "fedft.suites.objectives:objective_contract",
     "optimizer": "fedft.suites.optimizers:optimizer_contract",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import check, registry
-from fedft.compression import codec as codec_name
+from fedft.compression import codec_names
 from fedft.config import BUILT_IN, RunConfig, Strategy, budget_of
 from fedft.errors import ConfigError
 
@@ -166,7 +166,7 @@ def _check(c: RunConfig, where: str) -> None:
         check.one_of(("causal-lm", "sequence-classification"), task=c.model.task)
         check.one_of(("float32", "bfloat16", "float16"), dtype=c.model.dtype)
         _check_names(c)
-        for way, read, name in (("up", codec_name.parse, c.codec.up), ("down", codec_name.downloads, c.codec.down)):
+        for way, read, name in (("up", codec_names.parse, c.codec.up), ("down", codec_names.downloads, c.codec.down)):
             try:
                 read(name)
             except ValueError as e:

@@ -20,7 +20,7 @@ def largest_norm(*, most: float) -> Gate:
     """A gate that no state passes whose shared floats have an L2 norm above `most`."""
 
     def gate(state: State, candidate: State, measured: Measured) -> State:
-        norm = tensors.norm({n: x for n, x in candidate.tensors.items() if x.is_floating_point()})
+        norm = tensors.norm(tensors.floats(candidate.tensors))
         if not norm <= most:
             raise GateRefused(f"the norm of the state would be {norm:.4g}, at most {most:g} is allowed")
         return candidate

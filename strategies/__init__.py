@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedft import registry
-from fedft.compression import codec, delta_downloads
+from fedft.compression import codec_names, delta_downloads
 from fedft.compression.error_feedback import ByCodec, ErrorFeedback
 from fedft.config import RunConfig
 from fedft.contract import Kind, Member, State, Work
@@ -97,7 +97,7 @@ def _planned(recipe: Recipe, config: RunConfig) -> Recipe:
 
 def _coded(recipe: Recipe, config: RunConfig) -> Recipe:
     """The recipe with error feedback where the run file's codec wants it; ConfigError where the two do not fit."""
-    up, wanted, name = codec.parse(config.codec.up), config.codec.error_feedback, recipe.name
+    up, wanted, name = codec_names.parse(config.codec.up), config.codec.error_feedback, recipe.name
     said = f"[codec] up = {config.codec.up!r}"
     # of random starting values the largest are all of A: what was learned, in B, would be left out
     if recipe.upload_kind == "values" and not (up.plain or (up.linear and up.idempotent and not up.ring_summable)):

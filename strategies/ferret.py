@@ -41,7 +41,7 @@ from torch import Tensor
 from fedft import check
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
-from fedft.compression import codec
+from fedft.compression import codec_names
 from fedft.compression.error_feedback import ErrorFeedback, Sent
 from fedft.config import RunConfig
 from fedft.errors import RejectedUpdate
@@ -146,7 +146,7 @@ def _check(config: RunConfig, tensors_per_round: int, scale: str) -> None:
     growing_history.check_rounds(config.server.rounds, tensors_per_round)
     for way, name in (("up", config.codec.up), ("down", config.codec.down)):
         # coordinates of large blocks are then small beside those of small ones, and int8 has one scale for all
-        c = codec.parse(name)
+        c = codec_names.parse(name)
         if scale != "unbiased" and (not c.linear or c.ring_summable):
             raise ValueError(f"[codec] {way} = {name!r} would round away the coordinates of large blocks; wanted fp16")
 

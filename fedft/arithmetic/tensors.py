@@ -56,6 +56,15 @@ def dot(x: Tensors, y: Tensors) -> float:
     )
 
 
+def floats(x: Tensors) -> dict[str, Tensor]:
+    """The tensors of `x` that hold floating-point numbers; lists of integers (seeds, places) are left out.
+
+    >>> list(floats({"w": torch.ones(2), "seeds": torch.tensor([3, 7])}))
+    ['w']
+    """
+    return {n: t for n, t in x.items() if t.is_floating_point()}
+
+
 def norm(x: Tensors) -> float:
     """The L2 norm of all tensors of `x` taken as one vector, summed in float64."""
     return dot(x, x) ** 0.5

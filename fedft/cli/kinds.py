@@ -28,11 +28,13 @@ def register(app: typer.Typer) -> None:
 def _lister(kind: str) -> Any:
     def show(as_json: AsJson = False) -> None:
         from fedft import registry
-        from fedft.compression import codec
+        from fedft.compression import codec_names
 
         known = registry.REGISTRIES[kind]
         if kind == "codec":
-            rows = [{"name": n, "what": what, "from": known.names().get(n, "")} for n, what in codec.codecs().items()]
+            rows = [
+                {"name": n, "what": what, "from": known.names().get(n, "")} for n, what in codec_names.codecs().items()
+            ]
         else:
             rows = [{"name": n, "what": _headline(kind, n), "from": where} for n, where in known.names().items()]
         if as_json:

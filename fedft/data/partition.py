@@ -10,7 +10,7 @@ import torch
 
 from fedft import check, registry
 from fedft.data.records import Row
-from fedft.errors import ConfigError, DataError, FedftError
+from fedft.errors import ConfigError, DataError, FedftError, in_one_line
 from fedft.registry import Choice
 
 
@@ -71,7 +71,7 @@ def partition(
     except Exception as e:
         if name in registry.partitioners.built_in or isinstance(e, FedftError):
             raise
-        raise ConfigError(f"[data] partition {name!r} with clients = {clients}: {registry.reason(e)}") from e
+        raise ConfigError(f"[data] partition {name!r} with clients = {clients}: {in_one_line(e)}") from e
 
 
 def natural() -> Cut:

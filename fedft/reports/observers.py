@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedft.errors import in_one_line
+
 log = logging.getLogger(__name__)
 
 Observer = Callable[[str, Mapping[str, Any]], None]
@@ -54,11 +56,6 @@ def told_of_the_end(observe: Observer, folder: Path) -> Iterator[dict[str, Any]]
         yield ended
     finally:
         observe("ended", ended)
-
-
-def in_one_line(e: Exception) -> str:
-    """What went wrong in code of another package, of whatever length it is there."""
-    return " ".join(f"{type(e).__name__}: {e}".split())[:300]
 
 
 def _name(observer: Observer) -> str:

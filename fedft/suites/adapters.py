@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedft import testing
 from fedft.arithmetic import tensors
 from fedft.arithmetic.lowrank import LowRank
 from fedft.contract import Kind, Layout
@@ -17,6 +16,7 @@ from fedft.models.handle import ModelHandle
 from fedft.randomness import philox
 from fedft.randomness.families import make
 from fedft.suites.promises import kept
+from fedft.suites.toy import ToyModel
 from fedft.update import Shape, Update
 from fedft.wire import messages
 
@@ -33,7 +33,7 @@ def _shape(kind: Kind) -> Shape:
 
 def _mounted(kind: Kind) -> ModelHandle:
     """The kind in a fresh toy model, at version 0."""
-    handle = ModelHandle(testing.ToyModel(), LAYOUT, kind)
+    handle = ModelHandle(ToyModel(), LAYOUT, kind)
     handle.write(kind.initial(handle.layout, _shape(kind), SEED))
     return handle
 
@@ -49,7 +49,7 @@ def _outputs(handle: ModelHandle) -> Tensor:
 
 def _of_the_base() -> Tensor:
     with torch.no_grad():
-        found: Tensor = testing.ToyModel()(_x()).logits
+        found: Tensor = ToyModel()(_x()).logits
         return found
 
 
@@ -148,7 +148,7 @@ def _its_change_of_a_weight_is_what_it_does(kind: Kind) -> None:
     changes, _ = handle.change()
     if kind.of_base or not changes:
         return
-    merged = testing.ToyModel()
+    merged = ToyModel()
     with torch.no_grad():
         for m, d in changes.items():
             weight: Any = merged.get_submodule(m).weight

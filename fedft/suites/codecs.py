@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fedft.compression.codec import Codec, parse, received
+from fedft.compression.codec import Codec
+from fedft.compression.codec_names import parse, received
 from fedft.suites.promises import kept
 from fedft.update import TensorSpec, Update
 from fedft.wire import messages

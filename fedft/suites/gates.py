@@ -2,18 +2,18 @@
 
 import torch
 
-from fedft import testing
 from fedft.adapters.lora import LoRA
 from fedft.contract import Gate, Measured, State
 from fedft.errors import GateRefused
 from fedft.recipe import Recipe
 from fedft.suites.promises import kept
+from fedft.suites.toy import toy
 
 MEASURED: Measured = {"train_loss": 1.0, "norms": {"a": 0.5, "b": 0.7}}
 
 
 def _states(by: float = 0.01) -> tuple[State, State]:
-    state = testing.toy(Recipe("plain", LoRA())).state()
+    state = toy(Recipe("plain", LoRA())).state()
     return state, State(1, {n: x + by for n, x in state.tensors.items()})
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from fedft import testing
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import tensors
 from fedft.contract import Layout, Objective
 from fedft.models.handle import ModelHandle
 from fedft.suites.promises import kept
+from fedft.suites.toy import SEED, ToyTokens
 
 RECORD = {
     "prompt": "a b c", "response": "d e", "chosen": "d e f", "rejected": "g", "text": "a b c", "label": "1",
@@ -42,11 +42,11 @@ def _records() -> list[dict[str, Any]]:
 
 
 def _handle(objective: Objective) -> ModelHandle:
-    model = testing.ToyTokens()
+    model = ToyTokens()
     layers = {"first": (6, 8), "second": (12, 6)}
     layout = Layout(layers, parameters={n: tuple(p.shape) for n, p in sorted(model.named_parameters())})
     handle = ModelHandle(model, layout, LoRA(), objective=objective)
-    start = handle.kind.initial(layout, 2, testing.SEED)
+    start = handle.kind.initial(layout, 2, SEED)
     handle.write({n: x + 0.05 if n.endswith("B") else x for n, x in start.items()})
     return handle
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
-from fedft import testing
 from fedft.adapters.lora import LoRA
 from fedft.contract import Member, State, Work
 from fedft.recipe import Recipe
 from fedft.suites.promises import kept
+from fedft.suites.toy import RUN, toy
 from fedft.update import Plan
 
 Planner = Callable[[State, Mapping[str, Member]], Mapping[str, Work]]
@@ -18,7 +18,7 @@ ROSTERS = (
 
 
 def _state() -> State:
-    return testing.toy(Recipe("plain", LoRA(), unlike_ranks=True)).state()
+    return toy(Recipe("plain", LoRA(), unlike_ranks=True)).state()
 
 
 def _it_plans_for_who_is_there(planner: Planner) -> None:
@@ -38,7 +38,7 @@ def _plans_can_be_carried_out(planner: Planner) -> None:
     """No rank is below 1 or above the state's; steps are at least 1, and rates not negative."""
     recipe = Recipe("plain", LoRA(), unlike_ranks=True, plan=planner)
     for roster in ROSTERS:
-        plans = recipe.plans(_state(), roster, Plan(testing.RUN, 0, 0, steps=4, learning_rate=0.1), 3)
+        plans = recipe.plans(_state(), roster, Plan(RUN, 0, 0, steps=4, learning_rate=0.1), 3)
         for client, plan in plans.items():
             ranks = [plan.rank, *plan.ranks.values()]
             assert min(ranks) >= 1, f"{client} has ranks {ranks}"

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fedft.errors import in_one_line
+
 Check = Callable[[Any], None]
 
 
@@ -16,5 +18,5 @@ def kept(promises: Mapping[str, Check], value: Any, name: str, *, stop: bool) ->
         except Exception as e:
             if stop:
                 raise AssertionError(f"{name}: {promise}: {type(e).__name__}: {e}") from e
-            results[promise] = f"{type(e).__name__}: {e}".split("\n")[0]
+            results[promise] = in_one_line(e)
     return results

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import torch
 
-from fedft import testing
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import tensors
 from fedft.contract import STAGES, Trained, Transform
 from fedft.recipe import Recipe
 from fedft.suites.promises import kept
+from fedft.suites.toy import RUN, Ready, Toy, data_of, toy
+from fedft.update import Update
 from fedft.wire import messages
 
 
@@ -17,11 +18,11 @@ def _recipe(transform: Transform) -> Recipe:
     return Recipe("plain", LoRA(), uploads=(transform,), keeps=transform.keeps)
 
 
-def _turn(transform: Transform) -> tuple[testing.Toy, Trained, Trained]:
+def _turn(transform: Transform) -> tuple[Toy, Trained, Trained]:
     """(toy, what local steps gave, what goes on)."""
-    t = testing.toy(_recipe(transform))
+    t = toy(_recipe(transform))
     turn = t.turn(t.plan(t.state(), 0), 0)
-    trained = t.recipe.local(t.handle, testing.Ready(testing.data_of(0)), turn)
+    trained = t.recipe.local(t.handle, Ready(data_of(0)), turn)
     return t, trained, transform.apply(trained, turn, t.handle)
 
 
@@ -32,15 +33,15 @@ def _its_stage_is_one_of_the_chain_s(transform: Transform) -> None:
 def _what_goes_on_fits_the_wire(transform: Transform) -> None:
     t, trained, after = _turn(transform)
     plan = t.plan(t.state(), 0)
-    sent = testing.Update(after.delta, 1, run=testing.RUN)
+    sent = Update(after.delta, 1, run=RUN)
     got = messages.decode_update(messages.encode_update(sent, "fp32"), t.recipe.spec(t.layout, plan), "fp32")
     assert got.delta.keys() == trained.delta.keys(), "other names than were trained"
 
 
 def _nothing_is_changed_in_place(transform: Transform) -> None:
-    t = testing.toy(_recipe(transform))
+    t = toy(_recipe(transform))
     turn = t.turn(t.plan(t.state(), 0), 0)
-    trained = t.recipe.local(t.handle, testing.Ready(testing.data_of(0)), turn)
+    trained = t.recipe.local(t.handle, Ready(data_of(0)), turn)
     before = tensors.digest(trained.delta)
     transform.apply(trained, turn, t.handle)
     assert tensors.digest(trained.delta) == before, "the result it was given has changed"
@@ -48,9 +49,9 @@ def _nothing_is_changed_in_place(transform: Transform) -> None:
 
 def _a_change_that_is_not_finite_stays_so(transform: Transform) -> None:
     """The server refuses it, and so hears of it; or the turn is refused here."""
-    t = testing.toy(_recipe(transform))
+    t = toy(_recipe(transform))
     turn = t.turn(t.plan(t.state(), 0), 0)
-    trained = t.recipe.local(t.handle, testing.Ready(testing.data_of(0)), turn)
+    trained = t.recipe.local(t.handle, Ready(data_of(0)), turn)
     poisoned = {n: torch.full_like(x, float("nan")) for n, x in trained.delta.items()}
     try:
         after = transform.apply(trained._replace(delta=poisoned), turn, t.handle)
@@ -68,7 +69,7 @@ def _what_is_kept_is_declared_and_stays(transform: Transform) -> None:
 
 
 def _a_run_goes_on_with_it(transform: Transform) -> None:
-    t = testing.toy(_recipe(transform))
+    t = toy(_recipe(transform))
     state = t.state()
     for _ in range(2):
         state = t.step(state, [replace(t.update(state, k), metrics={}) for k in range(len(t.ranks))])

@@ -21,7 +21,7 @@ and Infinity, an integer of 2^53 or more, half a surrogate pair in a value that 
 +-1e30, not named [a-z0-9_.]{1,64} or beyond the first 32 by name are dropped. Names of tensors and of `extra` are
 printable ASCII without space, quote and backslash, at most 200 and 64 characters.
 
-A float32 tensor travels in the codec of the message (`fedft.compression.codec` says how codecs are called), whose
+A float32 tensor travels in the codec of the message (`fedft.compression.codec_names` says their names), whose
 canonical name is its wire type; int32 and uint16 travel as they are, little endian. The bytes of a codec are in the
 docstring of its file, and where one name stands alone and behind a selection they are the same bytes:
 
@@ -55,7 +55,7 @@ from typing import Any
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
-from fedft.compression.codec import PLAIN, received
+from fedft.compression.codec_names import PLAIN, received
 from fedft.errors import RejectedUpdate
 from fedft.update import Job, Plan, Spec, Update
 from fedft.wire.body import MAX_ABS as MAX_ABS

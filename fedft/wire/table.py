@@ -10,9 +10,9 @@ import torch
 
 from fedft import check
 from fedft.arithmetic.tensors import Tensors
-from fedft.compression import codec as codecs
-from fedft.compression import plain
-from fedft.compression.codec import Codec, received
+from fedft.compression import codec_names, plain
+from fedft.compression.codec import Codec
+from fedft.compression.codec_names import received
 from fedft.errors import RejectedUpdate
 from fedft.update import Spec, TensorSpec
 from fedft.wire.fields import MAX_NAME, NAME, as_count, want
@@ -61,7 +61,7 @@ def form(name: str, entry: Entry) -> Form:
     """How a tensor is written. Raises ValueError for what has no place in the format."""
     codec = _codec(entry.type)
     if len(entry.shape) > 2 or codec is None:
-        wanted = ", ".join((*codecs.PLAIN, *INTEGERS))
+        wanted = ", ".join((*codec_names.PLAIN, *INTEGERS))
         raise ValueError(f"tensor {name!r} is {entry}, wanted at most 2 dimensions of {wanted}, ...")
     n = math.prod(entry.shape)
     if n:
@@ -136,7 +136,7 @@ def read_entries(table: Any) -> dict[str, Entry]:
         name, kind, *shape = row
         want(isinstance(name, str) and NAME.fullmatch(name) is not None, "a tensor's name", name)
         want(name > last, f"names ascending after {last!r}", name)
-        want(isinstance(kind, str) and codecs.NAME.fullmatch(kind) is not None, "a wire type", kind)
+        want(isinstance(kind, str) and codec_names.NAME.fullmatch(kind) is not None, "a wire type", kind)
         entries[name] = Entry(kind, tuple(as_count(n) for n in shape))
         last = name
     return entries

@@ -1,7 +1,5 @@
-"""Every codec keeps the contract, one from outside too; and a suite that could not fail would prove nothing."""
+"""Every built-in codec keeps the contract; and a suite that could not fail would prove nothing."""
 
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,20 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from fedft import run_file
-from fedft.compression import codec
-from fedft.compression.codec import Rounded, Rounding, parse
+from fedft.compression import codec_names
+from fedft.compression.codec import Rounded, Rounding
+from fedft.compression.codec_names import parse
 from fedft.compression.plain import FP32, whole
-from fedft.errors import RejectedUpdate
 from fedft.suites import promises
 from fedft.suites.codecs import PROMISES, codec_contract
-from fedft.update import Plan, TensorSpec, Update
-from fedft.wire import messages, table
 
 EXAMPLE = Path(__file__).parents[1] / "plugin_example"
 RUN = "0123456789abcdef"
-BUILT_IN = (
-    *codec.PLAIN,
+NAMES = (
+    *codec_names.PLAIN,
     "int4",
     "ternary",
     "ternary:0.2",
@@ -34,20 +29,13 @@ BUILT_IN = (
 )
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_built_in_codec_keeps_the_contract(name: str) -> None:
     codec_contract(name)
 
 
 def test_every_built_in_codec_is_under_contract() -> None:
-    assert {parse(name).name.split("|")[-1].split(":")[0] for name in BUILT_IN} == codec.BUILT_IN.keys()
-
-
-def test_codecs_are_listed_with_what_they_promise() -> None:
-    told = codec.codecs()
-    assert told["fp32"].startswith("plain, linear, exact, unbiased, idempotent")
-    assert "about 3.4 bits" in told["int4"]
-    assert set(codec.EXAMPLES) == told.keys()
+    assert {parse(name).name.split("|")[-1].split(":")[0] for name in NAMES} == codec_names.MODULES.keys()
 
 
 # The suite can fail
@@ -83,103 +71,6 @@ BROKEN = {
 def test_a_codec_that_breaks_a_promise_is_found_out(promise: str) -> None:
     with pytest.raises(AssertionError, match=promise):
         promises.kept({promise: PROMISES[promise]}, BROKEN[promise], "broken", stop=True)
-
-
-# From outside
-
-
-def _forget() -> None:
-    codec._known.clear()
-    for cache in (codec._parsed, table.form):
-        cache.cache_clear()
-
-
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package `fedft-signs` with its metadata, as after `pip install`."""
-    info = tmp_path / "fedft_signs-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fedft-signs\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text("[fedft.codecs]\nsigns = signs:signs\nint8 = signs:signs\n")
-    monkeypatch.syspath_prepend(EXAMPLE)
-    monkeypatch.syspath_prepend(tmp_path)
-    _forget()
-    yield
-    _forget()
-    sys.modules.pop("signs", None)
-
-
-@pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("name", ["signs", "signs:0.5", "topk:0.2 | signs"])
-def test_a_codec_from_outside_keeps_the_contract(name: str) -> None:
-    codec_contract(name)
-
-
-@pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("name", ["signs:0.50", "topk:0.25|signs:0.5", "randk:0.5|signs"])
-def test_it_travels_in_updates_and_plans(name: str) -> None:
-    parse(name)
-    delta = {"m.lora_A": torch.randn(4, 300), "v": torch.tensor([1.0, 0, -3])}
-    spec = {n: TensorSpec(tuple(t.shape)) for n, t in delta.items()}
-    seen = messages.roundtrip(delta, name, 7)
-    got = messages.decode_update(messages.encode_update(Update(delta, 1), name, 7), spec, name).delta
-    said = messages.decode_plan(messages.encode_plan(Plan(RUN, 1, 1, tensors=delta), name, 7), max_bytes=5000).tensors
-    assert all(torch.equal(got[n], seen[n]) and torch.equal(said[n], seen[n]) for n in delta)
-    assert seen["m.lora_A"].abs().unique().numel() == (1 if name == "signs:0.50" else 2)
-
-
-@pytest.mark.usefixtures("installed")
-def test_a_run_file_names_it(tmp_path: Path) -> None:
-    (tmp_path / "run.toml").write_text('[codec]\nup = "topk:0.1 | signs"\ndown = "delta | signs:0.5"\n')
-    config = run_file.load(tmp_path / "run.toml")
-    assert (config.codec.plans, config.codec.changes) == ("fp32", "signs:0.5")
-    assert parse(config.codec.up).name == "topk:0.1|signs"
-    assert codec.codecs()["signs"] == "idempotent, coarse, behind a selection; about 1 bits per parameter"
-
-
-@pytest.mark.usefixtures("installed")
-def test_a_name_in_a_message_imports_nothing() -> None:
-    delta = {"w": torch.ones(3)}
-    data = messages.encode_plan(Plan(RUN, 1, 1, tensors=delta), "int4").replace(b'"int4"', b'"signs"')
-    data = data[:9] + (int.from_bytes(data[9:13], "little") + 1).to_bytes(4, "little") + data[13:]
-    for call in (
-        lambda: messages.decode_plan(data, max_bytes=1000),
-        lambda: codec.received("signs"),
-        lambda: codec.received("topk:0.1|signs"),
-        lambda: messages.encode_plan(Plan(RUN, 1, 1, tensors=delta), "signs"),
-    ):
-        with pytest.raises((RejectedUpdate, ValueError)):
-            call()
-    assert "signs" not in sys.modules
-    parse("signs")
-    assert codec.received("topk:0.1|signs").name == "topk:0.1|signs"  # from here on it is known
-
-
-@pytest.mark.usefixtures("installed")
-def test_nobody_takes_the_name_of_a_codec_that_is_built_in() -> None:
-    assert parse("int8").plain
-    assert "signs" not in sys.modules
-
-
-@pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("signs:2", "signs:signs: ValueError: signs:2: wanted signs:F"), ("sign", "did you mean 'signs'?")],
-)
-def test_what_goes_wrong_in_it_is_one_line(name: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said.replace("?", r"\?")) as e:
-        parse(name)
-    assert "\n" not in str(e.value)
-
-
-@pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("made", [None, FP32, replace(FP32, name="signs:A B"), replace(FP32, name="signs|int8")])
-def test_what_a_factory_returns_has_to_be_a_codec_of_its_name(made: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    import signs
-
-    monkeypatch.setattr(signs, "signs", lambda arguments: made)
-    with pytest.raises(ValueError, match=r"wanted one called signs\[:arguments\]"):
-        parse("signs")
 
 
 def test_a_rounding_without_zero_does_not_stand_alone() -> None:

@@ -344,7 +344,7 @@ class Wide(nn.Module):
         self.first, self.second = nn.Linear(8, 64), nn.Linear(64, 4, bias=False)
         with torch.no_grad():
             for name, p in self.named_parameters():
-                p.copy_(testing._inputs(name, -(-p.numel() // 8)).reshape(-1)[: p.numel()].reshape(p.shape) / 4)
+                p.copy_(testing.inputs(name, -(-p.numel() // 8)).reshape(-1)[: p.numel()].reshape(p.shape) / 4)
 
     forward = testing.ToyModel.forward
 

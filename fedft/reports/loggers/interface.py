@@ -14,8 +14,8 @@ from pathlib import Path
 
 from fedft import registry
 from fedft.config import RunConfig
-from fedft.errors import ConfigError
-from fedft.reports.observers import Audience, Observer, in_one_line
+from fedft.errors import ConfigError, in_one_line
+from fedft.reports.observers import Audience, Observer
 
 Logger = Callable[[Path, RunConfig], Observer]
 
