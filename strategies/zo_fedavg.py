@@ -16,34 +16,30 @@ Learning", IEEE Transactions on Signal Processing 2022, arXiv:2201.09531. Rules:
 Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark", ICML 2024, arXiv:2402.11592.
 """
 
-from typing import Literal
-
-from fedft import check
 from fedft.arithmetic import tensors
 from fedft.randomness import families
-from fedft.recipe import Data, Full, Handle, LoRA, Recipe, Trained, Turn
+from fedft.recipe import Data, Handle, Recipe, Trained, Turn
 from fedft.strategies.parts.fresh_walks import Fresh
+from fedft.strategies.parts.spaces import Space, kind_of
 from fedft.strategies.parts.zeroth_options import takes_walk
 from fedft.training.zeroth_rules import Walk
 
 
 @takes_walk()
-def zo_fedavg(how: Walk, *, space: Literal["full", "lora"] = "lora", family: str = "hadamard") -> Recipe:
+def zo_fedavg(how: Walk, *, space: Space = "lora", family: str = "hadamard") -> Recipe:
     """Federated averaging of zeroth-order local steps.
 
     Args:
         space: all parameters, or the LoRA factors only.
         family: of directions: `hadamard` (default), `rademacher` or `gaussian`.
     """
-    check.one_of(("full", "lora"), space=space)
     families.make(family, 0, 1)  # refuses what there is not
     fresh = Fresh(how, family)
 
     def local(handle: Handle, data: Data, turn: Turn) -> Trained:
-        """Walk; uploads what moved by how much."""
+        """The turn's steps; uploads the change of every tensor that is trained."""
         received = handle.read()
         metrics = fresh.walk(handle, data, turn).metrics
         return Trained(tensors.sub(handle.read(), received), metrics)
 
-    kind = Full() if space == "full" else LoRA()
-    return Recipe("zo_fedavg", kind, local=local, check=fresh.check, any_kind=space == "lora")
+    return Recipe("zo_fedavg", kind_of(space), local=local, check=fresh.check, any_kind=space == "lora")

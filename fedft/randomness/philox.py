@@ -75,6 +75,25 @@ def split_key(key: int) -> tuple[int, int]:
     return key & MASK32, key >> 32
 
 
+def key_as_words(key: int) -> Tensor:
+    """A 64-bit key as a tensor that travels: int32 [2], low word first; ValueError outside 0 .. 2^64 - 1.
+
+    >>> key_as_words(2**32 + 7).tolist()
+    [7, 1]
+    """
+    return torch.tensor(split_key(key)).to(torch.int32)  # keeps the 32 bits, whatever int32 takes them for
+
+
+def key_of_words(key: Tensor) -> int:
+    """The 64-bit key, 0 .. 2^64 - 1, that `key_as_words` wrote; any int32 [2] is one.
+
+    >>> key_of_words(key_as_words(2**64 - 1)) == 2**64 - 1
+    True
+    """
+    low, high = key.tolist()
+    return int(low & MASK32 | (high & MASK32) << 32)
+
+
 def words(
     key: int, purpose: int, name_id: int, first_block: int, blocks: int, device: torch.device | str = "cpu"
 ) -> Tensor:

@@ -1,14 +1,23 @@
-"""Zeroth-order turns along directions of their own: a seed per client and round, `samples` directions per step."""
+"""Zeroth-order turns along directions of their own: a seed per client and round, `samples` directions per step.
+
+upload    `scalar` float32 [steps x samples], the walk being w -= sum_s c_s z_s; `seed` of its z_s (`seeded_rows`)
+"""
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
 from fedft.randomness import families, philox
 from fedft.randomness.directions import Directions
 from fedft.randomness.hadamard import BLOCK
-from fedft.recipe import Data, Handle, Turn
+from fedft.recipe import Data, Handle, Layout, Trained, Turn
+from fedft.strategies.parts import seeded_rows
+from fedft.strategies.parts.scalar_bound import check_scalars
 from fedft.training import zeroth_order
 from fedft.training.zeroth_rules import Walk
+from fedft.update import Plan, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,7 @@ class Fresh:
     family: str
 
     def directions(self, seed: int, count: int, run_seed: int) -> Directions:
-        """Those of one turn."""
+        """The `count` directions of one turn, by its seed; masks that stay for the run are the run seed's."""
         z = families.make(self.family, seed, count)
         return z if self.how.resample else self.how.masked(z, run_seed)
 
@@ -38,3 +47,24 @@ class Fresh:
         count = config.local.steps * self.how.samples
         if self.family == "hadamard" and count > BLOCK:
             raise ValueError(f"[local] steps x samples = {count}; family 'hadamard' has {BLOCK} directions per round")
+
+    def send(self, handle: Handle, data: Data, turn: Turn) -> Trained:
+        """The turn's steps as an upload of scalars and their seed, in place of what moved."""
+        walked = self.walk(handle, data, turn)
+        sent = {"scalar": walked.moved.float(), seeded_rows.SEED: philox.key_as_words(self.seed(turn))}
+        return Trained(sent, walked.metrics)
+
+    def spec(self, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
+        """Names, shapes and dtypes of that upload: 4 bytes per direction, and 8."""
+        return {"scalar": TensorSpec((plan.steps * self.how.samples,)), seeded_rows.SEED: seeded_rows.SPEC}
+
+    def admit(self, delta: Tensors, plan: Plan) -> None:
+        """Raise RejectedUpdate for scalars beyond what clipped steps can reach."""
+        check_scalars(delta["scalar"], self.how, plan, plan.learning_rate)
+
+    def replay(self, change: dict[str, Tensor], told: Tensors, run_seed: int) -> None:
+        """Add what the scalars of a round (`seeded_rows.rows`) amount to, in place: -sum_k p_k sum_s c_s z_s."""
+        for seed, c in seeded_rows.each(told, "scalar"):
+            z = self.directions(seed, len(c), run_seed)
+            for name, x in change.items():
+                z.axpy_(x, name, -c)

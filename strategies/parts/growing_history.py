@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import State
+from fedft.contract import Handle, State, Turn
 from fedft.update import Plan
 from fedft.wire.table import MAX_TENSORS
 
@@ -95,3 +95,10 @@ class Replay:
             self._done.append((version, digest))
         self._seed = run_seed
         return self._sum
+
+    def add_to(self, handle: Handle, turn: Turn, add: Callable[[dict[str, Tensor], int, Tensors], None]) -> None:
+        """Add the change that the turn's history amounts to, in the adapter's own scale, to what `handle` trains."""
+        live = handle.parameters()
+        shapes = {n: tuple(p.shape) for n, p in live.items()}
+        for name, x in self.change(turn.held, shapes, turn.run_seed, add).items():
+            live[name].data.add_(x.to(live[name].device))

@@ -18,8 +18,10 @@ from fedft.models.handle import ModelHandle
 from fedft.randomness import families, philox
 from fedft.randomness.independent import Table
 from fedft.strategies.fedkseed import fedkseed
+from fedft.strategies.parts.seed_pool import SeedPool
 from fedft.testing import RUN, SEED, Ready, strategy_contract, toy
 from fedft.training import directional_derivatives
+from fedft.training.zeroth_rules import Walk
 from fedft.update import Plan, Update
 from fedft.wire import messages
 
@@ -169,7 +171,7 @@ def test_all_rounds_stay_in_the_space_of_the_k_directions():
 def test_only_drawn_directions_are_sent_and_the_rest_of_the_pool_is_zero():
     t = toy(fedkseed(K=K))
     plan = t.plan(t.state(), 1, steps=10)
-    drawn = t.recipe.local.__self__.draws(t.turn(plan, 1))
+    drawn = SeedPool(K, Walk()).draws(t.turn(plan, 1))
     update = t.update(t.state(), 1, steps=10)
     assert update.delta["index"].tolist() == sorted(set(drawn))
     pool = t.recipe.aggregate([update])["pool"]
@@ -227,75 +229,7 @@ def test_a_round_of_4096_directions_and_200_steps_stays_below_18_kilobytes():
     assert 17_584 < len(down) + len(up) < 18_000
 
 
-# -- draws
-
-
-def turn_of(recipe, steps: int, seed: int = 5, **held) -> Turn:
-    plan = Plan(RUN, 0, 0, steps=steps, learning_rate=0.1)
-    return Turn(plan, held, "", Local(), SEED, seed)
-
-
-def draws(recipe, turn: Turn) -> list[int]:
-    return recipe.local.__self__.draws(turn)
-
-
-def test_draws_depend_on_the_clients_seed_only():
-    recipe = fedkseed(K=K)
-    assert draws(recipe, turn_of(recipe, 20)) == draws(recipe, turn_of(recipe, 20))
-    assert draws(recipe, turn_of(recipe, 20)) != draws(recipe, turn_of(recipe, 20, seed=6))
-
-
-def test_draws_are_uniform():
-    """6400 draws of 64: counts have mean 100 and standard deviation 10; five of them is one in a million."""
-    recipe = fedkseed(K=K)
-    count = torch.bincount(torch.tensor(draws(recipe, turn_of(recipe, 6400))), minlength=K)
-    assert (count - 100).abs().max() <= 50
-
-
-def test_without_replacement_every_direction_comes_once_per_pass():
-    recipe = fedkseed(K=8, sampling="without_replacement")
-    drawn = draws(recipe, turn_of(recipe, 20))
-    assert len(drawn) == 20
-    assert sorted(drawn[:8]) == sorted(drawn[8:16]) == list(range(8))
-    assert len(set(drawn[16:])) == 4
-    assert drawn[:8] != drawn[8:16]
-
-
-def test_pro_draws_by_the_probabilities_that_came_down():
-    recipe = fedkseed(K=4, pro=True)
-    q = torch.tensor([0.5, 0.0, 0.25, 0.25]).half().view(torch.uint16)
-    count = torch.bincount(torch.tensor(draws(recipe, turn_of(recipe, 4000, q=q))), minlength=4)
-    assert count[1] == 0
-    assert abs(int(count[0]) - 2000) < 160  # five standard deviations of 32
-
-
 # -- FedKSeed-Pro
-
-
-def q_of(count, magnitude) -> torch.Tensor:
-    return fedkseed(K=len(count), pro=True).local.__self__.q(
-        {"count": torch.tensor(count), "magnitude": torch.tensor(magnitude)}
-    )
-
-
-@pytest.mark.parametrize("magnitudes", [[0.0, 1.0, 5.0, 2.0], [1e-3, 2e-3, 1e-3, 3e-3], [1e3, 0.0, 0.0, 9e2]], ids=str)
-def test_probabilities_sum_to_one_and_span_exactly_e(magnitudes):
-    q = q_of([3.0, 3.0, 3.0, 3.0], magnitudes)
-    assert float(q.sum()) == pytest.approx(1, abs=1e-9)
-    assert float(q.max() / q.min()) == pytest.approx(math.e, rel=1e-5)
-    assert int(q.argmax()) == magnitudes.index(max(magnitudes))
-
-
-@pytest.mark.parametrize(("count", "magnitude"), [([0.0] * 5, [0.0] * 5), ([2.0] * 5, [7.0] * 5)])
-def test_equal_histories_give_uniform_probabilities(count, magnitude):
-    assert torch.equal(q_of(count, magnitude), torch.full((5,), 0.2, dtype=torch.float64))
-
-
-def test_each_history_starts_with_one_zero_by_hand():
-    """Sums 6, 6, 3 over 2, 5, 1 draws: means 6/3 = 2, 6/6 = 1, 3/2 = 1.5, scaled 1, 0, 1/2, then a softmax."""
-    q = q_of([2.0, 5.0, 1.0], [6.0, 6.0, 3.0])
-    total = math.e + 1 + math.e**0.5
-    assert q.tolist() == pytest.approx([math.e / total, 1 / total, math.e**0.5 / total], rel=1e-6)
 
 
 def test_the_first_round_of_pro_is_uniform_and_the_history_adds_up():
@@ -475,7 +409,6 @@ def test_a_sign_moves_by_eta_and_is_admitted_at_its_bound():
 def test_more_samples_are_more_pairs():
     recipe, plan = fedkseed(K=64, samples=3), Plan(RUN, 0, 0, steps=10, learning_rate=0.1)
     assert recipe.spec(Layout(), plan)["index"].shape == (30,)
-    assert len(draws(recipe, turn_of(recipe, 10))) == 30
 
 
 @pytest.mark.parametrize(
@@ -557,68 +490,7 @@ def test_without_decay_the_two_variants_compute_the_same_model():
     assert tensors.norm(tensors.sub(*models)) <= 1e-4 * tensors.norm(tensors.sub(models[0], w0))
 
 
-# -- what the server refuses
-
-
-def honest(options) -> tuple[dict[str, torch.Tensor], Plan]:
-    """Six pairs of ten steps at learning rate 0.1 and clip 1000, the largest that is allowed: 10 * 1000 * 0.1."""
-    index = torch.tensor([1, 2, 3, 5, 8, 13], dtype=torch.uint16)
-    delta = {"index": index, "scalar": torch.tensor([100.0, -200.0, 100.0, 300.0, -100.0, 200.0])}
-    if "pro" in options:
-        delta["count"] = torch.tensor([1, 2, 1, 3, 1, 2], dtype=torch.uint16)
-        delta["magnitude"] = torch.tensor([1000.0, 2000.0, 1000.0, 3000.0, 1000.0, 2000.0])
-    if "weight_decay" in options:
-        delta["decay"] = torch.tensor([(1 - 0.1 * options["weight_decay"]) ** 10])
-    return delta, Plan(RUN, 0, 0, steps=10, learning_rate=0.1)
-
-
-ALL = {"pro": True, "weight_decay": 0.5}
-
-
-@pytest.mark.parametrize("options", [{}, {"pro": True}, {"weight_decay": 0.5}, ALL], ids=str)
-def test_the_largest_honest_pool_is_admitted(options):
-    delta, plan = honest(options)
-    fedkseed(K=14, **options).admit(delta, plan)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "code"),
-    [
-        ("index", [1, 2, 3, 5, 8], "spec_mismatch"),
-        ("count", [1, 2, 1, 3, 1], "spec_mismatch"),
-        ("index", [1, 2, 3, 5, 8, 14], "seed_out_of_pool"),
-        ("index", [1, 2, 3, 5, 8, 65535], "seed_out_of_pool"),
-        ("index", [1, 2, 2, 5, 8, 13], "seed_out_of_pool"),
-        ("index", [2, 1, 3, 5, 8, 13], "seed_out_of_pool"),
-        ("scalar", [100.0, -200.0, 100.0, 300.0, -100.0, 240.0], "scalar_bound"),
-        ("scalar", [math.nan] * 6, "scalar_bound"),
-        ("count", [1, 2, 1, 3, 1, 3], "too_many_steps"),
-        ("decay", [0.0], "out_of_bounds"),
-        ("decay", [1.5], "out_of_bounds"),
-        ("decay", [-0.5], "out_of_bounds"),
-        ("decay", [math.nan], "out_of_bounds"),
-        ("decay", [0.01], "out_of_bounds"),
-        ("magnitude", [1000.0, 2000.0, 1000.0, 3000.0, 1000.0, 9000.0], "scalar_bound"),
-        ("magnitude", [-1000.0, 2000.0, 1000.0, 3000.0, 1000.0, 2000.0], "scalar_bound"),
-    ],
-    ids=str,
-)
-def test_a_pool_that_honest_steps_cannot_make_is_refused(name, value, code):
-    delta, plan = honest(ALL)
-    delta[name] = torch.tensor(value, dtype=delta[name].dtype)
-    with pytest.raises(RejectedUpdate) as refusal:
-        fedkseed(K=14, **ALL).admit(delta, plan)
-    assert refusal.value.code == code
-
-
-def test_more_pairs_than_steps_do_not_fit_the_spec():
-    recipe, layout = fedkseed(K=64), Layout(parameters={"w": (4,)})
-    delta = {"index": torch.arange(11).to(torch.uint16), "scalar": torch.zeros(11)}
-    data = messages.encode_update(Update(delta, 1, run=RUN), "fp32")
-    plan = Plan(RUN, 0, 0, steps=10, learning_rate=0.1)
-    with pytest.raises(RejectedUpdate) as refusal:
-        messages.decode_update(data, recipe.spec(layout, plan), "fp32")
-    assert refusal.value.code == "spec_mismatch"
+# -- options
 
 
 @pytest.mark.parametrize(

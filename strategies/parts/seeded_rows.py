@@ -1,0 +1,43 @@
+"""Numbers along directions that are their client's alone: each upload brings the seed of its directions.
+
+upload    `<name>` float32 [n], one client's numbers; `seed` int32 [2], the 64-bit seed, low word first
+round     `<name>` float32 [clients, n], row k is p_k times client k's numbers; `seed` int32 [clients, 2]
+model     the sum over clients of Z(seed_k) row_k: the p_k-mean of what each of them meant
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from fedft.arithmetic.tensors import Tensors
+from fedft.randomness import philox
+from fedft.update import TensorSpec, Update
+
+SEED = "seed"
+SPEC = TensorSpec((2,), "int32")
+
+
+def seed_of(upload: Tensors) -> int:
+    """The seed of an upload's directions, 0 .. 2^64 - 1."""
+    return philox.key_of_words(upload[SEED])
+
+
+def rows(updates: Iterable[Update], name: str) -> dict[str, Tensor]:
+    """A round of uploads, in their order; rows that are shorter than others end in zeros.
+
+    Raises ValueError where there are no updates.
+    """
+    sent = [(u.delta, u.num_examples) for u in updates]
+    if not sent:
+        raise ValueError("expected at least one update, got none")
+    total = sum(n for _, n in sent)
+    weighted = [(n / total * delta[name].double()).float() for delta, n in sent]
+    padded = torch.nn.utils.rnn.pad_sequence(weighted, batch_first=True)
+    return {name: padded, SEED: torch.stack([delta[SEED] for delta, _ in sent])}
+
+
+def each(told: Tensors, name: str) -> Iterator[tuple[int, Tensor]]:
+    """(seed, row) of every client of a round."""
+    for words, row in zip(told[SEED], told[name], strict=True):
+        yield philox.key_of_words(words), row
