@@ -24,7 +24,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from fedft import check
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import RunConfig
 from fedft.recipe import Course, Layout, Learning, Recipe, Shape, Turn
 from fedft.strategies.parts.wrapping import On, with_term, wrapped

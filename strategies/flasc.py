@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedft import check
 from fedft.arithmetic import sparse
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
 from fedft.compression.error_feedback import ErrorFeedback, Sent
 from fedft.errors import RejectedUpdate
