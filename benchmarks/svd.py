@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedft.arithmetic import lowrank
+from fedft.arithmetic import lowrank, product_svd
 from fedft.arithmetic.lowrank import LowRank
 from fedft.benchmarks.measure import LIMIT, Act, take_turns
 from fedft.benchmarks.results import Result
@@ -57,7 +57,8 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
         return u, s, v.T
 
     def by_qr() -> SVD:
-        return lowrank.stack(items)._svd_by_qr(keep)
+        stacked = lowrank.stack(items)
+        return product_svd.by_qr(stacked.B, stacked.A, keep)
 
     def ours() -> SVD:
         return lowrank.stack(items).svd(keep)

@@ -1,33 +1,19 @@
-"""The import path of `fedft.arithmetic.lowrank` for strategies outside this package."""
+"""The import path of `fedft.arithmetic.lowrank` and `.named_pairs` for strategies outside this package."""
 
 from fedft.arithmetic.lowrank import (
     LowRank,
-    cut,
-    gathered,
     inner,
     mean_factors,
-    named,
-    onto,
+    mean_residual,
     pad,
-    padded,
-    replaced,
-    split,
+    pad_to_largest,
+    padded_to,
     stack,
     zero,
 )
+from fedft.arithmetic.named_pairs import cut, pairs_and_mean, replace_pairs, split, to_names
 
 __all__ = [
-    "LowRank",
-    "cut",
-    "gathered",
-    "inner",
-    "mean_factors",
-    "named",
-    "onto",
-    "pad",
-    "padded",
-    "replaced",
-    "split",
-    "stack",
-    "zero",
-]
+    "LowRank", "cut", "inner", "mean_factors", "mean_residual", "pad", "pad_to_largest", "padded_to", "pairs_and_mean",
+    "replace_pairs", "split", "stack", "to_names", "zero",
+]  # fmt: skip

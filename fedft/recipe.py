@@ -25,7 +25,7 @@ from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
 from fedft.aggregation.mean import mean
 from fedft.arithmetic import tensors
-from fedft.arithmetic.lowrank import cut, split
+from fedft.arithmetic.named_pairs import cut, split
 from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
 from fedft.contract import (

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fedft.arithmetic import lowrank
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Kind, Layout, State, Turn
 from fedft.recipe import Recipe

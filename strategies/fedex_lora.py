@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedft import check
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank
+from fedft.arithmetic import lowrank, named_pairs
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Handle, Layout, Turn
@@ -86,21 +86,21 @@ def residual(pairs: list[tuple[LowRank, float]]) -> LowRank:
 def _aggregate(rank: int | None, uniform: bool, transposed: bool) -> Callable[[Iterable[Update]], dict[str, Tensor]]:
     def aggregate(updates: Iterable[Update]) -> dict[str, Tensor]:
         """The residual as pairs; the means of the factors and of the head as values."""
-        pairs, rest = lowrank.gathered((u.delta, 1 if uniform else u.num_examples) for u in updates)
+        pairs, rest = named_pairs.pairs_and_mean((u.delta, 1 if uniform else u.num_examples) for u in updates)
         mean = {m: lowrank.mean_factors(of_clients) for m, of_clients in pairs.items()}
         missing = {m: residual(of_clients) for m, of_clients in pairs.items()}
         if rank is not None:
             missing = {m: d.truncate(rank) for m, d in missing.items()}
         if transposed:
             missing = {m: LowRank(d.B.T.contiguous(), d.A.T.contiguous()) for m, d in missing.items()}
-        return lowrank.named(missing) | _beside(lowrank.named(mean) | rest)
+        return named_pairs.to_names(missing) | _beside(named_pairs.to_names(mean) | rest)
 
     return aggregate
 
 
 def _beside(trained: Tensors) -> dict[str, Tensor]:
     """The averaged tensors under the names that the state has for them: the plain ones of factors are the sum's."""
-    factors = lowrank.named(lowrank.split(trained)[0])
+    factors = named_pairs.to_names(named_pairs.split(trained)[0])
     return {n + MEAN if n in factors else n: x for n, x in trained.items()}
 
 
@@ -116,6 +116,6 @@ def _square_start(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
 
 def _stand(handle: Handle, turn: Turn) -> None:
     """W = w0 + the sum of residuals; the adapter at the averaged factors."""
-    pairs, values = lowrank.split(turn.held)
+    pairs, values = named_pairs.split(turn.held)
     handle.set_base_change(pairs, key=turn.held_digest)
     handle.write({n.removesuffix(MEAN): x for n, x in values.items()})

@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank
+from fedft.arithmetic import lowrank, named_pairs
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import State
 from fedft.recipe import Recipe, cut_to_rank
@@ -45,10 +45,10 @@ def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
 
 def padded_mean(updates: Iterable[Update]) -> dict[str, Tensor]:
     """sum_k p_k pad(x_k), every pair padded with zeros to the largest rank seen; x_k are values, not deltas."""
-    pairs, rest = lowrank.gathered((u.delta, u.num_examples) for u in updates)
-    return lowrank.named({m: lowrank.mean_factors(lowrank.padded(ds)) for m, ds in pairs.items()}) | rest
+    pairs, rest = named_pairs.pairs_and_mean((u.delta, u.num_examples) for u in updates)
+    return named_pairs.to_names({m: lowrank.mean_factors(lowrank.pad_to_largest(ds)) for m, ds in pairs.items()}) | rest
 
 
 def keep_largest_rank(state: State, change: Tensors) -> Tensors:
     """Values replace the state's; ranks that nobody of this cohort holds stay: zero in both factors they were dead."""
-    return lowrank.replaced(state.tensors, change)
+    return named_pairs.replace_pairs(state.tensors, change)

@@ -18,20 +18,16 @@ round; FedAvgM's m an exponential mean, as the others'; and the adaptive ones av
 Reddi et al., "Adaptive Federated Optimization", ICLR 2021, arXiv:2003.00295.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
-
-import torch
-from torch import Tensor
 
 from fedft import check
 from fedft.aggregation.mean import mean, uniform_mean
-from fedft.arithmetic.tensors import Tensors
-from fedft.recipe import Next, Recipe, State
-from fedft.strategies.parts.wrapping import On, wrapped
-from fedft.training.first_order import gradient_steps
+from fedft.aggregation.server_optimizers import FedOpt, on_each
+from fedft.recipe import Recipe
+from fedft.strategies.parts.wrapping import On, with_server_step, wrapped
 
-OWNER, M, V = "fedopt", "m.", "v."
+OWNER = "fedopt"
 
 
 def fedopt(
@@ -58,65 +54,13 @@ def fedopt(
     """
     check.one_of(("adam", "yogi", "adagrad", "momentum"), optimizer=optimizer)
     check.one_of(("exact", "reference"), variant=variant)
+    inner, reference, momentum = wrapped(on), variant == "reference", optimizer == "momentum"
     b1 = beta1 if beta1 is not None else 0.0 if optimizer == "adagrad" else 0.9
-    usual = 0.01 if optimizer != "momentum" else 1.0 if variant == "reference" else 1 - b1
-    eta = usual if server_lr is None else server_lr
-    for name, beta in {"beta1": b1, "beta2": beta2}.items():
-        if not 0 <= beta < 1:
-            raise ValueError(f"expected 0 <= {name} < 1, got {beta}")
-    check.above(0, server_lr=eta, tau=tau)
-    inner, step = wrapped(on), Optimizer(optimizer, eta, b1, beta2, tau, variant == "reference")
-    steps = gradient_steps(inner.local)
-    sends_values = inner.upload_kind != "changes" or (steps is not None and steps.send == "value")
-    if sends_values or not (inner.averages and inner.adds):
-        raise ValueError(
-            f"fedopt cannot be on {inner.name}: its server does more, or less, than add the mean of all changes to one"
-            " x; stacked factors have no identity from round to round, so there a server optimiser must act on the"
-            " dense change (flexlora's momentum option)"
-        )
-    # what is beside x, as control variates are, has a rule of its own
-    recipe = inner.with_server(inner, step) if inner.with_server else replace(inner, server=step)
-    recipe = replace(recipe, name="fedopt", adds_changes=False)
-    if not step.reference or optimizer == "momentum":
+    eta = server_lr if server_lr is not None else 0.01 if not momentum else 1.0 if reference else 1 - b1
+    step = on_each(FedOpt(optimizer, eta, b1, beta2, tau, reference), OWNER)
+    recipe = replace(with_server_step(inner, step, "fedopt"), name="fedopt")
+    if not reference or momentum:
         return recipe
     if inner.with_server or inner.aggregate not in (mean, uniform_mean):
         raise ValueError(f"variant='reference' averages uniformly, and {inner.name} has an average of its own")
     return replace(recipe, aggregate=uniform_mean, averages_changes=True, linear=False, ring_summable=False)
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """(state, Delta) -> the next x, m and v."""
-
-    name: str
-    eta: float
-    beta1: float
-    beta2: float
-    tau: float
-    reference: bool
-
-    def __call__(self, state: State, change: Tensors) -> Next:
-        """One server step; what is not in `change` stays as it is."""
-        new, before = dict(state.tensors), state.drawer(OWNER)
-        own = dict(before)
-        momentum = self.name == "momentum"
-        for n, delta in change.items():
-            share = 1.0 if momentum and not self.reference else 1 - self.beta1
-            m = self.beta1 * before.get(M + n, torch.zeros_like(delta)) + share * delta
-            if self.reference and state.version == 0:
-                m = delta.clone()
-            own[M + n] = m
-            if momentum:
-                new[n] = state.tensors[n] + self.eta * m
-                continue
-            v = before.get(V + n, torch.full_like(delta, self.tau**2))
-            own[V + n] = self._second(v, (m if self.reference else delta).square())
-            new[n] = state.tensors[n] + self.eta * m / (own[V + n].sqrt() + self.tau)
-        return Next(new, {OWNER: own})
-
-    def _second(self, v: Tensor, square: Tensor) -> Tensor:
-        if self.name == "adagrad":
-            return v + square
-        if self.name == "adam":
-            return self.beta2 * v + (1 - self.beta2) * square
-        return v - (1 - self.beta2) * square * torch.sign(v - square)

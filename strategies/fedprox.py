@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Literal
 
 from fedft import check
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import RunConfig
 from fedft.recipe import Layout, Recipe, Shape
 from fedft.strategies.parts.wrapping import On, with_term, wrapped

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
 from fedft.recipe import Course, FirstOrder, Handle, Layout, Learning, LoRA, Recipe, State, Trained, Turn, add
 from fedft.strategies.fedit import fedit

@@ -7,7 +7,7 @@ Upload and download are d_out / (d_in + d_out) of LoRA's; A costs the 8 bytes of
 Sun et al., "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024, arXiv:2403.12313.
 """
 
-from fedft.arithmetic.lowrank import B_SUFFIX
+from fedft.arithmetic.named_pairs import B_SUFFIX
 from fedft.recipe import LoRA, Recipe
 
 

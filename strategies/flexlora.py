@@ -20,7 +20,7 @@ from typing import Literal
 
 from fedft import check
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank
+from fedft.arithmetic import lowrank, named_pairs
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.recipe import Next, Recipe, State, cut_to_rank, product_norm
@@ -80,8 +80,8 @@ class Redistribute:
 
     def __call__(self, state: State, change: Tensors) -> Next:
         """The next version, and what is remembered of it."""
-        old, (pairs, rest) = lowrank.split(state.tensors)[0], lowrank.split(change)
-        known = lowrank.split(state.drawer(OWNER))[0]
+        old, (pairs, rest) = named_pairs.split(state.tensors)[0], named_pairs.split(change)
+        known = named_pairs.split(state.drawer(OWNER))[0]
         new: dict[str, LowRank] = {}
         memory: dict[str, LowRank] = {}
         for m, wanted in pairs.items():
@@ -95,9 +95,9 @@ class Redistribute:
             if self.feedback and LOST + m in known:
                 wanted = wanted + known[LOST + m]
             kept, lost = cut_in_two(wanted, old[m].rank, self.share_of_a, rest=self.feedback)
-            new[m] = lowrank.onto(lowrank.pad(kept, old[m].rank), old[m])
+            new[m] = lowrank.padded_to(lowrank.pad(kept, old[m].rank), old[m])
             memory |= {LOST + m: lost} if self.feedback else {}
-        return Next({**state.tensors, **lowrank.named(new), **rest}, {OWNER: lowrank.named(memory)})
+        return Next({**state.tensors, **named_pairs.to_names(new), **rest}, {OWNER: named_pairs.to_names(memory)})
 
 
 def cut_in_two(d: LowRank, rank: int, share_of_a: float, rest: bool = True) -> tuple[LowRank, LowRank]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank
+from fedft.arithmetic import lowrank, named_pairs
 from fedft.contract import Handle, Layout, Turn
 from fedft.recipe import Recipe, product_norm
 from fedft.strategies.parts import moving_base
@@ -50,8 +50,8 @@ def flora() -> Recipe:
 
 def stacked(updates: Iterable[Update]) -> dict[str, Tensor]:
     """The stack of all pairs with p_k on B, and the p_k-mean of everything that is not a pair."""
-    pairs, rest = lowrank.gathered((u.delta, u.num_examples) for u in updates)
-    return lowrank.named({m: lowrank.stack(ds) for m, ds in pairs.items()}) | rest
+    pairs, rest = named_pairs.pairs_and_mean((u.delta, u.num_examples) for u in updates)
+    return named_pairs.to_names({m: lowrank.stack(ds) for m, ds in pairs.items()}) | rest
 
 
 def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
@@ -62,6 +62,6 @@ def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
 
 def _restart(handle: Handle, turn: Turn) -> None:
     """W = w0 + the sum; A a fresh draw of this client, B zero: the function is unchanged."""
-    pairs, head = lowrank.split(turn.held)
+    pairs, head = named_pairs.split(turn.held)
     handle.set_base_change(pairs, key=turn.held_digest)
     handle.write({**SPACE.initial(handle.layout, turn.plan.shape, turn.seed), **head})

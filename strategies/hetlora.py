@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.arithmetic import lowrank
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.arithmetic import lowrank, named_pairs
+from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
 from fedft.errors import RejectedUpdate
 from fedft.recipe import (
@@ -133,15 +134,15 @@ class _Pruning(Course):
 
 def tail(factors: Tensors, head: int) -> float:
     """sum_m |B[:, head:]|_F |A[head:]|_F."""
-    pairs = lowrank.split(factors)[0].values()
+    pairs = named_pairs.split(factors)[0].values()
     return sum(float(d.B[:, head:].double().norm() * d.A[head:].double().norm()) for d in pairs)
 
 
 def _zeroed(factors: Tensors, rank: int) -> dict[str, Tensor]:
     """The same shapes with ranks from `rank` on zero; everything that is not a pair as it is."""
-    pairs, rest = lowrank.split(factors)
+    pairs, rest = named_pairs.split(factors)
     cut = {m: LowRank(d.A[:rank], d.B[:, :rank]) for m, d in pairs.items()}
-    return lowrank.named({m: lowrank.pad(d, pairs[m].rank) for m, d in cut.items()}) | rest
+    return named_pairs.to_names({m: lowrank.pad(d, pairs[m].rank) for m, d in cut.items()}) | rest
 
 
 def aggregate(
@@ -162,17 +163,17 @@ def aggregate(
                 said[OF + u.client] = u.delta[RANK]
             yield _zeroed(delta, held[-1]), u.num_examples
 
-    pairs, rest = lowrank.gathered(values())
+    pairs, rest = named_pairs.pairs_and_mean(values())
     mean = {}
     for m, items in pairs.items():
         shares = shares_of(items, by_norm, max_share)
-        d = lowrank.mean_factors(lowrank.padded((d, w) for (d, _), w in zip(items, shares, strict=True)))
+        d = lowrank.mean_factors(lowrank.pad_to_largest((d, w) for (d, _), w in zip(items, shares, strict=True)))
         if normalise_rows:
             ranks = [min(h, d.rank) for h, (d, _) in zip(held, items, strict=True)]
             of_row = [sum(w for w, r in zip(shares, ranks, strict=True) if r > j) or 1.0 for j in range(d.rank)]
             d = LowRank(d.A / torch.tensor(of_row)[:, None], d.B / torch.tensor(of_row))
         mean[m] = d
-    return lowrank.named(mean) | rest | said
+    return named_pairs.to_names(mean) | rest | said
 
 
 def shares_of(items: list[tuple[LowRank, float]], by_norm: bool, max_share: float | None) -> list[float]:

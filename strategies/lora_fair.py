@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fedft import check
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank
+from fedft.arithmetic import lowrank, named_pairs
 from fedft.arithmetic.lowrank import LowRank
 from fedft.recipe import Recipe, cut_to_rank
 from fedft.strategies.fedit import keep_largest_rank
@@ -69,13 +69,13 @@ def lora_fair(
 
 def aggregate(updates: Iterable[Update], lam: float, solver: Solver) -> dict[str, Tensor]:
     """The padded mean factors with a corrected B, and the p_k-mean of everything that is not a pair."""
-    pairs, rest = lowrank.gathered((u.delta, u.num_examples) for u in updates)
+    pairs, rest = named_pairs.pairs_and_mean((u.delta, u.num_examples) for u in updates)
     fair = {}
     for m, items in pairs.items():
-        mean = lowrank.mean_factors(lowrank.padded(items))
+        mean = lowrank.mean_factors(lowrank.pad_to_largest(items))
         target = lowrank.stack((d.double(), n) for d, n in items)
         fair[m] = LowRank(mean.A, solver(target, mean, lam))
-    return lowrank.named(fair) | rest
+    return named_pairs.to_names(fair) | rest
 
 
 def ridge(target: LowRank, mean: LowRank, lam: float) -> Tensor:

@@ -11,7 +11,7 @@ first as "Robust Federated Finetuning of Foundation Models via Alternating Minim
 """
 
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Layout, State
 from fedft.recipe import Recipe

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fedft.adapters.lora_batched import adapted
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Kind, Layout, Mounted, Settings
 from fedft.randomness import philox

@@ -1,4 +1,4 @@
-"""Arithmetic on named tensors, low-rank pairs and sparse vectors, and which compiled library does it.
+"""Arithmetic on named tensors and low-rank pairs, and which compiled library does it.
 
 No model, no message and no strategy is known here.
 """

@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import ModuleType
 
@@ -41,6 +41,18 @@ def scale(x: Tensors, factor: float) -> dict[str, Tensor]:
 def zeros_like(x: Tensors) -> dict[str, Tensor]:
     """Zeros with the names, shapes and dtypes of `x`."""
     return {name: torch.zeros_like(t) for name, t in x.items()}
+
+
+def flat(x: Tensors) -> Tensor:
+    """All entries of named tensors as one vector [P]: tensors in bytewise order of names, each row-major."""
+    return torch.cat([x[n].reshape(-1) for n in sorted(x, key=str.encode)])
+
+
+def shaped(x: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """The named tensors of these shapes whose entries are the vector `x` [P], in new memory: undoes `flat`."""
+    names = sorted(shapes, key=str.encode)
+    pieces = x.split([math.prod(shapes[n]) for n in names])
+    return {n: piece.reshape(tuple(shapes[n])).clone() for n, piece in zip(names, pieces, strict=True)}
 
 
 def dot(x: Tensors, y: Tensors) -> float:

@@ -12,7 +12,7 @@ outweigh the sum are forgotten: a client that lacks so much is better served wit
 
 from torch import Tensor
 
-from fedft.arithmetic import lowrank
+from fedft.arithmetic import lowrank, named_pairs
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Layout, State
 from fedft.update import Plan
@@ -22,13 +22,13 @@ STEP = "step."  # "step.<version>.<name>" is the stack that led from <version> t
 
 def nothing_yet(layout: Layout) -> dict[str, Tensor]:
     """The sum at version 0: rank 0 in every module."""
-    return lowrank.named({m: lowrank.zero(o, i) for m, (o, i) in layout.modules.items()})
+    return named_pairs.to_names({m: lowrank.zero(o, i) for m, (o, i) in layout.modules.items()})
 
 
 def merge(state: State, change: Tensors) -> Tensors:
     """One more step, the pairs of `change`; whatever else is in it replaces what the state had."""
-    stack, values = lowrank.split(change)
-    step = lowrank.named({m: d.shortened() for m, d in stack.items()})
+    stack, values = named_pairs.split(change)
+    step = named_pairs.to_names({m: d.shortened() for m, d in stack.items()})
     total, steps = _parts(state.tensors)
     total, steps[state.version] = _plus(total, step) | values, step
     while len(steps) > 1 and sum(map(_size, steps.values())) > _size(total):
@@ -43,7 +43,7 @@ def since(state: State, have: int | None, plan: Plan) -> Tensors:
         return {}
     if have is None or have > state.version or any(v not in steps for v in range(have, state.version)):
         return total
-    values = lowrank.split(total)[1]
+    values = named_pairs.split(total)[1]
     lacking = {f"{STEP}{v}.{n}": x for v in range(have, state.version) for n, x in steps[v].items()} | values
     return lacking if _size(lacking) < _size(total) else total
 
@@ -61,8 +61,8 @@ def catch_up(held: State | None, plan: Plan) -> Tensors:
 
 def _plus(total: Tensors, step: Tensors) -> dict[str, Tensor]:
     """The pairs of the sum after one more step. Same code, hence same bits, on both sides."""
-    pairs = lowrank.split(total)[0]
-    return lowrank.named({m: (pairs[m] + d).shortened() for m, d in lowrank.split(step)[0].items()})
+    pairs = named_pairs.split(total)[0]
+    return named_pairs.to_names({m: (pairs[m] + d).shortened() for m, d in named_pairs.split(step)[0].items()})
 
 
 def _size(x: Tensors) -> int:

@@ -1,9 +1,11 @@
 """What strategies share that work on another one: `on = "ffa_lora"`, or `on = { name = "fedprox", mu = 0.1 }`."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fedft.contract import Term
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Next, State, Term
 from fedft.recipe import Recipe
 from fedft.registry import named
 from fedft.training.first_order import gradient_steps
@@ -29,3 +31,21 @@ def with_term(recipe: Recipe, term: Term, who: str) -> Recipe:
     if (steps := gradient_steps(recipe.local)) is None:
         raise ValueError(f"{who} cannot be on {recipe.name}: it adds to gradients, and these local steps have none")
     return replace(recipe, local=steps.with_term(term))
+
+
+def with_server_step(recipe: Recipe, step: Callable[[State, Tensors], Next], who: str) -> Recipe:
+    """The recipe whose server gives the mean change of x to `step` instead of adding it to x.
+
+    What a state has beside x, as control variates are, keeps its own rule (`Recipe.with_server`). Raises ValueError in
+    the name of `who` where the server does more, or less, than add the mean of all changes to one x.
+    """
+    steps = gradient_steps(recipe.local)
+    sends_values = recipe.upload_kind != "changes" or (steps is not None and steps.send == "value")
+    if sends_values or not (recipe.averages and recipe.adds):
+        raise ValueError(
+            f"{who} cannot be on {recipe.name}: its server does more, or less, than add the mean of all changes to one"
+            " x; stacked factors have no identity from round to round, so there a server optimiser must act on the"
+            " dense change (flexlora's momentum option)"
+        )
+    moved = recipe.with_server(recipe, step) if recipe.with_server else replace(recipe, server=step)
+    return replace(moved, adds_changes=False)

@@ -105,6 +105,15 @@ def test_what_the_mean_lacks_of_the_stack_is_the_covariance_of_the_factors(rank)
     assert relative(exact(lowrank.stack(items) + -lowrank.mean_factors(items)), covariance) < 1e-5
 
 
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_the_residual_is_what_the_mean_lacks_in_one_block_less_than_there_are_clients(rank):
+    items = clients(rank, rank, rank)
+    residual = lowrank.mean_residual(items)
+    assert residual.rank == 2 * rank
+    assert relative(exact(residual), exact(lowrank.stack(items) + -lowrank.mean_factors(items))) < 1e-5
+    assert lowrank.mean_residual(items[:1]).rank == 0
+
+
 @pytest.mark.parametrize("common", ["A", "B"])
 def test_the_mean_lacks_nothing_when_one_factor_is_common(common):
     items = clients(3, 3, 3)
@@ -202,6 +211,22 @@ def test_truncation_spreads_each_singular_value_over_both_factors():
     assert torch.allclose(d.A.norm(dim=1), d.B.norm(dim=0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_singular_values_go_where_they_are_told(share):
+    d = pair(6, 3)
+    s = d.svd()[1]
+    there = d.truncate(share_of_a=share)
+    assert torch.allclose(there.A.double().norm(dim=1), s**share, rtol=1e-6)
+    assert torch.allclose(there.B.double().norm(dim=0), s ** (1 - share), rtol=1e-6)
+    assert relative(exact(there), exact(d)) < 1e-6
+
+
+def test_some_ranks_and_the_others_are_the_whole():
+    d = pair(6, 4)
+    assert (d.ranks(stop=1).rank, d.ranks(1, 3).rank, d.ranks(3).rank, d.ranks(9).rank) == (1, 2, 1, 0)
+    assert relative(exact(d.ranks(stop=1)) + exact(d.ranks(1)), exact(d)) < 1e-14
+
+
 def test_the_zero_matrix_has_rank_zero_and_is_neutral():
     nothing, d = lowrank.zero(OUT, IN), pair(7, 2)
     assert (nothing.rank, nothing.shape, nothing.norm()) == (0, (OUT, IN), 0.0)
@@ -222,19 +247,6 @@ def test_truncation_to_rank_zero_is_the_zero_matrix():
 def test_factors_that_do_not_fit_are_refused(a, b):
     with pytest.raises(ValueError, match="do not fit"):
         LowRank(torch.zeros(a), torch.zeros(b))
-
-
-def test_split_and_named_are_inverse_and_leave_the_rest_alone():
-    x = {
-        "m.lora_A": torch.ones(2, 5),
-        "m.lora_B": torch.ones(7, 2),
-        "n.lora_B": torch.ones(3, 2),
-        "head": torch.ones(4),
-    }
-    pairs, rest = lowrank.split(x)
-    assert (set(pairs), set(rest)) == ({"m"}, {"n.lora_B", "head"})
-    assert lowrank.named(pairs).keys() | rest.keys() == x.keys()
-    assert lowrank.named(pairs)["m.lora_A"] is x["m.lora_A"]
 
 
 # -- factors of many clients
@@ -264,23 +276,16 @@ def test_the_inner_product_from_gram_matrices_is_the_dense_one(ranks):
 
 def test_padding_gives_all_the_largest_rank_and_changes_no_product():
     items = clients(1, 4, 0, 2)
-    grown = lowrank.padded(iter(items))
+    grown = lowrank.pad_to_largest(iter(items))
     assert {d.rank for d, _ in grown} == {4}
     assert [n for _, n in grown] == [n for _, n in items]
     assert all(torch.equal(exact(x), exact(y)) for (x, _), (y, _) in zip(grown, items, strict=True))
-    assert lowrank.padded([]) == []
-
-
-def test_a_cut_undoes_padding():
-    d = pair(3, 2)
-    grown = lowrank.cut(lowrank.named({"m": lowrank.pad(d, 6)}), 2)
-    assert torch.equal(grown["m.lora_A"], d.A)
-    assert torch.equal(grown["m.lora_B"], d.B)
+    assert lowrank.pad_to_largest([]) == []
 
 
 def test_rows_that_the_new_pair_lacks_are_the_old_ones():
     new, old = pair(1, 2), pair(2, 5)
-    both = lowrank.onto(new, old)
+    both = lowrank.padded_to(new, old)
     assert torch.equal(both.A, torch.cat([new.A, old.A[2:]]))
     assert torch.equal(both.B, torch.cat([new.B, old.B[:, 2:]], dim=1))
 
@@ -291,89 +296,7 @@ def test_a_row_zero_in_both_factors_gets_the_old_row_of_a_and_the_product_stays(
     new, old = pair(1, 4), pair(2, old_rank)
     a, b = new.A.clone(), new.B.clone()
     a[1:3], b[:, 1], b[:, 3] = 0, 0, 0
-    grown = lowrank.onto(LowRank(a, b), old)
+    grown = lowrank.padded_to(LowRank(a, b), old)
     assert torch.equal(grown.A[1], old.A[1] if old_rank > 1 else a[1])
     assert torch.equal(grown.A[[0, 2, 3]], a[[0, 2, 3]])
     assert torch.equal(exact(LowRank(grown.A[:4], grown.B[:, :4])), exact(LowRank(a, b)))
-
-
-def test_pairs_are_gathered_by_module_and_the_rest_is_averaged():
-    items = clients(1, 3)
-    named = [(lowrank.named({"m": d}) | {"head": torch.full((2,), float(k))}, n) for k, (d, n) in enumerate(items)]
-    pairs, rest = lowrank.gathered(iter(named))
-    assert [(d.rank, n) for d, n in pairs["m"]] == [(1, 1), (3, 4)]
-    assert rest["head"].tolist() == pytest.approx([0.8, 0.8])
-    with pytest.raises(ValueError, match="none"):
-        lowrank.gathered(iter([]))
-
-
-def test_values_replace_and_everything_else_stays():
-    old = lowrank.named({"m": pair(1, 3), "n": pair(2, 3)}) | {"head": torch.zeros(2), "other": torch.ones(1)}
-    new = lowrank.named({"m": pair(3, 2)}) | {"head": torch.ones(2)}
-    now = lowrank.replaced(old, new)
-    assert now.keys() == old.keys()
-    assert torch.equal(now["m.lora_A"][:2], new["m.lora_A"])
-    assert torch.equal(now["m.lora_A"][2], old["m.lora_A"][2])
-    assert now["n.lora_A"] is old["n.lora_A"]
-    assert now["other"] is old["other"]
-    assert torch.equal(now["head"], torch.ones(2))
-
-
-def decaying(decay: float, rank: int = 12, o: int = 50, i: int = 60) -> LowRank:
-    """Singular values over `decay` decades, about."""
-    rng = torch.Generator().manual_seed(3)
-    scale = torch.logspace(0, -decay, rank)
-    return LowRank(torch.randn(rank, i, generator=rng), torch.randn(o, rank, generator=rng) * scale)
-
-
-def agree(d: LowRank, rank: int, values: float = 1e-6, vectors: float = 2e-6) -> None:
-    """Both ways to the SVD say the same to what `_svd_by_gram` promises of vectors, and float64 of what counts."""
-    short, long = d._svd_by_gram(rank), d._svd_by_qr(rank)
-    assert short is not None
-    assert torch.allclose(short[1], long[1], rtol=values)
-    for basis in (short[0].T, short[2]):
-        assert torch.allclose(basis @ basis.T, torch.eye(rank, dtype=torch.float64), atol=vectors)
-    product = [(u * s) @ v for u, s, v in (short, long)]
-    assert (product[0] - product[1]).norm() <= 1e-10 * long[1].norm()
-
-
-@pytest.mark.parametrize("decay", [0.0, 2.0, 4.0, 8.0, 12.0])
-def test_gram_matrices_give_the_same_values_and_vectors_as_qr(decay: float) -> None:
-    """What is not kept may be far below the root of float64's precision: at 12 decades the last is 1e-12."""
-    agree(decaying(decay), 4, values=1e-8, vectors=1e-8)
-
-
-@pytest.mark.parametrize("decay", [0.0, 2.0, 4.0])
-def test_so_they_do_where_half_of_the_ranks_are_kept(decay: float) -> None:
-    agree(decaying(decay), 6, values=1e-8, vectors=1e-8)
-
-
-@pytest.mark.parametrize("near", [0.3, 1e-2, 1e-4, 0.0])
-def test_gram_matrices_serve_clients_that_hardly_moved_from_a_common_start(near: float) -> None:
-    """Four pairs of rank 3 near one: B^T B is as good as singular, or is, but the three that are kept are sound."""
-    start = pair(1, 3, 50, 60)
-    moved = [
-        (LowRank(start.A + near * pair(k, 3, 50, 60).A, start.B + near * pair(k, 3, 50, 60).B), k) for k in (2, 3, 4, 5)
-    ]
-    agree(lowrank.stack(moved), 3)
-
-
-def test_where_gram_matrices_lose_the_digits_qr_is_used() -> None:
-    """A value of 1e-7 of the largest; a sum whose terms cancel to 1e-6 of each; zero. All are as with dense float64."""
-    d, small, zero = decaying(9.0), decaying(0.0), LowRank(torch.zeros(12, 60), decaying(0.0).B)
-    cancels = d.double() + -LowRank(d.A.double(), d.B.double() + 1e-6 * small.B.double())
-    for case, rank in ((d, 10), (cancels, 4), (zero, 4)):
-        assert case._svd_by_gram(rank) is None
-        dense = torch.linalg.svdvals(exact(case))[:rank]
-        assert torch.allclose(case.svd(rank)[1], dense, rtol=1e-7, atol=1e-15)
-
-
-def test_factors_that_are_not_tall_go_through_qr() -> None:
-    assert pair(3, 8)._svd_by_gram(2) is None  # 8 columns of length 7
-    assert pair(3, 4)._svd_by_gram(4) is None  # nothing is cut
-    assert pair(3, 4)._svd_by_gram(2) is not None
-
-
-def test_a_long_gram_matrix_in_strips_is_the_whole_one() -> None:
-    x = pair(4, 200, 3, 211).A.double()
-    assert relative(lowrank._gram(x), x @ x.T) < 1e-15

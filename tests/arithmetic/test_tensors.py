@@ -24,6 +24,17 @@ def test_add_sub_and_scale_work_name_by_name_and_leave_their_arguments():
     assert (x["w"].tolist(), y["w"].tolist()) == ([1.0, 2.0], [10.0, -4.0])
 
 
+def test_one_vector_of_all_entries_and_back():
+    """Names in bytewise order, whatever the order of the mapping; what comes back is nobody else's memory."""
+    x = {"b": torch.tensor([[3.0, 4.0]]), "B": torch.tensor(1.0), "a": torch.tensor([2.0])}
+    vector = tensors.flat(x)
+    assert vector.tolist() == [1.0, 2.0, 3.0, 4.0]
+    back = tensors.shaped(vector, {n: t.shape for n, t in x.items()})
+    assert tensors.digest(back) == tensors.digest(x)
+    vector.zero_()
+    assert tensors.digest(back) == tensors.digest(x)
+
+
 @pytest.mark.parametrize("operation", [tensors.add, tensors.sub, tensors.dot])
 def test_operations_on_unlike_names_are_refused(operation):
     with pytest.raises(ValueError, match="only_here"):

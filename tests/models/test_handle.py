@@ -11,7 +11,8 @@ from torch import nn
 
 from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank, zero
+from fedft.arithmetic.lowrank import LowRank, zero
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.contract import Layout
 from fedft.errors import DataError
 from fedft.models import load

@@ -7,7 +7,7 @@ import torch
 
 from fedft import strategies, testing
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import Local
 from fedft.server.aggregation_error import Exactness
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank, tensors
+from fedft.arithmetic import lowrank, named_pairs, tensors
 from fedft.arithmetic.lowrank import LowRank
 from fedft.config import Local
 from fedft.contract import Layout, State, Turn
@@ -73,7 +73,7 @@ def close(x, y, tolerance=1e-6) -> bool:
 
 
 def pairs_of(updates, m: str) -> list[tuple[LowRank, float]]:
-    return [(lowrank.split(u.delta)[0][m], u.num_examples) for u in updates]
+    return [(named_pairs.split(u.delta)[0][m], u.num_examples) for u in updates]
 
 
 def plan(state: State, have: int | None) -> Plan:
@@ -117,10 +117,10 @@ def test_the_adapter_restarts_from_fedit_s_mean_and_the_head_is_averaged():
 def test_the_residual_is_the_covariance_of_the_factors():
     for m in MODULES:
         d = residual(pairs_of(COHORT, m))
-        assert close(product(lowrank.named({m: d}), m), covariance(COHORT, m))
+        assert close(product(named_pairs.to_names({m: d}), m), covariance(COHORT, m))
         pairs = pairs_of(COHORT, m)
         longer = lowrank.stack(pairs) + -lowrank.mean_factors(pairs)
-        assert close(product(lowrank.named({m: d}), m), longer.dense(), 1e-5)
+        assert close(product(named_pairs.to_names({m: d}), m), longer.dense(), 1e-5)
 
 
 def test_the_residual_has_a_block_less_than_there_are_clients():
@@ -270,7 +270,7 @@ def test_the_model_of_the_round_is_the_mean_of_the_clients_models():
     state = t.step(t.state(), [t.update(t.state(), k) for k in range(3)])
     t.turn(t.plan(state, 0), 0)
     base, _ = t.handle.change()
-    standing = {m: (base[m] + -lowrank.split(t.handle.read())[0][m]).dense().double() for m in t.layout.modules}
+    standing = {m: (base[m] + -named_pairs.split(t.handle.read())[0][m]).dense().double() for m in t.layout.modules}
     updates = [t.update(state, k, lr=0.3) for k in range(3)]
     t.turn(t.plan(t.step(state, updates), 1), 1)
     now, _ = t.handle.change()

@@ -15,7 +15,7 @@ from fedft.contract import State
 from fedft.strategies.fedavg import fedavg
 from fedft.strategies.fedit import fedit
 from fedft.strategies.fedkseed import fedkseed
-from fedft.strategies.fedopt import OWNER, M, V, fedopt
+from fedft.strategies.fedopt import OWNER, fedopt
 from fedft.strategies.fedprox import fedprox
 from fedft.strategies.fedsa_lora import fedsa_lora
 from fedft.strategies.ffa_lora import ffa_lora
@@ -27,6 +27,7 @@ from fedft.update import Plan, Update
 SPACES = pytest.mark.parametrize("on", [fedit(), fedavg(), ffa_lora()], ids=lambda r: r.name)
 ADAPTIVE = ("adam", "yogi", "adagrad")
 every = pytest.mark.parametrize("optimizer", [*ADAPTIVE, "momentum"])
+M, V = "m.", "v."  # of a tensor's name, in the server's own drawer
 DELTAS = [0.3, -0.1, 0.0, 2.0, -2.0, 1e-4, 0.05]
 
 

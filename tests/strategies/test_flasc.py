@@ -9,12 +9,14 @@ import torch
 from terms import WithoutGradient
 
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic import sparse, tensors
+from fedft.aggregation.server_optimizers import M, V
+from fedft.arithmetic import tensors
 from fedft.compression import error_feedback as feedback
+from fedft.compression import sparse_vector
 from fedft.contract import Layout, State
 from fedft.errors import RejectedUpdate
 from fedft.strategies.fedit import fedit
-from fedft.strategies.flasc import FIRST, OWNER, SECOND, flasc
+from fedft.strategies.flasc import OWNER, flasc
 from fedft.testing import RUN, SEED, Ready, strategy_contract, toy
 from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, Update
@@ -111,13 +113,6 @@ def test_exactly_ceil_q_p_entries_travel_each_way(q):
     assert down["support"].dtype == torch.int32
 
 
-def test_a_density_counts_as_it_is_written():
-    """0.07 * 100 is 7.000000000000001 in doubles, and 7 in the run file."""
-    assert math.ceil(0.07 * 100) == 8
-    assert sparse.count(0.07, 100) == 7
-    assert [sparse.count(0.25, n) for n in (0, 1, 4, 5, 96)] == [0, 1, 1, 2, 24]
-
-
 @pytest.mark.parametrize("q", [0.25, 1 / 16, 1.0])
 def test_bytes_are_four_per_value_and_one_per_eight_entries(q):
     """b ceil(q P) + P / 8, up and down; nothing but the declared header and table comes on top."""
@@ -128,7 +123,7 @@ def test_bytes_are_four_per_value_and_one_per_eight_entries(q):
     formula = 4 * math.ceil(q * ENTRIES) + ENTRIES // 8
     assert body(messages.encode_plan(plan(state(), density_down=q), "fp32")) == formula
     recipe = flasc(density_up=q)
-    up = Update(sparse.packed(flat(drawn(2)), sparse.largest(flat(drawn(2)).abs(), q)), 1, run=RUN)
+    up = Update(sparse_vector.packed(flat(drawn(2)), sparse_vector.largest(flat(drawn(2)).abs(), q)), 1, run=RUN)
     data = messages.encode_update(up, "fp32")
     assert body(data) == formula == messages.body_bytes(recipe.spec(LAYOUT, plan(state())), "fp32")
     half = messages.encode_update(up, "bf16")
@@ -143,36 +138,18 @@ def test_the_download_is_the_largest_entries_of_the_whole_vector_not_of_each_ten
     assert torch.equal(sent["support"], want["support"])
     assert not plan(at, have=0).tensors
     lopsided = State(0, {**at.tensors, "m.lora_B": 1e6 * at.tensors["m.lora_B"]})
-    got = sparse.shaped(sparse.unpacked(plan(lopsided).tensors)[:ENTRIES], {n: at.tensors[n].shape for n in ORDER})
+    got = tensors.shaped(
+        sparse_vector.unpacked(plan(lopsided).tensors)[:ENTRIES], {n: at.tensors[n].shape for n in ORDER}
+    )
     assert got["m.lora_B"].count_nonzero() == 24
-
-
-def test_ties_go_to_the_lower_index():
-    assert sparse.largest(torch.ones(10), 0.35).tolist() == [True] * 4 + [False] * 6
-    assert sparse.largest(torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0]), 0.5).tolist() == [False, True, True, True, False]
-    assert sparse.largest(torch.zeros(3), 0.5).tolist() == [True, True, False]
-    assert sparse.largest(torch.zeros(0), 0.5).tolist() == []
-    assert sparse.largest(torch.tensor([1.0, math.nan, 2.0]), 0.3).tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize("entries", [1, 31, 32, 33, 100])
-def test_what_is_packed_comes_out_as_it_was(entries):
-    rng = torch.Generator().manual_seed(entries)
-    x, chosen = torch.randn(entries, generator=rng), torch.rand(entries, generator=rng) < 0.5
-    sent = sparse.packed(x, chosen)
-    assert sent["support"].shape == (math.ceil(entries / 32),)
-    assert torch.equal(sparse.unpacked(sent)[:entries].float(), x.masked_fill(~chosen, 0))
-    assert not sparse.unpacked(sent)[entries:].any()
-    shapes = {n: x.shape for n, x in drawn(1).items()}
-    assert tensors.digest(sparse.shaped(sparse.flat(drawn(1)), shapes)) == tensors.digest(drawn(1))
 
 
 def test_a_normalised_score_is_the_magnitude_over_the_tensor_s_rms():
     at = state()
     small = State(0, {**at.tensors, "m.lora_B": at.tensors["m.lora_B"] / 1000})
     for options, present in (({}, False), ({"score": "normalised"}, True)):
-        x = sparse.shaped(
-            sparse.unpacked(plan(small, **options).tensors)[:ENTRIES], {n: at.tensors[n].shape for n in ORDER}
+        x = tensors.shaped(
+            sparse_vector.unpacked(plan(small, **options).tensors)[:ENTRIES], {n: at.tensors[n].shape for n in ORDER}
         )
         assert bool(x["m.lora_B"].any()) == present
     one = plan(small, score="normalised").tensors["support"]
@@ -188,7 +165,7 @@ def test_a_client_starts_from_the_masked_state_and_what_is_masked_can_learn():
     turn = t.turn(t.plan(at, 0), 0)
     read = t.handle.read()
     x = flat(at.tensors)
-    keep = sparse.largest(x.abs(), 0.25)
+    keep = sparse_vector.largest(x.abs(), 0.25)
     assert torch.equal(flat(read), x.masked_fill(~keep, 0))
     assert not read["first.lora_B"].any()
     trained = FirstOrder()(t.handle, DATA, turn).delta
@@ -204,16 +181,16 @@ def test_what_is_sent_and_the_client_s_residual_are_end_minus_start(kept):
     late = torch.linspace(-1, 1, 48) if kept else torch.zeros(48)
     start = flat(t.handle.read())
     shapes = {n: tuple(x.shape) for n, x in t.handle.read().items()}
-    turn = replace(turn, kept={feedback.OWNER: sparse.shaped(late, shapes)} if kept else {})
+    turn = replace(turn, kept={feedback.OWNER: tensors.shaped(late, shapes)} if kept else {})
     trained = t.recipe.local(t.handle, DATA, turn)
     delta, _, after = t.recipe.sent(trained, turn, t.handle)
     unsent = flat(after[feedback.OWNER])
     change = flat(t.handle.read()) - start + late
-    assert torch.equal(sparse.unpacked(delta)[:48].float() + unsent, change)
+    assert torch.equal(sparse_vector.unpacked(delta)[:48].float() + unsent, change)
     want = sent_by_hand(change, math.ceil(0.2 * 48))
     assert torch.equal(delta["values"], want["values"])
     assert torch.equal(delta["support"], want["support"])
-    assert not (sparse.unpacked(delta)[:48].bool() & unsent.bool()).any()
+    assert not (sparse_vector.unpacked(delta)[:48].bool() & unsent.bool()).any()
 
 
 def test_without_feedback_a_client_keeps_nothing_and_an_unfit_residual_is_forgotten():
@@ -267,14 +244,14 @@ def test_the_server_s_steps_are_adamw_s_on_the_negated_mean(options):
 
 def test_one_adamw_step_by_hand():
     """From zero moments the first step is lr g / (|g| + eps): 1 + 0.001 with a mean change of 0.5, and nothing at 0."""
-    at = State(0, {"m.lora_A": torch.ones(1, 2)}, {OWNER: {FIRST: torch.zeros(2), SECOND: torch.zeros(2)}})
+    at = State(0, {"m.lora_A": torch.ones(1, 2)}, {OWNER: {M: torch.zeros(2), V: torch.zeros(2)}})
     sent = {"values": torch.tensor([0.5]), "support": torch.tensor([1], dtype=torch.int32)}
     new = flasc().next_state(at, flasc().aggregate([Update(sent, 9)]))
     after, own = new.tensors, new.own[OWNER]
     assert torch.allclose(after["m.lora_A"], torch.tensor([[1.001, 1.0]]), atol=1e-7)
     assert after["m.lora_A"][0, 1].item() == 1.0
-    assert torch.allclose(own[FIRST], torch.tensor([-0.05, 0.0]))
-    assert torch.allclose(own[SECOND], torch.tensor([0.00025, 0.0]))
+    assert torch.allclose(own[M], torch.tensor([-0.05, 0.0]))
+    assert torch.allclose(own[V], torch.tensor([0.00025, 0.0]))
 
 
 def test_at_density_one_with_plain_steps_it_is_federated_averaging():
@@ -300,7 +277,7 @@ def test_entries_in_no_mask_stay_as_initialised_unless_the_server_decays_weights
 
 def test_moments_never_travel_and_the_server_s_vector_stays_dense():
     after = flasc().next_state(state(), flasc().aggregate(by_hand(24)[0]))
-    assert after.own[OWNER].keys() == {FIRST, SECOND}
+    assert after.own[OWNER].keys() == {M, V}
     assert plan(after).tensors.keys() == {"values", "support"}
     assert after.tensors.keys() == set(ORDER)
     assert flat(after.tensors).count_nonzero() == ENTRIES
@@ -312,7 +289,7 @@ def test_who_only_wants_the_model_receives_all_of_it():
     """A plan of no steps: what is exported is x, not its mask."""
     at = state()
     whole = plan(at, steps=0).tensors
-    assert torch.equal(sparse.unpacked(whole)[:ENTRIES].float(), flat(at.tensors))
+    assert torch.equal(sparse_vector.unpacked(whole)[:ENTRIES].float(), flat(at.tensors))
 
 
 def test_a_frozen_a_neither_travels_nor_moves():
@@ -346,7 +323,7 @@ def test_a_support_that_does_not_fit_its_values_is_refused():
 
 def test_bits_behind_the_last_entry_place_nothing():
     """P = 5: a bit at position 6 is within the word and no entry's; the server's vector has no place for it."""
-    at = State(0, {"m.lora_A": torch.ones(1, 5)}, {OWNER: {FIRST: torch.zeros(5), SECOND: torch.zeros(5)}})
+    at = State(0, {"m.lora_A": torch.ones(1, 5)}, {OWNER: {M: torch.zeros(5), V: torch.zeros(5)}})
     sent = {"values": torch.tensor([0.5, 7.0]), "support": torch.tensor([0b1000001], dtype=torch.int32)}
     only = {"values": torch.tensor([0.5]), "support": torch.tensor([1], dtype=torch.int32)}
     got, want = (flasc().next_state(at, flasc().aggregate([Update(x, 1)])) for x in (sent, only))
@@ -366,7 +343,7 @@ def test_a_diverged_change_is_sent_and_refused_like_any_other():
     t = toy(flasc())
     x = flat(drawn(1)).clone()
     x[:30] = math.nan
-    sent = Update(sparse.packed(x, sparse.largest(x.abs(), 0.25)), 1, run=RUN)
+    sent = Update(sparse_vector.packed(x, sparse_vector.largest(x.abs(), 0.25)), 1, run=RUN)
     with pytest.raises(RejectedUpdate, match="NaN"):
         messages.decode_update(messages.encode_update(sent, "fp32"), t.recipe.spec(LAYOUT, plan(state())), "fp32")
 

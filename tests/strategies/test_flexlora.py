@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fedft.arithmetic import tensors
+from fedft.arithmetic import product_svd, tensors
 from fedft.arithmetic.lowrank import LowRank
 from fedft.contract import Layout, State
 from fedft.strategies.fedit import fedit
@@ -156,9 +156,8 @@ def test_only_the_ranks_that_are_kept_are_decomposed(monkeypatch):
     rng = torch.Generator().manual_seed(5)
     a, b = torch.randn(12, 48, generator=rng), torch.randn(64, 12, generator=rng)
     updates = [Update({A: a[4 * k : 4 * k + 4], B: b[:, 4 * k : 4 * k + 4]}, k + 1) for k in range(3)]
-    monkeypatch.setattr(
-        LowRank, "_svd_by_qr", lambda d, rank, real=LowRank._svd_by_qr: ranks.append(rank) or real(d, rank)
-    )
+    by_qr = product_svd.by_qr
+    monkeypatch.setattr(product_svd, "by_qr", lambda b, a, rank: ranks.append(rank) or by_qr(b, a, rank))
     kept = []
     for options in ({}, {"momentum": 0.5}, {"feedback": True}):
         recipe = flexlora(**options)

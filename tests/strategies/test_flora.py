@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedft import strategies
-from fedft.arithmetic import lowrank, tensors
+from fedft.arithmetic import named_pairs, tensors
 from fedft.contract import Layout, State
 from fedft.strategies.fedit import fedit
 from fedft.strategies.flora import flora
@@ -150,7 +150,7 @@ def test_the_sum_never_outgrows_the_smaller_dimension():
     state = zero_state()
     for k in range(6):
         state = after([client(2 * k, 2, 1), client(2 * k + 1, 2, 3)], state)
-        pairs, _ = lowrank.split({n: x for n, x in state.tensors.items() if not n.startswith("step.")})
+        pairs, _ = named_pairs.split({n: x for n, x in state.tensors.items() if not n.startswith("step.")})
         assert all(d.rank <= min(d.shape) for d in pairs.values())
 
 
@@ -326,5 +326,5 @@ def test_no_server_multiplies_a_change_out(name, options):
                 recipe.downlink(state, have, Plan(RUN, t + 1, t + 1, have, rank=rank))
     assert 0 < seen.most < o * i / 4
     with seen:
-        lowrank.split({n: x for n, x in state.tensors.items() if n.startswith("m.lora")})[0]["m"].dense()
+        named_pairs.split({n: x for n, x in state.tensors.items() if n.startswith("m.lora")})[0]["m"].dense()
     assert seen.most == o * i  # the guard sees it

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedft.arithmetic import lowrank, tensors
+from fedft.arithmetic import named_pairs, tensors
 from fedft.contract import Layout, State
 from fedft.strategies.rolora import learns, rolora
 from fedft.testing import RUN, SEED, Ready, strategy_contract, toy
@@ -193,7 +193,7 @@ def test_one_rank_for_all_and_everything_adds_up():
         False,
         False,
     )
-    assert all(d.rank == RANK for d in lowrank.split(recipe.first_state(LAYOUT, RANK, SEED).tensors)[0].values())
+    assert all(d.rank == RANK for d in named_pairs.split(recipe.first_state(LAYOUT, RANK, SEED).tensors)[0].values())
 
 
 def test_a_mean_over_nobody_is_refused():

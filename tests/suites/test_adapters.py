@@ -7,7 +7,7 @@ import pytest
 
 from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic.lowrank import B_SUFFIX
+from fedft.arithmetic.named_pairs import B_SUFFIX
 from fedft.suites.adapters import PROMISES
 
 sys.path.append(str(Path(__file__).parents[1] / "plugin_example"))

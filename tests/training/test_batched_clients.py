@@ -21,7 +21,8 @@ from transformers import (
 from fedft import config, run_file, strategies
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import tensors
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.carriers.interface import Kind as LetterKind
 from fedft.carriers.interface import Letter, Refused
 from fedft.carriers.local import Asked, Finish, LocalPost

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedft.arithmetic import tensors
-from fedft.arithmetic.lowrank import LowRank, named
+from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.named_pairs import to_names
 from fedft.contract import Layout, State
 from fedft.strategies.parts import moving_base
 from fedft.update import Plan
@@ -19,7 +20,7 @@ def step(seed: int, rank: int) -> dict[str, torch.Tensor]:
     """One round's pairs, and a value that it replaces."""
     rng = torch.Generator().manual_seed(seed)
     d = LowRank(torch.randn(rank, IN, generator=rng), torch.randn(OUT, rank, generator=rng))
-    return named({"m": d}) | {"value": torch.full((2,), float(seed))}
+    return to_names({"m": d}) | {"value": torch.full((2,), float(seed))}
 
 
 def run(ranks) -> list[State]:

@@ -1,13 +1,13 @@
-"""The largest entries of many tensors taken as one vector: which they are, and how they travel.
+"""A sparse vector as two named tensors: the largest entries of a vector, and one bit per position that says where.
 
     values     float32 [k]                the chosen entries in the order of their positions
     support    int32 [ceil(P / 32)]       one bit per position: bit e mod 32 of word e // 32 is position e
 
+Exactly k = ceil(density P) entries are chosen, zeros among them if there are fewer others: shapes are known beforehand.
 All of it on the CPU: which entries are chosen must not depend on a device, so ties go to the lower index.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -15,23 +15,7 @@ import torch
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
-
-
-def flat(x: Tensors) -> Tensor:
-    """All entries of named tensors as one vector [P]: tensors in bytewise order of names, each row-major."""
-    return torch.cat([x[n].reshape(-1) for n in sorted(x, key=str.encode)])
-
-
-def shaped(x: Tensor, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """The tensors whose entries are the vector `x` [P], by name, in new memory: undoes `flat`.
-
-    Args:
-        x: as many entries as the shapes have.
-        shapes: of each name.
-    """
-    names = sorted(shapes, key=str.encode)
-    pieces = x.split([math.prod(shapes[n]) for n in names])
-    return {n: piece.reshape(tuple(shapes[n])).clone() for n, piece in zip(names, pieces, strict=True)}
+from fedft.compression import top_k
 
 
 def count(density: float, entries: int) -> int:
@@ -40,25 +24,23 @@ def count(density: float, entries: int) -> int:
     >>> count(0.07, 100)  # in float64, 0.07 * 100 is 7.000000000000001
     7
     """
-    return math.ceil(Fraction(str(density)) * entries)
+    return top_k.kept(Fraction(str(density)), entries)
 
 
 def largest(score: Tensor, density: float) -> Tensor:
-    """A mask that is true at the `count(density, P)` largest scores: bool [P] of scores [P], floating, on the CPU.
+    """A mask that is true at the `count(density, P)` largest scores: bool [P] of scores >= 0, float32 [P], on the CPU.
 
-    Among equal scores the lower index is taken first; NaN counts as infinite.
+    Among equal scores the lower index is taken first; NaN is larger than all.
 
     >>> largest(torch.tensor([1.0, 3.0, 2.0, 3.0]), 0.5).tolist()
     [False, True, False, True]
     """
     k = count(density, len(score))
-    if not k:
-        return torch.zeros_like(score, dtype=torch.bool)
-    ranked = torch.nan_to_num(score, nan=math.inf)
-    threshold = ranked.kthvalue(len(score) - k + 1).values
-    chosen = ranked > threshold
-    chosen[(ranked == threshold).nonzero().squeeze(1)[: k - int(chosen.sum())]] = True
-    return chosen
+    chosen = np.zeros(len(score), dtype=bool)
+    chosen[top_k.largest(torch.nan_to_num(score, nan=math.inf).numpy(), k)] = True
+    if missing := k - int(np.count_nonzero(chosen)):  # all that is not zero is chosen: the first zeros fill up
+        chosen[np.flatnonzero(~chosen)[:missing]] = True
+    return torch.from_numpy(chosen)
 
 
 def packed(x: Tensor, chosen: Tensor) -> dict[str, Tensor]:
@@ -83,7 +65,7 @@ def packed(x: Tensor, chosen: Tensor) -> dict[str, Tensor]:
 def unpacked(sent: Tensors) -> Tensor:
     """The dense vector that `packed` was given: float64 [32 words], zero at every position that was not chosen.
 
-    Its length is P rounded up to a multiple of 32, since a support does not tell P.
+    The length is P rounded up to a multiple of 32, since a support does not tell P.
     """
     x = torch.zeros(32 * len(sent["support"]), dtype=torch.float64)
     x[positions(sent["support"])] = sent["values"].double()
