@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from fedft.quickstart import base
+from fedft.quickstart.pretraining import TINY
 
 MAX_PROCESSES = 4  # each of them holds torch, Flower and a small model: about a gigabyte
 
@@ -53,4 +54,4 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama with two layers of 64, trained for two seconds; nobody writes into it."""
-    return base.ensure(tmp_path_factory.mktemp("cache"), settings=base.TINY)
+    return base.ensure(tmp_path_factory.mktemp("cache"), settings=TINY)

@@ -1,1 +1,5 @@
-"""The built-in base model and its rows, made on the spot from Python's own documentation."""
+"""A first run without downloads: a small base model and a task, both made of Python's own standard library.
+
+In this room: the base model and its cache (`base`), its training (`pretraining`), and the task's rows (`rows`). The run
+file that uses them is `simulations/quickstart.toml`.
+"""

@@ -1,4 +1,4 @@
-"""Zeroth-order estimates: slopes of a loss along random directions, from forward passes only.
+"""Derivatives g of a loss along random directions z, estimated from forward passes only.
 
     two_sided   g = (L(w + eps z) - L(w - eps z)) / (2 eps)             2 passes; exact on a quadratic
     one_sided   g = (L(w + eps z) - L(w)) / eps                         1 pass beside L(w); off by eps z'Hz / 2
@@ -6,7 +6,7 @@
 
 The weights never move: `Handle.perturbed` lets forward passes see w + eps z, so a step of learning rate zero leaves
 every bit where it was, in any dtype. Losses are compared in float64 on the same batch with dropout off. L may be any
-number that forward passes give (`measured`), also one without a gradient.
+number that a forward pass gives (`measured`), also one without a gradient.
 
 Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 2023, arXiv:2305.17333; Zhang et al.,
 "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark", ICML 2024, arXiv:2402.11592.
@@ -22,23 +22,24 @@ from fedft.data.examples import IGNORED
 from fedft.randomness.directions import Directions
 
 Measure = Callable[[Handle, Batch], float]
+"""(model, batch) -> the number to minimise."""
 
 
 def loss(handle: Handle, batch: Batch) -> float:
-    """The loss as it is trained on."""
+    """The run's objective on a batch, dropout off, no graph."""
     with torch.no_grad():
         return float(handle.loss(batch))
 
 
 def errors(handle: Handle, batch: Batch) -> float:
-    """1 - accuracy: the share of rows (or learned tokens) predicted wrong; NaN where nothing is to be learned."""
+    """1 - accuracy: the share of rows (or of learned tokens) predicted wrong; NaN where nothing is learned."""
     guess, wanted = handle.predictions(batch)
     learned = wanted != IGNORED
     return 1 - float((guess == wanted)[learned].double().mean())
 
 
 def lost_f1(handle: Handle, batch: Batch) -> float:
-    """1 - F1; NaN where nothing is to be learned.
+    """1 - F1 of the predictions on a batch; NaN where nothing is learned.
 
     Classes: the plain mean over the classes that occur in the batch, as label or as guess, of each one's
     F1 = 2 hits / (labels + guesses). Tokens: the mean over rows of the F1 of two bags of tokens, those predicted at
@@ -62,7 +63,7 @@ def lost_f1(handle: Handle, batch: Batch) -> float:
 
 
 measured: dict[str, Measure] = {"loss": loss, "accuracy": errors, "f1": lost_f1}
-"""What is minimised, by objective."""
+"""The number that is minimised, by the name of the objective in `zeroth_rules.Walk`."""
 
 
 def two_point(
@@ -74,9 +75,17 @@ def two_point(
     only: Collection[str] | None = None,
     measure: Measure = loss,
 ) -> tuple[float, float]:
-    """(slope g along z_index, mean of the two losses) on one batch; either may be non-finite if a loss is.
+    """(g, loss): the two-sided derivative along z_index, and the mean of the two losses.
 
-    `only`: names of the tensors that are moved; None: all that are trained.
+    Args:
+        handle: the model; not moved.
+        batch: both losses are of this one.
+        z, index: the directions, and which of them.
+        epsilon: distance to either side, in units of the weights.
+        only: names of the tensors that are seen moved; None: all that are trained.
+        measure: the number that is differentiated.
+    Returns:
+        Two floats, either of them non-finite if a loss is.
     """
     with handle.perturbed(z, index, epsilon, only=only):
         above = measure(handle, batch)
@@ -95,13 +104,13 @@ def one_point(
     only: Collection[str] | None = None,
     measure: Measure = loss,
 ) -> float:
-    """The one-sided slope along z_index, `here` being the loss where the weights stand."""
+    """The one-sided derivative g along z_index; `here` is `measure` of the weights as they are. See `two_point`."""
     with handle.perturbed(z, index, epsilon, only=only):
         return (measure(handle, batch) - here) / epsilon
 
 
 def step(handle: Handle, z: Directions, index: int, distance: float) -> None:
-    """w += distance * z_index on every trained parameter: in place, or in what is seen where weights stand still."""
+    """w += distance * z_index on every trained tensor: in place, or, where `weights_fixed`, by `shift_along`."""
     if handle.weights_fixed:
         coefficients = torch.zeros(z.count, dtype=torch.float64)
         coefficients[index] = distance

@@ -1,4 +1,6 @@
-"""Zeroth-order rules: what a step makes of its slopes. Let ghat = sum_i g_i z_i / q.
+"""Zeroth-order rules: how a step is computed from the directional derivatives that were probed.
+
+Let g_i be the estimated derivative of the loss along direction z_i, q their number per step, ghat = sum_i g_i z_i / q.
 
     sgd            w -= eta ghat
     momentum       m = mu m + ghat;   w -= eta m
@@ -7,9 +9,9 @@
     conservative   w := the best of w - eta ghat, w, w + eta ghat on the batch of the step
 
 In the span: with signs for directions (z^2 = 1) and q = 1, v is one number, sign(ghat) is sign(g) z, and m is a sum
-over directions already drawn. So every step is a sum of c_j z_j, whose c depend on the slopes alone: whoever can make
-the directions replays it. Memory is the last h slopes, mu^h < 1e-3, instead of one or two copies of the model.
-Whatever leaves the span needs the moments themselves (`moments`), and a dense upload; `Walk.check_span` says why.
+over directions already drawn. So every step is a sum of c_j z_j, whose c depend on the g alone: whoever can make the
+directions replays it. Memory is the g of the last h steps, mu^h < 1e-3, instead of one or two copies of the model.
+A step that leaves the span needs the moments themselves (`dense`) and a dense upload; `Walk.check_span` says why.
 
 Zhang et al., "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark", ICML 2024,
 arXiv:2402.11592.
@@ -35,13 +37,13 @@ Objective = Literal["loss", "accuracy", "f1"]
 Variant = Literal["exact", "reference"]
 
 ADAM_EPSILON = 1e-8
-MAX_SAMPLES = 4096  # directions that there are in a turn
-FORGOTTEN = 1e-3  # weight below which a past slope is left out of the momentum
+MAX_SAMPLES = 4096  # directions per step: a server's job asks its clients for two passes for each
+FORGOTTEN = 1e-3  # weight mu^age below which a past estimate is left out of the momentum
 
 
 @dataclass(frozen=True)
 class Walk:
-    """How steps are taken; the names are those of the strategies' options.
+    """How zeroth-order steps are taken: the options that all strategies with such steps share, under the same names.
 
     Args:
         rule: `sgd`, `momentum`, `adam`, `sign` or `conservative` (never raises the loss of the batch); momentum and
@@ -49,18 +51,20 @@ class Walk:
         estimate: `two_sided`, `one_sided` (half the passes, biased) or `forward` (forward-mode, exact).
         objective: what is minimised: `loss`, or 1 - `accuracy` or 1 - `f1` of the batch.
         epsilon: distance of the probes, in units of the weights.
-        samples: directions per step, whose slopes are averaged.
-        momentum: mu of the rules momentum and adam.
-        beta2: decay of adam's second moment.
-        sparsity: share of the entries of all directions that are zero.
+        samples: directions per step, whose estimates are averaged; 1 to 4096.
+        momentum: mu of the rules momentum and adam; 0 <= mu < 1, and mu <= beta2 for adam.
+        beta2: decay of adam's second moment; 0 <= beta2 < 1.
+        sparsity: share of the entries of all directions that are zero; 0 <= sparsity < 1.
         resample: steps after which other entries are zero; 0: the same ones for the whole run.
-        blocks: one slope per transformer layer, and one for all that is in none: 2 passes each, less variance.
-        coordinate: move a block before the next one is probed.
+        blocks: one derivative per transformer layer, and one for all that is in none: 2 passes each, less variance.
+        coordinate: move a block before the next one is probed; needs `blocks`.
         first_order_from: number of the first layer that is trained by back-propagation, with the run's optimiser.
-        first_order_factor: learning rate of those layers in units of the plan's.
-        scalar_clip: bound on |g| of one probe.
-        variant: `exact`, or `reference` for what the published code computes: its sign (of the slope only) and mask
-            (zeroes the share Phi(sparsity)); see the strategy's own docstring for more.
+        first_order_factor: learning rate of those layers in units of the plan's; 0 to 100.
+        scalar_clip: bound on |g| of one probe; > 0.
+        variant: `exact`, or `reference` for what the published code computes: its sign (of g alone, not of ghat) and
+            mask (zeroes the share Phi(sparsity)); see the strategy's own docstring for more.
+    Raises:
+        ValueError: a value outside these bounds, or options that exclude each other.
     """
 
     rule: Rule = "sgd"
@@ -101,7 +105,10 @@ class Walk:
             raise ValueError("resample draws new masks; it needs sparsity > 0")
 
     def needs_moments(self, signs: bool) -> bool:
-        """Whether a step leaves the span of its directions; `signs`: their entries are +1 and -1 (and zeros)."""
+        """Whether a step is no sum of the directions drawn so far, so that the moments of all entries must be kept.
+
+        `signs`: the entries of the directions are +1 and -1 (and zeros); see `signs` below.
+        """
         if self.rule == "sign":
             return self.variant == "exact" and not (signs and self.samples == 1)
         if self.rule == "adam":
@@ -109,7 +116,10 @@ class Walk:
         return self.rule == "momentum" and self.resample > 0
 
     def check_span(self, signs: bool) -> None:
-        """Raises ValueError where the steps are not sums of the shared directions, which are all that is sent."""
+        """Raise ValueError, saying why, if the steps are no sums of directions that others can make too.
+
+        For strategies that send coefficients of shared directions and nothing else. `signs`: as in `needs_moments`.
+        """
         why = ""
         if self.needs_moments(signs):
             why = f"rule {self.rule!r} stays in the span of the directions only with signs for directions"
@@ -124,7 +134,10 @@ class Walk:
             raise ValueError(f"{why}; zo_fedavg, which sends the whole change, can do it")
 
     def reach(self) -> float:
-        """At least sum_j |distance_j| / eta of one step, a hundredth more where honest steps come close to it."""
+        """The largest sum_j |c_j| / eta of one step of w += sum_j c_j z_j that an honest client can take.
+
+        A hundredth more, since honest steps come close to it and codecs round. A server refuses larger ones.
+        """
         if self.rule == "sign":
             return 1.01  # 16-bit codecs round up by 2^-8 at most
         if self.rule == "adam":  # Cauchy-Schwarz: |m'| <= sqrt(sum w_s^2 / u_s), w and u the weights in m' and v'
@@ -132,18 +145,24 @@ class Walk:
         return 1.01 * self.scalar_clip / (1 - self.momentum if self.rule == "momentum" else 1)
 
     def masked(self, z: Directions, seed: int) -> Directions:
-        """z with the share `sparsity` of the entries zeroed."""
+        """The directions `z` with the share `sparsity` of their entries zeroed, the same entries in all of them.
+
+        `seed` decides which entries. Without sparsity, `z` itself.
+        """
         return Masked(z, seed, masked.fraction(self.sparsity, self.variant)) if self.sparsity else z
 
 
 def within(distances: Tensor, bound: float) -> bool:
-    """Whether sum |c_j| is at most `bound`, but for what an honest client's codec may have added: int8 at the worst."""
+    """Whether sum_j |c_j| is at most `bound`, but for the rounding of an honest client's codec.
+
+    `distances` is c, [n], in any float dtype. The coarsest codec is int8, which adds at most max |c_j| / 127 to each.
+    """
     c = distances.double().abs()
     return not len(c) or bool(c.sum() <= bound + len(c) * c.max() / 127)
 
 
 def signs(z: Directions) -> bool:
-    """Whether entries are +1 and -1 (and zeros where masked), so that z^2 is one number."""
+    """Whether all entries of the directions are +1 or -1 (or zero where masked), so that z * z is one number."""
     inner = getattr(z, "inner", z)
     if isinstance(inner, Table):
         return all(bool((v.abs() == 1).all()) for v in inner.vectors.values())
@@ -151,15 +170,18 @@ def signs(z: Directions) -> bool:
 
 
 class Past(NamedTuple):
-    """What a rule remembers in the span: the last estimates ghat as {j: g / q}, oldest first, and Adam's v."""
+    """What a rule remembers while its steps stay in the span of the directions."""
 
     estimates: tuple[Mapping[int, float], ...] = ()
+    """The last estimates ghat, oldest first, each as {j: g / q}."""
     square: float = 0.0
+    """Adam's v, without the correction of its bias; one number, as z * z is."""
     steps: int = 0
+    """How many estimates there have been."""
 
 
 def advance(how: Walk, past: Past, estimate: Mapping[int, float]) -> Past:
-    """The past with one more estimate; those that weigh less than 1e-3 by now are forgotten."""
+    """The past with one more estimate, {j: g / q}; estimates that weigh less than 1e-3 by now are forgotten."""
     mu = how.momentum if how.rule in ("momentum", "adam") else 0.0
     h = math.ceil(math.log(FORGOTTEN) / math.log(mu)) if mu else 1
     square = how.beta2 * past.square + (1 - how.beta2) * sum(g * g for g in estimate.values())
@@ -167,7 +189,10 @@ def advance(how: Walk, past: Past, estimate: Mapping[int, float]) -> Past:
 
 
 def distances(how: Walk, past: Past, eta: float) -> dict[int, float]:
-    """{j: c_j}, the step being w += sum_j c_j z_j."""
+    """The step w += sum_j c_j z_j of a rule in the span, as {j: c_j}; `eta` is the learning rate.
+
+    `past` has the step's own estimate last, see `advance`.
+    """
     if how.rule == "sign":
         return {j: -eta * ((g > 0) - (g < 0)) / how.samples for j, g in past.estimates[-1].items()}
     mu = how.momentum if how.rule in ("momentum", "adam") else 0.0
@@ -182,12 +207,12 @@ def distances(how: Walk, past: Past, eta: float) -> dict[int, float]:
 
 
 def dense(how: Walk, name: str, ghat: Tensor, moments: dict[str, tuple[Tensor, Tensor]], steps: int) -> Tensor:
-    """The step of one tensor divided by -eta, from the estimate itself; `moments` are changed in place.
+    """The step of one tensor divided by -eta, by a rule that leaves the span; of the shape and dtype of `ghat`.
 
     Args:
-        how: sign, momentum or adam.
-        name, ghat: the tensor's name and its estimate; not modified.
-        moments: m and v by name, zeros at first.
+        how: rule sign, momentum or adam.
+        name, ghat: the tensor's name and its estimate ghat, dense; not modified.
+        moments: (m, v) by name, changed in place; an empty mapping before the first step.
         steps: how many estimates there were with this one.
     """
     if how.rule == "sign":

@@ -17,6 +17,7 @@ from fedft.config import RunConfig, Server
 from fedft.contract import State
 from fedft.errors import ConfigError
 from fedft.quickstart import base as stdlib_base
+from fedft.quickstart.pretraining import TINY
 from fedft.reports.terminal import table
 from fedft.server import run_folder
 from fedft.server.checkpoint import Store
@@ -108,7 +109,7 @@ def test_a_mistake_is_one_line_and_a_non_zero_exit_code(
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=stdlib_base.TINY)
+    return stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=TINY)
 
 
 @pytest.mark.parametrize(

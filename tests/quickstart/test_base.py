@@ -10,8 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedft.errors import ConfigError, DataError
 from fedft.quickstart import base as stdlib_base
+from fedft.quickstart import pretraining
 from fedft.quickstart import rows as stdlib_docstrings
-from fedft.quickstart.base import END, PAD, RECORD, TINY, Settings
+from fedft.quickstart.base import RECORD
+from fedft.quickstart.pretraining import END, PAD, TINY, Settings
 
 MINUTE = replace(TINY, steps=2)
 
@@ -24,8 +26,8 @@ def base(tiny_base):
 @pytest.fixture
 def short(monkeypatch):
     """Little text: where it is not the model that is tested."""
-    text = stdlib_base._text()[:30_000]
-    monkeypatch.setattr(stdlib_base, "_text", lambda: text)
+    text = pretraining.training_text()[:30_000]
+    monkeypatch.setattr(pretraining, "training_text", lambda: text)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,8 @@ def test_the_folder_loads_as_model_and_tokenizer(base):
 def test_the_quickstart_model_has_935040_parameters():
     """1024 * 128 + 4 * (4 * 128^2 + 3 * 128 * 352 + 2 * 128) + 128 = 935,040."""
     s = Settings()
-    tokenizer = stdlib_base._tokenizer("to be or not to be", s)
-    assert sum(p.numel() for p in stdlib_base._model(tokenizer, s).parameters()) == 935_040
+    tokenizer = pretraining.trained_tokenizer("to be or not to be", s)
+    assert sum(p.numel() for p in pretraining.new_model(tokenizer, s).parameters()) == 935_040
 
 
 def test_neither_the_random_state_nor_the_threads_of_torch_change(short, tmp_path):
@@ -85,13 +87,13 @@ def test_other_settings_have_another_folder():
     assert stdlib_base._key("text", TINY) != stdlib_base._key("texts", TINY)
 
 
-@pytest.mark.parametrize("step", ["_training", "_save"])
-def test_an_interrupted_build_leaves_nothing(short, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize(("module", "step"), [(pretraining, "training_losses"), (stdlib_base, "_save")])
+def test_an_interrupted_build_leaves_nothing(short, tmp_path, monkeypatch, module, step):
     def interrupted(*args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr(stdlib_base, step, interrupted)
+        m.setattr(module, step, interrupted)
         with pytest.raises(KeyboardInterrupt):
             stdlib_base.ensure(tmp_path, settings=MINUTE)
     assert list(tmp_path.iterdir()) == []
@@ -146,7 +148,7 @@ def test_the_environment_names_the_cache(monkeypatch, tmp_path):
 def test_docstrings_stand_in_for_a_missing_language_reference(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     monkeypatch.setattr(stdlib_docstrings, "prose", lambda: "docstrings")
-    assert stdlib_base._text() == "docstrings"
+    assert pretraining.training_text() == "docstrings"
 
 
 # --- the quickstart's rows

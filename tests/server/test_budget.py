@@ -12,6 +12,7 @@ from fedft import run_file as configs
 from fedft.config import Local, RunConfig, Server, budget_of
 from fedft.errors import ConfigError
 from fedft.quickstart import base as stdlib_base
+from fedft.quickstart.pretraining import TINY
 from fedft.server import budget
 from fedft.simulations import run as runs
 
@@ -105,7 +106,7 @@ def test_a_budget_is_a_kind_and_a_number() -> None:
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    base = stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=stdlib_base.TINY)
+    base = stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=TINY)
     small = ["local.steps=1", "local.batch_size=2", "data.clients=3", "eval.max_rows=1", "clients.rank=2"]
     return [f"model.id='{base}'", *small]
 

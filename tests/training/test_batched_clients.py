@@ -39,6 +39,7 @@ from fedft.simulations import batched_turns, workplace
 from fedft.simulations import run as runs
 from fedft.testing import Ready
 from fedft.training import batched_clients
+from fedft.training.batched_forward import Unlike
 from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, Update
 from fedft.wire import messages as codec
@@ -243,12 +244,12 @@ def test_a_client_without_any_finite_loss_fails_alone() -> None:
 def test_what_fills_a_rank_up_stays_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
 
-    class Watched(batched_clients._Stack):
+    class Watched(batched_clients.ClientStack):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             kept.append(self)
 
-    monkeypatch.setattr(batched_clients, "_Stack", Watched)
+    monkeypatch.setattr(batched_clients, "ClientStack", Watched)
     handle = handle_on(llama())
     shared(handle, UNLIKE)
     (stack,) = kept
@@ -284,7 +285,7 @@ def test_who_stands_on_another_base_is_not_let_in() -> None:
             m, (o, i) = next(iter(handle.layout.modules.items()))
             handle.set_base_change({m: LowRank(torch.ones(1, i), torch.ones(o, 1))}, key="moved")
         seats.append(batched_clients.seat(handle, PLAIN, turn, iter(batches), base))
-    with pytest.raises(batched_clients.Unlike, match="unlike base weights"):
+    with pytest.raises(Unlike, match="unlike base weights"):
         batched_clients.train(handle, PLAIN, seats, 0)
 
 
@@ -292,7 +293,7 @@ def test_a_loss_that_differs_from_the_ordinary_one_is_noticed(monkeypatch: pytes
     handle = handle_on(llama())
     ordinary = handle.loss
     monkeypatch.setattr(handle, "loss", lambda batch: ordinary(batch) + 0.01)
-    with pytest.raises(batched_clients.Unlike, match="alone"):
+    with pytest.raises(Unlike, match="alone"):
         shared(handle, UNLIKE)
 
 
@@ -486,8 +487,8 @@ def test_a_model_that_behaves_otherwise_together_is_trained_one_at_a_time(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     wanted = runs.simulate(settings(base, "flora", 1), out=tmp_path / "1").summary["state_digest"]
-    losses = batched_clients._losses
-    monkeypatch.setattr(batched_clients, "_losses", lambda *args: losses(*args) * 1.01)
+    losses = batched_clients.client_losses
+    monkeypatch.setattr(batched_clients, "client_losses", lambda *args: losses(*args) * 1.01)
     found = runs.simulate(settings(base, "flora", 3), out=tmp_path / "3").summary["state_digest"]
     assert found == wanted
     assert caplog.text.count("train one at a time") == 1  # then nobody tries again

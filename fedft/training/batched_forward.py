@@ -1,0 +1,145 @@
+"""One forward pass of the resident model for the batches of several clients, and the mean loss of each of them.
+
+The clients' rows lie one behind the other, [clients x rows, length]. Layers without an adapter cannot tell them apart;
+adapted layers and linear layers of a head are replaced, for the time of the pass, by forwards that take client k's
+factors for client k's rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedft.arithmetic.tensors import Tensors
+from fedft.contract import Batch
+from fedft.data.examples import IGNORED
+from fedft.models.handle import ModelHandle
+from fedft.training.client_stack import ClientStack
+from fedft.training.objectives import OfLogits, next_tokens
+
+Forward = Callable[[Tensor], Tensor]
+"""The forward of one layer: [clients x rows, ..., in] -> [clients x rows, ..., out]."""
+Forwards = Callable[[Tensors, Tensors], Mapping[nn.Module, Forward]]
+"""(every tensor [clients, ...], unit scale per own scale [clients, 1, 1]) -> the forward of each replaced layer."""
+
+
+class Unlike(Exception):
+    """These turns cannot share a pass; they can still train one at a time."""
+
+
+def client_losses(
+    handle: ModelHandle, forwards: Forwards, stack: ClientStack, batches: Sequence[Batch], pad_id: int
+) -> Tensor:
+    """The mean loss of each client on its own batch, float32 [clients], with a graph to `stack.leaves`.
+
+    Args:
+        handle: on the model, with an objective `OfLogits`; put in training mode.
+        forwards: see `client_forwards`.
+        stack: the tensors of the clients; the first len(batches) of them take part.
+        batches: one per client: input_ids, attention_mask and labels, of any rows and lengths.
+        pad_id: the token id that fills up shorter rows.
+    Raises:
+        Unlike: a batch holds something else, or the head is more than linear layers.
+    """
+    handle.training(True)
+    model, here = cast(Any, handle.model), len(batches)
+    batch: dict[str, Any] = {k: x.to(stack.grads.device) for k, x in side_by_side(batches, pad_id).items()}
+    labels = batch.pop("labels")
+    output = None
+    if labels.ndim == 2:
+        labels = next_tokens(labels)
+        output, batch["use_cache"] = model.get_output_embeddings(), False
+    learned = labels != IGNORED
+    with _replaced(forwards(stack.leaves(here), stack.scales(here))):
+        # logits only where something is learned: neither prompts nor padding need them
+        hook = output and output.register_forward_pre_hook(lambda _, x: (x[0][learned], *x[1:]))
+        try:
+            logits = model(**batch).logits.float()
+        finally:
+            if hook:
+                hook.remove()
+    terms = cast(OfLogits, handle.objective).terms(logits if output else logits[learned], labels[learned])
+    places = torch.zeros(learned.shape, device=terms.device).masked_scatter(learned, terms)
+    return places.view(here, -1).sum(1) / learned.view(here, -1).sum(1)
+
+
+def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
+    """The batches as one: each gets as many rows as the largest, as many tokens as the longest; padding is not learned.
+
+    Args:
+        batches: input_ids, attention_mask: int64 [rows, length]; labels: int64 [rows, length], or [rows] for classes.
+            Not modified.
+        pad_id: the token id that fills up shorter rows.
+    Returns:
+        The same three tensors, [clients x most rows, longest length] or [clients x most rows].
+    Raises:
+        Unlike: a batch holds other tensors, or labels that are not integers.
+
+    >>> def row(*ids):
+    ...     return {name: torch.tensor([ids]) for name in ("input_ids", "attention_mask", "labels")}
+    >>> one = side_by_side([row(5, 6), row(7)], pad_id=0)
+    >>> one["input_ids"].tolist(), one["labels"].tolist()
+    ([[5, 6], [7, 0]], [[5, 6], [7, -100]])
+    """
+    if any(b.keys() != {"input_ids", "attention_mask", "labels"} or b["labels"].is_floating_point() for b in batches):
+        raise Unlike("their batches hold more than tokens and classes")
+    size = max(len(b["labels"]) for b in batches)
+    longest = max(b["input_ids"].shape[1] for b in batches)
+    fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED}
+    found: dict[str, list[Tensor]] = {name: [] for name in fill}
+    for b in batches:
+        more = size - len(b["labels"])
+        for name, x in b.items():
+            if x.ndim == 2:
+                x = functional.pad(x, (0, longest - x.shape[1]), value=fill[name])
+            if more:  # the batch's own first row again: a row that is masked throughout has no attention to give
+                first = torch.full_like(x[:1], IGNORED) if name == "labels" else x[:1]
+                x = torch.cat([x, first.expand(more, *first.shape[1:])])
+            found[name].append(x)
+    return {name: torch.cat(xs) for name, xs in found.items()}
+
+
+def client_forwards(handle: ModelHandle) -> Forwards:
+    """The function that gives adapted layers and those of the head their forwards for several clients.
+
+    Layers are looked up here, once for all steps: a look-up costs as much as a layer of a small model. The function
+    raises Unlike where the head is more than linear layers.
+    """
+    several = handle.kind.several(handle.model, handle.layout)
+    assert several is not None, "`batched_clients.unfit` says so of a kind without this form"
+    head = {m: handle.model.get_submodule(m) for m in {n.rpartition(".")[0] for n in handle.layout.head}}
+
+    def forwards(leaves: Tensors, scales: Tensors) -> dict[nn.Module, Forward]:
+        found: dict[nn.Module, Forward] = dict(several(leaves, scales))
+        for m, layer in head.items():
+            if type(layer) is not nn.Linear or m + ".weight" not in leaves:
+                raise Unlike(f"{m} of the head is more than a linear layer")
+            found[layer] = partial(_linear, leaves[m + ".weight"], leaves.get(m + ".bias"))
+        return found
+
+    return forwards
+
+
+def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """x [clients x rows, ..., in] by each client's own weight [clients, out, in] and bias [clients, out]."""
+    y = torch.bmm(x.reshape(weight.shape[0], -1, x.shape[-1]).to(weight.dtype), weight.mT)
+    return (y if bias is None else y + bias[:, None]).view(*x.shape[:-1], weight.shape[1])
+
+
+@contextmanager
+def _replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """Inside, these modules run the given forwards; afterwards their own again."""
+    before = {m: m.__dict__.get("forward") for m in forwards}
+    try:
+        for m, f in forwards.items():
+            m.__dict__["forward"] = f
+        yield
+    finally:
+        for m, own in before.items():
+            m.__dict__.pop("forward")
+            if own is not None:
+                m.__dict__["forward"] = own
