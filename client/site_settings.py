@@ -4,6 +4,7 @@ The server says what a run is; this file says where the model and the rows are, 
 Unknown tables and keys are refused with the nearest known one, and every file that is named must be there.
 """
 
+import glob
 import os
 import re
 import typing
@@ -26,7 +27,7 @@ PATHS = {
     "server": {"ca": "a file", "key": "a file"},
     "keys": {"folder": "a folder"},
     "model": {"id": "a model folder or a hub id owner/name"},
-    "data": {"train": "a file", "test": "a file"},
+    "data": {"train": "a file, a folder or a pattern of files", "test": "a file, a folder or a pattern of files"},
 }
 """What must be there, by table and key."""
 
@@ -174,7 +175,9 @@ def _found(table: str, key: str, value: str | None, folder: Path, where: str) ->
     if left := re.search(r"\$\{?(\w+)", expanded):
         raise ConfigError(f"{where} {key} = {value!r}: the variable {left[1]} is not set")
     path, wanted = os.path.abspath(folder / expanded), PATHS[table][key]
-    there = os.path.isfile(path) if wanted == "a file" else os.path.isdir(path)
+    there = os.path.isdir(path) if wanted != "a file" else os.path.isfile(path)
+    if table == "data":
+        there = os.path.exists(path) or any(glob.iglob(path, recursive=True))
     if expanded and (there or (key == "state" and not os.path.lexists(path))):
         return path
     if key == "id" and HUB_ID.fullmatch(expanded):

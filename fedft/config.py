@@ -62,7 +62,8 @@ class Data:
     """[data]: records, how they become text, and whose they are."""
 
     train: str = "stdlib-docstrings"
-    """JSON lines, JSON or CSV file, hub id, or "stdlib-docstrings" (built in)."""
+    """A file of JSON lines, JSON, CSV, TSV or Parquet, a folder or a pattern ("visits/*.csv") of them, a hub id
+    owner/name[[:configuration]:split], or "stdlib-docstrings" (built in)."""
     test: str | None = None
     """Held-out records of the same form; left out: `holdout` of each client's own rows."""
     holdout: float = 0.2

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,24 @@ except ImportError:  # not on Windows
 log = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
+PLAIN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
+HASHED = re.compile(r".*-[0-9a-f]{16}|[0-9a-f]{16}")
 Part = bytes | memoryview
+
+
+def folder_name(name: str) -> str:
+    """A folder's name for any text: a part of a path that leads nowhere else, at most 58 letters long.
+
+    The text itself if it is plain and in lower case; else letters and digits of it and 16 digits of its SHA-256, so
+    that texts which differ in case or signs do not meet.
+
+    >>> folder_name("north"), folder_name("King Lear"), folder_name("..")
+    ('north', 'King-Lear-dac097e090bd9d1a', '5ec1f7e700f37c3d')
+    """
+    if PLAIN.fullmatch(name) and not HASHED.fullmatch(name):
+        return name
+    digits = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return "-".join([*re.findall(r"[A-Za-z0-9]+", name[:40]), digits])
 
 
 def commit(path: Path, *parts: Part) -> None:

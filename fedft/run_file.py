@@ -1,5 +1,6 @@
 """A run file (TOML) becomes a checked `RunConfig`."""
 
+import glob
 import os
 import re
 import tomllib
@@ -57,9 +58,14 @@ def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:
             raise ConfigError(f"{where}: [{table}] {key} = {value!r}: the variable {left[1]} is not set")
         if value and value not in BUILT_IN and not Path(value).is_absolute():
             # absolute in the run's own config.toml, so that the run can be evaluated from any working folder
-            there = next((p for p in (folder / value, Path(value)) if p.exists()), None)
+            there = next((p for p in (folder / value, Path(value)) if p.exists() or _matches(table, p)), None)
             value = str(there.resolve()) if there else value
         tables[table][key] = value
+
+
+def _matches(table: str, path: Path) -> bool:
+    """Whether a path is a pattern of files of records, and there are some."""
+    return table == "data" and glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True))
 
 
 def _apply(tables: dict[str, Any], override: str) -> None:

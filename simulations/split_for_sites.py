@@ -8,11 +8,9 @@
 A site that is called like the simulated client trains and evaluates on the same examples in the same order.
 """
 
-import hashlib
 import json
 import logging
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ from fedft.security.sealed import site_name
 from fedft.simulations import virtual_clients
 from fedft.training.metrics import interface as metrics
 
-SAFE = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 FROM_SERVER = ("ca.pem", "server.pub")
 
 log = logging.getLogger(__name__)
@@ -46,7 +43,7 @@ def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None)
     """
     owned, held = virtual_clients.whole_by_client(config)
     names = {client: _site_name(client) for client in owned}
-    folders = {client: to / folder_name(client) for client in owned}
+    folders = {client: to / durable.folder_name(client) for client in owned}
     if keys is not None:
         _check_keys(keys, set(names.values()))
     if len(set(folders.values())) < len(folders):
@@ -69,23 +66,11 @@ def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None)
     return [folder / "site.toml" for folder in folders.values()]
 
 
-def folder_name(client: str) -> str:
-    """A folder for a client of any name: the name itself if it is plain and in lower case, else letters and digits of
-    it and 8 digits of its SHA-256, so that names which differ in case or signs do not meet.
-
-    "north" is "north", "King Lear" is "King-Lear-dac097e0", "../x" is "x-d6b96a97".
-    """
-    if SAFE.fullmatch(client):
-        return client
-    digits = hashlib.sha256(client.encode()).hexdigest()[:8]
-    return "-".join([*re.findall(r"[A-Za-z0-9]+", client[:40]), digits])
-
-
 def _site_name(client: str) -> str:
     try:
         return site_name(client)
     except ValueError:
-        name = folder_name(client)
+        name = durable.folder_name(client)
         log.warning("client %r cannot be a site's name; as %r it holds out and draws other rows", client, name)
         return name
 

@@ -28,7 +28,8 @@ def whole_by_client(config: RunConfig) -> tuple[dict[str, Rows], dict[str, Rows]
     if _natural(config):
         held: dict[str, Rows] = {c: [] for c in owned}
         for row in test:
-            held.get(str(row.get(d.client)), []).append(row)
+            if (owner := partition.owner(row, d.client)) in held:
+                held[owner].append(row)
     else:
         held = {c: test[i :: len(owned)] for i, c in enumerate(owned)}
     return owned, held

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import quote
 
+from fedft import durable, strategies
 from fedft import run_file as configs
-from fedft import strategies
 from fedft.carriers.local import LocalPost
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory, Pool
@@ -64,7 +63,15 @@ def workplace(
     own = folder and folder / "clients"
     clients = {
         name: Client(
-            name, train, test, here.base, here.handle, recipe, config, Memory(pool), Kept(own and own / quote(name, ""))
+            name,
+            train,
+            test,
+            here.base,
+            here.handle,
+            recipe,
+            config,
+            Memory(pool),
+            Kept(own and own / durable.folder_name(name)),
         )
         for name, (train, test) in virtual_clients.encode(parts, config, here.base).items()
     }

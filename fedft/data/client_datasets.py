@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def read(source: str) -> Rows:
-    """The records of `source`: a file, a hub id (see `records.read_rows`) or "stdlib-docstrings", the built-in task.
+    """The records of `source`: files, a hub id (see `records.read_rows`) or "stdlib-docstrings", the built-in task.
 
     Raises DataError.
     """
@@ -59,7 +59,7 @@ def of_site(config: RunConfig, name: str, field: str | None = None, value: str |
     found = read(d.train)
     train = _only(found, field, value)
     if field is not None and not train:
-        known = {str(row.get(field)) for row in found}
+        known = {of for row in found if (of := partition.owner(row, field)) is not None}
         raise DataError(f"{d.train}: no row has {field} = {value!r}{check.nearest(value, known)}")
     if d.test is None:
         return hold_out(train, config, name)
@@ -68,7 +68,7 @@ def of_site(config: RunConfig, name: str, field: str | None = None, value: str |
 
 
 def _only(rows: Rows, field: str | None, value: str) -> Rows:
-    return rows if field is None else [row for row in rows if str(row.get(field)) == value]
+    return rows if field is None else [row for row in rows if partition.owner(row, field) == value]
 
 
 def encode(parts: Parts, config: RunConfig, base: Base) -> dict[str, tuple[list[Any], list[Any]]]:

@@ -118,11 +118,29 @@ def _counted(rows: Sequence[Row], clients: int | None, how: str) -> int:
     return clients
 
 
+def owner(row: Row, field: str | None) -> str | None:
+    """Whose a row is, as text; None where it says no one. A number is one owner however it is written.
+
+    >>> [owner({"by": value}, "by") for value in ("7", 7, 7.0, 7.5, None)]
+    ['7', '7', '7', '7.5', None]
+
+    Raises DataError for a list or an object.
+    """
+    value = None if field is None else row.get(field)
+    if isinstance(value, list | dict):
+        raise DataError(f"field {field!r} says whose a row is; it is a {type(value).__name__}, wanted text or a number")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return None if value is None else str(value)
+
+
 def _texts(rows: Sequence[Row], field: str | None, how: str) -> list[str]:
+    texts = []
     for number, row in enumerate(rows, 1):
-        if field is None or row.get(field) is None:
+        if (text := owner(row, field)) is None:
             raise DataError(f"partition {how!r}: row {number} has no {field!r}; there are {', '.join(map(str, row))}")
-    return [str(row[field]) for row in rows if field is not None]
+        texts.append(text)
+    return texts
 
 
 def _parts(texts: Sequence[str], how: str, clients: int, alpha: float, seed: int) -> list[list[int]]:

@@ -1,123 +1,124 @@
-"""Records, dictionaries of named values, read from files or the hub. Whose they are is in `partition.py`.
+"""Records, dictionaries of named values, from wherever a run file says. Whose they are is in `partition.py`.
 
-    rows = read_rows("train.jsonl.gz")
+    rows = read_rows("train.jsonl.gz")          one file; `record_files` says which forms there are
+    rows = read_rows("visits/*.csv")            several, in the order of their names; a folder is all in it
+    rows = read_rows("owner/name:de:train")     a configuration and a split of a data set on the Hugging Face hub
 
 What is wrong with a user's records is a DataError of one line that says where.
 """
 
-import csv
-import gzip
-import json
+import glob
+import math
 import os
 import re
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedft.data import record_files
+from fedft.data.record_files import FORMS, Row
 from fedft.errors import DataError
 
-Row = dict[str, Any]
-FORMATS = (".jsonl", ".json", ".csv")  # each may be followed by .gz
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<split>[\w.-]+))?")
+HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<one>[\w.-]+))?(?::(?P<two>[\w.-]+))?")
+SAVED = ("state.json", "dataset_dict.json")
+"""What `save_to_disk` of the library datasets leaves in a folder."""
 
 
 def read_rows(source: str) -> list[Row]:
-    """The records of a file or of a data set on the Hugging Face hub.
+    """The records of a file, of several, or of a data set on the Hugging Face hub.
 
     Args:
-        source: path to JSON lines, JSON (one list of objects) or CSV (with a header), plain or as .gz; or a hub id
-            "owner/name" or "owner/name:split", split "train" if not said. HF_HUB_OFFLINE=1 keeps to the hub's cache.
+        source: path to a file of one of the FORMS, to a folder of such files or one that `datasets` saved, or a
+            pattern with "*" (files in the order of their names); else a hub id "owner/name", "owner/name:split" or
+            "owner/name:configuration:split", split "train" if not said. HF_HUB_OFFLINE=1 keeps to the hub's cache.
     Returns:
-        At least one record, in the order of the file. CSV values are text; blank lines are passed over.
+        At least one record, in the order of the files. A number that is not one (NaN, which Python and pandas write
+        where a value is missing) is None, as null is.
     Raises:
-        DataError: naming the file and the line (of a JSON list: the record) that is malformed.
+        DataError: naming the file and the line (of a list or table: the record) that is malformed.
     """
     path = Path(source)
-    form = next((f for f in FORMATS if path.name.endswith((f, f + ".gz"))), None)
-    if form is None:
-        rows = _from_hub(source)
+    if not path.exists() and glob.has_magic(source):
+        paths = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if os.path.isfile(p)]
+        if not paths:
+            raise DataError(f"{source}: no file is called like that")
+        rows = [row for p in paths for row in _file(p)]
+    elif path.is_dir():
+        rows = _folder(path)
+    elif path.exists() or record_files.form_of(path) is not None or not HUB_ID.fullmatch(source):
+        rows = _file(path)
     else:
-        # Not by datasets' builders: they copy everything into a cache folder and report a bad line without its number.
-        rows = list({".jsonl": _json_lines, ".json": _json_list, ".csv": _csv}[form](path))
+        rows = [_clean(row, f"{source}, record {n}") for n, row in enumerate(_from_hub(source), 1)]
     if not rows:
         raise DataError(f"{source} holds no records")
     return rows
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends; what hinders reading is a DataError at its line."""
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}, line {number}: not UTF-8 text ({e.reason})") from e
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: no such file") from e
-    except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{path}: cannot be read behind line {number}: {e}") from e
+def _file(path: Path) -> list[Row]:
+    return [_clean(row, where) for where, row in record_files.rows(path)]
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
-        if not line.isspace():
-            yield _json_object(_parsed(line.strip(), path, number), f"{path}, line {number}")
+def _folder(path: Path) -> list[Row]:
+    """All of a folder's files that have a form, or what `datasets` saved there."""
+    if any((path / name).is_file() for name in SAVED):
+        return [_clean(row, f"{path}, record {n}") for n, row in enumerate(_saved(path), 1)]
+    paths = sorted(p for p in path.iterdir() if p.is_file() and record_files.form_of(p) is not None)
+    if not paths:
+        raise DataError(f"{path}: a folder without a file {', '.join(FORMS)} (or .gz of one)")
+    return [row for p in paths for row in _file(p)]
 
 
-def _json_list(path: Path) -> Iterator[Row]:
-    text = "".join(line for _, line in _lines(path))
-    rows = _parsed(text or "[]", path, 1)
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of objects, got {type(rows).__name__}; JSON lines end in .jsonl")
-    for number, row in enumerate(rows, 1):
-        yield _json_object(row, f"{path}, record {number}")
-
-
-def _parsed(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as e:
-        raise DataError(f"{path}, line {first_line + e.lineno - 1}: not JSON: {e.msg} at column {e.colno}") from e
-    except (ValueError, RecursionError) as e:  # a number of too many digits, brackets too deep
-        raise DataError(f"{path}, line {first_line}: not JSON that we read: {e}") from e
-
-
-def _json_object(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object {{...}}, got {type(value).__name__}")
-    for name, text in value.items():
+def _clean(row: Row, where: str) -> Row:
+    """The record, NaN as None. Raises DataError where it holds what neither text nor a name can be made of."""
+    for name, value in row.items():
+        row[name] = _cleaned(value, f"{where}: field {name!a}")
         # JSON can say half a character, which neither a tokenizer nor a client's name can hold
-        if SURROGATE.search(name) or (isinstance(text, str) and SURROGATE.search(text)):
+        if SURROGATE.search(name):
             raise DataError(f"{where}: field {name!a} is not text: it holds a lone surrogate")
+    return row
+
+
+def _cleaned(value: Any, where: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        if math.isnan(value):
+            return None
+        raise DataError(f"{where} is {value}, which is neither a number nor text")
+    if isinstance(value, str) and SURROGATE.search(value):
+        raise DataError(f"{where} is not text: it holds a lone surrogate")
+    if isinstance(value, list):
+        return [_cleaned(v, where) for v in value]
+    if isinstance(value, dict):
+        return {k: _cleaned(v, where) for k, v in value.items()}
     return value
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+def _saved(path: Path) -> list[Row]:
+    """The records of a folder that `Dataset.save_to_disk` wrote; of several splits, those of "train"."""
+    import datasets
+
     try:
-        names = next(reader, [])
-        if len(set(names)) < len(names) or (names and not all(names)):
-            raise DataError(f"{path}, line 1: expected a header of different field names, got {names}")
-        for cells in filter(None, reader):
-            if len(cells) != len(names):
-                raise DataError(f"{path}, line {reader.line_num}: {len(cells)} cells, the header has {len(names)}")
-            yield dict(zip(names, cells, strict=True))
-    except csv.Error as e:
-        raise DataError(f"{path}, line {reader.line_num}: not CSV: {e}") from e
+        found = datasets.load_from_disk(str(path))
+    except Exception as e:  # Arrow's, fsspec's and the library's own errors
+        raise DataError(f"{path}: not a data set that datasets can read: {_first_line(e)}") from e
+    if isinstance(found, datasets.DatasetDict):
+        if "train" not in found:
+            raise DataError(f"{path}: has the splits {', '.join(found)}; wanted the folder of one of them")
+        found = found["train"]
+    return list(found)
 
 
 def _from_hub(source: str) -> list[Row]:
     found = HUB_ID.fullmatch(source)
-    if found is None or Path(source).exists():
-        raise DataError(f"{source}: expected a file {', '.join(FORMATS)} (or .gz of one) or a hub id 'owner/name'")
+    assert found is not None
+    configuration, split = (found["one"], found["two"]) if found["two"] else (None, found["one"])
     import datasets
 
     try:
-        return list(datasets.load_dataset(found["name"], split=found["split"] or "train"))
+        return list(datasets.load_dataset(found["name"], configuration, split=split or "train"))
     except Exception as e:  # network, cache, script and Arrow errors of five libraries, none of them ours
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("0", "") else ""
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise DataError(f"{source}: no such file, and not to be had from the hub{offline}: {reason}") from e
+        raise DataError(f"{source}: no such file, and not to be had from the hub{offline}: {_first_line(e)}") from e
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0]

@@ -93,7 +93,7 @@ def test_a_file_that_is_not_there_is_named_with_its_table_and_key(folder, name):
         ("127.0.0.1:9092", "https://host:1", "wanted host:port"),
         ("stdlib-base", "no/such/model", r"\[model\] id = 'no/such/model': wanted a model folder or a hub id"),
         ("train.jsonl", "$NO_SUCH_VARIABLE/x", "variable NO_SUCH_VARIABLE is not set"),
-        ("train.jsonl", "keys", r"\[data\] train = 'keys': wanted a file"),
+        ("train.jsonl", "absent.csv", r"\[data\] train = 'absent.csv': wanted a file"),
         ('"train.jsonl"', '"train.jsonl"\nvalue = "x"', "value needs client"),
         ('"train.jsonl"', '"train.jsonl"\nholdout = 0.2', r"\[data\] has no 'holdout'"),
         ("[data]", '[policy]\nstrategies = ["flra"]\n[data]', "no strategy 'flra'.*did you mean 'flora'"),

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fedft.data import partition, records
@@ -20,6 +22,11 @@ FILES = {
     "rows.jsonl.gz": "\ufeff" + "\n".join(map(json.dumps, ROWS)),
     "rows.json": json.dumps(ROWS, indent=1),
     "rows.csv": 'q,n\r\n"what\nis",1\r\n"say ""é""",2\r\n',
+    "rows.ndjson": "\n".join(map(json.dumps, ROWS)),
+    "lines.json": "\n".join(map(json.dumps, ROWS)),
+    "lines.txt": "\n".join(map(json.dumps, ROWS)),
+    "list": json.dumps(ROWS),
+    "ROWS.TSV": 'q\tn\n"what\nis"\t1\n"say ""é"""\t2\n',
 }
 
 
@@ -39,7 +46,12 @@ def test_every_format_gives_the_same_records(tmp_path, name):
         ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', "line 2: not UTF-8"),
         ("a.jsonl", b'{"x": 1}\n' + b"[" * 100_000, "line 2: not JSON that we read"),
         ("a.json", b'[{"x": 1},\n {"x": }]', "line 2: not JSON"),
-        ("a.json", b'{"x": 1}', "expected a list"),
+        ("a.json", b'"x"', "expected a list"),
+        ("a.txt", b"hello", "expected a list of objects or an object per line"),
+        ("a.jsonl", b'{"x": 1}\n{"x": 1, "y": 2, "x": 3}', "line 2: not JSON that we read: the key 'x' stands twice"),
+        ("a.jsonl", b'{"x": {"y": [Infinity]}}', "line 1: field 'x' is inf"),
+        ("a.jsonl", b'{"x": 1e999}', "line 1: field 'x' is inf"),
+        ("a.csv", b"x;y\n1;2\n", "line 1: one field, 'x;y'; its cells look separated by ';'"),
         ("a.json", b'[{"x": 1}, 7]', "record 2: expected an object"),
         ("a.csv", b'x,y\n"1\n2",3\n4\n', "line 4: 1 cells, the header has 2"),
         ("a.csv", b'x,y\n1,2\n"3"4,5\n', "line 3: not CSV"),
@@ -49,7 +61,7 @@ def test_every_format_gives_the_same_records(tmp_path, name):
         ("a.jsonl", b"", "holds no records"),
         ("a.json", b"", "holds no records"),
         ("a.csv", b"x,y\n", "holds no records"),
-        ("a.parquet", b"PAR1", "expected a file .jsonl"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
 )
 def test_a_malformed_file_is_one_line_that_says_where(tmp_path, name, content, said):
@@ -58,6 +70,67 @@ def test_a_malformed_file_is_one_line_that_says_where(tmp_path, name, content, s
         records.read_rows(str(tmp_path / name))
     assert name in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_a_number_that_is_none_is_null_however_it_is_written(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"x": NaN, "y": [1, NaN], "z": {"v": NaN}}\n')
+    pq.write_table(pa.table({"x": [1.0, float("nan")], "y": [None, "b"]}), tmp_path / "a.parquet")
+    assert records.read_rows(str(tmp_path / "a.jsonl")) == [{"x": None, "y": [1, None], "z": {"v": None}}]
+    assert records.read_rows(str(tmp_path / "a.parquet")) == [{"x": 1.0, "y": None}, {"x": None, "y": "b"}]
+
+
+def test_a_cell_may_hold_a_whole_document(tmp_path):
+    (tmp_path / "a.csv").write_text(f"x,y\n{'word ' * 100_000},1\n")
+    assert len(records.read_rows(str(tmp_path / "a.csv"))[0]["x"]) == 500_000
+
+
+def test_several_files_are_read_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "b.jsonl").write_text('{"n": 2}\n')
+    (tmp_path / "a.csv").write_text("n\n1\n")
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "c.jsonl").write_text('{"n": 3}\n')
+    assert [r["n"] for r in records.read_rows(str(tmp_path))] == ["1", 2]
+    assert [r["n"] for r in records.read_rows(str(tmp_path / "*.jsonl"))] == [2]
+    assert [r["n"] for r in records.read_rows(str(tmp_path / "**" / "*.jsonl"))] == [2, 3]
+    (tmp_path / "x[1].jsonl").write_text('{"n": 4}\n')  # a file's name wins over a pattern
+    assert records.read_rows(str(tmp_path / "x[1].jsonl")) == [{"n": 4}]
+    with pytest.raises(DataError, match="no file is called like that"):
+        records.read_rows(str(tmp_path / "*.tsv"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="a folder without a file"):
+        records.read_rows(str(tmp_path / "empty"))
+
+
+def test_what_datasets_saved_is_read(tmp_path):
+    import datasets
+
+    rows = [{"q": "é", "n": 1}, {"q": "b", "n": 2}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "one")
+    split = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(rows), "test": datasets.Dataset.from_list(rows[:1])}
+    )
+    split.save_to_disk(tmp_path / "splits")
+    assert records.read_rows(str(tmp_path / "one")) == rows == records.read_rows(str(tmp_path / "splits"))
+
+
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("a/b", ("a/b", None, "train")),
+        ("a/b:test", ("a/b", None, "test")),
+        ("a/b:de:validation", ("a/b", "de", "validation")),
+    ],
+)
+def test_a_hub_id_says_configuration_and_split(source, asked, monkeypatch):
+    import datasets
+
+    def load(name, configuration, split):
+        assert (name, configuration, split) == asked
+        return [{"x": float("nan")}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert records.read_rows(source) == [{"x": None}]
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -108,8 +181,8 @@ def test_every_row_has_one_client_and_the_seed_decides(how, capfd):
 
 
 def test_natural_clients_are_called_by_their_value_as_text():
-    parts = cut("natural", [{"who": w} for w in (3, "3", "é ", True, 3.0)])
-    assert parts == {"3": [0, 1], "3.0": [4], "True": [3], "é ": [2]}
+    parts = cut("natural", [{"who": w} for w in (3, "3", "é ", True, 3.0, 3.5)])
+    assert parts == {"3": [0, 1, 4], "3.5": [5], "True": [3], "é ": [2]}
 
 
 def test_iid_clients_are_of_equal_size_and_not_in_the_order_of_the_file():

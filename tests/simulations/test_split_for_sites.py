@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerFast
 from fedft import run_file
 from fedft.client import allowed_jobs, site_settings
 from fedft.data import client_datasets
+from fedft.durable import folder_name
 from fedft.errors import ConfigError, DataError
 from fedft.server.job import job_of
 from fedft.simulations import virtual_clients
-from fedft.simulations.split_for_sites import folder_name, split
+from fedft.simulations.split_for_sites import split
 
 DIGEST = "0123456789abcdef" * 4
 OWNERS = ["north", "King Lear", "../up", "ütf"]
@@ -155,7 +156,17 @@ HOSTILE = [
 
 
 def test_folder_names_are_safe_and_never_meet():
-    names = [*HOSTILE, "north", "North", "NORTH", "nor-th", "nor th", "nor_th"]
+    names = [
+        *HOSTILE,
+        folder_name(".."),
+        folder_name("King Lear"),
+        "north",
+        "North",
+        "NORTH",
+        "nor-th",
+        "nor th",
+        "nor_th",
+    ]
     found = [folder_name(name) for name in names]
     assert len({f.casefold() for f in found}) == len(names)
     for name in found:

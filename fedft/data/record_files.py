@@ -1,0 +1,147 @@
+"""Files of records, by their form: JSON lines, JSON, CSV, TSV and Parquet, all but the last also as .gz.
+
+    .jsonl .ndjson    an object per line                  .csv .tsv    a header, then cells, all of them text
+    .json             a list of objects, or as .jsonl     .parquet     columns; nested ones become lists and objects
+
+A file of another name is looked at: JSON where it begins like that.
+"""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedft.errors import DataError
+
+Row = dict[str, Any]
+FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document; the library's own limit is 128 KiB
+
+
+def form_of(path: Path) -> str | None:
+    """The one of FORMS that a file's name says, or None. `.gz` behind it does not count.
+
+    >>> form_of(Path("visits.csv.gz")), form_of(Path("visits.txt"))
+    ('.csv', None)
+    """
+    name = path.name.lower().removesuffix(".gz")
+    return next((form for form in FORMS if name.endswith(form)), None)
+
+
+def rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """(where, record) of a file, in its order; `where` names the file and the line or record.
+
+    Raises DataError: no such file, none of the FORMS, or malformed.
+    """
+    form = form_of(path)
+    if form == ".parquet":
+        return _parquet(path)
+    if form == ".csv":
+        return _table(path, ",")
+    if form == ".tsv":
+        return _table(path, "\t")
+    if form in (".jsonl", ".ndjson"):
+        return _json_lines(path)
+    begins = next((line.lstrip()[:1] for _, line in _lines(path) if not line.isspace()), "")
+    if form == ".json" and not begins:
+        return iter(())
+    if begins not in ("[", "{"):
+        raise DataError(
+            f"{path}: expected a list of objects or an object per line, or a name that ends in one of "
+            f"{', '.join(FORMS)} (or .gz of one), or a hub id 'owner/name'"
+        )
+    return _json_list(path) if begins == "[" else _json_lines(path)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines with their ends; what hinders reading is a DataError at its line."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}, line {number}: not UTF-8 text ({e.reason})") from e
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: no such file") from e
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{path}: cannot be read behind line {number}: {e}") from e
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    for number, line in _lines(path):
+        if not line.isspace():
+            where = f"{path}, line {number}"
+            yield where, _object(_parsed(line.strip(), path, number), where)
+
+
+def _json_list(path: Path) -> Iterator[tuple[str, Row]]:
+    found = _parsed("".join(line for _, line in _lines(path)), path, 1)
+    for number, row in enumerate(found, 1):
+        where = f"{path}, record {number}"
+        yield where, _object(row, where)
+
+
+def _parsed(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except json.JSONDecodeError as e:
+        raise DataError(f"{path}, line {first_line + e.lineno - 1}: not JSON: {e.msg} at column {e.colno}") from e
+    except (ValueError, RecursionError) as e:  # a key twice, a number of too many digits, brackets too deep
+        raise DataError(f"{path}, line {first_line}: not JSON that we read: {e}") from e
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """An object whose keys are all different; of two values of one key, readers disagree which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!a} stands twice in one object")
+    return found
+
+
+def _object(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object {{...}}, got {type(value).__name__}")
+    return value
+
+
+def _table(path: Path, separator: str) -> Iterator[tuple[str, Row]]:
+    reader = csv.reader((line for _, line in _lines(path)), strict=True, delimiter=separator)
+    try:
+        names = next(reader, [])
+        if len(set(names)) < len(names) or (names and not all(names)):
+            raise DataError(f"{path}, line 1: expected a header of different field names, got {names}")
+        if len(names) == 1 and (other := next((s for s in ";\t|," if s != separator and s in names[0]), None)):
+            raise DataError(
+                f"{path}, line 1: one field, {names[0]!r:.80}; its cells look separated by {other!r}, wanted "
+                f"{separator!r} in a file of this name (.csv: commas, .tsv: tabs)"
+            )
+        for cells in filter(None, reader):
+            where = f"{path}, line {reader.line_num}"
+            if len(cells) != len(names):
+                raise DataError(f"{where}: {len(cells)} cells, the header has {len(names)}")
+            yield where, dict(zip(names, cells, strict=True))
+    except csv.Error as e:
+        raise DataError(f"{path}, line {reader.line_num}: not CSV: {e}") from e
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, record {number}", row
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: no such file") from e
+    except (OSError, ArrowException) as e:
+        raise DataError(f"{path}: cannot be read as Parquet behind record {number}: {str(e).splitlines()[0]}") from e
