@@ -32,9 +32,10 @@ from fedft.update import Plan
 Tell = Callable[[str, object], None]
 
 
-def test_whatever_fails_500_rounds_come_out_right(tmp_path: Path, record_property: Tell) -> None:
+def test_whatever_fails_200_rounds_come_out_right(tmp_path: Path, record_property: Tell) -> None:
+    """The slow test below takes 5000."""
     started = time.perf_counter()
-    record_property("told", many(500, tmp_path, 10**6).told(time.perf_counter() - started))
+    record_property("told", many(200, tmp_path, 10**6).told(time.perf_counter() - started))
 
 
 @pytest.mark.slow
