@@ -4,6 +4,7 @@ The whole suite runs in as many processes as there are cores, at most four; file
 `-n 0` make it one process.
 """
 
+import gc
 import os
 
 # Before anything else is imported: these libraries read their environment once, at import.
@@ -18,6 +19,8 @@ import pytest
 
 MAX_PROCESSES = 4  # each of them holds torch, Flower and a small model: about a gigabyte
 
+gc.disable()  # until the tests run: imports make a million objects that stay, and each would be looked at many times
+
 
 def pytest_collection_modifyitems() -> None:
     """In the processes that run tests, and not in the one that deals them out, which needs no torch."""
@@ -25,6 +28,12 @@ def pytest_collection_modifyitems() -> None:
 
     torch.set_num_threads(1)  # the tests' tensors are tiny: a second thread costs more than it gives
     os.fsync = lambda fd: None  # nobody pulls the plug: what is fsynced when has tests, which set their own
+
+
+def pytest_runtestloop() -> None:
+    """What has been imported stays; from here on garbage is collected, among what is newer."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
