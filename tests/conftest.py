@@ -4,6 +4,7 @@ The whole suite runs in as many processes as there are cores, at most four; file
 `-n 0` make it one process.
 """
 
+import gc
 import os
 
 # Before anything else is imported: these libraries read their environment once, at import.
@@ -15,14 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from fedft.quickstart import base
-from fedft.quickstart.pretraining import TINY
 
 MAX_PROCESSES = 4  # each of them holds torch, Flower and a small model: about a gigabyte
 
-torch.set_num_threads(1)  # the tests' tensors are tiny: a second thread costs more than it gives
+gc.disable()  # until the tests run: imports make a million objects that stay, and each would be looked at many times
+
+
+def pytest_collection_modifyitems() -> None:
+    """In the processes that run tests, and not in the one that deals them out, which needs no torch."""
+    import torch
+
+    torch.set_num_threads(1)  # the tests' tensors are tiny: a second thread costs more than it gives
+    os.fsync = lambda fd: None  # nobody pulls the plug: what is fsynced when has tests, which set their own
+
+
+def pytest_runtestloop() -> None:
+    """What has been imported stays; from here on garbage is collected, among what is newer."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -53,5 +64,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with two layers of 64, trained for two seconds; nobody writes into it."""
-    return base.ensure(tmp_path_factory.mktemp("cache"), settings=TINY)
+    """A Llama with two layers of 64, trained for two seconds by whichever process is first; nobody writes into it."""
+    from fedft.quickstart import base
+    from fedft.quickstart.pretraining import TINY
+
+    own = tmp_path_factory.getbasetemp()
+    of_all = own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+    return base.ensure(of_all / "cache", settings=TINY)

@@ -16,8 +16,6 @@ from fedft.cli import main
 from fedft.config import RunConfig, Server
 from fedft.contract import State
 from fedft.errors import ConfigError
-from fedft.quickstart import base as stdlib_base
-from fedft.quickstart.pretraining import TINY
 from fedft.reports.terminal import table
 from fedft.server import run_folder
 from fedft.server.checkpoint import Store
@@ -108,8 +106,8 @@ def test_a_mistake_is_one_line_and_a_non_zero_exit_code(
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stdlib_base.ensure(tmp_path_factory.mktemp("cache"), settings=TINY)
+def base(tiny_base: Path) -> Path:
+    return tiny_base
 
 
 @pytest.mark.parametrize(

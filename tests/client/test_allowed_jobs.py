@@ -137,12 +137,12 @@ NAMING = [
 
 
 @pytest.mark.usefixtures("planted")
-@pytest.mark.parametrize("name", ["planted", "planted_part:make", "planted_part:0.5", " planted_part : make"])
 @pytest.mark.parametrize("tables", NAMING, ids=str)
-def test_nothing_is_imported_because_a_job_says_its_name(tables, name):
-    text = json.loads(json.dumps(tables).replace("NAME", name))
-    refused("policy_options", job(**text), replace(ALLOWED, strategies=["flora", "fedprox"]))
-    assert "planted_part" not in sys.modules
+def test_nothing_is_imported_because_a_job_says_its_name(tables):
+    for name in ("planted", "planted_part:make", "planted_part:0.5", " planted_part : make"):
+        text = json.loads(json.dumps(tables).replace("NAME", name))
+        refused("policy_options", job(**text), replace(ALLOWED, strategies=["flora", "fedprox"]))
+        assert "planted_part" not in sys.modules
 
 
 @pytest.mark.usefixtures("planted")
@@ -350,7 +350,7 @@ TABLES = ("strategy", "local", "model", "codec", "data", "eval")
 
 
 @given(table=some.sampled_from(TABLES), which=some.integers(0, 30), value=junk, whole=some.booleans())
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_a_job_says_it_is_allowed_or_refused(table, which, value, whole):
     """The invariant: a RunConfig within the policy, or PlanRefused; nothing else leaves."""
     good = dict(job().table(table))

@@ -26,8 +26,18 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("fedkseed", {"K": 64, "sampling": "without_replacement"}),
 ]
 
+SLOW = {"family": "rademacher"}  # four times as long as others
 every_variant = pytest.mark.parametrize(
-    ("name", "options"), VARIANTS, ids=["-".join([n, *(f"{k}={v}" for k, v in o.items())]) for n, o in VARIANTS]
+    ("name", "options"),
+    [
+        pytest.param(
+            n,
+            o,
+            id="-".join([n, *(f"{k}={v}" for k, v in o.items())]),
+            marks=[pytest.mark.slow] * (SLOW.items() <= o.items()),
+        )
+        for n, o in VARIANTS
+    ],
 )
 
 

@@ -85,9 +85,8 @@ def size(p: Plan) -> int:
     return sum(x.numel() for x in p.tensors.values())
 
 
-@pytest.mark.parametrize("options", [{}, {"residual_rank": 1, "weights": "uniform"}], ids=str)
-def test_the_contract_holds(options):
-    strategy_contract(fedex_lora(**options))
+def test_the_contract_holds_for_a_cut_residual():
+    strategy_contract(fedex_lora(residual_rank=1, weights="uniform"))
 
 
 def test_one_number_by_hand():

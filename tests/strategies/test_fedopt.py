@@ -295,11 +295,6 @@ def test_nonsense_is_refused(option, value):
         fedopt(**{option: value})
 
 
-@SPACES
-def test_it_keeps_every_strategy_s_promises(on):
-    strategy_contract(fedopt(on=on))
-
-
 @pytest.mark.parametrize("optimizer", ["yogi", "adagrad", "momentum"])
 def test_so_do_the_other_optimisers(optimizer):
     strategy_contract(fedopt(optimizer=optimizer))
@@ -311,6 +306,6 @@ def test_so_does_the_published_variant(options):
     strategy_contract(fedopt(variant="reference", **options))
 
 
-@pytest.mark.parametrize("on", [fedprox(), rolora()], ids=lambda r: r.name)
+@pytest.mark.parametrize("on", [fedavg(), ffa_lora(), fedprox(), rolora()], ids=lambda r: r.name)
 def test_so_does_fedopt_on_what_adds_to_fedit(on):
     strategy_contract(fedopt(on=on))

@@ -203,7 +203,7 @@ def test_what_cannot_be_wrapped_is_refused():
         fedprox(on="fedid")
 
 
-@pytest.mark.parametrize("on", [fedit(), fedavg(), ffa_lora(), flora()], ids=lambda r: r.name)
+@pytest.mark.parametrize("on", [fedavg(), ffa_lora(), flora()], ids=lambda r: r.name)
 def test_it_keeps_every_strategy_s_promises(on):
     strategy_contract(fedprox(mu=0.1, on=on))
 

@@ -59,13 +59,11 @@ def state_of(rank: int, version: int = 0, seed: int = 9) -> State:
 
 UNLIKE = [client(1, 1, 30), client(2, 4, 7, scale=3.0), client(3, 2, 1, scale=0.2)]
 
-VARIANTS = [
-    {},
+VARIANTS = [  # the default is in test_every_strategy
     {"gamma": 0.5, "penalty": 0.1},
     {"gamma": 1.0},
     {"penalty": 0.0},
-    {"weights": "examples"},
-    {"normalise_rows": True},
+    {"weights": "examples", "normalise_rows": True},
     {"max_share": 0.4},
 ]
 

@@ -264,10 +264,6 @@ def test_what_is_declared_is_so():
     assert (recipe.name, recipe.keeps, recipe.linear, recipe.ring_summable) == ("scaffold", True, False, False)
 
 
-@SPACES
-def test_it_keeps_every_strategy_s_promises(on):
-    strategy_contract(scaffold(on=on))
-
-
-def test_it_keeps_them_at_another_server_rate():
-    strategy_contract(scaffold(server_lr=0.5))
+@pytest.mark.parametrize("options", [{"on": fedavg()}, {"on": ffa_lora(), "server_lr": 0.5}], ids=["full", "half"])
+def test_it_keeps_every_strategy_s_promises(options):
+    strategy_contract(scaffold(**options))

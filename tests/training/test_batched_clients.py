@@ -397,7 +397,8 @@ RANKS = dict.fromkeys(("flora", "flexlora", "hetlora"), "[2, 4, 8]")
 
 
 def settings(base: Path, strategy: str, at_once: int | str, *more: str) -> config.RunConfig:
-    tables = ["local.steps=4", "server.rounds=2", "data.clients=3", "eval.max_rows=4", "eval.every=9"]
+    small = ["local.batch_size=4", "data.max_length=64", "data.clients=3", "eval.max_rows=4"]
+    tables = ["local.steps=4", "server.rounds=2", "eval.every=9", *small]
     own = [f"model.id='{base}'", f"strategy.name={strategy}", f"clients.rank={RANKS.get(strategy, '4')}"]
     return run_file.load(runs.QUICKSTART, [*own, *tables, f"server.together={at_once}", *more])
 
