@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedft import check
+from fedft import check, quickstart
 from fedft.compression import codec_names
-from fedft.config import BUILT_IN
 from fedft.errors import ConfigError
 from fedft.run_file import checked_table, read
 from fedft.security.sealed import site_name
@@ -42,7 +41,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Server:
+class SiteServer:
     """[server]: the one machine we contact."""
 
     address: str
@@ -62,7 +61,7 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Model:
+class SiteModel:
     """[model]: the base model; the server's must have the same digest."""
 
     id: str
@@ -72,7 +71,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Data:
+class SiteData:
     """[data]: our rows. What is said here about their form outranks what the server says."""
 
     train: str
@@ -94,7 +93,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Local:
+class SiteLocal:
     """[local]: of this machine."""
 
     threads: int = 1
@@ -135,11 +134,11 @@ class SiteConfig:
     """A whole site file; see the tables. All paths are absolute."""
 
     site: Site
-    server: Server
-    model: Model
-    data: Data
+    server: SiteServer
+    model: SiteModel
+    data: SiteData
     keys: Keys = Keys()
-    local: Local = Local()
+    local: SiteLocal = SiteLocal()
     policy: Policy = Policy()
 
 
@@ -168,7 +167,7 @@ def load(path: Path) -> SiteConfig:
 
 def _found(table: str, key: str, value: str | None, folder: Path, where: str) -> str | None:
     """The absolute path that a key means, if what it wants is there."""
-    if value is None or (key in ("id", "train") and value in BUILT_IN):
+    if value is None or (key in ("id", "train") and value in (quickstart.BASE, quickstart.ROWS)):
         return value
     expanded = os.path.expanduser(os.path.expandvars(value))
     if left := re.search(r"\$\{?(\w+)", expanded):

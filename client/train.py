@@ -57,7 +57,7 @@ class Client:
             if kind == "query":
                 return self.enrol(messages.decode_job(payload))
             return self.carry_out(
-                self.memory.pool.plan(payload, partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES))
+                self.memory.cache.plan(payload, partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES))
             )
         except (PlanRefused, RejectedUpdate) as e:
             return Refused(e.code, str(e)[:MAX_REASON])
@@ -127,7 +127,7 @@ class Client:
         had = self.memory.held
         if plan.have is not None and (had is None or (had.version, self.memory.label) != (plan.have, plan.have_label)):
             raise PlanRefused("behind", f"{had.version} {self.memory.label}" if had else "none")
-        held = self.memory.pool.received(had, plan, self.recipe.receive)
+        held = self.memory.cache.received(had, plan, self.recipe.receive)
         if plan.evaluate and self.recipe.evaluation_has_own_state:
             digest = tensors.digest(held)
         else:

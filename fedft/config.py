@@ -14,10 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fedft import quickstart
 from fedft.compression import codec_names
 from fedft.registry import IN_JOBS, Choice, Registry
 
-BUILT_IN = ("stdlib-base", "stdlib-docstrings")
 BUDGETS = ("bytes", "steps", "seconds")
 ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
@@ -36,7 +36,7 @@ LOCAL: Mapping[str, Collection[str]] = {
 class Model:
     """[model]: what is fine-tuned, and which of its layers."""
 
-    id: str = "stdlib-base"
+    id: str = quickstart.BASE
     """Model folder, hub id, or "stdlib-base" (the small built-in base)."""
     adapter: Choice = "lora"
     """Kind of adapter, for strategies that take any: "lora", an installed one, "package.module:Kind", or a table of
@@ -61,7 +61,7 @@ class Model:
 class Data:
     """[data]: records, how they become text, and whose they are."""
 
-    train: str = "stdlib-docstrings"
+    train: str = quickstart.ROWS
     """JSON lines, JSON or CSV file, hub id, or "stdlib-docstrings" (built in)."""
     test: str | None = None
     """Held-out records of the same form; left out: `holdout` of each client's own rows."""
@@ -129,7 +129,7 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Codec:
+class Codecs:
     """[codec]: how tensors are written on the wire."""
 
     up: str = "fp32"
@@ -256,7 +256,7 @@ class RunConfig:
     data: Data = Data()
     strategy: Strategy = Strategy()
     local: Local = Local()
-    codec: Codec = Codec()
+    codec: Codecs = Codecs()
     privacy: Privacy = Privacy()
     server: Server = Server()
     clients: Clients = Clients()

@@ -9,9 +9,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from fedft import check, registry
+from fedft import check, quickstart, registry
 from fedft.compression import codec_names
-from fedft.config import BUILT_IN, RunConfig, Strategy, budget_of
+from fedft.config import RunConfig, Strategy, budget_of
 from fedft.errors import ConfigError
 
 
@@ -55,7 +55,7 @@ def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:
         value = os.path.expanduser(os.path.expandvars(value))
         if left := re.search(r"\$\{?(\w+)", value):
             raise ConfigError(f"{where}: [{table}] {key} = {value!r}: the variable {left[1]} is not set")
-        if value and value not in BUILT_IN and not Path(value).is_absolute():
+        if value and value not in (quickstart.BASE, quickstart.ROWS) and not Path(value).is_absolute():
             # absolute in the run's own config.toml, so that the run can be evaluated from any working folder
             there = next((p for p in (folder / value, Path(value)) if p.exists()), None)
             value = str(there.resolve()) if there else value

@@ -64,7 +64,7 @@ def starter(clients: Mapping[str, Client]) -> tuple[Begin | None, int]:
         )
     if wanted == 1 or most == 1:
         return None, 1
-    return Table(clients, batched_clients.common(first.handle)).begin, most
+    return SharedPasses(clients, batched_clients.common(first.handle)).begin, most
 
 
 def worthwhile(clients: Sequence[Client]) -> int:
@@ -81,8 +81,8 @@ def worthwhile(clients: Sequence[Client]) -> int:
 
 
 @dataclass
-class Table:
-    """The clients of this process, by name."""
+class SharedPasses:
+    """The clients of this process, by name, who train in passes of the base that they share."""
 
     clients: Mapping[str, Client]
     base: Sequence[nn.Parameter]

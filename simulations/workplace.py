@@ -9,7 +9,7 @@ from fedft import run_file as configs
 from fedft import strategies
 from fedft.carriers.local import LocalPost
 from fedft.client.private_state import Kept
-from fedft.client.received_state import Memory, Pool
+from fedft.client.received_state import CohortCache, Memory
 from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.contract import Layout, State
@@ -60,15 +60,15 @@ def workplace(
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
     parts = virtual_clients.rows_by_client(config) if data else {}
     here = resident.load(config, recipe)
-    pool = Pool()
-    own = folder and folder / "clients"
+    cache = CohortCache()
+    at = folder and folder / "clients"
     clients = {
         name: Client(
-            name, train, test, here.base, here.handle, recipe, config, Memory(pool), Kept(own and own / quote(name, ""))
+            name, train, test, here.base, here.handle, recipe, config, Memory(cache), Kept(at and at / quote(name, ""))
         )
         for name, (train, test) in virtual_clients.encode(parts, config, here.base).items()
     }
-    pool.members += [c.memory for c in clients.values()]
+    cache.members += [c.memory for c in clients.values()]
     return Workplace(config, recipe, here.base, here.layout, here.handle, clients)
 
 
