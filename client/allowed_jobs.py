@@ -47,7 +47,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check_job(job: Job, policy: Policy) -> None:
-    """Return if the policy allows the run; loads the strategy's module only if the policy lists its name.
+    """Return None if the policy allows the run; the strategy's module is loaded only if the policy lists its name.
 
     Raises PlanRefused and nothing else, whatever is in the job.
     """
@@ -56,7 +56,10 @@ def check_job(job: Job, policy: Policy) -> None:
 
 
 def check_plan(plan: Plan, policy: Policy) -> None:
-    """Return if the policy allows the round's work. Raises PlanRefused and nothing else, whatever is in the plan."""
+    """Return None if the policy allows the round's work.
+
+    Raises PlanRefused and nothing else, whatever is in the plan.
+    """
     with _refusing():
         _at_most("policy_rank", "rank", plan.shape.largest, policy.max_rank)
         _at_most("policy_steps", "steps", plan.steps, policy.max_steps)

@@ -32,7 +32,7 @@ PATHS = {
 
 @dataclass(frozen=True)
 class Site:
-    """[site]: who we are."""
+    """[site]: the name of this site, and where it keeps what it needs between rounds."""
 
     name: str
     """As the server's operator enrolled us; at most 64 bytes."""
@@ -42,7 +42,7 @@ class Site:
 
 @dataclass(frozen=True)
 class SiteServer:
-    """[server]: the one machine we contact."""
+    """[server]: the one machine that the site contacts, and how it is known to be the right one."""
 
     address: str
     """"host:port"."""
@@ -54,7 +54,7 @@ class SiteServer:
 
 @dataclass(frozen=True)
 class Keys:
-    """[keys]: our own."""
+    """[keys]: the site's own private keys."""
 
     folder: str = "keys"
     """Holds signing.key and node.key, readable by us alone."""
@@ -72,7 +72,7 @@ class SiteModel:
 
 @dataclass(frozen=True)
 class SiteData:
-    """[data]: our rows. What is said here about their form outranks what the server says."""
+    """[data]: the site's rows. What is said here about their form outranks what the server says."""
 
     train: str
     """JSON lines, JSON or CSV file, or "stdlib-docstrings"."""
@@ -94,7 +94,7 @@ class SiteData:
 
 @dataclass(frozen=True)
 class SiteLocal:
-    """[local]: of this machine."""
+    """[local]: how the site uses its machine."""
 
     threads: int = 1
     """torch threads."""
@@ -102,7 +102,7 @@ class SiteLocal:
 
 @dataclass(frozen=True)
 class Policy:
-    """[policy]: what a server may ask of us; more is refused before any model is loaded."""
+    """[policy]: what a server may ask of the site; more is refused before any model is loaded."""
 
     strategies: list[str] = field(default_factory=list)
     """Strategies by name, exactly; empty: none. No other code is imported for a server."""
@@ -131,7 +131,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class SiteConfig:
-    """A whole site file; see the tables. All paths are absolute."""
+    """A whole site file, one field per table. All paths are absolute."""
 
     site: Site
     server: SiteServer
@@ -143,7 +143,7 @@ class SiteConfig:
 
 
 def load(path: Path) -> SiteConfig:
-    """The site file at `path`. Raises ConfigError in one line.
+    """The checked config of the site file at `path`. Raises ConfigError in one line.
 
     Paths may use `$VARIABLES` and `~`; relative ones mean relative to the file.
     """

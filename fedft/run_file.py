@@ -16,7 +16,7 @@ from fedft.errors import ConfigError
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str = "") -> RunConfig:
-    """The run file at `path` (None: defaults), with `table.key=value` overrides on top.
+    """The checked config of the run file at `path` (None: defaults), with `table.key=value` overrides on top.
 
     Paths of data and model may use `$VARIABLES` and `~`; relative ones mean relative to the file where there is such a
     file, else to the working folder; those that are there become absolute. Raises ConfigError in one line.
@@ -36,7 +36,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str 
 
 
 def read(path: Path, missing: str) -> dict[str, Any]:
-    """The TOML file at `path`. Raises ConfigError in one line; `missing` is what it says if there is no such file."""
+    """The tables of the TOML file at `path`. Raises ConfigError in one line; `missing` says that there is no file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
@@ -80,7 +80,7 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 
 
 def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
-    """A checked RunConfig from plain tables. Raises ConfigError naming file, table and key."""
+    """The checked config of plain tables, which `where` calls. Raises ConfigError naming `where`, table and key."""
     tables = _for_strategy(tables, where)
     built: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(RunConfig).items():
@@ -117,7 +117,10 @@ def _for_strategy(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def checked_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
-    """The dataclass `kind` from a table: unknown keys refused, types checked, defaults filled in."""
+    """The dataclass `kind` made of a table: types checked, defaults filled in.
+
+    Raises ConfigError, beginning with `where`, for a key that is unknown or missing, or a value of another type.
+    """
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in hints:
@@ -216,7 +219,11 @@ def _check(c: RunConfig, where: str) -> None:
 
 
 def load_options(overrides: Sequence[str]) -> dict[str, Any]:
-    """`option=value` pairs of a strategy's factory, values read as TOML."""
+    """{option: value} of `option=value` texts, values read as TOML. Raises ConfigError for a text of another form.
+
+    >>> load_options(["mu=0.1", "on=fedit", "ranks=[4, 8]"])
+    {'mu': 0.1, 'on': 'fedit', 'ranks': [4, 8]}
+    """
     tables: dict[str, Any] = {}
     for override in overrides:
         _apply(tables, f"options.{override}")

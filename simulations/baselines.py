@@ -29,7 +29,7 @@ Tell = Callable[[float, Mapping[str, Any]], None]
 
 
 def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str, Any] | None:
-    """What `local` or `central` reaches, as `tally.result` says it; None if that is no finite loss.
+    """The result, as `tally.result` gives it, of the baseline `local` or `central`; None if its loss is not finite.
 
     Args:
         config: of the race, with one LoRA rank.

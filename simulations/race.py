@@ -38,8 +38,11 @@ class Contender:
 
 
 def contender(text: str) -> Contender:
-    """`flora` or `package.module:factory`, or `label: key=value key=value` for a variant; `local` and `central` are the
-    baselines. A label names a folder, so what a folder should not be named is a dot in the label made from a strategy.
+    """The contender of a text: `flora`, `package.module:factory`, or `label: key=value key=value` for a variant;
+    `local` and `central` are the baselines. A label names a folder: other signs in a strategy's name become dots.
+
+    >>> contender("small: strategy.name=fedit clients.rank=2")
+    Contender(label='small', overrides=('strategy.name=fedit', 'clients.rank=2'))
     """
     label, colon, rest = text.partition(": ")
     if label in tally.BASELINES:
@@ -89,8 +92,7 @@ def race(
     for at, (label, of_seeds) in enumerate(planned.items()):
         folders = [out / label / f"seed-{seed}" for seed in range(seeds)]
         missing = any(_finished(folder) is None for folder in folders)
-        numbers = range(at * seeds + 1, len(planned) * seeds + 1)
-        found, why = _contend(label, of_seeds, folders, numbers, observe)
+        found, why = _contend(label, of_seeds, folders, observe, before=at * seeds, of=len(planned) * seeds)
         if why:
             stopped[label] = why
         else:
@@ -103,17 +105,14 @@ def race(
 
 
 def _contend(
-    label: str, of_seeds: Sequence[RunConfig], folders: Sequence[Path], numbers: range, observe: Observer
+    label: str, of_seeds: Sequence[RunConfig], folders: Sequence[Path], observe: Observer, *, before: int, of: int
 ) -> tuple[list[dict[str, Any]], str]:
-    """(results of one contender by seed, "" or why it stopped); what is finished in its folder is not run again.
-
-    `numbers`: the number of its first run among those of the whole race, up to that of the race's last.
-    """
+    """(results of a contender by seed, "" or why it stopped); `before` it come so many runs of the race's `of`."""
     results: list[dict[str, Any]] = []
     for seed, (config, folder) in enumerate(zip(of_seeds, folders, strict=True)):
         if (result := _finished(folder)) is None:
             who = {"contender": label, "seed": seed}
-            observe("run", {**who, "number": numbers[seed], "of": numbers[-1]})
+            observe("run", {**who, "number": before + seed + 1, "of": of})
             try:
                 result = {**_one(label, config, folder, observe), "config": config.to_dict()}
             except (ConfigError, RunPaused) as e:  # it diverged, say: no reason to keep the others from running

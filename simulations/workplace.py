@@ -27,7 +27,7 @@ from fedft.simulations import batched_turns, virtual_clients
 
 @dataclass(frozen=True)
 class Workplace:
-    """What every client of this process shares, resident from start to end."""
+    """The base model and the clients of one process, resident from the run's start to its end."""
 
     config: RunConfig
     recipe: Recipe
@@ -40,7 +40,7 @@ class Workplace:
 
     @property
     def here(self) -> Resident:
-        """The model without the clients, as a run is opened on it."""
+        """The resident model without the clients, as a run is opened on it."""
         return Resident(self.base, self.layout, self.handle)
 
     def stand(self, state: State, client: str | None = None) -> None:
@@ -88,13 +88,13 @@ def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:
 
 
 def local_post(clients: Mapping[str, Client]) -> LocalPost:
-    """Carries letters to these clients in this process, one at a time but for `[server] together`."""
+    """The post that carries letters to clients of this process, one at a time but for `[server] together`."""
     begin, most = batched_turns.starter(clients)
     return LocalPost({name: client.answer for name, client in clients.items()}, begin, most)
 
 
 def whose(clients: Mapping[str, Client]) -> Iterator[bytes]:
-    """Whose rows the run trains on, for its identifier."""
+    """Bytes that say whose rows the run trains on, from which its identifier is made."""
     for name, client in sorted(clients.items()):
         yield name.encode()
         for row in client.train_rows:

@@ -61,7 +61,7 @@ def _clock(ahead: float | None) -> Iterator[Finding]:
 
 
 def listening(host: str, port: int, ca: Path) -> Iterator[Finding]:
-    """Whether a server can listen there, or ours does already."""
+    """Whether a server can listen at host:port, or one with the authority `ca` listens there already."""
     where = f"{host}:{port}"
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -135,7 +135,7 @@ def site_keys(folder: Path, server_pub: Path) -> Iterator[Finding]:
 
 
 def node_key(folder: Path) -> bytes:
-    """The site's public node key, or nothing if it cannot be read: that has a row of its own."""
+    """The site's public node key; b"" if it cannot be read, which is a finding of its own."""
     try:
         return private_keys.node_bytes(private_keys.load_ecdsa(folder / "node.key").public_key())
     except FedftError:

@@ -30,7 +30,7 @@ LOW_BYTES = 2**30  # of memory or disk: Flower's SuperLink and torch alone take 
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check."""
+    """The outcome of one check: what was looked at, how it is, what was found, and what to do about it."""
 
     check: str
     state: Literal["ok", "warn", "FAIL"]
@@ -39,7 +39,7 @@ class Finding:
 
 
 def findings_of(check: str, find: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """The findings of `find`; what it raises becomes one that fails."""
+    """The findings of `find`; an exception in it becomes a finding that fails, under the name `check`."""
     try:
         yield from find()
     except FedftError as e:
@@ -51,7 +51,11 @@ def findings_of(check: str, find: Callable[[], Iterable[Finding]]) -> Iterator[F
 
 
 def halves(text: str) -> tuple[str, str]:
-    """What was found, and the remedy, of one of our one-line messages."""
+    """(what was found, the remedy) of a message of ours, which stand before and behind its first "; ".
+
+    >>> halves("no such file; name another")
+    ('no such file', 'name another')
+    """
     found, _, remedy = " ".join(text.split()).partition("; ")
     return found, remedy
 
