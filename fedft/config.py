@@ -134,7 +134,7 @@ class Codecs:
 
     up: str = "fp32"
     """Client to server: fp32, fp16, bf16, int8, int4, "ternary:0.5", "topk:0.1 | int8"...; see
-    fedft/compression/codec.py.
+    fedft/compression/codec_names.py.
     """
     down: str = "fp32"
     """Server to client: the state in fp32, fp16, bf16, int8, or one of them behind "topk:1 |" where most numbers are
