@@ -32,7 +32,7 @@ from fedft import strategies
 from fedft.benchmarks.clients import LONGEST, RANK, RATE, SPACE, TARGETS, VOCABULARY, in_peft, made_up, trained_anew
 from fedft.benchmarks.measure import LIMIT, Act, alone, take_turns
 from fedft.benchmarks.results import Result, Row
-from fedft.client.received_state import Memory, Pool
+from fedft.client.received_state import CohortCache, Memory
 from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.data import examples
@@ -71,12 +71,12 @@ class Place:
     def ours(self, together: int) -> None:
         """A run of one round, from the first state to the second."""
         config = replace(self.config, server=replace(self.config.server, together=together))
-        recipe, pool = strategies.of(config), Pool()
+        recipe, cache = strategies.of(config), CohortCache()
         clients = {
-            name: Client(name, rows, [], self.base, self.handle, recipe, config, Memory(pool))
+            name: Client(name, rows, [], self.base, self.handle, recipe, config, Memory(cache))
             for name, rows in self.rows.items()
         }
-        pool.members += [c.memory for c in clients.values()]
+        cache.members += [c.memory for c in clients.values()]
         here, folder = Resident(self.base, self.handle.layout, self.handle), Path(mkdtemp(dir=self.folder))
         run = open_run.fresh(config, recipe, here, folder, runs.whose(clients))
         run.loop(runs.local_post(clients)).run(clients)

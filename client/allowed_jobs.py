@@ -26,7 +26,7 @@ from fedft.client.site_settings import Policy, SiteConfig
 from fedft.compression import codec_names
 from fedft.config import ALL, LOCAL, RunConfig
 from fedft.data import examples
-from fedft.errors import FedftError, PlanRefused
+from fedft.errors import FedftError, PlanRefused, in_one_line
 from fedft.training.metrics import interface as metrics
 from fedft.update import Job, Plan
 
@@ -47,7 +47,7 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check_job(job: Job, policy: Policy) -> None:
-    """Return if the policy allows the run; loads the strategy's module only if the policy lists its name.
+    """Return None if the policy allows the run; the strategy's module is loaded only if the policy lists its name.
 
     Raises PlanRefused and nothing else, whatever is in the job.
     """
@@ -56,7 +56,10 @@ def check_job(job: Job, policy: Policy) -> None:
 
 
 def check_plan(plan: Plan, policy: Policy) -> None:
-    """Return if the policy allows the round's work. Raises PlanRefused and nothing else, whatever is in the plan."""
+    """Return None if the policy allows the round's work.
+
+    Raises PlanRefused and nothing else, whatever is in the plan.
+    """
     with _refusing():
         _at_most("policy_rank", "rank", plan.shape.largest, policy.max_rank)
         _at_most("policy_steps", "steps", plan.steps, policy.max_steps)
@@ -146,9 +149,12 @@ def _tables(job: Job) -> dict[str, Any]:
 
 
 def _check_names(said: RunConfig, policy: Policy) -> None:
-    """Nothing is imported because a server names it: what is not built in, or allowed, is refused by its name."""
+    """Where a job names a value of a known kind: one that is built in, or one that the policy lists for that kind.
+
+    The name of an optimizer allows no strategy; nothing is imported to find out.
+    """
     for name, _ in registry.tower(said.strategy.name, said.strategy.options):
-        if name not in registry.BUILT_IN and name not in policy.strategies:
+        if name not in registry.strategies.built_in and name not in policy.strategies:
             raise PlanRefused("policy_strategy", f"strategy {name!r:.80} is not allowed here, nor built in")
     for what, choice in said.in_job():
         if not what.listed(choice, policy.plugins):
@@ -157,7 +163,9 @@ def _check_names(said: RunConfig, policy: Policy) -> None:
 
 
 def _check_texts(tables: Mapping[str, Mapping[str, Any]], policy: Policy) -> None:
-    """No text of the job, however deep, is a "module:name" or an installed name that the policy does not list."""
+    """Where nobody knows whether a text is a name, in the options of what is named: no text, however deep, is a
+    "module:name" or an installed name that the policy does not list for any kind.
+    """
     listed = {*policy.strategies, *policy.plugins, *policy.codecs, *policy.metrics}
     known = registry.REGISTRIES.values()
     foreign = {n for r in known for n in r.names()} - {n for r in known for n in r.built_in} - listed
@@ -228,5 +236,4 @@ def _refusing() -> Iterator[None]:
 
 
 def _line(e: Exception) -> str:
-    text = " ".join(str(e).split())
-    return "".join(c if c.isprintable() else "?" for c in text)[:300]
+    return "".join(c if c.isprintable() else "?" for c in in_one_line(e))[:300]

@@ -69,7 +69,10 @@ class Joiner:
     _resident: Resident | None = field(default=None)
 
     def __call__(self, job: Job) -> Client:
-        """Raises PlanRefused for what the policy does not allow or the site does not have."""
+        """The client that takes part in `job`.
+
+        Raises PlanRefused for what the policy does not allow or the site does not have.
+        """
         config = allowed_jobs.run_config(job, self.site)
         try:
             recipe = strategies.of(config)

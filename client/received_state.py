@@ -15,7 +15,7 @@ from fedft.update import Plan
 
 
 @dataclass
-class Pool:
+class CohortCache:
     """What the clients of one process share: states they hold, the plan read last, the state made of it.
 
     Most of a cohort stand at one state and are sent the same bytes; these are read, added and hashed once.
@@ -74,7 +74,7 @@ def _key(state: State) -> str:
 class Memory:
     """The state that one client holds between rounds."""
 
-    pool: Pool = field(default_factory=Pool)
+    cache: CohortCache = field(default_factory=CohortCache)
     """Shared with the other clients of the process, so that many at the same state hold it once."""
     held: State | None = None
     """None before the first plan."""
@@ -86,4 +86,4 @@ class Memory:
         self.label = label
         if self.held is None or self.held.tensors is not held or self.held.version != version:
             self.held = None  # it may be the last to hold that
-            self.held = self.pool.state(version, held)
+            self.held = self.cache.state(version, held)

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedft import check
+from fedft import check, quickstart
 from fedft.compression import codec_names
-from fedft.config import BUILT_IN
 from fedft.errors import ConfigError
 from fedft.run_file import checked_table, read
 from fedft.security.sealed import site_name
@@ -34,7 +33,7 @@ PATHS = {
 
 @dataclass(frozen=True)
 class Site:
-    """[site]: who we are."""
+    """[site]: the name of this site, and where it keeps what it needs between rounds."""
 
     name: str
     """As the server's operator enrolled us; at most 64 bytes."""
@@ -43,8 +42,8 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Server:
-    """[server]: the one machine we contact."""
+class SiteServer:
+    """[server]: the one machine that the site contacts, and how it is known to be the right one."""
 
     address: str
     """"host:port"."""
@@ -56,14 +55,14 @@ class Server:
 
 @dataclass(frozen=True)
 class Keys:
-    """[keys]: our own."""
+    """[keys]: the site's own private keys."""
 
     folder: str = "keys"
     """Holds signing.key and node.key, readable by us alone."""
 
 
 @dataclass(frozen=True)
-class Model:
+class SiteModel:
     """[model]: the base model; the server's must have the same digest."""
 
     id: str
@@ -73,8 +72,8 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Data:
-    """[data]: our rows. What is said here about their form outranks what the server says."""
+class SiteData:
+    """[data]: the site's rows. What is said here about their form outranks what the server says."""
 
     train: str
     """JSON lines, JSON or CSV file, or "stdlib-docstrings"."""
@@ -95,8 +94,8 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Local:
-    """[local]: of this machine."""
+class SiteLocal:
+    """[local]: how the site uses its machine."""
 
     threads: int = 1
     """torch threads."""
@@ -104,7 +103,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Policy:
-    """[policy]: what a server may ask of us; more is refused before any model is loaded."""
+    """[policy]: what a server may ask of the site; more is refused before any model is loaded."""
 
     strategies: list[str] = field(default_factory=list)
     """Strategies by name, exactly; empty: none. No other code is imported for a server."""
@@ -133,19 +132,19 @@ class Policy:
 
 @dataclass(frozen=True)
 class SiteConfig:
-    """A whole site file; see the tables. All paths are absolute."""
+    """A whole site file, one field per table. All paths are absolute."""
 
     site: Site
-    server: Server
-    model: Model
-    data: Data
+    server: SiteServer
+    model: SiteModel
+    data: SiteData
     keys: Keys = Keys()
-    local: Local = Local()
+    local: SiteLocal = SiteLocal()
     policy: Policy = Policy()
 
 
 def load(path: Path) -> SiteConfig:
-    """The site file at `path`. Raises ConfigError in one line.
+    """The checked config of the site file at `path`. Raises ConfigError in one line.
 
     Paths may use `$VARIABLES` and `~`; relative ones mean relative to the file.
     """
@@ -169,7 +168,7 @@ def load(path: Path) -> SiteConfig:
 
 def _found(table: str, key: str, value: str | None, folder: Path, where: str) -> str | None:
     """The absolute path that a key means, if what it wants is there."""
-    if value is None or (key in ("id", "train") and value in BUILT_IN):
+    if value is None or (key in ("id", "train") and value in (quickstart.BASE, quickstart.ROWS)):
         return value
     expanded = os.path.expanduser(os.path.expandvars(value))
     if left := re.search(r"\$\{?(\w+)", expanded):

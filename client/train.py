@@ -57,22 +57,22 @@ class Client:
             if kind == "query":
                 return self.enrol(messages.decode_job(payload))
             return self.carry_out(
-                self.memory.pool.plan(payload, partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES))
+                self.memory.cache.plan(payload, partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES))
             )
         except (PlanRefused, RejectedUpdate) as e:
             return Refused(e.code, str(e)[:MAX_REASON])
 
     def carry_out(self, plan: Plan) -> bytes:
-        """Train or evaluate as the plan says; the encoded update. Raises PlanRefused."""
+        """Train or evaluate as the plan says; returns the encoded update. Raises PlanRefused."""
         turn = self.install(plan)
         return self.encode(self.evaluate(turn) if plan.evaluate else self.train(turn), turn)
 
     def encode(self, update: Update, turn: Turn) -> bytes:
-        """The turn's update as it travels."""
+        """The bytes of the turn's update, in the codec of `[codec] up`."""
         return messages.encode_update(update, self.config.codec.up, turn.seed)
 
     def enrol(self, job: Job) -> bytes:
-        """Agree on the run; answers with the numbers of rows to train on and held out. Raises PlanRefused."""
+        """Agree on the run; returns the encoded numbers of rows to train on and held out. Raises PlanRefused."""
         self.join(job)
         said = {"held_out": float(len(self.test_rows))}
         return messages.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run, metrics=said), "fp32")
@@ -90,7 +90,10 @@ class Client:
         self.kept.open(job.run)
 
     def train(self, turn: Turn) -> Update:
-        """Take the local steps from the installed state; what changed. What stays here is on the disk then."""
+        """The update of the local steps from the installed state; what the client keeps of them is on the disk then.
+
+        Raises PlanRefused, `nonfinite`, if no step had a finite loss.
+        """
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(turn.seed)  # dropout
@@ -112,14 +115,20 @@ class Client:
         return ClientRows(self.train_rows, self.config.local.batch_size, collate, begun)
 
     def evaluate(self, turn: Turn) -> Update:
-        """Metrics of the installed state on the held-out rows, and ROUGE-L when the plan asks for it."""
+        """The update without tensors whose metrics are those of the installed state on the client's held-out rows.
+
+        ROUGE-L is among them when the plan asks for it.
+        """
         more = ["rouge_l"] if turn.plan.extra.get("rouge") else []
         found = evaluate.measure(self.handle, self.base, self.test_rows, self.config.eval, more)
         rows = len(self.test_rows[: self.config.eval.max_rows])
         return self._update(turn.plan, {}, max(1, rows), found)
 
     def install(self, plan: Plan) -> Turn:
-        """Bring the model to the plan's state. Raises PlanRefused, `behind` with the version held if that fails."""
+        """Bring the model to the plan's state; returns the client's turn on it.
+
+        Raises PlanRefused: `wrong_run`, `no_rows`, or `behind` with the version held if the plan builds on another.
+        """
         if plan.run != self._run:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
         if plan.evaluate and not self.test_rows:
@@ -127,7 +136,7 @@ class Client:
         had = self.memory.held
         if plan.have is not None and (had is None or (had.version, self.memory.label) != (plan.have, plan.have_label)):
             raise PlanRefused("behind", f"{had.version} {self.memory.label}" if had else "none")
-        held = self.memory.pool.received(had, plan, self.recipe.receive)
+        held = self.memory.cache.received(had, plan, self.recipe.receive)
         if plan.evaluate and self.recipe.evaluation_has_own_state:
             digest = tensors.digest(held)
         else:

@@ -14,10 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fedft import quickstart
 from fedft.compression import codec_names
 from fedft.registry import IN_JOBS, Choice, Registry
 
-BUILT_IN = ("stdlib-base", "stdlib-docstrings")
 BUDGETS = ("bytes", "steps", "seconds")
 ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
@@ -36,7 +36,7 @@ LOCAL: Mapping[str, Collection[str]] = {
 class Model:
     """[model]: what is fine-tuned, and which of its layers."""
 
-    id: str = "stdlib-base"
+    id: str = quickstart.BASE
     """Model folder, hub id, or "stdlib-base" (the small built-in base)."""
     adapter: Choice = "lora"
     """Kind of adapter, for strategies that take any: "lora", an installed one, "package.module:Kind", or a table of
@@ -61,7 +61,7 @@ class Model:
 class Data:
     """[data]: records, how they become text, and whose they are."""
 
-    train: str = "stdlib-docstrings"
+    train: str = quickstart.ROWS
     """A file of JSON lines, JSON, CSV, TSV or Parquet, a folder or a pattern ("visits/*.csv") of them, a hub id
     owner/name[[:configuration]:split], or "stdlib-docstrings" (built in)."""
     test: str | None = None
@@ -130,12 +130,12 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Codec:
+class Codecs:
     """[codec]: how tensors are written on the wire."""
 
     up: str = "fp32"
     """Client to server: fp32, fp16, bf16, int8, int4, "ternary:0.5", "topk:0.1 | int8"...; see
-    fedft/compression/codec.py.
+    fedft/compression/codec_names.py.
     """
     down: str = "fp32"
     """Server to client: the state in fp32, fp16, bf16, int8, or one of them behind "topk:1 |" where most numbers are
@@ -257,7 +257,7 @@ class RunConfig:
     data: Data = Data()
     strategy: Strategy = Strategy()
     local: Local = Local()
-    codec: Codec = Codec()
+    codec: Codecs = Codecs()
     privacy: Privacy = Privacy()
     server: Server = Server()
     clients: Clients = Clients()

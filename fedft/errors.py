@@ -17,6 +17,15 @@ line: what was found, what was wanted, where to look.
 EXIT_USAGE, EXIT_DAMAGED, EXIT_PAUSED, EXIT_KEYS, EXIT_INTERRUPTED = 2, 65, 75, 77, 130
 
 
+class FedftError(Exception):
+    """The base class of everything that fedft raises on purpose.
+
+    `exit_code` is the code that the command line ends with when the error reaches it.
+    """
+
+    exit_code = 1
+
+
 def in_one_line(e: Exception) -> str:
     """An exception's text in one line of bounded length; its type in front unless the text says what was wrong.
 
@@ -27,16 +36,11 @@ def in_one_line(e: Exception) -> str:
     """
     said = " ".join(str(e).split())
     said = said if len(said) <= 500 else f"{said[:480]}... ({len(said)} characters)"
-    return said if said and isinstance(e, TypeError | ValueError | ImportError) else f"{type(e).__name__}: {said}"
-
-
-class FedftError(Exception):
-    """The base class of everything that fedft raises on purpose.
-
-    `exit_code` is the code that the command line ends with when the error reaches it.
-    """
-
-    exit_code = 1
+    return (
+        said
+        if said and isinstance(e, FedftError | TypeError | ValueError | ImportError)
+        else f"{type(e).__name__}: {said}"
+    )
 
 
 class ConfigError(FedftError):

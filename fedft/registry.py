@@ -21,7 +21,7 @@ Choice = str | dict[str, Any]
 
 @dataclass(frozen=True)
 class Registry:
-    """The values of one kind that can be named."""
+    """The values of one kind that can be named: built-in ones, and those that installed packages declare."""
 
     kind: str
     """In the singular, as error messages call it."""
@@ -33,18 +33,18 @@ class Registry:
     """Whether a name stands for a factory whose keyword arguments are options; else for the value itself."""
 
     def names(self) -> dict[str, str]:
-        """Every name, built in or installed -> where it comes from."""
+        """{name: "module:attribute"} of every value, built in or installed, in order of name."""
         found = dict(self.built_in)
         for point in entry_points(group=self.group):
             found.setdefault(point.name, point.value)
         return dict(sorted(found.items()))
 
     def __contains__(self, name: str) -> bool:
-        """Whether it is the name of what is built in or installed; packages are looked through for the latter only."""
+        """Whether a built-in or an installed value has this name; packages are looked through for the latter only."""
         return name in self.built_in or any(entry_points(group=self.group, name=name))
 
     def load(self, name: str) -> Callable[..., Any]:
-        """The factory of a name.
+        """The factory, or the value, that has this name, or that "package.module:attribute" leads to.
 
         Raises ConfigError: no such name (the nearest one is suggested), or it cannot be imported.
         """
@@ -63,7 +63,7 @@ class Registry:
         return found
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
-        """The options of a factory by name. Raises ConfigError where it does not say them."""
+        """The keyword arguments of the factory of this name. Raises ConfigError where the factory does not say them."""
         factory = self.load(name)
         if not callable(factory):
             wanted = f"a factory that returns a {self.kind}"
@@ -77,7 +77,7 @@ class Registry:
         return dict(parameters)
 
     def make(self, name: str, options: Mapping[str, Any], **given: Any) -> Any:
-        """What the factory makes of the options of a run file; errors name the option.
+        """The value that the factory of this name makes of a run file's options. Raises ConfigError naming the option.
 
         Args:
             options: checked against the factory's annotations.
@@ -100,7 +100,7 @@ class Registry:
             raise ConfigError(f"[{self.kind}] {name}: {in_one_line(e)}") from e
 
     def chosen(self, choice: Choice) -> Any:
-        """What a choice of a run file makes. Raises ConfigError."""
+        """The value that a choice of a run file makes, by its name and its options. Raises ConfigError."""
         name, options = named(choice, self.kind)
         return self.make(name, options)
 
@@ -117,7 +117,13 @@ class Registry:
 
 
 def named(choice: Choice, kind: str) -> tuple[str, dict[str, Any]]:
-    """(name, options) of a choice. Raises ConfigError where it names nothing."""
+    """(name, options) of a choice. Raises ConfigError, which speaks of `kind`, where the choice names nothing.
+
+    >>> named("lion", "optimizer")
+    ('lion', {})
+    >>> named({"name": "dpo", "beta": 0.2}, "objective")
+    ('dpo', {'beta': 0.2})
+    """
     table = {"name": choice} if isinstance(choice, str) else dict(choice)
     if not isinstance(name := table.pop("name", None), str):
         raise ConfigError(f"{kind} is {choice!r:.80}, wanted a name, or a table with a name and options")
@@ -125,7 +131,11 @@ def named(choice: Choice, kind: str) -> tuple[str, dict[str, Any]]:
 
 
 def tower(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(name, options) of a strategy, of the one that it is `on`, and so on; what is no choice has the name ""."""
+    """(name, options) of a strategy, of the one that it is `on`, and so on; what is no choice has the name "".
+
+    >>> list(tower("fedprox", {"mu": 0.1, "on": "fedit"}))
+    [('fedprox', {'mu': 0.1, 'on': 'fedit'}), ('fedit', {})]
+    """
     yield name, options
     while (on := options.get("on")) is not None:
         name, options = named(on, "strategy") if isinstance(on, str | dict) else ("", {})

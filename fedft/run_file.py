@@ -10,14 +10,14 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from fedft import check, registry
+from fedft import check, quickstart, registry
 from fedft.compression import codec_names
-from fedft.config import BUILT_IN, RunConfig, Strategy, budget_of
+from fedft.config import RunConfig, Strategy, budget_of
 from fedft.errors import ConfigError
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str = "") -> RunConfig:
-    """The run file at `path` (None: defaults), with `table.key=value` overrides on top.
+    """The checked config of the run file at `path` (None: defaults), with `table.key=value` overrides on top.
 
     Paths of data and model may use `$VARIABLES` and `~`; relative ones mean relative to the file where there is such a
     file, else to the working folder; those that are there become absolute. Raises ConfigError in one line.
@@ -37,7 +37,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str 
 
 
 def read(path: Path, missing: str) -> dict[str, Any]:
-    """The TOML file at `path`. Raises ConfigError in one line; `missing` is what it says if there is no such file."""
+    """The tables of the TOML file at `path`. Raises ConfigError in one line; `missing` says that there is no file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
@@ -56,7 +56,7 @@ def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:
         value = os.path.expanduser(os.path.expandvars(value))
         if left := re.search(r"\$\{?(\w+)", value):
             raise ConfigError(f"{where}: [{table}] {key} = {value!r}: the variable {left[1]} is not set")
-        if value and value not in BUILT_IN and not Path(value).is_absolute():
+        if value and value not in (quickstart.BASE, quickstart.ROWS) and not Path(value).is_absolute():
             # absolute in the run's own config.toml, so that the run can be evaluated from any working folder
             there = next((p for p in (folder / value, Path(value)) if p.exists() or _matches(table, p)), None)
             value = str(there.resolve()) if there else value
@@ -86,7 +86,7 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 
 
 def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
-    """A checked RunConfig from plain tables. Raises ConfigError naming file, table and key."""
+    """The checked config of plain tables, which `where` calls. Raises ConfigError naming `where`, table and key."""
     tables = _for_strategy(tables, where)
     built: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(RunConfig).items():
@@ -123,7 +123,10 @@ def _for_strategy(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def checked_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
-    """The dataclass `kind` from a table: unknown keys refused, types checked, defaults filled in."""
+    """The dataclass `kind` made of a table: types checked, defaults filled in.
+
+    Raises ConfigError, beginning with `where`, for a key that is unknown or missing, or a value of another type.
+    """
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in hints:
@@ -222,7 +225,11 @@ def _check(c: RunConfig, where: str) -> None:
 
 
 def load_options(overrides: Sequence[str]) -> dict[str, Any]:
-    """`option=value` pairs of a strategy's factory, values read as TOML."""
+    """{option: value} of `option=value` texts, values read as TOML. Raises ConfigError for a text of another form.
+
+    >>> load_options(["mu=0.1", "on=fedit", "ranks=[4, 8]"])
+    {'mu': 0.1, 'on': 'fedit', 'ranks': [4, 8]}
+    """
     tables: dict[str, Any] = {}
     for override in overrides:
         _apply(tables, f"options.{override}")

@@ -46,17 +46,21 @@ class Shape:
     """Rank by module, each at least 1."""
 
     def of(self, module: str) -> int:
-        """The rank in this module."""
+        """The adapter's rank in the module of this name."""
         return self.ranks.get(module, self.rank)
 
     @property
     def largest(self) -> int:
-        """The largest rank of any module."""
+        """The largest rank that the adapter has in any module."""
         return max(self.rank, *self.ranks.values()) if self.ranks else self.rank
 
     @property
     def key(self) -> str:
-        """Equal for equal shapes, and short enough for a name: "r8", "r8-5f0c1d2e3a4b"."""
+        """A short text, equal for equal shapes and no others.
+
+        >>> Shape(8).key, Shape(8, {"q_proj": 4}).key
+        ('r8', 'r8-4014af53e880')
+        """
         if not self.ranks:
             return f"r{self.rank}"
         table = json.dumps([self.rank, sorted(self.ranks.items())])
@@ -77,7 +81,7 @@ class Job:
     """The run file's tables by name, as resolved, less what is local (`fedft.config.LOCAL`)."""
 
     def table(self, name: str) -> Mapping[str, Any]:
-        """One table; empty if the job has none of that name."""
+        """The run file's table of this name; empty if the job has none."""
         return self.tables.get(name, {})
 
 
@@ -90,28 +94,35 @@ class Plan:
     """
 
     run: str
+    """Identifier of the run, `Job.run`."""
     round: int
     version: int
+    """Of the state that the client is brought to."""
     have: int | None = None
+    """Of the state that the client must hold already; None: it needs none."""
     label: str = ""
     have_label: str = ""
     attempt: int = 0
+    """Greater than that of any earlier request of the run: no two share one."""
     evaluate: bool = False
-    """True: measure the state on the held-out rows, train nothing."""
+    """True: the client measures the state on its held-out rows and trains nothing."""
     rank: int = 0
     """Rank of this client's adapter; 0 where its kind has none."""
     ranks: Mapping[str, int] = field(default_factory=dict)
     """Rank by module, for those where it is not `rank`."""
     steps: int = 0
+    """Local optimiser steps."""
     learning_rate: float = 0.0
+    """Of the local optimiser in this round."""
     counted: int | None = None
     """The last round in which this client's update counted, where clients keep something; None: none did yet."""
     extra: Mapping[str, Scalar] = field(default_factory=dict)
+    """Numbers and texts that a strategy says to its own client side."""
     tensors: Tensors = field(default_factory=dict)
 
     @property
     def shape(self) -> Shape:
-        """How large this client's adapter is."""
+        """How large the adapter of the plan's client is: `rank` and `ranks` as one value."""
         return Shape(self.rank, self.ranks)
 
 
@@ -126,6 +137,7 @@ class Update:
 
     delta: Tensors
     num_examples: int
+    """Rows that the client trained on: its weight in a mean."""
     round: int = 0
     run: str = ""
     attempt: int = 0

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedft.client.received_state import Memory
 from fedft.client.train import Client
-from fedft.config import Codec, RunConfig, budget_of
+from fedft.config import Codecs, RunConfig, budget_of
 from fedft.contract import State
 from fedft.errors import ConfigError
 from fedft.reports import columns, tally
@@ -29,14 +29,14 @@ Tell = Callable[[float, Mapping[str, Any]], None]
 
 
 def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str, Any] | None:
-    """What `local` or `central` reaches, as `tally.result` says it; None if that is no finite loss.
+    """The result, as `tally.result` gives it, of the baseline `local` or `central`; None if its loss is not finite.
 
     Args:
         config: of the race, with one LoRA rank.
         folder: for its states, empty.
         tell: hears how far it is, from 0 to 1, and of each state that was measured.
     """
-    config = replace(config, codec=Codec())  # they send nothing
+    config = replace(config, codec=Codecs())  # they send nothing
     place = runs.workplace(config)
     panel = sampling.panel(list(place.clients), config.eval.clients, config.server.seed)
     cohort = min(config.clients.per_round or len(place.clients), len(place.clients))

@@ -28,7 +28,7 @@ Outcome = Trained | FloatingPointError | None
 
 
 class Seated(Exception):
-    """A client's local steps were reached."""
+    """Raised in place of a client's local steps, with the seat that the client takes in a shared pass."""
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
@@ -42,7 +42,7 @@ ROOM = {"cpu": 2048, "other": 16384}
 
 
 def starter(clients: Mapping[str, Client]) -> tuple[Begin | None, int]:
-    """What begins the training of several of these clients (by name) at once, and of how many; None: nothing does."""
+    """(function that begins the training of several clients at once, how many at most); (None, 1): one at a time."""
     first = next(iter(clients.values()), None)
     if first is None:
         return None, 1
@@ -64,7 +64,7 @@ def starter(clients: Mapping[str, Client]) -> tuple[Begin | None, int]:
         )
     if wanted == 1 or most == 1:
         return None, 1
-    return Table(clients, batched_clients.common(first.handle)).begin, most
+    return SharedPasses(clients, batched_clients.common(first.handle)).begin, most
 
 
 def worthwhile(clients: Sequence[Client]) -> int:
@@ -81,8 +81,8 @@ def worthwhile(clients: Sequence[Client]) -> int:
 
 
 @dataclass
-class Table:
-    """The clients of this process, by name."""
+class SharedPasses:
+    """The clients of this process, by name, who train in passes of the base that they share."""
 
     clients: Mapping[str, Client]
     base: Sequence[nn.Parameter]
@@ -92,7 +92,7 @@ class Table:
     """Whether this model cannot be shared: then nobody tries again."""
 
     def begin(self, asked: list[Asked]) -> list[Finish]:
-        """Train all who are asked to; what makes the answer of each, in their order."""
+        """Train all who are asked to; returns a function for each, in their order, that makes the client's answer."""
         clients = [self.clients[a.client] for a in asked]
         opened = [_open(client, a, self.base) for client, a in zip(clients, asked, strict=True)]
         trained = iter(self._train([o for o in opened if isinstance(o, Seat)]))

@@ -38,8 +38,11 @@ class Contender:
 
 
 def contender(text: str) -> Contender:
-    """`flora` or `package.module:factory`, or `label: key=value key=value` for a variant; `local` and `central` are the
-    baselines. A label names a folder, so what a folder should not be named is a dot in the label made from a strategy.
+    """The contender of a text: `flora`, `package.module:factory`, or `label: key=value key=value` for a variant;
+    `local` and `central` are the baselines. A label names a folder: other signs in a strategy's name become dots.
+
+    >>> contender("small: strategy.name=fedit clients.rank=2")
+    Contender(label='small', overrides=('strategy.name=fedit', 'clients.rank=2'))
     """
     label, colon, rest = text.partition(": ")
     if label in tally.BASELINES:
@@ -82,36 +85,43 @@ def race(
     _check(contenders, seeds)
     bound = [f"server.budget={budget}"] if budget is not None else []
     planned = {c.label: _planned(file, c, seeds, [*overrides, *bound], out, observe) for c in contenders}
-    about = {
-        "run file": file.name,
-        **html_report.about([config for of_seeds in planned.values() for config in of_seeds]),
-    }
+    about = {"run file": file.name, **html_report.about([config for of in planned.values() for config in of])}
     about["contenders"] = {c.label: list(c.overrides) for c in contenders}
     results: dict[str, list[dict[str, Any]]] = {}
     stopped: dict[str, str] = {}
     for at, (label, of_seeds) in enumerate(planned.items()):
-        found, ran = [], False
-        for seed, config in enumerate(of_seeds):
-            folder = out / label / f"seed-{seed}"
-            if (result := _finished(folder)) is None:
-                ran, who = True, {"contender": label, "seed": seed}
-                observe("run", {**who, "number": at * seeds + seed + 1, "of": len(planned) * seeds})
-                try:
-                    result = {**_one(label, config, folder, observe), "config": config.to_dict()}
-                except (ConfigError, RunPaused) as e:  # it diverged, say: no reason to keep the others from running
-                    stopped[label] = f"seed {seed}: {e}"
-                    observe("stopped", {**who, "reason": str(e)})
-                    break
-                durable.write(folder / RESULT, json.dumps(result).encode() + b"\n")
-                observe("ran", {**who, "result": result})
-            found.append({k: v for k, v in result.items() if k != "config"})
+        folders = [out / label / f"seed-{seed}" for seed in range(seeds)]
+        missing = any(_finished(folder) is None for folder in folders)
+        found, why = _contend(label, of_seeds, folders, observe, before=at * seeds, of=len(planned) * seeds)
+        if why:
+            stopped[label] = why
         else:
             results[label] = found
-        if ran and at + 1 < len(planned):
+        if missing and at + 1 < len(planned):
             _save(tally.comparison(about, results, stopped, complete=False), out)
     done = tally.comparison(about, results, stopped)
     _save(done, out)
     return done
+
+
+def _contend(
+    label: str, of_seeds: Sequence[RunConfig], folders: Sequence[Path], observe: Observer, *, before: int, of: int
+) -> tuple[list[dict[str, Any]], str]:
+    """(results of a contender by seed, "" or why it stopped); `before` it come so many runs of the race's `of`."""
+    results: list[dict[str, Any]] = []
+    for seed, (config, folder) in enumerate(zip(of_seeds, folders, strict=True)):
+        if (result := _finished(folder)) is None:
+            who = {"contender": label, "seed": seed}
+            observe("run", {**who, "number": before + seed + 1, "of": of})
+            try:
+                result = {**_one(label, config, folder, observe), "config": config.to_dict()}
+            except (ConfigError, RunPaused) as e:  # it diverged, say: no reason to keep the others from running
+                observe("stopped", {**who, "reason": str(e)})
+                return results, f"seed {seed}: {e}"
+            durable.write(folder / RESULT, json.dumps(result).encode() + b"\n")
+            observe("ran", {**who, "result": result})
+        results.append({k: v for k, v in result.items() if k != "config"})
+    return results, ""
 
 
 def _save(comparison: Mapping[str, Any], out: Path) -> None:

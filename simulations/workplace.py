@@ -8,7 +8,7 @@ from fedft import durable, strategies
 from fedft import run_file as configs
 from fedft.carriers.local import LocalPost
 from fedft.client.private_state import Kept
-from fedft.client.received_state import Memory, Pool
+from fedft.client.received_state import CohortCache, Memory
 from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.contract import Layout, State
@@ -26,7 +26,7 @@ from fedft.simulations import batched_turns, virtual_clients
 
 @dataclass(frozen=True)
 class Workplace:
-    """What every client of this process shares, resident from start to end."""
+    """The base model and the clients of one process, resident from the run's start to its end."""
 
     config: RunConfig
     recipe: Recipe
@@ -39,7 +39,7 @@ class Workplace:
 
     @property
     def here(self) -> Resident:
-        """The model without the clients, as a run is opened on it."""
+        """The resident model without the clients, as a run is opened on it."""
         return Resident(self.base, self.layout, self.handle)
 
     def stand(self, state: State, client: str | None = None) -> None:
@@ -59,8 +59,8 @@ def workplace(
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
     parts = virtual_clients.rows_by_client(config) if data else {}
     here = resident.load(config, recipe)
-    pool = Pool()
-    own = folder and folder / "clients"
+    cache = CohortCache()
+    at = folder and folder / "clients"
     clients = {
         name: Client(
             name,
@@ -70,12 +70,12 @@ def workplace(
             here.handle,
             recipe,
             config,
-            Memory(pool),
-            Kept(own and own / durable.folder_name(name)),
+            Memory(cache),
+            Kept(at and at / durable.folder_name(name)),
         )
         for name, (train, test) in virtual_clients.encode(parts, config, here.base).items()
     }
-    pool.members += [c.memory for c in clients.values()]
+    cache.members += [c.memory for c in clients.values()]
     return Workplace(config, recipe, here.base, here.layout, here.handle, clients)
 
 
@@ -95,13 +95,13 @@ def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:
 
 
 def local_post(clients: Mapping[str, Client]) -> LocalPost:
-    """Carries letters to these clients in this process, one at a time but for `[server] together`."""
+    """The post that carries letters to clients of this process, one at a time but for `[server] together`."""
     begin, most = batched_turns.starter(clients)
     return LocalPost({name: client.answer for name, client in clients.items()}, begin, most)
 
 
 def whose(clients: Mapping[str, Client]) -> Iterator[bytes]:
-    """Whose rows the run trains on, for its identifier."""
+    """Bytes that say whose rows the run trains on, from which its identifier is made."""
     for name, client in sorted(clients.items()):
         yield name.encode()
         for row in client.train_rows:

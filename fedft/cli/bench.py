@@ -100,7 +100,7 @@ def _headline(name: str) -> str:
 
 
 def show(result: "Result") -> None:
-    """What is compared, and a table; facts are its last columns."""
+    """Print what a bench compares and its table, whose last columns are the rows' facts."""
     from fedft.reports.terminal import table
 
     facts = list(dict.fromkeys(fact for r in result.rows for fact in r.facts))

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fedft.carriers import connectivity_check
-from fedft.cli.checks_machine import FAIL, OK, WARN, Row, halves, proxies, rows_of
+from fedft.cli.checks_machine import FAIL, OK, WARN, Finding, findings_of, halves, proxies
 from fedft.errors import ConfigError, FedftError
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
@@ -23,45 +23,45 @@ HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # -- the way between a site and its server ---------------------------------------------------------------------------
 
 
-def connection(address: str, ca: Path, node: bytes = b"") -> Iterator[Row]:
+def connection(address: str, ca: Path, node: bytes = b"") -> Iterator[Finding]:
     """The site's way to its server: address, port, TLS with the pinned authority, clocks, enrolment."""
     try:
         reached = connectivity_check.knock(address, _bytes(ca), node)
     except connectivity_check.Unreachable as e:
         proxied = any(row.state == WARN for row in proxies(address.rpartition(":")[0].strip("[]")))
-        yield Row("server", FAIL, str(e), e.remedy + "; or the proxy is at fault" * proxied)
+        yield Finding("server", FAIL, str(e), e.remedy + "; or the proxy is at fault" * proxied)
         return
     answered = f"{address} answers over TLS in {reached.seconds:.2f} s, certificate until {reached.until:%Y-%m-%d}"
     if reached.until - datetime.now(UTC) < EXPIRY_WARN:
-        yield Row("server", WARN, answered, "the server's operator runs `fedft keys renew`")
+        yield Finding("server", WARN, answered, "the server's operator runs `fedft keys renew`")
     else:
-        yield Row("server", OK, answered)
+        yield Finding("server", OK, answered)
     yield from _clock(reached.ahead_s)
     if reached.known is False:
         remedy = "hand NAME.card.toml to the server's operator, who enrols it and restarts the server"
-        yield Row("enrolment", FAIL, "the server does not know this site's node key, or has revoked it", remedy)
+        yield Finding("enrolment", FAIL, "the server does not know this site's node key, or has revoked it", remedy)
     elif reached.known:
-        yield Row("enrolment", OK, "the server knows this site's node key")
+        yield Finding("enrolment", OK, "the server knows this site's node key")
 
 
-def _clock(ahead: float | None) -> Iterator[Row]:
+def _clock(ahead: float | None) -> Iterator[Finding]:
     if ahead is None:
-        yield Row("clock", WARN, "the server's answer says no time", "compare the clocks by hand")
+        yield Finding("clock", WARN, "the server's answer says no time", "compare the clocks by hand")
         return
     side = "ahead of" if ahead > 0 else "behind"
     found = f"{abs(ahead):.0f} s {side} the server's" if abs(ahead) >= CLOCK_WARN_S else "within 2 s of the server's"
     early, late = connectivity_check.AHEAD_S, connectivity_check.BEHIND_S
     limits = f"logins are refused from {early:.0f} s ahead and {late:.0f} s behind"
     if not -late < ahead < early:
-        yield Row("clock", FAIL, found, f"set this machine's clock by NTP: {limits}")
+        yield Finding("clock", FAIL, found, f"set this machine's clock by NTP: {limits}")
     elif abs(ahead) >= CLOCK_WARN_S:
-        yield Row("clock", WARN, found, f"set the clocks by NTP: {limits}")
+        yield Finding("clock", WARN, found, f"set the clocks by NTP: {limits}")
     else:
-        yield Row("clock", OK, found)
+        yield Finding("clock", OK, found)
 
 
-def listening(host: str, port: int, ca: Path) -> Iterator[Row]:
-    """Whether a server can listen there, or ours does already."""
+def listening(host: str, port: int, ca: Path) -> Iterator[Finding]:
+    """Whether a server can listen at host:port, or one with the authority `ca` listens there already."""
     where = f"{host}:{port}"
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -74,12 +74,12 @@ def listening(host: str, port: int, ca: Path) -> Iterator[Row]:
             )
         except (connectivity_check.Unreachable, FedftError):
             remedy = f"another --listen, or end what listens there (`ss -ltnp 'sport = :{port}'`)"
-            yield Row("listen", FAIL, f"cannot listen on {where}: {e.strerror or e}", remedy)
+            yield Finding("listen", FAIL, f"cannot listen on {where}: {e.strerror or e}", remedy)
         else:
-            yield Row("listen", OK, f"a server with this certificate authority answers on {where}")
+            yield Finding("listen", OK, f"a server with this certificate authority answers on {where}")
         return
     local = "; only this machine can connect (0.0.0.0: others, too)" if _is_loopback(host) else ""
-    yield Row("listen", OK, f"{where} is free{local}")
+    yield Finding("listen", OK, f"{where} is free{local}")
 
 
 def _is_loopback(host: str) -> bool:
@@ -89,80 +89,82 @@ def _is_loopback(host: str) -> bool:
 # -- the server's folder and the site's ------------------------------------------------------------------------------
 
 
-def certificate(folder: Path, hosts: Iterable[str] = ()) -> Iterator[Row]:
+def certificate(folder: Path, hosts: Iterable[str] = ()) -> Iterator[Finding]:
     """The server's certificate: its authority, its names, its time, its key."""
     facts = new_keys.certificate_facts(folder / "server.pem")
     faults = dict.fromkeys([*facts.faults(), *(fault for host in hosts for fault in facts.faults(host))])
     for fault in faults:
-        yield Row("certificate", FAIL, *halves(fault))
+        yield Finding("certificate", FAIL, *halves(fault))
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(facts.path, folder / "server.key")
     except (OSError, ssl.SSLError) as e:
         found = f"{facts.path}: server.key beside it is not its key ({getattr(e, 'reason', None) or e})"
-        yield Row("certificate", FAIL, found, "copy both from the same backup")
+        yield Finding("certificate", FAIL, found, "copy both from the same backup")
         return
     if not faults:
         soon = facts.not_after - datetime.now(UTC) < EXPIRY_WARN
         found = f"for {', '.join(facts.names)}, until {facts.not_after:%Y-%m-%d}"
-        yield Row(
+        yield Finding(
             "certificate", WARN if soon else OK, found, f"fedft keys renew {shlex.quote(str(folder))}" if soon else ""
         )
 
 
-def server_keys(folder: Path) -> Iterator[Row]:
+def server_keys(folder: Path) -> Iterator[Finding]:
     """The server's private keys: there, readable by this user alone, and the pair of what the sites hold."""
-    yield from rows_of("keys", lambda: _loads(private_keys.load_ecdsa, folder / "server.key"))
+    yield from findings_of("keys", lambda: _loads(private_keys.load_ecdsa, folder / "server.key"))
     if (folder / "ca.key").exists():
-        yield from rows_of("keys", lambda: _loads(private_keys.load_ecdsa, folder / "ca.key"))
+        yield from findings_of("keys", lambda: _loads(private_keys.load_ecdsa, folder / "ca.key"))
     else:
-        yield Row("keys", WARN, f"{folder / 'ca.key'}: not here", "`fedft keys renew` needs it; a backup must have it")
+        yield Finding(
+            "keys", WARN, f"{folder / 'ca.key'}: not here", "`fedft keys renew` needs it; a backup must have it"
+        )
     signing = private_keys.load_signing(folder / "signing.key")
     if private_keys.load_public(folder / "server.pub") != signing.public_key():
         remedy = "copy both from the same backup: the sites trust the one in server.pub"
-        yield Row("keys", FAIL, f"{folder / 'server.pub'}: not of signing.key beside it", remedy)
+        yield Finding("keys", FAIL, f"{folder / 'server.pub'}: not of signing.key beside it", remedy)
     else:
-        yield Row("keys", OK, f"{folder / 'signing.key'}, server.pub beside it is of it")
+        yield Finding("keys", OK, f"{folder / 'signing.key'}, server.pub beside it is of it")
 
 
-def site_keys(folder: Path, server_pub: Path) -> Iterator[Row]:
+def site_keys(folder: Path, server_pub: Path) -> Iterator[Finding]:
     """The site's private keys and the server's public one."""
-    yield from rows_of("keys", lambda: _loads(private_keys.load_signing, folder / "signing.key"))
-    yield from rows_of("keys", lambda: _loads(private_keys.load_ecdsa, folder / "node.key"))
+    yield from findings_of("keys", lambda: _loads(private_keys.load_signing, folder / "signing.key"))
+    yield from findings_of("keys", lambda: _loads(private_keys.load_ecdsa, folder / "node.key"))
     private_keys.load_public(server_pub)
-    yield Row("keys", OK, f"{server_pub}: the server's public key")
+    yield Finding("keys", OK, f"{server_pub}: the server's public key")
 
 
 def node_key(folder: Path) -> bytes:
-    """The site's public node key, or nothing if it cannot be read: that has a row of its own."""
+    """The site's public node key; b"" if it cannot be read, which is a finding of its own."""
     try:
         return private_keys.node_bytes(private_keys.load_ecdsa(folder / "node.key").public_key())
     except FedftError:
         return b""
 
 
-def _loads(load: Callable[[Path], object], path: Path) -> Iterator[Row]:
+def _loads(load: Callable[[Path], object], path: Path) -> Iterator[Finding]:
     load(path)
-    yield Row("keys", OK, str(path))
+    yield Finding("keys", OK, str(path))
 
 
-def roster(path: Path, quorum: float | None = None) -> Iterator[Row]:
+def roster(path: Path, quorum: float | None = None) -> Iterator[Finding]:
     """The sites that count; `quorum` is the share of those not revoked that a round of all of them needs."""
     states = [m.state() for m in keys.load_roster(path).members.values()]
     enrolled, asked = states.count("enrolled"), len(states) - states.count("revoked")
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     if not enrolled:
-        yield Row(
+        yield Finding(
             "roster", FAIL, f"{path}: {counts or 'no sites'}", f"fedft keys enrol {shlex.quote(str(path.parent))} CARD"
         )
         return
     needed = max(1, math.ceil((quorum or 0) * asked - 1e-9))
     found = counts if quorum is None else f"{counts}; a round that asks all needs {needed}"
     if needed > enrolled:
-        yield Row("roster", FAIL, found, f"correct not_before and not_after in {path}, or lower [server] quorum")
+        yield Finding("roster", FAIL, found, f"correct not_before and not_after in {path}, or lower [server] quorum")
     elif asked > enrolled:
-        yield Row("roster", WARN, found, f"sites outside their validity do not count; correct it in {path}")
+        yield Finding("roster", WARN, found, f"sites outside their validity do not count; correct it in {path}")
     else:
-        yield Row("roster", OK, found)
+        yield Finding("roster", OK, found)
 
 
 def _bytes(path: Path) -> bytes:

@@ -29,8 +29,8 @@ LOW_BYTES = 2**30  # of memory or disk: Flower's SuperLink and torch alone take 
 
 
 @dataclass(frozen=True)
-class Row:
-    """The outcome of one check."""
+class Finding:
+    """The outcome of one check: what was looked at, how it is, what was found, and what to do about it."""
 
     check: str
     state: Literal["ok", "warn", "FAIL"]
@@ -38,20 +38,24 @@ class Row:
     remedy: str = ""
 
 
-def rows_of(check: str, find: Callable[[], Iterable[Row]]) -> Iterator[Row]:
-    """The rows of `find`; what it raises becomes a row that fails."""
+def findings_of(check: str, find: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """The findings of `find`; an exception in it becomes a finding that fails, under the name `check`."""
     try:
         yield from find()
     except FedftError as e:
         found, remedy = halves(str(e))
-        yield Row(check, FAIL, found, remedy or "correct it in the file or option that is named")
+        yield Finding(check, FAIL, found, remedy or "correct it in the file or option that is named")
     except Exception as e:  # a broken installation raises anything, and must not hide the other checks
         said = next(iter(str(e).splitlines()), "")[:300]
-        yield Row(check, FAIL, f"{type(e).__name__}: {said}", "install fedft anew; if that is in vain, report it")
+        yield Finding(check, FAIL, f"{type(e).__name__}: {said}", "install fedft anew; if that is in vain, report it")
 
 
 def halves(text: str) -> tuple[str, str]:
-    """What was found, and the remedy, of one of our one-line messages."""
+    """(what was found, the remedy) of a message of ours, which stand before and behind its first "; ".
+
+    >>> halves("no such file; name another")
+    ('no such file', 'name another')
+    """
     found, _, remedy = " ".join(text.split()).partition("; ")
     return found, remedy
 
@@ -59,7 +63,7 @@ def halves(text: str) -> tuple[str, str]:
 # -- the machine -----------------------------------------------------------------------------------------------------
 
 
-def libraries() -> Iterator[Row]:
+def libraries() -> Iterator[Finding]:
     """Python and what fedft depends on, against the ranges that it is installed with."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
@@ -69,13 +73,13 @@ def libraries() -> Iterator[Row]:
         wanted = metadata.metadata("fedft")["Requires-Python"] or ""
         requirements = [Requirement(r) for r in metadata.requires("fedft") or ()]
     except metadata.PackageNotFoundError:
-        yield Row("python", OK, python)
-        yield Row(
+        yield Finding("python", OK, python)
+        yield Finding(
             "libraries", WARN, "fedft is not installed, so that the versions it needs are not known", "pip install"
         )
         return
     fits = SpecifierSet(wanted).contains(python, prereleases=True)
-    yield Row("python", OK if fits else FAIL, python, "" if fits else f"install Python {wanted}")
+    yield Finding("python", OK if fits else FAIL, python, "" if fits else f"install Python {wanted}")
     there = []
     for r in requirements:
         if r.marker is not None and not r.marker.evaluate({"extra": ""}):
@@ -83,37 +87,40 @@ def libraries() -> Iterator[Row]:
         try:
             version = metadata.version(r.name)
         except metadata.PackageNotFoundError:
-            yield Row("libraries", FAIL, f"{r.name} is not installed", f"pip install '{r}'")
+            yield Finding("libraries", FAIL, f"{r.name} is not installed", f"pip install '{r}'")
             continue
         if not r.specifier.contains(version, prereleases=True):
-            yield Row("libraries", FAIL, f"{r.name} {version}, wanted {r.specifier}", f"pip install '{r}'")
+            yield Finding("libraries", FAIL, f"{r.name} {version}, wanted {r.specifier}", f"pip install '{r}'")
         there.append(f"{r.name} {version}")
-    yield Row("libraries", OK, ", ".join(there))
+    yield Finding("libraries", OK, ", ".join(there))
 
 
-def processor(threads: int = 1) -> Iterator[Row]:
+def processor(threads: int = 1) -> Iterator[Finding]:
     """Cores that this process may use; `threads` of torch are wanted."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = f"{cores} cores, {threads} torch thread{'s' if threads > 1 else ''}"
     if threads > cores:
-        yield Row("processor", WARN, found, f"[local] threads = {cores} or less: more threads than cores are slower")
+        yield Finding(
+            "processor", WARN, found, f"[local] threads = {cores} or less: more threads than cores are slower"
+        )
     else:
-        yield Row("processor", OK, found)
+        yield Finding("processor", OK, found)
 
 
-def memory() -> Iterator[Row]:
+def memory() -> Iterator[Finding]:
     """Memory of the machine, and how much of it is free."""
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
     kib = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines)}
     if "MemAvailable" not in kib:
-        yield Row("memory", OK, "not known on this platform")
+        yield Finding("memory", OK, "not known on this platform")
         return
     free = kib["MemAvailable"] * 1024
     found = f"{_size(kib['MemTotal'] * 1024)}, {_size(free)} of it available"
-    yield Row("memory", OK, found) if free >= LOW_BYTES else Row("memory", WARN, found, "end what takes so much")
+    enough = free >= LOW_BYTES
+    yield Finding("memory", OK if enough else WARN, found, "" if enough else "end what takes so much")
 
 
-def devices(wanted: str = "cpu") -> Iterator[Row]:
+def devices(wanted: str = "cpu") -> Iterator[Finding]:
     """Accelerators; `wanted` is the device that the model is meant to be on."""
     import torch
 
@@ -123,39 +130,41 @@ def devices(wanted: str = "cpu") -> Iterator[Row]:
         with torch.cuda.device(i):
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         found = f"{torch.cuda.get_device_name(i)}, {_size(free)} of {_size(total)} free"
-        yield Row(f"cuda:{i}", OK, f"{found}, {'with' if bf16 else 'without'} bfloat16")
+        yield Finding(f"cuda:{i}", OK, f"{found}, {'with' if bf16 else 'without'} bfloat16")
     if not count:
-        yield Row("devices", OK, f"no CUDA device (torch {torch.__version__})")
+        yield Finding("devices", OK, f"no CUDA device (torch {torch.__version__})")
     number = wanted.partition(":")[2]
     if wanted.startswith("cuda") and int(number if number.isdecimal() else 0) >= count:
         remedy = "a driver and a torch built for CUDA (`nvidia-smi` shows the driver), or another device"
-        yield Row("devices", FAIL, f"[model] device is {wanted!r}, there are {count}", remedy)
+        yield Finding("devices", FAIL, f"[model] device is {wanted!r}, there are {count}", remedy)
 
 
-def disk(name: str, folder: Path) -> Iterator[Row]:
+def disk(name: str, folder: Path) -> Iterator[Finding]:
     """Room and the right to write where `folder` is, or would be made."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
     found = f"{folder}: {_size(free)} free"
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        yield Row(name, FAIL, f"{there}: cannot be written by this user", "another folder, or its owner's `chown`")
+        yield Finding(name, FAIL, f"{there}: cannot be written by this user", "another folder, or its owner's `chown`")
     elif free < LOW_BYTES:
-        yield Row(name, WARN, found, "make room: a full disk pauses the run")
+        yield Finding(name, WARN, found, "make room: a full disk pauses the run")
     else:
-        yield Row(name, OK, found)
+        yield Finding(name, OK, found)
 
 
-def proxies(host: str | None = None) -> Iterator[Row]:
+def proxies(host: str | None = None) -> Iterator[Finding]:
     """Proxies in the environment, which the way to the server takes; their values may hold passwords."""
     names = sorted({name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")})
     names = [name for name in names if os.environ[name]]
     if not names:
-        yield Row("proxies", OK, "none in the environment")
+        yield Finding("proxies", OK, "none in the environment")
     elif host is not None and urllib.request.proxy_bypass(host):
-        yield Row("proxies", OK, f"{', '.join(names)} set, not used for {host} (NO_PROXY)")
+        yield Finding("proxies", OK, f"{', '.join(names)} set, not used for {host} (NO_PROXY)")
     else:
         remedy = f"if the server is not behind it: NO_PROXY={host or 'HOST'}, also where the host is this machine"
-        yield Row("proxies", WARN, f"{', '.join(names)} set: connections to the server go through that proxy", remedy)
+        yield Finding(
+            "proxies", WARN, f"{', '.join(names)} set: connections to the server go through that proxy", remedy
+        )
 
 
 # -- model and rows --------------------------------------------------------------------------------------------------
@@ -163,16 +172,16 @@ def proxies(host: str | None = None) -> Iterator[Row]:
 
 def model(
     source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0
-) -> Iterator[Row]:
+) -> Iterator[Finding]:
     """The base model as a run takes it, with the digest that the sites' must have."""
     from fedft.models import load as models
 
     base = models.load(source, task, labels=labels, dtype=dtype, device=device, seed=seed)
-    yield Row("model", OK, f"{_said(source, base)}, digest {base.digest[:12]} as {task} in {dtype}")
+    yield Finding("model", OK, f"{_said(source, base)}, digest {base.digest[:12]} as {task} in {dtype}")
     yield _tokenizer(base)
 
 
-def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -> Iterator[Row]:
+def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -> Iterator[Finding]:
     """The base model of a site, which learns from the run only what it is for.
 
     `allowed`: beginnings of digests, one of which the model should have.
@@ -188,12 +197,12 @@ def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -
             raise causal from None
     found = _said(source, base)
     if base.task != "causal-lm":
-        yield Row("model", OK, f"{found}, a classifier's body; its digest depends on the run's labels")
+        yield Finding("model", OK, f"{found}, a classifier's body; its digest depends on the run's labels")
     elif allowed is not None and not base.digest.startswith(tuple(allowed)):
         remedy = "correct it if runs are in float32; in another dtype the model has another digest"
-        yield Row("model", WARN, f"{found}, digest {base.digest[:12]} in float32 is not in [policy] base", remedy)
+        yield Finding("model", WARN, f"{found}, digest {base.digest[:12]} in float32 is not in [policy] base", remedy)
     else:
-        yield Row("model", OK, f"{found}, digest {base.digest[:12]} in float32")
+        yield Finding("model", OK, f"{found}, digest {base.digest[:12]} in float32")
     yield _tokenizer(base)
 
 
@@ -202,16 +211,16 @@ def _said(source: str, base: "Base") -> str:
     return f"{source}: {size:,} parameters on {base.model.device}"
 
 
-def _tokenizer(base: "Base") -> Row:
+def _tokenizer(base: "Base") -> Finding:
     """With 12 digits of a SHA-256 over the tokens in order of number: unlike ones make unlike numbers of a text."""
     vocabulary = sorted(base.tokenizer.get_vocab().items(), key=lambda item: item[1])
     digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
-    return Row("tokenizer", OK, f"{len(vocabulary):,} tokens, digest {digest[:12]}")
+    return Finding("tokenizer", OK, f"{len(vocabulary):,} tokens, digest {digest[:12]}")
 
 
 def site_rows(
     train: str, test: str | None, name: str, field: str | None, value: str | None, templates: Iterable[str] = ()
-) -> Iterator[Row]:
+) -> Iterator[Finding]:
     """The site's own rows, as `rows.of_site` finds them; `templates` must fit each."""
     from fedft import config
     from fedft.data import client_datasets, examples
@@ -223,9 +232,9 @@ def site_rows(
             examples.fill(template, row, f"{train}, row {i} of this site")
     share = "a share of them is held out as the run says" if test is None else f"{len(held)} held out"
     if own:
-        yield Row("rows", OK, f"{train}: {len(own)} rows, {share}")
+        yield Finding("rows", OK, f"{train}: {len(own)} rows, {share}")
     else:
-        yield Row("rows", FAIL, f"{train}: no row", "[data] train must name this site's records")
+        yield Finding("rows", FAIL, f"{train}: no row", "[data] train must name this site's records")
 
 
 def _size(n: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fedft.cli.checks_machine import Row
+    from fedft.cli.checks_machine import Finding
     from fedft.client.site_settings import Policy, SiteConfig
     from fedft.config import RunConfig
 
@@ -64,29 +64,29 @@ def _no_warnings() -> Iterator[None]:
         root.setLevel(before)
 
 
-def _machine(threads: int = 1, device: str = "cpu", server: str | None = None) -> Iterator["Row"]:
+def _machine(threads: int = 1, device: str = "cpu", server: str | None = None) -> Iterator["Finding"]:
     from fedft.cli import checks_machine
 
-    yield from checks_machine.rows_of("libraries", checks_machine.libraries)
-    yield from checks_machine.rows_of("processor", lambda: checks_machine.processor(threads))
-    yield from checks_machine.rows_of("memory", checks_machine.memory)
-    yield from checks_machine.rows_of("devices", lambda: checks_machine.devices(device))
-    yield from checks_machine.rows_of("proxies", lambda: checks_machine.proxies(server))
+    yield from checks_machine.findings_of("libraries", checks_machine.libraries)
+    yield from checks_machine.findings_of("processor", lambda: checks_machine.processor(threads))
+    yield from checks_machine.findings_of("memory", checks_machine.memory)
+    yield from checks_machine.findings_of("devices", lambda: checks_machine.devices(device))
+    yield from checks_machine.findings_of("proxies", lambda: checks_machine.proxies(server))
 
 
-def _site(file: Path, no_model: bool) -> Iterator["Row"]:
+def _site(file: Path, no_model: bool) -> Iterator["Finding"]:
     """A site file that cannot be read costs the checks that need it, and no others."""
-    from fedft.cli.checks_machine import OK, Row, rows_of
+    from fedft.cli.checks_machine import OK, Finding, findings_of
 
     loaded: list[SiteConfig] = []
 
-    def load() -> Iterator[Row]:
+    def load() -> Iterator[Finding]:
         from fedft.client import site_settings
 
         loaded.append(site_settings.load(file))
-        yield Row("site", OK, f"{loaded[0].site.name}, by {file}")
+        yield Finding("site", OK, f"{loaded[0].site.name}, by {file}")
 
-    yield from rows_of("site", load)
+    yield from findings_of("site", load)
     if loaded:
         yield from _machine(loaded[0].local.threads, loaded[0].model.device, _host_of(loaded[0].server.address))
         yield from _site_checks(loaded[0], no_model)
@@ -94,70 +94,74 @@ def _site(file: Path, no_model: bool) -> Iterator["Row"]:
         yield from _machine()
 
 
-def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Row"]:
+def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
     from fedft.cli import checks_deployment
     from fedft.cli import checks_machine as doctor
-    from fedft.cli.checks_machine import rows_of
+    from fedft.cli.checks_machine import findings_of
 
     own, data = Path(site.keys.folder), site.data
     forms = [t for t in (data.prompt, data.response, data.text) if t is not None]
-    yield from rows_of("state", lambda: doctor.disk("state", Path(site.site.state)))
-    yield from rows_of("keys", lambda: checks_deployment.site_keys(own, Path(site.server.key)))
-    yield from rows_of(
+    yield from findings_of("state", lambda: doctor.disk("state", Path(site.site.state)))
+    yield from findings_of("keys", lambda: checks_deployment.site_keys(own, Path(site.server.key)))
+    yield from findings_of(
         "server",
         lambda: checks_deployment.connection(
             site.server.address, Path(site.server.ca), checks_deployment.node_key(own)
         ),
     )
-    yield from rows_of(
+    yield from findings_of(
         "rows", lambda: doctor.site_rows(data.train, data.test, site.site.name, data.client, data.value, forms)
     )
     yield _policy(site.policy)
     if not no_model:
-        yield from rows_of("model", lambda: doctor.site_model(site.model.id, site.model.device, site.policy.base))
+        yield from findings_of("model", lambda: doctor.site_model(site.model.id, site.model.device, site.policy.base))
 
 
-def _policy(p: "Policy") -> "Row":
-    from fedft.cli.checks_machine import OK, WARN, Row
+def _policy(p: "Policy") -> "Finding":
+    from fedft.cli.checks_machine import OK, WARN, Finding
 
     if not p.strategies:
-        return Row("policy", WARN, "no strategy is allowed: every run is refused", "name some in [policy] strategies")
+        return Finding(
+            "policy", WARN, "no strategy is allowed: every run is refused", "name some in [policy] strategies"
+        )
     base = "whatever [model] id is" if p.base is None else ", ".join(d[:12] for d in p.base) or "none"
     limits = f"rank {p.max_rank}, {p.max_steps} steps, learning rate {p.max_learning_rate:g}"
     limits += f", batch {p.max_batch_size}, {p.max_tokens} tokens"
-    return Row("policy", OK, f"{', '.join(p.strategies)} on {', '.join(p.targets)}; base: {base}; at most {limits}")
+    return Finding("policy", OK, f"{', '.join(p.strategies)} on {', '.join(p.targets)}; base: {base}; at most {limits}")
 
 
-def _server(keys: Path, run: Path | None, listen: str, hosts: list[str], out: Path, no_model: bool) -> Iterator["Row"]:
+def _server(
+    keys: Path, run: Path | None, listen: str, hosts: list[str], out: Path, no_model: bool
+) -> Iterator["Finding"]:
     from fedft.cli import checks_deployment as doctor_deploy
     from fedft.cli import checks_machine as doctor
     from fedft.cli import deploy
-    from fedft.cli.checks_machine import OK, Row, rows_of
+    from fedft.cli.checks_machine import OK, Finding, findings_of
 
     loaded: list[RunConfig] = []
 
-    def load() -> Iterator[Row]:
+    def load() -> Iterator[Finding]:
         from fedft import run_file, strategies
 
         assert run is not None
         found = run_file.load(run)
         strategies.of(found)
         loaded.append(found)
-        yield Row("run", OK, f"{run}: {found.strategy.name}, {found.server.rounds} rounds")
+        yield Finding("run", OK, f"{run}: {found.strategy.name}, {found.server.rounds} rounds")
 
     if run is not None:
-        yield from rows_of("run", load)
+        yield from findings_of("run", load)
     device = loaded[0].model.device if loaded else "cpu"
     yield from _machine(loaded[0].local.threads if loaded else 1, device)
-    yield from rows_of("run folder", lambda: doctor.disk("run folder", out))
-    yield from rows_of("certificate", lambda: doctor_deploy.certificate(keys, hosts))
-    yield from rows_of("keys", lambda: doctor_deploy.server_keys(keys))
+    yield from findings_of("run folder", lambda: doctor.disk("run folder", out))
+    yield from findings_of("certificate", lambda: doctor_deploy.certificate(keys, hosts))
+    yield from findings_of("keys", lambda: doctor_deploy.server_keys(keys))
     quorum = loaded[0].server.quorum if loaded else None
-    yield from rows_of("roster", lambda: doctor_deploy.roster(keys / "roster.toml", quorum))
-    yield from rows_of("listen", lambda: doctor_deploy.listening(*deploy.address_of(listen), keys / "ca.pem"))
+    yield from findings_of("roster", lambda: doctor_deploy.roster(keys / "roster.toml", quorum))
+    yield from findings_of("listen", lambda: doctor_deploy.listening(*deploy.address_of(listen), keys / "ca.pem"))
     if loaded and not no_model:
         m, seed = loaded[0].model, loaded[0].server.seed
-        yield from rows_of(
+        yield from findings_of(
             "model",
             lambda: doctor.model(m.id, m.task, labels=len(m.labels), dtype=m.dtype, device=m.device, seed=seed),
         )

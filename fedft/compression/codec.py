@@ -21,7 +21,7 @@ class Rounded(NamedTuple):
     """A vector as both sides will know it, before it is bytes."""
 
     entries: Any
-    """One for each number, in a numpy array of whatever type."""
+    """A numpy array of whatever dtype, one entry for each number."""
     scale: Any = None
     """What the numbers have in common."""
 

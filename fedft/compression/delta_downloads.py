@@ -56,27 +56,27 @@ def unfit(recipe: Recipe) -> str:
 
 
 def wrapped(recipe: Recipe, changes: str) -> Recipe:
-    """The recipe with downloads as changes in the codec `changes`; it is not `unfit`."""
+    """The recipe, which must not be `unfit`, with downloads that bring changes of its state in the codec `changes`."""
     d = Deltas(recipe, changes)
     return replace(recipe, initial=d.initial, server=d.server, downlink=d.downlink, receive=d.receive)
 
 
 @dataclass(frozen=True)
 class Deltas:
-    """The parts of the recipe that are not the wrapped one's."""
+    """The parts of a recipe whose downloads are changes, around those of the recipe that it wraps."""
 
     inner: Recipe
     changes: str
 
     def initial(self, layout: Layout, rank: int, seed: int) -> Next:
-        """Version 0 of the wrapped recipe. Raises ValueError where one of its names would be taken for a message."""
+        """The wrapped recipe's version 0. Raises ValueError where a name in it would be taken for a message."""
         first = self.inner.first_state(layout, rank, seed)
         if any(n.startswith(SENT) for n in first.tensors):
             raise ValueError(f"names of the model begin with {SENT!r}, which is what messages are called")
         return Next(first.tensors, first.own)
 
     def server(self, state: State, change: Tensors) -> Next:
-        """One step of the wrapped server, of which x takes what everybody decodes."""
+        """The next state: one step of the wrapped server, of which x takes what every client decodes."""
         new, mine = self.inner.next_state(state, change), state.drawer(OWNER)
         lost = {n.removeprefix(LOST): t for n, t in mine.items() if n.startswith(LOST)}
         late = {n: t for n, t in lost.items() if n in new.tensors and new.tensors[n].shape == t.shape}
@@ -103,7 +103,7 @@ class Deltas:
         return Next({**new.tensors, **after}, {**new.own, OWNER: {**{LOST + n: t for n, t in lost.items()}, **sent}})
 
     def downlink(self, state: State, have: int | None, plan: Plan) -> Tensors:
-        """The messages that the client lacks, or the whole of x."""
+        """What a client at version `have` is sent: the messages of changes that it lacks, or the whole of x."""
         if have is not None and have < state.version:
             mine = state.drawer(OWNER)
             lacking = {n: t for n, t in mine.items() if n.startswith(SENT) and _version(n) >= have}
@@ -112,9 +112,10 @@ class Deltas:
         return self.inner.downlink(state, have if have == state.version else None, plan)
 
     def receive(self, held: State | None, plan: Plan) -> Tensors:
-        """x after the messages that came. Raises RejectedUpdate where they do not lead from what is held to the plan's.
+        """x after the messages that came.
 
-        Nothing larger than x is allocated for what they say.
+        Raises RejectedUpdate where they do not lead from what is held to the plan's version. Nothing larger than x is
+        allocated for what they say.
         """
         sent = {n: t for n, t in plan.tensors.items() if n.startswith(SENT)}
         if not sent:

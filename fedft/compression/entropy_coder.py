@@ -54,7 +54,7 @@ _RANS, _RANS_LOPSIDED, _RANS_NORMAL, _RICE = 16, 17, 18, 32
 
 
 def put_symbols(q: NDArray[np.int32]) -> bytes:
-    """Integers in -127 .. 127."""
+    """The bytes of a vector of integers in -127 .. 127, in the form that takes the fewest."""
     m = max(int(q.max()), -int(q.min())) if len(q) else 0
     if not m:
         return b"\0"
@@ -76,7 +76,7 @@ def put_symbols(q: NDArray[np.int32]) -> bytes:
 
 
 def get_symbols(r: Reader, n: int) -> NDArray[np.int32]:
-    """n integers in -127 .. 127."""
+    """The next n integers in -127 .. 127, int32 [n]. Raises ValueError for bytes that are no such symbols."""
     form = r.byte()
     if not form:
         return np.zeros(n, np.int32)
@@ -166,12 +166,16 @@ def _get_stream(r: Reader, n: int, frequencies: Ints) -> NDArray[np.int32]:
 
 
 def bits_per_place(p: float) -> float:
-    """Entropy, in bits, of whether a place is kept, if a share p of all are."""
+    """Entropy, in bits, of whether a place is kept, if a share p of all places are.
+
+    >>> bits_per_place(0.5)
+    1.0
+    """
     return 0.0 if p in (0.0, 1.0) else -p * math.log2(p) - (1 - p) * math.log2(1 - p)
 
 
 def put_support(index: NDArray[np.int64], d: int) -> bytes:
-    """Which of d places are kept: their numbers, ascending."""
+    """The bytes that say which of d places are kept: `index` holds their numbers, ascending."""
     k = len(index)
     head = varint(k)
     if k in (0, d):
@@ -191,7 +195,7 @@ def put_support(index: NDArray[np.int64], d: int) -> bytes:
 
 
 def get_support(r: Reader, d: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of d places."""
+    """The kept ones of d places, ascending. Raises ValueError if they are more than `most`, or no such places."""
     k = r.varint()
     if k > most:
         raise ValueError(f"{k} entries are kept of {d}, at most {most} allowed")
@@ -255,7 +259,7 @@ def _get_rice(r: Reader, n: int) -> NDArray[np.int64]:
 
 
 def put_numbers(x: NDArray[np.uint16]) -> bytes:
-    """Integers in 0 .. 65535."""
+    """The bytes of a vector of integers in 0 .. 65535, fewer where they ascend strictly."""
     values = x.astype(np.int64)
     width = max(1, int(values.max(initial=0)).bit_length())  # so that many numbers need many bytes
     gaps = np.diff(values, prepend=-1) - 1
@@ -267,7 +271,7 @@ def put_numbers(x: NDArray[np.uint16]) -> bytes:
 
 
 def get_numbers(r: Reader, n: int) -> NDArray[np.int64]:
-    """n integers in 0 .. 65535."""
+    """The next n integers in 0 .. 65535, int64 [n]. Raises ValueError for bytes that are no such numbers."""
     form = r.byte()
     if form == _RICE:
         values = _get_rice(r, n)

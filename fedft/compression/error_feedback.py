@@ -22,13 +22,13 @@ OWNER = "error_feedback"
 
 
 class Lossy(Protocol):
-    """A way of sending changes that leaves something out."""
+    """A way of sending a client's changes that leaves something out."""
 
     def send(self, changes: Tensors, turn: Turn, handle: Handle) -> Trained:
-        """What is sent of the changes, and metrics of it; nothing is kept here."""
+        """What a client sends of its changes, and metrics of the sending; nothing is kept here."""
 
     def read(self, sent: Tensors, changes: Tensors, turn: Turn) -> dict[str, Tensor]:
-        """What the server makes of it, under the names and in the shapes of the changes (floats only)."""
+        """The changes as the server reads them from `sent`: the names and shapes of `changes`, floats only."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Sent:
     keeps = False
 
     def apply(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
-        """The result as it is sent."""
+        """The client's result as it is sent: its changes after `lossy.send`, its metrics and those of the sending."""
         sent = self.way.send(trained.delta, turn, handle)
         return Trained(sent.delta, {**trained.metrics, **sent.metrics}, trained.kept)
 
@@ -54,7 +54,7 @@ class ErrorFeedback:
     keeps = True
 
     def apply(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
-        """The result with what was left out before, as it is sent; what is left out now is kept."""
+        """The client's result as it is sent, with what earlier rounds left out; what is left out now is kept."""
         late, meant = turn.drawer(OWNER), dict(trained.delta)
         for name, x in trained.delta.items():
             if x.is_floating_point() and name in late and late[name].shape == x.shape:  # a rank may have changed
@@ -74,9 +74,9 @@ class ByCodec:
     up: str
 
     def send(self, changes: Tensors, turn: Turn, handle: Handle) -> Trained:
-        """The changes themselves."""
+        """The changes themselves: the codec rounds them when the message is made."""
         return Trained(dict(changes), {})
 
     def read(self, sent: Tensors, changes: Tensors, turn: Turn) -> dict[str, Tensor]:
-        """What is decoded at the other side: the same choices, since they come from the turn's seed."""
+        """The changes as the server decodes them: the same random choices, since they come from the turn's seed."""
         return messages.roundtrip(sent, self.up, turn.seed)

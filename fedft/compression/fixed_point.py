@@ -29,7 +29,7 @@ class Scale:
     """Largest magnitude of a number; a power of two."""
 
     def integers(self, x: Tensor) -> Tensor:
-        """Integers, int32, of a tensor of floats; what is not finite becomes -2^(BITS-1), which no number does."""
+        """The int32 integers of a tensor of floats; what is not finite becomes -2^(BITS-1), which no number does."""
         half = 1 << (self.bits - 1)
         q = (x.detach().double() * (half / self.clip)).round_().clamp_(1 - half, half - 1)
         return torch.where(torch.isfinite(x), q, -half).to(torch.int32)
@@ -56,7 +56,7 @@ def scale(arguments: str) -> Scale:
 
 
 def fixed(arguments: str) -> Codec:
-    """The codec of a scale, see `scale`."""
+    """The codec `fixed:BITS[:CLIP]`; `arguments` are what stands behind its first colon. Raises ValueError."""
     s = scale(arguments)
 
     def rounded(x: Floats) -> Rounded:

@@ -56,19 +56,19 @@ def whole(r: Rounding) -> Codec:
 
 
 def flat(tensor: Tensor) -> Any:
-    """All entries as a numpy array of one dimension, row-major; shares memory with a tensor that is contiguous."""
+    """A tensor's entries as a numpy array of one dimension, row-major; shares memory with a contiguous tensor."""
     return np.ascontiguousarray(tensor.detach().cpu().numpy().reshape(-1))  # one column of many is a view with gaps
 
 
 def store(a: NDArray[Any]) -> memoryview:
-    """The entries' bytes, little endian, without a copy where the machine is."""
+    """The bytes of an array's entries, little endian, without a copy where the machine is little endian."""
     if sys.byteorder == "big":
         a = a.byteswap()
     return a.view(np.uint8).data
 
 
 def load(data: memoryview, kind: DTypeLike) -> NDArray[Any]:
-    """A vector that owns its memory: the one copy of its bytes, little endian."""
+    """The vector of dtype `kind` in little-endian bytes, in memory of its own: the one copy that is made of them."""
     out = torch.empty(len(data), dtype=torch.uint8).numpy()
     out[:] = np.frombuffer(data, np.uint8)
     found = out.view(kind)

@@ -30,7 +30,7 @@ from fedft.compression.plain import flat, load, store
 
 Integers = NDArray[np.int32]
 Groups = tuple[int, int]
-BLOCK = 256
+VECTOR_BLOCK = 256  # entries of a vector that share a step
 COARSE = 0.42
 ZERO, NOT_FINITE = -(2**14), 2**14
 _FOURTH_ROOTS = np.array([1.0, 1.1892071150027210, 1.4142135623730951, 1.6817928305074290], np.float32)  # of 1, 2, 4, 8
@@ -101,7 +101,7 @@ def _scales(rows: Tensor, groups: Groups) -> Tensor:
 def _int4() -> Codec:
     def groups(name: str, shape: Shape) -> Groups:
         """Shape of the steps beside the entries as `_grid` lays them out."""
-        return _groups(name, shape) if len(shape) == 2 else (-(-math.prod(shape) // BLOCK), 1)
+        return _groups(name, shape) if len(shape) == 2 else (-(-math.prod(shape) // VECTOR_BLOCK), 1)
 
     def rounded(name: str, tensor: Tensor) -> tuple[Integers, Integers]:
         shape = tuple(tensor.shape)
@@ -163,7 +163,9 @@ def _grid(v: Any, shape: Shape) -> Any:
     """The entries in two dimensions, one of which runs through the groups; a vector's last block is filled with 0."""
     if len(shape) == 2:
         return v.reshape(shape)
-    return v.reshape(1, -1) if len(v) <= BLOCK else np.pad(v, (0, -len(v) % BLOCK)).reshape(-1, BLOCK)
+    if len(v) <= VECTOR_BLOCK:
+        return v.reshape(1, -1)
+    return np.pad(v, (0, -len(v) % VECTOR_BLOCK)).reshape(-1, VECTOR_BLOCK)
 
 
 def _quantised(x: Floats, groups: Groups, coarse: float) -> tuple[Integers, Integers]:

@@ -25,7 +25,10 @@ Places = NDArray[np.int64]
 
 
 def topk(share: str, r: Rounding, name: str = "") -> Codec:
-    """The largest of a tensor, `share` (a decimal number) of all, rounded by `r`; `name`: if it has one of its own."""
+    """The codec of a tensor's largest entries, `share` (a decimal number) of all, rounded by `r`.
+
+    `name`: the codec's canonical name where it is not `topk:SHARE|ROUNDING`.
+    """
     q, exactly = float(share), Fraction(share)
 
     def selected(tensor: Tensor) -> tuple[Places, Rounded | None]:
@@ -69,7 +72,7 @@ def topk(share: str, r: Rounding, name: str = "") -> Codec:
 
 
 def randk(share: str, r: Rounding) -> Codec:
-    """Entries drawn from the seed, `share` (a decimal number) of all, rounded by `r`."""
+    """The codec of entries drawn from the message's seed, `share` (a decimal number) of all, rounded by `r`."""
     exactly = Fraction(share)
 
     def numbers(found: Rounded, k: int, d: int) -> Floats:
@@ -106,7 +109,11 @@ def randk(share: str, r: Rounding) -> Codec:
 
 
 def kept(share: Fraction, entries: int) -> int:
-    """How many of `entries` are selected, at most: ceil(Q d), where Q is exactly the decimal number it is called by."""
+    """How many of d entries are selected, at most: ceil(Q d), where Q is exactly the decimal number of the name.
+
+    >>> kept(Fraction("0.1"), 30)  # in binary 0.1 x 30 is a little above 3
+    3
+    """
     return -(-share.numerator * entries // share.denominator)
 
 
@@ -118,7 +125,11 @@ def _spread(shape: Shape, index: Places, numbers: Any) -> Tensor:
 
 
 def largest(x: NDArray[np.float32], k: int) -> Places:
-    """Places of the k largest magnitudes of a vector, ascending; of equal ones the first; no zeros, NaN above all."""
+    """Places of the k largest magnitudes of a vector, ascending; of equal ones the first; no zeros, NaN above all.
+
+    >>> largest(np.array([0.5, -2.0, 0.0, 2.0], np.float32), 1).tolist()
+    [1]
+    """
     size = np.abs(x).view(np.int32)  # magnitudes are in the same order as their bits
     k = min(k, int(np.count_nonzero(size)))
     if k == len(size):

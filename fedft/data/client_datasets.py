@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from fedft import check
+from fedft import check, quickstart
 from fedft.config import RunConfig
 from fedft.data import examples, partition, records
 from fedft.errors import DataError
@@ -32,7 +32,7 @@ def read(source: str) -> Rows:
 
     Raises DataError.
     """
-    return stdlib_docstrings.rows() if source == "stdlib-docstrings" else records.read_rows(source)
+    return stdlib_docstrings.rows() if source == quickstart.ROWS else records.read_rows(source)
 
 
 def hold_out(rows: Rows, config: RunConfig, client: str) -> tuple[Rows, Rows]:

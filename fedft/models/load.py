@@ -14,13 +14,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from fedft import check
+from fedft import check, quickstart
 from fedft.errors import DataError
 from fedft.models.handle import parameters_of
 
 TASKS = ("causal-lm", "sequence-classification")
-BUILT_IN = "stdlib-base"
-"""Model id of the small base built from the language reference; see `fedft.quickstart.base`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def load(
     """The base model and tokenizer at `source`, in evaluation mode on `device`. Torch's global seed stays as it was.
 
     Args:
-        source: a folder, a hub id "owner/name", or BUILT_IN, which is trained now if it is not in the cache.
+        source: a folder, a hub id "owner/name", or `quickstart.BASE`, which is trained now if it is not in the cache.
         task: one of TASKS.
         labels: number of classes for classification.
         dtype: of the resident weights: float32, bfloat16 or float16.
@@ -64,7 +62,7 @@ def load(
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if source == BUILT_IN:
+    if source == quickstart.BASE:
         from fedft.quickstart import base as stdlib_base
 
         folder = str(stdlib_base.ensure())

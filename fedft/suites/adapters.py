@@ -218,5 +218,5 @@ PROMISES = {
 
 
 def adapter_contract(kind: Kind, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise on `kind`: {promise: "" or what broke it}; with `stop` the first failure is raised."""
+    """Check every promise on `kind`; returns {promise: "" or what broke it}; with `stop` raises the first one."""
     return kept(PROMISES, kind, kind.name, stop=stop)

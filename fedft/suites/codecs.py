@@ -239,9 +239,9 @@ PROMISES = {
 
 
 def codec_contract(name: str, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise on the codec called `name`: {promise: "" or what broke it}.
+    """Check every promise on the codec called `name`; returns {promise: "" or what broke it}.
 
-    With `stop` the first that is broken is raised as AssertionError. ValueError: there is no such codec.
+    With `stop` the first failure is raised as AssertionError. Raises ValueError where there is no such codec.
     """
     codec = parse(name)
     return kept(PROMISES, codec, codec.name, stop=stop)

@@ -58,5 +58,5 @@ PROMISES = {
 
 
 def gate_contract(gate: Gate, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise: {promise: "" or what broke it}; with `stop` the first failure is raised."""
+    """Check every promise on `gate`; returns {promise: "" or what broke it}; with `stop` raises the first one."""
     return kept(PROMISES, gate, getattr(gate, "__name__", "gate"), stop=stop)

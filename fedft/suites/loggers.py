@@ -42,7 +42,7 @@ class Case:
     points: Points | None
 
     def run(self, versions: range, *, committed: int = 0, end: bool = True, **more: Any) -> None:
-        """One process's part of a run: the first `committed` lines are there, those of `versions` are new."""
+        """Tell the logger of one process's part of a run: `committed` lines are there, those of `versions` are new."""
         file = self.folder / "metrics.jsonl"
         file.write_text("".join(json.dumps(line(v), sort_keys=True) + "\n" for v in range(committed)))
         observe = self.logger(self.folder, RunConfig())
@@ -124,7 +124,7 @@ PROMISES: dict[str, Callable[[Case], None]] = {
 
 
 def logger_contract(logger: Logger, points: Points | None = None, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise on `logger`, each in a folder of its own: {promise: "" or what broke it}.
+    """Check every promise on `logger`, each in a folder of its own; returns {promise: "" or what broke it}.
 
     Args:
         logger: the factory.

@@ -37,7 +37,7 @@ class ToyTokenizer:
 
 
 class ToyWriter(nn.Module):
-    """Reads the last letter, and the place where it stands, and says the next one; or the class of a text."""
+    """A model that says the next letter by the last one and its place, or the class of a text."""
 
     def __init__(self, classes: int = 0) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ PROMISES: dict[str, Callable[[Metric], None]] = {
 
 
 def metric_contract(metric: Metric, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise on `metric`: {promise: "" or what broke it}; with `stop` the first failure is raised.
+    """Check every promise on `metric`; returns {promise: "" or what broke it}; with `stop` raises the first one.
 
     A metric of the task "causal-lm" is tried on generation, one of "sequence-classification" alone on classes.
     """

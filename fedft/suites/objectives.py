@@ -111,5 +111,5 @@ PROMISES = {
 
 
 def objective_contract(objective: Objective, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise: {promise: "" or what broke it}; with `stop` the first failure is raised."""
+    """Check every promise on `objective`; returns {promise: "" or what broke it}; with `stop` raises the first one."""
     return kept(PROMISES, objective, type(objective).__name__, stop=stop)

@@ -87,5 +87,5 @@ PROMISES = {
 
 
 def optimizer_contract(factory: Any, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise: {promise: "" or what broke it}; with `stop` the first failure is raised."""
+    """Check every promise on `factory`; returns {promise: "" or what broke it}; with `stop` raises the first one."""
     return kept(PROMISES, factory, getattr(factory, "__name__", "optimizer"), stop=stop)

@@ -42,5 +42,5 @@ PROMISES = {
 
 
 def partitioner_contract(cut: Cut, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise: {promise: "" or what broke it}; with `stop` the first failure is raised."""
+    """Check every promise on `cut`; returns {promise: "" or what broke it}; with `stop` raises the first one."""
     return kept(PROMISES, cut, getattr(cut, "__qualname__", "partitioner"), stop=stop)

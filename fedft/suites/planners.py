@@ -54,5 +54,5 @@ PROMISES = {
 
 
 def planner_contract(planner: Planner, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise: {promise: "" or what broke it}; with `stop` the first failure is raised."""
+    """Check every promise on `planner`; returns {promise: "" or what broke it}; with `stop` raises the first one."""
     return kept(PROMISES, planner, getattr(planner, "__name__", "planner"), stop=stop)

@@ -87,5 +87,5 @@ PROMISES = {
 
 
 def transform_contract(transform: Transform, *, stop: bool = True) -> dict[str, str]:
-    """Check every promise: {promise: "" or what broke it}; with `stop` the first failure is raised."""
+    """Check every promise on `transform`; returns {promise: "" or what broke it}; with `stop` raises the first one."""
     return kept(PROMISES, transform, type(transform).__name__, stop=stop)

@@ -19,7 +19,7 @@ from cryptography import x509
 from fedft.carriers import connectivity_check
 from fedft.cli import checks_deployment, checks_machine
 from fedft.cli import doctor as cli_doctor
-from fedft.cli.checks_machine import FAIL, OK, WARN, Row
+from fedft.cli.checks_machine import FAIL, OK, WARN, Finding
 from fedft.errors import ConfigError
 from fedft.security import certificates, new_keys, private_keys, roster
 
@@ -77,7 +77,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def _one(rows: Iterator[Row], check: str) -> Row:
+def _one(rows: Iterator[Finding], check: str) -> Finding:
     (row,) = [row for row in rows if row.check == check]
     return row
 
@@ -297,23 +297,23 @@ def test_rows_are_counted_and_must_fit_the_site_s_own_templates(tmp_path: Path) 
     assert " 2 rows" in _one(checks_machine.site_rows(str(file), None, "a", None, None), "rows").found
     assert " 1 rows" in _one(checks_machine.site_rows(str(file), None, "a", "who", None, ["{q}"]), "rows").found
     row = _one(
-        checks_machine.rows_of("rows", lambda: checks_machine.site_rows(str(file), None, "a", None, None, ["{w}"])),
+        checks_machine.findings_of("rows", lambda: checks_machine.site_rows(str(file), None, "a", None, None, ["{w}"])),
         "rows",
     )
     assert row.state == FAIL
 
 
 def test_whatever_a_check_raises_is_a_row() -> None:
-    def broken() -> Iterator[Row]:
-        yield Row("a", OK, "before")
+    def broken() -> Iterator[Finding]:
+        yield Finding("a", OK, "before")
         raise MemoryError("no\nroom")
 
-    def wrong() -> Iterator[Row]:
+    def wrong() -> Iterator[Finding]:
         raise ConfigError("a.toml: bad; correct it")
 
-    first, second = checks_machine.rows_of("x", broken)
+    first, second = checks_machine.findings_of("x", broken)
     assert (first.found, second.state, second.found) == ("before", FAIL, "MemoryError: no")
-    assert list(checks_machine.rows_of("x", wrong)) == [Row("x", FAIL, "a.toml: bad", "correct it")]
+    assert list(checks_machine.findings_of("x", wrong)) == [Finding("x", FAIL, "a.toml: bad", "correct it")]
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -420,5 +420,5 @@ def test_a_base_model_outside_the_policy_is_a_warning(base: str) -> None:
 
 
 def test_a_model_that_is_not_there_is_told() -> None:
-    row = _one(checks_machine.rows_of("model", lambda: checks_machine.site_model("./none", "cpu")), "model")
+    row = _one(checks_machine.findings_of("model", lambda: checks_machine.site_model("./none", "cpu")), "model")
     assert row.state == FAIL

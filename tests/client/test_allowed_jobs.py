@@ -22,11 +22,11 @@ DIGEST = "0123456789abcdef" * 4
 ALLOWED = Policy(strategies=["flora", "fedkseed"], targets=["all-linear"])
 SITE = site_settings.SiteConfig(
     site_settings.Site("north", "/state"),
-    site_settings.Server("127.0.0.1:9092", "/ca.pem", "/server.pub"),
-    site_settings.Model("/model", "cpu"),
-    site_settings.Data("/train.jsonl"),
+    site_settings.SiteServer("127.0.0.1:9092", "/ca.pem", "/server.pub"),
+    site_settings.SiteModel("/model", "cpu"),
+    site_settings.SiteData("/train.jsonl"),
     policy=ALLOWED,
-    local=site_settings.Local(threads=3),
+    local=site_settings.SiteLocal(threads=3),
 )
 RUN = run_file.from_dict({"strategy": {"name": "flora"}, "model": {"id": "theirs"}, "server": {"seed": 7}})
 
@@ -62,7 +62,7 @@ def test_an_allowed_job_is_the_server_s_run_on_the_site_s_files():
 
 
 def test_the_site_s_record_format_outranks_the_server_s():
-    mine = replace(SITE, data=site_settings.Data("/train.jsonl", test="/test.jsonl", prompt="{q}", label="y"))
+    mine = replace(SITE, data=site_settings.SiteData("/train.jsonl", test="/test.jsonl", prompt="{q}", label="y"))
     found = allowed_jobs.run_config(job(data={"prompt": "{secret}", "response": "{theirs}"}), mine).data
     assert (found.prompt, found.response, found.label, found.test) == ("{q}", "{theirs}", "y", "/test.jsonl")
 

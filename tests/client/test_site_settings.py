@@ -37,7 +37,7 @@ def loaded(folder: Path, text: str) -> site_settings.SiteConfig:
 def test_the_example_loads_and_says_the_defaults(folder):
     found = site_settings.load(Path(shutil.copy(EXAMPLE, folder)))
     assert found.policy == site_settings.Policy(strategies=["flora"])
-    assert (found.local, found.model) == (site_settings.Local(), site_settings.Model("stdlib-base"))
+    assert (found.local, found.model) == (site_settings.SiteLocal(), site_settings.SiteModel("stdlib-base"))
     assert found.keys.folder == str(folder / "keys")
 
 
