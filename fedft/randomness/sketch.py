@@ -21,6 +21,7 @@ from torch import Tensor
 from fedft.randomness.directions import Directions
 
 SCALES = ("unbiased", "mmse", "projection", "norm", "lstsq")
+LEAVES_LESS = ("projection", "mmse", "lstsq")  # |x - Z gamma| < |x|
 KAPPA = {"rademacher": 1.0, "gaussian": 3.0, "table": 9 / 5}
 LEAST = 2  # directions for every block: one that came out small once is not lost for ever
 MOST = 4096  # directions for one block: what `hadamard` offers
