@@ -53,7 +53,7 @@ Drawn = Sequence[tuple[str, Directions]]
 class BlockSketch(Protocol):
     """How many coordinates each block gets, and which."""
 
-    adaptive: bool
+    adaptive: ClassVar[bool]
     """`counts` follow the norms of the time before, which must therefore be known to everybody."""
 
     @property
@@ -96,7 +96,11 @@ class Budget:
         self.source.check_count(sketch.LEAST)
 
     def counts(self, norms: Sequence[float] | None, sizes: Sequence[int]) -> list[int]:
-        """K_l of every block; ValueError where K is too small for so many."""
+        """K_l of every block; ValueError where K is too small for so many.
+
+        >>> Budget(28, "unbiased", "norm").counts([4.0, 2.0, 1.0], [100, 400, 3600])
+        [16, 8, 4]
+        """
         weights = [math.sqrt(d) for d in sizes] if norms is None else norms
         if self.allocation == "error":
             weights = [w * math.sqrt(d) for w, d in zip(weights, sizes, strict=True)]
