@@ -31,4 +31,4 @@ def test_a_round_of_nobody_is_refused():
 
 @pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1])
 def test_a_seed_that_travelled_is_the_same(seed):
-    assert seeded_rows.seed_of(sent(seed)) == seed
+    assert seeded_rows.seed_of(Update(sent(seed), 1)) == seed
