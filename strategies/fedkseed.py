@@ -58,7 +58,7 @@ def fedkseed(
         pro: draw directions by their history (FedKSeed-Pro).
         space: all parameters, or the LoRA factors only.
         family: `hadamard` (default), `rademacher` or `gaussian`.
-        weight_decay: lam >= 0, on every trained parameter; the rule `conservative`, which compares losses, allows only 0.
+        weight_decay: lam >= 0, on every trained parameter; 0 for the rule `conservative`, which compares losses.
         sampling: draw a round's directions `with_replacement` (the paper) or `without_replacement`, K at a time.
         table: K directions in place of the generator's (`independent.Table`), to check numbers by hand.
     """

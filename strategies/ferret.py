@@ -18,10 +18,10 @@ large as the clients' own, whatever K is. The number of local steps does not ent
 The noise of clients on shared directions is (d/K) |sum_k p_k D_k|^2; if each has its own (`seeds="per_client"`, the
 paper's) it is (d/K) sum_k p_k^2 |D_k|^2, for as many times the download as there are clients, who all are seen.
 
-`variant="reference"` is what the published code computes: K seeds fixed for the run; per block each client picks
-n_l = max(2, floor(K |D_l| / max |D|)) of them at random, sends a K x L table with zeros elsewhere, and scales by
-d_l/n_l for the v above: one third of the update, so its server rates of 3 to 10 mean a third of that. Not copied: half
-precision, blocks that share one stream, the silent clip to norm 10, tables weighted equally, the server's momentum.
+`variant="reference"` is what the published code computes (`fedft.randomness.block_sketch.Subsets`): K seeds fixed for
+the run, of which each client picks some at random for each block, and one third of the update, so its server rates of 3
+to 10 mean a third of that. Not copied: half precision, blocks that share one stream, the silent clip to norm 10, tables
+weighted equally, the server's momentum.
 
 A machine keeps the sum of the rounds beside the weights. `largest_move`, a metric, is the largest |Z gamma_l| / |w_l|
 of one client's update: beyond a tenth the rates are too high for so few coordinates.
@@ -30,30 +30,19 @@ Shu, Hu, Ng, Low, Yu, "Ferret: Federated Full-Parameter Tuning at Scale for Larg
 arXiv:2409.06277.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from fedft import check
-from fedft.arithmetic import tensors
-from fedft.arithmetic.tensors import Tensors
 from fedft.compression import codec_names
 from fedft.compression.error_feedback import ErrorFeedback, Sent
 from fedft.config import RunConfig
-from fedft.errors import RejectedUpdate
-from fedft.randomness import families, philox, sketch
-from fedft.randomness.directions import Directions
+from fedft.randomness import sketch
+from fedft.randomness.block_sketch import BlockSketch, Budget, Source, Subsets
 from fedft.randomness.independent import Table
-from fedft.recipe import Full, Handle, Layout, LoRA, Recipe, State, Trained, Turn, mean
+from fedft.recipe import Recipe, mean
 from fedft.strategies.parts import growing_history
-from fedft.strategies.parts.growing_history import Replay
-from fedft.update import Plan, Shape, TensorSpec, Update
-
-LEAVES_LESS = ("projection", "mmse", "lstsq")  # |D - Z gamma| < |D|
+from fedft.strategies.parts.block_coordinates import BlockCoordinates, admit, relayed
+from fedft.strategies.parts.spaces import Space, kind_of
 
 
 def ferret(
@@ -64,7 +53,7 @@ def ferret(
     server_lr: float = 1.0,
     allocation: Literal["norm", "error"] = "norm",
     error_feedback: bool = False,
-    space: Literal["full", "lora"] = "full",
+    space: Space = "full",
     family: str = "hadamard",
     variant: Literal["exact", "reference"] = "exact",
     table: Table | None = None,
@@ -72,13 +61,13 @@ def ferret(
     """First-order federated tuning whose updates travel as a few thousand coordinates.
 
     Args:
-        K: coordinates per round over all blocks, from 2 to 4096 in each; with variant = "reference" the number of the
-            run's seeds, all of which the block that moved most uses.
+        K: coordinates per round over all blocks, 2 to 2^24, and 2 to 4096 in each; with variant = "reference" the
+            number of the run's seeds, 2 to 4096, all of which the block that moved most uses.
         scale: `unbiased` (the paper), `projection`, `mmse` (least squared error), `norm` (as large as the update) or
             `lstsq` (the exact projection).
         seeds: `shared` by all clients and fresh in every round, `per_client` (the paper), or `fixed` for the run (the
             published code: what those directions cannot say is never said).
-        server_lr: eta_g.
+        server_lr: eta_g > 0, factor on the mean update.
         allocation: K_l in proportion to |D_l| (`norm`, the paper's, all coordinates of one size), or to sqrt(d_l) |D_l|
             (`error`, the least total error of unbiased coordinates for blocks of unlike sizes).
         error_feedback: a client adds what its coordinates left out to its next update. The sum arrives about d/K rounds
@@ -89,49 +78,35 @@ def ferret(
         table: directions of variance 1 in place of the generator's (`independent.Table`), to check numbers by hand; a
             block uses the first K_l of its own.
     """
-    check.between(sketch.LEAST, 2**24, K=K)  # the seeds of a run, or the coordinates of a round over all blocks
     check.above(0, server_lr=server_lr)
-    check.one_of(sketch.SCALES, scale=scale)
     check.one_of(("shared", "per_client", "fixed"), seeds=seeds)
-    check.one_of(("norm", "error"), allocation=allocation)
-    check.one_of(("full", "lora"), space=space)
     check.one_of(("exact", "reference"), variant=variant)
-    check.one_of(families.FAMILIES, family=family)
-    if error_feedback and (scale not in LEAVES_LESS or variant == "reference"):
+    blocks: BlockSketch = Budget(K, scale, allocation, Source(family, table))
+    if error_feedback and (scale not in sketch.LEAVES_LESS or variant == "reference"):
         raise ValueError(
             f"error_feedback grows without bound with variant {variant!r}, scale {scale!r}, which leaves out more than "
-            f"there was; wanted variant 'exact' and scale one of {', '.join(LEAVES_LESS)}"
+            f"there was; wanted variant 'exact' and scale one of {', '.join(sketch.LEAVES_LESS)}"
         )
     if variant == "reference":
-        check.between(sketch.LEAST, sketch.MOST, K=K)
         if scale != "unbiased" or seeds == "per_client":
             raise ValueError("variant 'reference' has its own scale, and seeds fixed for the run; leave both out")
-        seeds = "fixed"
-    if table is not None and table.count < (least := K if variant == "reference" else sketch.LEAST):
-        raise ValueError(f"expected a table of at least {least} directions, got {table.count}")
-    projection = Projection(
-        K,
-        scale,
-        seeds,
-        server_lr,
-        allocation,
-        family,
-        variant,
-        table,
-        Full() if space == "full" else LoRA(),
-    )
-    shared = seeds != "per_client"
+        blocks, seeds = Subsets(K, blocks.source), "fixed"
+    return _recipe(BlockCoordinates(blocks, seeds, server_lr, kind_of(space)), scale, error_feedback)
+
+
+def _recipe(coordinates: BlockCoordinates, scale: str, error_feedback: bool) -> Recipe:
+    shared = not coordinates.own_seeds
     return Recipe(
         "ferret",
-        projection.space,
+        coordinates.space,
         aggregate=mean if shared else relayed,
-        uploads=(ErrorFeedback(projection) if error_feedback else Sent(projection),),
-        initial=projection.initial,
-        server=projection.grow,
+        uploads=(ErrorFeedback(coordinates) if error_feedback else Sent(coordinates),),
+        initial=coordinates.initial,
+        server=coordinates.grow,
         downlink=growing_history.since,
         receive=growing_history.with_news,
-        start=projection.start,
-        upload=projection.upload,
+        start=coordinates.start,
+        upload=coordinates.upload,
         admit=admit,
         check=lambda config: _check(config, 2 if shared else 3, scale),
         upload_kind="numbers",
@@ -143,153 +118,10 @@ def ferret(
 
 
 def _check(config: RunConfig, tensors_per_round: int, scale: str) -> None:
+    """Raise ValueError for more rounds than a history holds, or a codec too coarse for coordinates of unlike sizes."""
     growing_history.check_rounds(config.server.rounds, tensors_per_round)
     for way, name in (("up", config.codec.up), ("down", config.codec.down)):
         # coordinates of large blocks are then small beside those of small ones, and int8 has one scale for all
         c = codec_names.parse(name)
         if scale != "unbiased" and (not c.linear or c.ring_summable):
             raise ValueError(f"[codec] {way} = {name!r} would round away the coordinates of large blocks; wanted fp16")
-
-
-def relayed(updates: Iterable[Update]) -> dict[str, Tensor]:
-    """Every client's p_k gamma and its seed, in rows, and the p_k-mean of the norms."""
-    sent = [(u.delta, u.num_examples) for u in updates]
-    total = sum(n for _, n in sent)
-    norms = tensors.weighted_mean(({"norms": d["norms"]}, n) for d, n in sent)
-    rows = [(d["coordinates"].double() * (n / total)).float() for d, n in sent]
-    return {"coordinates": torch.stack(rows), "seed": torch.stack([d["seed"] for d, _ in sent]), **norms}
-
-
-def admit(delta: Tensors, plan: Plan) -> None:
-    """Norms are not negative."""
-    if "norms" in delta and bool((delta["norms"] < 0).any()):
-        raise RejectedUpdate("out_of_bounds", "a norm is negative")
-
-
-@dataclass(frozen=True)
-class Projection:
-    """The coordinates, and what is done with them."""
-
-    K: int
-    scale: str
-    seeds: str
-    server_lr: float
-    allocation: str
-    family: str
-    variant: str
-    table: Table | None
-    space: Full | LoRA
-    replay: Replay = field(default_factory=Replay, compare=False)
-
-    def shapes(self, layout: Layout, shape: Shape) -> dict[str, tuple[int, ...]]:
-        """The blocks, in the order of their coordinates."""
-        spec = self.space.spec(layout, shape)
-        return {n: spec[n].shape for n in sorted(spec, key=str.encode)}
-
-    def counts(self, norms: Tensor | None, sizes: Sequence[int]) -> list[int]:
-        """K_l by block; `norms` as the state holds them."""
-        if self.variant == "reference":
-            return [self.K] * len(sizes)
-        weights = [math.sqrt(d) for d in sizes] if norms is None else norms.view(torch.float32).tolist()
-        if self.allocation == "error":
-            weights = [w * math.sqrt(d) for w, d in zip(weights, sizes, strict=True)]
-        return sketch.allocate(weights, sizes, self.K, min(sketch.MOST, self.table.count if self.table else self.K))
-
-    def directions(self, seed: int, name: str, count: int) -> Directions:
-        """Z_l."""
-        if self.table is not None:
-            return Table({name: self.table.vectors[name][:count]})
-        return families.make(self.family, seed, count)
-
-    def seed(self, run_seed: int, version: int) -> int:
-        """What all clients share."""
-        return philox.derive(run_seed, "ferret", *([] if self.seeds == "fixed" else [version]))
-
-    def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-        """No rounds: the model is w0. Raises ValueError where K is too small for the model's blocks."""
-        self.upload(layout, Plan("", 0, 0, rank=rank))
-        return growing_history.nothing_yet(layout, rank, seed)
-
-    def upload(self, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
-        """4 bytes per coordinate and, for the next round's budget, per block; 8 for a seed of one's own."""
-        counts = self.counts(None, [math.prod(s) for s in self.shapes(layout, plan.shape).values()])
-        spec = {"coordinates": TensorSpec((sum(counts),))}
-        if self.variant == "exact":
-            spec["norms"] = TensorSpec((len(counts),))
-        return spec | ({"seed": TensorSpec((2,), "int32")} if self.seeds == "per_client" else {})
-
-    def send(self, changes: Tensors, turn: Turn, handle: Handle) -> Trained:
-        """The coordinates of the changes. Raises FloatingPointError where those are not finite."""
-        norms = torch.tensor([sketch.size(changes[n]) for n in _blocks(changes)])
-        if not torch.isfinite(norms).all():
-            raise FloatingPointError("the update is not finite")
-        rng, gammas, moves = torch.Generator().manual_seed(turn.seed), [], [0.0]
-        for (name, z), norm in zip(self._drawn(changes, turn), norms.tolist(), strict=True):
-            k = z.count
-            gamma = sketch.coordinates(z, name, changes[name], self.scale, "table" if self.table else self.family)
-            if self.variant == "reference":
-                n = max(sketch.LEAST, int(k * norm / (float(norms.max()) or 1.0)))
-                some = torch.zeros(k).index_fill_(0, torch.randperm(k, generator=rng)[:n], 1.0)
-                gamma = gamma * some * (k / n / 3)
-            gammas.append(gamma)
-            if self.space.of_base and (weight := sketch.size(handle.parameters()[name])):
-                sketch.rebuild(z, name, gamma, rebuilt := torch.zeros_like(changes[name]))
-                moves.append(self.server_lr * sketch.size(rebuilt) / weight)
-        sent = {"coordinates": torch.cat(gammas)}
-        if self.variant == "exact":
-            sent["norms"] = norms
-        if self.seeds == "per_client":
-            sent["seed"] = torch.tensor(philox.split_key(self._own_seed(turn))).to(torch.int32)
-        return Trained(sent, {"largest_move": max(moves)})
-
-    def read(self, sent: Tensors, changes: Tensors, turn: Turn) -> dict[str, Tensor]:
-        """Z gamma."""
-        found = {n: torch.zeros_like(changes[n]) for n in _blocks(changes)}
-        drawn = self._drawn(changes, turn)
-        gammas = sent["coordinates"].split([z.count for _, z in drawn])
-        for (name, z), gamma in zip(drawn, gammas, strict=True):
-            sketch.rebuild(z, name, gamma, found[name])
-        return found
-
-    def _drawn(self, changes: Tensors, turn: Turn) -> list[tuple[str, Directions]]:
-        """Z_l of every block of a turn, by the norms of the round before."""
-        told, blocks = growing_history.rounds(turn.held), _blocks(changes)
-        counts = self.counts(told[-1][1].get("norms") if told else None, [changes[n].numel() for n in blocks])
-        own = self.seeds == "per_client"
-        seed = self._own_seed(turn) if own else self.seed(turn.run_seed, turn.plan.version)
-        return [(n, self.directions(seed, n, k)) for n, k in zip(blocks, counts, strict=True)]
-
-    @staticmethod
-    def _own_seed(turn: Turn) -> int:
-        return philox.derive(turn.seed, "ferret")
-
-    def grow(self, state: State, change: Tensors) -> dict[str, Tensor]:
-        """One more round, eta_g in it: the model never depends on the configuration."""
-        told = {**change, "coordinates": self.server_lr * change["coordinates"]}
-        if "norms" in told:
-            told["norms"] = told["norms"].view(torch.int32)  # the budget follows from them: no codec may round them
-        return growing_history.grow(state, told)
-
-    def start(self, handle: Handle, turn: Turn) -> None:
-        """w := w0 + all rounds; in the LoRA space w0 is the seeded A and B = 0."""
-        before = {version + 1: told.get("norms") for version, told in growing_history.rounds(turn.held)}
-
-        def add(total: dict[str, Tensor], version: int, told: Tensors) -> None:
-            counts = self.counts(before.get(version), [x.numel() for x in total.values()])
-            own = told["seed"].tolist() if "seed" in told else []
-            seeds = [low & philox.MASK32 | (high & philox.MASK32) << 32 for low, high in own]
-            rows = told["coordinates"].view(max(1, len(seeds)), -1)
-            for seed, row in zip(seeds or [self.seed(turn.run_seed, version)], rows, strict=True):
-                for (name, x), gamma in zip(total.items(), row.split(counts), strict=True):
-                    sketch.rebuild(self.directions(seed, name, len(gamma)), name, gamma, x)
-
-        shapes = self.shapes(handle.layout, turn.plan.shape)
-        change: Mapping[str, Tensor] = self.replay.change(turn.held, shapes, turn.run_seed, add)
-        if not self.space.of_base:  # the frozen start that changes are of
-            change = tensors.add(self.space.initial(handle.layout, turn.plan.shape, turn.run_seed), change)
-        handle.write(change)
-
-
-def _blocks(changes: Tensors) -> list[str]:
-    """Names in the order of their coordinates."""
-    return sorted(changes, key=str.encode)

@@ -14,15 +14,12 @@ Malladi, Gao, Nichani, Damian, Lee, Chen, Arora, "Fine-Tuning Language Models wi
 arXiv:2305.17333.
 """
 
-from collections.abc import Iterable
-
-from torch import Tensor
-
 from fedft.config import RunConfig
 from fedft.randomness import families
-from fedft.recipe import Handle, Recipe, Turn, Update, back_to_base
-from fedft.strategies.parts import growing_history, seeded_rows
+from fedft.recipe import Handle, Recipe, Turn, back_to_base
+from fedft.strategies.parts import growing_history
 from fedft.strategies.parts.fresh_walks import Fresh
+from fedft.strategies.parts.seeded_rows import rows, seed_of
 from fedft.strategies.parts.spaces import Space, kind_of
 from fedft.strategies.parts.zeroth_options import takes_walk
 from fedft.training import zeroth_rules
@@ -52,7 +49,7 @@ def mezo(how: Walk, *, space: Space = "full", family: str = "hadamard") -> Recip
     return Recipe(
         "mezo",
         kind_of(space),
-        aggregate=_by_seed,
+        aggregate=lambda updates: rows(sorted(updates, key=seed_of), "scalar"),  # whatever the order of replies
         local=walks.send,
         initial=growing_history.nothing_yet,
         server=growing_history.grow,
@@ -67,8 +64,3 @@ def mezo(how: Walk, *, space: Space = "full", family: str = "hadamard") -> Recip
         reveals_clients=True,
         downlink_is_increment=True,
     )
-
-
-def _by_seed(updates: Iterable[Update]) -> dict[str, Tensor]:
-    """{scalar: p_k c, [clients, tau]; seed: [clients, 2]}, ascending by seed whatever the order of replies."""
-    return seeded_rows.rows(sorted(updates, key=lambda u: seeded_rows.seed_of(u.delta)), "scalar")

@@ -192,5 +192,9 @@ def shifts(device: torch.device) -> Tensor:
 
 
 def spread(words: Tensor) -> Tensor:
-    """Every bit of int32 words [..., w], lowest first, alone at the place of a float32's sign: int32 [..., 32 w]."""
+    """Every bit of int32 words [..., w], lowest first, alone at the place of a float32's sign: int32 [..., 32 w].
+
+    >>> (spread(torch.tensor([5], dtype=torch.int32))[:4] ^ ONE_BITS).view(torch.float32).tolist()
+    [-1.0, 1.0, -1.0, 1.0]
+    """
     return (words[..., None] << shifts(words.device)).bitwise_and_(SIGN_BIT).flatten(-2)

@@ -25,22 +25,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedft.randomness import directions, hadamard_kernels, philox
+from fedft.randomness import directions, hadamard_bits, hadamard_kernels, philox
+from fedft.randomness.hadamard_bits import BLOCK, SPAN, SUPERBLOCK, WORDS
 
-BLOCK = 4096  # M of the definition
-SUPERBLOCK = 16  # blocks that share Philox blocks of S
-WORDS = BLOCK // 32  # 32-bit words of D per block
 CHUNK = 1 << 18  # elements worked on at once: the int32 buffers of a transform, 1 MB each, stay in cache
-PHILOX_CHUNK = 1 << 14  # Philox blocks made at once: int64 temporaries of 128 KB are reused, larger ones mapped anew
 CACHE_BYTES = 1 << 28  # bits of D kept by one instance: those of 2^31 parameters
 MAX_WINDOWS = 4096  # whose block signs one instance keeps: one per tensor, or per chunk of a walk
 _TRANSFORM = 10  # `axpy_` and `dot` take torch as long as this many `add_`
-_SPAN = SUPERBLOCK * BLOCK  # elements, and bits of D or S, of a superblock
 
 
 @dataclass(frozen=True)
 class Hadamard:
     """The directions of `hadamard v1`, the default family: K <= 4096; exact on every device. See `Directions`.
+
+    >>> z = Hadamard(seed=7, count=2)
+    >>> one, two = (z.direction("q.weight", j, (64, 64)).flatten() for j in range(2))
+    >>> float(one @ one), float(one @ two)  # a full block: orthogonal
+    (4096.0, 0.0)
 
     Raises ValueError for a seed outside 0 .. 2^64 - 1 or a count outside 1 .. 4096.
 
@@ -112,9 +113,11 @@ class Hadamard:
             torch.autograd.graph.increment_version(flat)
             return
         bits = self._element_bits(name, start, flat.numel(), flat.device)
-        block_bits = self._superblock_bits(philox.DIRECTION_SIGN, name, start, flat.numel(), flat.device)
+        block_bits = hadamard_bits.superblock_bits(
+            self.seed, philox.DIRECTION_SIGN, name, start, flat.numel(), flat.device
+        )
         for blocks, here, there in _walk(start, flat.numel()):
-            minus = _block_signs(block_bits, blocks, start) >> 31  # -1 where S is -1, else 0
+            minus = hadamard_bits.signs_of_all(block_bits, blocks, start) >> 31  # -1 where S is -1, else 0
             signed = (padded[:, None] ^ minus) - minus
             sums = _walsh_hadamard(signed).t().contiguous().to(torch.float32)  # rounds to nearest
             _flip_(sums, _of_window(bits, blocks, start))
@@ -129,13 +132,15 @@ class Hadamard:
             return exact[: self.count].to(torch.float64) / scale
         total = torch.zeros(BLOCK, dtype=torch.float64, device=flat.device)
         bits = self._element_bits(name, start, flat.numel(), flat.device)
-        block_bits = self._superblock_bits(philox.DIRECTION_SIGN, name, start, flat.numel(), flat.device)
+        block_bits = hadamard_bits.superblock_bits(
+            self.seed, philox.DIRECTION_SIGN, name, start, flat.numel(), flat.device
+        )
         for blocks, here, there in _walk(start, flat.numel()):
             values = torch.zeros((len(blocks), BLOCK), device=flat.device)
             values.view(-1)[there] = flat[here]
             _flip_(values.mul_(scale).round_(), _of_window(bits, blocks, start))
             sums = _walsh_hadamard(values.t().contiguous().to(torch.float64))
-            signs = (_block_signs(block_bits, blocks, start) & directions.SIGN_BIT) ^ directions.ONE_BITS
+            signs = (hadamard_bits.signs_of_all(block_bits, blocks, start) & directions.SIGN_BIT) ^ directions.ONE_BITS
             total += sums.mul_(signs.view(torch.float32)).sum(1)
         return total[: self.count] / scale
 
@@ -146,10 +151,12 @@ class Hadamard:
         if numel == 0:
             return
         bits = self._element_bits(name, start, numel, device)
-        row = self._latest(("walsh", device), index, lambda: _walsh_row(index, device))
+        row = self._latest(("walsh", device), index, lambda: hadamard_bits.walsh_row(index, device))
         first, last = start // BLOCK, -(-(start + numel) // BLOCK)
         minus = self._latest(
-            (name, first, last, device), index, lambda: self._signs_of_one(name, index, range(first, last), device)
+            (name, first, last, device),
+            index,
+            lambda: hadamard_bits.signs_of_one(self.seed, name, index, range(first, last), device),
         )
         for blocks, here, there in _walk(start, numel):
             signs = directions.spread(_of_window(bits, blocks, start) ^ row ^ _of_window(minus, blocks, start))
@@ -169,39 +176,14 @@ class Hadamard:
 
     def _element_bits(self, name: str, start: int, numel: int, device: torch.device) -> Tensor:
         """D of the blocks that hold the window, int32 [blocks, 128]; row 0 is block start // 4096."""
-        key = (name, start // _SPAN, -(-(start + numel) // _SPAN), device)
+        key = (name, start // SPAN, -(-(start + numel) // SPAN), device)
         bits = self._kept.get(key)
         if bits is None:
-            bits = self._superblock_bits(philox.DIRECTION, name, start, numel, device)
+            bits = hadamard_bits.superblock_bits(self.seed, philox.DIRECTION, name, start, numel, device)
             bits = bits.view(SUPERBLOCK * bits.shape[0], WORDS)
             if sum(4 * kept.numel() for kept in self._kept.values()) + 4 * bits.numel() <= CACHE_BYTES:
                 self._kept[key] = bits
         return bits[start // BLOCK % SUPERBLOCK :]
-
-    def _superblock_bits(self, purpose: int, name: str, start: int, numel: int, device: torch.device) -> Tensor:
-        """D or S of the superblocks that hold the window, int32 [superblocks, 2048]."""
-        first, last = start // _SPAN, -(-(start + numel) // _SPAN)
-        name_id, per_span = philox.tensor_id(name), _SPAN // 128  # Philox blocks of a superblock
-        bits = torch.empty(((last - first) * per_span, 4), dtype=torch.int32, device=device)
-        for at in range(0, bits.shape[0], PHILOX_CHUNK):
-            part = bits[at : at + PHILOX_CHUNK]
-            part.copy_(philox.words(self.seed, purpose, name_id, first * per_span + at, part.shape[0], device))
-        return bits.view(last - first, _SPAN // 32)
-
-    def _signs_of_one(self, name: str, index: int, blocks: range, device: torch.device) -> Tensor:
-        """S of one direction: int32 [blocks, 1], -1 where negative, else 0."""
-        first, last = blocks.start // SUPERBLOCK, -(-blocks.stop // SUPERBLOCK)
-        key, tail = philox.split_key(self.seed), (philox.tensor_id(name), philox.DIRECTION_SIGN)
-        if last - first <= 16:  # Python ints need 5 us per block, tensors 200 us for any number
-            places = [superblock * (_SPAN // 128) + index // 8 for superblock in range(first, last)]
-            drawn = [philox.philox4x32((p & philox.MASK32, p >> 32, *tail), key)[index // 2 % 4] for p in places]
-            words = torch.tensor(drawn)
-        else:
-            at = torch.arange(first, last) * (_SPAN // 128) + index // 8
-            words = philox.philox4x32((at & philox.MASK32, at >> 32, *tail), key)[index // 2 % 4]
-        signs = words.to(torch.int32)[:, None] << directions.shifts(words.device).view(2, SUPERBLOCK)[index % 2]
-        skip = blocks.start - first * SUPERBLOCK
-        return (signs.view(-1, 1)[skip : skip + len(blocks)] >> 31).to(device)
 
 
 def _walsh_hadamard(values: Tensor) -> Tensor:
@@ -219,30 +201,9 @@ def _walsh_hadamard(values: Tensor) -> Tensor:
     return values
 
 
-def _walsh_row(index: int, device: torch.device) -> Tensor:
-    """H[:, index] as bits, int32 [128], bit i % 32 of word i // 32: the low five bits of i choose the bit."""
-    within = sum(((i & index).bit_count() & 1) << i for i in range(32))
-    words = [within ^ (philox.MASK32 * ((w & index >> 5).bit_count() & 1)) for w in range(WORDS)]
-    return torch.tensor(words).to(torch.int32).to(device)
-
-
 def _of_window(rows: Tensor, blocks: range, start: int) -> Tensor:
     """The rows of `blocks`, where row 0 is the block that holds element `start`."""
     return rows[blocks.start - start // BLOCK :][: len(blocks)]
-
-
-def _block_signs(bits: Tensor, blocks: range, start: int) -> Tensor:
-    """S for all 4096 directions, int32 [4096, blocks]: the top bit is the sign, the others are arbitrary.
-
-    `bits` [superblocks, 2048] begin with the superblock that holds element `start`.
-    """
-    first, last = blocks.start // SUPERBLOCK, -(-blocks.stop // SUPERBLOCK)
-    base = start // _SPAN
-    by_word = bits[first - base : last - base].t().contiguous()[:, None, :, None]  # two directions in each word
-    signs = torch.empty((BLOCK // 2, 2, last - first, SUPERBLOCK), dtype=torch.int32, device=bits.device)
-    torch.bitwise_left_shift(by_word, directions.shifts(bits.device).view(2, 1, SUPERBLOCK), out=signs)
-    skip = blocks.start - first * SUPERBLOCK
-    return signs.view(BLOCK, -1)[:, skip : skip + len(blocks)]
 
 
 def _flip_(values: Tensor, bits: Tensor) -> None:

@@ -143,6 +143,10 @@ class Table(_Rows):
 
     The entries are floating, of any variance. Raises ValueError for vectors of different K; a tensor whose name is not
     among them, or that has more than n elements, raises ValueError when its directions are asked for.
+
+    >>> z = Table({"w": torch.tensor([[1.0, 1.0], [1.0, -1.0]])})
+    >>> z.dot(torch.tensor([3.0, 1.0]), "w").tolist()
+    [4.0, 2.0]
     """
 
     vectors: Mapping[str, Tensor]

@@ -36,6 +36,11 @@ class Masked:
 
     The mask of a tensor is a function of `seed` and the tensor's name. Masks stay in memory, a byte per element, for as
     long as the instance lives. Raises ValueError unless 0 <= zeroed <= 1 and the seed is in 0 .. 2^64 - 1.
+
+    >>> from fedft.randomness.families import make
+    >>> z = Masked(make("rademacher", seed=7, count=2), seed=3, zeroed=0.5)
+    >>> z.direction("w", 0, (6,)).abs().tolist() == z.direction("w", 1, (6,)).abs().tolist()  # one support
+    True
     """
 
     inner: Directions

@@ -21,6 +21,7 @@ from torch import Tensor
 from fedft.randomness.directions import Directions
 
 SCALES = ("unbiased", "mmse", "projection", "norm", "lstsq")
+LEAVES_LESS = ("projection", "mmse", "lstsq")  # |x - Z gamma| < |x|
 KAPPA = {"rademacher": 1.0, "gaussian": 3.0, "table": 9 / 5}
 LEAST = 2  # directions for every block: one that came out small once is not lost for ever
 MOST = 4096  # directions for one block: what `hadamard` offers
@@ -37,6 +38,11 @@ def coordinates(z: Directions, name: str, x: Tensor, scale: str = "unbiased", fa
         x: float32 of d elements, any shape.
         scale: one of SCALES.
         family: the family of `z`, a key of KAPPA or "hadamard"; only "mmse" asks for it.
+
+    >>> from fedft.randomness.independent import Table
+    >>> z = Table({"w": torch.tensor([[1.0, 1.0], [1.0, -1.0]])})
+    >>> coordinates(z, "w", torch.tensor([3.0, 1.0])).tolist()  # 2 (1, 1) + 1 (1, -1) = (3, 1)
+    [2.0, 1.0]
     """
     if scale == "lstsq":
         return least_squares(z, name, x)

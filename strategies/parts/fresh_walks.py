@@ -11,7 +11,7 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
 from fedft.randomness import families, philox
 from fedft.randomness.directions import Directions
-from fedft.randomness.hadamard import BLOCK
+from fedft.randomness.hadamard_bits import BLOCK
 from fedft.recipe import Data, Handle, Layout, Trained, Turn
 from fedft.strategies.parts import seeded_rows
 from fedft.strategies.parts.scalar_bound import check_scalars

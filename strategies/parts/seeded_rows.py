@@ -18,9 +18,9 @@ SEED = "seed"
 SPEC = TensorSpec((2,), "int32")
 
 
-def seed_of(upload: Tensors) -> int:
-    """The seed of an upload's directions, 0 .. 2^64 - 1."""
-    return philox.key_of_words(upload[SEED])
+def seed_of(update: Update) -> int:
+    """The seed of an update's directions, 0 .. 2^64 - 1."""
+    return philox.key_of_words(update.delta[SEED])
 
 
 def rows(updates: Iterable[Update], name: str) -> dict[str, Tensor]:

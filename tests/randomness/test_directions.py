@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedft.randomness import hadamard, philox
+from fedft.randomness import hadamard, hadamard_bits, philox
 from fedft.randomness.directions import Directions, exponent
 from fedft.randomness.families import FAMILIES, make
 from fedft.randomness.hadamard import Hadamard
@@ -209,7 +209,7 @@ def test_the_size_of_working_chunks_does_not_show(family, monkeypatch):
     z, coefficients, x = make(family, 8, count), normal(count), normal(numel)
     usual = sums(z, coefficients, numel), z.dot(x, NAME), z.direction(NAME, 3, (numel,))
     monkeypatch.setattr(hadamard, "CHUNK", 1 << 16)
-    monkeypatch.setattr(hadamard, "PHILOX_CHUNK", 100)
+    monkeypatch.setattr(hadamard_bits, "PHILOX_CHUNK", 100)
     monkeypatch.setattr(hadamard, "CACHE_BYTES", 0)
     monkeypatch.setattr(Rademacher, "together", 1 << 12)
     z = make(family, 8, count)
