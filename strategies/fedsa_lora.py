@@ -43,9 +43,7 @@ def fedsa_lora(*, realign: bool = False, share_b: bool = False, global_b: Litera
     if share_b:
         return replace(fedit(), name="fedsa_lora")
     sends = global_b == "mean"
-    private = PrivateTensors(
-        OWNER, LoRA(), lambda name: name.endswith(A_SUFFIX), sends, adapt=_aligned if realign else None
-    )
+    private = PrivateTensors(OWNER, LoRA(), (A_SUFFIX,), sends, adapt=_aligned if realign else None)
     return Recipe(
         "fedsa_lora",
         LoRA(),

@@ -25,15 +25,16 @@ class PrivateTensors:
     owner: str
     """The drawer on the client."""
     space: Kind
-    shared: Callable[[str], bool]
-    """Whether a trained tensor of this name is shared."""
+    shared: tuple[str, ...]
+    """Endings of the names of what is shared."""
     sends: bool = False
+    """Values of the private tensors travel as well."""
     adapt: Callable[[Tensors, Tensors, Tensors], Tensors] | None = None
     """(private tensors as kept, all that was trained when they were, what came) -> the private ones to start from."""
 
     def travels(self, name: str) -> bool:
         """Whether a trained tensor leaves its client."""
-        return self.sends or self.shared(name)
+        return self.sends or name.endswith(self.shared)
 
     def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
         """What travels, at version 0."""
@@ -46,7 +47,7 @@ class PrivateTensors:
     def start(self, handle: Handle, turn: Turn) -> None:
         """Put the model at what came and what this client kept."""
         spec, kept = self.space.spec(handle.layout, turn.plan.shape), turn.drawer(self.owner)
-        shapes = {n: t.shape for n, t in spec.items() if not self.shared(n)}
+        shapes = {n: t.shape for n, t in spec.items() if not n.endswith(self.shared)}
         own: Tensors = {n: x for n, x in kept.items() if n in shapes}
         if {n: tuple(x.shape) for n, x in own.items()} != shapes:  # nothing yet, or of another rank
             own = {}
@@ -60,7 +61,7 @@ class PrivateTensors:
 
     def server(self, state: State, change: Tensors) -> Tensors:
         """Shared tensors plus their change; the values of the others."""
-        return {n: x + change[n] if self.shared(n) else change[n] for n, x in state.tensors.items()}
+        return {n: x + change[n] if n.endswith(self.shared) else change[n] for n, x in state.tensors.items()}
 
 
 class _Parting(Course):
@@ -70,6 +71,6 @@ class _Parting(Course):
     def finish(self, trained: Trained, handle: Handle) -> Trained:
         """Send what travels, keep what is private; all that was trained, if the next turn adapts to it."""
         now, private = handle.read(), self._private
-        kept = {n: x for n, x in now.items() if private.adapt or not private.shared(n)}
-        sent = {n: x if private.shared(n) else now[n] for n, x in trained.delta.items() if private.travels(n)}
+        kept = {n: x for n, x in now.items() if private.adapt or not n.endswith(private.shared)}
+        sent = {n: x if n.endswith(private.shared) else now[n] for n, x in trained.delta.items() if private.travels(n)}
         return Trained(sent, trained.metrics, {**trained.kept, private.owner: kept})
