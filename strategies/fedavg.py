@@ -16,13 +16,9 @@ from typing import Literal
 from torch import Tensor
 
 from fedft import check
-from fedft.adapters.full import Full
-from fedft.adapters.lora import LoRA
 from fedft.aggregation.mean import mean, uniform_mean
 from fedft.arithmetic import tensors
-from fedft.arithmetic.tensors import Tensors
-from fedft.contract import State
-from fedft.recipe import Recipe, add
+from fedft.recipe import Full, LoRA, Recipe, State, Tensors, add
 
 
 def fedavg(

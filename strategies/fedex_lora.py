@@ -14,24 +14,20 @@ Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and Ef
 Models", ACL 2025, arXiv:2410.09432.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank, named_pairs
+from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
-from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Handle, Layout, Turn
-from fedft.recipe import Recipe
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX, pairs_and_mean, to_names
+from fedft.recipe import Handle, Layout, LoRA, Recipe, Tensors, Turn, Update
 from fedft.strategies.parts import moving_base
-from fedft.training.first_order import FirstOrder
-from fedft.update import Update
 
-SPACE = LoRA()
 MEAN = ".mean"
 
 
@@ -54,68 +50,35 @@ def fedex_lora(
     check.one_of(("examples", "uniform"), weights=weights)
     check.one_of(("exact", "reference"), variant=variant)
     reference = variant == "reference"
-    return Recipe(
-        "fedex_lora",
-        SPACE,
-        aggregate=_aggregate(residual_rank, weights == "uniform" or reference, reference),
-        local=FirstOrder(send="value"),
-        initial=_square_start if reference else _start,
-        server=moving_base.merge,
-        downlink=moving_base.since,
-        receive=moving_base.catch_up,
-        start=_stand,
-        linear=False,
-        reveals_clients=residual_rank != 0,
-        upload_kind="values",
-        downlink_is_increment=True,
-    )
+    mean = partial(aggregate, rank=residual_rank, uniform=weights == "uniform" or reference, transposed=reference)
+    recipe = moving_base.of_moving_base("fedex_lora", mean, partial(_start, square=reference), _stand)
+    return replace(recipe, reveals_clients=residual_rank != 0)
 
 
-def residual(pairs: list[tuple[LowRank, float]]) -> LowRank:
-    """sum_k p_k B_k A_k - B A of pairs (d_k, n_k) in n - 1 blocks, float64 rounded once per factor."""
-    total = sum(n for _, n in pairs)
-    b = sum((n / total) * d.B.double() for d, n in pairs)
-    first, others = pairs[0][0], pairs[1:]
-    rows = [d.A.double() - first.A.double() for d, _ in others]
-    columns = [(n / total) * (d.B.double() - b) for d, n in others]
-    if not others:
-        return lowrank.zero(*first.shape)
-    return LowRank(torch.cat(rows).float(), torch.cat(columns, dim=1).float())
-
-
-def _aggregate(rank: int | None, uniform: bool, transposed: bool) -> Callable[[Iterable[Update]], dict[str, Tensor]]:
-    def aggregate(updates: Iterable[Update]) -> dict[str, Tensor]:
-        """The residual as pairs; the means of the factors and of the head as values."""
-        pairs, rest = named_pairs.pairs_and_mean((u.delta, 1 if uniform else u.num_examples) for u in updates)
-        mean = {m: lowrank.mean_factors(of_clients) for m, of_clients in pairs.items()}
-        missing = {m: residual(of_clients) for m, of_clients in pairs.items()}
-        if rank is not None:
-            missing = {m: d.truncate(rank) for m, d in missing.items()}
-        if transposed:
-            missing = {m: LowRank(d.B.T.contiguous(), d.A.T.contiguous()) for m, d in missing.items()}
-        return named_pairs.to_names(missing) | _beside(named_pairs.to_names(mean) | rest)
-
-    return aggregate
+def aggregate(updates: Iterable[Update], rank: int | None, uniform: bool, transposed: bool) -> dict[str, Tensor]:
+    """The residual as pairs; the means of the factors and of the head as values."""
+    pairs, rest = pairs_and_mean((u.delta, 1 if uniform else u.num_examples) for u in updates)
+    mean = {m: lowrank.mean_factors(of_clients) for m, of_clients in pairs.items()}
+    missing = {m: lowrank.mean_residual(of_clients) for m, of_clients in pairs.items()}
+    if rank is not None:
+        missing = {m: d.truncate(rank) for m, d in missing.items()}
+    if transposed:
+        missing = {m: LowRank(d.B.T.contiguous(), d.A.T.contiguous()) for m, d in missing.items()}
+    return to_names(missing) | _beside(to_names(mean) | rest)
 
 
 def _beside(trained: Tensors) -> dict[str, Tensor]:
     """The averaged tensors under the names that the state has for them: the plain ones of factors are the sum's."""
-    factors = named_pairs.to_names(named_pairs.split(trained)[0])
-    return {n + MEAN if n in factors else n: x for n, x in trained.items()}
+    return {n + MEAN if n.endswith((A_SUFFIX, B_SUFFIX)) else n: x for n, x in trained.items()}
 
 
-def _start(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-    return moving_base.nothing_yet(layout) | _beside(SPACE.initial(layout, rank, seed))
-
-
-def _square_start(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-    if oblong := [f"{m} {list(shape)}" for m, shape in layout.modules.items() if shape[0] != shape[1]]:
+def _start(layout: Layout, rank: int, seed: int, square: bool) -> dict[str, Tensor]:
+    oblong = [f"{m} {list(shape)}" for m, shape in layout.modules.items() if shape[0] != shape[1]]
+    if square and oblong:
         raise ValueError(f"variant 'reference' adds a transpose: wanted square weights, got {', '.join(oblong[:3])}")
-    return _start(layout, rank, seed)
+    return moving_base.nothing_yet(layout) | _beside(LoRA().initial(layout, rank, seed))
 
 
 def _stand(handle: Handle, turn: Turn) -> None:
     """W = w0 + the sum of residuals; the adapter at the averaged factors."""
-    pairs, values = named_pairs.split(turn.held)
-    handle.set_base_change(pairs, key=turn.held_digest)
-    handle.write({n.removesuffix(MEAN): x for n, x in values.items()})
+    handle.write({n.removesuffix(MEAN): x for n, x in moving_base.stand(handle, turn).items()})

@@ -18,12 +18,11 @@ from functools import partial
 from typing import Literal
 
 from fedft import check
-from fedft.adapters.lora import LoRA
 from fedft.aggregation.server_optimizers import AdamW, GradientDescent, on_vector
 from fedft.aggregation.sparse_mean import sparse_mean
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.compression.error_feedback import ErrorFeedback, Sent
-from fedft.recipe import Recipe
+from fedft.recipe import LoRA, Recipe
 from fedft.strategies.parts.largest_entries import LargestEntries
 
 OWNER = "flasc"

@@ -12,56 +12,29 @@ Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogene
 arXiv:2409.05976.
 """
 
-from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor
 
-from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank, named_pairs
-from fedft.contract import Handle, Layout, Turn
-from fedft.recipe import Recipe, product_norm
+from fedft.aggregation.factor_means import stacked_mean
+from fedft.recipe import Handle, Layout, LoRA, Recipe, Turn, product_norm
 from fedft.strategies.parts import moving_base
-from fedft.training.first_order import FirstOrder
-from fedft.update import Update
 
 SPACE = LoRA()
 
 
 def flora() -> Recipe:
     """Exact aggregation for unlike ranks; a head, if there is one, is averaged."""
-    return Recipe(
-        "flora",
-        SPACE,
-        aggregate=stacked,
-        local=FirstOrder(send="value"),
-        initial=_nothing_yet,
-        server=moving_base.merge,
-        downlink=moving_base.since,
-        receive=moving_base.catch_up,
-        start=_restart,
-        linear=False,
-        reveals_clients=True,
-        unlike_ranks=True,
-        upload_kind="values",
-        norm=product_norm,
-        downlink_is_increment=True,
-    )
-
-
-def stacked(updates: Iterable[Update]) -> dict[str, Tensor]:
-    """The stack of all pairs with p_k on B, and the p_k-mean of everything that is not a pair."""
-    pairs, rest = named_pairs.pairs_and_mean((u.delta, u.num_examples) for u in updates)
-    return named_pairs.to_names({m: lowrank.stack(ds) for m, ds in pairs.items()}) | rest
+    recipe = moving_base.of_moving_base("flora", stacked_mean, _nothing_yet, _restart)
+    return replace(recipe, unlike_ranks=True, norm=product_norm)
 
 
 def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-    return moving_base.nothing_yet(layout) | {
-        n: x for n, x in SPACE.initial(layout, rank, seed).items() if n in layout.head
-    }
+    head = {n: x for n, x in SPACE.initial(layout, rank, seed).items() if n in layout.head}
+    return moving_base.nothing_yet(layout) | head
 
 
 def _restart(handle: Handle, turn: Turn) -> None:
     """W = w0 + the sum; A a fresh draw of this client, B zero: the function is unchanged."""
-    pairs, head = named_pairs.split(turn.held)
-    handle.set_base_change(pairs, key=turn.held_digest)
+    head = moving_base.stand(handle, turn)
     handle.write({**SPACE.initial(handle.layout, turn.plan.shape, turn.seed), **head})

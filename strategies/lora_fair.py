@@ -21,20 +21,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fedft import check
-from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank, named_pairs
+from fedft.arithmetic import factor_fit, lowrank
 from fedft.arithmetic.lowrank import LowRank
-from fedft.recipe import Recipe, cut_to_rank
-from fedft.strategies.fedit import keep_largest_rank
-from fedft.training.first_order import FirstOrder
-from fedft.update import Update
-
-Solver = Callable[[LowRank, LowRank, float], Tensor]
-"""(D*, the mean pair, lam) -> B + dB in the pair's dtype."""
+from fedft.arithmetic.named_pairs import pairs_and_mean, to_names
+from fedft.recipe import Recipe, Update
+from fedft.strategies.parts.unlike_ranks import of_unlike_ranks
 
 
 def lora_fair(
@@ -53,71 +47,18 @@ def lora_fair(
     check.at_least(0, lam=lam)
     check.one_of(("ridge", "cosine"), solver=solver)
     check.one_of(("exact", "reference"), variant=variant)
-    corrected = cosine if solver == "cosine" or variant == "reference" else ridge
-    return Recipe(
-        "lora_fair",
-        LoRA(),
-        aggregate=partial(aggregate, lam=lam, solver=corrected),
-        local=FirstOrder(send="value"),
-        server=keep_largest_rank,
-        downlink=cut_to_rank,
-        linear=False,
-        unlike_ranks=True,
-        upload_kind="values",
-    )
+    solve = factor_fit.cosine if solver == "cosine" or variant == "reference" else factor_fit.ridge
+    return of_unlike_ranks("lora_fair", partial(aggregate, lam=lam, solve=solve))
 
 
-def aggregate(updates: Iterable[Update], lam: float, solver: Solver) -> dict[str, Tensor]:
+def aggregate(
+    updates: Iterable[Update], lam: float, solve: Callable[[LowRank, LowRank, float], Tensor]
+) -> dict[str, Tensor]:
     """The padded mean factors with a corrected B, and the p_k-mean of everything that is not a pair."""
-    pairs, rest = named_pairs.pairs_and_mean((u.delta, u.num_examples) for u in updates)
+    pairs, rest = pairs_and_mean((u.delta, u.num_examples) for u in updates)
     fair = {}
     for m, items in pairs.items():
         mean = lowrank.mean_factors(lowrank.pad_to_largest(items))
-        target = lowrank.stack((d.double(), n) for d, n in items)
-        fair[m] = LowRank(mean.A, solver(target, mean, lam))
-    return named_pairs.to_names(fair) | rest
-
-
-def ridge(target: LowRank, mean: LowRank, lam: float) -> Tensor:
-    """B + dB of the closed form; B where rounding would make the product worse."""
-    A, B = mean.A.double(), mean.B.double()
-    G = A @ A.T
-    missing = target @ A.T - B @ G  # (D* - B A) A^T
-    g, Q = torch.linalg.eigh(G)
-    there = g > mean.rank * torch.finfo(G.dtype).eps * g.max() if mean.rank else g > 0
-    inverse = torch.where(there, 1 / torch.where(there, g + lam * g.sum() / max(mean.rank, 1), 1), 0)
-    corrected = (B + missing @ (Q * inverse) @ Q.T).to(mean.B.dtype)
-    dB = corrected.double() - B
-    gained = 2 * torch.sum(missing * dB) - torch.sum(dB @ G * dB)  # |D* - B A|^2 - |D* - (B + dB) A|^2
-    return corrected if gained > 0 else mean.B
-
-
-def cosine(target: LowRank, mean: LowRank, lam: float, most: int = 1000, tolerance: float = 1e-8) -> Tensor:
-    """B + dB by gradient descent; B where the objective does not decrease on the rounded values."""
-    A, B = mean.A.double(), mean.B.double()
-    G, X, length = A @ A.T, target @ A.T, target.norm()
-
-    def objective(C: Tensor) -> tuple[float, Tensor]:
-        """1 - cos(D*, C A) + lam |C - B|^2 and its gradient in C; D* and C A enter by X = D* A^T and G = A A^T."""
-        CG = C @ G
-        product = torch.sum(CG * C).clamp(min=0).sqrt() * length
-        cos = torch.sum(X * C) / product
-        slope = -X / product + cos * CG * (length / product) ** 2 + 2 * lam * (C - B)
-        return float(1 - cos + lam * (C - B).square().sum()), slope
-
-    if not (length > 0 and torch.sum(B @ G * B) > 0):
-        return mean.B  # no direction to compare
-    C, step = B, 1.0
-    first, slope = objective(C)
-    now = first
-    for _ in range(most):
-        steepness, step = float(slope.square().sum()), 2 * step
-        while (found := objective(C - step * slope))[0] > now - step * steepness / 2 and step > 1e-12:
-            step /= 2
-        if not found[0] < now:
-            break
-        before, (now, C, slope) = now, (found[0], C - step * slope, found[1])
-        if before - now <= tolerance * before:
-            break
-    corrected = C.to(mean.B.dtype)
-    return corrected if objective(corrected.double())[0] < first else mean.B
+        target = lowrank.stack((d.double(), n) for d, n in items)  # D*
+        fair[m] = LowRank(mean.A, solve(target, mean, lam))
+    return to_names(fair) | rest

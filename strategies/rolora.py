@@ -10,13 +10,8 @@ Chen et al., "Robust Federated Finetuning of LLMs via Alternating Optimization o
 first as "Robust Federated Finetuning of Foundation Models via Alternating Minimization of LoRA", arXiv:2409.02346.
 """
 
-from fedft.adapters.lora import LoRA
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
-from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Layout, State
-from fedft.recipe import Recipe
-from fedft.training.first_order import FirstOrder
-from fedft.update import Plan, Spec
+from fedft.recipe import FirstOrder, Layout, LoRA, Plan, Recipe, Spec, State, Tensors
 
 SPACE = LoRA()
 

@@ -1,1 +1,1 @@
-"""What the server makes of the updates of a round: means over clients, and optimisers for which a mean is a gradient."""
+"""What the server makes of the updates of a round: means over clients, and optimisers that take them as gradients."""

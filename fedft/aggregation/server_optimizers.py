@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedft import check
 from fedft.arithmetic import tensors
+from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Next, State
 
@@ -104,6 +105,32 @@ class GradientDescent:
         """The next x and no memory."""
         shrunk = x.double() * (1 - self.server_lr * self.weight_decay)
         return (shrunk + self.server_lr * delta.double()).float(), {}
+
+
+@dataclass(frozen=True)
+class FactoredMomentum:
+    """m := momentum m + (D* - D), D + server_lr m, on matrices that are kept as factors, whose ranks add up.
+
+    Factors have no identity from round to round, so momentum acts on their product. Raises ValueError for a rate that
+    is not positive or a momentum outside [0, 1).
+    """
+
+    server_lr: float
+    momentum: float
+
+    def __post_init__(self) -> None:
+        check.above(0, server_lr=self.server_lr)
+        _decays(momentum=self.momentum)
+
+    def step(self, old: LowRank, wanted: LowRank, memory: LowRank | None) -> tuple[LowRank, LowRank | None]:
+        """(the next D, the next m); `old` is D, `wanted` D*. At rate 1 without momentum they are (`wanted`, None)."""
+        if self.server_lr == 1 and not self.momentum:
+            return wanted, None
+        m = wanted + -old
+        if memory is not None:
+            m = m + self.momentum * memory
+        m = m.shortened()
+        return old + self.server_lr * m, m if self.momentum else None
 
 
 def on_each(optimizer: ServerOptimizer, owner: str) -> Callable[[State, Tensors], Next]:

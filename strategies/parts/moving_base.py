@@ -10,14 +10,43 @@ Steps are concatenated while that is shorter than min(o, i) rows and recompresse
 outweigh the sum are forgotten: a client that lacks so much is better served with the whole sum.
 """
 
+from collections.abc import Callable, Iterable
+
 from torch import Tensor
 
+from fedft.adapters.lora import LoRA
 from fedft.arithmetic import lowrank, named_pairs
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Layout, State
-from fedft.update import Plan
+from fedft.contract import Handle, Layout, State, Turn
+from fedft.recipe import Recipe
+from fedft.training.first_order import FirstOrder
+from fedft.update import Plan, Update
 
 STEP = "step."  # "step.<version>.<name>" is the stack that led from <version> to the next
+
+
+def of_moving_base(
+    name: str,
+    aggregate: Callable[[Iterable[Update]], dict[str, Tensor]],
+    initial: Callable[[Layout, int, int], Tensors],
+    start: Callable[[Handle, Turn], None],
+) -> Recipe:
+    """A recipe of LoRA whose clients send values of factors and whose `aggregate` gives a step of the base as pairs."""
+    return Recipe(
+        name,
+        LoRA(),
+        aggregate=aggregate,
+        local=FirstOrder("value"),
+        initial=initial,
+        server=merge,
+        downlink=since,
+        receive=catch_up,
+        start=start,
+        linear=False,
+        reveals_clients=True,
+        upload_kind="values",
+        downlink_is_increment=True,
+    )
 
 
 def nothing_yet(layout: Layout) -> dict[str, Tensor]:
@@ -57,6 +86,13 @@ def catch_up(held: State | None, plan: Plan) -> Tensors:
     for version in sorted(steps):
         pairs = _plus(pairs, steps[version])
     return {**pairs, **total}
+
+
+def stand(handle: Handle, turn: Turn) -> dict[str, Tensor]:
+    """The other values of the state, after the base weights were set to w0 + the whole sum."""
+    pairs, values = named_pairs.split(turn.held)
+    handle.set_base_change(pairs, key=turn.held_digest)
+    return values
 
 
 def _plus(total: Tensors, step: Tensors) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fedft.aggregation.server_optimizers import AdamW, FedOpt, GradientDescent, on_each, on_vector
+from fedft.aggregation.server_optimizers import AdamW, FactoredMomentum, FedOpt, GradientDescent, on_each, on_vector
 from fedft.arithmetic import tensors
+from fedft.arithmetic.lowrank import LowRank
 from fedft.contract import State
 
 ADAM = FedOpt("adam", 0.1, 0.9, 0.99, 1e-3)
@@ -67,3 +68,23 @@ def test_nonsense_is_refused(options):
     given = {"server_lr": 0.1, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3, **options}
     with pytest.raises(ValueError, match=next(iter(options))):
         FedOpt("adam", **given)
+
+
+def test_momentum_of_factored_changes_is_that_of_the_dense_ones():
+    optimizer = FactoredMomentum(0.5, 0.9)
+    old, wanted = (LowRank(drawn(k, 2, 5), drawn(k + 1, 4, 2)) for k in (1, 3))
+    dense_m, memory = torch.zeros(4, 5, dtype=torch.float64), None
+    for _ in range(3):
+        dense_m = 0.9 * dense_m + wanted.double().dense() - old.double().dense()
+        dense = old.double().dense() + 0.5 * dense_m
+        old, memory = optimizer.step(old, wanted, memory)
+        assert memory.rank <= 4
+        assert torch.allclose(old.double().dense(), dense, atol=1e-5)
+    assert FactoredMomentum(1.0, 0.0).step(old, wanted, None) == (wanted, None)
+    assert FactoredMomentum(0.5, 0.0).step(old, wanted, None)[1] is None
+
+
+@pytest.mark.parametrize("options", [{"server_lr": 0.0}, {"momentum": 1.0}, {"momentum": -0.1}], ids=str)
+def test_nonsense_of_factored_momentum_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        FactoredMomentum(**{"server_lr": 1.0, "momentum": 0.5, **options})

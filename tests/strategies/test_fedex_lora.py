@@ -13,7 +13,7 @@ from fedft.arithmetic.lowrank import LowRank
 from fedft.config import Local
 from fedft.contract import Layout, State, Turn
 from fedft.models.handle import ModelHandle
-from fedft.strategies.fedex_lora import MEAN, fedex_lora, residual
+from fedft.strategies.fedex_lora import MEAN, fedex_lora
 from fedft.strategies.fedit import fedit
 from fedft.strategies.flora import flora
 from fedft.strategies.parts import moving_base
@@ -115,7 +115,7 @@ def test_the_adapter_restarts_from_fedit_s_mean_and_the_head_is_averaged():
 
 def test_the_residual_is_the_covariance_of_the_factors():
     for m in MODULES:
-        d = residual(pairs_of(COHORT, m))
+        d = lowrank.mean_residual(pairs_of(COHORT, m))
         assert close(product(named_pairs.to_names({m: d}), m), covariance(COHORT, m))
         pairs = pairs_of(COHORT, m)
         longer = lowrank.stack(pairs) + -lowrank.mean_factors(pairs)
@@ -125,7 +125,7 @@ def test_the_residual_is_the_covariance_of_the_factors():
 def test_the_residual_has_a_block_less_than_there_are_clients():
     """Rank at most (n - 1) r, and no row more is sent; beyond it nothing is left."""
     for n in (1, 2, 3, 5):
-        d = residual(pairs_of([client(k, k + 1) for k in range(n)], "m"))
+        d = lowrank.mean_residual(pairs_of([client(k, k + 1) for k in range(n)], "m"))
         assert d.rank == (n - 1) * RANK
     exact = covariance(COHORT, "m")
     assert torch.linalg.svdvals(exact)[2 * RANK] < 1e-9 * torch.linalg.svdvals(exact)[0]

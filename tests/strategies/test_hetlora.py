@@ -10,7 +10,8 @@ from fedft.arithmetic import tensors
 from fedft.contract import Layout, Learning, Member, State, Trained, Turn
 from fedft.errors import RejectedUpdate
 from fedft.strategies.fedit import fedit
-from fedft.strategies.hetlora import OWNER, capped, hetlora, tail
+from fedft.strategies.hetlora import OWNER, hetlora
+from fedft.strategies.parts.shrinking_ranks import tail
 from fedft.testing import SEED, Ready, strategy_contract, toy
 from fedft.training.first_order import FirstOrder
 from fedft.update import Plan, TensorSpec, Update
@@ -127,24 +128,6 @@ def test_a_cap_bounds_the_loudest_and_the_others_share_the_rest():
     others = shares([UNLIKE[0], UNLIKE[2]])
     weights = [0.5 * others[0], 0.5, 0.5 * others[1]]
     assert same(hetlora(max_share=0.5).aggregate(loud), expected(loud, weights, 4), 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("given", "most", "wanted"),
-    [
-        ([0.2, 0.3, 0.5], 0.5, [0.2, 0.3, 0.5]),
-        ([0.1, 0.1, 0.8], 0.5, [0.25, 0.25, 0.5]),
-        ([0.9, 0.09, 0.01], 0.4, [0.4, 0.4, 0.2]),
-        ([1.0, 0.0, 0.0], 0.5, [0.5, 0.25, 0.25]),
-        ([0.9, 0.1], 0.5, [0.5, 0.5]),
-        ([0.9, 0.1], 0.3, [0.5, 0.5]),
-        ([1.0], 0.4, [1.0]),
-    ],
-)
-def test_the_cap_by_hand(given, most, wanted):
-    """In the third case the excess of the first lifts the second above the bound in turn."""
-    assert capped(given, most) == pytest.approx(wanted)
-    assert sum(capped(given, most)) == pytest.approx(1)
 
 
 def test_a_client_uploading_zeros_has_no_weight():
