@@ -38,6 +38,7 @@ from fedft.data import examples
 from fedft.data.examples import Example
 from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
+from fedft.models.parameters import digest_of
 from fedft.models.resident import Resident
 from fedft.run_file import from_dict
 from fedft.server import open_run
@@ -160,7 +161,7 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     with TemporaryDirectory() as here:
         net: Any = AutoModelForCausalLM.from_pretrained(made_up(folder := Path(here), hidden, layers))
         tokenizer = SimpleNamespace(pad_token_id=0)
-        base = load.Base(net, tokenizer, "causal-lm", str(folder), load.digest_of(net))
+        base = load.Base(net, tokenizer, "causal-lm", str(folder), digest_of(net))
         handle = ModelHandle(net, layout.layout_of(base, TARGETS), SPACE)
         for tokens in (32,) if quick else (16, 256):
             what, place = f"{tokens} tokens x {steps} steps", place_of(folder, base, handle, tokens, clients, steps)

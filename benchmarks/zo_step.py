@@ -21,7 +21,8 @@ import torch
 from fedft.adapters.full import Full
 from fedft.benchmarks.measure import LIMIT, Act, Peak, Result, backends, take_turns, with_kernels
 from fedft.contract import Batch, Layout
-from fedft.models.handle import ModelHandle, parameters_of
+from fedft.models.handle import ModelHandle
+from fedft.models.parameters import parameters_of
 from fedft.randomness import directions, families
 from fedft.training import directional_derivatives
 

@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
-from fedft.models.handle import ModelHandle, parameters_of
+from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
+from fedft.models.parameters import parameters_of
 
 
 def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) -> str:

@@ -6,8 +6,8 @@ from torch import nn
 
 from fedft.contract import Layout
 from fedft.errors import DataError
-from fedft.models.handle import parameters_of
 from fedft.models.load import Base
+from fedft.models.parameters import parameters_of
 
 
 def layout_of(base: Base, targets: str | list[str]) -> Layout:

@@ -291,7 +291,9 @@ def test_a_step_takes_little_more_memory_than_inference(dtype, monkeypatch):
     zo_step.ours(handle, batch, z, itertools.count())
     assert zo_step.peak(handle, lambda: zo_step.ours(handle, batch, z, itertools.count(9))) < 1.1 * inference
     rooms = {
-        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for r in handle._probe._room.values() for x in r
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+        for r in handle._probe._scratch._views.values()
+        for x in r
     }
     assert list(rooms.values()) == [max(p.nbytes for p in handle.parameters().values())]
 
