@@ -34,7 +34,7 @@ from fedft.benchmarks.measure import LIMIT, Act, Result, Row, alone, take_turns
 from fedft.client.received_state import Memory, Pool
 from fedft.client.train import Client
 from fedft.config import RunConfig
-from fedft.data import examples
+from fedft.data import batches
 from fedft.data.examples import Example
 from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
@@ -95,7 +95,7 @@ class Place:
     def batches(self, rows: list[Example], seed: int) -> Any:
         """Of one client."""
         size, steps = self.config.local.batch_size, self.config.local.steps
-        return examples.batches(rows, batch_size=size, steps=steps, seed=seed, pad_id=0)
+        return batches.batches(rows, batch_size=size, steps=steps, seed=seed, pad_id=0)
 
 
 def place_of(folder: Path, base: load.Base, handle: ModelHandle, tokens: int, clients: int, steps: int) -> Place:

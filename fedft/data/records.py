@@ -1,8 +1,9 @@
-"""Records, dictionaries of named values, read from files or the hub. Whose they are is in `partition.py`.
+"""Records, dictionaries of named values, read from files or from the Hugging Face hub.
 
     rows = read_rows("train.jsonl.gz")
 
-What is wrong with a user's records is a DataError of one line that says where.
+A record that cannot be read is a DataError of one line that says where it is. Which client has which records is decided
+in `partition`.
 """
 
 import csv
@@ -32,7 +33,8 @@ def read_rows(source: str) -> list[Row]:
     Returns:
         At least one record, in the order of the file. CSV values are text; blank lines are passed over.
     Raises:
-        DataError: naming the file and the line (of a JSON list: the record) that is malformed.
+        DataError: a malformed line (of a JSON list: record), naming the file and its number; a file that cannot be
+            read or has no record; a data set that the hub does not have.
     """
     path = Path(source)
     form = next((f for f in FORMATS if path.name.endswith((f, f + ".gz"))), None)
@@ -47,7 +49,7 @@ def read_rows(source: str) -> list[Row]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends; what hinders reading is a DataError at its line."""
+    """(number from 1, line with its end) of a text file, plain or .gz. Raises DataError at the line that is broken."""
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -62,12 +64,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
+    """The records of a file with one JSON object per line."""
     for number, line in _lines(path):
         if not line.isspace():
             yield _json_object(_parsed(line.strip(), path, number), f"{path}, line {number}")
 
 
 def _json_list(path: Path) -> Iterator[Row]:
+    """The records of a file that is one JSON list of objects."""
     text = "".join(line for _, line in _lines(path))
     rows = _parsed(text or "[]", path, 1)
     if not isinstance(rows, list):
@@ -77,6 +81,7 @@ def _json_list(path: Path) -> Iterator[Row]:
 
 
 def _parsed(text: str, path: Path, first_line: int) -> Any:
+    """The JSON value of a text that begins at this line of the file. Raises DataError."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as e:
@@ -86,6 +91,7 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
 
 
 def _json_object(value: Any, where: str) -> Row:
+    """`value`, if it is an object whose names and texts can be encoded. Raises DataError beginning with `where`."""
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected an object {{...}}, got {type(value).__name__}")
     for name, text in value.items():
@@ -96,6 +102,7 @@ def _json_object(value: Any, where: str) -> Row:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    """The records of a CSV file, by the names in its first line."""
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
     try:
         names = next(reader, [])
@@ -110,6 +117,7 @@ def _csv(path: Path) -> Iterator[Row]:
 
 
 def _from_hub(source: str) -> list[Row]:
+    """The records of a data set on the hub."""
     found = HUB_ID.fullmatch(source)
     if found is None or Path(source).exists():
         raise DataError(f"{source}: expected a file {', '.join(FORMATS)} (or .gz of one) or a hub id 'owner/name'")

@@ -11,7 +11,7 @@ from fedft.models.parameters import parameters_of
 
 
 def layout_of(base: Base, targets: str | list[str]) -> Layout:
-    """The trainable parts of a base model by name: linear layers [o, i], the head's parameters, and all parameters.
+    """The trainable parts of a base model: linear layers (out, in), the head's and all parameters, by canonical name.
 
     Args:
         base: the loaded model.

@@ -1,7 +1,7 @@
-"""Base models: load one once, say what can be trained in it, save what was trained so that other tools read it.
+"""Base models and their tokenizers, loaded by transformers.
 
-The one door to transformers. `Base` is what stays resident in a process; every client of a simulation, or the one
-client of a site, works on it through a `ModelHandle`.
+A `Base` is loaded once and stays resident in a process; every client of a simulation, or the one client of a site,
+works on it through a `ModelHandle`.
 """
 
 import os

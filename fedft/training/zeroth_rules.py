@@ -192,6 +192,10 @@ def distances(how: Walk, past: Past, eta: float) -> dict[int, float]:
     """The step w += sum_j c_j z_j of a rule in the span, as {j: c_j}; `eta` is the learning rate.
 
     `past` has the step's own estimate last, see `advance`.
+
+    >>> how = Walk(rule="momentum", momentum=0.5)
+    >>> distances(how, advance(how, advance(how, Past(), {0: 2.0}), {1: 4.0}), eta=0.1)  # m = 0.5 * 2 z_0 + 4 z_1
+    {1: -0.4, 0: -0.1}
     """
     if how.rule == "sign":
         return {j: -eta * ((g > 0) - (g < 0)) / how.samples for j, g in past.estimates[-1].items()}
