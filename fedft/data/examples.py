@@ -26,7 +26,7 @@ FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     """`template` with every "{field}" replaced by that field of `row` as text; null becomes nothing.
 
-    Between the braces stands a field's name and nothing else; "{{" and "}}" are literal braces, and values are taken as
+    Between the braces is a field's name and nothing else; "{{" and "}}" are literal braces, and values are taken as
     they are, whatever they hold. A block in "[[" and "]]" is left out when a field in it is empty or missing; brackets
     around no field are text, and blocks do not nest.
 
@@ -105,7 +105,7 @@ def encode_generation(
     Raises:
         DataError: as `fill` does.
 
-    A beginning-of-sequence token, if the tokenizer has one, stands first, survives the cut and counts as prompt.
+    A beginning-of-sequence token, if the tokenizer has one, comes first, survives the cut and counts as prompt.
     """
     check.at_least(1, max_length=max_length, max_prompt=1 if max_prompt is None else max_prompt)
     # Two calls, so that no token lies across the border of what is masked and what is learned.

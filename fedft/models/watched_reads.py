@@ -44,5 +44,5 @@ class WatchedReads(TorchDispatchMode):
         if self.found:
             raise NotImplementedError(
                 f"this model reads {', '.join(sorted(self.found))} past the layers that own them, so they cannot "
-                f"stand still; use [model] dtype = 'float32'"
+                f"stay fixed; use [model] dtype = 'float32'"
             )

@@ -20,7 +20,7 @@ def result(lines: Sequence[Line], steps: int) -> dict[str, Any] | None:
         steps: local optimiser steps of a round, one after the other.
     Returns:
         before, after   loss on held-out rows at the start and at the end; every other metric of the last
-                        state stands under its own name
+                        state has its own name
         rounds, steps   how many there were; steps are those of one client
         up, down        training bytes per client asked and round
         bytes           training bytes of all clients, both ways

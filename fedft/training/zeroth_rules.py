@@ -98,7 +98,9 @@ class Walk:
         if self.rule == "adam" and self.momentum > self.beta2:
             raise ValueError(f"adam needs momentum <= beta2, got {self.momentum} > {self.beta2}")
         if self.estimate == "forward" and self.objective != "loss":
-            raise ValueError(f"estimate 'forward' differentiates the loss; objective {self.objective!r} has no slope")
+            raise ValueError(
+                f"estimate 'forward' differentiates the loss; objective {self.objective!r} has no gradient"
+            )
         if self.coordinate and not self.blocks:
             raise ValueError("coordinate says in which order blocks are updated; it needs blocks = true")
         if self.resample and not self.sparsity:
@@ -125,7 +127,7 @@ class Walk:
             why = f"rule {self.rule!r} stays in the span of the directions only with signs for directions"
             why += " (hadamard, rademacher) and samples = 1"
         elif self.blocks:
-            why = "blocks have a slope each, and a direction only one distance"
+            why = "blocks have a derivative each, and a direction only one distance"
         elif self.first_order_from is not None:
             why = "layers trained by back-propagation move along no shared direction"
         elif self.resample:

@@ -14,7 +14,7 @@ def test_padding_is_neither_attended_to_nor_learned():
     batch = batches.collate(EXAMPLES[:3], pad_id=9)
     assert batch["input_ids"].tolist() == [[10, 9, 9], [11, 11, 9], [12, 12, 12]]
     assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    assert batch["labels"].tolist() == [[10, -100, -100], [-100, 11, -100], [-100, -100, 12]]
+    assert batch["labels"].tolist() == [[10, IGNORED, IGNORED], [IGNORED, 11, IGNORED], [IGNORED, IGNORED, 12]]
     assert batches.collate([Example([5], 2, 1), Example([5, 6], 0, 2)], 0)["labels"].tolist() == [2, 0]
     assert {t.dtype for t in batch.values()} == {torch.int64}
 

@@ -13,6 +13,7 @@ from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank, zero
 from fedft.contract import Layout
+from fedft.data.examples import IGNORED
 from fedft.errors import DataError
 from fedft.models import load
 from fedft.models.handle import ModelHandle
@@ -599,10 +600,10 @@ def test_a_model_without_forward_mode_is_an_error_that_says_what_to_do(loses):
 def test_a_causal_model_predicts_every_next_token(name):
     s = small(name)
     labels = TOKENS.clone()
-    labels[:, :3] = -100
+    labels[:, :3] = IGNORED
     guess, wanted = s.handle().predictions({**s.batch, "labels": labels})
     assert torch.equal(wanted[:, :-1], labels[:, 1:])
-    assert (wanted[:, -1] == -100).all()  # no token comes after the last: nothing is learned there
+    assert (wanted[:, -1] == IGNORED).all()  # no token comes after the last: nothing is learned there
     assert torch.equal(guess, logits(s.model, s.batch).argmax(-1))
 
 

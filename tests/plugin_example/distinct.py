@@ -1,5 +1,6 @@
 """A metric: how many different tokens the model predicts, as a share of all learned places."""
 
+from fedft.data.examples import IGNORED
 from fedft.reports.columns import Column
 
 
@@ -14,7 +15,7 @@ class Distinct:
         places = 0
         for batch in model.batches(rows):
             guesses, wanted = model.predictions(batch)
-            learned = wanted != -100
+            learned = wanted != IGNORED
             said |= set(guesses[learned].tolist())
             places += int(learned.sum())
         return {"distinct": len(said) / places} if places else {}

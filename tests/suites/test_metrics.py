@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedft import registry
+from fedft.data.examples import IGNORED
 from fedft.reports.columns import Column
 from fedft.suites import metrics
 from fedft.suites.metrics import metric_contract
@@ -36,8 +37,8 @@ def share_right(model: MeasuredModel, rows: Any) -> Mapping[str, float]:
     right = count = 0
     for batch in model.batches(rows):
         said, wanted = model.predictions(batch)
-        right += int((said == wanted)[wanted != -100].sum())
-        count += int((wanted != -100).sum())
+        right += int((said == wanted)[wanted != IGNORED].sum())
+        count += int((wanted != IGNORED).sum())
     return {"mine": right / count} if count else {}
 
 

@@ -27,6 +27,7 @@ from fedft.carriers.interface import Letter, Refused
 from fedft.carriers.local import Asked, Finish, LocalPost
 from fedft.config import Local
 from fedft.contract import Batch, Course, Learning, Turn
+from fedft.data.examples import IGNORED
 from fedft.errors import ConfigError
 from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
@@ -80,8 +81,8 @@ def batch_of(seed: int, rows: int = 2, length: int = 9, classes: int = 0) -> Bat
     ends[0] = length
     there = torch.arange(length)[None] < ends[:, None]
     ids[~there] = 0
-    labels = torch.where(there, ids, -100)
-    labels[:, :2] = -100
+    labels = torch.where(there, ids, IGNORED)
+    labels[:, :2] = IGNORED
     if classes:
         labels = torch.randint(classes, (rows,), generator=g)
     return {"input_ids": ids, "attention_mask": there.long(), "labels": labels}
@@ -215,7 +216,7 @@ def test_gradients_are_adjusted_for_each_client_with_its_own_tensors() -> None:
 
 def poisoned(batches: list[Batch], *places: int) -> list[Batch]:
     """Batches with nothing to learn there: their mean loss is no number."""
-    none = {i: {**b, "labels": torch.full_like(b["labels"], -100)} for i, b in enumerate(batches) if i in places}
+    none = {i: {**b, "labels": torch.full_like(b["labels"], IGNORED)} for i, b in enumerate(batches) if i in places}
     return [none.get(i, b) for i, b in enumerate(batches)]
 
 
