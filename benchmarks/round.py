@@ -35,10 +35,11 @@ from fedft.benchmarks.results import Result, Row
 from fedft.client.received_state import CohortCache, Memory
 from fedft.client.train import Client
 from fedft.config import RunConfig
-from fedft.data import examples
+from fedft.data import batches
 from fedft.data.examples import Example
 from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
+from fedft.models.parameters import digest_of
 from fedft.models.resident import Resident
 from fedft.run_file import from_dict
 from fedft.server import open_run
@@ -95,7 +96,7 @@ class Place:
     def batches(self, rows: list[Example], seed: int) -> Any:
         """Of one client."""
         size, steps = self.config.local.batch_size, self.config.local.steps
-        return examples.batches(rows, batch_size=size, steps=steps, seed=seed, pad_id=0)
+        return batches.batches(rows, batch_size=size, steps=steps, seed=seed, pad_id=0)
 
 
 def place_of(folder: Path, base: load.Base, handle: ModelHandle, tokens: int, clients: int, steps: int) -> Place:
@@ -161,7 +162,7 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     with TemporaryDirectory() as here:
         net: Any = AutoModelForCausalLM.from_pretrained(made_up(folder := Path(here), hidden, layers))
         tokenizer = SimpleNamespace(pad_token_id=0)
-        base = load.Base(net, tokenizer, "causal-lm", str(folder), load.digest_of(net))
+        base = load.Base(net, tokenizer, "causal-lm", str(folder), digest_of(net))
         handle = ModelHandle(net, layout.layout_of(base, TARGETS), SPACE)
         for tokens in (32,) if quick else (16, 256):
             what, place = f"{tokens} tokens x {steps} steps", place_of(folder, base, handle, tokens, clients, steps)

@@ -22,7 +22,8 @@ from fedft.adapters.full import Full
 from fedft.benchmarks.measure import LIMIT, Act, Peak, backends, take_turns, with_kernels
 from fedft.benchmarks.results import Result
 from fedft.contract import Batch, Layout
-from fedft.models.handle import ModelHandle, parameters_of
+from fedft.models.handle import ModelHandle
+from fedft.models.parameters import parameters_of
 from fedft.randomness import directions, families
 from fedft.training import directional_derivatives
 

@@ -17,7 +17,8 @@ from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.config import LOCAL, RunConfig
 from fedft.contract import Turn
-from fedft.data.examples import ClientRows, Example
+from fedft.data.batches import ClientRows
+from fedft.data.examples import Example
 from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base

@@ -18,7 +18,7 @@ from fedft.client.train import Client
 from fedft.config import Codecs, RunConfig, budget_of
 from fedft.contract import State
 from fedft.errors import ConfigError
-from fedft.reports import columns, tally
+from fedft.reports import columns, run_result
 from fedft.server import budget, open_run
 from fedft.server import cohort as sampling
 from fedft.simulations import workplace as runs
@@ -29,7 +29,7 @@ Tell = Callable[[float, Mapping[str, Any]], None]
 
 
 def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str, Any] | None:
-    """The result, as `tally.result` gives it, of the baseline `local` or `central`; None if its loss is not finite.
+    """The result, as `run_result.result` gives it, of the baseline `local` or `central`; None if its loss is not finite.
 
     Args:
         config: of the race, with one LoRA rank.
@@ -73,14 +73,14 @@ def _local(place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Pat
             tell((i + share) / len(panel), {**line, "client": name})
 
         lines = _train_and_measure(place, {name: place.clients[name]}, panel, folder / str(i), of_this)
-        if (of_client := tally.result(lines, config.local.steps)) is None:
+        if (of_client := run_result.result(lines, config.local.steps)) is None:
             return None
         found.append(of_client)
     for r in found:
         r["rounds"] = _federated(r["rounds"], share)
         for point in r["curve"]:
             point["version"] = _federated(point["version"], share)
-    return tally.mean(found)
+    return run_result.mean(found)
 
 
 def _federated(turns: int, share: float) -> int:
@@ -97,7 +97,7 @@ def _central(
     anyone = next(iter(place.clients.values()))
     owner = replace(anyone, name="central", train_rows=rows, test_rows=anyone.test_rows[:1], config=whole)
     lines = _train_and_measure(replace(place, config=whole), {"central": owner}, panel, folder, tell)
-    return tally.result(lines, steps)
+    return run_result.result(lines, steps)
 
 
 def _train_and_measure(

@@ -12,7 +12,7 @@ from fedft import check
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import ConfigError
 from fedft.models import export, load
-from fedft.models.handle import parameters_of
+from fedft.models.parameters import parameters_of
 from fedft.reports import columns
 from fedft.server import result
 from fedft.simulations import workplace as runs

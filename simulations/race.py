@@ -19,7 +19,8 @@ from fedft import durable, strategies
 from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, RunPaused
-from fedft.reports import html_report, tally
+from fedft.reports import finished_runs, html_report, run_result
+from fedft.reports.comparison import BASELINES, compare
 from fedft.reports.observers import Audience, Observer, Observers
 from fedft.server import budget as budgets
 from fedft.server.run_folder import changed, check_plugins, prepare
@@ -45,7 +46,7 @@ def contender(text: str) -> Contender:
     Contender(label='small', overrides=('strategy.name=fedit', 'clients.rank=2'))
     """
     label, colon, rest = text.partition(": ")
-    if label in tally.BASELINES:
+    if label in BASELINES:
         return Contender(label, ("strategy.name=fedit", *rest.split()))
     if colon:
         return Contender(label, tuple(rest.split()))
@@ -85,7 +86,10 @@ def race(
     _check(contenders, seeds)
     bound = [f"server.budget={budget}"] if budget is not None else []
     planned = {c.label: _planned(file, c, seeds, [*overrides, *bound], out, observe) for c in contenders}
-    about = {"run file": file.name, **html_report.about([config for of in planned.values() for config in of])}
+    about = {
+        "run file": file.name,
+        **finished_runs.about([config for of_seeds in planned.values() for config in of_seeds]),
+    }
     about["contenders"] = {c.label: list(c.overrides) for c in contenders}
     results: dict[str, list[dict[str, Any]]] = {}
     stopped: dict[str, str] = {}
@@ -98,8 +102,8 @@ def race(
         else:
             results[label] = found
         if missing and at + 1 < len(planned):
-            _save(tally.comparison(about, results, stopped, complete=False), out)
-    done = tally.comparison(about, results, stopped)
+            _save(compare(about, results, stopped, complete=False), out)
+    done = compare(about, results, stopped)
     _save(done, out)
     return done
 
@@ -152,7 +156,7 @@ def _planned(
         if config.data.test is None and not config.data.holdout:
             raise ConfigError(f"{file.name}: {baselines.NO_ROWS}")
         ranks = config.ranks()
-        if len(set(ranks)) > 1 and (c.label in tally.BASELINES or _needs_one_rank(config)):
+        if len(set(ranks)) > 1 and (c.label in BASELINES or _needs_one_rank(config)):
             config = replace(config, clients=replace(config.clients, rank=round(fmean(ranks))))
             if seed == 0:
                 given = f"{', '.join(map(str, ranks[:8]))}{', ...' if len(ranks) > 8 else ''}"
@@ -198,7 +202,7 @@ def _changed(folder: Path, now: RunConfig) -> list[str]:
 
 def _one(label: str, config: RunConfig, folder: Path, observe: Observer) -> dict[str, Any]:
     tell = partial(_tell, config, observe)
-    if label in tally.BASELINES:
+    if label in BASELINES:
         work = folder / "trained"
         if work.is_dir():
             shutil.rmtree(work)  # left by one that was stopped: they are short, and start afresh
@@ -211,7 +215,7 @@ def _one(label: str, config: RunConfig, folder: Path, observe: Observer) -> dict
         done = runs.simulate(config, out=folder, resume=(folder / "config.toml").exists(), observe=watch)
         if "loss" not in done.lines[0]:
             raise ConfigError(baselines.NO_ROWS)
-        found = tally.result(done.lines, config.local.steps)
+        found = run_result.result(done.lines, config.local.steps)
     if found is None:
         raise RunPaused("it diverged: its last state has no finite loss on held-out rows")
     return found

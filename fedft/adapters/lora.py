@@ -1,6 +1,7 @@
-"""LoRA: low-rank adapters on chosen modules, change of a weight = lora_B lora_A.
+"""LoRA: low-rank adapters on chosen linear modules, change of a weight [out, in] = (alpha / rank) B A.
 
-Layers are peft's own (`peft.tuners.lora`), one adapter per shape. Pairs travel in unit scale: B carries alpha / rank.
+Layers are peft's own (`peft.tuners.lora`), one adapter per shape. Pairs travel in unit scale: the B that is sent is
+alpha / rank times the B in the layer, so that the change is B A.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685.
 """
@@ -25,20 +26,17 @@ from fedft.update import Shape
 
 @dataclass(frozen=True)
 class LoRA(Kind):
-    """A pair of factors A [rank, in], B [out, rank] for every adapted module.
-
-    `learns` names the factors that learn and travel. With A frozen it is drawn from the run's seed on every machine
-    and never sent: two seeds of 8 bytes agree where gigabytes would have travelled.
-    """
+    """The kind (`fedft.contract.Kind`) with factors `<module>.lora_A` [rank, in] and `.lora_B` [out, rank], float32."""
 
     learns: tuple[str, ...] = (A_SUFFIX, B_SUFFIX)
+    """Endings of the factors that learn and travel. A frozen one is drawn from the run's seed on every machine."""
     name = "lora"
     rank_free = False
     pairs = True
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
-        """With one factor frozen and the same everywhere."""
+        """True where one factor is frozen, and so the same on every client."""
         return len(self.learns) == 1
 
     def trained(self, layout: Layout, shape: Shape) -> Mapping[str, tuple[int, ...]]:
@@ -48,16 +46,18 @@ class LoRA(Kind):
         return {n: s for n, s in factors.items() if n.endswith(self.learns)}
 
     def draw(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
-        """Those of A and B that learn: A uniform on +-1/sqrt(in) (peft's Kaiming bound), one Philox word per element; B
-        zero."""
+        """Values at version 0 of the factors that learn: A uniform in +-1/sqrt(in) (peft's Kaiming bound), B zero.
+
+        Every element of A is one word of the Philox stream of the run's seed and the factor's name.
+        """
         return _factors(layout, shape, seed, self.learns)
 
     def frozen(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
-        """Those that do not, of the same draw."""
+        """Values of the factors that do not learn, from the same draw; they are never sent."""
         return _factors(layout, shape, seed, tuple(s for s in (A_SUFFIX, B_SUFFIX) if s not in self.learns))
 
     def shape_of(self, values: Tensors) -> Shape | None:
-        """Rank by module, as one of its factors has it."""
+        """The rank that most modules have, and those of the others, read off either factor; None without factors."""
         ranks = {n.removesuffix(A_SUFFIX): x.shape[0] for n, x in values.items() if n.endswith(A_SUFFIX)}
         for n, x in values.items():
             if n.endswith(B_SUFFIX):
@@ -68,11 +68,11 @@ class LoRA(Kind):
         return Shape(usual, {m: r for m, r in ranks.items() if r != usual})
 
     def change(self, module: str, values: Tensors) -> LowRank | None:
-        """The product B A."""
+        """The change of the module's weight, B A, as its factors in unit scale."""
         return LowRank(values[module + A_SUFFIX], values[module + B_SUFFIX])
 
     def several(self, model: nn.Module, layout: Layout) -> Callable[..., Mapping[nn.Module, Any]]:
-        """Every adapted layer as one pass for the tokens of several clients; see `lora_batched`."""
+        """(tensors, scales) -> the forward of each adapted layer for several clients; see `lora_batched`."""
         layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
 
         def forwards(leaves: Tensors, scales: Tensors) -> dict[nn.Module, Any]:
@@ -86,7 +86,7 @@ class LoRA(Kind):
         return forwards
 
     def mount(self, model: nn.Module, layout: Layout, shape: Shape, settings: Settings) -> Mounted:
-        """A peft adapter under the shape's own name, both factors in float32 whatever the base is in."""
+        """Put a peft adapter, under the shape's own name, into the model; factors are float32 for any base."""
         name = shape.key
         if name not in getattr(model.get_submodule(next(iter(layout.modules))), "lora_A", {}):
             _inject(model, layout, shape, settings, name)
@@ -116,6 +116,7 @@ class LoRA(Kind):
 
 
 def _factors(layout: Layout, shape: Shape, seed: int, suffixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Values at version 0 of the factors with these endings."""
     found = {}
     for m, (o, i) in layout.modules.items():
         if A_SUFFIX in suffixes:
@@ -127,7 +128,7 @@ def _factors(layout: Layout, shape: Shape, seed: int, suffixes: tuple[str, ...])
 
 
 def _inject(model: nn.Module, layout: Layout, shape: Shape, settings: Settings, name: str) -> None:
-    """peft's layers, in the mode that the model is in; initial values are overwritten by whoever writes the adapter."""
+    """Put peft's layers around the modules, in the model's mode; their values are overwritten by `Handle.write`."""
     from peft import LoraConfig, inject_adapter_in_model
 
     def alpha(rank: int) -> float:

@@ -14,8 +14,14 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def adapted(base: Any, a: Tensor, b: Tensor, scales: Tensor, x: Tensor) -> Tensor:
-    """The layer's output on x [clients x rows, ..., in]; a: [clients, rank, in], b: [clients, out, rank], scales:
-    [clients, 1, 1]. `base` is the layer without its adapter."""
+    """The layer's output [clients x rows, ..., out] on x, each client's rows by that client's own factors.
+
+    Args:
+        base: the layer without its adapter.
+        a, b: the factors of all clients, float32 [clients, rank, in] and [clients, out, rank].
+        scales: alpha / rank of each client, float32 [clients, 1, 1].
+        x: [clients x rows, ..., in], the clients' rows one client after the other; the output has this dtype.
+    """
     if type(base) is nn.Linear and base.weight.dtype == x.dtype == a.dtype and not torch.is_autocast_enabled():
         return _Adapted.apply(x, a, b, scales, base.weight, base.bias)
     y = base(x)
@@ -25,7 +31,10 @@ def adapted(base: Any, a: Tensor, b: Tensor, scales: Tensor, x: Tensor) -> Tenso
 
 
 class _Adapted(torch.autograd.Function):
-    """The same on a plain linear layer that stands still, with sums in place: they are half of what is beside `mm`."""
+    """`adapted` on a plain linear layer without gradient of its own, in one node of the graph.
+
+    Sums are made in place: out of place they would take half of the time beside the products.
+    """
 
     @staticmethod
     def forward(

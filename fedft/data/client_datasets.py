@@ -1,4 +1,4 @@
-"""A client's rows: read, held out and encoded, by the same code for a client of a simulation and for a site.
+"""A client's rows: read, split into train and held out, encoded. Simulated clients and sites use the same code.
 
     parts = of_site(config, "north")                          (train, held out), from files that hold one client's rows
     train, test = encode({"north": parts}, config, base)["north"]
@@ -22,21 +22,23 @@ from fedft.randomness import philox
 from fedft.training import objectives
 
 Rows = list[dict[str, Any]]
+"""Records, not yet encoded."""
 Parts = Mapping[str, tuple[Rows, Rows]]
+"""(train, held out) by client."""
 
 log = logging.getLogger(__name__)
 
 
 def read(source: str) -> Rows:
-    """The records of `source`: files, a hub id (see `records.read_rows`) or "stdlib-docstrings", the built-in task.
+    """The records of `source`: files, a hub id, or "stdlib-docstrings", the built-in task.
 
-    Raises DataError.
+    Raises DataError as `records.read_rows` does.
     """
     return stdlib_docstrings.rows() if source == quickstart.ROWS else records.read_rows(source)
 
 
 def hold_out(rows: Rows, config: RunConfig, client: str) -> tuple[Rows, Rows]:
-    """(train, held out): a client's records cut in two by `[data] holdout`, for runs without a test file.
+    """(train, held out): a client's records split in two by `[data] holdout`, for runs without a test file.
 
     Which records are held out is decided by the run's seed and the client's name, so that a site and the simulated
     client of its name hold out the same ones.
@@ -45,13 +47,13 @@ def hold_out(rows: Rows, config: RunConfig, client: str) -> tuple[Rows, Rows]:
 
 
 def of_site(config: RunConfig, name: str, field: str | None = None, value: str | None = None) -> tuple[Rows, Rows]:
-    """(train, held out): the records of the one client that a site is.
+    """(train, held out): the records of a site, which is one client.
 
     Args:
-        config: its `[data]` train and test are the site's own files; an empty test file means nothing is held out.
+        config: the site's; `[data]` train and test name its own files. An empty test file: nothing is held out.
         name: the site's name.
-        field, value: for files that several sites share, the rows whose `field`, as text, is `value` are this site's;
-            value None is `name`, field None takes all rows.
+        field, value: for files that several sites share: the rows whose `field`, as text, is `value` are this site's.
+            value None is `name`; field None takes all rows.
     Raises:
         DataError: a file is malformed, or no row to train on is this site's.
     """
@@ -68,14 +70,15 @@ def of_site(config: RunConfig, name: str, field: str | None = None, value: str |
 
 
 def _only(rows: Rows, field: str | None, value: str) -> Rows:
+    """The rows whose owner by `field` is `value`; all rows where field is None."""
     return rows if field is None else [row for row in rows if partition.owner(row, field) == value]
 
 
 def encode(parts: Parts, config: RunConfig, base: Base) -> dict[str, tuple[list[Any], list[Any]]]:
-    """Records as the objective trains on them; those of which nothing can be learned are skipped, and counted in the
-    log.
+    """(train, held out) by client, every record encoded as the run's objective trains on it.
 
-    Raises DataError for a client without a row to train on.
+    Records with nothing to learn are skipped; one line of the log says how many. Raises DataError for a record that
+    cannot be encoded, and for a client without a record to train on.
     """
     encode_row, d, found, skipped = partial(objectives.of(config).encode, base=base, config=config), config.data, {}, 0
     for client, (train, test) in parts.items():

@@ -1,20 +1,15 @@
-"""Records -> token examples with masked labels -> batches.
+"""Records to token ids with labels, by templates; `batches` makes tensors of them.
 
     encode = partial(encode_generation, prompt="Q: {question}\\nA: ", response="{answer}", tokenizer=tokenizer, ...)
     examples, skipped = encode_all(rows, encode, where="train.jsonl.gz")
-    for batch in batches(examples, batch_size=8, steps=40, seed=7, pad_id=0): ...
 
-What is wrong with a user's records is a DataError of one line that says where. No global random state is used.
+A record that cannot be used is a DataError of one line that says where it is.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
 
 from fedft import check
 from fedft.errors import DataError
@@ -31,7 +26,7 @@ FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
 def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     """`template` with every "{field}" replaced by that field of `row` as text; null becomes nothing.
 
-    Between the braces stands a field's name and nothing else; "{{" and "}}" are literal braces, and values are taken as
+    Between the braces is a field's name and nothing else; "{{" and "}}" are literal braces, and values are taken as
     they are, whatever they hold. A block in "[[" and "]]" is left out when a field in it is empty or missing; brackets
     around no field are text, and blocks do not nest.
 
@@ -57,6 +52,7 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
 
 
 def _value(row: Mapping[str, Any], name: str, where: str) -> str:
+    """The field as text; "" for null. Raises DataError if it is missing, a list or an object."""
     if name not in row:
         raise DataError(f"{where}: no field {name!r}; there are {', '.join(map(str, row)) or 'none'}")
     if isinstance(row[name], list | dict):
@@ -66,19 +62,22 @@ def _value(row: Mapping[str, Any], name: str, where: str) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """One record as token ids with labels."""
+    """One record as token ids with labels; T tokens."""
 
     input_ids: list[int]
     labels: list[int] | int
-    """One label for each token, the token's own id or IGNORED; for a classification, the number of the class."""
+    """T labels, each the token's own id or IGNORED; for a classification, the number of the class."""
     prompt_length: int
-    """How many tokens at the beginning are given and not learned."""
+    """How many of the first tokens are given and not learned."""
 
     @property
     def learnable(self) -> bool:
-        """Whether the example contributes to a loss: a class, or a learned token behind the first.
+        """Whether the example contributes to a loss: it has a class, or a learned token after the first one.
 
         The first token has nothing before it to be predicted from.
+
+        >>> Example([5, 6], [IGNORED, 6], 1).learnable, Example([5, 6], [5, IGNORED], 0).learnable
+        (True, False)
         """
         return isinstance(self.labels, int) or any(label != IGNORED for label in self.labels[1:])
 
@@ -97,16 +96,16 @@ def encode_generation(
 
     Args:
         row: the record, fields by name.
-        prompt: template of what is given; "" learns all of the response, which is plain language modelling.
-        response: template of what is learned.
-        tokenizer: of the base model.
+        prompt: template (see `fill`) of the text that is given; "" is plain language modelling of the response.
+        response: template of the text that is learned.
+        tokenizer: the base model's.
         max_length: tokens at most; the response is cut from the right.
         max_prompt: tokens of the prompt at most, cut from the left; None: all but the last of max_length.
-        where: what an error message calls this row.
+        where: name of the row in error messages.
     Raises:
-        DataError: as `fill`.
+        DataError: as `fill` does.
 
-    A beginning-of-sequence token, if the tokenizer has one, stands first, survives the cut and counts as prompt.
+    A beginning-of-sequence token, if the tokenizer has one, comes first, survives the cut and counts as prompt.
     """
     check.at_least(1, max_length=max_length, max_prompt=1 if max_prompt is None else max_prompt)
     # Two calls, so that no token lies across the border of what is masked and what is learned.
@@ -134,13 +133,14 @@ def encode_label(
 
     Args:
         row: the record, fields by name.
-        text: template of the text.
+        text: template (see `fill`) of the text.
         label_field: the field that holds the class: one of `labels`, or its number (as the hub's class labels are).
         labels: names of the classes.
-        tokenizer: of the base model.
-        where: what an error message calls this row.
+        tokenizer: the base model's.
+        max_length: tokens at most; the text is cut from the right.
+        where: name of the row in error messages.
     Raises:
-        DataError: the class is not one of `labels`, or as `fill`.
+        DataError: the class is not one of `labels`, or as `fill` does.
     """
     found = _value(row, label_field, where)  # a field's name, never a template
     if found in labels:
@@ -154,7 +154,16 @@ def encode_label(
 
 
 def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Example:
-    """One record in tokens, by the templates of the run's `[data]` and the task of its `[model]`. Raises DataError."""
+    """One record as an example, by the templates of the run's `[data]` and the task of its `[model]`.
+
+    Args:
+        row: the record, fields by name.
+        base: a `fedft.models.load.Base`, for its tokenizer.
+        config: the run's `RunConfig`.
+        where: name of the row in error messages.
+    Raises:
+        DataError: as `encode_generation` and `encode_label` do.
+    """
     d = config.data
     if config.model.task == "causal-lm":
         return encode_generation(
@@ -168,80 +177,10 @@ def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Exampl
 
 
 def encode_all(rows: Iterable[Mapping[str, Any]], encode: Callable[..., Any], where: str) -> tuple[list[Any], int]:
-    """(examples, skipped): `encode(row, where=...)` of every row; those of which nothing can be learned are skipped."""
+    """(examples, skipped): `encode(row, where=...)` of every row, and how many of them had nothing to learn.
+
+    Those are left out: examples whose attribute `learnable` is false. `where` names the rows' source in error messages.
+    """
     found = [encode(row, where=f"{where}, row {number}") for number, row in enumerate(rows, 1)]
     examples = [example for example in found if getattr(example, "learnable", True)]
     return examples, len(found) - len(examples)
-
-
-def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
-    """One batch of examples, padded on the right to the longest of them.
-
-    `pad_id` is the token id to fill up with; it is masked, so its value does not matter.
-
-    Returns:
-        input_ids, attention_mask: int64 (B, T); labels: int64 (B, T), IGNORED on padding, or (B,) for classes.
-    """
-    longest = max(len(e.input_ids) for e in examples)
-
-    def padded(lists: Iterable[list[int]], value: int) -> Tensor:
-        return torch.tensor([ids + [value] * (longest - len(ids)) for ids in lists])
-
-    classes = [e.labels for e in examples if isinstance(e.labels, int)]
-    sequences = [e.labels for e in examples if not isinstance(e.labels, int)]
-    return {
-        "input_ids": padded((e.input_ids for e in examples), pad_id),
-        "attention_mask": padded(([1] * len(e.input_ids) for e in examples), 0),
-        "labels": padded(sequences, IGNORED) if sequences else torch.tensor(classes),
-    }
-
-
-def drawn(rows: Sequence[Any], *, batch_size: int, steps: int, seed: int) -> Iterator[list[Any]]:
-    """Exactly `steps` lists of rows, drawn without replacement, one shuffle after the other.
-
-    A list that an epoch's end leaves short is filled up from the next shuffle, so no row waits longer than two epochs
-    and none is dropped. Fewer rows than `batch_size`: every list is all of them. The same seed gives the same lists.
-    No row raises DataError.
-    """
-    if not rows:
-        raise DataError("there is no example to train on")
-    check.at_least(1, batch_size=batch_size)
-    order, size = _shuffles(len(rows), seed), min(batch_size, len(rows))
-    for _ in range(steps):
-        yield [rows[i] for i in islice(order, size)]
-
-
-def batches(
-    examples: Sequence[Example], *, batch_size: int, steps: int, seed: int, pad_id: int
-) -> Iterator[dict[str, Tensor]]:
-    """Exactly `steps` batches of examples, see `drawn` and `collate`."""
-    for rows in drawn(examples, batch_size=batch_size, steps=steps, seed=seed):
-        yield collate(rows, pad_id)
-
-
-@dataclass(frozen=True)
-class ClientRows:
-    """A client's own training rows, and how batches are made of them (`fedft.contract.Data`)."""
-
-    rows: Sequence[Any]
-    batch_size: int
-    collate: Callable[[Sequence[Any]], Mapping[str, Tensor]]
-    begun: Callable[[int], None] = lambda step: None
-    """Hears the number of every batch, from 1, when it is asked for."""
-
-    def batch(self, rows: Sequence[Any]) -> Mapping[str, Tensor]:
-        """These rows as one batch."""
-        return self.collate(rows)
-
-    def batches(self, turn: Any) -> Iterator[Mapping[str, Tensor]]:
-        """`turn.plan.steps` batches, in an order drawn from the turn's seed; see `drawn`."""
-        lists = drawn(self.rows, batch_size=self.batch_size, steps=turn.plan.steps, seed=turn.seed)
-        for step, rows in enumerate(lists, 1):
-            self.begun(step)
-            yield self.batch(rows)
-
-
-def _shuffles(n: int, seed: int) -> Iterator[int]:
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(n, generator=generator).tolist()

@@ -1,4 +1,8 @@
-"""Whose a row is: held-out rows, and cuts of one data set into clients."""
+"""Which rows are a client's: partitioners that cut one data set into clients, and rows held out for a test.
+
+`partition` applies the partitioner that a run file names: `natural`, `iid` and `dirichlet` here (cut by Flower's), or
+another package's under the entry point "fedft.partitioners". Row numbers count from 0.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -15,7 +19,7 @@ from fedft.registry import Choice
 
 
 def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """(train, test): floor(fraction * len(rows)) rows drawn at random for the test; both keep the order of `rows`.
+    """(train, test): floor(fraction * len(rows)) rows are drawn at random for the test; both keep the order of `rows`.
 
     The same number of rows, fraction and seed draw the same rows. Raises ValueError unless 0 <= fraction <= 1.
 
@@ -29,29 +33,31 @@ def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row]
 
 
 class Cut(Protocol):
-    """A way to cut one data set into clients."""
+    """A partitioner: a way to cut one data set into clients."""
 
     def __call__(self, rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
-        """Row numbers by client: every row has one client, every client at least one row; numbers ascend.
+        """Row numbers by client, ascending: every row has one client, every client at least one row.
 
         Args:
-            rows: of the whole data set.
-            field: that the cut goes by, where it goes by one.
-            clients: how many there are to be, from 1 to the number of rows; None: the cut says how many.
+            rows: the whole data set.
+            field: name of the field by whose values rows are cut, where they are cut by one.
+            clients: how many clients to make, from 1 to the number of rows; None: the partitioner decides.
             seed: decides all that is random.
-        Raises DataError where it cannot be done.
+        Raises:
+            DataError: the rows cannot be cut so.
         """
 
 
 def partition(
     rows: Sequence[Row], *, how: Choice, field: str | None, clients: int | None, alpha: float, seed: int
 ) -> dict[str, list[int]]:
-    """The rows of each client, as numbers from 0 in ascending order: every row has one client, every client a row.
+    """Row numbers by client, ascending: every row has one client, every client at least one row.
 
     Args:
-        how: `natural`, `iid`, `dirichlet` or another `Cut`, by name or with options.
+        rows: the whole data set.
+        how: the partitioner (`Cut`), by name or with options, as `[data] partition` says it.
         field, clients, seed: see `Cut`.
-        alpha: of a "dirichlet" that says none.
+        alpha: concentration for a "dirichlet" without an option of its own.
     Raises:
         DataError: more clients than rows; a row without `field`; every draw left some client without a row.
         ConfigError: no such partitioner, not these options, or one of another package that fails.
@@ -75,7 +81,7 @@ def partition(
 
 
 def natural() -> Cut:
-    """One client per value of the field, by which it is called."""
+    """The partitioner with one client per value of the field; a client is called by its value."""
 
     def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
         texts = _texts(rows, field, "natural")
@@ -86,7 +92,12 @@ def natural() -> Cut:
 
 
 def iid() -> Cut:
-    """Clients of equal size, up to one row, called "client-0", "client-1", ..."""
+    """The partitioner with clients of equal size, up to one row, of shuffled rows: "client-0", "client-1", ...
+
+    >>> cut = iid()([{}, {}, {}, {}], field=None, clients=2, seed=7)
+    >>> {name: len(rows) for name, rows in cut.items()}
+    {'client-0': 2, 'client-1': 2}
+    """
 
     def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
         return _called(_parts([""] * len(rows), "iid", _counted(rows, clients, "iid"), 0.0, seed))
@@ -95,9 +106,11 @@ def iid() -> Cut:
 
 
 def dirichlet(*, alpha: float = 0.5) -> Cut:
-    """Of each value of the field, client k gets a share p_k, p ~ Dirichlet(alpha, ..., alpha); small is more skewed.
+    """The partitioner by which client k gets a share p_k of each value's rows, p ~ Dirichlet(alpha, ..., alpha).
 
-    Up to eleven draws until nobody is left without a row.
+    `alpha` > 0; small ones give more skewed clients. Up to eleven draws are made until no client is left without a row.
+
+    Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019, arXiv:1905.12022.
     """
 
     def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
@@ -108,11 +121,12 @@ def dirichlet(*, alpha: float = 0.5) -> Cut:
 
 
 def _called(parts: list[list[int]]) -> dict[str, list[int]]:
+    """The parts by name: client-0, client-1, ..."""
     return {f"client-{k}": part for k, part in enumerate(parts)}
 
 
 def _counted(rows: Sequence[Row], clients: int | None, how: str) -> int:
-    """The number of clients of a cut that has to be told it. Raises DataError."""
+    """`clients`, if it is a number from 1 to that of the rows. Raises DataError."""
     if clients is None or not 1 <= clients <= len(rows):
         raise DataError(f"partition {how!r} of {len(rows)} rows: expected 1 to {len(rows)} clients, got {clients}")
     return clients
@@ -135,6 +149,7 @@ def owner(row: Row, field: str | None) -> str | None:
 
 
 def _texts(rows: Sequence[Row], field: str | None, how: str) -> list[str]:
+    """The owner that every row says. Raises DataError for a row without one."""
     texts = []
     for number, row in enumerate(rows, 1):
         if (text := owner(row, field)) is None:
@@ -156,7 +171,7 @@ def _parts(texts: Sequence[str], how: str, clients: int, alpha: float, seed: int
     if how == "natural":
         cut = flower.NaturalIdPartitioner(partition_by="code")
     elif how == "iid":
-        order = _shuffled(len(texts), seed)  # this one cuts a row of rows where it stands
+        order = _shuffled(len(texts), seed)  # this one cuts rows in the order that they have
         cut = flower.IidPartitioner(num_partitions=clients)
     else:
         cut = flower.DirichletPartitioner(clients, "code", float(alpha), min_partition_size=1, seed=seed)

@@ -1,4 +1,6 @@
-"""The resident base model: loading, what of it can be trained, the handle that strategies work on, export.
+"""The resident base model, and how strategies read, write and probe it.
 
-Kinds of adapters are in `fedft.adapters`, steps of training in `fedft.training`.
+In this room: loading (`load`, `resident`), the trainable parts of a model (`layout`, `parameters`), the handle that
+strategies work on (`handle`) and its pieces, and export for other tools (`export`). Kinds of adapters are in
+`fedft.adapters`, training steps in `fedft.training`.
 """

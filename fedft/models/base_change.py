@@ -1,6 +1,6 @@
 """Base weights that act as w0 + change: a promise about what modules compute, not about how weights are stored.
 
-float weight     written: w0 + change, summed in float32 and rounded once; w0 is kept in float32
+float weight     written: w0 + change, summed in float32 and rounded once; w0 is kept in float32 (`Originals`)
 packed weight    left as it is (4 and 8 bits cannot be written exactly); its module gives  y + B (A x)  instead
 """
 
@@ -15,21 +15,53 @@ from fedft.arithmetic.lowrank import LowRank
 from fedft.contract import Layout
 
 
-class BaseChange:
-    """The low-rank change that the adapted modules of one model stand at."""
+class Originals:
+    """The float32 originals w0 of a model's parameters, each kept from the moment before it is first moved."""
 
-    def __init__(self, model: nn.Module, layout: Layout, w0: dict[str, Tensor]) -> None:
-        """Stand at no change; `w0` is filled with float32 originals of the weights that are written."""
+    def __init__(self) -> None:
+        self._w0: dict[str, Tensor] = {}
+
+    def _of(self, name: str, parameter: Tensor) -> Tensor:
+        if name not in self._w0:
+            self._w0[name] = parameter.detach().float().clone()
+        return self._w0[name]
+
+    def move(self, name: str, parameter: Tensor, change: Tensor) -> None:
+        """Set a parameter to w0 + change in place, summed in float32 and rounded once."""
+        w0 = self._of(name, parameter)
+        parameter.copy_(w0 + change.to(w0.device))
+
+    def restore(self, name: str, parameter: Tensor) -> None:
+        """Put a parameter back to w0 in place, bit for bit; at the first call of all, keep its values as w0."""
+        if name in self._w0:
+            parameter.copy_(self._w0[name])
+        else:
+            self._of(name, parameter)
+
+    def change(self, name: str, parameter: Tensor) -> Tensor:
+        """The parameter's values - w0, float32 on the CPU; zeros for one that has not been moved."""
+        now = parameter.detach().to("cpu", torch.float32)
+        return now - self._w0[name].to("cpu", torch.float32) if name in self._w0 else torch.zeros_like(now)
+
+
+class BaseChange:
+    """The low-rank change since w0 of a model's adapted modules, and how each module is made to act so."""
+
+    def __init__(self, model: nn.Module, layout: Layout, originals: Originals) -> None:
+        """Begin with no change; `originals` keeps the weights that are written, as `<module>.weight`."""
         self.change: dict[str, LowRank] = {}
-        """What modules differ from w0 by; those left out do not."""
-        self._layout, self._w0, self._key = layout, w0, ""
+        """By how much each adapted weight differs from w0; modules left out do not."""
+        self._layout, self._originals, self._key = layout, originals, ""
         self._modules: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
         self._transposed = {m: type(module).__name__ == "Conv1D" for m, module in self._modules.items()}
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._hooks: dict[str, Any] = {}
 
     def set(self, change: Mapping[str, LowRank], key: str) -> None:
-        """Stand at w0 + change; nothing is done if `key` names the change that the model stands at already."""
+        """Make every adapted weight act as w0 + change, a module that is left out as w0.
+
+        `key` identifies the change: the call returns at once if it equals the last call's.
+        """
         if key == self._key:
             return
         with torch.no_grad():
@@ -41,14 +73,13 @@ class BaseChange:
         self._key = key
 
     def _packed(self, m: str) -> bool:
-        """Whether the weight is not a float matrix [out, in] (or its transpose) that can be written."""
+        """Whether the module's weight is no float matrix [out, in], or transpose of one, that could be written."""
         weight, (o, i) = self._modules[m].weight, self._layout.modules[m]
         return not weight.is_floating_point() or tuple(weight.shape) not in ((o, i), (i, o))
 
     def _write(self, m: str, d: LowRank) -> None:
         weight, dense = self._modules[m].weight, d.dense()
-        w0 = self._w0.setdefault(m + ".weight", weight.detach().float().clone())
-        weight.copy_(w0 + (dense.T if self._transposed[m] else dense).to(w0.device))
+        self._originals.move(m + ".weight", weight, dense.T if self._transposed[m] else dense)
 
     def _add_to_output(self, m: str, d: LowRank) -> None:
         device = self._modules[m].weight.device
@@ -57,5 +88,6 @@ class BaseChange:
             self._hooks[m] = self._modules[m].register_forward_hook(lambda _, x, y, m=m: self._added(m, x[0], y))
 
     def _added(self, m: str, x: Tensor, y: Tensor) -> Tensor:
+        """The module's output y [..., out] with the change's B (A x) added, x [..., in]."""
         a, b = self._factors[m]
         return y + ((x.to(a.dtype) @ a.T) @ b.T).to(y.dtype) if len(a) else y

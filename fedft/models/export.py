@@ -1,4 +1,4 @@
-"""What was trained, written so that other tools read it."""
+"""The trained part of a model, written as files that other tools read."""
 
 import json
 from pathlib import Path
@@ -8,17 +8,24 @@ from safetensors.torch import save_file
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
-from fedft.models.handle import ModelHandle, parameters_of
+from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
+from fedft.models.parameters import parameters_of
 
 
 def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) -> str:
-    """Write what `handle`'s model differs from its base by, for other tools; returns the kind of folder.
+    """Write the difference between `handle`'s model and its base into `folder`; returns the kind of folder it is.
 
     "adapter"   all changes are low-rank: a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that
                 `peft.PeftModel.from_pretrained` and vLLM load as it is
     "delta"     all parameters were trained: `delta.safetensors`, changes since w0, and `delta.json`
     "values"    another kind of adapter: `values.safetensors`, its tensors in unit scale, and `values.json`
+
+    Args:
+        folder: made if it is not there; files in it are written over.
+        handle: the model; not changed.
+        base: the base model that `handle` is on.
+        base_name: what the files call the base: a folder or hub id.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = {"base": base_name, "base_digest": base.digest, "kind": handle.kind.name}
@@ -33,12 +40,14 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
 
 
 def _plainly(folder: Path, kind: str, values: Tensors, about: dict[str, str]) -> str:
+    """Write the tensors and what they belong to, in files called by `kind`; returns `kind`."""
     save_file({n: x.contiguous() for n, x in values.items()}, folder / f"{kind}.safetensors")
     (folder / f"{kind}.json").write_text(json.dumps(about) + "\n")
     return kind
 
 
 def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pairs: dict[str, LowRank]) -> None:
+    """Write the changes by module, and the head's parameters, as a PEFT folder of scale 1."""
     from peft import LoraConfig
 
     rank = max((d.rank for d in pairs.values()), default=1)
@@ -64,4 +73,5 @@ def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pair
 
 
 def _factors(d: LowRank) -> tuple[tuple[str, torch.Tensor], ...]:
+    """The factors by peft's names."""
     return ("lora_A", d.A), ("lora_B", d.B)

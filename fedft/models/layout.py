@@ -6,12 +6,12 @@ from torch import nn
 
 from fedft.contract import Layout
 from fedft.errors import DataError
-from fedft.models.handle import parameters_of
 from fedft.models.load import Base
+from fedft.models.parameters import parameters_of
 
 
 def layout_of(base: Base, targets: str | list[str]) -> Layout:
-    """The trainable parts of a base model by name: linear layers [o, i], the head's parameters, and all parameters.
+    """The trainable parts of a base model: linear layers (out, in), the head's and all parameters, by canonical name.
 
     Args:
         base: the loaded model.

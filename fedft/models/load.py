@@ -1,10 +1,9 @@
-"""Base models: load one once, say what can be trained in it, save what was trained so that other tools read it.
+"""Base models and their tokenizers, loaded by transformers.
 
-The one door to transformers. `Base` is what stays resident in a process; every client of a simulation, or the one
-client of a site, works on it through a `ModelHandle`.
+A `Base` is loaded once and stays resident in a process; every client of a simulation, or the one client of a site,
+works on it through a `ModelHandle`.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from fedft import check, quickstart
 from fedft.errors import DataError
-from fedft.models.handle import parameters_of
+from fedft.models.parameters import digest_of
 
 TASKS = ("causal-lm", "sequence-classification")
 
@@ -32,7 +30,7 @@ class Base:
     source: str
     """Folder or hub id that the model was loaded from."""
     digest: str
-    """SHA-256 over the weights, hexadecimal; see `digest_of`."""
+    """SHA-256 over the weights, hexadecimal; see `parameters.digest_of`."""
 
     @property
     def pad_id(self) -> int:
@@ -118,15 +116,3 @@ def _can_generate(config: Any) -> bool:
 
     named = " ".join(config.architectures or ())
     return config.model_type in CAUSAL and not any(w in named for w in ("BertModel", "MaskedLM", "SequenceClass"))
-
-
-def digest_of(model: nn.Module) -> str:
-    """SHA-256 of a model's weights, hexadecimal: over names, dtypes and bytes of its parameters in canonical order.
-
-    Tied parameters count once; neither the device nor the file format changes the digest.
-    """
-    h = hashlib.sha256()
-    for name, p in parameters_of(model).items():
-        h.update(f"{name}\0{p.dtype}\0".encode())
-        h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return h.hexdigest()

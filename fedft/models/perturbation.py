@@ -1,40 +1,41 @@
-"""What forward passes see in the place of a model's parameters, one module at a time; the parameters never move.
+"""Perturbed copies that forward passes see in the place of a model's parameters; the parameters themselves never move.
 
     w + epsilon z_j                            a probe of weights in float32
-    round(keep w0 + sum_j a_j z_j)             weights in half precision, which stand still at w0 for a whole run
+    round(keep w0 + sum_j a_j z_j)             weights in half precision, fixed at w0 for a whole run
     round(keep w0 + sum_j a_j z_j + e z_j)     and a probe of those
 
 The sum is made in float32 from the bits of w0, and rounded once, each time anew: nothing is ever added in half
-precision, so no step is too small to count and none leaves a trace when it is taken back. Beside the model it takes
-one copy of the largest module, and a quarter of a million float32 to sum in where weights are in half precision.
+precision, so no step is too small to count and none leaves a trace when it is taken back. Copies exist for one module
+at a time: the memory beside the model is one copy of the largest module, and 2^18 float32 to sum in where weights are
+in half precision.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedft.models.scratch_copies import ScratchCopies
+from fedft.models.watched_reads import WatchedReads
 from fedft.randomness.directions import Directions
 
 CHUNK = 1 << 18  # elements summed in float32 at a time, as `hadamard` and `masked` cut what they keep
-ALIGNMENT = 64  # bytes between the beginnings of two tensors: vectors, cache lines
 
 Own = list[tuple[str, str, nn.Parameter]]
-"""(slot, canonical name, parameter) of what a module owns itself."""
+"""(attribute, canonical name, parameter) of each watched parameter that a module owns itself."""
 
 
 @dataclass(frozen=True)
 class Offset:
-    """Where weights that stand still at w0 are seen to be: keep w0 + sum_j coefficients[j] z_j."""
+    """Where forward passes see weights that are fixed at w0: at keep w0 + sum_j coefficients[j] z_j."""
 
     z: Directions
+    """K directions."""
     coefficients: Tensor
     """float64 [K]."""
     keep: float = 1.0
@@ -50,69 +51,41 @@ class Offset:
         return Offset(z, keep * self.coefficients + coefficients, keep * self.keep)
 
 
-class _Reads(TorchDispatchMode):
-    """Notes in `found` the names of those tensors at `where` ({address: name}) that torch operations inside read."""
-
-    def __init__(self, where: Mapping[int, str]) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-        self._where, self._on = where, True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self._on:
-            addresses = (x.data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-            self.found |= {self._where[a] for a in addresses if a in self._where}
-        return func(*args, **(kwargs or {}))
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside, operations are not watched."""
-        self._on = False
-        try:
-            yield
-        finally:
-            self._on = True
-
-
 class Probe:
     """Swaps perturbed copies of parameters in while the module that owns them runs, and out again behind it.
 
-    A parameter that another module reads without its owner's forward is read unperturbed: see `watching_reads`.
+    A parameter that another module reads without its owner's forward is seen unperturbed: see `watching_reads`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.shift: tuple[Directions, int, float] | None = None
-        """(z, index, epsilon): copies of the chosen parameters are moved by epsilon z_index; None: they are not."""
+        """(z, index, epsilon): the chosen parameters are seen moved by epsilon z_index; None: they are not."""
         self.tangent: tuple[Directions, int] | None = None
-        """(z, index): copies of the chosen parameters are dual numbers with the tangent z_index; None: they are not."""
+        """(z, index): the chosen parameters are seen as dual numbers with the tangent z_index; None: they are not."""
         self.offset: Offset | None = None
-        """Where all watched weights are seen to be, chosen or not; None: where they are."""
+        """Where all watched parameters are seen, chosen or not; None: at their own values."""
         self._model = model
         self._chosen: Collection[str] = ()
         self._watched: Mapping[str, nn.Parameter] | None = None
         self._hooks: list[Any] = []
-        self._owned: dict[nn.Module, Own] = {}
         self._real: dict[int, tuple[nn.Parameter, Tensor]] = {}
         """(parameter, its own data) while a copy is in its place, by id of the parameter; parameters hash slowly."""
         self._mine: dict[nn.Module, list[int]] = {}
         """Ids of the parameters that each running module has copies of."""
         self._slots: dict[tuple[nn.Module, str], nn.Parameter] = {}
         """Parameters that dual numbers stand in for, by module and attribute."""
-        self._room: dict[nn.Module, list[Tensor]] = {}
-        """A copy's memory for each parameter of each module: views of one buffer, see `_room_of`."""
-        self._at = 0
-        """Address of that buffer; 0 before there is one."""
-        self._reads: _Reads | None = None
-        """The watcher of the forward pass at hand."""
+        self._scratch = ScratchCopies({})
+        self._reads: WatchedReads | None = None
+        """The watcher of the forward pass that is running."""
         self._read_well = False
         """Whether a forward pass was watched in which no weight was read past its owner."""
 
     @contextmanager
     def swapping(self, live: Mapping[str, nn.Parameter], only: Collection[str] | None) -> Iterator["Probe"]:
-        """Watch the parameters `live`; inside, set `shift` or `tangent` of the probe that is given.
+        """Watch the parameters `live`; inside, `shift` or `tangent` of the probe it yields may be set.
 
-        `only` are the names of the parameters to be perturbed; None is all. At the end both are unset, and whatever a
-        failed forward pass left swapped in is taken out.
+        `only` are the names of the parameters to be perturbed; None: all. At the end both are unset, and copies that a
+        failed forward pass left swapped in are taken out.
         """
         self.watch(live)
         self._chosen = live if only is None else set(only)
@@ -123,6 +96,33 @@ class Probe:
             self.shift = self.tangent = None
             self._chosen = ()
             self.undo()
+
+    def directional_derivative(
+        self,
+        loss: Callable[[], Tensor],
+        live: Mapping[str, nn.Parameter],
+        only: Collection[str] | None,
+        z: Directions,
+        index: int,
+    ) -> tuple[float, float]:
+        """(<gradient of the loss, z_index>, loss) of one call of `loss`, which runs the model; see `swapping`.
+
+        Attention runs in its explicit form: the fused kernels have no forward-mode rules. Raises NotImplementedError
+        for a model with another operation that has none.
+        """
+        try:
+            probing = self.swapping(live, only)
+            with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), probing:
+                self.tangent = (z, index)
+                found = forward_ad.unpack_dual(loss())
+        except (NotImplementedError, RuntimeError) as e:
+            if "forward AD" not in str(e) and "jvp" not in str(e):
+                raise
+            reason = str(e).splitlines()[0]
+            raise NotImplementedError(f"this model has no forward-mode derivative; use two_sided: {reason}") from e
+        if found.tangent is None:
+            raise NotImplementedError("this model's loss lost its forward-mode derivative; use two_sided")
+        return float(found.tangent), float(found.primal)
 
     def undo(self) -> None:
         """Put every parameter's own values back in the place of its copy."""
@@ -140,46 +140,41 @@ class Probe:
             hook.remove()
         names = {p: n for n, p in parameters.items()}
         self._hooks = [self._model.register_forward_pre_hook(lambda _m, _a: self.undo())]  # of a pass that failed
-        self._owned, self._room, self._at = {}, {}, 0
+        owned: dict[nn.Module, list[nn.Parameter]] = {}
         for module in self._model.modules():
             slots = module.named_parameters(recurse=False, remove_duplicate=False)
             own = [(slot, names[p], p) for slot, p in slots if p in names]
             if own:
-                self._owned[module] = own
+                owned[module] = [p for _, _, p in own]
                 self._hooks.append(module.register_forward_pre_hook(lambda m, _a, own=own: self._in(m, own)))
                 self._hooks.append(module.register_forward_hook(lambda m, _a, out, own=own: self._out(m, own, out)))
-        self._watched = parameters
+        self._watched, self._scratch = parameters, ScratchCopies(owned)
 
     @contextmanager
     def watching_reads(self) -> Iterator[None]:
-        """Run one forward pass inside: weights that it reads past the modules that own them are refused at the end.
+        """Run one forward pass inside; raises NotImplementedError if it read a weight past the module that owns it.
 
-        Such a pass would see them at w0 instead of at the offset. Raises NotImplementedError naming them. Only the
-        first pass is watched, since watching is slow, and none without an offset.
+        Such a pass saw that weight at w0 instead of at the offset. Only the first pass is watched, since watching is
+        slow, and none without an offset.
         """
         if self._read_well or self.offset is None or self._watched is None:
             yield
             return
-        where = {p.data_ptr(): n for n, p in self._watched.items() if p.numel()}
-        with _Reads(where) as reads:
+        with WatchedReads(self._watched) as reads:
             self._reads = reads
             try:
                 yield
             finally:
                 self._reads = None
-        if reads.found:
-            raise NotImplementedError(
-                f"this model reads {', '.join(sorted(reads.found))} past the layers that own them, so they cannot "
-                f"stand still; use [model] dtype = 'float32'"
-            )
+        reads.refuse()
         self._read_well = True
 
     def seen(self, name: str, parameter: Tensor, out: Tensor) -> Tensor:
-        """Set `out` to the values that forward passes see in the place of a parameter, and return it.
+        """Set `out` to the values that forward passes see in the place of a parameter, and return `out`.
 
         Args:
             name: canonical name of the parameter.
-            parameter: its own values, at w0.
+            parameter: the parameter's own values, at w0; not modified.
             out: contiguous, of the parameter's shape, in any dtype; each value is summed in float32 and rounded once.
         """
         shift = self.shift if name in self._chosen else None
@@ -211,7 +206,7 @@ class Probe:
 
     def _swap_in(self, module: nn.Module, own: Own) -> None:
         """Put a dual number in the place of each parameter with a tangent, a copy in the place of each other one."""
-        room = None if self._real or torch.is_grad_enabled() else self._room_of(module)  # autograd may keep its own
+        room = None if self._real or torch.is_grad_enabled() else self._scratch.of(module)  # autograd may keep its own
         for i, (slot, name, parameter) in enumerate(own):
             if self.tangent is not None and name in self._chosen:
                 self._slots[module, slot] = parameter
@@ -235,34 +230,12 @@ class Probe:
         for key in mine:
             parameter, data = self._real.pop(key)
             parameter.data = data
-        # a view of a copy, as of a table of positions, would be overwritten by the next module's
-        return self._apart(out) if isinstance(out, Tensor) else tree_map_only(Tensor, self._apart, out)
-
-    def _apart(self, out: Tensor) -> Tensor:
-        """`out`, copied if it lies in the memory that copies of parameters share."""
-        return out.clone() if self._at and out.untyped_storage().data_ptr() == self._at else out
+        return self._scratch.apart(out)
 
     def _dual(self, name: str, parameter: nn.Parameter, z: Directions, index: int) -> Any:
-        """The dual number of a parameter as it is seen, with the tangent z_index in the parameter's dtype."""
+        """A parameter's values as forward passes see them, with the tangent z_index in the parameter's dtype."""
         direction = z.direction(name, index, parameter.shape, device=parameter.device).to(parameter.dtype)
         here = parameter.detach()
         if self.offset is not None:
             here = self.seen(name, parameter, torch.empty_like(here))
         return forward_ad.make_dual(here, direction)
-
-    def _room_of(self, module: nn.Module) -> list[Tensor]:
-        """One tensor for a copy of each parameter that `module` owns, all in one scratch buffer.
-
-        The buffer is sized for the module that owns most, and holds the copies of the one module that is running: it
-        must not be asked for while a module around this one has copies. Fresh memory for each module would cost more
-        than the sums.
-        """
-        if not self._room:
-            sizes = {m: [-(-p.nbytes // ALIGNMENT) * ALIGNMENT for _, _, p in own] for m, own in self._owned.items()}
-            device = next(iter(self._watched.values())).device if self._watched else None
-            room = torch.empty(max(map(sum, sizes.values())), dtype=torch.uint8, device=device)
-            self._at = room.data_ptr()
-            for m, own in self._owned.items():
-                places = zip(accumulate(sizes[m], initial=0), own, strict=False)
-                self._room[m] = [room[at:][: p.nbytes].view(p.dtype).view(p.shape) for at, (_, _, p) in places]
-        return self._room[module]

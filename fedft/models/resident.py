@@ -16,7 +16,7 @@ from fedft.training import objectives
 
 @dataclass(frozen=True)
 class Resident:
-    """The base, what of it is trained and exchanged, and the handle on it."""
+    """A loaded base model, the layout of its trainable parts, and the handle on it."""
 
     base: Base
     layout: Layout
@@ -24,7 +24,11 @@ class Resident:
 
 
 def load(config: RunConfig, recipe: Recipe) -> Resident:
-    """Load the base model of `config` and put the recipe's handle on it. Raises ConfigError and DataError."""
+    """The base model that `[model]` names, loaded, with a handle for the recipe's kind of adapter on it.
+
+    Sets torch's number of threads to `[local] threads`. Raises DataError for a model that cannot be loaded or is too
+    short for `[data] max_length`, ConfigError for an objective that does not exist.
+    """
     torch.set_num_threads(config.local.threads)
     m = config.model
     base = loading.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, device=m.device, seed=config.server.seed)

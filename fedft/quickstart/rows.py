@@ -1,4 +1,4 @@
-"""The quickstart's task: write the docstring for a signature of Python's standard library.
+"""The quickstart's task: write the docstring of a function or class of Python's standard library, given its signature.
 
     prompt      the line `def get_event_loop()`, then three double quotes on a line of their own
     response    `Return an asyncio event loop.` and the closing quotes
@@ -19,7 +19,7 @@ from fedft.errors import DataError
 
 DEFAULT = ("asyncio", "email", "unittest", "logging")  # packages that even slim builds of Python carry
 MAX_RESPONSE_CHARACTERS = 160  # of the paragraph, before the closing quotes
-MIN_RESPONSE_CHARACTERS = 15  # below that stand stubs such as "See RFC."
+MIN_RESPONSE_CHARACTERS = 15  # shorter ones are stubs such as "See RFC."
 QUOTES = '"""'
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

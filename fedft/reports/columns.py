@@ -1,4 +1,4 @@
-"""The numbers that an evaluation brings, and how each is shown: one `Column` per metric, declared where it is computed.
+"""How each metric of an evaluation is shown: one `Column` per metric, declared where the metric is computed.
 
     LOSS = declare(Column("loss", "loss", better="lower"))      beside what computes the loss
     columns.of("loss").text(3.30281)                            "3.3028", wherever it is shown
@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-NAME = re.compile(r"[a-z0-9_.]{1,64}")  # what the wire lets through
+NAME = re.compile(r"[a-z0-9_.]{1,64}")  # names that messages may have
 FORM = re.compile(r"\+?,?(?:\.(\d))?([efg%])")
-MAX_UNDECLARED = 16  # names in a line: a client may say what it likes, a table must stay one
+MAX_UNDECLARED = 16  # metrics in a line that nobody declared: clients name them, and a table has only so much width
 RESERVED = frozenset(
     {
         # of a line of metrics.jsonl
@@ -30,21 +30,26 @@ RESERVED = frozenset(
         *("method", "seeds", "before", "after", "gain", "rounds", "up", "down", "steps", "error", "curve", "config"),
     }
 )
-"""Names that mean something else where metrics are written; no metric is called so."""
+"""Names with another meaning where metrics are written; no metric may have one of them."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """How one metric is called and shown. Raises ValueError for a name or a form that could not be written."""
+    """The name of one metric, and how its numbers are shown. Raises ValueError for a field that cannot be used.
+
+    >>> f1 = Column("f1", "F1", better="higher", form=".2%")
+    >>> f1.text(0.5), f1.text(None), f1.short(0.5), f1.label
+    ('50.00%', '-', '50.0%', 'F1')
+    """
 
     name: str
-    """As in `metrics.jsonl`: lower case letters, digits, "_" and ".", at most 64."""
+    """The key in `metrics.jsonl`: lower case letters, digits, "_" and ".", at most 64."""
     heading: str
-    """Above a column and beside an axis."""
+    """The words above a column and beside an axis, 1 to 40 characters."""
     unit: str = ""
     """"s", "%"...; "" for a plain number."""
     better: Literal["lower", "higher", ""] = ""
-    """Which way is better; "": neither."""
+    """Whether lower or higher numbers are better; "": neither."""
     form: str = ".4f"
     """Python's format of a number, such as ".4f", ".1e" or ".2%"."""
 
@@ -65,12 +70,12 @@ class Column:
         return "-" if value is None else format(value, self.form)
 
     def short(self, value: float) -> str:
-        """`value` with one digit less, for tables in which its spread stands beside it."""
+        """`value` with one digit less than `text`, for tables that show a standard deviation beside it."""
         return format(value, FORM.sub(lambda m: f".{max(1, int(m[1]) - 1)}{m[2]}" if m[1] else m[0], self.form))
 
     @property
     def label(self) -> str:
-        """Heading and unit, as beside an axis."""
+        """Heading and unit, for an axis."""
         return f"{self.heading}, {self.unit}" if self.unit else self.heading
 
 
@@ -78,9 +83,9 @@ _declared: dict[str, Column] = {}
 
 
 def declare(column: Column) -> Column:
-    """Make `column` the look of its metric in this process; returns it.
+    """Show the metric of this name by `column` from now on, in this process; returns `column`.
 
-    Raises ValueError if another column of this name is declared: two metrics would be taken for one.
+    Raises ValueError if an unlike column of this name is declared: two metrics would be taken for one.
     """
     if (before := _declared.setdefault(column.name, column)) != column:
         raise ValueError(f"metric {column.name!r} is declared twice: as {before.heading!r} and as {column.heading!r}")
@@ -88,7 +93,10 @@ def declare(column: Column) -> Column:
 
 
 def of(name: str, said: Mapping[str, Any] | None = None) -> Column:
-    """The column of a metric: as `said` by a file (name -> fields), else as declared, else a plain one."""
+    """The column of the metric `name`: from `said` if it is there, else as declared, else one with four digits.
+
+    `said`: columns as a file has them, name -> fields; see `fields`.
+    """
     try:
         return Column(**{**(said or {})[name], "name": name})
     except (KeyError, TypeError, ValueError):  # a file of another version, or somebody wrote into it
@@ -96,17 +104,17 @@ def of(name: str, said: Mapping[str, Any] | None = None) -> Column:
 
 
 def fields(names: Iterable[str], said: Mapping[str, Any] | None = None) -> dict[str, dict[str, str]]:
-    """Name -> fields of its column, for a file that is read where the metric is not installed."""
+    """Name -> fields of the metric's column: for files, so that they can be shown where the metric is not installed."""
     return {name: {k: v for k, v in asdict(of(name, said)).items() if k != "name"} for name in names}
 
 
 def measured(line: Mapping[str, Any]) -> list[str]:
-    """Names of the metrics that stand in a line of metrics.jsonl: the declared ones first, then by name."""
+    """Names of the metrics in a line of metrics.jsonl: the declared ones first, in order, then the others by name."""
     return _in_order(k for k, v in line.items() if _is_metric(k) and _is_number(v))
 
 
 def occurring(lines: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names of the metrics that stand in any of the lines, in the order of `measured`."""
+    """Names of the metrics in any of the lines, in the order of `measured`."""
     return _in_order({name for line in lines for name in measured(line)})
 
 
@@ -116,8 +124,11 @@ def averaged(found: Collection[Mapping[str, float]]) -> dict[str, float]:
     Args:
         found: metrics by name, one mapping per client, every number finite.
     Returns:
-        name -> mean. Names that a line has for itself are left out, and so are undeclared ones beyond the
-        `MAX_UNDECLARED` that most clients report: no client can write over a fact, or flood a table.
+        name -> mean. `RESERVED` names are left out, and so are undeclared ones beyond the `MAX_UNDECLARED` that most
+        clients report: no client can write over another number of the line, or flood a table.
+
+    >>> averaged([{"f1": 0.5}, {"f1": 1.0, "round": 9.0}])
+    {'f1': 0.75}
     """
     times = Counter(name for metrics in found for name in metrics if _is_metric(name))
     unknown = sorted((name for name in times if name not in _declared), key=lambda name: (-times[name], name))
@@ -126,13 +137,16 @@ def averaged(found: Collection[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
+    """The names, the declared ones first in order of declaration, then the others sorted."""
     place = {name: i for i, name in enumerate(_declared)}
     return sorted(names, key=lambda name: (place.get(name, len(place)), name))
 
 
 def _is_metric(name: str) -> bool:
+    """Whether a metric may have this name; "_sd" is the ending of standard deviations."""
     return name not in RESERVED and not name.endswith("_sd") and NAME.fullmatch(name) is not None
 
 
 def _is_number(value: Any) -> bool:
+    """Whether a value of a line is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

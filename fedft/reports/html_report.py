@@ -1,21 +1,19 @@
-"""A comparison as one HTML page that stands alone: what was compared, the table, the plots. Nothing is loaded from
-elsewhere and no script runs, so the page can be mailed, archived and printed.
+"""A comparison as one HTML page: what was compared, the table, the plots.
+
+Nothing is loaded from elsewhere and no script runs, so the page can be mailed, archived and printed. Text from users
+(names of methods, models and files) is escaped.
 """
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from fedft import durable
-from fedft import run_file as configs
-from fedft.config import RunConfig
-from fedft.errors import ConfigError
-from fedft.registry import named
-from fedft.reports import columns, plots, tally
+from fedft.reports import columns, plots
+from fedft.reports.comparison import BASELINES, readable, shown_columns
+from fedft.reports.finished_runs import gather
 from fedft.training.metrics.loss import LOSS
 
 NO_PLOTS = 'Plots need matplotlib: pip install "fedft[report]", then fedft report on this folder.'
@@ -27,6 +25,7 @@ HEADS = {
     "bytes": "bytes in all",
     "error": "aggregation error",
 }
+"""Headings of columns that are no metric; the others have their own names."""
 STYLE = """
 :root { color-scheme: light }
 body { font: 300 15px/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #222;
@@ -52,126 +51,18 @@ p.note { color: #767676; font-size: .87rem; max-width: 46rem } code { font-size:
 """
 
 
-def about(runs: Sequence[RunConfig]) -> dict[str, Any]:
-    """What runs have in common, or the few values where they differ."""
-
-    def said(*values: object) -> str:
-        """`values`, one of each run: those that are unlike each other."""
-        unlike = list(dict.fromkeys(map(str, values)))
-        return "; ".join(unlike[:4]) + ("; ..." if len(unlike) > 4 else "")
-
-    return {
-        "model": said(*(f"{_name(c.model.id)}, {c.model.task}, {c.model.dtype}" for c in runs)),
-        "data": said(*(_data(c) for c in runs)),
-        "clients per round": said(*(c.clients.per_round or "all" for c in runs)),
-        "LoRA rank": said(*(", ".join(map(str, c.ranks())) for c in runs)),
-        "local": said(*(f"{c.local.steps} steps of {c.local.batch_size} rows" for c in runs)),
-        "optimizer": said(*(f"{c.local.optimizer}, learning rate {c.local.learning_rate:g}" for c in runs)),
-        "codec": said(*(f"{c.codec.up} up, {c.codec.down} down" for c in runs)),
-        "rounds": said(*(c.server.rounds for c in runs)),
-        "budget": said(*(c.server.budget or "none" for c in runs)),
-        "seeds": ", ".join(map(str, sorted({c.server.seed for c in runs}))),
-    }
-
-
-def _data(c: RunConfig) -> str:
-    test = f"tested on {_name(c.data.test)}" if c.data.test else f"{c.data.holdout:g} held out"
-    return f"{_name(c.data.train)}, {named(c.data.partition, 'partitioner')[0]}, {test}"
-
-
-def _name(path: str) -> str:
-    """The last part of a path on this machine; a hub id as it is."""
-    return Path(path).name if Path(path).is_absolute() else path
-
-
-def gather(folders: Sequence[Path]) -> dict[str, Any]:
-    """A comparison of finished runs and races. Runs that differ in the seed alone are one method.
-
-    Raises ConfigError: a folder holds neither a race nor a finished run, or nothing was measured in it.
-    """
-    results: dict[str, list[dict[str, Any]]] = {}
-    alike: dict[str, str] = {}
-    found: list[RunConfig] = []
-    facts: dict[str, Any] = {}
-    stopped: dict[str, str] = {}
-    said: dict[str, Any] = {}
-    complete = True
-    for folder in folders:
-        if (folder / "race.json").exists():
-            of, methods = _race(folder / "race.json")
-            facts = {**of["about"], **facts}
-            facts["contenders"] = {**of["about"].get("contenders", {}), **facts.get("contenders", {})}
-            stopped |= of.get("stopped", {})
-            said |= of.get("columns", {})
-            complete = complete and bool(of.get("complete", True))
-            for label, seeds in methods.items():
-                results[_free(label, folder, results)] = seeds
-            continue
-        config, result, shown = _run(folder)
-        found.append(config)
-        said |= shown
-        text = json.dumps(replace(config, server=replace(config.server, seed=0)).to_dict(), sort_keys=True)
-        if text not in alike:
-            alike[text] = _free(config.strategy.name, folder, results)
-        results.setdefault(alike[text], []).append(result)
-    of_runs = about(found) if found else {}
-    facts = {**of_runs, **facts, "folders": ", ".join(f.resolve().name for f in folders)}
-    return tally.comparison(facts, results, stopped, complete=complete, said=said)
-
-
-def _free(label: str, folder: Path, taken: Mapping[str, Any]) -> str:
-    """A label that no method has yet."""
-    if label in taken:
-        label = f"{label} ({folder.resolve().name})"
-    number, first = 2, label
-    while label in taken:
-        label, number = f"{first} {number}", number + 1
-    return label
-
-
-def _race(path: Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """What race.json holds, and its results by method."""
-    try:
-        of = json.loads(path.read_text(encoding="utf-8"))
-        if of["version"] != 1:
-            raise ValueError
-        dict(of["about"])
-        dict(of.get("columns", {}))
-        pairs = {label: zip(of["results"][label], seeds, strict=True) for label, seeds in of["curves"].items()}
-        results = {label: [{**r, "curve": c} for r, c in seeds] for label, seeds in pairs.items()}
-        tally.comparison({}, results)  # has all the numbers that are shown
-        return of, results
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as e:
-        raise ConfigError(f"{path}: is no race of this version") from e
-
-
-def _run(folder: Path) -> tuple[RunConfig, dict[str, Any], dict[str, Any]]:
-    """(config, result, how its metrics are shown) of a finished run."""
-    if not (folder / "config.toml").exists():
-        raise ConfigError(f"{folder}: holds neither a run (config.toml) nor a race (race.json)")
-    if not (folder / "summary.json").exists():
-        raise ConfigError(f"{folder}: the run is not finished, there is no summary.json; see --resume")
-    config = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
-    try:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        result = tally.result(lines, config.local.steps)
-        shown = dict(json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("columns", {}))
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ConfigError(f"{folder / 'metrics.jsonl'}: cannot be read, or summary.json beside it") from e
-    if result is None:
-        raise ConfigError(f"{folder}: no loss was measured at its start and its end; see [data] holdout and test")
-    return config, result, shown
-
-
 def write(folders: Sequence[Path], to: Path) -> dict[str, Any]:
-    """The page of these folders in file `to`; returns the comparison."""
+    """Write the page that compares the runs and races in these folders to the file `to`; returns the comparison.
+
+    Raises ConfigError as `finished_runs.gather` does.
+    """
     comparison = gather(folders)
     durable.write(to, page(comparison).encode())
     return comparison
 
 
 def page(comparison: Mapping[str, Any]) -> str:
-    """The whole page."""
+    """The page, HTML text, of a comparison as `comparison.compare` gives it."""
     facts = dict(comparison["about"])
     contenders = facts.pop("contenders", {})
     variants = {c: " ".join(o) for c, o in contenders.items() if [k for k in o if not k.startswith("strategy.name=")]}
@@ -200,21 +91,23 @@ def page(comparison: Mapping[str, Any]) -> str:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
+    """Names and values as a definition list; "" for none."""
     if not facts:
         return ""
     return "<dl>" + "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>"
 
 
 def _table(comparison: Mapping[str, Any]) -> str:
+    """The rows as a table; the method with the smallest loss after, baselines aside, in bold."""
     rows, said = comparison["rows"], comparison.get("columns")
-    cells_of = tally.readable(rows, said)
-    shown = [c for c in tally.shown_columns(rows) if any(c in cells for cells in cells_of)]
-    racing = [r["after"] for r in rows if r["method"] not in tally.BASELINES]
+    cells_of = readable(rows, said)
+    shown = [c for c in shown_columns(rows) if any(c in cells for cells in cells_of)]
+    racing = [r["after"] for r in rows if r["method"] not in BASELINES]
     heads = {name: columns.of(name, said).label for name in columns.occurring(rows)} | HEADS
     head = "".join(f"<th>{escape(heads.get(c, c))}</th>" for c in shown)
     body = ""
     for row, cells in zip(rows, cells_of, strict=True):
-        best = racing and row["after"] == min(racing) and row["method"] not in tally.BASELINES
+        best = racing and row["after"] == min(racing) and row["method"] not in BASELINES
         body += "<tr>" + "".join(
             f"<td{' class=best' if best and c in ('method', 'after') else ''}>{escape(cells.get(c, '-'))}</td>"
             for c in shown
@@ -224,6 +117,7 @@ def _table(comparison: Mapping[str, Any]) -> str:
 
 
 def _legend(comparison: Mapping[str, Any]) -> str:
+    """What the columns of the table mean, as text."""
     rows, said = comparison["rows"], comparison.get("columns")
     looks = [columns.of(name, said) for name in columns.occurring(rows)]
     measured = " and ".join(c.heading for c in (LOSS, *looks))
@@ -245,6 +139,7 @@ def _ways(looks: Sequence[columns.Column]) -> str:
 
 
 def _plots(comparison: Mapping[str, Any]) -> str:
+    """The key and the figures, or how to get them where matplotlib is not installed."""
     if not plots.available():
         return f"<p>{escape(NO_PLOTS)}</p>"
     if not comparison["curves"]:

@@ -1,4 +1,7 @@
-"""metrics.jsonl: one line per state, version 0 first. Recovery cuts it back to what the state says is committed."""
+"""metrics.jsonl, the numbers of a run: one JSON object per line and state, version 0 first.
+
+A run that is resumed keeps the lines up to the version of its last committed state and writes the others anew.
+"""
 
 import json
 import os
@@ -9,12 +12,14 @@ from typing import Any
 from fedft import durable
 from fedft.errors import RunPaused
 
+Line = Mapping[str, Any]
+"""A line of metrics.jsonl, parsed."""
 FACTS = ("train_loss", "bytes_up", "bytes_down")
 """Numbers of a line that belong to the round rather than to its evaluation, and are drawn over versions."""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl, up to one that is torn; none where there is no such file."""
+    """The lines of a metrics.jsonl, up to the first that is not whole; none where there is no such file."""
     found: list[dict[str, Any]] = []
     for raw in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -27,10 +32,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsFile:
-    """The lines of one run, in memory and on disk."""
+    """The metrics.jsonl of one run, with its lines in memory too."""
 
     def __init__(self, path: Path, version: int) -> None:
-        """Read what is there, keeping whole lines of versions up to `version`."""
+        """Open the file at `path`, made if it is missing; lines of later versions than `version` are cut off."""
         self._path = path
         self.lines = [line for line in read(path) if line["version"] <= version]
         kept = "".join(map(_text, self.lines)).encode()
@@ -38,11 +43,11 @@ class MetricsFile:
             durable.write(path, kept)
 
     def has(self, version: int) -> bool:
-        """Whether the line of this version is written."""
+        """Whether there is a line of this version."""
         return any(line["version"] == version for line in self.lines)
 
     def append(self, line: dict[str, Any]) -> None:
-        """Write one line through to the disk."""
+        """Add one line, written through to the disk. Raises RunPaused where the disk does not take it."""
         self.lines.append(line)
         try:
             with open(self._path, "a", encoding="utf-8") as f:
@@ -57,16 +62,13 @@ def _text(line: dict[str, Any]) -> str:
     return json.dumps(line, sort_keys=True) + "\n"
 
 
-Line = Mapping[str, Any]
-
-
 def traffic(line: Line) -> int:
-    """Bytes of the training that led to this line's state."""
+    """Training bytes of the round that led to this line's state: all clients, up and down."""
     if "training_bytes" in line:
         return sum(line["training_bytes"].values())
     return sum(b["up"] + b["down"] for b in line.get("bytes", {}).values())
 
 
 def seconds(line: Line) -> float:
-    """Of training and aggregation."""
+    """Seconds of training and aggregation of the round that led to this line's state."""
     return sum(line["seconds"].get(part, 0.0) for part in ("train", "aggregate"))

@@ -1,6 +1,6 @@
-"""Who is told what happens in a run: any number of observers, none of which can end it by failing.
+"""Observers: functions that are called with each event of a run. None of them can end the run by failing.
 
-def observer(kind, info): ...        kind "round", "admitted", "line" (a line of metrics.jsonl), "ended", ...
+def observer(kind, info): ...        kind "round", "admitted", "line" (info: a line of metrics.jsonl), "ended", ...
 """
 
 import logging
@@ -14,27 +14,29 @@ from fedft.errors import in_one_line
 log = logging.getLogger(__name__)
 
 Observer = Callable[[str, Mapping[str, Any]], None]
+"""(kind of event, its facts by name) -> nothing."""
 Observers = Observer | Iterable[Observer]
+"""One observer, or several."""
 
 
 class Audience:
-    """Several observers as one: each hears every event, in order.
+    """Several observers as one: each is called with every event, in the order in which they were added.
 
-    An exception of an observer's is told once, in one line of the log; it hears what comes next all the same. What is
-    no `Exception`, such as a KeyboardInterrupt, is the user's word and passes.
+    An observer that raises is named once, in one line of the log, and still gets later events. A `BaseException` such
+    as KeyboardInterrupt is the user's and passes through.
     """
 
     def __init__(self, observers: Observers = ()) -> None:
-        """`observers`: one, or several."""
+        """`observers`: the first ones, called in this order."""
         self._all: list[Observer] = [observers] if callable(observers) else list(observers)
         self._told: set[int] = set()
 
     def add(self, observer: Observer) -> None:
-        """`observer` hears what comes from now on."""
+        """Call `observer` with every later event, after the others."""
         self._all.append(observer)
 
     def __call__(self, kind: str, info: Mapping[str, Any]) -> None:
-        """One event."""
+        """Call every observer with this event."""
         for observer in self._all:
             try:
                 observer(kind, info)
@@ -47,9 +49,10 @@ class Audience:
 
 @contextmanager
 def told_of_the_end(observe: Observer, folder: Path) -> Iterator[dict[str, Any]]:
-    """Tell `observe` "ended" once the block is left in whatever way, with the run's folder and its summary.
+    """Call `observe` with "ended" when the block is left, also by an exception.
 
-    Yields {"folder": folder, "summary": None}; who reaches the end puts the summary in.
+    The event's facts are the mapping that the block is given, {"folder": folder, "summary": None}: a block that reaches
+    the end of the run puts the summary in.
     """
     ended: dict[str, Any] = {"folder": folder, "summary": None}
     try:

@@ -1,7 +1,7 @@
 """The figures of a comparison, each as the text of one SVG; needs matplotlib, which `fedft[report]` brings.
 
-Lines are means over seeds, bands one standard deviation to either side. Colours are those of Okabe and Ito, told apart
-also by those who see fewer; behind the seventh, dashes and markers tell.
+Lines are means over seeds, bands one standard deviation to either side. The seven colours are those of Okabe and Ito,
+which colour-blind people can tell apart; from the eighth method on, dashes and markers tell as well.
 """
 
 import importlib.util
@@ -36,16 +36,18 @@ SETTINGS: dict[Any, Any] = {
     "lines.markersize": 4,
 }
 Point = Mapping[str, Any]
+"""A point of a learning curve; see `run_result.curve`."""
 Style = tuple[str, str, str]
+"""(colour, dashes, marker), as matplotlib calls them."""
 
 
 def available() -> bool:
-    """Whether there is a matplotlib to draw with."""
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """Colour, dashes and marker of each method; those of `local` and `central` are grey."""
+    """The style of each method by its label; `local` and `central` are grey."""
     found, i = {}, 0
     for label in labels:
         if label in NEUTRAL:
@@ -57,7 +59,7 @@ def styles(labels: Sequence[str]) -> dict[str, Style]:
 
 
 def figures(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(caption, SVG) of each figure for which there are numbers."""
+    """(caption, SVG) of each figure for which a comparison (`comparison.compare`) has numbers."""
     curves, look = comparison["curves"], styles(list(comparison["curves"]))
 
     def draw(x: str, y: str, at: str, beside: str = "held-out loss") -> str:
@@ -81,7 +83,12 @@ def figures(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def series(seeds: Sequence[Sequence[Point]], x: str, y: str) -> list[tuple[float, float, float]]:
-    """(mean x, mean y, standard deviation of y) of the states where every seed has a `y`."""
+    """(mean x, mean y, standard deviation of y) over seeds, for each version at which every seed has a `y`.
+
+    >>> one, two = ([{"version": 0, "loss": x}] for x in (1.0, 3.0))
+    >>> [(x, y, round(spread, 3)) for x, y, spread in series([one, two], "version", "loss")]
+    [(0.0, 2.0, 1.414)]
+    """
     points = [{p["version"]: p for p in curve if p.get(y) is not None} for curve in seeds]
     found = []
     for version in points[0] if points else ():
@@ -96,7 +103,7 @@ def _draw(
 ) -> str:
     """`y` against `x`: a line and a band for each method, a level line for one that sends nothing.
 
-    `names`: what stands at the two axes.
+    `names`: the labels of the two axes.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -135,6 +142,7 @@ def _draw(
 
 
 def _in_bytes(axes: Any, values: Sequence[float]) -> None:
+    """Make the x axis logarithmic, in bytes with units, with room for these values."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -168,11 +176,12 @@ def _ends(rows: Sequence[Mapping[str, Any]], look: Mapping[str, Style]) -> str:
 
 
 def swatch(style: Style) -> str:
-    """A piece of a method's line, for the key."""
+    """The SVG of a piece of a method's line, for the key."""
     return _svg(lambda axes: _piece(axes, style), inches=(0.42, 0.14), bare=True)
 
 
 def _piece(axes: Any, style: Style) -> None:
+    """Draw a short line with one marker."""
     colour, dashes, marker = style
     axes.plot([0, 1, 2], [0, 0, 0], color=colour, linestyle=dashes)
     axes.plot([1], [0], color=colour, marker=marker, mfc=colour if dashes == "-" else "white", linestyle="")
@@ -180,6 +189,7 @@ def _piece(axes: Any, style: Style) -> None:
 
 
 def _svg(draw: Callable[[Any], None], inches: tuple[float, float] = (5.0, 3.4), bare: bool = False) -> str:
+    """The SVG of what `draw` draws into axes; `bare`: without margins. The same drawing gives the same bytes."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

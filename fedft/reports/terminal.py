@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar while it works (on a terminal), a row per state, and where the model lies."""
+"""A run and a race on the terminal: a bar while they work, a row per state or run, where the model is at the end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +17,19 @@ from fedft.reports import columns
 from fedft.training.metrics.loss import ACCURACY, LOSS
 
 FACTS = (("train loss", 11), ("up", 10), ("down", 10), ("clients", 8), ("refused", 8), ("seconds", 8))
-"""Columns behind those of the metrics, with their widths."""
+"""Columns after those of the metrics, with their widths."""
 
 
 class Progress:
-    """Context of one run: `observe` takes the engine's events."""
+    """The context in which one run is shown; its `observe` is an observer of the run."""
 
     def __init__(self, *, quiet: bool, rounds: int) -> None:
-        """`quiet`: nothing at all. Off a terminal there is no bar, and the rows are plain text."""
+        """Rows go to stdout, the bar to stderr; off a terminal there is no bar, and the rows are plain text.
+
+        Args:
+            quiet: show nothing at all.
+            rounds: how many the run has.
+        """
         # names of clients and folders are a user's: what looks like markup in them is text
         self.out = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
         # one console where both are the terminal, or rows would be written into the bar
@@ -50,7 +55,7 @@ class Progress:
         self._bar.stop()
 
     def observe(self, kind: str, info: Mapping[str, Any]) -> None:
-        """One event of the engine."""
+        """Show one event of the run; see `fedft.reports.observers`."""
         if kind == "preparing":
             self._bar.stop()  # the base model may be built now, with a bar of its own
             return
@@ -74,6 +79,7 @@ class Progress:
             self._bar.update(self._task, completed=info["version"])
 
     def _row(self, line: Mapping[str, Any]) -> None:
+        """Print a line of metrics.jsonl as a row, under new headings where it has other metrics than the last one."""
         names = list(dict.fromkeys([LOSS.name, ACCURACY.name, *self._measured, *columns.measured(line)]))
         looks = [columns.of(name) for name in names]
         heads = [("round", 6), *((c.heading, max(8, len(c.heading) + 1)) for c in looks), *FACTS]
@@ -94,7 +100,12 @@ class Progress:
         self.out.print("  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, heads, strict=True)))
 
     def finish(self, summary: Mapping[str, Any], folder: Path) -> None:
-        """The end of a run: what was reached, where the model lies and how to load it."""
+        """Show the end of a run: losses and bytes, where the model is and how to load it.
+
+        Args:
+            summary: the run's summary.json.
+            folder: of the run.
+        """
         before, after = summary["initial"], summary["final"]
         if LOSS.name in before and LOSS.name in after:
             others = [columns.of(n) for n in columns.measured(after) if n in before and n != LOSS.name]
@@ -120,8 +131,10 @@ class Progress:
 
 
 class RaceProgress:
-    """Context of a race: `observe` takes its events. On a terminal a line with a bar for the run at work; everywhere a
-    plain line for each run that is done. All of it goes to stderr."""
+    """The context in which a race is shown, on stderr; its `observe` is an observer of the race.
+
+    On a terminal there is a bar for the run at work; everywhere a plain line for each run that is done.
+    """
 
     def __init__(self) -> None:
         self._out = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -146,7 +159,7 @@ class RaceProgress:
         self._bar.stop()
 
     def observe(self, kind: str, info: Mapping[str, Any]) -> None:
-        """One event of the race."""
+        """Show one event of the race; see `fedft.simulations.race.race`."""
         if kind == "note":
             self._out.print(info["text"])
         elif kind == "run":
@@ -175,7 +188,11 @@ class RaceProgress:
 
 
 def size(n: int) -> str:
-    """Bytes for people: 17.3 kB, 1.2 MB (powers of ten)."""
+    """A number of bytes as text, in powers of ten.
+
+    >>> size(17_300), size(999)
+    ('17.3 kB', '999 B')
+    """
     value, unit = float(n), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
@@ -185,7 +202,13 @@ def size(n: int) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spare: Sequence[str] = ()) -> None:
-    """Print rows of values under the named columns; on a narrow terminal without those to `spare`, the first first."""
+    """Print rows of values as a table.
+
+    Args:
+        rows: values by column.
+        columns: names from left to right; those that no row has are not shown.
+        spare: names of columns that a narrow terminal leaves out, the first one first; a line says which were.
+    """
     shown = [c for c in columns if any(c in row for row in rows)]
     console = Console(markup=False, emoji=False)
     if not console.is_terminal:
@@ -203,6 +226,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spare: Sequ
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> Table:
+    """The rows as rich's table of these columns."""
     drawn = Table(box=box.SIMPLE)
     for c in shown:
         drawn.add_column(
@@ -214,6 +238,7 @@ def _drawn(rows: Sequence[Mapping[str, Any]], shown: Sequence[str]) -> Table:
 
 
 def _cell(value: Any) -> str:
+    """A value as text: floats with four digits, nothing for None."""
     if isinstance(value, bool):
         return "yes" if value else "-"
     if value is None:

@@ -116,7 +116,7 @@ def train(
         Unlike: these turns cannot share a pass, or the two losses differ; the model may have any values then.
     """
     if len({(s.base, s.learns) for s in seats}) > 1:
-        raise Unlike("they stand on unlike base weights, or learn unlike tensors")
+        raise Unlike("they have unlike base weights, or learn unlike tensors")
     last = seats[-1]
     rows = sorted(seats, key=lambda s: -s.turn.plan.steps)  # those who are done leave at the end
     stack = ClientStack([s.values for s in rows], [s.scales for s in rows], last.learns)

@@ -44,6 +44,11 @@ def lost_f1(handle: Handle, batch: Batch) -> float:
     Classes: the plain mean over the classes that occur in the batch, as label or as guess, of each one's
     F1 = 2 hits / (labels + guesses). Tokens: the mean over rows of the F1 of two bags of tokens, those predicted at
     the learned places and those that should be there; the bags are of one size, so it is the share they have in common.
+
+    >>> from types import SimpleNamespace
+    >>> guess, wanted = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2])  # F1 of the classes: 1, 2/3, 0
+    >>> round(lost_f1(SimpleNamespace(predictions=lambda batch: (guess, wanted)), {}), 4)
+    0.4444
     """
     guess, wanted = handle.predictions(batch)
     if wanted.ndim == 1:

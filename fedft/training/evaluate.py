@@ -1,4 +1,4 @@
-"""Loss, accuracy and the chosen metrics of the model as it stands, over held-out rows."""
+"""Loss, accuracy and the chosen metrics of the resident model, with the values now in it, over held-out rows."""
 
 import logging
 import math
@@ -21,9 +21,16 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(handle: ModelHandle, rows: Sequence[Any], batch_size: int, pad_id: int) -> dict[str, float]:
-    """Means of what the run's objective measures on these rows (loss, accuracy), and how many places there were.
+    """Means of the numbers that the run's objective measures on these rows, and `count`, the places they are means of.
 
-    The model is in evaluation mode and is not changed. Results do not depend on the batch size beyond rounding.
+    Args:
+        handle: the model, put in evaluation mode and not changed otherwise.
+        rows: encoded for the objective.
+        batch_size: rows per forward pass; results do not depend on it beyond rounding.
+        pad_id: the token id that fills up shorter rows.
+    Returns:
+        `loss` and `accuracy` (nan where nothing is measured, or there are no rows), whatever else the objective
+        measures, and `count`: learned tokens, or rows of a classification.
     """
     sums: dict[str, float] = {}
     weights: dict[str, float] = {}
@@ -40,12 +47,13 @@ def evaluate(handle: ModelHandle, rows: Sequence[Any], batch_size: int, pad_id: 
 
 @dataclass
 class Measured:
-    """`metrics.interface.MeasuredModel` on a handle, as the model stands; a text is generated once for all metrics."""
+    """`metrics.interface.MeasuredModel` on a handle. A text is generated once, however many metrics ask for it."""
 
     handle: ModelHandle
     tokenizer: Any
     batch_size: int = 16
     new_tokens: int = 48
+    """Tokens that a generation has at most, where a metric does not say."""
     _said: dict[tuple[tuple[int, ...], int], str] = field(default_factory=dict)
 
     def batches(self, rows: Sequence[Example]) -> Iterator[Batch]:
@@ -55,11 +63,15 @@ class Measured:
             yield self.handle.objective.collate(rows[at : at + self.batch_size], pad)
 
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(what the model says, what it should say) of every row or place; see `ModelHandle.predictions`."""
+        """(most likely, wanted) class of every row or token of every place; see `ModelHandle.predictions`."""
         return self.handle.predictions(batch)
 
     def generate(self, row: Example, new_tokens: int | None = None) -> str:
-        """Greedy continuation of the row's prompt, at most `new_tokens` long, without special tokens."""
+        """The greedy continuation of the row's prompt as text, without special tokens.
+
+        `new_tokens`: at most so many; None: those of this model. Raises DataError for a model that generates no text,
+        or an empty prompt where the tokenizer has no special token to begin with.
+        """
         # a generation starts from something, also where a record's prompt is empty
         t = self.tokenizer
         given = row.input_ids[: row.prompt_length] or [t.eos_token_id if t.bos_token_id is None else t.bos_token_id]
@@ -73,6 +85,7 @@ class Measured:
         return self._said[key]
 
     def _continued(self, given: list[int], new_tokens: int) -> str:
+        """The greedy continuation of these token ids, as text."""
         prompt = torch.tensor([given], device=next(self.handle.model.parameters()).device)
         with torch.no_grad():
             out = self.handle.model.generate(  # type: ignore[operator]
@@ -85,25 +98,26 @@ class Measured:
         return self.tokenizer.decode(out[0, len(given) :], skip_special_tokens=True)
 
     def response(self, row: Example) -> str:
-        """What should follow the row's prompt, without special tokens."""
+        """The text that should follow the row's prompt, without special tokens."""
         return self.tokenizer.decode(row.input_ids[row.prompt_length :], skip_special_tokens=True)
 
 
 def measure(
     handle: ModelHandle, base: Base, rows: Sequence[Example], wanted: Eval, more: Iterable[str] = ()
 ) -> dict[str, float]:
-    """Loss, accuracy, count and what the chosen metrics give of the first `[eval] max_rows` of `rows`.
+    """Loss, accuracy, count and the chosen metrics of the first `[eval] max_rows` of `rows`, by name.
 
     Args:
-        handle: the model as it stands; it is not changed.
-        base: whose tokenizer this is.
+        handle: the model, put in evaluation mode and not changed otherwise.
+        base: the base model, for its tokenizer.
+        rows: held-out examples.
         wanted: the run's `[eval]` table.
         more: names of metrics to measure beside those of `wanted.metrics`.
     Returns:
-        name -> number. A metric that fails is told in one line of the log and left out, and so is a number that is not
-        finite or that the metric does not declare: a measurement never ends a run.
+        name -> number. A metric that fails is left out with one line in the log, and so is a number that is not finite
+        or that the metric does not declare: a measurement never ends a run.
     Raises:
-        DataError: the rows or the model are not fit for a metric.
+        DataError: a metric cannot be measured on these rows or this model.
     """
     rows = rows[: wanted.max_rows]
     found = evaluate(handle, rows, wanted.batch_size, base.pad_id)

@@ -1,7 +1,9 @@
-"""Local steps by back-propagation.
+"""Local steps by back-propagation, with the run's optimiser.
 
-for each step   loss = objective(model, batch);  gradients;  terms change them;  clip;  optimiser step
-result          trained - received, or the trained values;  terms add what is theirs
+for each step   loss = objective(model, batch);  gradients;  terms change them;  clip to max_grad_norm;  optimiser step
+result          trained - received, or the trained values;  then each term may add to it (`fedft.contract.Course`)
+
+A step whose loss or gradient is not finite is left out.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,23 +22,24 @@ from fedft.update import Plan
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """Back-propagation with the run's optimiser, fresh in every round."""
+    """Local steps (`fedft.contract.LocalStep`) by back-propagation; the optimiser is fresh in every round."""
 
     send: Literal["delta", "value"] = "delta"
-    """Upload trained - received, or the trained tensors themselves: for clients that start from a draw of their own."""
+    """What the result is: trained - received, or the trained values (where each client starts from its own draw)."""
     trains: Callable[[Plan], tuple[str, ...]] | None = None
-    """Endings of the names that learn, and are sent, in a round (a head always does); None: all that is trained."""
+    """Endings of the names that learn and are sent in a round; a head always does. None: every trained tensor."""
     terms: tuple[Term, ...] = ()
-    """What takes part in every gradient step, in this order."""
+    """What changes the gradients of every step (a proximal pull, a control variate), in this order."""
 
     def with_term(self, term: Term) -> "FirstOrder":
-        """These steps with one more term, behind those they have."""
+        """The same steps with one more term, after those that there are."""
         return replace(self, terms=(*self.terms, term))
 
     def __call__(self, handle: Handle, data: Data, turn: Turn) -> Trained:
-        """Take `turn.plan.steps` steps; see `fedft.contract.LocalStep`.
+        """Take `turn.plan.steps` steps on the client's rows from the values in `handle`; the client's result.
 
-        Raises FloatingPointError if no step had a finite loss.
+        The metrics are `loss`, the mean over steps taken, and `steps`, their number. Raises FloatingPointError if no
+        step had a finite loss.
         """
         learning, received = self.learning(handle, turn), handle.read()
         courses = [term.begin(learning, turn) for term in self.terms]
@@ -44,14 +47,14 @@ class FirstOrder:
         return self.result(handle, received, learning.live, metrics, courses)
 
     def learns(self, handle: Handle, turn: Turn) -> tuple[str, ...]:
-        """Names of the tensors that learn in this turn."""
+        """Names of the tensors that learn in this turn, in the order of `handle.parameters`."""
         if self.trains is None:
             return tuple(handle.parameters())
         endings, head = self.trains(turn.plan), handle.layout.head
         return tuple(n for n in handle.parameters() if n.endswith(endings) or n in head)
 
     def learning(self, handle: Handle, turn: Turn) -> Learning:
-        """The adapter as it stands, for terms."""
+        """The tensors of the live adapter as terms see them: those that learn in this turn, and the others."""
         names = self.learns(handle, turn)
         live = {n: p for n, p in handle.parameters().items() if n in names}
         return Learning(live, {n: p for n, p in handle.adapter().items() if n not in live}, handle.scale)
@@ -60,7 +63,15 @@ class FirstOrder:
         self, handle: Handle, received: Mapping[str, Tensor], learns: Iterable[str], metrics: Metrics,
         courses: Sequence[Course],
     ) -> Trained:  # fmt: skip
-        """What is sent of a turn at whose end `handle` stands."""
+        """The result of a turn whose last values are in `handle`.
+
+        Args:
+            handle: the model after the last step.
+            received: `handle.read()` before the first step.
+            learns: names of the tensors that learned.
+            metrics: of the steps.
+            courses: the terms' parts in this turn; each may add to the result, in order.
+        """
         names = set(learns)
         now = {n: x for n, x in handle.read().items() if n in names}
         sent = now if self.send == "value" else tensors.sub(now, {n: received[n] for n in now})
@@ -71,7 +82,7 @@ class FirstOrder:
 
 
 def gradient_steps(local: Any) -> FirstOrder | None:
-    """A local step as steps by back-propagation, which take terms and share passes; None if it is something else."""
+    """`local` if it is back-propagation, which takes terms and may share passes; None if it is something else."""
     return local if isinstance(local, FirstOrder) else None
 
 
@@ -106,7 +117,7 @@ def _descend(
 
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Inside, these parameters have no gradient."""
+    """Inside, these parameters have `requires_grad=False`; afterwards True."""
     stopped = list(parameters)
     for p in stopped:
         p.requires_grad_(False)
@@ -118,4 +129,5 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def _finite(trained: Iterable[nn.Parameter]) -> bool:
+    """Whether every gradient is finite; a parameter without one counts as finite."""
     return all(bool(torch.isfinite(p.grad).all()) for p in trained if p.grad is not None)

@@ -1,6 +1,7 @@
 """Local optimisers by name: factories (parameters, learning rate, the `[local]` table) -> a fresh torch optimiser.
 
-One whose `elementwise` is true works on every number by itself, and zeros stay zeros: clients may share passes with it.
+A factory with an attribute `elementwise = True` promises that its optimiser works on every number by itself and leaves
+a zero with zero gradient at zero: clients may share passes with it (`batched_clients`).
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,10 @@ from fedft.config import Local
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, local: Local) -> torch.optim.Optimizer:
-    """AdamW with the run's weight decay (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101)."""
+    """AdamW with the run's weight decay and torch's other defaults.
+
+    Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, arXiv:1711.05101.
+    """
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=local.weight_decay)
 
 
@@ -26,11 +30,14 @@ adamw.elementwise = sgd.elementwise = True  # type: ignore[attr-defined]
 
 
 def optimizer_of(trained: list[nn.Parameter], lr: float, local: Local) -> torch.optim.Optimizer:
-    """The run's optimiser (the `[local]` table), fresh. Raises ConfigError for a name that does not exist."""
+    """A fresh optimiser of these parameters, as the run's `[local]` table names it; `lr` is its learning rate.
+
+    Raises ConfigError for a name that does not exist.
+    """
     found: torch.optim.Optimizer = registry.optimizers.load(local.optimizer)(trained, lr, local)
     return found
 
 
 def elementwise(local: Local) -> bool:
-    """Whether the run's optimiser works on every number by itself."""
+    """Whether the optimiser that `[local]` names works on every number by itself."""
     return bool(getattr(registry.optimizers.load(local.optimizer), "elementwise", False))

@@ -98,7 +98,9 @@ class Walk:
         if self.rule == "adam" and self.momentum > self.beta2:
             raise ValueError(f"adam needs momentum <= beta2, got {self.momentum} > {self.beta2}")
         if self.estimate == "forward" and self.objective != "loss":
-            raise ValueError(f"estimate 'forward' differentiates the loss; objective {self.objective!r} has no slope")
+            raise ValueError(
+                f"estimate 'forward' differentiates the loss; objective {self.objective!r} has no gradient"
+            )
         if self.coordinate and not self.blocks:
             raise ValueError("coordinate says in which order blocks are updated; it needs blocks = true")
         if self.resample and not self.sparsity:
@@ -125,7 +127,7 @@ class Walk:
             why = f"rule {self.rule!r} stays in the span of the directions only with signs for directions"
             why += " (hadamard, rademacher) and samples = 1"
         elif self.blocks:
-            why = "blocks have a slope each, and a direction only one distance"
+            why = "blocks have a derivative each, and a direction only one distance"
         elif self.first_order_from is not None:
             why = "layers trained by back-propagation move along no shared direction"
         elif self.resample:
@@ -192,6 +194,10 @@ def distances(how: Walk, past: Past, eta: float) -> dict[int, float]:
     """The step w += sum_j c_j z_j of a rule in the span, as {j: c_j}; `eta` is the learning rate.
 
     `past` has the step's own estimate last, see `advance`.
+
+    >>> how = Walk(rule="momentum", momentum=0.5)
+    >>> distances(how, advance(how, advance(how, Past(), {0: 2.0}), {1: 4.0}), eta=0.1)  # m = 0.5 * 2 z_0 + 4 z_1
+    {1: -0.4, 0: -0.1}
     """
     if how.rule == "sign":
         return {j: -eta * ((g > 0) - (g < 0)) / how.samples for j, g in past.estimates[-1].items()}

@@ -16,7 +16,8 @@ from fedft.arithmetic.lowrank import LowRank
 from fedft.contract import Turn
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
-from fedft.models.load import Base, digest_of
+from fedft.models.load import Base
+from fedft.models.parameters import digest_of
 from fedft.testing import Ready
 from fedft.update import Plan, Update
 

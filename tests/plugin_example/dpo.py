@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from fedft.contract import Objective
-from fedft.data import examples
+from fedft.data import batches, examples
 from fedft.training.objectives import next_tokens
 
 
@@ -31,7 +31,7 @@ class DPO(Objective):
 
     def collate(self, examples_, pad_id):
         """[2 n, T]: chosen before rejected."""
-        return examples.collate([pair[k] for k in (0, 1) for pair in examples_], pad_id)
+        return batches.collate([pair[k] for k in (0, 1) for pair in examples_], pad_id)
 
     def loss(self, handle, batch):
         """Mean over pairs."""

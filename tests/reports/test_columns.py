@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fedft.reports import columns, tally
+from fedft.reports import columns, comparison, run_result
 from fedft.reports.columns import Column
 from fedft.reports.terminal import Progress
 from fedft.training.metrics.loss import ACCURACY, LOSS
@@ -97,13 +97,13 @@ def test_the_terminal_shows_a_metric_from_when_it_occurs(capsys: pytest.CaptureF
 def test_the_table_of_a_race_has_every_metric_with_its_spread() -> None:
     def result(f1: float) -> dict[str, Any]:
         first, last = {**LINE, "f1": 0.0}, {**LINE, "version": 1, "round": 0, "loss": 1.0, "f1": f1}
-        found = tally.result([first, last], 10)
+        found = run_result.result([first, last], 10)
         assert found
         return found
 
-    done = tally.comparison({}, {"m": [result(0.25), result(0.75)]}, said={"f1": {"heading": "F1", "form": ".2%"}})
+    done = comparison.compare({}, {"m": [result(0.25), result(0.75)]}, said={"f1": {"heading": "F1", "form": ".2%"}})
     assert done["columns"]["f1"]["heading"] == "F1"
-    (cells,) = tally.readable(done["rows"], done["columns"])
+    (cells,) = comparison.readable(done["rows"], done["columns"])
     assert cells["f1"] == "50.0% ± 35.4%"
-    assert tally.shown_columns(done["rows"])[4:6] == [ACCURACY.name, "f1"]
+    assert comparison.shown_columns(done["rows"])[4:6] == [ACCURACY.name, "f1"]
     assert [p["f1"] for p in done["curves"]["m"][0]] == [0.0, 0.25]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from fedft import registry, run_file
 from fedft.errors import ConfigError
-from fedft.reports import columns, html_report, plots
+from fedft.reports import columns, finished_runs, html_report, plots
 from fedft.simulations import finished_run, workplace
 from fedft.simulations import run as runs
 from fedft.training import evaluate
@@ -88,7 +88,7 @@ def test_a_metric_from_outside_is_measured_shown_and_changes_nothing(
     assert done.summary["columns"]["longest"]["heading"] == "longest answer"
     monkeypatch.setattr(columns, "_declared", {"loss": columns.of("loss")})  # where it is not installed
     monkeypatch.setattr(plots, "available", lambda: False)
-    page = html_report.page(html_report.gather([done.folder]))
+    page = html_report.page(finished_runs.gather([done.folder]))
     assert "<th>longest answer, tokens</th>" in page
     found, mean = finished_run.evaluate_run(done.folder)
     assert mean["longest"] == done.summary["final"]["longest"]

@@ -15,7 +15,8 @@ from fedft import run_file as configs
 from fedft.cli import main
 from fedft.config import Local, RunConfig, Server
 from fedft.errors import ConfigError
-from fedft.reports import html_report, plots, tally
+from fedft.reports import finished_runs, plots
+from fedft.reports.comparison import readable
 from fedft.simulations import baselines, workplace
 from fedft.simulations import race as races
 from fedft.simulations import run as runs
@@ -84,15 +85,15 @@ def test_the_table_has_a_row_and_a_spread_for_every_method(finished: tuple[Path,
         assert {"after_sd", "gain_sd", "accuracy_sd"} <= row.keys()
         assert row["seconds"] > 0
     assert [bool(r["up"]) for r in rows] == [True, False, False]
-    shown = tally.readable(rows)
+    shown = readable(rows)
     assert "±" in shown[0]["after"]
     assert shown[1]["up"] == "-"
 
 
 def test_a_report_of_its_runs_says_what_the_race_says(finished: tuple[Path, list[dict[str, Any]]]) -> None:
     out, rows = finished
-    assert html_report.gather([out / "fedit" / f"seed-{seed}" for seed in range(2)])["rows"] == rows[:1]
-    assert html_report.gather([out])["rows"] == rows
+    assert finished_runs.gather([out / "fedit" / f"seed-{seed}" for seed in range(2)])["rows"] == rows[:1]
+    assert finished_runs.gather([out])["rows"] == rows
 
 
 def test_all_methods_start_from_the_same_loss_on_the_same_rows(finished: tuple[Path, list[dict[str, Any]]]) -> None:

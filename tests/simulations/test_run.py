@@ -318,6 +318,6 @@ def test_a_classifier_learns_and_plain_peft_loads_its_head_too(classifier: Path,
 
 
 def _batch_of(place: workplace.Workplace, client: str) -> dict[str, torch.Tensor]:
-    from fedft.data.examples import collate
+    from fedft.data.batches import collate
 
     return collate(place.clients[client].test_rows[:4], place.base.pad_id)

@@ -13,6 +13,7 @@ from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
 from fedft.benchmarks import zo_step
 from fedft.contract import Layout
+from fedft.data.examples import IGNORED
 from fedft.models.handle import ModelHandle
 from fedft.randomness import families, philox
 from fedft.randomness.independent import Table
@@ -291,7 +292,9 @@ def test_a_step_takes_little_more_memory_than_inference(dtype, monkeypatch):
     zo_step.ours(handle, batch, z, itertools.count())
     assert zo_step.peak(handle, lambda: zo_step.ours(handle, batch, z, itertools.count(9))) < 1.1 * inference
     rooms = {
-        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for r in handle._probe._room.values() for x in r
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+        for r in handle._probe._scratch._views.values()
+        for x in r
     }
     assert list(rooms.values()) == [max(p.nbytes for p in handle.parameters().values())]
 
@@ -398,7 +401,7 @@ def test_the_accuracy_of_classes_by_hand():
 
 
 def test_the_accuracy_of_tokens_counts_what_is_learned():
-    guess, wanted = [[5, 6, 7], [1, 2, 3]], [[-100, 6, 8], [1, 2, -100]]
+    guess, wanted = [[5, 6, 7], [1, 2, 3]], [[IGNORED, 6, 8], [1, 2, IGNORED]]
     assert directional_derivatives.errors(Said(guess, wanted), {}) == pytest.approx(0.25)
 
 
@@ -416,13 +419,13 @@ def test_a_class_that_is_only_guessed_counts_as_nothing_found():
 def test_the_f1_of_tokens_compares_bags_row_by_row():
     """Row 0: {6, 7, 7} and {7, 6, 8} have 6 and 7 in common, 2/3; row 1: 1/1; row 2 learns nothing."""
     guess = [[9, 6, 7, 7], [4, 9, 9, 9], [1, 1, 1, 1]]
-    wanted = [[-100, 7, 6, 8], [4, -100, -100, -100], [-100] * 4]
+    wanted = [[IGNORED, 7, 6, 8], [4, IGNORED, IGNORED, IGNORED], [IGNORED] * 4]
     assert directional_derivatives.lost_f1(Said(guess, wanted), {}) == pytest.approx(1 - (2 / 3 + 1) / 2)
 
 
 @pytest.mark.parametrize("measure", [directional_derivatives.errors, directional_derivatives.lost_f1])
 def test_a_batch_that_teaches_nothing_has_no_measure(measure):
-    assert math.isnan(measure(Said([[1, 2]], [[-100, -100]]), {}))
+    assert math.isnan(measure(Said([[1, 2]], [[IGNORED, IGNORED]]), {}))
 
 
 @pytest.mark.parametrize("measure", [directional_derivatives.errors, directional_derivatives.lost_f1])

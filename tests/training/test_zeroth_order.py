@@ -627,7 +627,7 @@ def test_options_that_make_no_sense_are_refused(options, said):
         ({"rule": "sign"}, False, "signs"),
         ({"rule": "adam", "samples": 2}, True, "samples = 1"),
         ({"rule": "sign", "samples": 2}, True, "samples = 1"),
-        ({"blocks": True}, True, "slope each"),
+        ({"blocks": True}, True, "derivative each"),
         ({"first_order_from": 2}, True, "back-propagation"),
         ({"sparsity": 0.5, "resample": 2}, True, "replay"),
     ],

@@ -19,7 +19,7 @@ class ExactMatch:
     tasks: tuple[str, ...] = ("causal-lm",)
 
     def measure(self, model: MeasuredModel, rows: Sequence[Example]) -> Mapping[str, float]:
-        """{"exact_match": share of `rows`}, nothing of no rows. Raises DataError for a prompt that is empty."""
+        """{"exact_match": share of `rows`, 0 to 1}, {} of no rows. Raises DataError as `generate` does."""
         hits = [model.generate(row).strip() == model.response(row).strip() for row in rows]
         return {"exact_match": sum(hits) / len(hits)} if hits else {}
 

@@ -30,10 +30,10 @@ class MeasuredModel(Protocol):
         """The base model's, as transformers gives it."""
 
     def batches(self, rows: "Sequence[Example]") -> "Iterator[Batch]":
-        """The rows in order, `[eval] batch_size` at a time, padded on the right; see `examples.collate`."""
+        """The rows in order, `[eval] batch_size` at a time, padded on the right; see `batches.collate`."""
 
     def predictions(self, batch: "Batch") -> "tuple[Tensor, Tensor]":
-        """(most likely class of every row, or token of every place; what should be there, -100: not learned)."""
+        """(most likely class of every row, or token of every place; the right one; IGNORED: not learned)."""
 
     def generate(self, row: "Example", new_tokens: int | None = None) -> str:
         """Greedy continuation of the row's prompt, without special tokens.
@@ -43,7 +43,7 @@ class MeasuredModel(Protocol):
         """
 
     def response(self, row: "Example") -> str:
-        """What should follow the row's prompt, without special tokens."""
+        """The text that should follow the row's prompt, without special tokens."""
 
 
 class Metric(Protocol):
@@ -79,7 +79,7 @@ def chosen(measured: Eval, task: str | None = None) -> dict[str, Metric]:
 
 
 def load(wanted: Iterable[str], task: str | None = None) -> dict[str, Metric]:
-    """The metrics of these names, each once; see `chosen`."""
+    """The metrics of these names, each once, by name. Arguments and errors as in `chosen`."""
     found: dict[str, Metric] = {}
     for name in dict.fromkeys(wanted):
         metric: Any = registry.metrics.load(name)

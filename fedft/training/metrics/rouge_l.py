@@ -21,7 +21,7 @@ class RougeL:
     tasks: tuple[str, ...] = ("causal-lm",)
 
     def measure(self, model: MeasuredModel, rows: Sequence[Example]) -> Mapping[str, float]:
-        """{"rouge_l": mean over `rows`}, nothing of no rows. Raises DataError for a prompt that is empty."""
+        """{"rouge_l": mean over `rows`, 0 to 1}, {} of no rows. Raises DataError as `generate` does."""
         from rouge_score.rouge_scorer import RougeScorer
 
         scorer = RougeScorer(["rougeL"])

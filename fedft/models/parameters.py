@@ -1,0 +1,31 @@
+"""The parameters of a model in canonical order, and a digest of them."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The distinct parameters by name, in canonical order: bytewise by name, tied ones under the first of their names.
+
+    >>> two = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3))
+    >>> two[1].weight = two[0].weight
+    >>> list(parameters_of(two))
+    ['0.weight', '1.bias']
+    """
+    every = sorted(model.named_parameters(remove_duplicate=False), key=lambda item: item[0].encode())
+    first = {p: n for n, p in reversed(every)}
+    return {n: p for n, p in every if first[p] == n}
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of a model's weights, hexadecimal: over names, dtypes and bytes of its parameters in canonical order.
+
+    Tied parameters count once; neither the device nor the file format changes the digest.
+    """
+    h = hashlib.sha256()
+    for name, p in parameters_of(model).items():
+        h.update(f"{name}\0{p.dtype}\0".encode())
+        h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return h.hexdigest()
