@@ -29,6 +29,7 @@ from fedft.models import resident
 from fedft.reports.observers import Audience, Observer, Observers
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
+from fedft.security.site_table import Site
 from fedft.server import open_run
 from fedft.server.sealed_post import NetworkPost
 from fedft.wire import messages
@@ -41,7 +42,7 @@ class Place:
     """Where a server listens and what it holds. Either `listen` or `superlink`."""
 
     keys: Path
-    """The server's key folder, see `fedft.security.key_files`."""
+    """The server's key folder; the docstring of `fedft.security` says what is in it."""
     listen: tuple[str, int] | None = None
     """Host and port of the SuperLink that we start."""
     superlink: str = ""
@@ -112,7 +113,7 @@ class _Roster:
         self.nodes = {m.name: m.node for m in self.members.values() if m.state() != "revoked"}
 
     @property
-    def members(self) -> Mapping[str, keys.Member]:
+    def members(self) -> Mapping[str, Site]:
         return self._roster.members
 
     def key_of(self, name: str) -> Ed25519PublicKey:

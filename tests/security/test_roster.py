@@ -27,6 +27,7 @@ from fedft.cli.keys import app
 from fedft.errors import EXIT_KEYS, ConfigError, KeyFault, RejectedUpdate
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
+from fedft.security.site_table import Site
 
 PRIVATE_FILES = ("ca.key", "server.key", "signing.key")
 SERVER_FILES = {*PRIVATE_FILES, "ca.pem", "server.pem", "server.pub", "roster.toml"}
@@ -423,7 +424,7 @@ def test_a_card_takes_nobody_else_s_place(server: Path, card: Path, tmp_path: Pa
 
 def test_a_fingerprint_is_of_name_and_keys() -> None:
     key, other = (Ed25519PrivateKey.generate().public_key() for _ in range(2))
-    member = keys.Member("a", key, b"node")
+    member = Site("a", key, b"node")
     prints = {replace(member, **c).fingerprint() for c in ({}, {"name": "b"}, {"signing": other}, {"node": b"x"})}  # type: ignore[arg-type]
     assert len(prints) == 4
     assert replace(member, revoked=True, max_examples=1).fingerprint() == member.fingerprint()

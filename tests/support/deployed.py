@@ -22,7 +22,8 @@ from fedft.contract import Batch, State, Turn
 from fedft.errors import RejectedUpdate
 from fedft.randomness import philox
 from fedft.reports.metric_log import MetricsFile
-from fedft.security.roster import Member, Roster
+from fedft.security.roster import Roster
+from fedft.security.site_table import Site as RosterSite
 from fedft.server.checkpoint import Store
 from fedft.server.loop import Loop
 from fedft.server.sealed_post import NetworkPost
@@ -40,7 +41,7 @@ def key_of(site: str) -> Ed25519PrivateKey:
 
 def roster(sites: Sequence[str] = SITES) -> Roster:
     """All sites enrolled."""
-    return Roster({s: Member(s, key_of(s).public_key(), s.encode()) for s in sites})
+    return Roster({s: RosterSite(s, key_of(s).public_key(), s.encode()) for s in sites})
 
 
 class ToyClient(Client):
