@@ -9,7 +9,7 @@
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
 from fedft.server import result, run_folder
 from fedft.server.checkpoint import Store
+from fedft.server.federation import Federation
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
 from fedft.update import Job
@@ -48,12 +49,27 @@ class OpenRun:
     ended: dict[str, Any]
     """What observers are told at the end."""
 
-    def loop(self, post: Post, **more: Any) -> Loop:
-        """The run's engine on this post; `more` are fields of `Loop`: deployed, caps, lift."""
-        return Loop(
-            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.metrics, self.observe,
-            gates=[registry.gates.chosen(gate) for gate in self.config.server.gates], **more,
+    def loop(
+        self,
+        post: Post,
+        *,
+        deployed: bool = False,
+        caps: Mapping[str, int] | None = None,
+        lift: Collection[str] = (),
+    ) -> Loop:
+        """The run's engine on this post.
+
+        Args:
+            post: reaches the run's clients.
+            deployed, caps: see `Federation`.
+            lift: clients whose quarantine ends now.
+        """
+        federation = Federation(
+            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe,
+            deployed=deployed, caps=caps or {},
         )  # fmt: skip
+        gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
+        return Loop(federation, self.metrics, lift, gates)
 
     def finish(self, state: State, clients: int) -> dict[str, Any]:
         """Put the model at the final `state`, write it with summary and events; returns the summary."""

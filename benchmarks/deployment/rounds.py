@@ -102,6 +102,7 @@ def serve(folder: Path) -> None:
     from fedft.security import private_keys
     from fedft.security import roster as keys
     from fedft.server.checkpoint import Store
+    from fedft.server.federation import Federation
     from fedft.server.loop import Loop
     from fedft.server.sealed_post import NetworkPost
     from fedft.update import Job
@@ -131,7 +132,8 @@ def serve(folder: Path) -> None:
     layout = Layout(parameters={"w": (said["mib"] * MIB // 4,)})
     metrics = MetricsFile(folder / "metrics.jsonl", -1)
     try:
-        Loop(post, vector(said["mib"]), layout, config, job, store, metrics, observe, deployed=True).run(list(members))
+        federation = Federation(post, vector(said["mib"]), layout, config, job, store, observe, deployed=True)
+        Loop(federation, metrics).run(list(members))
     finally:
         link.close()
         child.stop()

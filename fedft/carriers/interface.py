@@ -9,8 +9,8 @@ from fedft.errors import RejectedUpdate
 
 Kind = Literal["query", "train", "evaluate"]
 
-MAX_REASON = 300  # characters of a peer's text that we keep
-
+MAX_REASON = 300  # characters of a peer's text that are kept, logged and shown
+SHORT_ANSWER_BYTES = 8192  # of an answer without tensors: its header has at most 4,096
 OURS = ("deadline", "client_error")  # codes that the server and the transport give, and no client
 
 
@@ -34,7 +34,7 @@ class Letter:
     payload: Callable[[], bytes]
     round: int = 0
     attempt: int = 0
-    max_bytes: int = 8192
+    max_bytes: int = SHORT_ANSWER_BYTES
     """Longest answer there may be; enough for one without tensors."""
 
 
