@@ -31,7 +31,7 @@ from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
 from fedft.security.site_table import Site
 from fedft.server import open_run
-from fedft.server.sealed_post import NetworkPost
+from fedft.server.sealed_post import SealedPost
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def serve(
         link = _Supervised(place, roster.nodes, folder / "superlink", most)
         try:
             link.start()
-            post = NetworkPost(link, roster, key, run.job.run, audit)
+            post = SealedPost(link, roster, key, run.job.run, audit)
             caps = {name: m.max_examples for name, m in roster.members.items()}
             state = run.loop(post, deployed=True, caps=caps, lift=lift).run(sites)
         finally:

@@ -104,7 +104,7 @@ def serve(folder: Path) -> None:
     from fedft.server.checkpoint import Store
     from fedft.server.federation import Federation
     from fedft.server.loop import Loop
-    from fedft.server.sealed_post import NetworkPost
+    from fedft.server.sealed_post import SealedPost
     from fedft.update import Job
 
     torch.set_num_threads(1)
@@ -128,7 +128,7 @@ def serve(folder: Path) -> None:
             more = {k: info[k] for k in ("client", "code", "reason", "bytes_up", "bytes_down", "lost") if k in info}
             note(kind, fsync=synced(), superlink=child.pid, **more)
 
-    post = NetworkPost(link, roster, private_keys.load_signing(place / "signing.key"), job.run, observe)
+    post = SealedPost(link, roster, private_keys.load_signing(place / "signing.key"), job.run, observe)
     layout = Layout(parameters={"w": (said["mib"] * MIB // 4,)})
     metrics = MetricsFile(folder / "metrics.jsonl", -1)
     try:

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -26,6 +27,17 @@ ROSTER = """\
 #   not_before, not_after   when the site counts, such as 2027-01-31T00:00:00Z
 #   max_examples            the most examples one update of the site may claim (left out: 1000000)
 """
+
+
+class Keyring(Protocol):
+    """Whose messages count: a `Roster`, or one that changes while the run goes on."""
+
+    @property
+    def members(self) -> Mapping[str, Any]:
+        """The sites by name."""
+
+    def key_of(self, name: str) -> Ed25519PublicKey:
+        """The public key that the site signs with. Raises RejectedUpdate for a site that does not count."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from fedft.security.site_table import Site as RosterSite
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
 from fedft.server.loop import Loop
-from fedft.server.sealed_post import NetworkPost
+from fedft.server.sealed_post import SealedPost
 from fedft.update import Job, Update
 
 SITES = ("anna", "bert", "carl")
@@ -184,7 +184,7 @@ class Deployment:
         job = Job(testing.RUN, testing.SEED, ToyBase().digest, agreed)
         observe = lambda kind, info: self.events.append((kind, info))  # noqa: E731
         self.link = link or Direct(self.sites)
-        self.post = NetworkPost(self.link, roster(names), SERVER_KEY, testing.RUN, observe, **(post or {}))
+        self.post = SealedPost(self.link, roster(names), SERVER_KEY, testing.RUN, observe, **(post or {}))
         self.federation = Federation(
             self.post, recipe, toy.layout, self.config, job, self.store, observe, deployed=True, **(federation or {})
         )
