@@ -1,4 +1,4 @@
-"""`fedft server`: one run of a deployment, from its run file, keys and folder; starting again resumes it.
+"""`fedft server`: one run of a deployment, from its run file, keys and folder; starting again resumes the run.
 
     sites  <~ TLS ~>  SuperLink (our child process, or somebody's own)  <~~>  this process: link, post, loop, store
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server listens and what it holds. Either `listen` or `superlink`."""
+    """Where a server listens and which keys it holds. Either `listen` or `superlink`."""
 
     keys: Path
     """The server's key folder; the docstring of `fedft.security` says what is in it."""
@@ -48,7 +48,7 @@ class Place:
     superlink: str = ""
     """host:port of a SuperLink that somebody else runs."""
     ca: Path | None = None
-    """Certificate authority of that one; left out: ours."""
+    """PEM file of the authority that signed that SuperLink's certificate; None: ca.pem of the key folder."""
 
 
 def serve(
@@ -153,7 +153,7 @@ class Audit:
     _round: int = -1
 
     def __call__(self, kind: str, info: Mapping[str, Any]) -> None:
-        """One event."""
+        """Take one event of the run; a refusal is appended to the file before it is passed on, and not fsynced."""
         if kind == "round":
             self._round = info["round"]
         if kind == "refused":
@@ -166,7 +166,7 @@ class Audit:
 
 @dataclass
 class _Supervised:
-    """A link that starts its SuperLink again when that has died."""
+    """A link that starts its SuperLink again when that has died; each call that finds it dead raises LinkLost."""
 
     place: Place
     members: Mapping[str, bytes]

@@ -24,7 +24,7 @@ from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import result, run_folder
+from fedft.server import run_folder, run_outputs
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
 from fedft.server.job import job_of
@@ -47,7 +47,7 @@ class OpenRun:
     began: float
     """`time.monotonic()` when the folder was opened."""
     ended: dict[str, Any]
-    """What observers are told at the end."""
+    """The facts that observers are told with "ended"; filled by `finish`."""
 
     def loop(
         self,
@@ -57,7 +57,7 @@ class OpenRun:
         caps: Mapping[str, int] | None = None,
         lift: Collection[str] = (),
     ) -> Loop:
-        """The run's engine on this post.
+        """The run's engine with these means to reach its clients.
 
         Args:
             post: reaches the run's clients.
@@ -72,12 +72,17 @@ class OpenRun:
         return Loop(federation, self.metrics, lift, gates)
 
     def finish(self, state: State, clients: int) -> dict[str, Any]:
-        """Put the model at the final `state`, write it with summary and events; returns the summary."""
+        """Set the model to the final `state` and write it with the summary; returns the summary.
+
+        `clients` is the number of those that could take part.
+        """
         base, handle = self.here.base, self.here.handle
-        result.stand(self.config, self.recipe, self.here.layout, handle, state)
+        run_outputs.set_model_to(self.config, self.recipe, self.here.layout, handle, state)
         seconds = time.monotonic() - self.began
         lines = self.metrics.lines
-        self.ended["summary"] = result.finish(self.folder, self.config, base, handle, state, clients, lines, seconds)
+        self.ended["summary"] = run_outputs.write_outputs(
+            self.folder, self.config, base, handle, state, clients, lines, seconds
+        )
         found: dict[str, Any] = self.ended["summary"]
         return found
 
@@ -102,7 +107,7 @@ class HeldFolder:
             here: the base model of the config with the recipe's handle on it.
             who: tells the run from others of this config, see `job_of`; read once `config.toml` is written.
         """
-        result.write_config(self.folder, self.config, here.base)
+        run_outputs.write_config(self.folder, self.config, here.base)
         run = self._on(here, who)
         loggers.begin(self.observe, self.folder, self.config)
         return run

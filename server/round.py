@@ -14,7 +14,7 @@ from typing import Any
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.server import admission, cohort
-from fedft.server.aggregation_error import Exactness
+from fedft.server.aggregation_error import AggregationAudit
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.traffic import Traffic
@@ -183,14 +183,14 @@ class Round:
                 log.warning(said, self.state.version, c, weights[c])
         return weights
 
-    def _audit(self, client: str) -> Exactness | None:
+    def _audit(self, client: str) -> AggregationAudit | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""
         run, plan = self.run, self.plans[client]
-        audit = Exactness(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
+        audit = AggregationAudit(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
         return audit if run.config.eval.exactness and audit.possible() else None
 
     def _updates(
-        self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: Exactness | None
+        self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: AggregationAudit | None
     ) -> Iterator[Update]:
         """The journalled updates in roster order, one in memory at a time."""
         run = self.run
