@@ -1,1 +1,22 @@
-"""The server's side of a run: rounds, whom to ask, what to admit, durable state."""
+"""The server's side of a run: rounds, who is asked, what is admitted, and the state that survives any crash.
+
+    app                 `fedft server`: a deployment, from keys and addresses to the end of its run
+    open_run            open a run's folder, run it, write its results: for simulations, deployments and benches alike
+    run_folder          the folder: made or taken up again, held by one process
+    job                 what clients are told of a run, and the run's identifier
+    federation          one run's fixed facts and its clients, with the plans of a round
+    loop                the engine: rounds, evaluations and lines of metrics, until the budget is spent
+    round               one round of training; evaluation_round: one evaluation
+    cohort              who is asked: drawn from the run's seed
+    exchange            letters out, answers in; traffic: what they cost, who was refused, who is to blame
+    admission           whether an update counts; candidate_gates: whether a new state does
+    checkpoint          states, plans and admitted updates on disk
+    budget              when a run ends
+    aggregation_error   how far the aggregate is from the exact mean
+    run_outputs         config.toml, summary.json and model/
+    sealed_post         letters to sites over a network that is not trusted: signed, sent again, answered once
+    open_letter         when one such letter is due; site_reports: what sites say about themselves
+
+One thread runs all of it. Not here: what a strategy does (`fedft.strategies`), bytes of messages (`fedft.wire`), the
+network (`fedft.carriers`), reports and loggers (`fedft.reports`).
+"""

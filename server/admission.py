@@ -28,17 +28,20 @@ def admit(
     *,
     recovered: bool = False,
 ) -> tuple[Update, float]:
-    """(the update, its norm) if it may count; else RejectedUpdate.
+    """(the update, its norm) if the update may count. Nothing is kept; journalling it is the caller's.
 
     Args:
-        payload: as received from `client`.
-        plan: what this client was asked.
+        payload: bytes as received from `client`.
+        plan: that this client was sent.
         recipe: of the run; its own rule is applied too.
         layout: of the base model.
-        up: codec of uploads.
-        limits: the run's.
+        up: name of the codec of uploads.
+        limits: of the run: `max_bytes` bounds memory, `max_num_examples` one client's weight, `max_norm` and
+            `norm_factor` (times the median of `norms`) how far one client can move the state.
         norms: of updates admitted in the last rounds; the first round has none and is not bounded by them.
-        recovered: it was admitted before a restart, in whichever attempt.
+        recovered: whether the update was admitted before a restart, in whichever attempt.
+    Raises:
+        RejectedUpdate: the update must not count, with a code of the module's table.
     """
     spec = recipe.spec(layout, plan)
     update = replace(messages.decode_update(payload, spec, up, max_bytes=longest(spec, up, limits)), client=client)
@@ -61,7 +64,7 @@ def admit(
 
 
 def longest(spec: Spec, up: str, limits: Limits) -> int:
-    """Bytes of the longest update that may be sent."""
+    """Bytes of the longest update of this spec in codec `up` that is read: `[limits] max_bytes`, or the largest."""
     return limits.max_bytes or messages.max_update_bytes(spec, up)
 
 

@@ -41,15 +41,18 @@ class _Noted:
 
 
 @dataclass
-class Exactness:
-    """The audit of one round: hears of every update that counts, then says the error. Holds their factors till then."""
+class AggregationAudit:
+    """Measures one round: `see` each update that counts, then ask for the `error`. Holds their factors till then."""
 
     recipe: Recipe
     layout: Layout
+    """Of the base model."""
     state: State
+    """That the round began from."""
     plan: Plan
-    """A plan of this round; each client's rank is in its update."""
+    """Any plan of the round; each client's own comes with its update."""
     local: Any
+    """The run file's `[local]`."""
     run_seed: int
     _begun: dict[str, _Noted] = field(default_factory=dict)
     _trained: list[tuple[dict[str, LowRank], float]] = field(default_factory=list)
@@ -66,7 +69,7 @@ class Exactness:
             return False
 
     def see(self, update: Update, plan: Plan) -> None:
-        """One update, and the plan it was trained by."""
+        """Take one update that counts, and the plan that its client was sent. Neither is modified."""
         begun, now = self._start(plan.shape).values, {}
         for name, x in begun.items():
             sent = update.delta.get(name)

@@ -1,4 +1,4 @@
-"""`fedft server`: one run of a deployment, from its run file, keys and folder; starting again resumes it.
+"""`fedft server`: one run of a deployment, from its run file, keys and folder; starting again resumes the run.
 
     sites  <~ TLS ~>  SuperLink (our child process, or somebody's own)  <~~>  this process: link, post, loop, store
 
@@ -29,8 +29,9 @@ from fedft.models import resident
 from fedft.reports.observers import Audience, Observer, Observers
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
+from fedft.security.site_table import Site
 from fedft.server import open_run
-from fedft.server.sealed_post import NetworkPost
+from fedft.server.sealed_post import SealedPost
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -38,16 +39,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server listens and what it holds. Either `listen` or `superlink`."""
+    """Where a server listens and which keys it holds. Either `listen` or `superlink`."""
 
     keys: Path
-    """The server's key folder, see `fedft.security.key_files`."""
+    """The server's key folder; the docstring of `fedft.security` says what is in it."""
     listen: tuple[str, int] | None = None
     """Host and port of the SuperLink that we start."""
     superlink: str = ""
     """host:port of a SuperLink that somebody else runs."""
     ca: Path | None = None
-    """Certificate authority of that one; left out: ours."""
+    """PEM file of the authority that signed that SuperLink's certificate; None: ca.pem of the key folder."""
 
 
 def serve(
@@ -81,7 +82,7 @@ def serve(
         link = _Supervised(place, roster.nodes, folder / "superlink", most)
         try:
             link.start()
-            post = NetworkPost(link, roster, key, run.job.run, audit)
+            post = SealedPost(link, roster, key, run.job.run, audit)
             caps = {name: m.max_examples for name, m in roster.members.items()}
             state = run.loop(post, deployed=True, caps=caps, lift=lift).run(sites)
         finally:
@@ -112,7 +113,7 @@ class _Roster:
         self.nodes = {m.name: m.node for m in self.members.values() if m.state() != "revoked"}
 
     @property
-    def members(self) -> Mapping[str, keys.Member]:
+    def members(self) -> Mapping[str, Site]:
         return self._roster.members
 
     def key_of(self, name: str) -> Ed25519PublicKey:
@@ -152,7 +153,7 @@ class Audit:
     _round: int = -1
 
     def __call__(self, kind: str, info: Mapping[str, Any]) -> None:
-        """One event."""
+        """Take one event of the run; a refusal is appended to the file before it is passed on, and not fsynced."""
         if kind == "round":
             self._round = info["round"]
         if kind == "refused":
@@ -165,7 +166,7 @@ class Audit:
 
 @dataclass
 class _Supervised:
-    """A link that starts its SuperLink again when that has died."""
+    """A link that starts its SuperLink again when that has died; each call that finds it dead raises LinkLost."""
 
     place: Place
     members: Mapping[str, bytes]

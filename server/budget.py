@@ -5,9 +5,9 @@
     seconds=60    training and aggregation by the clock on the wall
 
 A round is not begun that would exceed the budget if it cost what the last one did; one round is always done. Enrolment
-and evaluation are left out, with one correction: what an evaluation brings to a client that trains next, training would
-have had to bring, so it counts as if it had; and what has to be sent again to a process that was killed does not count.
-Everything is read from the lines of metrics.jsonl, so a run that was killed ends where it would have ended.
+and evaluation are left out, with one correction: state sent for an evaluation counts as training traffic if the same
+client trains next, since the state would have been sent then anyway. What a client that was killed is sent again does
+not count. Everything is read from the lines of metrics.jsonl, so a run that was killed ends where it would have ended.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from fedft.reports.metric_log import Line, seconds, traffic
 
 
 def over(config: RunConfig, lines: Sequence[Line]) -> bool:
-    """Whether the run with these lines, the newest last, is at its end."""
+    """Whether the run with these lines of metrics.jsonl, the newest last and at least one, is at its end."""
     if lines[-1]["version"] >= config.server.rounds:
         return True
     if config.server.budget is None or "round" not in lines[-1]:
@@ -27,7 +27,7 @@ def over(config: RunConfig, lines: Sequence[Line]) -> bool:
 
 
 def share(config: RunConfig, lines: Sequence[Line]) -> float:
-    """How far the run with these lines is, from 0 to 1."""
+    """How far the run with these lines of metrics.jsonl is, from 0 to 1: of rounds or budget, the larger share."""
     share = lines[-1]["version"] / config.server.rounds if lines else 0.0
     if config.server.budget is not None:
         share = max(share, sum(_costs(config, lines)) / budget_of(config.server.budget)[1])
@@ -35,7 +35,7 @@ def share(config: RunConfig, lines: Sequence[Line]) -> float:
 
 
 def _costs(config: RunConfig, lines: Sequence[Line]) -> list[float]:
-    """What each round has taken of what the budget is about."""
+    """Cost of each round in the unit of `[server] budget`: bytes, steps or seconds."""
     of: dict[str, Callable[[Line], float]] = {"bytes": traffic, "seconds": seconds}
     of["steps"] = lambda line: config.local.steps
     kind, _ = budget_of(config.server.budget or "")
@@ -43,12 +43,12 @@ def _costs(config: RunConfig, lines: Sequence[Line]) -> list[float]:
 
 
 def training_bytes(line: Line, earlier: Sequence[Line], adds: bool) -> dict[str, int]:
-    """Bytes up and down of a round as if no evaluation had brought its clients anything.
+    """{"up": bytes, "down": bytes} of a round, as if no evaluation had brought its clients any state.
 
     Args:
-        line: of the state that the round led to.
-        earlier: the lines before it, in order.
-        adds: clients add up what they receive; else the newest replaces what they had.
+        line: of metrics.jsonl, for the state that the round led to.
+        earlier: the lines before that one, in order.
+        adds: whether clients add up what they receive; else the newest replaces what they had.
 
     Within the length of a few headers. Only where clients are drawn, and evaluated in rounds that they sleep through,
     a method that adds one part of its state and replaces another (FedEx-LoRA, RoLoRA) is counted up to a quarter high.

@@ -17,7 +17,7 @@ from fedft.wire import messages
 
 
 def largest_norm(*, most: float) -> Gate:
-    """A gate that no state passes whose shared floats have an L2 norm above `most`."""
+    """A gate that refuses a state whose shared floats, taken as one vector, have an L2 norm above `most`, or a NaN."""
 
     def gate(state: State, candidate: State, measured: Measured) -> State:
         norm = tensors.norm(tensors.floats(candidate.tensors))
@@ -30,13 +30,17 @@ def largest_norm(*, most: float) -> Gate:
 
 @dataclass(frozen=True)
 class Travels:
-    """No state that a client could not decode is committed, or the run could never go on."""
+    """The gate of every run: no state is committed that a client could not decode, or the run could never go on."""
 
     recipe: Recipe
     rank: int
+    """The state's."""
 
     def __call__(self, state: State, candidate: State, measured: Measured) -> State:
-        """The candidate, if every tensor that travels from it is finite and within what a message may bring."""
+        """The candidate, if all floats that would travel from it are finite and within `fedft.wire.body.MAX_ABS`.
+
+        Looks at what a newcomer is sent and at what a client at `state` is. Raises GateRefused.
+        """
         plan = Plan("", candidate.version, candidate.version, rank=self.rank)
         travels = [*self.recipe.downlink(candidate, None, plan).items()]
         travels += self.recipe.downlink(candidate, state.version, replace(plan, have=state.version)).items()

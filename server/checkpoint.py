@@ -28,11 +28,16 @@ from fedft.arithmetic import tensors
 from fedft.contract import State
 from fedft.errors import RunPaused, StateDamaged
 
-KEEP_LAST, KEEP_EVERY = 3, 10
+KEEP_LAST = 3  # generations: the newest may turn out to be damaged, and the one before
+KEEP_EVERY = 10  # of the older generations, every so many are kept, for people to look at
 
 
 class Store:
-    """Generations and journal of one run under `folder`."""
+    """Generations and journal of one run under `folder`, which is made. Used by one thread of one process.
+
+    A method that writes returns once what it wrote is durable, and raises RunPaused if the disk does not take it; the
+    run then goes on from what was durable before.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,7 +45,10 @@ class Store:
         self._journal.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: State, notes: Mapping[str, Any]) -> None:
-        """Commit a generation, then drop the journal of its round and generations no longer kept."""
+        """Commit a state with its notes (plain JSON), then drop journals of earlier rounds, and old generations.
+
+        Durable when it returns. A run that is killed before that finds the generation before it and the whole journal.
+        """
         meta = {"version": str(state.version), "notes": json.dumps(notes)}
         body = save_tensors(tensors.in_one({"": state.tensors, **state.own}), meta)
         durable.commit(self._path(state.version), body)
@@ -77,7 +85,7 @@ class Store:
         return None
 
     def next_attempt(self) -> int:
-        """A number greater than any given before in this run, durably: no two requests of a run share one."""
+        """A number greater than any given before in this run, durable when returned: no two attempts share one."""
         path = self._folder / "attempt"
         if (body := durable.verified(path)) is not None:
             number = int(body) + 1
@@ -87,32 +95,32 @@ class Store:
         return number
 
     def check_room(self) -> None:
-        """Raise RunPaused if the disk could not take two more generations."""
+        """Raise RunPaused if the disk has no room for two more generations: better before a round than in it."""
         versions = self._versions()
         need = 2 * self._path(versions[-1]).stat().st_size if versions else 0
         if (free := shutil.disk_usage(self._folder).free) < need:
             raise RunPaused(f"{self._folder}: {free} bytes free, a round needs {need}; make room and resume")
 
     def keep_plans(self, round: int, plans: Mapping[str, bytes]) -> None:
-        """Make the plans of a round durable, before any of them is sent."""
+        """Make the encoded plans of a round durable, by client; called before any of them is sent."""
         body = json.dumps({client: data.hex() for client, data in plans.items()})
         durable.commit(self._journal / f"{round:08d}" / "plans", body.encode())
 
     def plans(self, round: int) -> dict[str, bytes]:
-        """The plans of a round by client; none where there are none that verify."""
+        """The encoded plans of a round by client; {} if there are none that verify."""
         body = durable.verified(self._journal / f"{round:08d}" / "plans")
         return {} if body is None else {c: bytes.fromhex(data) for c, data in json.loads(body).items()}
 
     def journal(self, round: int, client: str, payload: bytes) -> None:
-        """Make an admitted update durable; it counts from here on."""
+        """Make an admitted update durable, in the bytes that came: from then on it counts, whatever happens."""
         durable.commit(self._journal / f"{round:08d}" / _file(client), payload)
 
     def read(self, round: int, client: str) -> bytes | None:
-        """The admitted bytes of a client, or None if there are none that verify."""
+        """The bytes of a client's admitted update in a round, or None if there are none that verify."""
         return durable.verified(self._journal / f"{round:08d}" / _file(client))
 
     def drop(self, round: int) -> None:
-        """Forget the admitted updates of this round and of later ones."""
+        """Drop the plans and admitted updates of this round and of later ones."""
         self._keep_journal(range(round))
 
     def _keep_journal(self, rounds: range) -> None:

@@ -8,7 +8,10 @@ from fedft.randomness import philox
 
 
 def cohort(clients: Sequence[str], per_round: int | None, seed: int, round: int) -> list[str]:
-    """`per_round` of the clients (all if None), in roster order (bytewise by name)."""
+    """Names of `per_round` of the clients (all if None), in roster order (bytewise by name).
+
+    Drawn by run seed and round alone: the order of `clients` and what happened before do not matter.
+    """
     roster = sorted(clients, key=str.encode)
     if per_round is None or per_round >= len(roster):
         return roster
@@ -18,5 +21,5 @@ def cohort(clients: Sequence[str], per_round: int | None, seed: int, round: int)
 
 
 def panel(clients: Sequence[str], size: int | None, seed: int) -> list[str]:
-    """The clients that evaluate: the same ones in every round."""
+    """Names of `size` clients that evaluate (all if None), the same ones in every round, in roster order."""
     return cohort(clients, size, philox.derive(seed, "panel"), 0)

@@ -1,24 +1,30 @@
-"""One exchange of letters: plans go out, answers are taken as they come, until all have answered or time is up."""
+"""One exchange of letters: plans go out, answers are taken as they come, until all have answered or time is up.
+
+    exchange = Exchange(federation)
+    exchange.enrol(clients, traffic, until)                                  the job
+    exchange.ask("train", plans, state, accept, traffic, max_bytes, until)   plans; `accept` is called with each answer
+
+All of it runs in the caller's thread, `accept` too.
+"""
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
-from fedft.carriers.interface import Kind, Letter, Post, Refused, Reply
+from fedft.carriers.interface import Kind, Letter, Refused, Reply
 from fedft.contract import State
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Recipe
-from fedft.reports.observers import Observer
-from fedft.server.traffic import Clock, Traffic, Until
+from fedft.server.federation import Federation
+from fedft.server.traffic import Traffic, Until
 from fedft.update import Plan
 from fedft.wire import messages
 
 POLL_S = 0.05, 0.5  # between two looks for answers: after one has come, and up to, when none has for ten seconds
-MAX_HELP = 5  # times in one exchange that a client may have forgotten the run, or the state: it may have been killed
+MAX_HELP = 5  # times in one exchange that a client may have forgotten the run, or the state: killed so often, or a liar
 Accept = Callable[[str, bytes], None]
+"""Takes a client's name and answer; raises RejectedUpdate if the answer must not count."""
 
 
 @dataclass
@@ -26,33 +32,28 @@ class Exchange:
     """Talks to the clients of one run and remembers which version of the state each of them stands at.
 
     A client that does not know the run is sent the job first, one that stands at another version what it lacks, both
-    within the exchange. `enrolled` takes the answers to the job.
+    within the exchange. Used by one thread, one exchange at a time.
     """
 
-    post: Post
-    recipe: Recipe
-    job: bytes
-    enrolled: Accept
-    down_codec: str
-    observe: Observer
-    clock: Clock = time
-
-    def __post_init__(self) -> None:
-        self._joined: set[str] = set()
-        self.have: dict[str, tuple[int, str]] = {}
-        """Version and label of the state that a client was last brought to; durable with the run's state."""
-        self._served: dict[str, int] = {}
-        self._encoded: tuple[object, bytes] | None = None
+    federation: Federation
+    have: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Version and label of the state that a client was last brought to; the engine makes it durable with the state."""
+    _joined: set[str] = field(default_factory=set)
+    """Clients that have answered the job since this process started."""
+    _served: dict[str, int] = field(default_factory=dict)
+    """Version by label of each state that somebody was brought to since this process started."""
+    _encoded: tuple[object, bytes] | None = None
+    """What the last encoded plan depends on, and its bytes."""
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
-        """`bare` with what takes this client from the version it stands at to `state`."""
+        """`bare` with the tensors that take this client from the version that it stands at to `state`."""
         have, label = self.have.get(client, (None, "")) if self._shares(bare) else (None, "")
         plan = replace(bare, label=state.label, have=have, have_label=label)
-        return replace(plan, tensors=self.recipe.downlink(state, plan.have, plan))
+        return replace(plan, tensors=self.federation.recipe.downlink(state, plan.have, plan))
 
     def _shares(self, plan: Plan) -> bool:
-        """Whether what comes with this plan is what the client stands at from then on."""
-        return not (plan.evaluate and self.recipe.evaluation_has_own_state)
+        """Whether the client stands at this plan's state from then on; else the plan is for one evaluation."""
+        return not (plan.evaluate and self.federation.recipe.evaluation_has_own_state)
 
     def ask(
         self,
@@ -64,16 +65,16 @@ class Exchange:
         max_bytes: Mapping[str, int],
         until: Until,
     ) -> None:
-        """Send each client its plan and hand each answer to `accept`, which raises RejectedUpdate if it must not count.
+        """Send each client its plan and hand each answer to `accept`. Returns when the exchange is over.
 
         Args:
-            kind: of message.
+            kind: of the letters, "train" or "evaluate".
             bare: plans by client, without tensors.
-            state: what the plans bring the clients to.
-            accept: takes client and answer.
-            traffic: added to.
+            state: that the plans bring the clients to.
+            accept: called once for each answer; what it raises as RejectedUpdate is told as a refusal.
+            traffic: bytes, refusals and blame are added to it.
             max_bytes: longest answer by client.
-            until: when it ends.
+            until: when the exchange ends though not all have answered; who has not is refused as `deadline`.
         """
 
         def take(client: str, payload: bytes) -> None:
@@ -84,7 +85,8 @@ class Exchange:
         def payload(client: str) -> bytes:
             wanted = self.have.get(client), bare[client]
             if not self._encoded or self._encoded[0] != wanted:  # most are sent the same
-                self._encoded = wanted, messages.encode_plan(self.plan(bare[client], state, client), self.down_codec)
+                plan = self.plan(bare[client], state, client)
+                self._encoded = wanted, messages.encode_plan(plan, self.federation.config.codec.plans)
             return self._encoded[1]
 
         def behind(client: str, reason: str) -> None:
@@ -99,11 +101,11 @@ class Exchange:
         self.send(letters, take, traffic, until, behind)
 
     def enrol(self, clients: list[str], traffic: Traffic, until: Until) -> None:
-        """Send the job."""
+        """Send the job to these clients; who answers as a client does is enrolled in the federation."""
         self.send([self._enrolment(c) for c in clients], self._join, traffic, until)
 
     def _join(self, client: str, payload: bytes) -> None:
-        self.enrolled(client, payload)
+        self.federation.enrolled(client, payload)
         self._joined.add(client)
 
     def send(
@@ -114,7 +116,12 @@ class Exchange:
         until: Until,
         behind: Callable[[str, str], None] | None = None,
     ) -> None:
-        """Send letters and take the answers, each as it comes; `behind` is told where a client says it stands."""
+        """Send letters and take the answers, each as it comes.
+
+        `behind` is told which client says that it stands at another state, and at which one; None for letters that need
+        no state and no run.
+        """
+        federation = self.federation
         out = _Sending(self, {letter.client: letter for letter in letters}, accept, traffic, until, behind)
         for letter in letters:
             joined = behind is None or letter.client in self._joined
@@ -122,12 +129,16 @@ class Exchange:
         self._encoded = None  # a late one is made anew
         out.listen()
         for letter in out.waiting.values():
-            late = RejectedUpdate("deadline", f"no answer within {self.clock.monotonic() - out.started:.1f} s")
-            traffic.refuse(Reply("", letter.client, late, proven=False), late, self.observe)
-        self.post.cancel(out.waiting)
+            late = RejectedUpdate("deadline", f"no answer within {federation.clock.monotonic() - out.started:.1f} s")
+            traffic.refuse(Reply("", letter.client, late, proven=False), late, federation.observe)
+        federation.post.cancel(out.waiting)
+
+    @cached_property
+    def _job(self) -> bytes:
+        return messages.encode_job(self.federation.job)
 
     def _enrolment(self, client: str) -> Letter:
-        return Letter(client, "query", lambda: self.job)
+        return Letter(client, "query", lambda: self._job)
 
 
 @dataclass
@@ -142,14 +153,16 @@ class _Sending:
     until: Until
     behind: Callable[[str, str], None] | None
     waiting: dict[str, Letter] = field(default_factory=dict)
+    """Letters without an answer by ticket."""
     started: float = 0.0
+    """By the federation's clock."""
     _accepted: int = 0
     _enough_at: float = math.inf
     _helped: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def push(self, letter: Letter) -> None:
         """Send a letter and wait for its answer; bytes count as needed where it is the one meant for its client."""
-        ticket, size = self.exchange.post.push(letter)
+        ticket, size = self.exchange.federation.post.push(letter)
         self.waiting[ticket] = letter
         if letter is self.asked[letter.client]:
             self.traffic.needed.setdefault(letter.client, size)
@@ -157,7 +170,7 @@ class _Sending:
 
     def listen(self) -> None:
         """Take answers until nothing waits, or `until` says that it is over."""
-        post, clock = self.exchange.post, self.exchange.clock
+        post, clock = self.exchange.federation.post, self.exchange.federation.clock
         self.started = heard = clock.monotonic()
         self._enough_at = self.started if self.until.need <= 0 else math.inf
         while self.waiting:
@@ -176,7 +189,7 @@ class _Sending:
 
     def _over(self) -> bool:
         ends = min(self.started + self.until.deadline_s, self._enough_at + self.until.grace_s)
-        return self.exchange.clock.monotonic() > ends
+        return self.exchange.federation.clock.monotonic() > ends
 
     def _hear(self, reply: Reply) -> None:
         """Take one reply; what must not count is told as a refusal."""
@@ -188,9 +201,9 @@ class _Sending:
                 raise reply.answer
         except RejectedUpdate as e:
             counts = known is not None or e.code == "equivocation"
-            self.traffic.refuse(reply, e, self.exchange.observe, counts)
+            self.traffic.refuse(reply, e, self.exchange.federation.observe, counts)
         if self._accepted >= self.until.need:
-            self._enough_at = min(self._enough_at, self.exchange.clock.monotonic())
+            self._enough_at = min(self._enough_at, self.exchange.federation.clock.monotonic())
 
     def _take(self, reply: Reply, letter: Letter) -> bool:
         """Whether an answer was accepted. Raises RejectedUpdate."""

@@ -1,67 +1,92 @@
-"""What all rounds of one run share: the recipe, who takes part with what, and the plans of a round."""
+"""What everything in one run shares: how letters travel, the recipe, who takes part, and the plans of a round."""
 
 import math
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+from fedft.carriers.interface import SHORT_ANSWER_BYTES, Post
 from fedft.config import RunConfig
 from fedft.contract import Layout, Member, State
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
 from fedft.reports.observers import Observer
 from fedft.server.checkpoint import Store
-from fedft.server.exchange import Exchange, Until
+from fedft.server.traffic import Clock, Until
 from fedft.update import Job, Plan
 from fedft.wire import messages
 
-DEADLINE_S = 3600.0  # of a deployment whose run file sets none: a round ends whatever the sites do
+DEADLINE_S = 3600.0  # of a round in a deployment whose run file sets none: it ends whatever the sites do
 
 
 @dataclass
 class Federation:
-    """One run, as its rounds see it."""
+    """One run's fixed facts and its clients, for the engine, its rounds and its exchanges. Used by one thread."""
 
+    post: Post
     recipe: Recipe
     layout: Layout
+    """Of the base model."""
     config: RunConfig
     job: Job
+    """What clients are told of the run; its identifier is the run's."""
     store: Store
-    talk: Exchange
-    observe: Observer
-    deployed: bool
-    caps: Mapping[str, int]
+    observe: Observer = lambda kind, info: None
+    """Hears of everything that a person may want to see."""
+    clock: Clock = time
+    """By which an exchange of letters waits and ends."""
+    deployed: bool = False
+    """Sites come and go: whoever is not there is waited for up to quorum and deadline, and never an error."""
+    caps: Mapping[str, int] = field(default_factory=dict)
     """Most examples that a client may claim, where that is less than `[limits] max_num_examples`."""
     members: dict[str, Member] = field(default_factory=dict)
     """All who may take part, in roster order (bytewise by name)."""
+    held_out: dict[str, int] = field(default_factory=dict)
+    """Held-out rows of each client that has enrolled since this process started."""
     counted: dict[str, int] = field(default_factory=dict)
     """The last round in which a client's update counted, where clients keep something."""
 
     def enter(self, clients: Collection[str]) -> None:
-        """Everybody's place in the roster, and the rank that the run file deals out. Raises ConfigError for nobody."""
+        """Give each client its place in `members`, and the rank that the run file deals out.
+
+        Raises ConfigError if there are no clients.
+        """
         if not clients:
             raise ConfigError("no clients: nobody is enrolled")
         ranks = [0] if self.recipe.space.rank_free else self.config.ranks()
         names = sorted(clients, key=str.encode)
         self.members = {name: Member(ranks[i % len(ranks)]) for i, name in enumerate(names)}
 
+    def enrolled(self, client: str, payload: bytes) -> None:
+        """Take a client's answer to the job: its held-out rows and its profile. RejectedUpdate for other bytes."""
+        said = messages.decode_update(payload, {}, "fp32", max_bytes=SHORT_ANSWER_BYTES)
+        self.held_out[client] = int(said.metrics.get("held_out", 0))
+        self.know(client, {**said.metrics, "rows": said.num_examples})
+        self.observe("enrolled", {"client": client})
+
+    def know(self, client: str, profile: Mapping[str, float]) -> None:
+        """Note what a member said of itself, for plans to go by; a client that is no member is passed over."""
+        if client in self.members:
+            self.members[client] = Member(self.members[client].rank, dict(profile))
+
     @property
     def rank(self) -> int:
-        """The largest rank of anybody: the state's."""
+        """The largest rank of any member: the state's."""
         return max(member.rank for member in self.members.values())
 
     def quorum(self, asked: int) -> int:
-        """How many of `asked` clients must answer."""
+        """How many of `asked` clients must answer: the share `[server] quorum`, and one at least."""
         return max(1, math.ceil(self.config.server.quorum * asked - 1e-9))
 
     def until(self, need: int) -> Until:
-        """When an exchange ends of which `need` answers are enough."""
+        """When an exchange ends of which `need` answers are enough, by `[server] deadline_s` and `grace_s`."""
         limit, grace = self.config.server.deadline_s, self.config.server.grace_s
         if limit is None and not self.deployed:
             return Until(need)
         return Until(need, grace, limit or DEADLINE_S)
 
     def plans(self, state: State, clients: Collection[str]) -> dict[str, Plan]:
-        """What each of these clients is to do from this state on, without the tensors that bring it there.
+        """What each of these clients is to do from this state on, without the tensors that bring the client there.
 
         Raises ConfigError where the recipe's plan makes no sense.
         """

@@ -9,11 +9,15 @@ from fedft.update import Job
 
 
 def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes]) -> Job:
-    """The job of `config`. Its identifier changes with the config (rounds, limits, evaluation apart), base and `who`.
+    """The job of a run: what its clients are told, and the run's identifier.
+
+    The identifier changes with the config (tables `server`, `eval` and `limits` apart, but for the seed), the base and
+    `who`. Keys that are nobody else's business (`fedft.config.LOCAL`) are not in the job.
 
     Args:
-        base_digest: of the base model that everybody must have.
-        who: what else tells the run from others: the rows in a simulation, a salt in a deployment.
+        config: the run file.
+        base_digest: SHA-256 of the base model that everybody must have, 64 hexadecimal digits.
+        who: bytes that tell the run from others of this config: the rows in a simulation, a salt in a deployment.
     """
     tables = config.to_dict()
     fixed = {t: v for t, v in tables.items() if t not in ("server", "eval", "limits")}

@@ -9,7 +9,7 @@
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,9 @@ from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import result, run_folder
+from fedft.server import run_folder, run_outputs
 from fedft.server.checkpoint import Store
+from fedft.server.federation import Federation
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
 from fedft.update import Job
@@ -46,22 +47,42 @@ class OpenRun:
     began: float
     """`time.monotonic()` when the folder was opened."""
     ended: dict[str, Any]
-    """What observers are told at the end."""
+    """The facts that observers are told with "ended"; filled by `finish`."""
 
-    def loop(self, post: Post, **more: Any) -> Loop:
-        """The run's engine on this post; `more` are fields of `Loop`: deployed, caps, lift."""
-        return Loop(
-            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.metrics, self.observe,
-            gates=[registry.gates.chosen(gate) for gate in self.config.server.gates], **more,
+    def loop(
+        self,
+        post: Post,
+        *,
+        deployed: bool = False,
+        caps: Mapping[str, int] | None = None,
+        lift: Collection[str] = (),
+    ) -> Loop:
+        """The run's engine with these means to reach its clients.
+
+        Args:
+            post: reaches the run's clients.
+            deployed, caps: see `Federation`.
+            lift: clients whose quarantine ends now.
+        """
+        federation = Federation(
+            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe,
+            deployed=deployed, caps=caps or {},
         )  # fmt: skip
+        gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
+        return Loop(federation, self.metrics, lift, gates)
 
     def finish(self, state: State, clients: int) -> dict[str, Any]:
-        """Put the model at the final `state`, write it with summary and events; returns the summary."""
+        """Set the model to the final `state` and write it with the summary; returns the summary.
+
+        `clients` is the number of those that could take part.
+        """
         base, handle = self.here.base, self.here.handle
-        result.stand(self.config, self.recipe, self.here.layout, handle, state)
+        run_outputs.set_model_to(self.config, self.recipe, self.here.layout, handle, state)
         seconds = time.monotonic() - self.began
         lines = self.metrics.lines
-        self.ended["summary"] = result.finish(self.folder, self.config, base, handle, state, clients, lines, seconds)
+        self.ended["summary"] = run_outputs.write_outputs(
+            self.folder, self.config, base, handle, state, clients, lines, seconds
+        )
         found: dict[str, Any] = self.ended["summary"]
         return found
 
@@ -86,7 +107,7 @@ class HeldFolder:
             here: the base model of the config with the recipe's handle on it.
             who: tells the run from others of this config, see `job_of`; read once `config.toml` is written.
         """
-        result.write_config(self.folder, self.config, here.base)
+        run_outputs.write_config(self.folder, self.config, here.base)
         run = self._on(here, who)
         loggers.begin(self.observe, self.folder, self.config)
         return run

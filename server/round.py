@@ -14,9 +14,10 @@ from typing import Any
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.server import admission, cohort
-from fedft.server.aggregation_error import Exactness
-from fedft.server.exchange import Traffic
+from fedft.server.aggregation_error import AggregationAudit
+from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
+from fedft.server.traffic import Traffic
 from fedft.update import Plan, Update
 from fedft.wire import messages
 
@@ -32,41 +33,55 @@ class Admitted:
     up: dict[str, int] = field(default_factory=dict)
 
     def enter(self, client: str, update: Update, norm: float, up: int) -> None:
-        """One more."""
+        """Count the update of one more client: its norm, and the bytes that it took on the wire."""
         self.examples[client], self.norms[client], self.up[client] = update.num_examples, norm, up
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A round that met its quorum."""
+    """A round that met its quorum. Its updates are durable, its new state is not yet."""
 
     after: State
+    """The next state, which the gates have agreed to."""
     record: dict[str, Any]
-    """For metrics.jsonl."""
+    """The round's part of its line in metrics.jsonl."""
     norms: list[float]
-    """Of the updates that counted."""
+    """Norms of the updates that counted, in roster order."""
     counted: list[str]
-    """Clients whose updates did."""
+    """Clients whose updates counted, in roster order."""
     blamed: set[str]
-    """Clients refused for what they certainly sent."""
+    """Clients at fault, see `Traffic.blamed`."""
 
 
 @dataclass
 class Round:
-    """The round that leads from `state` on."""
+    """The round that leads from `state` to the next one. Used once, by one thread."""
 
-    run: Federation
+    exchange: Exchange
+    """With the run's clients."""
     state: State
     norms: Sequence[float]
-    """Of updates that were admitted in the last rounds."""
+    """Norms of updates that were admitted in the last rounds: what is usual."""
     gates: Sequence[Gate]
+    """Asked in this order; each may refuse the new state or give another one."""
     barred: Sequence[str] = ()
+    """Clients in quarantine, who are not asked."""
     admitted: Admitted = field(default_factory=Admitted)
     traffic: Traffic = field(default_factory=Traffic)
     plans: dict[str, Plan] = field(default_factory=dict)
+    """By client, without tensors; durable before the first is sent."""
+
+    @property
+    def run(self) -> Federation:
+        """The federation whose round this is."""
+        return self.exchange.federation
 
     def carry_out(self) -> Outcome:
-        """Raises RunPaused below quorum, or where a gate refuses the next state."""
+        """Ask the cohort, wait for its quorum, aggregate, and return the outcome, which the caller commits.
+
+        Raises RunPaused below quorum and where a gate refuses the next state. Updates that were admitted stay on disk
+        in the first case, for the next attempt, and are dropped in the second.
+        """
         started = time.monotonic()
         asked = self._begin()
         self._collect_to_quorum(asked)
@@ -115,9 +130,9 @@ class Round:
             self.admitted.enter(client, update, norm, len(payload))
         attempt = self.state.version + 1  # of as many digits as theirs was: for the length of what they were sent
         for c in self.admitted.up:
-            plan = run.talk.plan(replace(self.plans[c], attempt=attempt), self.state, c)
+            plan = self.exchange.plan(replace(self.plans[c], attempt=attempt), self.state, c)
             self.traffic.needed[c] = self.traffic.down[c] = len(messages.encode_plan(plan, run.config.codec.plans))
-            run.talk.have[c] = self.state.version, self.state.label
+            self.exchange.have[c] = self.state.version, self.state.label
 
     def _collect_to_quorum(self, asked: list[str]) -> None:
         run, quorum = self.run, self.run.quorum(len(asked))
@@ -147,7 +162,7 @@ class Round:
         up, limits = run.config.codec.up, run.config.limits
         longest = {c: admission.longest(run.recipe.spec(run.layout, plans[c]), up, limits) for c in clients}
         need = quorum - len(self.admitted.examples)
-        run.talk.ask("train", plans, self.state, accept, self.traffic, longest, run.until(need))
+        self.exchange.ask("train", plans, self.state, accept, self.traffic, longest, run.until(need))
 
     def _admit(self, payload: bytes, client: str, plan: Plan, *, recovered: bool = False) -> tuple[Update, float]:
         run, limits = self.run, self.run.config.limits
@@ -168,14 +183,14 @@ class Round:
                 log.warning(said, self.state.version, c, weights[c])
         return weights
 
-    def _audit(self, client: str) -> Exactness | None:
+    def _audit(self, client: str) -> AggregationAudit | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""
         run, plan = self.run, self.plans[client]
-        audit = Exactness(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
+        audit = AggregationAudit(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
         return audit if run.config.eval.exactness and audit.possible() else None
 
     def _updates(
-        self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: Exactness | None
+        self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: AggregationAudit | None
     ) -> Iterator[Update]:
         """The journalled updates in roster order, one in memory at a time."""
         run = self.run

@@ -13,7 +13,11 @@ from fedft.training.metrics import interface as metrics
 
 
 def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
-    """Make the run folder and see that it is ours: writable, empty or to be resumed, of the same config."""
+    """Make the run folder, or find it as it must be to be resumed; returns `folder`.
+
+    Raises ConfigError if it cannot be written, holds something else, holds a run though `resume` is not set, or a run
+    of another config. `config.toml`, which makes a folder a run's, is not written here.
+    """
     there = (folder / "config.toml").exists()
     if there and not resume:
         raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another folder starts anew")
@@ -51,7 +55,7 @@ def check_rounds(folder: Path, found: tuple[State, object] | None, config: RunCo
 
 
 def alone(folder: Path) -> AbstractContextManager[None]:
-    """Keep other processes from running this run."""
+    """A lock on the run in `folder`, held inside the `with`. Raises ConfigError if another process holds the lock."""
     return durable.alone(folder / "state" / "lock", f"--out {folder}: another process is running this run")
 
 
@@ -62,10 +66,11 @@ def check_plugins(config: RunConfig) -> None:
 
 
 FREE = {("server", "rounds"), ("server", "budget"), ("server", "loggers")}
+"""(table, key) that may change when a run is resumed."""
 
 
 def changed(before: RunConfig, now: RunConfig) -> list[str]:
-    """`table.key` of what differs, but for rounds, budget and loggers: a run may be made longer, and told elsewhere."""
+    """`table.key` of each key that differs, but for FREE: a run may be made longer, and logged elsewhere."""
     a, b = before.to_dict(), now.to_dict()
     keys = [(t, k) for t in b for k in sorted(a[t].keys() | b[t].keys()) if a[t].get(k) != b[t].get(k)]
     return [f"{t}.{k}" for t, k in keys if (t, k) not in FREE]

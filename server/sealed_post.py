@@ -5,106 +5,84 @@
     silence  -> sealed STATUS                           site: PROGRESS: loading, queued, step 12 of 40, ready, unknown
 
 Nothing below is trusted to deliver. A letter is pushed when its site can be reached, and again when the transport says
-it is lost or the site does not know of it. The first answer that is signed by the site, for this run, round, attempt
-and plan, is the answer; the same bytes again are dropped, other bytes are an `equivocation`.
+it is lost or the site does not know of it (`open_letter.py`). The first answer that is signed by the site, for this
+run, round, attempt and plan, is the answer; the same bytes again are dropped, other bytes are an `equivocation`.
+
+Everything here is in memory: after a restart the engine asks again, and a site that has answered sends the same bytes.
 """
 
-import hashlib
-import json
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedft.carriers.interface import Letter, Link, LinkLost, Refused, Reply, refused
+from fedft.carriers.interface import Letter, Link, LinkLost, Refused, Reply
 from fedft.errors import RejectedUpdate
 from fedft.reports.observers import Observer
 from fedft.security import sealed
+from fedft.security.roster import Keyring
 from fedft.security.sealed import About, Kind, Opened
+from fedft.server import site_reports
+from fedft.server.open_letter import OpenLetter
 from fedft.server.traffic import Clock
 
 log = logging.getLogger(__name__)
 
-DOING = ("loading", "queued", "working", "training", "ready", "unknown")
-STATUS_S = 5.0  # silence after which a site is asked what it is doing
-PLAN_BYTES_S = 1_000_000  # at which a plan is taken to arrive: until then a site cannot know of it
 RETRY_S = 1.0  # between two attempts to reach the network
-AGAIN_S = 1.0, 60.0  # before a letter that was lost goes out again: the first time, doubled each time up to
-FETCH_S, FETCH_BYTES_S = 60.0, 100_000  # after so long, and slower than this, a long answer's place goes to the next
 PARALLEL_FETCHES = 2  # long answers on their way at once: the transport holds them in memory
-LATE_BYTES = 65536  # of an answer when nothing is open: it is told of, not used
-MAX_FORGERIES = 3  # answers to one letter that are nobody's, before it is given up
+LATE_BYTES = 65536  # of an answer when nothing is open: it is told of, not used, so a large one is not worth memory
+MAX_FORGERIES = 3  # answers to one letter that are nobody's, before it is given up: who forges could go on for ever
+KEPT_PER_SITE = 4  # messages and answers remembered between exchanges, so that what comes late is known for what it is
 KINDS = {"query": Kind.JOB, "train": Kind.TRAIN, "evaluate": Kind.EVALUATE}
 
 
-class Keyring(Protocol):
-    """Whose messages count: a roster."""
-
-    @property
-    def members(self) -> Mapping[str, Any]:
-        """The sites."""
-
-    def key_of(self, name: str) -> Ed25519PublicKey:
-        """What the site signs with. Raises RejectedUpdate."""
-
-
 @dataclass
-class _Open:
-    """A letter that waits for its answer."""
-
-    letter: Letter
-    digest: bytes
-    size: int = 0
-    reached: bool = False
-    """Whether the site has said anything about it."""
-    pushed: bool = False
-    ready: bool = False
-    """The site has a long answer and waits to be asked for it."""
-    fetching: bool = False
-    fetched_at: float = -math.inf
-    """When the long answer was last asked for."""
-    not_before: float = 0.0
-    tries: int = 0
-    heard: float = 0.0
-    forgeries: int = 0
-
-
-@dataclass
-class NetworkPost:
-    """`Post` over a `Link`, for the members of a roster. `run` is the run's identifier."""
+class SealedPost:
+    """`Post` over a `Link`, for the members of a roster. Used by one thread; its calls wait for the link at most."""
 
     link: Link
     roster: Keyring
     key: Ed25519PrivateKey
+    """The server's, which the sites know."""
     run: str
+    """The run's identifier: 16 hexadecimal digits."""
     observe: Observer = lambda kind, info: None
+    """Hears of "link" when the network is lost, and of "progress" of sites."""
     clock: Clock = time
-    _open: dict[str, _Open] = field(default_factory=dict)
+    _open: dict[str, OpenLetter] = field(default_factory=dict)
+    """Letters that wait for their answer, by ticket."""
     _ids: dict[str, tuple[str, str, Kind]] = field(default_factory=dict)
-    """Ticket, site and kind of each message that may still be answered."""
+    """Ticket, site and kind of each message that may still be answered, by the link's id of the message."""
     _answered: dict[tuple[str, int, int, bytes], str] = field(default_factory=dict)
     """Digest of the answer that counted, by site, round, attempt and plan."""
     _online: Mapping[str, int] = field(default_factory=dict)
+    """Node by site, of those that could be reached when last looked."""
     _count: int = 0
+    """Tickets given."""
     _hashed: tuple[bytes, bytes] = (b"", sealed.digest(b""))
+    """The last payload and its SHA-256."""
     _down_until: float = 0.0
+    """When the network is tried again."""
 
     def push(self, letter: Letter) -> tuple[str, int]:
-        """See `Post`. The letter leaves when its site can be reached."""
+        """Take a letter, which leaves when its site can be reached; (ticket, bytes of the payload)."""
         payload = letter.payload()
         self._count += 1
         ticket = str(self._count)
-        self._open[ticket] = _Open(letter, self._digest(payload), len(payload), heard=self.clock.monotonic())
+        self._open[ticket] = OpenLetter(letter, self._digest(payload), len(payload), self.clock.monotonic())
         if self.clock.monotonic() >= self._down_until:
             self._linked(lambda: self._deliver(ticket, payload))
         return ticket, len(payload)
 
     def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
-        """See `Post`. Also sends what is due: letters not out yet, fetches of long answers, questions to the silent."""
+        """The replies that have come, one in memory at a time; also sends what is due.
+
+        Due are letters not out yet, fetches of long answers, and questions to the silent. Replies beside a letter (late
+        answers, equivocations, forgeries) have the ticket "". While the network is down nothing is done.
+        """
         if self.clock.monotonic() < self._down_until:
             return
         self._hashed = b"", sealed.digest(b"")  # lets go of the payload
@@ -118,39 +96,38 @@ class NetworkPost:
             self._lost(e)
 
     def cancel(self, tickets: Collection[str]) -> None:
-        """See `Post`. The last messages stay known, so that a late answer is told of."""
+        """Stop waiting for the answers to these letters. The last messages stay known: a late answer is told of."""
         for ticket in tickets:
             self._open.pop(ticket, None)
         if not self._open:
-            kept = 4 * len(self.roster.members)
+            kept = KEPT_PER_SITE * len(self.roster.members)
             self._answered = dict(list(self._answered.items())[-kept:])
             if old := list(self._ids)[:-kept]:
                 self._linked(lambda: self.link.forget(old))
                 self._ids = {mid: about for mid, about in self._ids.items() if mid not in set(old)}
 
     def gone(self, client: str) -> bool:
-        """See `Post`."""
+        """Whether the site could not be reached when last looked; never while the network itself is down."""
         return self.clock.monotonic() >= self._down_until and client not in self._online
 
-    # -- out -----------------------------------------------------------------------------------------------------
+    # Out
 
     def _send_due(self) -> None:
         now = self.clock.monotonic()
         self._online = self.link.nodes()
         due = {t: o for t, o in self._open.items() if o.letter.client in self._online and now >= o.not_before}
         for o in self._open.values():
-            allowed = FETCH_S + o.letter.max_bytes / FETCH_BYTES_S
-            o.fetching = o.fetching and o.letter.client in self._online and now < o.fetched_at + allowed
+            o.fetching = o.fetching and o.letter.client in self._online and not o.slow(now)
         for ticket, o in due.items():
             if not o.pushed:
                 self._deliver(ticket, o.letter.payload())
-            elif not o.ready and now > o.heard + STATUS_S + (0 if o.reached else o.size / PLAN_BYTES_S):
-                o.not_before = now + STATUS_S
+            elif o.silent(now):
+                o.ask_later(now)
                 self._send(ticket, Kind.STATUS, b"")
         places = PARALLEL_FETCHES - sum(o.fetching for o in self._open.values())
         ready = sorted((o.fetched_at, t) for t, o in due.items() if o.ready and not o.fetching)
         for _, ticket in ready[: max(0, places)]:
-            self._open[ticket].fetching, self._open[ticket].fetched_at = True, now
+            self._open[ticket].fetch(now)
             self._send(ticket, Kind.FETCH, b"")
 
     def _deliver(self, ticket: str, payload: bytes) -> None:
@@ -160,10 +137,10 @@ class NetworkPost:
         if o.letter.client in self._online:
             o.digest = self._digest(payload)
             self._send(ticket, KINDS[o.letter.kind], payload, o.digest)
-            o.pushed, o.heard = True, self.clock.monotonic()
+            o.sent(self.clock.monotonic())
 
     def _digest(self, payload: bytes) -> bytes:
-        """SHA-256, taken once of the plan that many sites are sent."""
+        """SHA-256 of a payload, taken once of the plan that many sites are sent."""
         if payload is not self._hashed[0]:
             self._hashed = payload, sealed.digest(payload)
         return self._hashed[1]
@@ -183,23 +160,23 @@ class NetworkPost:
             self._lost(e)
 
     def _lost(self, e: LinkLost) -> None:
-        """All that was on its way is void: it is sent again once there is a link."""
+        """Note that the network is gone: all that was on its way is void, and is sent again once there is a link."""
         log.warning("network: %s; trying again", e)
         self.observe("link", {"lost": str(e)})
         self._ids.clear()
         self._online = {}
         self._down_until = self.clock.monotonic() + RETRY_S
         for o in self._open.values():
-            o.pushed = o.ready = o.fetching = False
+            o.void()
 
-    # -- in ------------------------------------------------------------------------------------------------------
+    # In
 
     def _received(self, mid: str, found: bytes | Refused | RejectedUpdate) -> Reply | None:
         ticket, site, kind = self._ids.pop(mid)
         o = self._open.get(ticket)
         if isinstance(found, Refused):  # the transport's own: nothing of ours is unsigned
-            if kind is not Kind.STATUS:
-                self._again(o, found.reason)
+            if kind is not Kind.STATUS and o is not None:
+                o.lose(self.clock.monotonic(), found.reason)
             return None
         try:
             if isinstance(found, RejectedUpdate):
@@ -208,7 +185,7 @@ class NetworkPost:
         except RejectedUpdate as e:
             return self._forged(ticket, site, e, found, kind)
         if o is not None and opened.about.plan == o.digest:
-            o.heard, o.reached = self.clock.monotonic(), True
+            o.hear(self.clock.monotonic())
             if opened.kind is Kind.PROGRESS:
                 self._progress(o, opened.payload)
                 return None
@@ -225,45 +202,29 @@ class NetworkPost:
             raise RejectedUpdate("malformed", f"a message of kind {opened.kind.name} from a site")
         return opened
 
-    def _forged(
-        self, ticket: str, site: str, e: RejectedUpdate, found: bytes | RejectedUpdate, kind: Kind
-    ) -> Reply | None:
-        """What nobody can be blamed for: told of, and the letter goes out again, a few times."""
-        size = len(found) if isinstance(found, bytes) else 0
-        sha256 = hashlib.sha256(found).hexdigest() if isinstance(found, bytes) else ""
+    def _forged(self, ticket: str, site: str, e: RejectedUpdate, found: bytes | RejectedUpdate, kind: Kind) -> Reply:
+        """The reply for bytes that nobody can be blamed for; the letter goes out again, or is given up."""
+        facts: dict[str, Any] = {}
+        if isinstance(found, bytes):
+            facts = {"size": len(found), "sha256": sealed.digest(found).hex()}
         o = self._open.get(ticket)
-        if o is not None:
-            o.forgeries += 1
-            if o.forgeries >= MAX_FORGERIES:
-                del self._open[ticket]
-                return Reply(ticket, site, e, proven=False, size=size, sha256=sha256)
+        if o is None:
+            return Reply("", site, e, proven=False, **facts)
+        o.forgeries += 1
+        if o.forgeries >= MAX_FORGERIES:
+            del self._open[ticket]
+            return Reply(ticket, site, e, proven=False, **facts)
         if kind is not Kind.STATUS:
-            self._again(o, str(e))
-        return Reply("", site, e, proven=False, size=size, sha256=sha256)
+            o.lose(self.clock.monotonic(), str(e))
+        return Reply("", site, e, proven=False, **facts)
 
-    def _again(self, o: _Open | None, why: str) -> None:
-        """The letter is lost: it goes out once more, in a while."""
-        if o is not None:
-            log.debug("%s: %s", o.letter.client, why)
-            o.not_before = self.clock.monotonic() + min(AGAIN_S[0] * 2**o.tries, AGAIN_S[1])
-            o.tries = min(o.tries + 1, 10)
-            o.pushed = o.ready = o.fetching = False
-
-    def _progress(self, o: _Open, payload: bytes) -> None:
-        said = _json(payload)
-        doing = said.get("doing")
-        if doing not in DOING:
-            doing = "?"
-        if doing == "unknown":  # it restarted after the letter had reached it
-            self._again(o, "does not know of the letter")
-        if doing == "ready":
-            o.not_before = self.clock.monotonic() + RETRY_S * o.fetching  # it had been asked for the answer just now
-            o.ready, o.fetching = True, False
-        told = {k: said[k] for k in ("step", "steps", "left_s") if _plain(said.get(k))}
-        self.observe("progress", {"client": o.letter.client, "round": o.letter.round, "doing": doing, **told})
+    def _progress(self, o: OpenLetter, payload: bytes) -> None:
+        doing, numbers = site_reports.progress(payload)
+        o.report(doing, self.clock.monotonic())
+        self.observe("progress", {"client": o.letter.client, "round": o.letter.round, "doing": doing, **numbers})
 
     def _answer(self, ticket: str, site: str, opened: Opened) -> Reply | None:
-        """The first answer to a letter counts; what else comes is a repetition, an equivocation, or late."""
+        """The reply for a signed answer: the first to a letter counts, others are dropped, equivocations, or late."""
         about, digest = opened.about, opened.digest.hex()
         facts: dict[str, Any] = {"size": len(opened.payload), "sha256": digest}
         key = (site, about.round, about.attempt, about.plan)
@@ -273,9 +234,8 @@ class NetworkPost:
             if opened.kind is Kind.ANSWER:
                 self._answered[key] = digest
                 return Reply(ticket, site, opened.payload, **facts)
-            said = _json(opened.payload)
             try:
-                return Reply(ticket, site, refused(said.get("code"), said.get("reason")), **facts)
+                return Reply(ticket, site, site_reports.refusal(opened.payload), **facts)
             except RejectedUpdate as e:
                 return Reply(ticket, site, e, **facts)
         if opened.kind is not Kind.ANSWER or self._answered.get(key) == digest:
@@ -284,19 +244,7 @@ class NetworkPost:
         if key in self._answered:
             return Reply("", site, RejectedUpdate("equivocation", f"another {text}"), **facts)
         ahead = o is not None and (about.round, about.attempt) > (o.letter.round, o.letter.attempt)
-        self._again(o, "answered another letter")
+        if o is not None:
+            o.lose(self.clock.monotonic(), "answered another letter")
         code = "wrong_round" if ahead else "late"
         return Reply("", site, RejectedUpdate(code, f"{text}, which is not open"), **facts)
-
-
-def _plain(x: object) -> bool:
-    return type(x) in (int, float) and 0 <= x <= 1e9  # type: ignore[operator]
-
-
-def _json(payload: bytes) -> dict[str, Any]:
-    """A site's few words about itself; {} if they are none."""
-    try:
-        said = json.loads(payload) if len(payload) <= 4096 else {}
-    except (ValueError, RecursionError):
-        return {}
-    return said if isinstance(said, dict) else {}

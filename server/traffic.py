@@ -1,4 +1,4 @@
-"""What an exchange of letters costs and who was refused in it, by which clock, and when it ends."""
+"""The terms of an exchange of letters: its clock, when it ends, what it costs, who was refused and who is to blame."""
 
 import hashlib
 import logging
@@ -14,41 +14,54 @@ log = logging.getLogger(__name__)
 
 
 class Clock(Protocol):
-    """Seconds, of which only differences count; the module `time` is one."""
+    """Seconds that pass; the module `time` is a clock, and tests have one that jumps."""
 
     def monotonic(self) -> float:
-        """Now."""
+        """The time now, in seconds from any moment: only differences count."""
 
     def sleep(self, seconds: float, /) -> None:
-        """Wait."""
+        """Return once so many seconds have passed."""
 
 
 @dataclass(frozen=True)
 class Until:
-    """When an exchange ends though not all have answered."""
+    """When an exchange ends though not all have answered, so that no client can hold up the others."""
 
     need: float = math.inf
-    """Accepted answers that are enough, `grace_s` later."""
+    """Accepted answers that are enough."""
     grace_s: float = math.inf
+    """Seconds for which answers are still taken once there are enough."""
     deadline_s: float = math.inf
-    """Seconds after which it ends in any case."""
+    """Seconds after which the exchange ends in any case."""
 
 
 @dataclass
 class Traffic:
-    """What exchanges cost: bytes by client each way, the refused as {client, code, reason}, and who is to blame."""
+    """What one or several exchanges cost, and who was refused in them."""
 
     up: dict[str, int] = field(default_factory=dict)
+    """Bytes of the answers that came, by client, also of those that were refused then."""
     down: dict[str, int] = field(default_factory=dict)
+    """Bytes of letters by client, each time that one is sent."""
     needed: dict[str, int] = field(default_factory=dict)
-    """Down by client of the letter meant for it, once: what is sent again to one that was killed is left out."""
+    """Bytes by client of the letter meant for it, once: what a client that was killed is sent again is left out."""
     refused: list[dict[str, str]] = field(default_factory=list)
+    """{client, code, reason} of each refusal that counts, in the order in which they came."""
     blamed: set[str] = field(default_factory=set)
-    """Clients refused for what they certainly sent; not for what the network did or somebody sent in their name, nor
-    for a refusal of their own, unless it is for ever that they have forgotten what we said."""
+    """Clients at fault: a message that they certainly sent was refused. Not faults of the network, forgeries, silence,
+    or a client's own refusal, except of one that answers `behind` or `wrong_run` more than MAX_HELP times."""
 
     def refuse(self, reply: Reply, e: RejectedUpdate, observe: Observer, counts: bool = True) -> None:
-        """Tell of a refusal; what nothing waited for is told to `observe`, the audit, only, unless it `counts`."""
+        """Log a refusal, tell `observe` of it, and note it.
+
+        Args:
+            reply: that is refused.
+            e: why.
+            observe: hears of "refused" with the size and SHA-256 of what came, and whether it is proven to be the
+                client's.
+            counts: whether the refusal enters `refused` and `blamed`; else nothing waited for the reply, and it is only
+                told.
+        """
         client, size, digest = reply.client, reply.size, reply.sha256
         if isinstance(reply.answer, bytes):
             size, digest = len(reply.answer), hashlib.sha256(reply.answer).hexdigest()

@@ -14,7 +14,7 @@ from fedft.errors import ConfigError
 from fedft.models import export, load
 from fedft.models.parameters import parameters_of
 from fedft.reports import columns
-from fedft.server import result
+from fedft.server import run_outputs
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
 from fedft.training.metrics import interface
@@ -74,7 +74,7 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
         to.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
-    kind = export.save_adapter(to, place.handle, place.base, result.base_name(place.base))
+    kind = export.save_adapter(to, place.handle, place.base, run_outputs.base_name(place.base))
     place.base.tokenizer.save_pretrained(to)
     if not merged:
         return kind

@@ -19,7 +19,7 @@ from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
-from fedft.server import result
+from fedft.server import run_outputs
 from fedft.server.checkpoint import Store
 from fedft.simulations import batched_turns, virtual_clients
 
@@ -45,7 +45,7 @@ class Workplace:
     def stand(self, state: State, client: str | None = None) -> None:
         """Put the resident model at `state`, as a new client would, or as `client` does with what it keeps."""
         kept = self.clients[client].kept.after(self.counted.get(client)) if client is not None else {}
-        result.stand(self.config, self.recipe, self.layout, self.handle, state, kept)
+        run_outputs.set_model_to(self.config, self.recipe, self.layout, self.handle, state, kept)
 
 
 def workplace(

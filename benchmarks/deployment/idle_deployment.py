@@ -37,9 +37,10 @@ from fedft.reports.metric_log import MetricsFile
 from fedft.security import private_keys
 from fedft.security import roster as keys
 from fedft.server.checkpoint import Store
+from fedft.server.federation import Federation
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
-from fedft.server.sealed_post import NetworkPost
+from fedft.server.sealed_post import SealedPost
 
 FLOATS_PER_MIB = 2**18
 DEADLINE_S = 900.0
@@ -101,9 +102,12 @@ def serve(folder: Path) -> None:
             more = {k: info[k] for k in ("client", "code", "reason", "bytes_up", "bytes_down") if k in info}
             note(kind, fsync=fsync_s(), **more)
 
-    post = NetworkPost(link, roster, private_keys.load_signing(place / "signing.key"), job.run, observe)
+    post = SealedPost(link, roster, private_keys.load_signing(place / "signing.key"), job.run, observe)
     metrics = MetricsFile(folder / "metrics.jsonl", -1)
-    loop = Loop(post, setting.recipe, setting.layout, setting.config, job, store, metrics, observe, deployed=True)
+    federation = Federation(
+        post, setting.recipe, setting.layout, setting.config, job, store, observe, deployed=True
+    )
+    loop = Loop(federation, metrics)
     try:
         loop.run(list(members))
     finally:

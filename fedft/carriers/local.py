@@ -1,4 +1,4 @@
-"""Letters that never leave the process."""
+"""A post whose clients are functions of this process: letters never leave it."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
@@ -7,13 +7,13 @@ from fedft.carriers.interface import Answer, Kind, Letter, Refused, Reply, print
 from fedft.errors import RejectedUpdate
 
 Serve = Callable[[Kind, bytes], bytes | Refused]
-"""A client: what it answers to a message of this kind with this payload."""
+"""A client: (kind, payload) of a letter -> its answer. May raise whatever it likes."""
 Finish = Callable[[], bytes | Refused]
-"""Gives the answer to a letter whose work was begun before."""
+"""Gives the answer to a letter whose work was begun together with others'."""
 
 
 class Asked(NamedTuple):
-    """A letter as the client in this process gets it."""
+    """A letter with its bytes made, as a client in this process gets it."""
 
     client: str
     kind: Kind
@@ -21,6 +21,7 @@ class Asked(NamedTuple):
 
 
 Begin = Callable[[list[Asked]], list[Finish]]
+"""Begins the work of several letters at once, such as a shared pass of the model; one `Finish` each, in their order."""
 
 
 class LocalPost:
@@ -30,18 +31,20 @@ class LocalPost:
     answer that raises becomes the refusal `client_error`, as a network would report a crash; KeyboardInterrupt passes.
 
     With `begin`, the first `together` of the waiting letters that ask for training are begun at once, in their order;
-    what it gives makes their answers, each when it is pulled.
+    the answer of each is made when it is pulled.
+
+    All clients run in the thread that pulls.
     """
 
     def __init__(self, clients: Mapping[str, Serve], begin: Begin | None = None, together: int = 1) -> None:
-        """`clients`: what answers, by name; they never go away."""
+        """`clients` answer, by name, and never go away. `together`: letters of training that are begun at once."""
         self._clients, self._begin, self._together = clients, begin, together
         self._waiting: dict[str, tuple[Letter, Asked]] = {}
         self._begun: dict[str, Finish] = {}
         self._count = 0
 
     def push(self, letter: Letter) -> tuple[str, int]:
-        """See `Post`."""
+        """Keep a letter until it is pulled; (ticket, bytes of the payload)."""
         asked = Asked(letter.client, letter.kind, letter.payload())
         self._count += 1
         ticket = str(self._count)
@@ -49,7 +52,7 @@ class LocalPost:
         return ticket, len(asked.payload)
 
     def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
-        """The reply to the first of these letters that still waits, or nothing."""
+        """The reply to the first of these letters that still waits, or nothing. The client does its work meanwhile."""
         waiting = [t for t in tickets if t in self._waiting]
         if not waiting:
             return
@@ -72,7 +75,7 @@ class LocalPost:
             self._begun.pop(ticket, None)
 
     def gone(self, client: str) -> bool:
-        """Never."""
+        """False: clients in this process can always be reached."""
         return False
 
     def _take_begun(self, waiting: list[str]) -> Finish | None:

@@ -15,8 +15,9 @@ from fedft.security import certificates
 from fedft.security.certificates import CA_DAYS, Certificate
 from fedft.security.key_files import PRIVATE, PUBLIC, check_absent, read_text, write_new
 from fedft.security.private_keys import load_ecdsa, node_bytes, private_bytes
-from fedft.security.roster import ROSTER, _card
+from fedft.security.roster import ROSTER
 from fedft.security.sealed import site_name
+from fedft.security.site_table import card_text
 
 
 def make_site(folder: Path, name: str) -> Path:
@@ -29,12 +30,12 @@ def make_site(folder: Path, name: str) -> Path:
     signing, node = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP384R1())
     write_new(folder / "signing.key", private_bytes(signing), PRIVATE)
     write_new(folder / "node.key", private_bytes(node), PRIVATE)
-    write_new(card, _card(name, signing.public_key(), node_bytes(node.public_key())).encode(), PUBLIC)
+    write_new(card, card_text(name, signing.public_key(), node_bytes(node.public_key())).encode(), PUBLIC)
     return card
 
 
 def make_server(folder: Path, hosts: Sequence[str], days: int = 365) -> None:
-    """Make a server's keys, certificates and empty roster in `folder`: the seven files that `roster.py` lists.
+    """Make a server's keys, certificates and empty roster in `folder`: the seven files of `fedft.security`.
 
     Args:
         hosts: DNS names (`*.` in front stands for one label) and IP addresses under which the sites reach the server.

@@ -13,13 +13,19 @@ from fedft.errors import RejectedUpdate
 from fedft.update import Spec
 from fedft.wire.table import Entry, form, type_of
 
-MAX_ENTRIES = 2**31  # of all tensors of a message: four times what fp32 could hold
-MAX_ABS = 1e4
+MAX_ENTRIES = 2**31  # of all tensors of a message, in memory: four times what fp32 could hold
+MAX_ABS = 1e4  # of a decoded float: weights are far below, and one client must not outweigh all others
 MAX_LENGTH = 5  # bytes of a varint that says a tensor's length
 
 
 def write_body(entries: Mapping[str, Entry], tensors: Tensors, seed: int) -> list[Part]:
-    """The bytes of tensors, which are as `entries` say, in parts; codecs draw by `seed`."""
+    """The bytes of a message's tensors, in the order of its table, in parts that are not copied.
+
+    Args:
+        entries: of the tensors, from `describe`.
+        tensors: by name; not modified.
+        seed: 64 bits, of what codecs draw at random.
+    """
     body: list[Part] = []
     for name, entry in entries.items():
         if not math.prod(entry.shape):
@@ -36,10 +42,10 @@ def write_body(entries: Mapping[str, Entry], tensors: Tensors, seed: int) -> lis
 
 
 def read_body(entries: Mapping[str, Entry], body: memoryview) -> dict[str, Tensor]:
-    """The tensors in `body`, all floats finite and within 1e4.
+    """The tensors in a message's body by name: contiguous, in new memory, all floats finite and within MAX_ABS.
 
-    Raises RejectedUpdate for numbers that are not, ValueError for bytes out of the format: all lengths are checked
-    before anything is decoded.
+    Raises RejectedUpdate (`nonfinite`, `out_of_bounds`) for other numbers, ValueError for bytes out of the format. All
+    lengths are checked before anything is decoded, so a short message allocates little.
     """
     r = Reader(body)
     if (total := sum(math.prod(e.shape) for e in entries.values())) > MAX_ENTRIES:

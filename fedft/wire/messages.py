@@ -50,6 +50,7 @@ What the decoders refuse, as `RejectedUpdate(code, message)`:
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -58,10 +59,14 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.compression.codec_names import PLAIN, received
 from fedft.errors import RejectedUpdate
 from fedft.update import Job, Plan, Spec, Update
+from fedft.wire import frame
 from fedft.wire.body import MAX_ABS as MAX_ABS
 from fedft.wire.body import body_bytes as body_bytes
 from fedft.wire.body import read_body, seen_tensors, write_body
-from fedft.wire.fields import (
+from fedft.wire.frame import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
+from fedft.wire.frame import PROTOCOL as PROTOCOL
+from fedft.wire.frame import MessageKind
+from fedft.wire.header import (
     Field,
     as_count,
     as_digest,
@@ -73,34 +78,27 @@ from fedft.wire.fields import (
     as_rate,
     as_run,
     as_tables,
-    json_bytes,
-    parse_json,
-    read,
-    write,
+    read_fields,
+    write_fields,
 )
 from fedft.wire.table import MAX_TENSORS, check_fit, describe, max_table_bytes, read_entries, write_rows
 
-PROTOCOL = 2
 CODECS = PLAIN
-MAX_MESSAGE_BYTES = 2**31 - 1  # the transport's messages are protobuf: signed 32-bit lengths
-MAX_HEADER_BYTES = 4096  # ours take about 80; 32 metrics with the longest names still fit
-MAX_PLAN_HEADER_BYTES = 64 * 1024  # ranks of a thousand modules by name
-MAX_JOB_BYTES = 64 * 1024
-
-_FRAME = struct.Struct("<4sHBHI")
-_MAGIC = b"FDFT"
-_PLAN, _UPDATE, _JOB = 1, 2, 3
+MAX_JOB_BYTES = 64 * 1024  # how much JSON a job makes a site parse; ours take one or two thousand
 
 
 def encode_update(update: Update, codec: str, seed: int = 0) -> bytes:
     """The bytes of `update`, float tensors in `codec`; metrics a receiver would drop are dropped here, with a warning.
 
     Args:
+        update: its `delta` is float32, int32 or uint16; not modified.
+        codec: name of the codec, as in `[codec] up`.
         seed: of what the codec draws at random, 64 bits; a new one for every update.
-    Raises ValueError for what no receiver could accept (field or tensor of a wrong type, over 2 dimensions), but never
-    for a number in a float tensor: it is the receiver who refuses a diverged update, and so hears of it.
+    Raises:
+        ValueError: no receiver could accept a field or a tensor (wrong type, over 2 dimensions). A number in a float
+            tensor never raises: the receiver refuses a diverged update, and so hears of it.
     """
-    return _encode(_UPDATE, update, _UPDATE_FIELDS, update.delta, codec, seed)
+    return _encode(MessageKind.UPDATE, update, _UPDATE_FIELDS, update.delta, codec, seed)
 
 
 def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None = None) -> Update:
@@ -108,7 +106,11 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
 
     Tensors have the spec's dtype, are contiguous and own their memory; all floats are finite and within 1e4; where
     several tensors are `at_most`, their lengths need not agree. Unusable metrics are dropped with a warning.
+
     Args:
+        data: bytes from outside, of any kind and length.
+        spec: names, shapes and dtypes that are wanted.
+        codec: name of the codec that is wanted, as in `[codec] up`.
         max_bytes: a limit below `max_update_bytes(spec, codec)`, which holds in any case.
     Raises:
         RejectedUpdate: whatever else is in `data`. Nothing is allocated for a size that `data` does not have.
@@ -116,8 +118,8 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
     legal = max_update_bytes(spec, codec)  # a spec or codec that is wrong raises here: that is our mistake
     limit = legal if max_bytes is None else min(max_bytes, legal)
     with _refusing("update"):
-        header, table, body = _open(data, _UPDATE, limit, max_table_bytes(len(spec)))
-        values = read(header, _UPDATE_FIELDS)
+        header, table, body = frame.unpack(data, MessageKind.UPDATE, limit, max_table_bytes(len(spec)))
+        values = read_fields(header, _UPDATE_FIELDS)
         entries = read_entries(table)
         check_fit(entries, spec, codec)
         return Update(delta=read_body(entries, body), **values)
@@ -129,31 +131,29 @@ def relabelled(data: bytes, *, round: int, attempt: int) -> bytes:
     To decode and encode again would be another update where a codec rounds once more. Raises as `decode_update` does.
     """
     with _refusing("update"):
-        header, _, _ = _open(data, _UPDATE, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
-        said = Update(delta={}, **(read(header, _UPDATE_FIELDS) | {"round": round, "attempt": attempt}))
-        *_, head, index = _FRAME.unpack_from(data)
-        after = memoryview(data)[_FRAME.size + head :]
-        new = json_bytes(write(said, _UPDATE_FIELDS))
-        return b"".join([_FRAME.pack(_MAGIC, PROTOCOL, _UPDATE, len(new), index), new, after])
+        header, _, _ = frame.unpack(data, MessageKind.UPDATE, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
+        said = Update(delta={}, **(read_fields(header, _UPDATE_FIELDS) | {"round": round, "attempt": attempt}))
+        return frame.with_header(data, write_fields(said, _UPDATE_FIELDS))
 
 
 def encode_plan(plan: Plan, codec: str, seed: int = 0) -> bytes:
     """The bytes of `plan`, float tensors in `codec`, which draws by `seed`. Raises ValueError as for an update."""
-    return _encode(_PLAN, plan, _PLAN_FIELDS, plan.tensors, codec, seed)
+    return _encode(MessageKind.PLAN, plan, _PLAN_FIELDS, plan.tensors, codec, seed)
 
 
 def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, ...]] | None = None) -> Plan:
     """The plan in `data`, whatever its tensors are called: at most 2 dimensions, all floats finite and within 1e4.
 
     Args:
+        data: bytes from outside, of any kind and length; the codec stands in their table.
         max_bytes: the most that `data` may have.
         within: shapes by name; a tensor that is not one of these is refused before anything is allocated for it.
     Raises:
         RejectedUpdate: the same error as for updates and nothing else, whatever the bytes.
     """
     with _refusing("plan"):
-        header, table, body = _open(data, _PLAN, max_bytes, max_table_bytes(MAX_TENSORS))
-        values = read(header, _PLAN_FIELDS)
+        header, table, body = frame.unpack(data, MessageKind.PLAN, max_bytes, max_table_bytes(MAX_TENSORS))
+        values = read_fields(header, _PLAN_FIELDS)
         entries = read_entries(table)
         for name, entry in entries.items():
             if within is not None and within.get(name) != entry.shape:
@@ -163,7 +163,7 @@ def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, 
 
 def encode_job(job: Job) -> bytes:
     """The bytes of `job`, at most 64 KiB; tuples become lists. Raises ValueError if it is longer or not plain JSON."""
-    data = _frame(_JOB, write(job, _JOB_FIELDS), write(job, _JOB_TABLE), [])
+    data = frame.pack(MessageKind.JOB, write_fields(job, _JOB_FIELDS), write_fields(job, _JOB_TABLE), [])
     if len(data) > MAX_JOB_BYTES:
         raise ValueError(f"expected a job of at most {MAX_JOB_BYTES} bytes, got {len(data)}")
     return data
@@ -172,10 +172,10 @@ def encode_job(job: Job) -> bytes:
 def decode_job(data: bytes) -> Job:
     """The job in `data`. Raises RejectedUpdate, the same error as for updates and nothing else, whatever the bytes."""
     with _refusing("job"):
-        header, table, body = _open(data, _JOB, MAX_JOB_BYTES, MAX_JOB_BYTES)
+        header, table, body = frame.unpack(data, MessageKind.JOB, MAX_JOB_BYTES, MAX_JOB_BYTES)
         if body:
             raise ValueError(f"{len(body)} bytes after the job")
-        return Job(**read(header, _JOB_FIELDS), **read(table, _JOB_TABLE))
+        return Job(**read_fields(header, _JOB_FIELDS), **read_fields(table, _JOB_TABLE))
 
 
 def roundtrip(tensors: Tensors, codec: str, seed: int = 0) -> dict[str, Tensor]:
@@ -191,45 +191,14 @@ def max_update_bytes(spec: Spec, codec: str) -> int:
 
     Whatever an honest client's numbers are, its update in a codec of entropy is no longer either.
     """
-    largest = _FRAME.size + MAX_HEADER_BYTES + max_table_bytes(len(spec)) + body_bytes(spec, codec)
+    largest = frame.FRAME.size + frame.MAX_HEADER_BYTES + max_table_bytes(len(spec)) + body_bytes(spec, codec)
     return min(-(-largest * 21 // 20) + 64 * 1024, MAX_MESSAGE_BYTES)
 
 
-# Frames
-
-
-def _encode(kind: int, value: Any, fields: tuple[Field, ...], tensors: Tensors, codec: str, seed: int) -> bytes:
+def _encode(kind: MessageKind, value: Any, fields: tuple[Field, ...], tensors: Tensors, codec: str, seed: int) -> bytes:
     entries = describe(tensors, codec)
     body = write_body(entries, tensors, seed)
-    return _frame(kind, write(value, fields), write_rows(entries, received(codec)), body)
-
-
-def _header_limit(kind: int) -> int:
-    return MAX_PLAN_HEADER_BYTES if kind == _PLAN else MAX_HEADER_BYTES
-
-
-def _frame(kind: int, header: Any, table: Any, body: list[Any]) -> bytes:
-    head, index = json_bytes(header), json_bytes(table)
-    size = _FRAME.size + len(head) + len(index) + sum(len(part) for part in body)
-    if len(head) > _header_limit(kind) or size > MAX_MESSAGE_BYTES:
-        raise ValueError(f"header of {len(head)} bytes, message of {size}: too long for one message")
-    return b"".join([_FRAME.pack(_MAGIC, PROTOCOL, kind, len(head), len(index)), head, index, *body])
-
-
-def _open(data: bytes, kind: int, max_bytes: int, max_table_bytes: int) -> tuple[Any, Any, memoryview]:
-    if len(data) > (limit := min(max_bytes, MAX_MESSAGE_BYTES)):
-        raise RejectedUpdate("too_large", f"message of {len(data)} bytes, at most {limit} allowed")
-    if data[:4] != _MAGIC:
-        raise RejectedUpdate("bad_magic", f"message begins {bytes(data[:4])!r}, wanted {_MAGIC!r}")
-    _, protocol, found, head, index = _FRAME.unpack_from(data)
-    if protocol != PROTOCOL:
-        raise RejectedUpdate("version", f"protocol {protocol}, wanted {PROTOCOL}; is the peer's fedft as new as ours?")
-    if found != kind:
-        raise ValueError(f"message of kind {found}, wanted {kind}")
-    if head > _header_limit(kind) or index > max_table_bytes or _FRAME.size + head + index > len(data):
-        raise ValueError(f"header of {head} and table of {index} bytes in a message of {len(data)}")
-    view = memoryview(data)[_FRAME.size :]
-    return parse_json(view[:head]), parse_json(view[head : head + index]), view[head + index :]
+    return frame.pack(kind, write_fields(value, fields), write_rows(entries, received(codec)), body)
 
 
 @contextmanager
@@ -248,7 +217,7 @@ _UPDATE_FIELDS = (
     Field("r", "run", as_run, ""),
     Field("t", "round", as_count, 0),
     Field("a", "attempt", as_count, 0),
-    Field("n", "num_examples", lambda n: as_count(n, 1), code="weight"),
+    Field("n", "num_examples", partial(as_count, least=1), code="weight"),
     Field("m", "metrics", as_metrics, {}),
 )
 _PLAN_FIELDS = (

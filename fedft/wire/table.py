@@ -15,9 +15,9 @@ from fedft.compression.codec import Codec
 from fedft.compression.codec_names import received
 from fedft.errors import RejectedUpdate
 from fedft.update import Spec, TensorSpec
-from fedft.wire.fields import MAX_NAME, NAME, as_count, want
+from fedft.wire.header import MAX_NAME, NAME, as_count, want
 
-MAX_TENSORS = 8192  # an 80-layer model with all its modules adapted has about 1,100
+MAX_TENSORS = 8192  # rows that a peer makes us parse; an 80-layer model with all its modules adapted has about 1,100
 MAX_EMPTY_DIMENSION = 2**20  # beside a zero no bytes back a dimension's size, so it has a bound of its own
 ENTRIES_PER_BYTE = 256  # so that a short message cannot ask for much memory
 DTYPES = {torch.float32: "float32", torch.int32: "int32", torch.uint16: "uint16"}
@@ -49,7 +49,7 @@ class Form(NamedTuple):
 
 
 def type_of(dtype: str, codec: str) -> str:
-    """The wire type of a tensor of `dtype` in a message of `codec`."""
+    """The wire type of a tensor of `dtype` in a message of `codec`. Raises ValueError for other dtypes and names."""
     check.one_of(DTYPES.values(), dtype=dtype)
     if dtype == "float32":
         return received(codec).name
@@ -58,7 +58,11 @@ def type_of(dtype: str, codec: str) -> str:
 
 @lru_cache(maxsize=8192)  # asked for every tensor of every letter
 def form(name: str, entry: Entry) -> Form:
-    """How a tensor is written. Raises ValueError for what has no place in the format."""
+    """How the tensor `name` of a table is written; the codec is asked for the length of its bytes.
+
+    Raises ValueError for what has no place in the format: more than two dimensions, a wire type that nothing is called,
+    an empty tensor with a dimension above MAX_EMPTY_DIMENSION.
+    """
     codec = _codec(entry.type)
     if len(entry.shape) > 2 or codec is None:
         wanted = ", ".join((*codec_names.PLAIN, *INTEGERS))
@@ -83,11 +87,19 @@ def _codec(kind: str) -> Codec | None:
 
 
 def max_table_bytes(tensors: int) -> int:
+    """Bytes of the longest table of so many tensors that is parsed: 4 KiB, and 256 for each."""
     return 4096 + 256 * tensors
 
 
 def describe(tensors: Tensors, codec: str) -> dict[str, Entry]:
-    """The table of tensors in a message of `codec`. Raises ValueError for what has no place in the format."""
+    """The table of a message with these tensors in `codec`: an entry by name, names ascending bytewise.
+
+    Args:
+        tensors: float32, int32 or uint16, of at most two dimensions; their numbers are not looked at.
+        codec: its name, `fedft.compression.codec`.
+    Raises:
+        ValueError: for what has no place in the format.
+    """
     received(codec)
     if len(tensors) > MAX_TENSORS:
         raise ValueError(f"expected at most {MAX_TENSORS} tensors, got {len(tensors)}")
@@ -102,7 +114,10 @@ def describe(tensors: Tensors, codec: str) -> dict[str, Entry]:
 
 
 def write_rows(entries: Mapping[str, Entry], codec: Codec) -> Any:
-    """The table, short where the codec is not plain: names and types would be a tenth of a small model's update."""
+    """The table as JSON, from which `read_entries` makes equal entries.
+
+    Short where the codec is not plain: names and types would be a tenth of a small model's update.
+    """
     if codec.plain:
         return [[name, e.type, *e.shape] for name, e in entries.items()]
     rows, above = [], ""
@@ -127,6 +142,11 @@ def _long_rows(table: Any) -> Any:
 
 
 def read_entries(table: Any) -> dict[str, Entry]:
+    """The entries of a table that was parsed from a peer's bytes, names ascending.
+
+    Types and shapes are well formed, and nothing else is known of them: `form` says whether they have a place in the
+    format. Raises ValueError (or TypeError, LookupError) for anything else.
+    """
     entries: dict[str, Entry] = {}
     last = ""
     table = _long_rows(table)
@@ -143,6 +163,10 @@ def read_entries(table: Any) -> dict[str, Entry]:
 
 
 def check_fit(entries: Mapping[str, Entry], spec: Spec, codec: str) -> None:
+    """Raise RejectedUpdate `spec_mismatch` unless the entries are exactly the tensors of `spec`, sent in `codec`.
+
+    Names, shapes and wire types must agree; the first dimension of a tensor that is `at_most` may be shorter.
+    """
     for name in sorted(entries.keys() | spec.keys()):
         found, t = entries.get(name), spec.get(name)
         if t is None:

@@ -31,7 +31,7 @@ from fedft.client.site_settings import Policy
 from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.security import sealed
 from fedft.update import Job, Plan, TensorSpec, Update
-from fedft.wire import messages
+from fedft.wire import frame, messages
 
 CODECS = (
     "fp32",
@@ -58,7 +58,7 @@ SPEC = {
     "scalar": TensorSpec((40,), at_most=True),
     "step": TensorSpec((2,), "int32"),
 }
-FRAME = messages._FRAME
+FRAME = frame.FRAME
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 INTERESTING = [0, 1, 2, 7, 8, 16, 17, 18, 32, 63, 64, 127, 128, 192, 193, 254, 255]
 BIG = [0, 1, 255, 256, 2**15, 2**16 - 1, 2**20, 2**20 + 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**53 - 1, 2**53, -1]

@@ -407,15 +407,14 @@ def test_a_site_that_missed_rounds_is_brought_up_by_what_it_lacks(tmp_path: Path
     folder = tmp_path / "a"
     run = Deployment(folder, "fedavg", rounds=9, quorum=0.6)
     run.link = run.post.link = Away(run.sites)
-    told = run.loop.observe
+    told = run.federation.observe
 
     def cut(kind: str, info: Mapping[str, Any]) -> None:
         if kind == "round":
             run.link.away = {2: {"carl"}, 5: set()}.get(info["round"], run.link.away)
         told(kind, info)
 
-    run.loop.observe = cut
-    run.loop.__post_init__()
+    run.federation.observe = cut
     digest = run.digest()
     took_part = [line["participants"] for line in run.metrics.lines[1:]]
     assert [len(p) for p in took_part] == [3, 3, 3, 2, 2, 3, 3, 3, 3]
@@ -431,10 +430,9 @@ def test_a_site_that_missed_rounds_is_brought_up_by_what_it_lacks(tmp_path: Path
 def test_a_run_that_diverges_pauses_with_its_own_line(tmp_path: Path, through: Any) -> None:
     through("int8")
     run = Deployment(tmp_path, "fedavg")
-    inner = run.loop.recipe.server.__self__
+    inner = run.federation.recipe.server.__self__
     far = replace(inner.inner, server=lambda state, change: {n: t + 9e4 for n, t in state.tensors.items()})
-    run.loop.recipe = replace(run.loop.recipe, server=replace(inner, inner=far).server)
-    run.loop.__post_init__()
+    run.federation.recipe = replace(run.federation.recipe, server=replace(inner, inner=far).server)
     with pytest.raises(RunPaused, match="would go beyond"):
         run.run()
 

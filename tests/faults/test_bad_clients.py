@@ -399,7 +399,7 @@ class Met:
         self.link = bad.Hostile(sites)
         caps = {site: 500 for site, b in kinds.items() if b.name == "weight_enrolled"}
         self.deployed = Deployment(
-            folder, name, sites=sites, link=self.link, names=names, loop={"clock": clock, "caps": caps},
+            folder, name, sites=sites, link=self.link, names=names, federation={"clock": clock, "caps": caps},
             post={"clock": clock}, rounds=rounds, quorum=quorum or honest / len(names),
         )  # fmt: skip
         run = self.deployed
@@ -415,8 +415,7 @@ class Met:
         run.post.roster = Roster({s: replace(m, revoked=s in gone) for s, m in members.items()})
         self.audit = folder / "audit.jsonl"
         audit = Audit(self.audit, lambda kind, info: run.events.append((kind, info)))
-        run.post.observe = run.loop.observe = audit
-        run.loop.__post_init__()
+        run.post.observe = run.federation.observe = audit
         self.digest = run.digest()
 
     def codes(self, site: str) -> set[str]:
@@ -452,7 +451,7 @@ def test_a_run_full_of_bad_sites_ends_as_if_they_were_silent(tmp_path: Path, nam
     for site, b in crowd.items():
         assert all(line["proven"] == b.blamed for line in met.told(site) if line["code"] == b.code and b.check)
     _told_in_few_words(met)
-    ranks = [m.rank for m in met.deployed.loop._run.members.values()] if name == "flora" else (0,)
+    ranks = [m.rank for m in met.deployed.federation.members.values()] if name == "flora" else (0,)
     largest = max(_longest(name, met, rank) for rank in ranks)
     assert max(met.link.limits) <= largest + sealed.OVERHEAD
     heard = {s.name: s.heard for s in met.link.sites.values() if isinstance(s, BadSite)}
@@ -460,9 +459,9 @@ def test_a_run_full_of_bad_sites_ends_as_if_they_were_silent(tmp_path: Path, nam
 
 
 def _longest(name: str, met: Met, rank: int) -> int:
-    recipe, loop = strategies.make(name, OPTIONS if name == "fedkseed" else {}), met.deployed.loop
+    recipe = strategies.make(name, OPTIONS if name == "fedkseed" else {})
     plan = Plan(testing.RUN, 0, 0, rank=rank, steps=met.deployed.config.local.steps)
-    return messages.max_update_bytes(recipe.spec(loop.layout, plan), "fp32")
+    return messages.max_update_bytes(recipe.spec(met.deployed.federation.layout, plan), "fp32")
 
 
 def _told_in_few_words(met: Met) -> None:

@@ -25,8 +25,8 @@ from fedft.client.train import Client
 from fedft.reports.metric_log import MetricsFile
 from fedft.security.sealed import About
 from fedft.server import admission
+from fedft.server.open_letter import OpenLetter
 from fedft.server.round import Round
-from fedft.server.sealed_post import NetworkPost
 from fedft.update import Plan
 
 Tell = Callable[[str, object], None]
@@ -84,7 +84,7 @@ BROKEN: dict[str, tuple[Any, str, Any]] = {
     "signed two answers": (Responder, "_train", forgetful),
     "was never signed by it": (FastKey, "verify", lambda key, signature, data: None),
     r"^\[0, ": (MetricsFile, "has", lambda file, version: False),
-    "nothing fails any more": (NetworkPost, "_again", lambda post, o, why: None),
+    "nothing fails any more": (OpenLetter, "lose", lambda letter, now, why: None),
 }
 
 

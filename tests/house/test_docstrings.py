@@ -10,10 +10,6 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("fedft", "server", "client", "strategies", "simulations", "benchmarks")
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 
-# Rooms and files that still have public names without a docstring. The list only shrinks: an entry under which
-# everything is documented must go.
-NOT_YET: tuple[str, ...] = ("fedft/carriers/flower", "fedft/wire", "server")
-
 
 def _of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
@@ -38,23 +34,10 @@ def _undocumented(source: str) -> Iterator[str]:
     yield from walk(ast.parse(source).body, "")
 
 
-def _room_not_yet(path: Path) -> str | None:
-    """The entry of NOT_YET that a file is under, if there is one."""
-    return next((room for room in NOT_YET if f"{_of(path)}/".startswith(f"{room}/")), None)
-
-
 def test_every_public_name_has_a_docstring() -> None:
-    for path in (p for p in FILES if _room_not_yet(p) is None):
+    for path in FILES:
         missing = list(_undocumented(path.read_text(encoding="utf-8")))
         assert not missing, f"{_of(path)}: no docstring at lines {missing}"
-
-
-@pytest.mark.parametrize("room", NOT_YET)
-def test_a_room_on_the_list_is_not_yet_documented(room: str) -> None:
-    under = [p for p in FILES if _room_not_yet(p) == room]
-    assert any(True for p in under for _ in _undocumented(p.read_text(encoding="utf-8"))), (
-        f"everything public in {room} has its docstring: take it off NOT_YET, so that it stays so"
-    )
 
 
 def test_what_has_no_docstring_is_found() -> None:

@@ -1,13 +1,7 @@
-"""Keys, certificates and the roster: made once, private from the first byte, and every mistake is one line."""
+"""The roster: sites enrol by a card, are revoked by name, and every mistake is one line."""
 
 import base64
 import json
-import os
-import ssl
-import stat
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,196 +9,17 @@ from typing import Any
 
 import pytest
 import tomli_w
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization as pem
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from one_line import one_line
 from typer.testing import CliRunner
 
-from fedft import durable
 from fedft.cli.keys import app
-from fedft.errors import EXIT_KEYS, ConfigError, KeyFault, RejectedUpdate
+from fedft.errors import ConfigError, RejectedUpdate
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
-
-PRIVATE_FILES = ("ca.key", "server.key", "signing.key")
-SERVER_FILES = {*PRIVATE_FILES, "ca.pem", "server.pem", "server.pub", "roster.toml"}
-HOSTS = ["localhost", "127.0.0.1", "::1", "*.fl.example.org"]
-
-posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners and modes of files here")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Path:
-    new_keys.make_server(tmp_path / "server", HOSTS, 30)
-    return tmp_path / "server"
-
-
-@pytest.fixture
-def card(tmp_path: Path) -> Path:
-    return new_keys.make_site(tmp_path / "clinic-1", "clinic-1")
-
-
-def one_line(e: pytest.ExceptionInfo[Exception]) -> str:
-    text = str(e.value)
-    assert "\n" not in text
-    assert len(text) < 600
-    return text
-
-
-# -- private keys ----------------------------------------------------------------------------------------------------
-
-
-@posix
-def test_private_files_are_their_owner_s_alone(server: Path, card: Path) -> None:
-    for path in (*(server / name for name in PRIVATE_FILES), card.parent / "signing.key", card.parent / "node.key"):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(server.stat().st_mode) == stat.S_IMODE(card.parent.stat().st_mode) == 0o700
-    assert {p.name for p in server.iterdir()} == SERVER_FILES
-    assert {p.name for p in card.parent.iterdir()} == {"signing.key", "node.key", "clinic-1.card.toml"}
-
-
-@posix
-def test_a_private_file_is_never_open_to_others_while_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its mode at the fsync and the rename, and whether a file that a crash left aside lends it its own mode."""
-    seen = []
-    before = os.fsync
-
-    def fsync(fd: int) -> None:
-        found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode):
-            seen.append(stat.S_IMODE(found.st_mode))
-        before(fd)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    left = tmp_path / "secret.tmp"
-    left.write_bytes(b"left")
-    left.chmod(0o666)
-    with open(left, "rb") as spy:
-        old = os.umask(0)
-        try:
-            durable.write(tmp_path / "secret", b"s", mode=0o600)
-            durable.write(tmp_path / "public", b"p")
-        finally:
-            os.umask(old)
-        assert spy.read() == b"left"
-    assert seen == [0o600, 0o666]
-    assert (tmp_path / "secret").read_bytes() == b"s"
-
-
-def test_private_keys_load_as_what_they_are(server: Path, card: Path) -> None:
-    signing = private_keys.load_signing(server / "signing.key")
-    assert private_keys.load_public(server / "server.pub") == signing.public_key()
-    node = private_keys.load_ecdsa(card.parent / "node.key")
-    assert isinstance(node.curve, ec.SECP384R1)
-    assert keys.read_card(card).node == private_keys.node_bytes(node.public_key())
-    assert keys.read_card(card).signing == private_keys.load_signing(card.parent / "signing.key").public_key()
-    with pytest.raises(KeyFault, match="ECDSA key, wanted an Ed25519"):
-        private_keys.load_signing(card.parent / "node.key")
-    with pytest.raises(KeyFault, match="Ed25519 key, wanted an ECDSA"):
-        private_keys.load_ecdsa(card.parent / "signing.key")
-
-
-@posix
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o666])
-def test_a_private_key_open_to_others_is_not_used(server: Path, mode: int) -> None:
-    path = server / "signing.key"
-    path.chmod(mode)
-    with pytest.raises(KeyFault) as e:
-        private_keys.load_private(path)
-    assert one_line(e) == f"{path}: mode {mode:04o} opens a private key to others; chmod 600 {path}"
-    assert e.value.exit_code == EXIT_KEYS == 77
-
-
-@posix
-def test_a_private_key_of_another_user_is_not_used(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(KeyFault, match=r"mode 0600, belongs to user \d+ .*chmod 600 "):
-        private_keys.load_private(server / "signing.key")
-
-
-def _encrypted(key: Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.BestAvailableEncryption(b"secret"))
-
-
-def test_a_private_key_that_is_none_is_refused_without_showing_it(tmp_path: Path) -> None:
-    key = Ed25519PrivateKey.generate()
-    whole = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
-    other = rsa.generate_private_key(65537, 1024)
-    secret = whole.splitlines()[1]
-    files = [
-        b"",
-        whole[:-30],
-        whole.replace(secret, secret[:-8]),
-        whole.replace(secret, secret[::-1]),
-        _encrypted(key),
-        key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo),
-        other.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption()),
-    ]
-    path = tmp_path / "signing.key"
-    for data in files:
-        path.write_bytes(data)
-        path.chmod(0o600)
-        with pytest.raises(KeyFault) as e:
-            private_keys.load_private(path)
-        assert str(path) in one_line(e)
-        assert e.value.__cause__ is None
-        assert e.value.__suppress_context__ or e.value.__context__ is None
-        for part in data.splitlines()[1:-1]:
-            assert part.decode()[:12] not in str(e.value)
-    with pytest.raises(KeyFault, match="No such file"):
-        private_keys.load_private(tmp_path / "none.key")
-
-
-def test_keys_are_never_overwritten(server: Path, card: Path) -> None:
-    before = {p: p.read_bytes() for folder in (server, card.parent) for p in folder.iterdir()}
-    for again in (lambda: new_keys.make_server(server, HOSTS), lambda: new_keys.make_site(card.parent, "clinic-2")):
-        with pytest.raises(ConfigError, match="there already, and no key is overwritten") as e:
-            again()
-        one_line(e)
-    assert {p: p.read_bytes() for p in before} == before
-
-
-def test_nothing_is_made_of_a_mistake(tmp_path: Path) -> None:
-    mistakes: list[tuple[Callable[[], object], str]] = [
-        (lambda: new_keys.make_site(tmp_path / "x", "../x"), "without slashes"),
-        (lambda: new_keys.make_site(tmp_path / "x", ""), "1 to 64 bytes"),
-        (lambda: new_keys.make_server(tmp_path / "x", []), "no host"),
-        (lambda: new_keys.make_server(tmp_path / "x", ["https://a.example"]), "without a scheme or port"),
-        (lambda: new_keys.make_server(tmp_path / "x", ["a.example:8443"]), "without a scheme or port"),
-        (lambda: new_keys.make_server(tmp_path / "x", ["999.1.1.1"]), "wanted a DNS name"),
-        (lambda: new_keys.make_server(tmp_path / "x", ["zürich.example"]), "wanted a DNS name"),
-        (lambda: new_keys.make_server(tmp_path / "x", ["a"], 0), "days"),
-        (lambda: new_keys.make_server(tmp_path / "x", ["a"], 4000), "days"),
-    ]
-    for make, said in mistakes:
-        with pytest.raises(ConfigError, match=said) as e:
-            make()
-        one_line(e)
-    assert not (tmp_path / "x").exists()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
-        new_keys.make_site(tmp_path / "file", "a")
-
-
-def test_a_node_s_key_is_written_as_the_transport_writes_it(card: Path) -> None:
-    from flwr.supercore.primitives.asymmetric import bytes_to_private_key, public_key_to_bytes
-
-    node = bytes_to_private_key((card.parent / "node.key").read_bytes())
-    assert keys.read_card(card).node == public_key_to_bytes(node.public_key())
-
-
-def test_the_package_imports_without_cryptography(tmp_path: Path) -> None:
-    code = "import sys, fedft, fedft.cli.keys; assert not {'cryptography', 'flwr'} & {*sys.modules}"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    code = "import sys, fedft.security.roster, fedft.security.sealed; assert not {'flwr', 'torch'} & {*sys.modules}"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-
-
-# -- the roster ------------------------------------------------------------------------------------------------------
+from fedft.security.site_table import Site
 
 
 def table(name: str = "a", **more: Any) -> dict[str, Any]:
@@ -423,123 +238,10 @@ def test_a_card_takes_nobody_else_s_place(server: Path, card: Path, tmp_path: Pa
 
 def test_a_fingerprint_is_of_name_and_keys() -> None:
     key, other = (Ed25519PrivateKey.generate().public_key() for _ in range(2))
-    member = keys.Member("a", key, b"node")
+    member = Site("a", key, b"node")
     prints = {replace(member, **c).fingerprint() for c in ({}, {"name": "b"}, {"signing": other}, {"node": b"x"})}  # type: ignore[arg-type]
     assert len(prints) == 4
     assert replace(member, revoked=True, max_examples=1).fingerprint() == member.fingerprint()
-
-
-# -- certificates ----------------------------------------------------------------------------------------------------
-
-
-def handshake(server: Path, host: str, ca: Path) -> None:
-    """TLS between two objects in memory, with all checks that Python's ssl can make of a certificate."""
-    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ours.load_cert_chain(server / "server.pem", server / "server.key")
-    theirs = ssl.create_default_context(cafile=str(ca))
-    theirs.verify_flags |= ssl.VERIFY_X509_STRICT
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    a = theirs.wrap_bio(down, up, server_hostname=host)
-    b = ours.wrap_bio(up, down, server_side=True)
-    for _ in range(4):
-        for end in (a, b):
-            try:
-                end.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-    a.write(b"x")
-    assert b.read(1) == b"x"
-
-
-def test_sites_accept_the_server_under_its_names_only(server: Path, tmp_path: Path) -> None:
-    for host in ("localhost", "127.0.0.1", "::1", "site.fl.example.org"):
-        handshake(server, host, server / "ca.pem")
-        assert not new_keys.certificate_facts(server / "server.pem").faults(host)
-    for host in ("127.0.0.2", "example.org", "a.b.fl.example.org", "fl.example.org"):
-        with pytest.raises(ssl.SSLCertVerificationError):
-            handshake(server, host, server / "ca.pem")
-        (fault,) = new_keys.certificate_facts(server / "server.pem").faults(host)
-        assert f"not {host}; `fedft keys renew" in fault
-    new_keys.make_server(tmp_path / "other", HOSTS)
-    with pytest.raises(ssl.SSLCertVerificationError):
-        handshake(server, "localhost", tmp_path / "other" / "ca.pem")
-
-
-def test_certificates_say_what_they_are_for(server: Path) -> None:
-    ca = x509.load_pem_x509_certificate((server / "ca.pem").read_bytes())
-    leaf = x509.load_pem_x509_certificate((server / "server.pem").read_bytes())
-    now = datetime.now(UTC)
-    basic = ca.extensions.get_extension_for_class(x509.BasicConstraints)
-    usage = ca.extensions.get_extension_for_class(x509.KeyUsage)
-    assert basic.critical
-    assert basic.value.ca
-    assert usage.critical
-    assert usage.value.key_cert_sign
-    assert timedelta(days=3649) < ca.not_valid_after_utc - now <= timedelta(days=3650)
-    assert timedelta(days=29) < leaf.not_valid_after_utc - now <= timedelta(days=30)
-    assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [
-        x509.ExtendedKeyUsageOID.SERVER_AUTH
-    ]
-    for certificate in (ca, leaf):
-        key = certificate.public_key()
-        assert isinstance(key, EllipticCurvePublicKey)
-        assert isinstance(key.curve, ec.SECP384R1)
-
-
-def test_a_renewed_certificate_needs_nothing_of_the_sites(server: Path) -> None:
-    before = {p.name: p.read_bytes() for p in server.iterdir()}
-    new_keys.renew(server, days=400)
-    after = {p.name: p.read_bytes() for p in server.iterdir()}
-    assert {name for name in after if after[name] != before[name]} == {"server.pem"}
-    assert new_keys.certificate_facts(server / "server.pem").names == tuple(HOSTS)
-    new_keys.renew(server, ["new.example"])
-    handshake(server, "new.example", server / "ca.pem")
-    handshake(server, "localhost", server / "ca.pem")
-    with pytest.raises(ssl.SSLCertVerificationError):
-        handshake(server, "a.fl.example.org", server / "ca.pem")
-
-
-def test_no_certificate_outlives_its_authority(server: Path) -> None:
-    new_keys.renew(server, days=3650)
-    ca = x509.load_pem_x509_certificate((server / "ca.pem").read_bytes())
-    assert new_keys.certificate_facts(server / "server.pem").not_after == ca.not_valid_after_utc
-
-
-def test_each_fault_of_a_certificate_comes_with_its_remedy(server: Path, tmp_path: Path) -> None:
-    path = server / "server.pem"
-    facts = new_keys.certificate_facts(path)
-    assert facts.signed_by_ca
-    assert facts.faults() == facts.faults("LOCALHOST") == facts.faults("0:0::1") == []
-    (expired,) = facts.faults(now=facts.not_after + timedelta(days=1))
-    assert expired.startswith(f"{path}: expired at ")
-    assert expired.endswith(f"`fedft keys renew {server}`")
-    (early,) = facts.faults(now=facts.not_before - timedelta(days=1))
-    assert early.endswith("set this machine's clock")
-    (host,) = facts.faults("new.example")
-    kept = " ".join(f"--host {name}" for name in ("localhost", "127.0.0.1", "::1", "'*.fl.example.org'"))
-    assert host.endswith(f"`fedft keys renew {server} {kept} --host new.example`")
-    new_keys.make_server(tmp_path / "other", HOSTS)
-    (server / "ca.pem").write_bytes((tmp_path / "other" / "ca.pem").read_bytes())
-    (foreign,) = new_keys.certificate_facts(path).faults()
-    assert foreign.startswith(f"{path}: not signed by ca.pem beside it")
-    with pytest.raises(ConfigError, match=r"not the certificate of ca\.key beside it"):
-        new_keys.renew(server)
-    path.write_text("x")
-    with pytest.raises(ConfigError, match="not a certificate in PEM"):
-        new_keys.certificate_facts(path)
-    path.unlink()
-    with pytest.raises(ConfigError, match="no such file; `fedft keys server` makes one"):
-        new_keys.certificate_facts(path)
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(server: Path) -> None:
-    (server / "server.pem.tmp").mkdir()
-    with pytest.raises(ConfigError, match=r"server\.pem: cannot be written \(") as e:
-        new_keys.renew(server)
-    one_line(e)
-
-
-# -- the command -----------------------------------------------------------------------------------------------------
 
 
 def test_the_command_leads_from_keys_to_an_enrolled_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from fedft import strategies, testing
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import Local
-from fedft.server.aggregation_error import Exactness
+from fedft.server.aggregation_error import AggregationAudit
 
 EXACT = 1e-6
 
@@ -20,7 +20,7 @@ def audited(name: str, rounds: int = 2, **options) -> tuple[testing.Toy, list]:
     found, state = [], t.state()
     for _ in range(rounds):
         updates = [t.update(state, k) for k in range(len(t.ranks))]
-        audit = Exactness(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
+        audit = AggregationAudit(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
         assert audit.possible()
         for k, u in enumerate(updates):
             audit.see(u, t.plan(state, k))
@@ -69,7 +69,7 @@ def test_zero_padding_is_measured_at_every_clients_own_rank():
 def test_an_update_at_learning_rate_zero_has_nothing_to_miss():
     t = testing.toy(strategies.make("fedit", {}))
     state = t.state()
-    audit = Exactness(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
+    audit = AggregationAudit(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
     updates = [t.update(state, k, lr=0.0) for k in range(3)]
     for k, u in enumerate(updates):
         audit.see(u, t.plan(state, k))
@@ -79,13 +79,13 @@ def test_an_update_at_learning_rate_zero_has_nothing_to_miss():
 @pytest.mark.parametrize(("name", "options"), [("fedkseed", {"K": 16}), ("fedkseed", {"K": 16, "space": "lora"})])
 def test_what_sends_no_factors_is_not_audited(name, options):
     t = testing.toy(strategies.make(name, options))
-    assert not Exactness(t.recipe, t.layout, t.state(), t.plan(t.state(), 0), Local(), testing.SEED).possible()
+    assert not AggregationAudit(t.recipe, t.layout, t.state(), t.plan(t.state(), 0), Local(), testing.SEED).possible()
 
 
 def test_a_client_that_keeps_half_of_its_pairs_is_not_audited():
     t = testing.toy(replace(strategies.make("fedit", {}), personal=True))
     assert isinstance(t.recipe.space, LoRA)
-    assert not Exactness(t.recipe, t.layout, t.state(), t.plan(t.state(), 0), Local(), testing.SEED).possible()
+    assert not AggregationAudit(t.recipe, t.layout, t.state(), t.plan(t.state(), 0), Local(), testing.SEED).possible()
 
 
 def test_what_follows_an_appended_sum_is_found_without_cancellation():

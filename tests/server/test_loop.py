@@ -18,6 +18,7 @@ from fedft.errors import ConfigError, RunPaused
 from fedft.recipe import Recipe
 from fedft.reports.metric_log import MetricsFile
 from fedft.server.checkpoint import Store
+from fedft.server.federation import Federation
 from fedft.server.loop import Loop
 from fedft.update import Job, Plan, Update
 from fedft.wire import messages
@@ -87,7 +88,7 @@ class Run:
         self.metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
         job = Job(testing.RUN, testing.SEED, "d" * 64, {"strategy": {"name": name}})
         self.post = LocalPost({name: partial(site.answer, name) for name, site in self.sites.items()})
-        self.loop = Loop(self.post, self.recipe, toy.layout, self.config, job, store, self.metrics)
+        self.loop = Loop(Federation(self.post, self.recipe, toy.layout, self.config, job, store), self.metrics)
 
     def digest(self) -> str:
         return self.loop.run(NAMES).digest
@@ -341,7 +342,7 @@ def test_a_resumed_round_has_the_norms_and_upload_bytes_of_an_undisturbed_one(
 def test_state_of_another_run_is_not_continued(tmp_path: Path) -> None:
     Run(tmp_path).digest()
     other = Run(tmp_path, rounds=5)
-    other.loop.job = replace(other.loop.job, run="f" * 16)
+    other.loop.federation.job = replace(other.loop.federation.job, run="f" * 16)
     with pytest.raises(ConfigError, match="the state found is of run 0123456789abcdef"):
         other.digest()
 
@@ -378,7 +379,7 @@ def test_a_state_that_no_client_could_decode_is_not_committed(tmp_path: Path) ->
     why = r"nothing is committed: first.lora_A would go beyond 10000 or is no number; the largest .* bert's"
     with pytest.raises(RunPaused, match=why):
         run.digest()
-    found = Run(tmp_path, "fedex_lora").loop.store.latest()
+    found = Run(tmp_path, "fedex_lora").loop.federation.store.latest()
     assert found is not None
     assert found[0].version == 0
     assert len(Run(tmp_path, "fedex_lora").digest()) == 64  # with bert as he should be it goes on

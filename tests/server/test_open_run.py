@@ -54,7 +54,7 @@ def test_nobody_else_opens_a_run_s_folder_until_the_block_has_ended(tmp_path: Pa
 
 def test_who_the_run_is_of_is_asked_when_its_config_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
-    monkeypatch.setattr(open_run.result, "write_config", lambda *args: order.append("config"))
+    monkeypatch.setattr(open_run.run_outputs, "write_config", lambda *args: order.append("config"))
 
     def who() -> Any:
         order.append("who")

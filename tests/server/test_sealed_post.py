@@ -56,7 +56,7 @@ class Watched(Direct):
 def deployed(folder: Path, name: str = "fedit", link: type[Watched] = Watched, **more: Any) -> Deployment:
     """A deployment over a watched link, on a clock of its own."""
     clock = Clock()
-    run = Deployment(folder, name, loop={"clock": clock}, post={"clock": clock}, **more)
+    run = Deployment(folder, name, federation={"clock": clock}, post={"clock": clock}, **more)
     run.link = run.post.link = link(run.sites)
     return run
 
@@ -73,15 +73,14 @@ def test_a_deployment_ends_with_the_bytes_of_the_simulation(tmp_path: Path, name
 def test_a_site_that_comes_back_after_ten_rounds_stands_at_the_state_with_one_plan(tmp_path: Path) -> None:
     run = deployed(tmp_path, "flora", rounds=12, quorum=0.6)
     run.link.away.add("carl")
-    told = run.loop.observe
+    told = run.federation.observe
 
     def back(kind: str, info: Mapping[str, Any]) -> None:
         if kind == "round" and info["round"] == 10:
             run.link.away.clear()
         told(kind, info)
 
-    run.loop.observe = back
-    run.loop.__post_init__()
+    run.federation.observe = back
     run.run()
     assert [line["participants"] for line in run.metrics.lines[1:]] == [["anna", "bert"]] * 10 + [list(SITES)] * 2
     plans = run.link.kinds("carl", Kind.TRAIN)
@@ -119,15 +118,14 @@ def test_a_killed_server_does_not_make_sites_train_again(tmp_path: Path) -> None
         pass
 
     run = deployed(tmp_path / "a")
-    told = run.loop.observe
+    told = run.federation.observe
 
     def dying(kind: str, info: Mapping[str, Any]) -> None:
         told(kind, info)
         if kind == "admitted" and info["round"] == 1:
             raise Killed
 
-    run.loop.observe = dying
-    run.loop.__post_init__()
+    run.federation.observe = dying
     with pytest.raises(Killed):
         run.run()
     for site in run.sites.values():  # all had trained; one answer had been taken
@@ -182,7 +180,7 @@ def test_a_silent_site_is_asked_what_it_does_and_says_how_far_it_is(tmp_path: Pa
         held: dict[str, float]
 
         def pull(self, ids: Collection[str], max_bytes: int) -> Iterator[tuple[str, bytes | Refused | RejectedUpdate]]:
-            clock = run.loop.clock
+            clock = run.federation.clock
             for mid in list(ids):
                 site, payload = self._sent.get(mid, (None, b""))
                 if site is None or site.name != "bert":

@@ -13,6 +13,7 @@ from fedft.carriers.local import Asked, Finish, LocalPost
 from fedft.errors import ConfigError
 from fedft.reports.metric_log import MetricsFile
 from fedft.server.checkpoint import Store
+from fedft.server.federation import Federation
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
 from fedft.simulations import batched_turns, workplace
@@ -86,7 +87,8 @@ def updates(c: config.RunConfig, folder: Path) -> dict[tuple[int, str], Update]:
     place = workplace.workplace(c)
     job = job_of(c, place.base.digest, workplace.whose(place.clients))
     store, metrics = Kept(folder / "state"), MetricsFile(folder / "metrics.jsonl", -1)
-    Loop(workplace.local_post(place.clients), place.recipe, place.layout, c, job, store, metrics).run(place.clients)
+    post = workplace.local_post(place.clients)
+    Loop(Federation(post, place.recipe, place.layout, c, job, store), metrics).run(place.clients)
     ranks = dict(zip(sorted(place.clients, key=str.encode), c.ranks() * 3, strict=False))
 
     def decoded(version: int, client: str, payload: bytes) -> Update:
@@ -192,7 +194,7 @@ def test_a_client_that_forgot_is_helped_and_the_others_are_not_held_up(
 
     store, metrics = Store(tmp_path / "state"), MetricsFile(tmp_path / "metrics.jsonl", -1)
     post = workplace.local_post(place.clients)
-    state = Loop(post, place.recipe, place.layout, c, job, store, metrics, forget).run(place.clients)
+    state = Loop(Federation(post, place.recipe, place.layout, c, job, store, forget), metrics).run(place.clients)
     wanted = runs.simulate(settings(base, "fedit", 1), out=tmp_path / "run")
     found = Store(wanted.folder / "state").latest()
     assert found is not None

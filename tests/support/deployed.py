@@ -22,10 +22,12 @@ from fedft.contract import Batch, State, Turn
 from fedft.errors import RejectedUpdate
 from fedft.randomness import philox
 from fedft.reports.metric_log import MetricsFile
-from fedft.security.roster import Member, Roster
+from fedft.security.roster import Roster
+from fedft.security.site_table import Site as RosterSite
 from fedft.server.checkpoint import Store
+from fedft.server.federation import Federation
 from fedft.server.loop import Loop
-from fedft.server.sealed_post import NetworkPost
+from fedft.server.sealed_post import SealedPost
 from fedft.update import Job, Update
 
 SITES = ("anna", "bert", "carl")
@@ -40,7 +42,7 @@ def key_of(site: str) -> Ed25519PrivateKey:
 
 def roster(sites: Sequence[str] = SITES) -> Roster:
     """All sites enrolled."""
-    return Roster({s: Member(s, key_of(s).public_key(), s.encode()) for s in sites})
+    return Roster({s: RosterSite(s, key_of(s).public_key(), s.encode()) for s in sites})
 
 
 class ToyClient(Client):
@@ -157,7 +159,7 @@ class Deployment:
         sites: Mapping[str, Site] | None = None,
         link: Link | None = None,
         names: Sequence[str] = SITES,
-        loop: Mapping[str, Any] | None = None,
+        federation: Mapping[str, Any] | None = None,
         post: Mapping[str, Any] | None = None,
         **server: Any,
     ) -> None:
@@ -182,11 +184,11 @@ class Deployment:
         job = Job(testing.RUN, testing.SEED, ToyBase().digest, agreed)
         observe = lambda kind, info: self.events.append((kind, info))  # noqa: E731
         self.link = link or Direct(self.sites)
-        self.post = NetworkPost(self.link, roster(names), SERVER_KEY, testing.RUN, observe, **(post or {}))
-        self.loop = Loop(
-            self.post, recipe, toy.layout, self.config, job, self.store, self.metrics, observe, deployed=True,
-            **(loop or {}),
-        )  # fmt: skip
+        self.post = SealedPost(self.link, roster(names), SERVER_KEY, testing.RUN, observe, **(post or {}))
+        self.federation = Federation(
+            self.post, recipe, toy.layout, self.config, job, self.store, observe, deployed=True, **(federation or {})
+        )
+        self.loop = Loop(self.federation, self.metrics)
         self.names, self.job = names, job
 
     def run(self) -> State:
@@ -201,6 +203,5 @@ class Deployment:
         """Digest of the final state of the same clients in one process, as a simulation runs them."""
         clients = {name: site._join(self.job) for name, site in self.sites.items()}
         post = LocalPost({name: client.answer for name, client in clients.items()})
-        self.loop.post, self.loop.deployed = post, False
-        self.loop.__post_init__()
+        self.federation.post, self.federation.deployed = post, False
         return self.digest()

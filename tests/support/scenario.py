@@ -24,8 +24,9 @@ from fedft.errors import RunPaused
 from fedft.recipe import Recipe
 from fedft.reports.metric_log import MetricsFile
 from fedft.server.checkpoint import Store
+from fedft.server.federation import Federation
 from fedft.server.loop import Loop
-from fedft.server.sealed_post import NetworkPost
+from fedft.server.sealed_post import SealedPost
 from fedft.update import Job
 
 NAMES = ("anna", "bert", "carl", "dora", "emil")
@@ -153,11 +154,12 @@ class Scenario:
             found = store.latest()
             self.witness.found(found)
             lines = MetricsFile(self.folder / "metrics.jsonl", found[0].version if found else -1)
-            post = NetworkPost(self.network, Enrolled(self.names), FastKey(SERVER), testing.RUN, self._observe, clock=w)
+            post = SealedPost(self.network, Enrolled(self.names), FastKey(SERVER), testing.RUN, self._observe, clock=w)
             self._watch(store)
-            Loop(
-                post, self.recipe, self.layout, self.config, self.job, store, lines, self._observe, w, deployed=True
-            ).run(self.names)
+            federation = Federation(
+                post, self.recipe, self.layout, self.config, self.job, store, self._observe, w, deployed=True
+            )
+            Loop(federation, lines).run(self.names)
             return True
         except Killed:
             w.counts["crashes of the server"] += 1

@@ -1,1 +1,12 @@
-"""Everything that knows Flower: its messages, a SuperLink as our child process, the node of a site."""
+"""Everything that knows Flower, and all of Flower that is used: its transport, none of its strategies or apps.
+
+    grid                bytes <-> Flower messages; the post on a Grid (simulations on Ray)
+    link                the server's end: a link to the sites through a SuperLink
+    superlink_session   one connection of that link
+    superlink           a SuperLink as our child process
+    superlink_process   the program of that child; superlink_gate: what the network may ask of it
+    site_node           the site's end: our process is Flower's node; connection_faults: what is wrong, in words
+    message_objects     a message's pieces over HTTP, within a bound
+
+SuperLinks keep messages in memory only. What must survive is on the disks of server and sites.
+"""

@@ -9,7 +9,7 @@ CLOCK_S = 4  # Flower refuses logins from clocks 5 s ahead
 
 
 def status(e: BaseException) -> int:
-    """The HTTP status that an error is about, or 0."""
+    """The HTTP status that an error is about, or 0 if it is about none."""
     return e.response.status_code if isinstance(e, httpx.HTTPStatusError) else 0
 
 
@@ -19,7 +19,7 @@ def transient(e: BaseException) -> bool:
 
 
 def reason(e: Exception, address: str) -> str:
-    """What is wrong between us and the server, for the operator of this site."""
+    """Why a request to the server at `address` failed, in a line for the operator of this site."""
     if isinstance(e, httpx.HTTPStatusError):
         return refusal(e.response, address)
     text = str(e)
@@ -35,7 +35,7 @@ def reason(e: Exception, address: str) -> str:
 
 
 def refusal(response: httpx.Response, address: str) -> str:
-    """What a server's answer that is no success means, for the operator of this site."""
+    """The meaning of a server's answer that is no success, in a line for the operator of this site."""
     code = response.status_code
     if code == 401:
         ahead = _clock_ahead(response)

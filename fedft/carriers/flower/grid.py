@@ -48,9 +48,10 @@ def answered(message: Message, answer: Callable[[Kind, bytes], bytes | Refused],
 
 
 def unpack(message: Message, max_bytes: int) -> bytes | Refused:
-    """The payload of a message or reply, not larger than `max_bytes`.
+    """The payload of a message or reply, of at most `max_bytes`, or the refusal that it carries instead.
 
-    Raises RejectedUpdate (`too_large`, `malformed`). A transport error (a crashed client) is a `Refused` too.
+    A transport's error, such as a crashed client, is a refusal `client_error`. Raises RejectedUpdate (`too_large`,
+    `malformed`) for anything else.
     """
     if message.has_error():
         return Refused("client_error", printable(message.error.reason))
@@ -76,13 +77,13 @@ class GridPost:
     """`Post` on a Flower Grid whose nodes are known and stay."""
 
     def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
-        """`nodes`: node id by client."""
+        """`nodes`: Flower's node id by client."""
         self._grid, self._nodes = grid, nodes
         self._letters: dict[str, Letter] = {}
         self._late: set[str] = set()
 
     def push(self, letter: Letter) -> tuple[str, int]:
-        """See `Post`."""
+        """Send a letter to its client's node; (ticket, bytes of the payload). The ticket is Flower's message id."""
         payload = letter.payload()
         message = pack(letter.kind, payload, self._nodes[letter.client], letter.kind)
         (ticket,) = self._grid.push_messages([message])
@@ -90,7 +91,10 @@ class GridPost:
         return ticket, len(payload)
 
     def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
-        """See `Post`. Answers to cancelled letters are taken out of the Grid and dropped."""
+        """The replies that have come, one at a time. Answers to cancelled letters are taken out and dropped.
+
+        Bytes that are no answer of ours, or too many, come as a reply whose answer is RejectedUpdate.
+        """
         for message in self._grid.pull_messages([*tickets, *self._late]):
             ticket = message.metadata.reply_to_message_id
             letter = self._letters.pop(ticket, None)
@@ -103,11 +107,11 @@ class GridPost:
                 yield Reply(ticket, letter.client, e)
 
     def cancel(self, tickets: Collection[str]) -> None:
-        """See `Post`; only those cancelled last are still fetched."""
+        """Stop waiting for the answers to these letters; only those of the last call are still fetched and dropped."""
         for old in self._late:
             self._letters.pop(old, None)
         self._late = set(tickets)
 
     def gone(self, client: str) -> bool:
-        """Never: nodes stay."""
+        """False: the nodes of a Grid stay."""
         return False

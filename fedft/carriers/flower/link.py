@@ -15,12 +15,12 @@ from flwr.proto import control_pb2, message_pb2, node_pb2, runtime_pb2
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedft.carriers import interface
-from fedft.carriers.flower import grid, objects, superlink_gate
+from fedft.carriers.flower import grid, message_objects, superlink_gate
 from fedft.carriers.flower.superlink_session import NoTask, Session
 from fedft.carriers.interface import LinkLost, Refused
 from fedft.errors import RejectedUpdate
 
-NODES_S = 1.0  # how old the list of nodes may be
+NODES_S = 1.0  # how old the list of nodes may be: it is asked for in every look for answers
 
 
 class FlowerLink:
@@ -40,7 +40,7 @@ class FlowerLink:
         self._session: Session | None = None
 
     def nodes(self) -> Mapping[str, int]:
-        """Node id by site, of those online; up to a second old."""
+        """Node id by site, of those online; up to NODES_S old. New members are let in, others are taken out."""
         session = self._connected()
         if time.monotonic() - session.nodes_at > NODES_S:
             with self._guarded():
@@ -55,7 +55,7 @@ class FlowerLink:
         return session.nodes
 
     def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
-        """Send; returns the message's id."""
+        """Send a payload to a node; returns the message's id. A node that is gone is told of by `pull`."""
         session = self._connected()
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = session.identity  # of this whole process
         message = grid.pack(cast(interface.Kind, kind), payload, node, group)
@@ -70,8 +70,8 @@ class FlowerLink:
 
         with self._guarded():
             try:
-                objects.send(message, register, session.runtime, SUPERLINK_NODE_ID)
-            except objects.Withdrawn:
+                message_objects.send(message, register, session.runtime, SUPERLINK_NODE_ID)
+            except message_objects.Withdrawn:
                 known = False
         mid = message.metadata.message_id
         session.sent.add(mid)
@@ -80,9 +80,10 @@ class FlowerLink:
         return mid
 
     def pull(self, ids: Collection[str], max_bytes: int) -> Iterator[tuple[str, bytes | Refused | RejectedUpdate]]:
-        """Replies by the id they answer, one in memory at a time; ids that this connection never gave are refused.
+        """(id of the message that is answered, answer), one in memory at a time.
 
-        A reply still on its way up is left for the next call. One that is taken, or refused, is freed in the SuperLink.
+        An id that this connection never gave is answered by a refusal `client_error`: that message is lost. A reply
+        still on its way up is left for the next call. One that is taken, or refused, is freed in the SuperLink.
         """
         session = self._connected()
         for mid in ids:
@@ -103,7 +104,7 @@ class FlowerLink:
             try:
                 with self._guarded():
                     answer = self._answer(session, tree, max_bytes)
-            except objects.Pending:
+            except message_objects.Pending:
                 continue
             del session.trees[mid]
             self._free(session, mid, tree.object_id)
@@ -119,7 +120,7 @@ class FlowerLink:
             self._free(session, mid, *([tree.object_id] if tree else []))
 
     def close(self) -> None:
-        """End the run, if it can still be reached."""
+        """End our run in the SuperLink, if it can still be reached, and free the connections."""
         if self._session:
             with suppress(httpx.HTTPError, ValueError):
                 self._session.runtime.PushTaskOutput(
@@ -129,11 +130,11 @@ class FlowerLink:
 
     def _answer(self, session: Session, tree: Any, max_bytes: int) -> bytes | Refused | RejectedUpdate:
         try:
-            message = objects.fetch(tree, session.run, session.runtime, SUPERLINK_NODE_ID, max_bytes)
+            message = message_objects.fetch(tree, session.run, session.runtime, SUPERLINK_NODE_ID, max_bytes)
             return grid.unpack(message, max_bytes)
         except RejectedUpdate as e:
             return e.with_traceback(None)
-        except objects.Withdrawn as e:
+        except message_objects.Withdrawn as e:
             return Refused("client_error", str(e))
 
     def _collect(self, session: Session, ids: set[str]) -> None:
@@ -172,8 +173,8 @@ class FlowerLink:
         return self._session
 
     def _client(self, kind: Any, *interceptors: Any) -> Any:
-        secret = [objects.Headers({superlink_gate.SECRET: self._secret})] if self._secret else []
-        return objects.connect(
+        secret = [message_objects.Headers({superlink_gate.SECRET: self._secret})] if self._secret else []
+        return message_objects.connect(
             kind, self._address, self._ca, *secret, *interceptors, component="flwr-serverapp", proxies=not self._secret
         )
 

@@ -20,7 +20,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedft.carriers.flower import connection_faults, grid, objects
+from fedft.carriers.flower import connection_faults, grid, message_objects
 from fedft.errors import ConfigError, RejectedUpdate
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ PATIENCE_S = 600.0  # with one request of a message or reply; then it is given u
 WORKERS = 4  # messages fetched at a time
 
 Handle = Callable[[str, bytes, Callable[[bytes], None]], None]
+"""Takes (kind, payload, reply) of a message; `reply(answer)` sends the answer."""
 
 
 class Node:
@@ -43,6 +44,8 @@ class Node:
         ca: PEM certificates to trust, and no others.
         key: the node's private key; the server's operator has its public half.
         max_bytes: of one message from the server.
+    Raises:
+        ConfigError: address or certificates cannot be used.
     """
 
     def __init__(self, address: str, ca: bytes, key: EllipticCurvePrivateKey, *, max_bytes: int = 2**31 - 1) -> None:
@@ -50,7 +53,9 @@ class Node:
         self._public = public_key_to_bytes(key.public_key())
         auth = NodeAuthHttpInterceptor(key, key.public_key())
         try:
-            self._fleet = objects.connect(FleetHttpClient, address, ca, auth, component="SuperNode", proxies=True)
+            self._fleet = message_objects.connect(
+                FleetHttpClient, address, ca, auth, component="SuperNode", proxies=True
+            )
         except (ssl.SSLError, UnicodeDecodeError, httpx.InvalidURL) as e:
             raise ConfigError(f"server {address}: not an address and CA certificates that can be used: {e}") from None
         self._node = 0
@@ -59,9 +64,10 @@ class Node:
         self._turn = threading.Lock()
 
     def run(self, handle: Handle, stop: threading.Event) -> None:
-        """Serve until `stop` is set: `handle(kind, payload, reply)` for each message, one at a time.
+        """Connect, and serve until `stop` is set: `handle` is called for each message, one at a time.
 
-        `reply(payload)` may be called at any later time and from any thread, once; it returns when the server has it.
+        `handle` is called in threads of the node's own. `reply` may be called at any later time and from any thread,
+        once; it returns when the server has the answer. Called once, by one thread; `stop` may be set by any.
         """
         fetchers = ThreadPoolExecutor(WORKERS, "message")
         threading.Thread(target=self._beat, args=[stop], name="heartbeat", daemon=True).start()
@@ -125,15 +131,15 @@ class Node:
                 log.exception("a message of the server could not be answered")
 
     def _fetch(self, message: Any, tree: Any, stop: threading.Event) -> bytes | None:
-        """The payload, or None when the message is void."""
+        """The payload of an announced message, or None if the message was withdrawn or lost."""
         meta, peer = message.metadata, _Patient(self._fleet, stop)
         wait = 0.02
         try:
             while True:
                 try:
-                    whole = objects.fetch(tree, meta.run_id, peer, meta.dst_node_id, self._max_bytes)
+                    whole = message_objects.fetch(tree, meta.run_id, peer, meta.dst_node_id, self._max_bytes)
                     break
-                except objects.Pending:
+                except message_objects.Pending:
                     if stop.wait(wait := min(wait * 1.5, POLL_S[1])):
                         return None
             node = node_pb2.Node(node_id=meta.dst_node_id)
@@ -143,7 +149,7 @@ class Node:
                     node=node, run_id=meta.run_id, message_object_id=tree.object_id
                 ),
             )
-        except (httpx.HTTPError, objects.Withdrawn) as e:
+        except (httpx.HTTPError, message_objects.Withdrawn) as e:
             log.debug("a message was lost before it was fetched: %s", e)
             return None
         payload = grid.unpack(whole, self._max_bytes)
@@ -162,8 +168,8 @@ class Node:
             return got.objects_to_push, got.session_id
 
         try:
-            objects.send(grid.pack_reply(message, payload), register, peer, node)
-        except (httpx.HTTPError, objects.Withdrawn, ValueError, RuntimeError) as e:
+            message_objects.send(grid.pack_reply(message, payload), register, peer, node)
+        except (httpx.HTTPError, message_objects.Withdrawn, ValueError, RuntimeError) as e:
             # RuntimeError: we have left meanwhile
             if connection_faults.status(e) == 413:
                 log.warning("server %s takes no reply of %d bytes", self._address, len(payload))
@@ -206,7 +212,7 @@ class _Patient:
         self._fleet, self._stop = fleet, stop
 
     def PushObject(self, request: Any) -> Any:
-        """As Flower's; an object that is refused at the second try may well have arrived at the first."""
+        """Store one object, as Flower's client does; one refused at the second try may have arrived at the first."""
         tries = 0
 
         def push(request: Any) -> Any:
@@ -219,7 +225,7 @@ class _Patient:
         return response
 
     def PullObject(self, request: Any) -> Any:
-        """As Flower's."""
+        """One object of a message, as Flower's client gives it."""
         return self.ask(self._fleet.PullObject, request)
 
     def ask(self, call: Callable[[Any], Any], request: Any) -> Any:

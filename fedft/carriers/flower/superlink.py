@@ -1,4 +1,4 @@
-"""Flower's SuperLink, started and stopped as a child process. Nothing in it is worth keeping: it may die any time."""
+"""Flower's SuperLink, started and stopped as a child process. Nothing in it is durable: it may die at any time."""
 
 import os
 import secrets
@@ -14,17 +14,17 @@ from pathlib import Path
 from fedft.carriers.flower import superlink_process
 from fedft.errors import ConfigError
 
-START_S = 60  # a cold start imports all of Flower
+START_S = 60  # after which a SuperLink that does not answer is given up; a cold start imports all of Flower
 
 
 class SuperLink:
-    """A SuperLink on this machine, as a child process that dies with us.
+    """A SuperLink on this machine, as a child process that dies with ours. Used by one thread.
 
     Args:
         host, port: where it listens; port 0 takes a free one.
         cert, key: PEM files of the server's TLS certificate and private key.
         folder: where Flower may write (it takes this for the user's home).
-        max_body_bytes: of one reply of a site.
+        max_body_bytes: the longest reply of a site.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class SuperLink:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start and wait until it answers; a new secret each time.
+        """Start the process, anew if it runs, and wait until it answers; it has a new `secret` each time.
 
-        Raises ConfigError if the port or the certificate cannot be used.
+        Raises ConfigError if the port or the certificate cannot be used, or after START_S without an answer.
         """
         self.stop()
         try:
@@ -63,7 +63,7 @@ class SuperLink:
         self._wait_ready(self._process)
 
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the SuperLink's process runs."""
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
@@ -84,13 +84,13 @@ class SuperLink:
 
     @property
     def address(self) -> str:
-        """host:port under which this machine reaches it; the certificate must name that host."""
+        """host:port under which this machine reaches the SuperLink; the certificate must name that host."""
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property
     def pid(self) -> int | None:
-        """Of the process, while there is one."""
+        """The process's number, while there is one."""
         return self._process.pid if self._process else None
 
     def _spawn(self, listener: socket.socket) -> subprocess.Popen[bytes]:

@@ -25,8 +25,8 @@ SITES_MAY = {  # never the app's code
     *("pull-object", "push-object", "confirm-message-received"),
 }
 SITES_MAY_NOT = {"register-node", "unregister-node"}  # refused by name: a stock node should hear why it cannot join
-MAX_OBJECT = 8 * 2**20  # bytes of one request; Flower cuts arrays into pieces of 5 MiB
-MAX_REQUEST = 2**20  # bytes of a site's other requests: names and trees of names
+MAX_OBJECT = 8 * 2**20  # bytes of one request, which is held in memory; Flower cuts arrays into pieces of 5 MiB
+MAX_REQUEST = 2**20  # bytes of a site's other requests, which Flower parses: names and trees of names
 PULLS, PULLS_OF_ONE = 16, 4  # objects on their way to sites at once: each is in memory twice until it has left
 PIECE = 128 * 1024  # bytes of an answer between two looks whether the socket takes more
 PULL_S = 120.0  # for one of 5 MiB; who reads more slowly must not keep the others waiting
@@ -37,10 +37,10 @@ class Gate:
 
     Args:
         app: Flower's.
-        secret: of our own server: with it everything is forwarded.
-        known: whether a node's public key is registered.
-        sound: whether a site's announcement of a reply may be believed.
-        max_body_bytes: what a node may send in objects for one reply.
+        secret: of our own server, whose requests are all forwarded.
+        known: whether a node's public key, in PEM, is registered.
+        sound: whether a site's announcement of a reply, the body of a request, may be given to Flower.
+        max_body_bytes: the most that a node may send in objects for one reply.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Gate:
         self._sent: dict[bytes, int] = {}  # bytes of objects by node key, since its last reply was announced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection event."""
+        """Serve one ASGI event: the start and end of the server, or one request. Runs in the server's event loop."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":

@@ -22,9 +22,9 @@ from typing import Any
 
 from fedft.carriers.flower.superlink_gate import MAX_REQUEST, Gate, is_plain
 
-IDLE_S = 30  # a connection without a request is closed; nodes ask at least every second
-MAX_CONNECTIONS = 1024
-TRIM_S = 10.0
+IDLE_S = 30  # a connection without a request is closed, so that strangers cannot hold them; nodes ask every second
+MAX_CONNECTIONS = 1024  # at once: each takes memory before anybody has said who they are
+TRIM_S = 10.0  # between two times that freed memory is given back to the system
 
 
 def _die_with(parent: int) -> None:
@@ -41,7 +41,7 @@ def _die_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Serve until the parent ends or says so."""
+    """Serve until SIGTERM, or until the parent process has ended."""
     parser = argparse.ArgumentParser()
     for name in ("--cert", "--key"):
         parser.add_argument(name, required=True)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 10.0  # a task that is silent for 60 s is taken for dead
 
-LEFT_OVER = 100  # tasks of servers that died, taken out of the way at most
+LEFT_OVER = 100  # tasks of servers that died, taken out of the way at most: more of them are somebody else's doing
 
 APP = b"""[project]
 name = "fedft"
@@ -38,16 +38,24 @@ class NoTask(Exception):
 
 
 class Session:
-    """One connection's run and the messages on their way in it."""
+    """One connection's run and the messages on their way in it. Used by one thread, beside its own heartbeat.
+
+    Args:
+        client: makes an HTTP client of one of Flower's classes, given the class and interceptors.
+        members: the public node key of each site.
+        ours: whether the SuperLink is ours alone, so that nodes of no member are taken out.
+    Raises:
+        NoTask, httpx.HTTPError: there is no session; nothing is left open.
+    """
 
     def __init__(self, client: Callable[..., Any], members: Mapping[str, bytes], ours: bool) -> None:
-        self.sent: set[str] = set()
-        self.unsendable: set[str] = set()
-        self.forgotten: set[str] = set()
+        self.sent: set[str] = set()  # ids of messages that may still be answered
+        self.unsendable: set[str] = set()  # of those, the ones that the SuperLink did not take
+        self.forgotten: set[str] = set()  # ids given up, whose replies are thrown away
         self.trees: dict[str, Any] = {}  # of new replies, by the message they answer
         self.nodes: dict[str, int] = {}
         self.nodes_at = float("-inf")
-        self.over = threading.Event()
+        self.over = threading.Event()  # set by the heartbeat when the SuperLink has ended our run
         self._ours = ours
         self._stop = threading.Event()
         self.control = client(ControlHttpClient)
@@ -68,7 +76,7 @@ class Session:
         threading.Thread(target=self._beat, name="superlink-heartbeat", daemon=True).start()
 
     def register(self, members: Mapping[str, bytes]) -> None:
-        """Let the members in, and on our own SuperLink nobody else."""
+        """Register the members' node keys, and on our own SuperLink take out all others. Raises httpx.HTTPError."""
         _register(self.control, members, self._ours)
         self.keys = set(members.values())
 

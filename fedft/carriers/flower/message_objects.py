@@ -35,12 +35,13 @@ from fedft.errors import RejectedUpdate
 
 Client = TypeVar("Client", bound=ProtobufClient)
 Register = Callable[[Any, Any], tuple[Collection[str], str]]
+"""Announces (a message without content, its tree of objects) -> (names of the objects wanted, the upload's session)."""
 
 FRAMING = 64 * 1024  # bytes that Flower's records may add to a payload, besides MAX_ID per object
 MAX_ID = 1024  # bytes of an object's own header and of its name in its parent
 PARALLEL = 4  # objects of one message on their way at once: a far server is waited for once, not for each
-HEAD_BYTES = 64 * 1024  # of a message's first piece
-TIMEOUT_S = 30.0  # of one request, each way; a chunk of 5 MiB is the largest
+HEAD_BYTES = 64 * 1024  # of a message's first piece, which alone differs between the sites
+TIMEOUT_S = 30.0  # of one request, each way, so that no peer holds a thread for ever; a chunk of 5 MiB is the largest
 
 
 class Pending(Exception):
@@ -52,10 +53,13 @@ class Withdrawn(Exception):
 
 
 class Peer(Protocol):
-    """What Flower's Runtime and Fleet clients have in common."""
+    """What Flower's Runtime and Fleet clients have in common. Called from several threads at a time."""
 
-    def PushObject(self, request: Any) -> Any: ...
-    def PullObject(self, request: Any) -> Any: ...
+    def PushObject(self, request: Any) -> Any:
+        """Store one object of a message: PushObjectRequest -> PushObjectResponse. Raises httpx.HTTPError."""
+
+    def PullObject(self, request: Any) -> Any:
+        """One object of a message: PullObjectRequest -> PullObjectResponse. Raises httpx.HTTPError."""
 
 
 class Headers:
@@ -65,15 +69,25 @@ class Headers:
         self._headers = dict(headers)
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Add the headers, then go on."""
+        """Add the headers to a request and pass it on; returns its response."""
         context.request.headers.update(self._headers)
         return call_next(context)
 
 
 def connect(kind: type[Client], address: str, ca: bytes, *interceptors: Any, component: str, proxies: bool) -> Client:
-    """A client of one of Flower's HTTP APIs over TLS 1.3, trusting the certificates in `ca` and no others.
+    """A client of one of Flower's HTTP APIs over TLS 1.3, which trusts the certificates in `ca` (PEM) and no others.
 
     Without Flower's own retries and version check: both may end the process.
+
+    Args:
+        kind: the class of the client.
+        address: host:port.
+        ca: certificates of authorities.
+        interceptors: of Flower's, that see each request.
+        component: as which Flower counts us, "SuperNode" or "flwr-serverapp".
+        proxies: whether the environment's proxies are used.
+    Raises:
+        ssl.SSLError, UnicodeDecodeError, httpx.InvalidURL: the certificates or the address cannot be used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -87,7 +101,10 @@ def connect(kind: type[Client], address: str, ca: bytes, *interceptors: Any, com
 
 
 def send(message: Message, register: Register, peer: Peer, node: int) -> None:
-    """Announce a message by `register` (which returns the wanted objects and a session), then send what is wanted."""
+    """Announce a message by `register`, then send the objects that are wanted, the root last.
+
+    Returns once all are stored. Raises Withdrawn if the message is no longer taken, and httpx.HTTPError.
+    """
     with no_object_id_recompute():
         for record in message.content.array_records.values():
             for array in record.values():
@@ -120,7 +137,11 @@ def send(message: Message, register: Register, peer: Peer, node: int) -> None:
 def fetch(tree: Any, run: int, peer: Peer, node: int, max_bytes: int) -> Message:
     """The message whose announced objects are `tree`; not more than about `max_bytes` are ever held.
 
-    Raises Pending, Withdrawn, RejectedUpdate (`too_large`, `malformed`) and httpx.HTTPError.
+    Raises:
+        Pending: the message is still on its way.
+        Withdrawn: it is not there any more.
+        RejectedUpdate: it is longer than `max_bytes` (`too_large`) or not a message of Flower's (`malformed`).
+        httpx.HTTPError: the peer cannot be reached.
     """
     names = list(dict.fromkeys(o.object_id for o in iterate_object_tree(tree)))
     most = 16 + max_bytes // 2**18

@@ -1,4 +1,7 @@
-"""What a run leaves for others to read: config.toml, summary.json and model/."""
+"""What a run leaves for others to read: config.toml, summary.json and model/.
+
+Nothing here is read again by the run. Each file is written whole or not at all (`fedft.durable`).
+"""
 
 import importlib.metadata
 import json
@@ -20,10 +23,11 @@ from fedft.recipe import Recipe
 from fedft.reports import columns
 from fedft.update import Plan
 
+# packages whose versions config.toml notes: they may change a run's numbers
 VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
 
 
-def stand(
+def set_model_to(
     config: RunConfig,
     recipe: Recipe,
     layout: Layout,
@@ -31,7 +35,7 @@ def stand(
     state: State,
     kept: Drawers | None = None,
 ) -> None:
-    """Put the model at `state`, as a new client would that keeps `kept`."""
+    """Give the model's parameters the values of `state`, as a new client does that keeps the tensors `kept`."""
     rank, seed = 0 if recipe.space.rank_free else max(config.ranks()), config.server.seed
     plan = Plan("", state.version, state.version, rank=rank, learning_rate=config.local.learning_rate)
     plan = replace(plan, tensors=recipe.downlink(state, None, plan))
@@ -39,11 +43,19 @@ def stand(
     recipe.start(handle, Turn(plan, held, tensors.digest(held), config.local, seed, seed, kept or {}))
 
 
-def finish(
+def write_outputs(
     folder: Path, config: RunConfig, base: Base, handle: ModelHandle, state: State, clients: int,
     lines: list[dict[str, Any]], seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write model (which stands at `state`) and summary of a finished run; returns the summary."""
+    """Write model/ and summary.json of a finished run; returns the summary.
+
+    Args:
+        folder: of the run.
+        handle: the model, set to `state` before.
+        clients: number of those that could take part.
+        lines: of metrics.jsonl, at least the one of version 0.
+        seconds: since this process opened the run; if it was resumed, the lines may say more.
+    """
     export.save_adapter(folder / "model", handle, base, base_name(base))
     summary = summary_of(config, base, clients, state, lines, seconds)
     _json(folder / "summary.json", summary)
@@ -51,13 +63,17 @@ def finish(
 
 
 def base_name(base: Base) -> str:
-    """What `from_pretrained` takes on this machine."""
+    """The name or path of a base model that `from_pretrained` takes on this machine."""
     return str(getattr(base.model.config, "_name_or_path", "") or base.source)
 
 
 def summary_of(
     config: RunConfig, base: Base, clients: int, state: State, lines: list[dict[str, Any]], seconds: float
 ) -> dict[str, Any]:
+    """The content of summary.json: how the run ended, first and last evaluation, bytes, seconds, digests.
+
+    The arguments are those of `write_outputs`.
+    """
     measured = [line for line in lines if "evaluation" in line]
     ends = (
         [{n: line[n] for n in columns.measured(line)} for line in (measured[0], measured[-1])] if measured else [{}, {}]
@@ -84,6 +100,10 @@ def summary_of(
 
 
 def write_config(folder: Path, config: RunConfig, base: Base) -> None:
+    """Write config.toml: the resolved run file under a comment with versions and the base's digest.
+
+    Durable when it returns; from then on the folder is that of a run, which can only be resumed.
+    """
     made = {p: _version(p) for p in VERSIONS} | {"python": platform.python_version()}
     head = "".join(f"# {k} {v}\n" for k, v in {**made, "base": base.digest}.items() if v)
     text = f"# The run as it was resolved, made with\n{head}\n{tomli_w.dumps(config.to_dict())}"

@@ -1,4 +1,8 @@
-"""The JSON header of a message: one check per field, the same for writing and for reading."""
+"""The JSON fields of a message: one check for each, the same for writing and for reading.
+
+A check, `as_run` and its like, takes any value, returns the one to use, or raises ValueError, which says what was
+wanted. In writing it guards against our own mistakes, in reading against a peer's bytes.
+"""
 
 import json
 import logging
@@ -10,40 +14,53 @@ from typing import Any, NamedTuple
 
 from fedft.errors import RejectedUpdate
 
-MAX_NAME = 200
-
-MAX_METRICS = 32
-
-MAX_RANKS = 1024  # modules whose rank is not the client's; they travel in the header
-MAX_METRIC = 1e30  # sums and means of what clients say stay finite
+MAX_NAME = 200  # characters of a tensor's name, so that a table's length bounds its rows
+MAX_METRICS = 32  # of a message: what a client reports is kept in memory, on disk and on screen
+MAX_METRIC = 1e30  # magnitude: sums and means over clients stay finite
+MAX_RANKS = 1024  # modules whose rank is not the client's; they are parsed, and looked up in every plan
+MAX_DEPTH = 16  # nested JSON objects and lists: whoever walks through them recurses
+MAX_KEY = 64  # characters of a key of `extra`, which is shown in messages
 
 NAME = re.compile(rf"[!#-\[\]-~]{{1,{MAX_NAME}}}")
+"""Names of tensors and modules: printable ASCII without space, quote and backslash."""
 
 _METRIC = re.compile(r"[a-z0-9_.]{1,64}")
-
 _LABEL = re.compile(r"[0-9a-f]{8}")
-
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _RUN = re.compile(r"[0-9a-f]{16}")
 
 REQUIRED = object()
+"""The default of a field that has none: such a field is always written, and missing it refuses the message."""
 
 log = logging.getLogger(__name__)
 
 
 class Field(NamedTuple):
+    """One field of a message: an attribute of the value, and a key of the JSON object that it travels in."""
+
     key: str
+    """Its key in the JSON object."""
     name: str
+    """The attribute of `Plan`, `Update` or `Job`."""
     check: Callable[[Any], Any]
+    """Any value -> the value to use; raises ValueError."""
     default: Any = REQUIRED
+    """A field at its default is left out of the message."""
     code: str = "malformed"
+    """Of the RejectedUpdate for a value that does not pass the check."""
 
 
 def json_bytes(value: Any) -> bytes:
+    """Compact UTF-8 JSON with sorted keys: equal values make equal bytes. ValueError for NaN and infinity."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=True).encode()
 
 
 def parse_json(text: memoryview) -> Any:
+    """The JSON value in a peer's bytes.
+
+    Raises ValueError for what is not JSON in UTF-8, a key twice, NaN, infinity, and an integer of 2^53 or more, which
+    other languages would round; RecursionError for a value that is too deep for Python's parser.
+    """
     return json.loads(bytes(text).decode(), object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant)
 
 
@@ -64,7 +81,11 @@ def _constant(literal: str) -> float:
     raise ValueError(f"{literal} is not a number")
 
 
-def write(value: Any, fields: tuple[Field, ...]) -> dict[str, Any]:
+def write_fields(value: Any, fields: tuple[Field, ...]) -> dict[str, Any]:
+    """The JSON object of a value's attributes, without those at their default.
+
+    Raises ValueError, naming the attribute, for a value that no receiver would accept.
+    """
     out = {}
     for f in fields:
         try:
@@ -75,7 +96,12 @@ def write(value: Any, fields: tuple[Field, ...]) -> dict[str, Any]:
     return out
 
 
-def read(header: Any, fields: tuple[Field, ...]) -> dict[str, Any]:
+def read_fields(header: Any, fields: tuple[Field, ...]) -> dict[str, Any]:
+    """Checked values by attribute, of parsed JSON from a peer; what has a default may be missing.
+
+    Raises RejectedUpdate with the field's code for a value that does not pass or is missing, and ValueError for what is
+    no object or has a key that is no field's.
+    """
     want(isinstance(header, dict), "a JSON object", header)
     want(header.keys() <= (known := {f.key for f in fields}), f"no keys but {', '.join(sorted(known))}", list(header))
     values = {}
@@ -91,28 +117,34 @@ def read(header: Any, fields: tuple[Field, ...]) -> dict[str, Any]:
 
 
 def want(ok: bool, wanted: str, value: Any) -> Any:
+    """`value` if `ok`, else ValueError, which says what was wanted and shows 80 characters of the value."""
     if not ok:
         raise ValueError(f"expected {wanted}, got {value!r:.80}")
     return value
 
 
 def as_count(value: Any, least: int = 0) -> Any:
+    """An integer from `least` to 2^53 - 1, which every JSON reader keeps exactly."""
     return want(type(value) is int and least <= value < 2**53, f"an integer from {least} to 2^53 - 1", value)
 
 
 def as_flag(value: Any) -> Any:
+    """True or False."""
     return want(isinstance(value, bool), "true or false", value)
 
 
 def as_run(value: Any) -> Any:
+    """A run's identifier: 16 lower-case hexadecimal digits."""
     return want(isinstance(value, str) and _RUN.fullmatch(value) is not None, "16 hexadecimal digits", value)
 
 
 def as_label(value: Any) -> Any:
+    """The label of a state, `State.label`: 8 lower-case hexadecimal digits."""
     return want(isinstance(value, str) and _LABEL.fullmatch(value) is not None, "8 hexadecimal digits", value)
 
 
 def as_rate(value: Any) -> float:
+    """A learning rate: a finite number >= 0, as float."""
     return float(want(_is_number(value) and value >= 0, "a finite number >= 0", value))
 
 
@@ -121,7 +153,11 @@ def _is_number(value: Any) -> bool:
 
 
 def as_metrics(value: Any) -> dict[str, float]:
-    """The usable metrics by name; a whole number as int, which is equal and shorter to send."""
+    """The usable metrics by name: the first MAX_METRICS in the order of their names. Others are dropped and logged.
+
+    Usable is a number within +-MAX_METRIC under a name of [a-z0-9_.]{1,64}. A whole number comes out as int, which is
+    equal and shorter to send.
+    """
     want(isinstance(value, Mapping), "an object", value)
     usable = {k: float(v) for k, v in value.items() if isinstance(k, str) and _METRIC.fullmatch(k) and _is_metric(v)}
     kept = {k: usable[k] for k in sorted(usable)[:MAX_METRICS]}
@@ -136,7 +172,7 @@ def _is_metric(value: Any) -> bool:
     return _is_number(value) and abs(value) <= MAX_METRIC
 
 
-def _plain(value: Any, depth: int = 16) -> Any:
+def _plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     """`value` if it is JSON that can be written and read back unchanged, at most `depth` deep."""
     if isinstance(value, str):
         value.encode()  # raises on half a surrogate pair
@@ -154,16 +190,17 @@ def _plain(value: Any, depth: int = 16) -> Any:
 
 
 def as_table(value: Any) -> Any:
+    """A JSON object of any content that can be written and read back unchanged, at most MAX_DEPTH deep."""
     return _plain(want(isinstance(value, Mapping), "an object", value))
 
 
 def as_digest(value: Any) -> Any:
-    """A SHA-256."""
+    """A SHA-256: 64 lower-case hexadecimal digits."""
     return want(isinstance(value, str) and _DIGEST.fullmatch(value) is not None, "64 hexadecimal digits", value)
 
 
 def as_tables(value: Any) -> Any:
-    """JSON objects by name."""
+    """The tables of a run file: JSON objects by name."""
     tables = as_table(value)
     for name, table in tables.items():
         want(isinstance(table, dict), f"an object as table {name:.64}", table)
@@ -171,7 +208,7 @@ def as_tables(value: Any) -> Any:
 
 
 def as_ranks(value: Any) -> Any:
-    """Ranks by module, each at least 1."""
+    """LoRA ranks by module, each at least 1, of at most MAX_RANKS modules."""
     table = as_table(value)
     want(len(table) <= MAX_RANKS, f"at most {MAX_RANKS} modules", len(table))
     for module, rank in table.items():
@@ -181,8 +218,9 @@ def as_ranks(value: Any) -> Any:
 
 
 def as_extra(value: Any) -> Any:
+    """A strategy's own fields of a plan: numbers, text and truth values by name, of at most MAX_KEY characters."""
     table = as_table(value)
     for key, v in table.items():
-        want(len(key) <= 64 and NAME.fullmatch(key) is not None, "a short name", key)
+        want(len(key) <= MAX_KEY and NAME.fullmatch(key) is not None, "a short name", key)
         want(isinstance(v, str | int | float), "a number, text or truth value", v)
     return table

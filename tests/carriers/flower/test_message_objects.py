@@ -9,7 +9,7 @@ import pytest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedft.carriers.flower import grid, objects
+from fedft.carriers.flower import grid, message_objects
 from fedft.errors import RejectedUpdate
 
 PAYLOAD = bytes(range(256)) * 50_000  # three chunks
@@ -25,7 +25,9 @@ class Store:
 
     def register(self, announced: Any, tree: Any) -> tuple[list[str], str]:
         self.tree = tree
-        return [o.object_id for o in objects.iterate_object_tree(tree) if o.object_id not in self.objects], "session"
+        return [
+            o.object_id for o in message_objects.iterate_object_tree(tree) if o.object_id not in self.objects
+        ], "session"
 
     def PushObject(self, request: Any) -> Any:
         assert sha256(request.object_content).hexdigest() == request.object_id
@@ -44,12 +46,12 @@ class Store:
 def sent(payload: bytes, store: Store | None = None) -> Store:
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     store = store or Store()
-    objects.send(grid.pack("train", payload, 7, "1"), store.register, store, 1)
+    message_objects.send(grid.pack("train", payload, 7, "1"), store.register, store, 1)
     return store
 
 
 def fetched(store: Store, max_bytes: int) -> Any:
-    return grid.unpack(objects.fetch(store.tree, 1, store, 1, max_bytes), max_bytes)
+    return grid.unpack(message_objects.fetch(store.tree, 1, store, 1, max_bytes), max_bytes)
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", PAYLOAD, bytes(len(PAYLOAD))], ids=["empty", "one", "many", "zeros"])
@@ -72,10 +74,10 @@ def test_equal_payloads_are_sent_once():
 def test_a_message_on_its_way_is_pending_and_one_withdrawn_is_said_to_be():
     store = sent(PAYLOAD)
     root = store.objects.pop(store.tree.object_id)
-    with pytest.raises(objects.Withdrawn):
+    with pytest.raises(message_objects.Withdrawn):
         fetched(store, len(PAYLOAD))
     store.objects[store.tree.object_id] = b""
-    with pytest.raises(objects.Pending):
+    with pytest.raises(message_objects.Pending):
         fetched(store, len(PAYLOAD))
     store.objects[store.tree.object_id] = root
     store.objects[next(iter(store.objects))] = b""  # a root without its first chunk

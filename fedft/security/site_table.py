@@ -1,0 +1,170 @@
+"""One site in TOML: the [[site]] table of a roster or of a card, and the `Site` that it says.
+
+    [[site]]
+    name = "clinic-1"
+    signing = "Wm9v..."                       base64 of the 32 bytes of an Ed25519 public key
+    node = '''-----BEGIN PUBLIC KEY-----...'''    ECDSA P-384, in PEM
+    revoked = true                            this and the rest in a roster only; all may be left out
+    not_before = 2027-01-01T00:00:00Z
+    not_after = 2027-12-31T00:00:00Z
+    max_examples = 20000
+
+Files are read and written by `roster.py`.
+"""
+
+import base64
+import hashlib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization as pem
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedft import check
+from fedft.errors import ConfigError
+from fedft.security.private_keys import node_bytes
+from fedft.security.sealed import site_name
+
+CARD_KEYS = ("name", "signing", "node")  # what a site says of itself; the rest is the server's operator's to say
+
+
+@dataclass(frozen=True)
+class Site:
+    """One site: its name, its public keys, and when its messages count."""
+
+    name: str
+    signing: Ed25519PublicKey
+    """The key that the site signs its messages with."""
+    node: bytes
+    """The site's ECDSA P-384 key as the transport registers it: PEM, SubjectPublicKeyInfo."""
+    revoked: bool = False
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    max_examples: int = 1_000_000
+    """The most examples that one update of the site may claim."""
+
+    def state(self, now: datetime | None = None) -> str:
+        """Whether the site's messages count: "enrolled" if they do, else "revoked", "expired" or "not yet valid".
+
+        `now` is a time with a zone; None is the machine's clock.
+        """
+        now = now or datetime.now(UTC)
+        if self.revoked:
+            return "revoked"
+        if self.not_after is not None and now > self.not_after:
+            return "expired"
+        return "not yet valid" if self.not_before is not None and now < self.not_before else "enrolled"
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits in groups of four, for two operators to compare by telephone.
+
+        They are the beginning of a SHA-256 over the site's name and public keys.
+        """
+        h = hashlib.sha256(self.name.encode() + b"\0" + self.signing.public_bytes_raw() + self.node).hexdigest()
+        return " ".join(h[i : i + 4] for i in range(0, 32, 4))
+
+
+def site_tables(text: str, path: Path) -> list[dict[str, Any]]:
+    """The [[site]] tables of a text, unchecked, in its order.
+
+    Raises ConfigError, which names the file `path`, for what is not TOML or has anything but such tables.
+    """
+    try:
+        found = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        raise ConfigError(f"{path}: not valid TOML: {' '.join(str(e).split())}") from e
+    for name in found:
+        if name != "site":
+            raise ConfigError(
+                f"{path}: no table {name[:64]!r} here{check.nearest(name, ('site',)) or '; wanted [[site]]'}"
+            )
+    tables = found.get("site", [])
+    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        raise ConfigError(f"{path}: 'site' is not a list of tables; wanted [[site]]")
+    return tables
+
+
+def site_of_card(text: str, card: Path) -> Site:
+    """The site of a card's text; ConfigError, which names the file `card`, for anything but one table of CARD_KEYS."""
+    tables = site_tables(text, card)
+    if len(tables) != 1:
+        raise ConfigError(f"{card}: {len(tables)} [[site]] tables, wanted one: a card is of one site")
+    if more := sorted((set(tables[0]) & set(_KEYS)) - set(CARD_KEYS)):
+        raise ConfigError(f"{card}: [[site]] has {more[0]!r}, which the server's roster says and no site of itself")
+    return site_of(tables[0], f"{card}: [[site]]")
+
+
+def card_text(name: str, signing: Ed25519PublicKey, node: bytes) -> str:
+    """The text of a card: one [[site]] table with a site's name and public keys, and nothing else.
+
+    `node` is the site's ECDSA P-384 key as the transport registers it: PEM, SubjectPublicKeyInfo.
+    """
+    site = {"name": name, "signing": base64.b64encode(signing.public_bytes_raw()).decode(), "node": node.decode()}
+    return tomli_w.dumps({"site": [site]}, multiline_strings=True)
+
+
+def site_of(table: Mapping[str, Any], where: str) -> Site:
+    """The site of a [[site]] table. Raises ConfigError, which begins with `where` and names the key."""
+    for key in table:
+        if key not in _KEYS:
+            raise ConfigError(f"{where} has no {key[:64]!r}{check.nearest(key, _KEYS)}")
+    for key in CARD_KEYS:
+        if key not in table:
+            raise ConfigError(f"{where} needs {key!r}")
+    values = {}
+    for key, value in table.items():
+        try:
+            values[key] = _KEYS[key](value)
+        except ValueError as e:
+            raise ConfigError(f"{where} {key}: {e}") from e
+    site = Site(**values)
+    if site.not_before and site.not_after and site.not_before >= site.not_after:
+        raise ConfigError(f"{where} not_after: {site.not_after}, wanted a time after not_before, {site.not_before}")
+    return site
+
+
+def _signing(value: object) -> Ed25519PublicKey:
+    try:
+        return Ed25519PublicKey.from_public_bytes(base64.b64decode(check.typed(str, value, "it"), validate=True))
+    except ValueError as e:
+        raise ValueError("not an Ed25519 public key; wanted base64 of its 32 bytes") from e
+
+
+def _node(value: object) -> bytes:
+    try:
+        key = pem.load_pem_public_key(check.typed(str, value, "it").encode())
+    except (ValueError, UnsupportedAlgorithm) as e:
+        raise ValueError("not a public key in PEM") from e
+    if not (isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)):
+        raise ValueError("not an ECDSA P-384 public key")
+    return node_bytes(key)
+
+
+def _time(value: object) -> datetime:
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value
+    raise ValueError(f"{value}, wanted a date and time with a zone, such as 2027-01-31T00:00:00Z")
+
+
+def _examples(value: object) -> int:
+    check.at_least(1, max_examples=check.typed(int, value, "it"))
+    return check.typed(int, value, "it")
+
+
+_KEYS: dict[str, Callable[[object], Any]] = {
+    "name": lambda value: site_name(check.typed(str, value, "it")),
+    "signing": _signing,
+    "node": _node,
+    "revoked": lambda value: check.typed(bool, value, "it"),
+    "not_before": _time,
+    "not_after": _time,
+    "max_examples": _examples,
+}

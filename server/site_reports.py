@@ -1,0 +1,41 @@
+"""A site's few words about itself: how far it is with a letter, or why it refuses one.
+
+The words are signed, so they are the site's; beyond that they are not trusted. Bounded, and safe to log and show.
+"""
+
+import json
+from typing import Any
+
+from fedft.carriers.interface import Refused, refused
+
+DOING = ("loading", "queued", "working", "training", "ready", "unknown")
+"""What a site may say that it is doing. `ready`: a long answer waits to be fetched; `unknown`: no such letter here."""
+MAX_BYTES = 4096  # of a report, which is parsed as JSON
+MAX_NUMBER = 1e9  # of steps and seconds: they are shown in a line
+NUMBERS = ("step", "steps", "left_s")
+
+
+def progress(payload: bytes) -> tuple[str, dict[str, float]]:
+    """(a word of DOING or "?", those of NUMBERS that the site gives) of a report of progress; never raises."""
+    words = _words(payload)
+    doing = words.get("doing")
+    return doing if doing in DOING else "?", {k: words[k] for k in NUMBERS if _plain(words.get(k))}
+
+
+def refusal(payload: bytes) -> Refused:
+    """Why a site refuses, in a short printable line. Raises RejectedUpdate for a code that is no client's."""
+    words = _words(payload)
+    return refused(words.get("code"), words.get("reason"))
+
+
+def _plain(x: object) -> bool:
+    return type(x) in (int, float) and 0 <= x <= MAX_NUMBER  # type: ignore[operator]
+
+
+def _words(payload: bytes) -> dict[str, Any]:
+    """The JSON object in a report; {} if there is none."""
+    try:
+        words = json.loads(payload) if len(payload) <= MAX_BYTES else {}
+    except (ValueError, RecursionError):
+        return {}
+    return words if isinstance(words, dict) else {}
