@@ -79,23 +79,25 @@ def test_files_named_in_a_document_exist(document: str) -> None:
     assert not missing, f"{document} names {missing}"
 
 
-def _is_there(dotted: str) -> bool:
-    """Whether a dotted name is a module, or something in one."""
+def imported(dotted: str) -> Any:
+    """The module of this name, or what is called so in one; None if there is no such thing."""
     parts = dotted.split(".")
     for n in range(len(parts), 0, -1):
         try:
             found: Any = import_module(".".join(parts[:n]))
         except ModuleNotFoundError:
             continue
-        return all((found := getattr(found, part, None)) is not None for part in parts[n:])
-    return False
+        for part in parts[n:]:
+            found = getattr(found, part, None)
+        return found
+    return None
 
 
 @every_document
 def test_modules_named_in_a_document_can_be_imported(document: str) -> None:
     """`fedft.contract.Kind` imports, or is a group of entry points."""
     named = {d for s in spans(document) for d in re.findall(r"(?<![\w.])fedft(?:\.[A-Za-z]\w*)+", s)}
-    missing = sorted(d for d in named - GROUPS if not _is_there(d))
+    missing = sorted(d for d in named - GROUPS if imported(d) is None)
     assert not missing, f"{document} names {missing}"
 
 
@@ -140,10 +142,10 @@ def test_every_kind_of_plug_in_has_its_row() -> None:
     for kind, (room, group, of, example, suite) in rows.items():
         assert (ROOT / room.strip("`")).is_dir(), kind
         assert group.strip("`") == registry.REGISTRIES[kind].group
-        assert _is_there(of.strip("`")), of
+        assert imported(of.strip("`")) is not None, of
         files = set(re.findall(r"`(\w+)\.py`", example))
         assert files == {where.partition(":")[0] for where in declared[group.strip("`")].values()}
-        assert suite.strip("`") == registry.SUITES[kind].replace(":", ".")
+        assert imported(suite.strip("`")) is imported(registry.SUITES[kind].replace(":", ".")), suite
 
 
 def commands(document: str) -> list[str]:
