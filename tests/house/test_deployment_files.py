@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from fedft import errors
+from fedft import errors, registry, strategies
 from fedft.carriers.flower import superlink_gate
 from fedft.cli import main
 from fedft.client import allowed_jobs
@@ -121,6 +121,12 @@ def test_the_example_of_a_site_file_shows_every_key() -> None:
     templates = {"data.text", "data.label"}  # named in a comment on their like
     known = {f"{t}.{f.name}" for t, kind in get_type_hints(SiteConfig).items() for f in fields(kind)}
     assert said == known - templates
+
+
+def test_strategies_that_show_sites_to_each_other_are_named() -> None:
+    (line,) = re.findall(r"^- (.*) show every site what each of the others sent", DOCUMENT, re.MULTILINE)
+    reveal = {name for name in registry.BUILT_IN if strategies.make(name, {}).reveals_clients}
+    assert set(re.findall(r"`(\w+)`", line)) == reveal
 
 
 def test_every_exit_code_is_explained() -> None:
