@@ -1,5 +1,6 @@
 """What operators copy works as it stands: unit files, compose files, and every command in DEPLOYMENT.md."""
 
+import inspect
 import itertools
 import re
 import shlex
@@ -8,17 +9,19 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
 from typer.main import get_command
 
-from fedft import errors
+from fedft import errors, registry, strategies
 from fedft.carriers.flower import superlink_gate
 from fedft.cli import main
-from fedft.client.site_settings import Policy
+from fedft.client import allowed_jobs
+from fedft.client.site_settings import Policy, SiteConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
@@ -96,15 +99,34 @@ def test_the_document_is_short() -> None:
     assert len(DOCUMENT.splitlines()) <= 200
 
 
-def test_files_that_the_document_names_exist() -> None:
-    names = re.findall(r"`((?:fedft|server|client|simulations|tests)/[\w/.\-]+|[A-Z]+\.md)`", DOCUMENT)
-    assert {"server/fedft-server.service", "client/fedft-client.service", "client/site.toml"} <= set(names)
-    assert [n for n in names if not (ROOT / n).exists()] == []
-
-
 def test_every_key_of_the_policy_is_explained() -> None:
     table = DOCUMENT.partition("## What a site allows")[2].partition("\n## ")[0]
     assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == list(Policy.__dataclass_fields__)
+
+
+def test_every_refusal_of_the_policy_is_named_by_its_key() -> None:
+    table = DOCUMENT.partition("## What a site allows")[2].partition("\n## ")[0]
+    codes = set(re.findall(r"policy_\w+", inspect.getsource(allowed_jobs)))
+    assert set(re.findall(r"`(policy_\w+)` \|$", table, re.MULTILINE)) == codes
+
+
+def test_the_example_of_a_site_file_shows_every_key() -> None:
+    """Those that are off by default in a comment."""
+    said, table = set(), ""
+    for line in (ROOT / "client" / "site.toml").read_text(encoding="utf-8").splitlines():
+        if head := re.match(r"\[(\w+)\]", line):
+            table = head[1]
+        elif key := re.match(r"(?:# )?(\w+) = ", line):
+            said.add(f"{table}.{key[1]}")
+    templates = {"data.text", "data.label"}  # named in a comment on their like
+    known = {f"{t}.{f.name}" for t, kind in get_type_hints(SiteConfig).items() for f in fields(kind)}
+    assert said == known - templates
+
+
+def test_strategies_that_show_sites_to_each_other_are_named() -> None:
+    (line,) = re.findall(r"^- (.*) show every site what each of the others sent", DOCUMENT, re.MULTILINE)
+    reveal = {name for name in registry.BUILT_IN if strategies.make(name, {}).reveals_clients}
+    assert set(re.findall(r"`(\w+)`", line)) == reveal
 
 
 def test_every_exit_code_is_explained() -> None:

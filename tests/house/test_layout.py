@@ -1,4 +1,4 @@
-"""The house: who imports whom, what is packaged, what the front door costs, and that the documents say what is so."""
+"""The house: who imports whom, what is packaged, what the front door costs, and that run files explain their keys."""
 
 import ast
 import inspect
@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-from typer.main import get_command
 
 from fedft import registry, run_file, strategies
-from fedft.cli import main
 from fedft.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,62 +282,6 @@ def _split_comment(line: str) -> tuple[str, bool]:
     found = re.match(r"""((?:[^"'#]|"(?:\\.|[^"\\])*"|'[^']*')*)(#.*)?$""", line)
     assert found, f"not a line of TOML that this test reads: {line}"
     return found[1].strip(), bool(found[2])
-
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_readme_shows_the_example_as_it_is() -> None:
-    example = (ROOT / "tests" / "plugin_example" / "median.py").read_text(encoding="utf-8")
-    assert f"```python\n{example}```\n" in README
-
-
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "STRATEGIES.md", "BENCHMARKS.md"])
-def test_commands_named_in_a_document_exist(document: str) -> None:
-    """`fedft <command> --option` in code exists, but for what the document says is not there."""
-    commands = getattr(get_command(main.app), "commands")  # noqa: B009  (typer hides the type of its group)
-    text = (ROOT / document).read_text(encoding="utf-8").partition("## What is not there yet")[0]
-    said = re.findall(r"(?:`|^ {4}|^PYTHONPATH=\S+ )fedft ([a-z][\w-]*)([^`\n]*)", text, re.MULTILINE)
-    assert said
-    for command, rest in said:
-        assert command in commands, f"{document} names `fedft {command}`"
-        options = {o for p in commands[command].params for o in p.opts} | {"--help"}
-        assert set(re.findall(r"--[a-z]+", rest)) <= options, f"{document}: fedft {command}{rest}"
-
-
-def test_every_strategy_has_its_row() -> None:
-    text = (ROOT / "STRATEGIES.md").read_text(encoding="utf-8")
-    rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
-    assert rows == set(registry.BUILT_IN)
-
-
-@pytest.mark.parametrize(
-    "document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "DEPLOYMENT.md", "STRATEGIES.md", "BENCHMARKS.md"]
-)
-def test_files_named_in_a_document_exist(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    rooms = "|".join((*ROOMS, "tests"))
-    paths = re.findall(rf"`((?:{rooms})/[\w/.\-]*)`", text)  # no <name>: those are patterns
-    missing = [path for path in paths if not (ROOT / path).exists()]
-    assert not missing, f"{document} names {missing}"
-
-
-def test_the_readme_s_run_files_load(tmp_path: Path) -> None:
-    blocks = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        (tmp_path / "run.toml").write_text(block, encoding="utf-8")
-        run_file.load(tmp_path / "run.toml")
-
-
-def test_the_readme_s_commands_are_targets() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make (\w+)", re.sub(r"```(?!sh).*?```", "", README, flags=re.DOTALL)):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"the README names `make {target}`"
-
-
-def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 220
 
 
 def test_every_dependency_is_pinned() -> None:
