@@ -81,6 +81,13 @@ def encode(parts: Parts, config: RunConfig, base: Base) -> dict[str, tuple[list[
     for client, (train, test) in parts.items():
         own, empty = examples.encode_all(train, encode_row, f"{d.train}, client {client!r}")
         held, held_empty = examples.encode_all(test, encode_row, f"{d.test or d.train}, held out for client {client!r}")
+        if (
+            largest := max((max(e.input_ids, default=0) for e in (*own, *held) if hasattr(e, "input_ids")), default=0)
+        ) >= base.ids:
+            raise DataError(
+                f"[data] client {client!r}: token id {largest} of the tokenizer of {base.source}, whose model has "
+                f"embeddings of {base.ids} ids"
+            )
         if not own:
             why = f"nothing can be learned of its {empty} rows" if empty else "fewer clients, or a smaller holdout?"
             raise DataError(f"[data] client {client!r} has no row to train on; {why}")

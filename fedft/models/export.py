@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.models.handle import ModelHandle, parameters_of
+from fedft.models.layout import head_modules
 from fedft.models.load import Base
 
 
@@ -43,7 +44,7 @@ def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pair
 
     rank = max((d.rank for d in pairs.values()), default=1)
     unlike = {m: d.rank for m, d in pairs.items() if d.rank != rank}
-    heads = sorted({n.split(".")[0] for n in handle.layout.head})
+    heads = sorted(head_modules(base))
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # unit scale: the factors carry alpha / r

@@ -28,7 +28,10 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     torch.set_num_threads(config.local.threads)
     m = config.model
     base = loading.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, device=m.device, seed=config.server.seed)
-    loading.check_length(base, config.data.max_length)
+    longest = config.data.max_length
+    prompt = min(longest - 1, longest if config.data.max_prompt is None else config.data.max_prompt)
+    generates = m.task == "causal-lm" and (config.eval.rouge or config.eval.metrics)
+    loading.check_length(base, longest, prompt + config.eval.generate_tokens if generates else 0)
     handle = ModelHandle(
         base.model,
         layout_of(base, m.targets),
