@@ -22,14 +22,16 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     "values"    another kind of adapter: `values.safetensors`, its tensors in unit scale, and `values.json`
     """
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"base": base_name, "base_digest": base.digest, "kind": handle.kind.name}
+    name = base.source if base.merged else base_name
+    about = {"base": name, "base_digest": base.digest, "kind": handle.kind.name}
     changes, whole = handle.change()
     if handle.kind.of_base:
         return _plainly(folder, "delta", whole, about)
     pairs = {m: d.shortened() for m, d in changes.items() if isinstance(d, LowRank)}
     if len(pairs) < len(changes) or not handle.kind.pairs:
         return _plainly(folder, "values", handle.values(), about)
-    _as_peft(folder, handle, base, base_name, pairs)
+    both = {m: pairs[m] + d if m in pairs else d for m, d in base.merged.items()}
+    _as_peft(folder, handle, base, base_name, {**pairs, **both})
     return "adapter"
 
 

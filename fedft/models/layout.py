@@ -60,14 +60,15 @@ def _out_in(module: Any) -> tuple[int, int]:
 
 
 def head_modules(base: Base) -> set[str]:
-    """Modules of a classifier that are trained and saved whole, by their paths: [] for a causal language model.
+    """Modules of a classifier that are trained and saved whole, by their paths; none of a causal language model.
 
     Those beside the pre-trained body; and of the body what the checkpoint has no weights of, as a pooler is.
     Raises DataError where that is a part of a layer or an embedding: they would be random numbers.
     """
     if base.task == "causal-lm":
         return set()
-    beside = {n for n, _ in base.model.named_children() if n != base.model.base_model_prefix}
+    children = base.model.named_children()
+    beside = {n for n, m in children if n != base.model.base_model_prefix and any(True for _ in m.parameters())}
     inside = {n for n in base.drawn if not _inside(n, beside)}
     if lost := sorted(n for n in inside if "pooler" not in n):
         raise DataError(

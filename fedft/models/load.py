@@ -7,8 +7,8 @@ client of a site, works on it through a `ModelHandle`.
 import hashlib
 import os
 import re
-import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fedft import check
+from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, FedftError
 from fedft.models.handle import parameters_of
 
@@ -39,6 +40,8 @@ class Base:
     """Folder or hub id that the model was loaded from."""
     digest: str
     """SHA-256 over the weights, hexadecimal; see `digest_of`."""
+    merged: Mapping[str, LowRank] = field(default_factory=dict)
+    """What adapters that are merged into the weights change, by module, in unit scale."""
     drawn: frozenset[str] = frozenset()
     """Parameters that the checkpoint lacks, by name: a head's, which are drawn from the seed, trained and saved."""
 
@@ -92,7 +95,10 @@ def _load(source: str, task: str, labels: int, dtype: str, place: torch.device, 
     if (Path(folder) / "adapter_config.json").is_file():
         if not adapters:
             raise DataError(f"[model] id: {source!r} is an adapter on an adapter, more than {MAX_ADAPTERS} deep")
-        return _merged(source, folder, task, labels, dtype, place, seed, adapters - 1)
+        from fedft.models import adapter_folder
+
+        below = _load(adapter_folder.base_of(folder), task, labels, dtype, place, seed, adapters - 1)
+        return adapter_folder.merged(below, folder, source)
     kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if task == "causal-lm" else {"num_labels": labels}
     try:
@@ -113,24 +119,24 @@ def _load(source: str, task: str, labels: int, dtype: str, place: torch.device, 
     except FedftError:
         raise
     except Exception as e:  # of four libraries' parsers, on whatever lies in the folder
-        raise DataError(f"[model] id: cannot load {source!r} for {task}: {_first_line(e)}") from e
+        raise DataError(f"[model] id: cannot load {source!r} for {task}: {first_line(e)}") from e
     drawn = frozenset(told["missing_keys"]) & parameters_of(model).keys()
     if drawn and task == "causal-lm":
         raise DataError(
             f"[model] id: {source!r} lacks {len(drawn)} of the {config.model_type} model's weights, "
             f"{', '.join(sorted(drawn)[:3])}{', ...' if len(drawn) > 3 else ''}; they would be random numbers"
         )
-    return _ready(model, tokenizer, task, source, drawn)
+    return ready(model, tokenizer, task, source, drawn)
 
 
-def _ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[str]) -> Base:
+def ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[str]) -> Base:
     """The base, with a padding token that both the tokenizer and the model know."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     given = model.config.pad_token_id
     if given is None or not 0 <= given < ids_of(model):
         model.config.pad_token_id = pad_id(model, tokenizer)
-    return Base(model, tokenizer, task, source, digest_of(model), drawn)
+    return Base(model, tokenizer, task, source, digest_of(model), drawn=drawn)
 
 
 def ids_of(model: nn.Module) -> int:
@@ -147,33 +153,8 @@ def pad_id(model: nn.Module, tokenizer: Any) -> int:
     return next((i for i in wanted if i is not None and 0 <= i < ids_of(model)), 0)
 
 
-def _merged(
-    source: str, folder: str, task: str, labels: int, dtype: str, place: torch.device, seed: int, adapters: int
-) -> Base:
-    """The base that the adapter in a folder names, with the adapter in its weights."""
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoTokenizer
-
-    try:
-        below = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    except Exception as e:  # peft's parser, on whatever lies in the folder
-        raise DataError(f"[model] id: cannot read the adapter in {source!r}: {_first_line(e)}") from e
-    if not isinstance(below, str):
-        raise DataError(f"[model] id: the adapter in {source!r} names no base model")
-    base = _load(below, task, labels, dtype, place, seed, adapters)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*missing adapter keys.*")  # they would be random numbers
-            model: Any = PeftModel.from_pretrained(base.model, folder, torch_device=str(place)).merge_and_unload()
-        own = (Path(folder) / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if own else base.tokenizer
-    except Exception as e:  # peft's and transformers', on whatever lies in the folder
-        raise DataError(f"[model] id: cannot load the adapter in {source!r}: {_first_line(e)}") from e
-    model.eval().requires_grad_(True)
-    return _ready(model, tokenizer, task, source, base.drawn)
-
-
-def _first_line(e: Exception) -> str:
+def first_line(e: Exception) -> str:
+    """The first line of what an exception says, or its name."""
     return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
