@@ -19,6 +19,7 @@ from fedft import registry, strategies
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.contract import State
+from fedft.data.row_counts import RowCounts
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
@@ -55,13 +56,18 @@ class OpenRun:
             gates=[registry.gates.chosen(gate) for gate in self.config.server.gates], **more,
         )  # fmt: skip
 
-    def finish(self, state: State, clients: int) -> dict[str, Any]:
-        """Put the model at the final `state`, write it with summary and events; returns the summary."""
+    def finish(self, state: State, clients: int, rows: RowCounts | None = None) -> dict[str, Any]:
+        """Put the model at the final `state`, write it with summary and events; returns the summary.
+
+        `rows`: what became of the clients' rows, where this process knows it.
+        """
         base, handle = self.here.base, self.here.handle
         result.stand(self.config, self.recipe, self.here.layout, handle, state)
         seconds = time.monotonic() - self.began
         lines = self.metrics.lines
-        self.ended["summary"] = result.finish(self.folder, self.config, base, handle, state, clients, lines, seconds)
+        self.ended["summary"] = result.finish(
+            self.folder, self.config, base, handle, state, clients, lines, seconds, rows
+        )
         found: dict[str, Any] = self.ended["summary"]
         return found
 

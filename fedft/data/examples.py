@@ -1,7 +1,7 @@
 """Records -> token examples with masked labels -> batches.
 
     encode = partial(encode_generation, prompt="Q: {question}\\nA: ", response="{answer}", tokenizer=tokenizer, ...)
-    examples, skipped = encode_all(rows, encode, where="train.jsonl.gz")
+    examples = encode_all(rows, encode, "train.jsonl.gz", counts := RowCounts())
     for batch in batches(examples, batch_size=8, steps=40, seed=7, pad_id=0): ...
 
 What is wrong with a user's records is a DataError of one line that says where. No global random state is used.
@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from fedft import check
+from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 
 if TYPE_CHECKING:
@@ -73,6 +74,15 @@ class Example:
     """One label for each token, the token's own id or IGNORED; for a classification, the number of the class."""
     prompt_length: int
     """How many tokens at the beginning are given and not learned."""
+    lost: int = 0
+    """Tokens to learn that were cut off; of a classification, tokens of the text."""
+    prompt_lost: int = 0
+    """Tokens of the prompt that were cut off."""
+
+    @property
+    def learned(self) -> int:
+        """How many tokens are learned; 1 for a class."""
+        return 1 if isinstance(self.labels, int) else sum(label != IGNORED for label in self.labels[1:])
 
     @property
     def learnable(self) -> bool:
@@ -80,7 +90,7 @@ class Example:
 
         The first token has nothing before it to be predicted from.
         """
-        return isinstance(self.labels, int) or any(label != IGNORED for label in self.labels[1:])
+        return self.learned > 0
 
 
 def encode_generation(
@@ -101,12 +111,14 @@ def encode_generation(
         response: template of what is learned.
         tokenizer: of the base model.
         max_length: tokens at most; the response is cut from the right.
-        max_prompt: tokens of the prompt at most, cut from the left; None: all but the last of max_length.
+        max_prompt: tokens of the prompt at most, cut from the left; None: what the response leaves, or half of
+            max_length where that is more.
         where: what an error message calls this row.
     Raises:
         DataError: as `fill`.
 
-    A beginning-of-sequence token, if the tokenizer has one, stands first, survives the cut and counts as prompt.
+    A beginning-of-sequence token, if the tokenizer has one, stands first, survives the cut and counts as prompt. Of an
+    empty response nothing is learned, not even to stop.
     """
     check.at_least(1, max_length=max_length, max_prompt=1 if max_prompt is None else max_prompt)
     # Two calls, so that no token lies across the border of what is masked and what is learned.
@@ -114,10 +126,13 @@ def encode_generation(
     learned = tokenizer(fill(response, row, where), add_special_tokens=False, verbose=False)["input_ids"]
     bos, eos = ([] if i is None else [i] for i in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     given = given[1:] if bos and given[:1] == bos else given  # the template wrote it out
-    room = min(max_length - 1, max_length if max_prompt is None else max_prompt)
-    given = (bos + given[max(0, len(given) + len(bos) - room) :])[:room]
-    learned = (learned + eos)[: max_length - len(given)]
-    return Example(given + learned, [IGNORED] * len(given) + learned, len(given))
+    learned = learned + eos if learned else []
+    left = max_length - min(max(1, len(learned)), (max_length + 1) // 2)
+    room = min(max_length - 1, left if max_prompt is None else max_prompt)
+    kept = (bos + given[max(0, len(given) + len(bos) - room) :])[:room]
+    cut = learned[: max_length - len(kept)]
+    lost, prompt_lost = len(learned) - len(cut), len(bos) + len(given) - len(kept)
+    return Example(kept + cut, [IGNORED] * len(kept) + cut, len(kept), lost, prompt_lost)
 
 
 def encode_label(
@@ -149,8 +164,11 @@ def encode_label(
         label = value
     else:
         raise DataError(f"{where}: {label_field!r} is {found!r}, not a label{check.nearest(found, labels)}")
-    ids = tokenizer(fill(text, row, where), truncation=True, max_length=max_length)["input_ids"]
-    return Example(ids, label, len(ids))
+    full = tokenizer(fill(text, row, where), verbose=False)["input_ids"]
+    ids = full
+    if len(full) > max_length:  # only here: the tokenizer knows which special tokens a cut text ends with
+        ids = tokenizer(fill(text, row, where), truncation=True, max_length=max_length)["input_ids"]
+    return Example(ids, label, len(ids), prompt_lost=len(full) - len(ids))
 
 
 def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Example:
@@ -167,11 +185,41 @@ def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Exampl
     )  # fmt: skip
 
 
-def encode_all(rows: Iterable[Mapping[str, Any]], encode: Callable[..., Any], where: str) -> tuple[list[Any], int]:
-    """(examples, skipped): `encode(row, where=...)` of every row; those of which nothing can be learned are skipped."""
-    found = [encode(row, where=f"{where}, row {number}") for number, row in enumerate(rows, 1)]
-    examples = [example for example in found if getattr(example, "learnable", True)]
-    return examples, len(found) - len(examples)
+def encode_all(
+    rows: Iterable[Mapping[str, Any]],
+    encode: Callable[..., Any],
+    where: str,
+    counts: RowCounts,
+    too_long: Literal["cut", "drop", "refuse"] = "cut",
+) -> list[Any]:
+    """`encode(row, where=...)` of every row but those that are left out, which are counted.
+
+    Args:
+        rows: records.
+        encode: one record -> an example, or whatever the objective trains on.
+        where: what an error message calls these rows.
+        counts: added to.
+        too_long: what becomes of a row of which something had to be cut off.
+    Raises:
+        DataError: such a row where they are refused, or as `encode`.
+    """
+    found = []
+    for number, row in enumerate(rows, 1):
+        example = encode(row, where=f"{where}, row {number}")
+        counts.encoded(example)
+        lost, prompt = getattr(example, "lost", 0), getattr(example, "prompt_lost", 0)
+        if (lost or prompt) and too_long == "refuse":
+            raise DataError(
+                f"{where}, row {number}: {lost + prompt} tokens more than [data] max_length or max_prompt allow; "
+                f"too_long = 'cut' or 'drop' would do"
+            )
+        if (lost or prompt) and too_long == "drop":
+            counts.dropped += 1
+        elif not getattr(example, "learnable", True):
+            counts.empty += 1
+        else:
+            found.append(example)
+    return found
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A base model is what its folder holds, whole, or one line says what is missing; ids and positions have their bounds."""
+"""A base model is what its folder holds, whole, or one line says what is missing; ids and positions have bounds."""
 
 import pytest
 import torch
@@ -138,5 +138,5 @@ def test_padding_is_an_id_that_the_model_has(saved, pad, eos, found):
 def test_a_word_that_is_no_folder_may_be_a_hub_id_and_a_path_may_not():
     with pytest.raises(DataError, match="cannot load 'gpt2'"):
         load.load("gpt2", "causal-lm")
-    with pytest.raises(DataError, match="no folder './gpt2'"):
+    with pytest.raises(DataError, match=r"no folder '\./gpt2'"):
         load.load("./gpt2", "causal-lm")
