@@ -21,6 +21,7 @@ from fedft.client.site_settings import SiteConfig
 from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.data import client_datasets
+from fedft.data.row_counts import RowCounts
 from fedft.errors import ConfigError, DataError, PlanRefused
 from fedft.models import resident
 from fedft.models.resident import Resident
@@ -79,10 +80,12 @@ class Joiner:
             name, data = self.site.site.name, self.site.data
             parts = client_datasets.of_site(config, name, data.client, data.value)
             here = self._loaded(config, recipe)
-            train, test = client_datasets.encode({name: parts}, config, here.base)[name]
+            train, test = client_datasets.encode({name: parts}, config, here.base, rows := RowCounts())[name]
         except (ConfigError, DataError) as e:
             log.error("run %s: %s", job.run, e)  # it may quote a record: for this site's operator only
             raise PlanRefused("site_unfit", "model or data of this site do not fit the job; its log says why") from None
+        for line in rows.lines(config.data.max_length, 1):
+            log.warning("run %s: %s", job.run, line)
         log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
         kept = Kept(Path(self.site.site.state) / "kept")
         return Client(name, train, test, here.base, here.handle, recipe, config, kept=kept)

@@ -86,9 +86,12 @@ class Data:
     alpha: float = 0.5
     """Dirichlet concentration; small is more skewed."""
     max_length: int = 96
-    """Tokens per record; longer ones are cut."""
+    """Tokens per record; what becomes of longer ones says `too_long`."""
     max_prompt: int | None = None
-    """Tokens of the prompt, cut from the left."""
+    """Tokens of the prompt, cut from the left; left out: what the response leaves, or half of max_length where that is
+    more."""
+    too_long: Literal["cut", "drop", "refuse"] = "cut"
+    """Records that do not fit: cut to fit, left out, or the run is refused; counted in any case."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.config import RunConfig
 from fedft.contract import Drawers, Layout, State, Turn
+from fedft.data.row_counts import RowCounts
 from fedft.models import export
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
@@ -45,7 +46,7 @@ def set_model_to(
 
 def write_outputs(
     folder: Path, config: RunConfig, base: Base, handle: ModelHandle, state: State, clients: int,
-    lines: list[dict[str, Any]], seconds: float,
+    lines: list[dict[str, Any]], seconds: float, rows: RowCounts | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write model/ and summary.json of a finished run; returns the summary.
 
@@ -58,6 +59,8 @@ def write_outputs(
     """
     export.save_adapter(folder / "model", handle, base, base_name(base))
     summary = summary_of(config, base, clients, state, lines, seconds)
+    if rows is not None:
+        summary["rows"] = rows.to_dict()
     _json(folder / "summary.json", summary)
     return summary
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedft import check
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import ConfigError
-from fedft.models import export, load
+from fedft.models import adapter_folder, export
 from fedft.models.parameters import parameters_of
 from fedft.reports import columns
 from fedft.server import run_outputs
@@ -83,10 +83,14 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
 
 def _merge(to: Path, place: runs.Workplace) -> str:
     m, seed = place.config.model, place.config.server.seed
-    fresh = load.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, seed=seed)  # rounded as it was in the run
+    adapter = (to / "adapter_config.json").exists()
+    # an adapter on an adapter has been exported as one, of the base below both
+    source = run_outputs.base_name(place.base) if adapter and place.base.merged else m.id
+    how = {"labels": len(m.labels), "dtype": m.dtype, "seed": seed}
+    fresh = adapter_folder.load(source, m.task, **how)  # rounded as it was in the run
     if not place.handle.weights_fixed:
         fresh.model.float()  # what is added to it was in float32, too
-    if (to / "adapter_config.json").exists():
+    if adapter:
         from peft import PeftModel
 
         with warnings.catch_warnings():

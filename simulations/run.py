@@ -9,6 +9,7 @@ The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `stat
 `resume=True`.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
 from fedft.server import open_run
 from fedft.simulations.workplace import local_post, whose, workplace
+
+log = logging.getLogger(__name__)
 
 QUICKSTART = Path(__file__).with_name("quickstart.toml")
 
@@ -61,6 +64,8 @@ def simulate(
     folder = choose_folder(name, out, resume)
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
         place = workplace(config, held.recipe, folder=folder)
+        for line in place.rows.lines(config.data.max_length, len(place.clients)):
+            log.warning("%s", line)
         opened = held.begin(place.here, whose(place.clients))
         if config.server.mode == "ray":
             from fedft.simulations import workers
@@ -68,7 +73,7 @@ def simulate(
             state = workers.carry(opened, place.clients)
         else:
             state = opened.loop(local_post(place.clients)).run(place.clients)
-        return Run(folder, opened.finish(state, len(place.clients)), opened.metrics.lines)
+        return Run(folder, opened.finish(state, len(place.clients), place.rows), opened.metrics.lines)
 
 
 def choose_folder(name: str, out: str | Path | None, resume: bool) -> Path:

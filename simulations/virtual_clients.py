@@ -3,6 +3,7 @@
 from fedft.config import RunConfig
 from fedft.data import client_datasets, partition, records
 from fedft.data.client_datasets import Parts, Rows, encode
+from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 from fedft.randomness import philox
 from fedft.registry import named
@@ -10,17 +11,23 @@ from fedft.registry import named
 __all__ = ["Parts", "Rows", "encode", "rows_by_client", "whole_by_client"]
 
 
-def rows_by_client(config: RunConfig) -> Parts:
-    """(train, held-out) records by client name, from the `[data]` table and the run's seed."""
-    owned, held = whole_by_client(config)
+def rows_by_client(config: RunConfig, counts: RowCounts | None = None) -> Parts:
+    """(train, held-out) records by client name, from the `[data]` table and the run's seed.
+
+    Rows of a test file that belong to nobody are added to `counts`. Raises DataError as `whole_by_client`.
+    """
+    owned, held = whole_by_client(config, counts)
     if config.data.test is None:
         return {c: client_datasets.hold_out(mine, config, c) for c, mine in owned.items()}
     return {c: (mine, held[c]) for c, mine in owned.items()}
 
 
-def whole_by_client(config: RunConfig) -> tuple[dict[str, Rows], dict[str, Rows]]:
-    """(all rows, rows of the test file) by client name, before anything is held out; without a test file none."""
-    d = config.data
+def whole_by_client(config: RunConfig, counts: RowCounts | None = None) -> tuple[dict[str, Rows], dict[str, Rows]]:
+    """(all rows, rows of the test file) by client name, before anything is held out; without a test file none.
+
+    Raises DataError where files are malformed, or no row of the test file belongs to a client of the training file.
+    """
+    d, counts = config.data, RowCounts() if counts is None else counts
     owned = _by_client(client_datasets.read(d.train), config)
     if d.clients is not None and len(owned) < d.clients:
         raise DataError(f"[data] clients = {d.clients}, but {d.train} has rows of {len(owned)} clients only")
@@ -30,6 +37,14 @@ def whole_by_client(config: RunConfig) -> tuple[dict[str, Rows], dict[str, Rows]
         for row in test:
             if (owner := partition.owner(row, d.client)) in held:
                 held[owner].append(row)
+            else:
+                counts.test_rows_of_nobody += 1
+        if test and counts.test_rows_of_nobody == len(test):
+            theirs = ", ".join(sorted({repr(partition.owner(row, d.client)) for row in test})[:3])
+            raise DataError(
+                f"{d.test}: none of its {len(test)} rows belongs to a client; field {d.client!r} says {theirs} there "
+                f"and {', '.join(map(repr, list(owned)[:3]))} in {d.train}"
+            )
     else:
         held = {c: test[i :: len(owned)] for i, c in enumerate(owned)}
     return owned, held

@@ -13,6 +13,7 @@ from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.contract import Layout, State
 from fedft.data.examples import Example
+from fedft.data.row_counts import RowCounts
 from fedft.errors import ConfigError
 from fedft.models import resident
 from fedft.models.handle import ModelHandle
@@ -36,6 +37,8 @@ class Workplace:
     clients: Mapping[str, Client]
     counted: Mapping[str, int] = field(default_factory=dict)
     """The last round in which a client's update counted, where clients keep something."""
+    rows: RowCounts = field(default_factory=RowCounts)
+    """What of the rows was cut or left out."""
 
     @property
     def here(self) -> Resident:
@@ -57,7 +60,8 @@ def workplace(
     """
     recipe = recipe or strategies.of(config)
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
-    parts = virtual_clients.rows_by_client(config) if data else {}
+    rows = RowCounts()
+    parts = virtual_clients.rows_by_client(config, rows) if data else {}
     here = resident.load(config, recipe)
     cache = CohortCache()
     at = folder and folder / "clients"
@@ -73,10 +77,10 @@ def workplace(
             Memory(cache),
             Kept(at and at / durable.folder_name(name)),
         )
-        for name, (train, test) in virtual_clients.encode(parts, config, here.base).items()
+        for name, (train, test) in virtual_clients.encode(parts, config, here.base, rows).items()
     }
     cache.members += [c.memory for c in clients.values()]
-    return Workplace(config, recipe, here.base, here.layout, here.handle, clients)
+    return Workplace(config, recipe, here.base, here.layout, here.handle, clients, rows=rows)
 
 
 def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:

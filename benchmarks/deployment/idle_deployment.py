@@ -104,9 +104,7 @@ def serve(folder: Path) -> None:
 
     post = SealedPost(link, roster, private_keys.load_signing(place / "signing.key"), job.run, observe)
     metrics = MetricsFile(folder / "metrics.jsonl", -1)
-    federation = Federation(
-        post, setting.recipe, setting.layout, setting.config, job, store, observe, deployed=True
-    )
+    federation = Federation(post, setting.recipe, setting.layout, setting.config, job, store, observe, deployed=True)
     loop = Loop(federation, metrics)
     try:
         loop.run(list(members))

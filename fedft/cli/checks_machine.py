@@ -174,7 +174,7 @@ def model(
     source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0
 ) -> Iterator[Finding]:
     """The base model as a run takes it, with the digest that the sites' must have."""
-    from fedft.models import load as models
+    from fedft.models import adapter_folder as models
 
     base = models.load(source, task, labels=labels, dtype=dtype, device=device, seed=seed)
     yield Finding("model", OK, f"{_said(source, base)}, digest {base.digest[:12]} as {task} in {dtype}")
@@ -186,7 +186,7 @@ def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -
 
     `allowed`: beginnings of digests, one of which the model should have.
     """
-    from fedft.models import load as models
+    from fedft.models import adapter_folder as models
 
     try:
         base = models.load(source, "causal-lm", device=device)

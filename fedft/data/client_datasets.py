@@ -6,7 +6,6 @@
 A site whose file holds exactly the rows of the simulated client of its name, in their order, gets the same examples.
 """
 
-import logging
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 from fedft import check, quickstart
 from fedft.config import RunConfig
 from fedft.data import examples, partition, records
+from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 from fedft.models.load import Base
 from fedft.quickstart import rows as stdlib_docstrings
@@ -25,8 +25,6 @@ Rows = list[dict[str, Any]]
 """Records, not yet encoded."""
 Parts = Mapping[str, tuple[Rows, Rows]]
 """(train, held out) by client."""
-
-log = logging.getLogger(__name__)
 
 
 def read(source: str) -> Rows:
@@ -74,21 +72,32 @@ def _only(rows: Rows, field: str | None, value: str) -> Rows:
     return rows if field is None else [row for row in rows if partition.owner(row, field) == value]
 
 
-def encode(parts: Parts, config: RunConfig, base: Base) -> dict[str, tuple[list[Any], list[Any]]]:
+def encode(
+    parts: Parts, config: RunConfig, base: Base, counts: RowCounts | None = None
+) -> dict[str, tuple[list[Any], list[Any]]]:
     """(train, held out) by client, every record encoded as the run's objective trains on it.
 
-    Records with nothing to learn are skipped; one line of the log says how many. Raises DataError for a record that
-    cannot be encoded, and for a client without a record to train on.
+    What is cut or left out is added to `counts`. Raises DataError for a record that cannot be encoded, for a client
+    without a record to train on, and for a token id that the model has no embedding for.
     """
-    encode_row, d, found, skipped = partial(objectives.of(config).encode, base=base, config=config), config.data, {}, 0
+    counts = RowCounts() if counts is None else counts
+    encode_row, d, found = partial(objectives.of(config).encode, base=base, config=config), config.data, {}
     for client, (train, test) in parts.items():
-        own, empty = examples.encode_all(train, encode_row, f"{d.train}, client {client!r}")
-        held, held_empty = examples.encode_all(test, encode_row, f"{d.test or d.train}, held out for client {client!r}")
+        where, held_where = f"{d.train}, client {client!r}", f"{d.test or d.train}, held out for client {client!r}"
+        before = counts.empty + counts.dropped
+        own = examples.encode_all(train, encode_row, where, counts, d.too_long)
+        left_out = counts.empty + counts.dropped - before
+        held = examples.encode_all(test, encode_row, held_where, counts, d.too_long)
+        largest = max((max(e.input_ids, default=0) for e in (*own, *held) if hasattr(e, "input_ids")), default=0)
+        if largest >= base.ids:
+            raise DataError(
+                f"[data] client {client!r}: token id {largest} of the tokenizer of {base.source}, whose model has "
+                f"embeddings of {base.ids} ids"
+            )
         if not own:
-            why = f"nothing can be learned of its {empty} rows" if empty else "fewer clients, or a smaller holdout?"
+            why = f"all {left_out} were left out, empty or too long" if left_out else "a smaller holdout would do"
             raise DataError(f"[data] client {client!r} has no row to train on; {why}")
+        if not held:
+            counts.clients_without_test_rows.append(client)
         found[client] = (own, held)
-        skipped += empty + held_empty
-    if skipped:
-        log.info("%d rows skipped: no token to learn among their first %d", skipped, d.max_length)
     return found

@@ -1,7 +1,7 @@
 """Records to token ids with labels, by templates; `batches` makes tensors of them.
 
     encode = partial(encode_generation, prompt="Q: {question}\\nA: ", response="{answer}", tokenizer=tokenizer, ...)
-    examples, skipped = encode_all(rows, encode, where="train.jsonl.gz")
+    examples = encode_all(rows, encode, "train.jsonl.gz", counts := RowCounts())
 
 A record that cannot be used is a DataError of one line that says where it is.
 """
@@ -9,9 +9,10 @@ A record that cannot be used is a DataError of one line that says where it is.
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedft import check
+from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 
 if TYPE_CHECKING:
@@ -69,6 +70,15 @@ class Example:
     """T labels, each the token's own id or IGNORED; for a classification, the number of the class."""
     prompt_length: int
     """How many of the first tokens are given and not learned."""
+    lost: int = 0
+    """Tokens to learn that were cut off."""
+    prompt_lost: int = 0
+    """Tokens of the prompt, or of a classification's text, that were cut off."""
+
+    @property
+    def learned(self) -> int:
+        """How many tokens are learned; 1 for a class."""
+        return 1 if isinstance(self.labels, int) else sum(label != IGNORED for label in self.labels[1:])
 
     @property
     def learnable(self) -> bool:
@@ -79,7 +89,7 @@ class Example:
         >>> Example([5, 6], [IGNORED, 6], 1).learnable, Example([5, 6], [5, IGNORED], 0).learnable
         (True, False)
         """
-        return isinstance(self.labels, int) or any(label != IGNORED for label in self.labels[1:])
+        return self.learned > 0
 
 
 def encode_generation(
@@ -100,12 +110,14 @@ def encode_generation(
         response: template of the text that is learned.
         tokenizer: the base model's.
         max_length: tokens at most; the response is cut from the right.
-        max_prompt: tokens of the prompt at most, cut from the left; None: all but the last of max_length.
+        max_prompt: tokens of the prompt at most, cut from the left; None: what the response leaves, or half of
+            max_length where that is more.
         where: name of the row in error messages.
     Raises:
         DataError: as `fill` does.
 
-    A beginning-of-sequence token, if the tokenizer has one, comes first, survives the cut and counts as prompt.
+    A beginning-of-sequence token, if the tokenizer has one, comes first, survives the cut and counts as prompt. Of an
+    empty response nothing is learned, not even to stop.
     """
     check.at_least(1, max_length=max_length, max_prompt=1 if max_prompt is None else max_prompt)
     # Two calls, so that no token lies across the border of what is masked and what is learned.
@@ -113,10 +125,13 @@ def encode_generation(
     learned = tokenizer(fill(response, row, where), add_special_tokens=False, verbose=False)["input_ids"]
     bos, eos = ([] if i is None else [i] for i in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     given = given[1:] if bos and given[:1] == bos else given  # the template wrote it out
-    room = min(max_length - 1, max_length if max_prompt is None else max_prompt)
-    given = (bos + given[max(0, len(given) + len(bos) - room) :])[:room]
-    learned = (learned + eos)[: max_length - len(given)]
-    return Example(given + learned, [IGNORED] * len(given) + learned, len(given))
+    learned = learned + eos if learned else []
+    left = max_length - min(max(1, len(learned)), (max_length + 1) // 2)
+    room = min(max_length - 1, left if max_prompt is None else max_prompt)
+    kept = (bos + given[max(0, len(given) + len(bos) - room) :])[:room]
+    cut = learned[: max_length - len(kept)]
+    lost, prompt_lost = len(learned) - len(cut), len(bos) + len(given) - len(kept)
+    return Example(kept + cut, [IGNORED] * len(kept) + cut, len(kept), lost, prompt_lost)
 
 
 def encode_label(
@@ -149,8 +164,11 @@ def encode_label(
         label = value
     else:
         raise DataError(f"{where}: {label_field!r} is {found!r}, not a label{check.nearest(found, labels)}")
-    ids = tokenizer(fill(text, row, where), truncation=True, max_length=max_length)["input_ids"]
-    return Example(ids, label, len(ids))
+    full = tokenizer(fill(text, row, where), verbose=False)["input_ids"]
+    ids = full
+    if len(full) > max_length:  # only here: the tokenizer knows which special tokens a cut text ends with
+        ids = tokenizer(fill(text, row, where), truncation=True, max_length=max_length)["input_ids"]
+    return Example(ids, label, len(ids), prompt_lost=len(full) - len(ids))
 
 
 def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Example:
@@ -176,11 +194,38 @@ def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Exampl
     )  # fmt: skip
 
 
-def encode_all(rows: Iterable[Mapping[str, Any]], encode: Callable[..., Any], where: str) -> tuple[list[Any], int]:
-    """(examples, skipped): `encode(row, where=...)` of every row, and how many of them had nothing to learn.
+def encode_all(
+    rows: Iterable[Mapping[str, Any]],
+    encode: Callable[..., Any],
+    where: str,
+    counts: RowCounts,
+    too_long: Literal["cut", "drop", "refuse"] = "cut",
+) -> list[Any]:
+    """`encode(row, where=...)` of every row but those that are left out, which are counted.
 
-    Those are left out: examples whose attribute `learnable` is false. `where` names the rows' source in error messages.
+    Args:
+        rows: records.
+        encode: one record -> an example, or whatever the objective trains on.
+        where: what an error message calls these rows.
+        counts: added to.
+        too_long: what becomes of a row of which something had to be cut off.
+    Raises:
+        DataError: such a row where they are refused, or as `encode`.
     """
-    found = [encode(row, where=f"{where}, row {number}") for number, row in enumerate(rows, 1)]
-    examples = [example for example in found if getattr(example, "learnable", True)]
-    return examples, len(found) - len(examples)
+    found = []
+    for number, row in enumerate(rows, 1):
+        example = encode(row, where=f"{where}, row {number}")
+        counts.encoded(example)
+        lost, prompt = getattr(example, "lost", 0), getattr(example, "prompt_lost", 0)
+        if (lost or prompt) and too_long == "refuse":
+            raise DataError(
+                f"{where}, row {number}: {lost + prompt} tokens more than [data] max_length or max_prompt allow; "
+                f"too_long = 'cut' or 'drop' would do"
+            )
+        if (lost or prompt) and too_long == "drop":
+            counts.dropped += 1
+        elif not getattr(example, "learnable", True):
+            counts.empty += 1
+        else:
+            found.append(example)
+    return found

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.models.handle import ModelHandle
+from fedft.models.layout import head_modules
 from fedft.models.load import Base
 from fedft.models.parameters import parameters_of
 
@@ -28,14 +29,16 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
         base_name: what the files call the base: a folder or hub id.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"base": base_name, "base_digest": base.digest, "kind": handle.kind.name}
+    name = base.source if base.merged else base_name
+    about = {"base": name, "base_digest": base.digest, "kind": handle.kind.name}
     changes, whole = handle.change()
     if handle.kind.of_base:
         return _plainly(folder, "delta", whole, about)
     pairs = {m: d.shortened() for m, d in changes.items() if isinstance(d, LowRank)}
     if len(pairs) < len(changes) or not handle.kind.pairs:
         return _plainly(folder, "values", handle.values(), about)
-    _as_peft(folder, handle, base, base_name, pairs)
+    both = {m: pairs[m] + d if m in pairs else d for m, d in base.merged.items()}
+    _as_peft(folder, handle, base, base_name, {**pairs, **both})
     return "adapter"
 
 
@@ -52,7 +55,7 @@ def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pair
 
     rank = max((d.rank for d in pairs.values()), default=1)
     unlike = {m: d.rank for m, d in pairs.items() if d.rank != rank}
-    heads = sorted({n.split(".")[0] for n in handle.layout.head})
+    heads = sorted(head_modules(base))
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # unit scale: the factors carry alpha / r

@@ -22,9 +22,9 @@ def layout_of(base: Base, targets: str | list[str]) -> Layout:
     """
     model = base.model
     linear = {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}
-    head = _head_names(base)
+    head = head_modules(base)
     output = model.get_output_embeddings() if base.task == "causal-lm" else None
-    body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and n.split(".")[0] not in head}
+    body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and not _inside(n, head)}
     if targets == "all-linear":
         modules = body
     else:
@@ -35,7 +35,7 @@ def layout_of(base: Base, targets: str | list[str]) -> Layout:
             if not any(n.endswith(t) for n in modules):
                 raise DataError(f"[model] targets: no layer ends in {t!r}; this model has {', '.join(endings)}")
     parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items()}
-    heads = {n: s for n, s in parameters.items() if n.split(".")[0] in head}
+    heads = {n: s for n, s in parameters.items() if _inside(n, head)}
     return Layout(_in_order(modules), _in_order(heads), _in_order(parameters))
 
 
@@ -59,8 +59,25 @@ def _out_in(module: Any) -> tuple[int, int]:
     return columns, rows
 
 
-def _head_names(base: Base) -> set[str]:
-    """Top-level modules of a classifier that are not the pre-trained body."""
+def head_modules(base: Base) -> set[str]:
+    """Modules of a classifier that are trained and saved whole, by their paths; none of a causal language model.
+
+    Those beside the pre-trained body; and of the body what the checkpoint has no weights of, as a pooler is.
+    Raises DataError where that is a part of a layer or an embedding: they would be random numbers.
+    """
     if base.task == "causal-lm":
         return set()
-    return {n for n, _ in base.model.named_children() if n != base.model.base_model_prefix}
+    children = base.model.named_children()
+    beside = {n for n, m in children if n != base.model.base_model_prefix and any(True for _ in m.parameters())}
+    inside = {n for n in base.drawn if not _inside(n, beside)}
+    if lost := sorted(n for n in inside if "pooler" not in n):
+        raise DataError(
+            f"[model] id: {base.source!r} lacks {len(lost)} of the {base.model.config.model_type} model's weights, "
+            f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}; they would be random numbers"
+        )
+    return beside | {n[: n.index("pooler") + len("pooler")] for n in inside}
+
+
+def _inside(name: str, modules: set[str]) -> bool:
+    """Whether a name of a module or a parameter is one of the modules, or in one."""
+    return any(name == m or name.startswith(f"{m}.") for m in modules)

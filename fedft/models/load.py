@@ -5,18 +5,22 @@ works on it through a `ModelHandle`.
 """
 
 import os
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from torch import nn
 
 from fedft import check, quickstart
-from fedft.errors import DataError
-from fedft.models.parameters import digest_of
+from fedft.arithmetic.lowrank import LowRank
+from fedft.errors import DataError, FedftError
+from fedft.models.parameters import digest_of, parameters_of
 
 TASKS = ("causal-lm", "sequence-classification")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,20 @@ class Base:
     """Folder or hub id that the model was loaded from."""
     digest: str
     """SHA-256 over the weights, hexadecimal; see `parameters.digest_of`."""
+    merged: Mapping[str, LowRank] = field(default_factory=dict)
+    """The changes by adapters that are merged into the weights, by module, in unit scale."""
+    drawn: frozenset[str] = frozenset()
+    """Parameters that the checkpoint lacks, by name: a head's, which are drawn from the seed, trained and saved."""
 
     @property
     def pad_id(self) -> int:
-        """The token id that fills up short rows of a batch; 0 where the tokenizer has none. It is masked."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        """The token id that fills up short rows of a batch, always one that the model has. It is masked."""
+        return pad_id(self.model, self.tokenizer)
+
+    @property
+    def ids(self) -> int:
+        """How many token ids the model has an embedding for, from 0."""
+        return ids_of(self.model)
 
 
 def load(
@@ -52,7 +65,8 @@ def load(
         seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
     Raises:
         ValueError: another task.
-        DataError: no model there, or one that does not do this task; no such device.
+        DataError: no model there, or one that does not do this task; weights that it lacks; no such device. No code
+            of a model's folder is ever run.
     """
     check.one_of(TASKS, task=task)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -66,13 +80,15 @@ def load(
         folder = str(stdlib_base.ensure())
     else:
         folder = os.path.expanduser(source)
-        if not Path(folder).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        if not Path(folder).is_dir() and not HUB_ID.fullmatch(source):
             raise DataError(f"[model] id: no folder {source!r}; wanted a model folder or a hub id owner/name")
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise DataError(f"[model] id: {source!r} is the folder of an adapter, not of a model")
     place = _device(device)
     kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if task == "causal-lm" else {"num_labels": labels}
     try:
-        config = AutoConfig.from_pretrained(folder, **extra)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **extra)
         if task == "causal-lm" and not _can_generate(config):
             raise DataError(
                 f"[model] id: {source!r} is a {config.model_type} model, which does not generate text; "
@@ -80,17 +96,52 @@ def load(
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: Any = kind.from_pretrained(folder, config=config, dtype=getattr(torch, dtype))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+            model: Any
+            model, told = kind.from_pretrained(
+                folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True
+            )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model.to(place).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, SafetensorError) as e:
-        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise DataError(f"[model] id: cannot load {source!r} for {task}: {first}") from e
+    except FedftError:
+        raise
+    except Exception as e:  # of four libraries' parsers, on whatever lies in the folder
+        raise DataError(f"[model] id: cannot load {source!r} for {task}: {first_line(e)}") from e
+    drawn = frozenset(told["missing_keys"]) & parameters_of(model).keys()
+    if drawn and task == "causal-lm":
+        raise DataError(
+            f"[model] id: {source!r} lacks {len(drawn)} of the {config.model_type} model's weights, "
+            f"{', '.join(sorted(drawn)[:3])}{', ...' if len(drawn) > 3 else ''}; they would be random numbers"
+        )
+    return ready(model, tokenizer, task, source, drawn)
+
+
+def ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[str]) -> Base:
+    """The base, with a padding token that both the tokenizer and the model know."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return Base(model, tokenizer, task, source, digest_of(model))
+    given = model.config.pad_token_id
+    if given is None or not 0 <= given < ids_of(model):
+        model.config.pad_token_id = pad_id(model, tokenizer)
+    return Base(model, tokenizer, task, source, digest_of(model), drawn=drawn)
+
+
+def ids_of(model: nn.Module) -> int:
+    """How many token ids a model has an embedding for, from 0."""
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr]
+
+
+def pad_id(model: nn.Module, tokenizer: Any) -> int:
+    """The tokenizer's padding token, its end token where the model has no embedding for that one, or else 0.
+
+    Padding is masked: the value counts for nothing, but it is looked up.
+    """
+    wanted = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((i for i in wanted if i is not None and 0 <= i < ids_of(model)), 0)
+
+
+def first_line(e: Exception) -> str:
+    """The first line of what an exception says, or its name."""
+    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
 def _device(name: str) -> torch.device:
@@ -104,11 +155,33 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def check_length(base: Base, max_length: int) -> None:
-    """Raise DataError if `max_length`, in tokens, is more than the positions that the base model has."""
-    room = getattr(base.model.config, "max_position_embeddings", None)
+def check_length(base: Base, max_length: int, generated: int = 0) -> None:
+    """Raise DataError if a text of `max_length` tokens is longer than the positions that the base model has.
+
+    `generated` is the length of a prompt and what is generated on it. It counts only where positions are looked up in
+    a table; others have no end.
+    """
+    table = _position_table(base.model)
+    room = getattr(base.model.config, "max_position_embeddings", None) if table is None else table
     if isinstance(room, int) and 0 < room < max_length:
         raise DataError(f"[data] max_length = {max_length}, but {base.source} has {room} positions")
+    if table is not None and table < generated:
+        raise DataError(
+            f"[eval] generate_tokens: a prompt and they are up to {generated} tokens, but {base.source} has {table} "
+            f"positions; a smaller [data] max_prompt would do"
+        )
+
+
+def _position_table(model: nn.Module) -> int | None:
+    """How many positions of a model's learned table a text can use; None where it has no table.
+
+    Some begin behind the row of padding (RoBERTa), some behind a fixed offset (OPT, BART).
+    """
+    for name, m in model.named_modules():
+        if isinstance(m, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe", "embed_positions"):
+            behind = getattr(m, "offset", 0 if m.padding_idx is None else m.padding_idx + 1)
+            return m.num_embeddings - behind
+    return None
 
 
 def _can_generate(config: Any) -> bool:

@@ -6,6 +6,7 @@ import torch
 
 from fedft.config import RunConfig
 from fedft.contract import Layout
+from fedft.models import adapter_folder
 from fedft.models import load as loading
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
@@ -31,8 +32,13 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     """
     torch.set_num_threads(config.local.threads)
     m = config.model
-    base = loading.load(m.id, m.task, labels=len(m.labels), dtype=m.dtype, device=m.device, seed=config.server.seed)
-    loading.check_length(base, config.data.max_length)
+    base = adapter_folder.load(
+        m.id, m.task, labels=len(m.labels), dtype=m.dtype, device=m.device, seed=config.server.seed
+    )
+    longest = config.data.max_length
+    prompt = min(longest - 1, longest if config.data.max_prompt is None else config.data.max_prompt)
+    generates = m.task == "causal-lm" and (config.eval.rouge or config.eval.metrics)
+    loading.check_length(base, longest, prompt + config.eval.generate_tokens if generates else 0)
     handle = ModelHandle(
         base.model,
         layout_of(base, m.targets),

@@ -23,11 +23,6 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
-# Loading a hostile model ends in another error than one of ours, which the command would show as a traceback.
-NOT_REFUSED_IN_A_LINE = {"pickle_bin", "torch_bin", "quantizer", "kernels", "index_path"}
-# transformers asks somebody at a terminal whether to run code of the model's folder; where it runs after a yes.
-ASKED = {"unknown_type", "tokenizer"}
-RUNS_CODE_AFTER_A_YES = {"unknown_type"}
 # A client whose own file is lost begins anew, with a warning, and the run comes to another state than the simulation.
 CHANGES_THE_RUN = {
     f"sites/{site}/kept/kept-1.fedft {how}"
@@ -68,13 +63,12 @@ def test_no_code_of_a_model_folder_runs(tiny_base: Path, tmp_path: Path) -> None
     said = attack("evil_model.py", tiny_base, tmp=tmp_path)
     assert len(said) == 12
     assert not [x["case"] for x in said if x["code_ran"]]
-    assert {x["case"] for x in said if x["outcome"].startswith("UNCAUGHT")} == NOT_REFUSED_IN_A_LINE
+    assert not [x["case"] for x in said if x["outcome"].startswith("UNCAUGHT")]
 
 
-def test_code_of_a_model_folder_runs_only_where_an_operator_says_yes(tiny_base: Path, tmp_path: Path) -> None:
+def test_nobody_is_asked_whether_to_run_code_of_a_model_folder(tiny_base: Path, tmp_path: Path) -> None:
     said = attack("evil_model.py", tiny_base, "--tty", tmp=tmp_path)
-    assert {x["case"] for x in said if x["asked"]} == ASKED
-    assert {x["case"] for x in said if x["code_ran"]} == RUNS_CODE_AFTER_A_YES
+    assert not [x["case"] for x in said if x["asked"] or x["code_ran"]]
 
 
 def test_a_run_with_damaged_files_comes_to_the_state_of_its_simulation_or_refuses(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from fedft import run_file
 from fedft.data import examples as data
 from fedft.data import records
 from fedft.data.examples import IGNORED, Example
+from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 from fedft.simulations import virtual_clients
 
-WORDS = ["what", "is", "two", "and", "four", "six", *"abcdefgh"]
+WORDS = ["what", "is", "two", "and", "four", "six", *"abcdefghijklm"]
 
 
 def tokenizer(bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
@@ -128,27 +129,77 @@ def test_rows_of_which_nothing_can_be_learned_are_skipped_and_counted():
         max_length=8,
         max_prompt=None,
     )
-    examples, skipped = data.encode_all(rows, plain, "rows")
+    examples = data.encode_all(rows, plain, "rows", counts := RowCounts())
     assert [words(e.input_ids) for e in examples] == ["a b", "c d"]
-    assert skipped == 2
+    assert (counts.rows, counts.empty, counts.cut, counts.learned_tokens) == (4, 2, 0, 2)
     with pytest.raises(DataError, match="rows, row 2: no field 'a'"):
-        data.encode_all([{"a": "a"}, {}], plain, "rows")
+        data.encode_all([{"a": "a"}, {}], plain, "rows", RowCounts())
 
 
-def test_rows_that_teach_nothing_are_left_out_of_a_population_which_says_so(caplog):
+def test_of_an_empty_response_nothing_is_learned_not_even_to_stop():
+    assert not encode(response="").learnable
+    assert encode(response="a").learned == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "length", "kept"),
+    [
+        ("a b c d e f g", "h i j k", 8, "<s> e f g h i j k"),  # the response has half, no more: its end is lost
+        ("a b c d e f g", "h", 8, "<s> c d e f g h </s>"),  # a short response leaves the prompt more
+        ("a", "h i j k l m", 8, "<s> a h i j k l m"),  # and a short prompt the response
+        ("a b c", "h i j", 8, "<s> a b c h i j </s>"),
+    ],
+)
+def test_a_prompt_leaves_the_response_half_of_the_room_or_all_it_needs(prompt, response, length, kept):
+    example = encode(prompt, response, max_length=length)
+    assert words(example.input_ids) == kept
+    assert example.lost + example.prompt_lost == len(f"{prompt} {response}".split()) + 2 - len(kept.split())
+
+
+def test_rows_that_do_not_fit_are_cut_dropped_or_refused_and_counted():
+    rows = [{"p": "a", "r": "b"}, {"p": "a b c d", "r": "e f g h"}]
+    plain = partial(
+        data.encode_generation,
+        prompt="{p}",
+        response="{r}",
+        tokenizer=tokenizer(bos=True, eos=True),
+        max_length=6,
+        max_prompt=None,
+    )
+    both = data.encode_all(rows, plain, "rows", cut := RowCounts())
+    assert (len(both), cut.cut, cut.learned_tokens, cut.learned_tokens_cut) == (2, 1, 5, 2)
+    assert cut.lines(6, 1) == [
+        "1 of 2 rows are longer than max_length = 6 tokens and were cut; 2 of 7 tokens to learn are gone"
+    ]
+    assert data.encode_all(rows, plain, "rows", dropped := RowCounts(), "drop") == both[:1]
+    assert dropped.lines(6, 1) == ["1 of 2 rows are longer than max_length = 6 and were dropped"]
+    with pytest.raises(DataError, match=r"rows, row 2: 4 tokens more than \[data\] max_length or max_prompt allow"):
+        data.encode_all(rows, plain, "rows", RowCounts(), "refuse")
+
+
+def test_rows_that_teach_nothing_are_left_out_of_a_population_which_says_so():
     settings = run_file.from_dict({"data": {"train": "f.jsonl", "prompt": "", "response": "{a}", "max_length": 8}})
-    base = SimpleNamespace(tokenizer=tokenizer(bos=False, eos=False))
+    base = SimpleNamespace(tokenizer=tokenizer(bos=False, eos=False), ids=100, source="base")
     parts = {"x": ([{"a": "a b"}, {"a": ""}], [{"a": "a"}]), "y": ([{"a": "c d"}], [{"a": "e f"}])}
-    with caplog.at_level("INFO"):
-        found = virtual_clients.encode(parts, settings, base)
+    found = virtual_clients.encode(parts, settings, base, counts := RowCounts())
     assert {c: tuple(len(side) for side in sides) for c, sides in found.items()} == {"x": (1, 0), "y": (1, 1)}
-    assert caplog.messages == ["2 rows skipped: no token to learn among their first 8"]
-    with pytest.raises(DataError, match="client 'x' has no row to train on; nothing can be learned of its 1 rows"):
+    assert counts.lines(8, 2) == [
+        "2 of 5 rows were skipped: there is nothing to learn in them",
+        "1 of 2 clients have no held-out row to measure on: 'x'",
+    ]
+    with pytest.raises(DataError, match="client 'x' has no row to train on; all 1 were left out, empty or too long"):
         virtual_clients.encode({"x": ([{"a": ""}], [])}, settings, base)
-    with pytest.raises(DataError, match="client 'x' has no row to train on; fewer clients"):
+    with pytest.raises(DataError, match="client 'x' has no row to train on; a smaller holdout"):
         virtual_clients.encode({"x": ([], [{"a": "a b"}])}, settings, base)
     with pytest.raises(DataError, match=r"f\.jsonl, client 'x', row 2: no field 'a'"):
         virtual_clients.encode({"x": ([{"a": "a b"}, {}], [])}, settings, base)
+
+
+def test_an_id_outside_the_embedding_is_said_with_both_sizes():
+    settings = run_file.from_dict({"data": {"train": "f.jsonl", "prompt": "", "response": "{a}", "max_length": 8}})
+    base = SimpleNamespace(tokenizer=tokenizer(bos=False, eos=False), ids=2, source="base")
+    with pytest.raises(DataError, match=r"token id \d+ of the tokenizer of base, whose model has embeddings of 2 ids"):
+        virtual_clients.encode({"x": ([{"a": "a b c"}], [])}, settings, base)
 
 
 def classify(label, labels=("six", "four")):
@@ -164,7 +215,7 @@ def classify(label, labels=("six", "four")):
 
 
 def test_a_label_is_its_place_in_the_list():
-    assert classify("four") == Example(classify(1).input_ids, 1, 2)
+    assert classify("four") == Example(classify(1).input_ids, 1, 2, prompt_lost=1)
     assert words(classify("four").input_ids) == "what is"
     assert classify(1, labels=["0", "2", "1"]).labels == 2
 
@@ -191,8 +242,8 @@ def test_real_records_decode_to_their_answers(shared):
         max_length=2000,
         max_prompt=None,
     )
-    examples, skipped = data.encode_all(rows, encode, "gsm8k")
-    assert skipped == 0
+    examples = data.encode_all(rows, encode, "gsm8k", counts := RowCounts())
+    assert counts.lines(2000, 1) == []
     for row, example in zip(rows, examples, strict=True):
         learned = [label for label in example.labels if label != IGNORED]
         assert real.decode(learned) == row["answer"] + real.eos_token

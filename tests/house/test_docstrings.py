@@ -4,8 +4,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("fedft", "server", "client", "strategies", "simulations", "benchmarks")
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))

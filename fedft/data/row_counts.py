@@ -1,0 +1,60 @@
+"""What became of a run's rows on their way into tokens: counted once, said before round 1, kept in summary.json."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class RowCounts:
+    """Sums over the clients of a simulation, or of the one client of a site; rows to train on and rows held out."""
+
+    rows: int = 0
+    """Rows that belong to a client."""
+    cut: int = 0
+    """Rows longer than `[data] max_length` or `max_prompt`, of which something was cut off."""
+    learned_tokens: int = 0
+    """Tokens that are learned, or measured on the rows held out."""
+    learned_tokens_cut: int = 0
+    """Such tokens that were cut off."""
+    dropped: int = 0
+    """Rows left out because they are too long, by `[data] too_long = "drop"`."""
+    empty: int = 0
+    """Rows left out because nothing can be learned of them: an empty response, or none of it within the length."""
+    test_rows_of_nobody: int = 0
+    """Rows of the test file that belong to none of the run's clients."""
+    clients_without_test_rows: list[str] = field(default_factory=list)
+    """Names of the clients on which nothing can be measured."""
+
+    def encoded(self, example: Any) -> None:
+        """Count a row that has been encoded, also one of which nothing can be learned."""
+        self.rows += 1
+        lost, prompt = getattr(example, "lost", 0), getattr(example, "prompt_lost", 0)
+        self.cut += bool(lost or prompt)
+        self.learned_tokens += getattr(example, "learned", 0)
+        self.learned_tokens_cut += lost
+
+    def lines(self, max_length: int, clients: int) -> list[str]:
+        """What a user has to be told, a line for each kind; nothing where nothing was left out."""
+        said = []
+        if self.cut > self.dropped:
+            all_tokens = self.learned_tokens + self.learned_tokens_cut
+            said.append(
+                f"{self.cut} of {self.rows} rows are longer than max_length = {max_length} tokens and were cut; "
+                f"{self.learned_tokens_cut} of {all_tokens} tokens to learn are gone"
+            )
+        if self.dropped:
+            said.append(
+                f"{self.dropped} of {self.rows} rows are longer than max_length = {max_length} and were dropped"
+            )
+        if self.empty:
+            said.append(f"{self.empty} of {self.rows} rows were skipped: there is nothing to learn in them")
+        if self.test_rows_of_nobody:
+            said.append(f"{self.test_rows_of_nobody} rows of the test file belong to no client and were left out")
+        if lacking := self.clients_without_test_rows:
+            names = ", ".join(map(repr, lacking[:3])) + (", ..." if len(lacking) > 3 else "")
+            said.append(f"{len(lacking)} of {clients} clients have no held-out row to measure on: {names}")
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """For summary.json."""
+        return asdict(self)
