@@ -22,7 +22,7 @@ INNER = "base_model.model."
 
 
 def load(source: str, task: str, **how: Any) -> Base:
-    """The base model at `source`: what `fedft.models.load.load` loads, or the base of an adapter with the adapter in it.
+    """The base model at `source`, as `models.load` loads it, or the base of an adapter with the adapter in it.
 
     Args:
         source: as there; or the folder of a PEFT adapter, whose base may be one too.
@@ -30,7 +30,7 @@ def load(source: str, task: str, **how: Any) -> Base:
     Raises:
         DataError: as there; and for an adapter that is no plain LoRA, or does not fit its base.
     """
-    folders = []
+    folders: list[str] = []
     while (Path(below := os.path.expanduser(source)) / "adapter_config.json").is_file():
         if len(folders) == MAX_ADAPTERS:
             raise DataError(f"[model] id: {folders[0]!r} is an adapter on an adapter, more than {MAX_ADAPTERS} deep")

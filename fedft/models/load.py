@@ -96,10 +96,10 @@ def load(
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: Any
-            model, told = kind.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True
             )
+        model, told = loaded
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model.to(place).eval()
     except FedftError:
@@ -127,7 +127,7 @@ def ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[s
 
 def ids_of(model: nn.Module) -> int:
     """How many token ids a model has an embedding for, from 0."""
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr]
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
 
 def pad_id(model: nn.Module, tokenizer: Any) -> int:

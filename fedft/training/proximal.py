@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.contract import Course, Learning, Turn
 
 
