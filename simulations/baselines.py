@@ -29,7 +29,7 @@ Tell = Callable[[float, Mapping[str, Any]], None]
 
 
 def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str, Any] | None:
-    """The result, as `run_result.result` gives it, of the baseline `local` or `central`; None if its loss is not finite.
+    """The result, as `run_result.result` has it, of baseline `local` or `central`; None if its loss is not finite.
 
     Args:
         config: of the race, with one LoRA rank.
