@@ -65,4 +65,5 @@ def in_one_line(e: Exception) -> str:
 
 
 def _name(observer: Observer) -> str:
+    """The name of an observer for the log."""
     return getattr(observer, "__qualname__", None) or type(observer).__qualname__
