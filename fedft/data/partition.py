@@ -186,4 +186,5 @@ def _parts(texts: Sequence[str], how: str, clients: int, alpha: float, seed: int
 
 
 def _shuffled(n: int, seed: int) -> list[int]:
+    """The numbers 0 to n - 1 in an order that the seed decides."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()

@@ -22,6 +22,7 @@ class Originals:
         self._w0: dict[str, Tensor] = {}
 
     def _of(self, name: str, parameter: Tensor) -> Tensor:
+        """The original w0 of a parameter, float32; its present values at the first call."""
         if name not in self._w0:
             self._w0[name] = parameter.detach().float().clone()
         return self._w0[name]
@@ -78,10 +79,12 @@ class BaseChange:
         return not weight.is_floating_point() or tuple(weight.shape) not in ((o, i), (i, o))
 
     def _write(self, m: str, d: LowRank) -> None:
+        """Set the module's weight, in its own orientation, to w0 + change."""
         weight, dense = self._modules[m].weight, d.dense()
         self._originals.move(m + ".weight", weight, dense.T if self._transposed[m] else dense)
 
     def _add_to_output(self, m: str, d: LowRank) -> None:
+        """Let the module add the change to its output from now on."""
         device = self._modules[m].weight.device
         self._factors[m] = d.A.to(device), d.B.to(device)
         if m not in self._hooks:

@@ -40,14 +40,17 @@ def layout_of(base: Base, targets: str | list[str]) -> Layout:
 
 
 def _ends(targets: list[str]) -> set[str]:
+    """The last components of the targets."""
     return {t.split(".")[-1] for t in targets}
 
 
 def _in_order(shapes: dict[str, Any]) -> dict[str, Any]:
+    """The same in canonical order: bytewise by name."""
     return dict(sorted(shapes.items(), key=lambda item: item[0].encode()))
 
 
 def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: torch's, or GPT-2's Conv1D, which keeps the weight transposed."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 

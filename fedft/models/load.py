@@ -185,6 +185,7 @@ def _position_table(model: nn.Module) -> int | None:
 
 
 def _can_generate(config: Any) -> bool:
+    """Whether a checkpoint is of a causal language model, and not of an encoder whose type could be one."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     named = " ".join(config.architectures or ())

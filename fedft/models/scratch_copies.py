@@ -44,4 +44,5 @@ class ScratchCopies:
         return self._apart(out) if isinstance(out, Tensor) else tree_map_only(Tensor, self._apart, out)
 
     def _apart(self, out: Tensor) -> Tensor:
+        """`out`, copied if its memory is the buffer."""
         return out.clone() if self._address and out.untyped_storage().data_ptr() == self._address else out

@@ -51,6 +51,7 @@ def prose() -> str:
 
 
 def _library() -> Path:
+    """The folder of the running interpreter's standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
@@ -79,6 +80,7 @@ def _documented(path: Path) -> tuple[tuple[str, str], ...]:
 
 
 def _parsed(path: Path) -> ast.Module:
+    """The syntax tree of a source file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an invalid escape in somebody's string is not for our users to hear about
         return ast.parse(path.read_bytes())
@@ -91,6 +93,7 @@ def _definitions(tree: ast.Module) -> list[Definition]:
 
 
 def _signature(node: Definition) -> str:
+    """The first line of a definition, without its colon and its annotation of a result."""
     if isinstance(node, ast.ClassDef):
         return f"class {node.name}"
     keyword = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"

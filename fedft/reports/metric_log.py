@@ -59,6 +59,7 @@ class MetricsFile:
 
 
 def _text(line: dict[str, Any]) -> str:
+    """A line as it is in the file."""
     return json.dumps(line, sort_keys=True) + "\n"
 
 

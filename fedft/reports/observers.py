@@ -62,4 +62,5 @@ def told_of_the_end(observe: Observer, folder: Path) -> Iterator[dict[str, Any]]
 
 
 def _name(observer: Observer) -> str:
+    """The name of an observer for the log."""
     return getattr(observer, "__qualname__", None) or type(observer).__qualname__

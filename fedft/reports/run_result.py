@@ -81,5 +81,6 @@ def mean(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are known; None if none is."""
     known = [v for v in values if v is not None]
     return fmean(known) if known else None
