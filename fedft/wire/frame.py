@@ -20,7 +20,7 @@ MAX_HEADER_BYTES = 4096  # how much JSON a peer makes us parse; ours take about 
 MAX_PLAN_HEADER_BYTES = 64 * 1024  # the same for a plan, which may bring ranks of a thousand modules by name
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """What a message is, by the number in its frame."""
 
     PLAN = 1
@@ -28,7 +28,7 @@ class Kind(IntEnum):
     JOB = 3
 
 
-def pack(kind: Kind, header: Any, table: Any, body: Sequence[bytes | memoryview]) -> bytes:
+def pack(kind: MessageKind, header: Any, table: Any, body: Sequence[bytes | memoryview]) -> bytes:
     """The message of a JSON header, a JSON table and a body in parts, which are copied once.
 
     Raises ValueError if the header is longer than a receiver accepts, or the message than MAX_MESSAGE_BYTES.
@@ -40,7 +40,7 @@ def pack(kind: Kind, header: Any, table: Any, body: Sequence[bytes | memoryview]
     return b"".join([FRAME.pack(MAGIC, PROTOCOL, kind, len(head), len(rows)), head, rows, *body])
 
 
-def unpack(data: bytes, kind: Kind, max_bytes: int, max_table_bytes: int) -> tuple[Any, Any, memoryview]:
+def unpack(data: bytes, kind: MessageKind, max_bytes: int, max_table_bytes: int) -> tuple[Any, Any, memoryview]:
     """(header, table, body) of a message: parsed JSON twice, then a view of the bytes that follow.
 
     Args:
@@ -75,5 +75,5 @@ def with_header(data: bytes, header: Any) -> bytes:
     return b"".join([frame, new, memoryview(data)[FRAME.size + head :]])
 
 
-def _header_limit(kind: Kind) -> int:
-    return MAX_PLAN_HEADER_BYTES if kind is Kind.PLAN else MAX_HEADER_BYTES
+def _header_limit(kind: MessageKind) -> int:
+    return MAX_PLAN_HEADER_BYTES if kind is MessageKind.PLAN else MAX_HEADER_BYTES

@@ -65,7 +65,7 @@ from fedft.wire.body import body_bytes as body_bytes
 from fedft.wire.body import read_body, seen_tensors, write_body
 from fedft.wire.frame import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
 from fedft.wire.frame import PROTOCOL as PROTOCOL
-from fedft.wire.frame import Kind
+from fedft.wire.frame import MessageKind
 from fedft.wire.header import (
     Field,
     as_count,
@@ -98,7 +98,7 @@ def encode_update(update: Update, codec: str, seed: int = 0) -> bytes:
         ValueError: no receiver could accept a field or a tensor (wrong type, over 2 dimensions). A number in a float
             tensor never raises: the receiver refuses a diverged update, and so hears of it.
     """
-    return _encode(Kind.UPDATE, update, _UPDATE_FIELDS, update.delta, codec, seed)
+    return _encode(MessageKind.UPDATE, update, _UPDATE_FIELDS, update.delta, codec, seed)
 
 
 def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None = None) -> Update:
@@ -118,7 +118,7 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
     legal = max_update_bytes(spec, codec)  # a spec or codec that is wrong raises here: that is our mistake
     limit = legal if max_bytes is None else min(max_bytes, legal)
     with _refusing("update"):
-        header, table, body = frame.unpack(data, Kind.UPDATE, limit, max_table_bytes(len(spec)))
+        header, table, body = frame.unpack(data, MessageKind.UPDATE, limit, max_table_bytes(len(spec)))
         values = read_fields(header, _UPDATE_FIELDS)
         entries = read_entries(table)
         check_fit(entries, spec, codec)
@@ -131,14 +131,14 @@ def relabelled(data: bytes, *, round: int, attempt: int) -> bytes:
     To decode and encode again would be another update where a codec rounds once more. Raises as `decode_update` does.
     """
     with _refusing("update"):
-        header, _, _ = frame.unpack(data, Kind.UPDATE, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
+        header, _, _ = frame.unpack(data, MessageKind.UPDATE, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
         said = Update(delta={}, **(read_fields(header, _UPDATE_FIELDS) | {"round": round, "attempt": attempt}))
         return frame.with_header(data, write_fields(said, _UPDATE_FIELDS))
 
 
 def encode_plan(plan: Plan, codec: str, seed: int = 0) -> bytes:
     """The bytes of `plan`, float tensors in `codec`, which draws by `seed`. Raises ValueError as for an update."""
-    return _encode(Kind.PLAN, plan, _PLAN_FIELDS, plan.tensors, codec, seed)
+    return _encode(MessageKind.PLAN, plan, _PLAN_FIELDS, plan.tensors, codec, seed)
 
 
 def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, ...]] | None = None) -> Plan:
@@ -152,7 +152,7 @@ def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, 
         RejectedUpdate: the same error as for updates and nothing else, whatever the bytes.
     """
     with _refusing("plan"):
-        header, table, body = frame.unpack(data, Kind.PLAN, max_bytes, max_table_bytes(MAX_TENSORS))
+        header, table, body = frame.unpack(data, MessageKind.PLAN, max_bytes, max_table_bytes(MAX_TENSORS))
         values = read_fields(header, _PLAN_FIELDS)
         entries = read_entries(table)
         for name, entry in entries.items():
@@ -163,7 +163,7 @@ def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, 
 
 def encode_job(job: Job) -> bytes:
     """The bytes of `job`, at most 64 KiB; tuples become lists. Raises ValueError if it is longer or not plain JSON."""
-    data = frame.pack(Kind.JOB, write_fields(job, _JOB_FIELDS), write_fields(job, _JOB_TABLE), [])
+    data = frame.pack(MessageKind.JOB, write_fields(job, _JOB_FIELDS), write_fields(job, _JOB_TABLE), [])
     if len(data) > MAX_JOB_BYTES:
         raise ValueError(f"expected a job of at most {MAX_JOB_BYTES} bytes, got {len(data)}")
     return data
@@ -172,7 +172,7 @@ def encode_job(job: Job) -> bytes:
 def decode_job(data: bytes) -> Job:
     """The job in `data`. Raises RejectedUpdate, the same error as for updates and nothing else, whatever the bytes."""
     with _refusing("job"):
-        header, table, body = frame.unpack(data, Kind.JOB, MAX_JOB_BYTES, MAX_JOB_BYTES)
+        header, table, body = frame.unpack(data, MessageKind.JOB, MAX_JOB_BYTES, MAX_JOB_BYTES)
         if body:
             raise ValueError(f"{len(body)} bytes after the job")
         return Job(**read_fields(header, _JOB_FIELDS), **read_fields(table, _JOB_TABLE))
@@ -195,7 +195,7 @@ def max_update_bytes(spec: Spec, codec: str) -> int:
     return min(-(-largest * 21 // 20) + 64 * 1024, MAX_MESSAGE_BYTES)
 
 
-def _encode(kind: Kind, value: Any, fields: tuple[Field, ...], tensors: Tensors, codec: str, seed: int) -> bytes:
+def _encode(kind: MessageKind, value: Any, fields: tuple[Field, ...], tensors: Tensors, codec: str, seed: int) -> bytes:
     entries = describe(tensors, codec)
     body = write_body(entries, tensors, seed)
     return frame.pack(kind, write_fields(value, fields), write_rows(entries, received(codec)), body)
