@@ -99,6 +99,7 @@ def test_a_client_s_refusal_is_bounded_and_its_code_is_one_that_a_client_may_giv
         assert answer.code == "malformed"
 
 
+@pytest.mark.slow
 def test_a_simulation_in_one_process_loads_nothing_of_flower(tiny_base: Path, tmp_path: Path) -> None:
     """Whole, from the run file to the summary; its partitioners are a package of their own."""
     code = f"""

@@ -197,6 +197,7 @@ def test_a_strategy_that_breaks_a_promise_fails_the_command(
     assert not done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process")
 def test_ctrl_c_is_one_line_that_says_how_to_resume(tmp_path: Path, base: Path) -> None:
     sets = [f"model.id='{base}'", "server.rounds=1000", "local.steps=2", "eval.max_rows=4"]

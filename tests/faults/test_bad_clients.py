@@ -434,7 +434,11 @@ class Met:
         return found[1]
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("flora", FLORA), ("fedkseed", FEDKSEED)])
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [pytest.param("flora", FLORA, marks=pytest.mark.slow), ("fedkseed", FEDKSEED)],
+    ids=["flora", "fedkseed"],
+)
 def test_a_run_full_of_bad_sites_ends_as_if_they_were_silent(tmp_path: Path, name: str, kinds: list[Bad]) -> None:
     """Refused by name and code; those that certainly sent it are asked no more after three rounds, and only those."""
     crowd = {b.name: b for b in kinds}

@@ -34,6 +34,7 @@ from fedft.security import new_keys, private_keys, roster
 from fedft.server import app as server_app
 from fedft.simulations import run as runs
 
+pytestmark = pytest.mark.slow  # processes that import for seconds; without them: tests/server/test_sealed_post.py
 OWN = {
     "flora": ["clients.rank=[2, 4]"],
     "fedkseed": ["strategy.K=256", "local.learning_rate=1e-3"],
@@ -156,7 +157,7 @@ def test_no_code_comes_from_the_network(house: House) -> None:
 
 @dataclass
 class Second:
-    """A server that goes on until it is killed, in the house whose clients were waiting for it: for slow tests."""
+    """A server that goes on until it is killed, in the house whose clients were waiting for it."""
 
     house: House
     server: Service
@@ -194,7 +195,6 @@ def _stranger(d: Deployment, folder: Path) -> Path:
     return file
 
 
-@pytest.mark.slow
 def test_who_is_not_enrolled_is_refused_in_one_line_that_says_why(second: Second) -> None:
     with attended(*second.strangers.values()) as said:
         wait(lambda: len([line for line in said if "trying again" in line]) >= len(second.strangers))
@@ -209,7 +209,6 @@ def test_who_is_not_enrolled_is_refused_in_one_line_that_says_why(second: Second
     assert not [line for line in said if "connected" in line]
 
 
-@pytest.mark.slow
 def test_plain_text_on_the_port_gets_nothing_and_disturbs_nobody(second: Second) -> None:
     port = second.house.deployment.port
     with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
@@ -223,7 +222,6 @@ def test_plain_text_on_the_port_gets_nothing_and_disturbs_nobody(second: Second)
     assert "Traceback" not in second.server.said()
 
 
-@pytest.mark.slow
 def test_a_site_that_is_told_to_stop_ends_with_0_and_one_line(second: Second) -> None:
     client = second.house.clients["email"]
     told = len(client.lines())
@@ -232,7 +230,6 @@ def test_a_site_that_is_told_to_stop_ends_with_0_and_one_line(second: Second) ->
     assert "Traceback" not in client.said()
 
 
-@pytest.mark.slow
 def test_the_superlink_dies_with_a_server_that_was_killed_and_the_site_waits(second: Second) -> None:
     (superlink,) = second.server.children()
     second.server.send(signal.SIGKILL)
@@ -243,7 +240,6 @@ def test_the_superlink_dies_with_a_server_that_was_killed_and_the_site_waits(sec
     assert client.stop() == 0
 
 
-@pytest.mark.slow
 def test_the_round_goes_on_without_sites_that_refuse_or_do_not_understand(
     overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -340,7 +336,6 @@ def _shake_hands(listener: socket.socket, context: ssl.SSLContext) -> None:
             peer.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fedkseed", "scaffold"])
 def test_a_deployment_of_the_others_ends_with_the_bytes_of_its_simulation_too(
     overrides: Callable[..., list[str]], tmp_path: Path, name: str
@@ -354,7 +349,6 @@ def test_a_deployment_of_the_others_ends_with_the_bytes_of_its_simulation_too(
         assert summary["final"] == house.simulated.summary["final"]
 
 
-@pytest.mark.slow
 def test_a_run_killed_on_every_side_goes_on_to_the_same_bytes(
     overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:

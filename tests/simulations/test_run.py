@@ -118,6 +118,7 @@ def test_fedkseed_sends_kilobytes_whatever_the_size_of_the_model(finished: dict[
         assert sent["down"] + line["evaluation_bytes"]["down"][client] < 4 * 256 + 400
 
 
+@pytest.mark.slow
 def test_plain_peft_in_another_process_gives_the_runs_loss(finished: dict[str, runs.Run], tmp_path: Path) -> None:
     of = [finished[name] for name in ("flora", "fedit", "ffa_lora")]
     place, _ = workplace.reopen(of[0].folder)

@@ -69,7 +69,7 @@ def cosine_objective(c: torch.Tensor, updates, lam: float) -> torch.Tensor:
     return 1 - cos + lam * (c - plain(updates)[B].double()).square().sum()
 
 
-VARIANTS = [{"lam": 0.0}, {"lam": 10.0}, {"solver": "cosine"}, {"variant": "reference"}]
+VARIANTS = [{"lam": 0.0}, {"solver": "cosine"}, {"variant": "reference"}]
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
