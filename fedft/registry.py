@@ -1,11 +1,14 @@
 """What can be named in a run file: built in, declared by installed packages as entry points, or "package.module:name".
 
-A name is looked up where the operator's own file or command line says it, and never because a message does: what a
-server says is held against `Registry.listed` first (`fedft.client.allowed_jobs`).
+A run file or run folder may be somebody else's, and importing a module already runs it. So a "module:name" is imported
+only where the operator has allowed it (`allow`, `fedft --allow`, or by naming it on the command line), and never because
+a file or a message says it: what a server says is held against `Registry.listed` first (`fedft.client.allowed_jobs`).
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -17,6 +20,22 @@ from fedft.errors import ConfigError, in_one_line
 
 Choice = str | dict[str, Any]
 """A name, or a table of a name and its options: "lion", or { name = "dpo", beta = 0.2 }."""
+
+
+CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
+"""What names an attribute of a module."""
+ALLOWED = "FEDFT_ALLOW"
+"""Environment variable of the names that may be imported, with blanks between; worker processes inherit it."""
+
+
+def allow(names: Iterable[str]) -> None:
+    """Allow this process and its children to import each "module:name" that occurs in the texts; whoever names one in a
+    program or on the command line wants it to run.
+
+    >>> allow(["strategy.name=my_package.median:median"])
+    """
+    found = [name for text in names for name in CODE.findall(text)]
+    os.environ[ALLOWED] = " ".join(dict.fromkeys([*os.environ.get(ALLOWED, "").split(), *found]))
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,8 @@ class Registry:
     """Name -> "module:attribute"."""
     called: bool = True
     """Whether a name stands for a factory whose keyword arguments are options; else for the value itself."""
+    makes: str = ""
+    """The type that a factory named as "module:name" has to be annotated with, or it is not called."""
 
     def names(self) -> dict[str, str]:
         """{name: "module:attribute"} of every value, built in or installed, in order of name."""
@@ -46,7 +67,8 @@ class Registry:
     def load(self, name: str) -> Callable[..., Any]:
         """The factory, or the value, that has this name, or that "package.module:attribute" leads to.
 
-        Raises ConfigError: no such name (the nearest one is suggested), or it cannot be imported.
+        Raises ConfigError: no such name (the nearest one is suggested), it cannot be imported, or it is a "module:name"
+        that nobody allowed.
         """
         where = self.built_in.get(name) or self.names().get(name, name)
         module, colon, attribute = where.partition(":")
@@ -55,6 +77,11 @@ class Registry:
             raise ConfigError(
                 f"no {self.kind} {check.quoted(name)}; there are {', '.join(known) or 'none'}"
                 f"{check.nearest(name, known)}"
+            )
+        if where == name and name not in os.environ.get(ALLOWED, "").split():
+            raise ConfigError(
+                f"{self.kind} {check.quoted(name)} is code outside fedft, which a run file alone does not run; "
+                f"--allow {name}, or fedft.simulate(..., allow=[{name!r}]), if you trust it"
             )
         try:
             found: Callable[..., Any] = getattr(import_module(module), attribute)
@@ -94,8 +121,13 @@ class Registry:
                 checked[option] = check.typed(_hint(known[option]), value, option)
             except ValueError as e:
                 raise ConfigError(f"[{self.kind}] {name}: {e}") from e
+        factory = self.load(name)
+        if self.makes and ":" in name and (said := _returns(factory)) != self.makes:
+            raise ConfigError(
+                f"[{self.kind}] {name} is not called: it is annotated to return {said or 'nothing'}, wanted {self.makes}"
+            )
         try:
-            return self.load(name)(**checked)
+            return factory(**checked)
         except Exception as e:  # the factory may be another package's
             raise ConfigError(f"[{self.kind}] {name}: {in_one_line(e)}") from e
 
@@ -142,6 +174,12 @@ def tower(name: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[
         yield name, options
 
 
+def _returns(factory: Callable[..., Any]) -> str:
+    """The name of the type that a function is annotated to return, or ""."""
+    annotation = getattr(factory, "__annotations__", {}).get("return", "")
+    return str(getattr(annotation, "__name__", annotation)).rpartition(".")[2]
+
+
 def _hint(parameter: inspect.Parameter) -> Any:
     hint = parameter.annotation
     return Any if hint is inspect.Parameter.empty or isinstance(hint, str) else hint
@@ -169,7 +207,9 @@ BUILT_IN = (
 )
 """The strategies of this package."""
 
-strategies = Registry("strategy", "fedft.strategies", {n: f"fedft.strategies.{n}:{n}" for n in BUILT_IN})
+strategies = Registry(
+    "strategy", "fedft.strategies", {n: f"fedft.strategies.{n}:{n}" for n in BUILT_IN}, makes="Recipe"
+)
 adapters = Registry("adapter", "fedft.adapters", {"lora": "fedft.adapters.lora:LoRA"})
 objectives = Registry("objective", "fedft.objectives", {"likelihood": "fedft.training.objectives:Likelihood"})
 optimizers = Registry(

@@ -10,10 +10,12 @@ The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `stat
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedft import registry
 from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
@@ -45,6 +47,7 @@ def simulate(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    allow: Iterable[str] = (),
     observe: Observers = (),
 ) -> Run:
     """Run a simulation to its end.
@@ -53,12 +56,14 @@ def simulate(
         run: a run file, a config, or None for the quickstart.
         out: run folder; None: a new one under `fedft-runs/`.
         resume: continue the run in `out` where it stands.
+        allow: each "package.module:name" outside fedft that the run file may name; importing one runs its module.
         observe: who hears of rounds, admitted updates and metrics as they come, one or several. An observer that fails
             is told once and does not end the run.
     Raises:
         ConfigError, DataError: a user's mistake, before any work.
         RunPaused: the run stopped where it can go on.
     """
+    registry.allow(allow)
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = choose_folder(name, out, resume)

@@ -12,6 +12,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1", FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", TOKENIZERS_PARALLELISM="false"
 )
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for name, text in report.user_properties:
             if name == "told" and report.when == "call":
                 terminalreporter.write_line(f"{report.nodeid.partition('::')[2]}: {text}")
+
+
+@pytest.fixture
+def allow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Allows each "module:name" that run files of this test name, as `fedft --allow` does."""
+    return lambda *names: monkeypatch.setenv("FEDFT_ALLOW", " ".join(names))
 
 
 @pytest.fixture(scope="session")

@@ -127,11 +127,12 @@ from typing import TYPE_CHECKING
 from fedft.strategies.fedit import fedit
 if TYPE_CHECKING:
     from fedft import Recipe
-def typed(*, n: int = 1, x: float = 1.0, names: list[str] | None = None):
+def typed(*, n: int = 1, x: float = 1.0, names: list[str] | None = None) -> "Recipe":
     assert type(x) is float
     return fedit()
-def later(*, x: "Recipe" = None): return fedit()
-def raises(): return {}["no such"]
+def later(*, x: "Recipe" = None) -> "Recipe": return fedit()
+def raises() -> "Recipe": return {}["no such"]
+def unsaid(): raise AssertionError("called")
 value = 3
 """
 
@@ -150,12 +151,15 @@ value = 3
         ("options_of:value", {}, "[strategy] options_of:value is a int, wanted a factory"),
         ("options_of:raises", {}, "[strategy] options_of:raises: KeyError: 'no such'"),
         ("options_of:none", {}, "cannot load options_of:none"),
+        ("options_of:unsaid", {}, "options_of:unsaid is not called: it is annotated to return nothing, wanted Recipe"),
+        ("os:system", {}, "the factory does not say"),
         ("wrong_syntax:make", {}, "cannot load wrong_syntax:make: SyntaxError: "),
     ],
 )
 def test_an_option_of_the_wrong_type_and_a_broken_factory_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allow: Any, name: str, options: dict[str, Any], said: str
 ) -> None:
+    allow(name)
     (tmp_path / "options_of.py").write_text(PLUGIN)
     (tmp_path / "wrong_syntax.py").write_text("def make(:\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -166,7 +170,8 @@ def test_an_option_of_the_wrong_type_and_a_broken_factory_are_one_line(
     assert "\n" not in str(e.value)
 
 
-def test_options_of_the_right_type_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_the_right_type_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allow: Any) -> None:
+    allow("options_of:typed", "options_of:later")
     (tmp_path / "options_of.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "options_of", raising=False)

@@ -14,15 +14,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from fedft.cli.code import Allow, SetKeys
 from fedft.errors import ConfigError, Interrupted
 
 PATIENCE_S = 5.0  # for a goodbye to the server
 
 log = logging.getLogger("fedft")
 
-SetKeys = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. strategy.name=ffa_lora.")
-]
 LogForm = Annotated[Literal["lines", "json"], typer.Option("--log", help="Form of the log on stdout.")]
 
 
@@ -34,6 +32,7 @@ def split(
         Path | None, typer.Option(help="The server's key folder: makes and enrols the sites' keys.")
     ] = None,
     set_: SetKeys = None,
+    allow: Allow = None,
 ) -> None:
     """Cut a run file's data into site folders, to rehearse its deployment on one machine."""
     from fedft import run_file as configs
@@ -54,6 +53,7 @@ def server(
     superlink_ca: Annotated[Path | None, typer.Option(help="CA certificate of that SuperLink (default: ours).")] = None,
     lift: Annotated[list[str] | None, typer.Option(metavar="SITE", help="End the quarantine of a site.")] = None,
     set_: SetKeys = None,
+    allow: Allow = None,
     log_: LogForm = "lines",
 ) -> None:
     """Coordinate a run over the network. Starting again resumes; SIGTERM and Ctrl-C stop, nothing is lost."""

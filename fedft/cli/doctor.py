@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedft.cli.code import Allow
+
 if TYPE_CHECKING:
     from fedft.cli.checks_machine import Finding
     from fedft.client.site_settings import Policy, SiteConfig
@@ -26,6 +28,7 @@ def doctor(
     ] = None,
     out: Annotated[Path, typer.Option(help="The server's run folder.")] = Path(),
     no_model: Annotated[bool, typer.Option("--no-model", help="Do not load the base model.")] = False,
+    allow: Allow = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
 ) -> None:
     """Check this machine, a site (SITE.toml) or a server (--keys DIR): what was found, and a remedy for each fault."""

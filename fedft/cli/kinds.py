@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedft.cli.code import named
 from fedft.errors import ConfigError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -63,7 +64,7 @@ def _headline(kind: str, name: str) -> str:
 
 def check(
     kind: Annotated[str, typer.Argument(help="strategy, adapter, codec, objective, optimizer, partitioner...")],
-    name: Annotated[str, typer.Argument(help='A name, or "package.module:factory".')],
+    name: Annotated[str, typer.Argument(callback=named, help='A name, or "package.module:factory".')],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="A factory option.")] = None,
     clients: Annotated[int | None, typer.Option(help="Clients that take part, for strategies that need more.")] = None,
     as_json: AsJson = False,

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from fedft.cli import bench, deploy, doctor, keys, kinds
+from fedft.cli.code import Allow, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, FedftError, Interrupted, RunPaused
 
 app = typer.Typer(
@@ -36,9 +37,8 @@ def simulate(
     run: Annotated[
         Path | None, typer.Argument(metavar="[RUN.toml]", help="Run file; none: the built-in quickstart.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. strategy.name=ffa_lora.")
-    ] = None,
+    set_: SetKeys = None,
+    allow: Allow = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a new one under fedft-runs/).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     as_json: AsJson = False,
@@ -71,18 +71,19 @@ def simulate(
 def race(
     run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="Run file that all contenders share.")],
     strategies: Annotated[
-        str, typer.Option(help="Comma-separated: strategies, and the baselines `local` and `central`.")
+        str, typer.Option(callback=named, help="Comma-separated: strategies, and the baselines `local` and `central`.")
     ] = "fedit,flora,ffa_lora,local,central",
     variant: Annotated[
         list[str] | None,
-        typer.Option(metavar="'LABEL: KEY=VALUE ...'", help="One more contender, made by overrides."),
+        typer.Option(metavar="'LABEL: KEY=VALUE ...'", callback=named, help="One more contender, made by overrides."),
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(metavar="bytes=N|steps=N|seconds=N", help="Each run ends at its last round within it."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per contender, seeds 0, 1, ...")] = 3,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override for all.")] = None,
+    set_: SetKeys = None,
+    allow: Allow = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones in it are not run again.")] = Path(
         "fedft-runs/race"
     ),
@@ -170,7 +171,7 @@ def _headline(where: str) -> str:
 
 @app.command(name="check-strategy")
 def check_strategy(
-    name: Annotated[str, typer.Argument(help='An installed name, or "package.module:factory".')],
+    name: Annotated[str, typer.Argument(callback=named, help='An installed name, or "package.module:factory".')],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="A factory option.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -183,8 +184,10 @@ def evaluate(
     folder: RunFolder,
     rouge: Annotated[bool, typer.Option("--rouge", help="Also ROUGE-L of greedy generations (causal LM).")] = False,
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Also this one, e.g. exact_match; can be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME", callback=named, help="Also this one, e.g. exact_match; can be repeated."),
     ] = None,
+    allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Loss, accuracy and other metrics of a run's newest state on every client's held-out rows."""
@@ -205,6 +208,7 @@ def export(
     to: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
     merged: Annotated[bool, typer.Option("--merged", help="The whole model with the change merged in.")] = False,
     client: Annotated[str | None, typer.Option(help="This client's own model, where clients have such.")] = None,
+    allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's model as a PEFT adapter folder, or merged with its base for transformers and vLLM."""

@@ -58,7 +58,8 @@ def fedft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     [
         ("[local]\nstep = 1\n", ROWS, (), "[local] has no 'step'; did you mean 'steps'?"),
         ("[strategy]\nname = 'flowra'\n", ROWS, (), "no strategy 'flowra'; there are"),
-        ("[strategy]\nname = 'nowhere.at:all'\n", ROWS, (), "cannot load nowhere.at:all"),
+        ("[strategy]\nname = 'nowhere.at:all'\n", ROWS, ("--allow", "nowhere.at:all"), "cannot load nowhere.at:all"),
+        ("[strategy]\nname = 'os:system'\n", ROWS, (), "'os:system' is code outside fedft, which a run file alone does"),
         ("[strategy]\nname = 'fedkseed'\nk = 8\n", ROWS, (), "fedkseed has no option 'k'"),
         ("[strategy]\nname = 'fedkseed'\nK = 5000\n", ROWS, (), "K"),
         ("[clients]\nrank = 0\n", ROWS, (), "expected rank >= 1, got 0"),

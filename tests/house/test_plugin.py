@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ ROWS = [
 
 
 @pytest.fixture
-def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The examples' folder on the path, as after `pip install -e`, but for its metadata."""
+def importable(monkeypatch: pytest.MonkeyPatch, allow: Callable[..., None]) -> Iterator[None]:
+    """The examples' folder on the path, as after `pip install -e`, but for its metadata; a run file may name them."""
     monkeypatch.syspath_prepend(EXAMPLE)
+    allow("nobody:nothing", "ia3:IA3", "lora_xs:LoRAXS", "dpo:DPO", *(f"{f.stem}:{f.stem}" for f in EXAMPLE.glob("*.py")))
     yield
     for file in EXAMPLE.glob("*.py"):
         sys.modules.pop(file.stem, None)

@@ -48,8 +48,9 @@ Run = Callable[..., runs.Run]
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A module `mine` that another package might bring."""
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allow: Callable[..., None]) -> Iterator[None]:
+    """A module `mine` that another package might bring, and that the operator allows."""
+    allow(*(f"mine:{name}" for name in ("longest", "broken", "told", "nobody", "nothing", "cannot")))
     (tmp_path / "mine.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(columns, "_declared", dict(columns._declared))
@@ -189,8 +190,9 @@ def test_an_interrupted_run_that_is_resumed_has_each_point_once(run: Run, tmp_pa
     ],
 )
 def test_a_name_that_cannot_be_had_is_refused_in_one_line_before_there_is_a_folder(
-    run: Run, tmp_path: Path, override: str, why: str
+    run: Run, tmp_path: Path, override: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    registry.allow([override])
     with pytest.raises(ConfigError, match=why) as e:
         run(tmp_path / "run", override)
     assert "\n" not in str(e.value)

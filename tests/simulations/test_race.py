@@ -189,7 +189,8 @@ def test_the_clients_of_the_workplace_stay_as_they_are(overrides: list[str], tmp
         assert c.memory.held is before[name][2]
 
 
-def test_a_strategy_by_module_and_factory_runs_under_a_plain_name(race: Race, tmp_path: Path) -> None:
+def test_a_strategy_by_module_and_factory_runs_under_a_plain_name(race: Race, tmp_path: Path, allow: Any) -> None:
+    allow("fedft.strategies.fedit:fedit")
     (row,) = race(tmp_path, "fedft.strategies.fedit:fedit")
     assert row["method"] == "fedft.strategies.fedit.fedit"
     assert (tmp_path / row["method"] / "seed-0" / "result.json").exists()

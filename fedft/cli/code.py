@@ -1,0 +1,26 @@
+"""Which code outside fedft a command may import: what stands on the command line itself, `--allow` or anywhere else."""
+
+from typing import Annotated
+
+import typer
+
+
+def named(value: str | list[str] | None) -> str | list[str] | None:
+    """Callback of an option or argument in which "module:name" may stand: whoever types one wants it to run."""
+    if value:
+        from fedft import registry
+
+        registry.allow([value] if isinstance(value, str) else value)
+    return value
+
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow", metavar="MODULE:NAME", callback=named, help="Code that the run file names and you trust; repeatable."
+    ),
+]
+SetKeys = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", callback=named, help="Override, e.g. strategy.name=ffa_lora."),
+]
