@@ -10,7 +10,7 @@ from torch import nn
 
 from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic.lowrank import B_SUFFIX
+from fedft.arithmetic.named_pairs import B_SUFFIX
 from fedft.contract import Layout
 from fedft.models.handle import ModelHandle
 from fedft.randomness import families

@@ -27,9 +27,11 @@ def base() -> SimpleNamespace:
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return SimpleNamespace(
+        ids=102,
+        source="base",
         tokenizer=PreTrainedTokenizerFast(
             tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-        )
+        ),
     )
 
 

@@ -9,7 +9,8 @@ import transformers
 from torch import nn
 
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic.lowrank import A_SUFFIX, B_SUFFIX, LowRank
+from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.contract import Layout
 from fedft.models import load
 from fedft.models.handle import ModelHandle

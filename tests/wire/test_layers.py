@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedft.compression import codec as codecs
+from fedft.compression import codec_names
 from fedft.update import TensorSpec, Update
 from fedft.wire import messages, table
 
@@ -50,7 +50,7 @@ def climbs(act: Callable[[], Any]) -> list[str]:
     "name", ["fp32", "bf16", "int8", "int4", "ternary", "fixed:8", "topk:0.25|int8", "randk:0.5|fp16"]
 )
 def test_an_update_goes_straight_down_to_its_codec_and_back(name: str) -> None:
-    for cache in (codecs._parsed, table.form):  # names are looked up, too
+    for cache in (codec_names._parsed, table.form):  # names are looked up, too
         cache.cache_clear()
     update = Update(DELTA, 3, metrics={"loss": 1.0})
     sent: list[bytes] = []
