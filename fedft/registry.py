@@ -1,8 +1,9 @@
 """What can be named in a run file: built in, declared by installed packages as entry points, or "package.module:name".
 
 A run file or run folder may be somebody else's, and importing a module already runs it. So a "module:name" is imported
-only where the operator has allowed it (`allow`, `fedft --allow`, or by naming it on the command line), and never because
-a file or a message says it: what a server says is held against `Registry.listed` first (`fedft.client.allowed_jobs`).
+only where the operator has allowed it (`allow`, `fedft simulate --allow`, or by typing it on the command line), and
+never because a file or a message says it: what a server says is held against `Registry.listed` first
+(`fedft.client.allowed_jobs`).
 """
 
 import inspect
@@ -124,7 +125,7 @@ class Registry:
         factory = self.load(name)
         if self.makes and ":" in name and (said := _returns(factory)) != self.makes:
             raise ConfigError(
-                f"[{self.kind}] {name} is not called: it is annotated to return {said or 'nothing'}, wanted {self.makes}"
+                f"[{self.kind}] {name} is not called: it says that it returns {said or 'nothing'}, wanted {self.makes}"
             )
         try:
             return factory(**checked)

@@ -151,8 +151,8 @@ value = 3
         ("options_of:value", {}, "[strategy] options_of:value is a int, wanted a factory"),
         ("options_of:raises", {}, "[strategy] options_of:raises: KeyError: 'no such'"),
         ("options_of:none", {}, "cannot load options_of:none"),
-        ("options_of:unsaid", {}, "options_of:unsaid is not called: it is annotated to return nothing, wanted Recipe"),
-        ("os:system", {}, "the factory does not say"),
+        ("options_of:unsaid", {}, "options_of:unsaid is not called: it says that it returns nothing, wanted Recipe"),
+        ("os:system", {}, "os:system is not called"),
         ("wrong_syntax:make", {}, "cannot load wrong_syntax:make: SyntaxError: "),
     ],
 )

@@ -59,7 +59,12 @@ def fedft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         ("[local]\nstep = 1\n", ROWS, (), "[local] has no 'step'; did you mean 'steps'?"),
         ("[strategy]\nname = 'flowra'\n", ROWS, (), "no strategy 'flowra'; there are"),
         ("[strategy]\nname = 'nowhere.at:all'\n", ROWS, ("--allow", "nowhere.at:all"), "cannot load nowhere.at:all"),
-        ("[strategy]\nname = 'os:system'\n", ROWS, (), "'os:system' is code outside fedft, which a run file alone does"),
+        (
+            "[strategy]\nname = 'os:system'\n",
+            ROWS,
+            (),
+            "'os:system' is code outside fedft",
+        ),
         ("[strategy]\nname = 'fedkseed'\nk = 8\n", ROWS, (), "fedkseed has no option 'k'"),
         ("[strategy]\nname = 'fedkseed'\nK = 5000\n", ROWS, (), "K"),
         ("[clients]\nrank = 0\n", ROWS, (), "expected rank >= 1, got 0"),
@@ -180,9 +185,10 @@ def test_a_finished_run_is_not_resumed_with_fewer_rounds(tmp_path: Path) -> None
 
 BROKEN = """
 from dataclasses import replace
+from fedft import Recipe
 from fedft.recipe import mean
 from fedft.strategies.fedit import fedit
-def broken():
+def broken() -> Recipe:
     return replace(fedit(), aggregate=lambda updates: {n: x + 1 for n, x in mean(updates).items()})
 """
 

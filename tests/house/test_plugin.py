@@ -37,7 +37,9 @@ ROWS = [
 def importable(monkeypatch: pytest.MonkeyPatch, allow: Callable[..., None]) -> Iterator[None]:
     """The examples' folder on the path, as after `pip install -e`, but for its metadata; a run file may name them."""
     monkeypatch.syspath_prepend(EXAMPLE)
-    allow("nobody:nothing", "ia3:IA3", "lora_xs:LoRAXS", "dpo:DPO", *(f"{f.stem}:{f.stem}" for f in EXAMPLE.glob("*.py")))
+    allow(
+        "nobody:nothing", "ia3:IA3", "lora_xs:LoRAXS", "dpo:DPO", *(f"{f.stem}:{f.stem}" for f in EXAMPLE.glob("*.py"))
+    )
     yield
     for file in EXAMPLE.glob("*.py"):
         sys.modules.pop(file.stem, None)
