@@ -24,7 +24,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedft import check
-from fedft.aggregation import shares
+from fedft.aggregation import client_weights
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.named_pairs import pairs_and_mean, to_names
 from fedft.recipe import FirstOrder, Recipe, Tensors, Update
@@ -83,9 +83,11 @@ def aggregate(
 
     pairs, rest = pairs_and_mean(values())
     for m, items in pairs.items():
-        w = shares.by_norm(items) if by_norm else shares.by_examples(items)
-        w = w if max_share is None else shares.capped(w, max_share)
+        w = client_weights.by_norm(items) if by_norm else client_weights.by_examples(items)
+        w = w if max_share is None else client_weights.capped(w, max_share)
         mean[m] = lowrank.mean_factors(lowrank.pad_to_largest((d, w_k) for (d, _), w_k in zip(items, w, strict=True)))
         if normalise_rows:
-            mean[m] = shares.undiluted(mean[m], [min(r, d.rank) for r, (d, _) in zip(held, items, strict=True)], w)
+            mean[m] = client_weights.undiluted(
+                mean[m], [min(r, d.rank) for r, (d, _) in zip(held, items, strict=True)], w
+            )
     return to_names(mean) | rest | said

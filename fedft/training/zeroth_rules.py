@@ -135,7 +135,7 @@ class Walk:
         if why:
             raise ValueError(f"{why}; zo_fedavg, which sends the whole change, can do it")
 
-    def reach(self) -> float:
+    def largest_step(self) -> float:
         """The largest sum_j |c_j| / eta of one step of w += sum_j c_j z_j that an honest client can take.
 
         A hundredth more, since honest steps come close to it and codecs round. A server refuses larger ones.

@@ -17,6 +17,6 @@ def check_scalars(scalars: Tensor, how: Walk, plan: Plan, unit: float) -> None:
         plan: how many steps there were.
         unit: c of a step whose slope is 1: the learning rate where that is folded in, else 1.
     """
-    bound = plan.steps * how.reach() * unit
+    bound = plan.steps * how.largest_step() * unit
     if not zeroth_rules.within(scalars, bound):
         raise RejectedUpdate("scalar_bound", f"sum of |scalars| exceeds {bound:g}, what {plan.steps} steps can reach")

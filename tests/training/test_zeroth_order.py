@@ -345,7 +345,7 @@ def test_no_walk_is_longer_than_its_bound(rule):
     for j, g in enumerate(slopes.tolist()):
         past = zeroth_rules.advance(how, past, {j: g})
         step = zeroth_rules.distances(how, past, 0.1)
-        assert sum(map(abs, step.values())) <= 0.1 * how.reach()
+        assert sum(map(abs, step.values())) <= 0.1 * how.largest_step()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedft.aggregation import shares
+from fedft.aggregation import client_weights
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 
@@ -14,13 +14,13 @@ PAIRS = [
 
 
 def test_shares_by_norm_and_by_examples():
-    assert shares.by_norm(PAIRS) == [0.25, 0.75]
-    assert shares.by_examples(PAIRS) == [0.75, 0.25]
+    assert client_weights.by_norm(PAIRS) == [0.25, 0.75]
+    assert client_weights.by_examples(PAIRS) == [0.75, 0.25]
 
 
 def test_where_all_changes_are_zero_examples_count():
     still = [(0.0 * d, n) for d, n in PAIRS]
-    assert shares.by_norm(still) == shares.by_examples(PAIRS)
+    assert client_weights.by_norm(still) == client_weights.by_examples(PAIRS)
 
 
 @pytest.mark.parametrize(
@@ -37,14 +37,14 @@ def test_where_all_changes_are_zero_examples_count():
 )
 def test_the_cap_by_hand(given, most, wanted):
     """In the third case the excess of the first lifts the second above the bound in turn."""
-    assert shares.capped(given, most) == pytest.approx(wanted)
-    assert sum(shares.capped(given, most)) == pytest.approx(1)
+    assert client_weights.capped(given, most) == pytest.approx(wanted)
+    assert sum(client_weights.capped(given, most)) == pytest.approx(1)
 
 
 def test_undiluted_ranks_are_means_over_those_who_hold_them():
     """Rank 0 is held by both; rank 1 by the second only, so that its share goes; nobody holds rank 2 of the mean."""
     padded = lowrank.pad_to_largest([(d, w) for (d, _), w in zip(PAIRS, (0.25, 0.75), strict=True)])
     mean = lowrank.pad(lowrank.mean_factors(padded), 3)
-    found = shares.undiluted(mean, [1, 2], [0.25, 0.75])
+    found = client_weights.undiluted(mean, [1, 2], [0.25, 0.75])
     assert found.A.flatten().tolist() == [2.5, 0.0, 0.0]
     assert found.B.flatten().tolist() == [2.0, 1.0, 0.0]
