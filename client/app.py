@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedft import durable, registry, strategies
+from fedft import allowed_code, durable, strategies
 from fedft.carriers.flower.site_node import Node
 from fedft.client import allowed_jobs
 from fedft.client.disk import SiteDisk
@@ -44,7 +44,7 @@ def attend(site: SiteConfig, stop: threading.Event) -> None:
         raise ConfigError(f"[site] state = {str(state)!r}: cannot be made: {e.strerror}") from e
     signing, node = private_keys.load_signing(own / "signing.key"), private_keys.load_ecdsa(own / "node.key")
     server, ca = private_keys.load_public(Path(site.server.key)), Path(site.server.ca).read_bytes()
-    registry.allow([*site.policy.strategies, *site.policy.metrics])  # listed by the operator's own hand
+    allowed_code.allow([*site.policy.strategies, *site.policy.metrics])  # listed by the operator's own hand
     disk = SiteDisk(state)
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)

@@ -1,42 +1,23 @@
 """What can be named in a run file: built in, declared by installed packages as entry points, or "package.module:name".
 
 A run file or run folder may be somebody else's, and importing a module already runs it. So a "module:name" is imported
-only where the operator has allowed it (`allow`, `fedft simulate --allow`, or by typing it on the command line), and
-never because a file or a message says it: what a server says is held against `Registry.listed` first
-(`fedft.client.allowed_jobs`).
+only where the operator has allowed it (`fedft.allowed_code`), and never because a file or a message says it. What a
+server says is held against `Registry.listed` first (`fedft.client.allowed_jobs`).
 """
 
 import inspect
-import os
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from fedft import check
+from fedft import allowed_code, check
 from fedft.compression import codec_names
 from fedft.errors import ConfigError, in_one_line
 
 Choice = str | dict[str, Any]
 """A name, or a table of a name and its options: "lion", or { name = "dpo", beta = 0.2 }."""
-
-
-CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
-"""What names an attribute of a module."""
-ALLOWED = "FEDFT_ALLOW"
-"""Environment variable of the names that may be imported, with blanks between; worker processes inherit it."""
-
-
-def allow(names: Iterable[str]) -> None:
-    """Allow this process and its children to import each "module:name" that occurs in the texts; whoever names one in a
-    program or on the command line wants it to run.
-
-    >>> allow(["strategy.name=my_package.median:median"])
-    """
-    found = [name for text in names for name in CODE.findall(text)]
-    os.environ[ALLOWED] = " ".join(dict.fromkeys([*os.environ.get(ALLOWED, "").split(), *found]))
 
 
 @dataclass(frozen=True)
@@ -79,7 +60,7 @@ class Registry:
                 f"no {self.kind} {check.quoted(name)}; there are {', '.join(known) or 'none'}"
                 f"{check.nearest(name, known)}"
             )
-        if where == name and name not in os.environ.get(ALLOWED, "").split():
+        if where == name and not allowed_code.allows(name):
             raise ConfigError(
                 f"{self.kind} {check.quoted(name)} is code outside fedft, which a run file alone does not run; "
                 f"--allow {name}, or fedft.simulate(..., allow=[{name!r}]), if you trust it"

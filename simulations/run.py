@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedft import registry
+from fedft import allowed_code
 from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
@@ -63,7 +63,7 @@ def simulate(
         ConfigError, DataError: a user's mistake, before any work.
         RunPaused: the run stopped where it can go on.
     """
-    registry.allow(allow)
+    allowed_code.allow(allow)
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = choose_folder(name, out, resume)

@@ -8,9 +8,9 @@ import typer
 def named(value: str | list[str] | None) -> str | list[str] | None:
     """Callback of an option or argument in which "module:name" may stand: whoever types one wants it to run."""
     if value:
-        from fedft import registry
+        from fedft import allowed_code
 
-        registry.allow([value] if isinstance(value, str) else value)
+        allowed_code.allow([value] if isinstance(value, str) else value)
     return value
 
 

@@ -74,16 +74,7 @@ def load(
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if source == quickstart.BASE:
-        from fedft.quickstart import base as stdlib_base
-
-        folder = str(stdlib_base.ensure())
-    else:
-        folder = os.path.expanduser(source)
-        if not Path(folder).is_dir() and not HUB_ID.fullmatch(source):
-            raise DataError(f"[model] id: no folder {source!r}; wanted a model folder or a hub id owner/name")
-    if (Path(folder) / "adapter_config.json").is_file():
-        raise DataError(f"[model] id: {source!r} is the folder of an adapter, not of a model")
+    folder = _folder(source)
     place = _device(device)
     kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if task == "causal-lm" else {"num_labels": labels}
@@ -113,6 +104,20 @@ def load(
             f"{', '.join(sorted(drawn)[:3])}{', ...' if len(drawn) > 3 else ''}; they would be random numbers"
         )
     return ready(model, tokenizer, task, source, drawn)
+
+
+def _folder(source: str) -> str:
+    """What transformers loads for a model id: a folder, or a hub id as it is. DataError for neither."""
+    if source == quickstart.BASE:
+        from fedft.quickstart import base as stdlib_base
+
+        return str(stdlib_base.ensure())
+    folder = os.path.expanduser(source)
+    if not Path(folder).is_dir() and not HUB_ID.fullmatch(source):
+        raise DataError(f"[model] id: no folder {source!r}; wanted a model folder or a hub id owner/name")
+    if (Path(folder) / "adapter_config.json").is_file():
+        raise DataError(f"[model] id: {source!r} is the folder of an adapter, not of a model")
+    return folder
 
 
 def ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[str]) -> Base:

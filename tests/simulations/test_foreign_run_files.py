@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fedft
-from fedft import registry, run_file, strategies
+from fedft import allowed_code, run_file, strategies
 from fedft.errors import ConfigError
 from fedft.simulations import finished_run, race
 
@@ -44,7 +44,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path with a module of that name, as it may lie beside a run file; `ran` tells of its import."""
     (tmp_path / "beside.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv(registry.ALLOWED, raising=False)
+    monkeypatch.delenv(allowed_code.VARIABLE, raising=False)
     yield tmp_path
     sys.modules.pop("beside", None)
 
@@ -60,11 +60,11 @@ def test_no_table_of_a_run_file_imports_what_nobody_allowed(beside: Path, tiny_b
 
 
 def test_what_is_allowed_is_imported_and_called_if_it_says_what_it_returns(beside: Path) -> None:
-    registry.allow(["beside:mine"])
+    allowed_code.allow(["beside:mine"])
     assert strategies.make("beside:mine", {}).name == "fedit"
     with pytest.raises(ConfigError, match="--allow beside:twenty"):
         strategies.make("beside:twenty", {})
-    registry.allow(["--set strategy.name=beside:twenty"])
+    allowed_code.allow(["--set strategy.name=beside:twenty"])
     with pytest.raises(ConfigError, match="beside:twenty is not called: it says that it returns nothing"):
         strategies.make("beside:twenty", {})
 

@@ -12,7 +12,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel
 
-from fedft import registry, run_file
+from fedft import allowed_code, registry, run_file
 from fedft.errors import ConfigError
 from fedft.reports import columns, finished_runs, html_report, plots
 from fedft.simulations import finished_run, workplace
@@ -192,7 +192,7 @@ def test_an_interrupted_run_that_is_resumed_has_each_point_once(run: Run, tmp_pa
 def test_a_name_that_cannot_be_had_is_refused_in_one_line_before_there_is_a_folder(
     run: Run, tmp_path: Path, override: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registry.allow([override])
+    allowed_code.allow([override])
     with pytest.raises(ConfigError, match=why) as e:
         run(tmp_path / "run", override)
     assert "\n" not in str(e.value)
