@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -161,8 +160,7 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     outside: dict[tuple[str, str], float] = {}
     with TemporaryDirectory() as here:
         net: Any = AutoModelForCausalLM.from_pretrained(made_up(folder := Path(here), hidden, layers))
-        tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=None)
-        base = load.Base(net, tokenizer, "causal-lm", str(folder), digest_of(net))
+        base = load.Base(net, None, "causal-lm", str(folder), digest_of(net))
         handle = ModelHandle(net, layout.layout_of(base, TARGETS), SPACE)
         for tokens in (32,) if quick else (16, 256):
             what, place = f"{tokens} tokens x {steps} steps", place_of(folder, base, handle, tokens, clients, steps)

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -72,7 +71,7 @@ class Setting:
         """The base model, on torch's meta device: nobody runs it, so its weights need no memory."""
         model = nn.Module()
         model.register_parameter("w", nn.Parameter(torch.empty(self.floats, device="meta")))
-        return Base(model, SimpleNamespace(pad_token_id=0, eos_token_id=None), "causal-lm", "benchmark", BASE_DIGEST)
+        return Base(model, None, "causal-lm", "benchmark", BASE_DIGEST)
 
 
 def _config(rounds: int) -> RunConfig:

@@ -39,16 +39,10 @@ class Base:
     """The changes by adapters that are merged into the weights, by module, in unit scale."""
     drawn: frozenset[str] = frozenset()
     """Parameters that the checkpoint lacks, by name: a head's, which are drawn from the seed, trained and saved."""
-
-    @property
-    def pad_id(self) -> int:
-        """The token id that fills up short rows of a batch, always one that the model has. It is masked."""
-        return pad_id(self.model, self.tokenizer)
-
-    @property
-    def ids(self) -> int:
-        """How many token ids the model has an embedding for, from 0."""
-        return ids_of(self.model)
+    pad_id: int = 0
+    """The token id that fills up short rows of a batch: one that the model has. It is masked."""
+    ids: int = 2**31
+    """How many token ids the model has an embedding for, from 0."""
 
 
 def load(
@@ -124,10 +118,10 @@ def ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[s
     """The base, with a padding token that both the tokenizer and the model know."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    given = model.config.pad_token_id
-    if given is None or not 0 <= given < ids_of(model):
-        model.config.pad_token_id = pad_id(model, tokenizer)
-    return Base(model, tokenizer, task, source, digest_of(model), drawn=drawn)
+    given, ids, pad = model.config.pad_token_id, ids_of(model), pad_id(model, tokenizer)
+    if given is None or not 0 <= given < ids:
+        model.config.pad_token_id = pad
+    return Base(model, tokenizer, task, source, digest_of(model), drawn=drawn, pad_id=pad, ids=ids)
 
 
 def ids_of(model: nn.Module) -> int:
