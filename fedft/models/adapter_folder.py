@@ -2,6 +2,9 @@
 
 The adapter is merged into the weights of its own base, and remembered beside them: what is trained on it is exported as
 one adapter of that base, of both changes, because peft does not stack adapters from several folders.
+
+The last bits of merged weights, and so their digest, may differ between types of machines. For a deployment, merge once
+(`fedft export --merged`) and give the model to every site.
 """
 
 import os
