@@ -127,7 +127,7 @@ class Local:
     weight_decay: float = 0.0
     """Of the first-order optimisers; FedKSeed has its own."""
     max_grad_norm: float | None = 1.0
-    """Clip of the gradient's L2 norm per step."""
+    """Clip of the gradient's L2 norm per step; 1e9: none."""
     threads: int = 1
     """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
 

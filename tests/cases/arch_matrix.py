@@ -7,9 +7,8 @@
 
 Exits 1 if something that must work does not, unless it is in KNOWN, or if something that must be refused is refused by
 a traceback instead of one line. Every model is a random one of some ten thousand parameters with a byte-level
-tokenizer, saved by `save_pretrained` and given to `fedft.simulate` for one round of two clients. For adapters it is
-also checked that the exported PEFT folder, loaded by peft, has the loss that fedft said. A process per architecture:
-one that crashes costs only its own lines.
+tokenizer, saved by `save_pretrained` and given to `fedft.simulate` for one round of two clients. The exported PEFT
+folder, loaded by peft, must have the loss that fedft said. A process per architecture: a crash costs only its lines.
 """
 
 import argparse
