@@ -137,8 +137,8 @@ class Codecs:
     """[codec]: how tensors are written on the wire."""
 
     up: str = "fp32"
-    """Client to server: fp32, fp16, bf16, int8, int4, "ternary:0.5", "topk:0.1 | int8"...; see
-    fedft/compression/codec_names.py.
+    """Client to server: fp32, fp16, bf16, int8, int4, "ternary:0.5", "compeft:0.1,2", "topk:0.1 | int8"...;
+    see fedft/compression/codec_names.py.
     """
     down: str = "fp32"
     """Server to client: the state in fp32, fp16, bf16, int8, or one of them behind "topk:1 |" where most numbers are
