@@ -89,15 +89,8 @@ def walk(
     if not losses:
         raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
     metrics = {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
-    return Walked(
-        progress.moved,
-        progress.straight,
-        progress.slopes,
-        progress.count,
-        progress.magnitude,
-        progress.kept,
-        metrics,
-    )
+    p = progress
+    return Walked(p.moved, p.straight, p.slopes, p.count, p.magnitude, p.kept, metrics)
 
 
 @dataclass(frozen=True)
