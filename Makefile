@@ -1,5 +1,6 @@
 # make quickstart   a first federated run, on this machine          make test    every test
 # make check        format, lint, types and the quick tests         make format  rewrite files as `check` wants them
+# make architectures   one tiny round of every architecture of model with four strategies: what works, a line for each
 #
 # All of it happens in a virtual environment of its own, made when it is not there and brought up to date when the
 # sources, pyproject.toml or constraints.txt have changed. What runs is the installed package, not the checkout.
@@ -20,7 +21,7 @@ SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 INSTALL = echo "installing into $(VENV) (minutes the first time)" && rm -rf build/lib build/bdist.* && \
 	$(PIP) install --constraint constraints.txt
 
-.PHONY: quickstart test check lint format
+.PHONY: quickstart test check lint format architectures
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.fedft
@@ -28,6 +29,9 @@ quickstart: $(VENV)/.fedft
 
 test: $(VENV)/.fedft-test
 	$(BIN)/pytest
+
+architectures: $(VENV)/.fedft-test
+	$(BIN)/python tests/cases/arch_matrix.py
 
 check: lint
 	$(BIN)/pytest -m "not slow"

@@ -127,7 +127,7 @@ class Local:
     weight_decay: float = 0.0
     """Of the first-order optimisers; FedKSeed has its own."""
     max_grad_norm: float | None = 1.0
-    """Clip of the gradient's L2 norm per step."""
+    """Clip of the gradient's L2 norm per step; 1e9: none."""
     threads: int = 1
     """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
 
@@ -137,8 +137,8 @@ class Codecs:
     """[codec]: how tensors are written on the wire."""
 
     up: str = "fp32"
-    """Client to server: fp32, fp16, bf16, int8, int4, "ternary:0.5", "topk:0.1 | int8"...; see
-    fedft/compression/codec_names.py.
+    """Client to server: fp32, fp16, bf16, int8, int4, "ternary:0.5", "compeft:0.1,2", "topk:0.1 | int8"...;
+    see fedft/compression/codec_names.py.
     """
     down: str = "fp32"
     """Server to client: the state in fp32, fp16, bf16, int8, or one of them behind "topk:1 |" where most numbers are

@@ -7,8 +7,10 @@
     model    w(a) = rho w0 - sum_j a_j z_j                                  replayed from w0 in one pass
 
 Folding eta into a keeps replay right under learning-rate schedules. A step with weight decay lam scales w by
-(1 - eta lam), hence rho and a by the same: one more scalar, and replay stays O(K). Pro draws directions by how large
-their slopes were, q = softmax of the min-max-scaled mean |g|, and uploads the statistics it needs (counted).
+(1 - eta lam), hence rho and a by the same: one more scalar, and replay stays O(K). Tensors that `no_decay` spares have
+a pool of their own, b, of the same steps without those factors: w0 - sum_j b_j z_j, 4 K and at most 4 tau bytes more.
+Pro draws directions by how large their slopes were, q = softmax of the min-max-scaled mean |g|, and uploads the
+statistics it needs (counted).
 
 The other rules are those whose steps are sums of the K directions (`fedft.training.zeroth_rules`), so replay stays the
 exact mean of the clients' weights; momentum and moments begin anew in every round, as functions of the pairs alone.
@@ -48,6 +50,7 @@ def fedkseed(
     space: Space = "full",
     family: str = "hadamard",
     weight_decay: float = 0.0,
+    no_decay: list[str] | None = None,
     sampling: Literal["with_replacement", "without_replacement"] = "with_replacement",
     table: Directions | None = None,
 ) -> Recipe:
@@ -59,16 +62,21 @@ def fedkseed(
         space: all parameters, or the LoRA factors only.
         family: `hadamard` (default), `rademacher` or `gaussian`.
         weight_decay: lam >= 0, on every trained parameter; 0 for the rule `conservative`, which compares losses.
+        no_decay: parts of names of parameters that do not decay; left out: none. Published code for such steps has
+            ["bias", "layer_norm", "layernorm"], which misses Llama's last norm; "norm" has that, too. Needs float32.
         sampling: draw a round's directions `with_replacement` (the paper) or `without_replacement`, K at a time.
         table: K directions in place of the generator's (`independent.Table`), to check numbers by hand.
     """
-    pool = SeedPool(K, how, pro, family, weight_decay, sampling, table)
+    if no_decay and space == "lora":
+        raise ValueError("no_decay names parameters of the base, none of which moves with space = 'lora'")
+    pool = SeedPool(K, how, pro, family, weight_decay, sampling, table, tuple(no_decay or ()))
     pairs = SeedPairs(pool)
 
     def local(handle: Handle, data: Data, turn: Turn) -> Trained:
         """`plan.steps` steps along directions of the pool; uploads the sums c_j of those drawn."""
         z, draws = pool.directions(turn.run_seed), pool.draws(turn)
-        walked = zeroth_order.walk(handle, data, turn, how, z, draws, weight_decay)
+        spared = pool.spared(handle.parameters())
+        walked = zeroth_order.walk(handle, data, turn, how, z, draws, weight_decay, spared)
         return Trained(pairs.of(walked), walked.metrics)
 
     return Recipe(

@@ -57,7 +57,8 @@ def flasc(
         weight_decay: of the server's optimiser, on all entries.
         weights: `examples` for p_k = n_k / sum n_j, or `uniform`.
         error_feedback: a client adds what it did not send to its next change (off in the paper).
-        variant: `exact`, or `reference` for the published code's uniform weights and server weight decay of 0.01.
+        variant: `exact`, or `reference` for the published code's uniform weights, server weight decay of 0.01, and
+            floor(q P) entries, though at least one.
     """
     if not (0 < density_down <= 1 and 0 < density_up <= 1):
         raise ValueError(f"expected densities above 0 and at most 1, got {density_down} down and {density_up} up")
@@ -71,7 +72,7 @@ def flasc(
     decay = 0.01 if reference else weight_decay
     adamw = AdamW(server_lr, beta1, beta2, decay)
     space = LoRA((B_SUFFIX,) if freeze_a else (A_SUFFIX, B_SUFFIX))
-    top_k = LargestEntries(space, density_down, density_up, score == "normalised")
+    top_k = LargestEntries(space, density_down, density_up, score == "normalised", reference)
     return Recipe(
         "flasc",
         space,

@@ -9,7 +9,7 @@ Every c_k counts once, whatever its examples: c stays the mean of all N, those n
 0. So where it converges sum_k grad L_k = 0, whatever the weights p_k in the mean of x. For SGD of constant rate without
 clipping, momentum and decay, mean_s g_s is the paper's option II, c_k - c + (x - y_k) / (tau eta); for other optimisers
 it remains a mean gradient where the division is none, but their steps are no longer corrected exactly, and the run file
-draws a warning. Clipping acts on the corrected gradient, g_s is taken before.
+draws a warning, as does clipping: it acts on the corrected gradient, g_s is taken before.
 
 Controls are gradients of the parameters as the adapter holds them (B = unit-scale B x rank / alpha), alike on all
 clients, which have one rank and one alpha; they travel as "control.<name>": twice the bytes, both ways. Where an update

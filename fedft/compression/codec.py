@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedft.arithmetic.tensors import Tensors
     from fedft.compression.bit_packing import Floats, Reader
 
 Part = bytes | memoryview
@@ -28,6 +29,10 @@ class Rounded(NamedTuple):
 
 def _is_zero(entries: Any) -> Any:
     return entries == 0
+
+
+def _as_they_are(tensors: "Tensors") -> "Tensors":
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class Codec:
     """
     seen: Callable[[str, "Tensor", int], "Tensor"] = field(compare=False)
     """(tensor's name, tensor, seed) -> what `unpack` makes of what `pack` makes, in new memory."""
+    across: Callable[["Tensors"], "Tensors"] = field(default=_as_they_are, compare=False)
+    """(tensors of a message, by name) -> those that are packed in their place, where a choice is made among all."""
     plain: bool = False
     """Every entry at its place in a fixed number of bytes: the size follows from the shape."""
     linear: bool = False

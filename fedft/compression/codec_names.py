@@ -6,7 +6,8 @@
     values      fp32, fp16, bf16, int8, int4, ternary (a sign and the tensor's mean magnitude),
                 fixed:BITS or fixed:BITS:CLIP (integers that add up exactly, see `fixed_point.py`),
                 NAME or NAME:ARGUMENTS of an installed package
-    ternary:Q   short for topk:Q | ternary (ComPEFT)
+    ternary:Q   short for topk:Q | ternary (ComPEFT, tensor by tensor)
+    compeft:DENSITY,SCALE   ComPEFT as published, one selection and magnitude for all tensors (`compeft.py`)
 
 `topk:1` keeps whatever is not zero: a lossless way to send few entries among many zeros.
 
@@ -40,14 +41,25 @@ MODULES = {
     "int4": "quantized:INT4",
     "ternary": "ternary:TERNARY",
     "fixed": "fixed_point:fixed",
+    "compeft": "compeft:compeft",
 }
-"""Codec -> "module:attribute" in this room; `fixed` takes arguments."""
+"""Codec -> "module:attribute" in this room; `fixed` and `compeft` take arguments."""
 SELECTIONS = ("topk", "randk")
 DELTA = "delta"
 RESERVED = {*MODULES, *SELECTIONS, DELTA, "int32", "uint16", "numbers"}
 """Names that no other package's codec can have: the last are wire types of tensors that are not floats."""
-EXAMPLES = (*PLAIN, "int4", "ternary", "ternary:0.1", "fixed:16", "topk:1|fp16", "topk:0.1|int8", "randk:0.1|fp32")
-NAME = re.compile(r"[a-z0-9][a-z0-9:.|+-]{0,31}")
+EXAMPLES = (
+    *PLAIN,
+    "int4",
+    "ternary",
+    "ternary:0.1",
+    "compeft:0.1,1",
+    "fixed:16",
+    "topk:1|fp16",
+    "topk:0.1|int8",
+    "randk:0.1|fp32",
+)
+NAME = re.compile(r"[a-z0-9][a-z0-9:.,|+-]{0,31}")
 """A canonical name: what may stand as a wire type in a message's table."""
 
 _known: dict[str, Codec] = {}
@@ -61,10 +73,10 @@ def parse(name: str) -> Codec:
 
     >>> parse(" topk:1e-1 | int8 ").name
     'topk:0.1|int8'
-    >>> parse("int9")
+    >>> parse("fixed:99")
     Traceback (most recent call last):
         ...
-    ValueError: codec is 'int9', wanted one of bf16, fixed:BITS, fp16, fp32, int4, int8, ternary; did you mean 'int8'?
+    ValueError: codec is 'fixed:99': wanted fixed:BITS[:CLIP] with BITS from 2 to 24 and CLIP a power of two up to 8192
     """
     return _parsed(name, True)
 
@@ -175,7 +187,8 @@ def _values(text: str, ours: bool) -> Codec:
         made = _outside(kind, arguments)
         _known[text] = _known[made.name] = made
         return made
-    check.one_of((*(set(MODULES) - {"fixed"}), "fixed:BITS", *(_installed() if ours else ())), codec=text)
+    takers = {"fixed": "fixed:BITS", "compeft": "compeft:DENSITY,SCALE"}
+    check.one_of((*(takers.get(known, known) for known in MODULES), *(_installed() if ours else ())), codec=text)
     raise AssertionError("a name that is one of those is found above")
 
 

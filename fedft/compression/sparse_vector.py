@@ -3,7 +3,8 @@
     values     float32 [k]                the chosen entries in the order of their positions
     support    int32 [ceil(P / 32)]       one bit per position: bit e mod 32 of word e // 32 is position e
 
-Exactly k = ceil(density P) entries are chosen, zeros among them if there are fewer others: shapes are known beforehand.
+Exactly k = ceil(density P) entries are chosen (`count`), zeros too if there are fewer others: shapes are known
+beforehand.
 All of it on the CPU: which entries are chosen must not depend on a device, so ties go to the lower index.
 """
 
@@ -18,24 +19,29 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.compression import top_k
 
 
-def count(density: float, entries: int) -> int:
+def count(density: float, entries: int, floor: bool = False) -> int:
     """How many entries a density keeps: ceil(density * entries), with the density as it is written in decimal.
+
+    `floor`: rounded down instead, but at least one.
 
     >>> count(0.07, 100)  # in float64, 0.07 * 100 is 7.000000000000001
     7
+    >>> count(0.25, 10), count(0.25, 10, floor=True)
+    (3, 2)
     """
-    return top_k.kept(Fraction(str(density)), entries)
+    share = Fraction(str(density))
+    return min(entries, max(1, int(share * entries))) if floor else top_k.kept(share, entries)
 
 
-def largest(score: Tensor, density: float) -> Tensor:
-    """A mask that is true at the `count(density, P)` largest scores: bool [P] of scores >= 0, float32 [P], on the CPU.
+def largest(score: Tensor, density: float, floor: bool = False) -> Tensor:
+    """A mask that is true at the `count(density, P, floor)` largest scores, on the CPU: bool [P] of float32 [P] >= 0.
 
     Among equal scores the lower index is taken first; NaN is larger than all.
 
     >>> largest(torch.tensor([1.0, 3.0, 2.0, 3.0]), 0.5).tolist()
     [False, True, False, True]
     """
-    k = count(density, len(score))
+    k = count(density, len(score), floor)
     chosen = np.zeros(len(score), dtype=bool)
     chosen[top_k.largest(torch.nan_to_num(score, nan=math.inf).numpy(), k)] = True
     if missing := k - int(np.count_nonzero(chosen)):  # all that is not zero is chosen: the first zeros fill up

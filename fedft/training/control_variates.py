@@ -23,6 +23,8 @@ from fedft.contract import Course, Handle, Learning, Trained, Turn
 from fedft.update import Plan
 
 OWNER, CONTROL = "scaffold", "control."
+NO_CLIP = 1e6
+"""`[local] max_grad_norm` from which on a clip is taken for none: a run file has no other way to switch it off."""
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +57,17 @@ def norm(delta: Tensors, plan: Plan) -> float:
 
 
 def warn_unless_exact(local: Local) -> None:
-    """Log a warning where steps are not those of plain SGD, which alone control variates correct exactly."""
+    """Log a warning where steps are not those of plain SGD, which alone control variates correct exactly.
+
+    And one where they are clipped, as the paper's are not: a clip that cuts makes a corrected step shorter, with the
+    direction that it has, and c_k' stays the mean of gradients as they were met; so it is left on, and said.
+    """
+    if local.max_grad_norm is not None and local.max_grad_norm < NO_CLIP:
+        log.warning(
+            "scaffold under [local] max_grad_norm = %g: what is clipped is the corrected gradient, and the published "
+            "method clips none; max_grad_norm = 1e9 is no clip",
+            local.max_grad_norm,
+        )
     if local.optimizer != "sgd" or local.momentum or local.weight_decay:
         log.warning(
             "scaffold with optimizer %r: control variates are mean gradients, but only steps of plain SGD (no momentum,"

@@ -12,7 +12,7 @@ Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -36,6 +36,8 @@ class Walked:
 
     moved: Tensor
     """c, float64: the weights went from w to keep w - sum_j c_j z_j. True only where `Walk.check_span` passes."""
+    straight: Tensor
+    """c as it is without weight decay, float64: tensors that are spared from it went from w to w - sum_j c_j z_j."""
     slopes: Tensor
     """Sums of g / q over the steps, float64: g is a directional derivative, q the number of directions per step."""
     count: Tensor
@@ -49,7 +51,14 @@ class Walked:
 
 
 def walk(
-    handle: Handle, data: Data, turn: Turn, how: Walk, z: Directions, draws: Sequence[int], weight_decay: float = 0.0
+    handle: Handle,
+    data: Data,
+    turn: Turn,
+    how: Walk,
+    z: Directions,
+    draws: Sequence[int],
+    weight_decay: float = 0.0,
+    spared: Collection[str] = (),
 ) -> Walked:
     """Take `turn.plan.steps` steps on the tensors that `handle` trains; the sums of the steps by direction.
 
@@ -59,10 +68,16 @@ def walk(
         z: the directions, K of them; already masked, unless `how.resample` draws masks anew.
         draws: the numbers of the directions to probe, steps x `how.samples` of them; every rule takes them in order.
         weight_decay: lam; w *= 1 - eta lam before every step, eta the plan's learning rate.
+        spared: names of trained tensors that do not decay; of a handle whose weights are fixed, none.
     Raises:
         FloatingPointError: no step had a finite loss.
     """
-    progress, batches, q, losses = _Progress(handle, turn, how, z, weight_decay), data.batches(turn), how.samples, []
+    progress, batches, q, losses = (
+        _Progress(handle, turn, how, z, weight_decay, spared),
+        data.batches(turn),
+        how.samples,
+        [],
+    )
     for s in range(turn.plan.steps):
         if how.resample and s % how.resample == 0:
             progress.z = how.masked(z, philox.derive(turn.seed, "mask", s // how.resample))
@@ -74,7 +89,8 @@ def walk(
     if not losses:
         raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
     metrics = {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
-    return Walked(progress.moved, progress.slopes, progress.count, progress.magnitude, progress.kept, metrics)
+    p = progress
+    return Walked(p.moved, p.straight, p.slopes, p.count, p.magnitude, p.kept, metrics)
 
 
 @dataclass(frozen=True)
@@ -106,8 +122,11 @@ class DirectionSum:
 class _Progress:
     """A client's turn between its steps: what the rule remembers of each part, and the sums by direction so far."""
 
-    def __init__(self, handle: Handle, turn: Turn, how: Walk, z: Directions, weight_decay: float) -> None:
+    def __init__(
+        self, handle: Handle, turn: Turn, how: Walk, z: Directions, weight_decay: float, spared: Collection[str]
+    ) -> None:
         self.handle, self.how, self.z, self.eta = handle, how, z, turn.plan.learning_rate
+        self.decaying = [p for n, p in handle.parameters().items() if n not in spared]
         self.keep, self.kept = 1 - self.eta * weight_decay, 1.0
         self.measure = directional_derivatives.measured[how.objective]
         self.last_layers = None
@@ -119,7 +138,7 @@ class _Progress:
         self.pasts = [Past() for _ in self.parts]
         self.dense = how.needs_moments(zeroth_rules.signs(z))
         self.moments: dict[str, tuple[Tensor, Tensor]] = {}
-        self.moved, self.slopes = torch.zeros(2, z.count, dtype=torch.float64)
+        self.moved, self.straight, self.slopes = torch.zeros(3, z.count, dtype=torch.float64)
         self.count, self.magnitude = torch.zeros(z.count, dtype=torch.int32), torch.zeros(z.count)
 
     def step(self, batch: Batch, drawn: Sequence[int]) -> float | None:
@@ -189,6 +208,7 @@ class _Progress:
             for j, distance in d.items():
                 step[j] += sign * distance
         self.moved -= step
+        self.straight -= step
         if sign and self.handle.weights_fixed:
             self.handle.shift_along(self.z, step)
         elif sign:
@@ -196,13 +216,13 @@ class _Progress:
                 along.add_(live[name].data, name, 0, sign)
 
     def _decay(self) -> None:
-        """w *= keep."""
+        """w *= keep, but for the tensors that are spared."""
         self.kept *= self.keep
         self.moved *= self.keep
         if self.handle.weights_fixed:
             self.handle.shift_along(self.z, torch.zeros_like(self.moved), self.keep)
             return
-        for parameter in self.handle.parameters().values():
+        for parameter in self.decaying:
             parameter.data.mul_(self.keep)
 
     def _best_multiple(self, along: DirectionSum, batch: Batch, here: float) -> float:

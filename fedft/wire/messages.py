@@ -183,7 +183,7 @@ def roundtrip(tensors: Tensors, codec: str, seed: int = 0) -> dict[str, Tensor]:
 
     The same seed makes the same choices as in `encode_update`.
     """
-    return seen_tensors(describe(tensors, codec), tensors, seed)
+    return seen_tensors(describe(tensors, codec), received(codec).across(tensors), seed)
 
 
 def max_update_bytes(spec: Spec, codec: str) -> int:
@@ -197,7 +197,7 @@ def max_update_bytes(spec: Spec, codec: str) -> int:
 
 def _encode(kind: MessageKind, value: Any, fields: tuple[Field, ...], tensors: Tensors, codec: str, seed: int) -> bytes:
     entries = describe(tensors, codec)
-    body = write_body(entries, tensors, seed)
+    body = write_body(entries, received(codec).across(tensors), seed)
     return frame.pack(kind, write_fields(value, fields), write_rows(entries, received(codec)), body)
 
 

@@ -1,8 +1,8 @@
 """Top-k of a whole adapter, both ways: only the largest entries travel, chosen afresh in every round.
 
 All trained tensors are one vector of P entries, names in canonical order (`tensors.flat`). What travels is exactly
-ceil(q P) values, and P bits that say where (`fedft.compression.sparse_vector`). The server has the whole vector;
-clients start from the entries that they are sent and zero elsewhere.
+ceil(q P) values, or floor(q P), and P bits that say where (`fedft.compression.sparse_vector`). The server has the whole
+vector; clients start from the entries that they are sent and zero elsewhere.
 """
 
 import math
@@ -29,6 +29,8 @@ class LargestEntries:
     """Share of the entries of its change that a client sends."""
     normalised: bool
     """Entries are ranked by their magnitude over the root mean square of their tensor, not by magnitude alone."""
+    floor: bool = False
+    """Shares of the entries are rounded down to a whole number, not up."""
 
     def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
         """The trained tensors of version 0, dense."""
@@ -45,9 +47,9 @@ class LargestEntries:
         handle.write({**{n: fixed[n] for n in fixed.keys() - shapes}, **_unpacked(turn.held, shapes)})
 
     def upload(self, layout: Layout, plan: Plan) -> Spec:
-        """Exactly ceil(q P) values and one bit for each of the P positions."""
+        """Exactly ceil(q P), or floor(q P), values and one bit for each of the P positions."""
         entries = sum(math.prod(t.shape) for t in self.space.spec(layout, plan.shape).values())
-        values = TensorSpec((sparse_vector.count(self.up, entries),))
+        values = TensorSpec((sparse_vector.count(self.up, entries, self.floor),))
         return {"values": values, "support": TensorSpec((sparse_vector.words(entries),), "int32")}
 
     def admit(self, delta: Tensors, plan: Plan) -> None:
@@ -68,7 +70,7 @@ class LargestEntries:
         if self.normalised:
             rms = {n: t.double().square().mean().sqrt() for n, t in x.items()}
             scores = {n: t / rms[n] if rms[n] > 0 else t for n, t in scores.items()}
-        return sparse_vector.packed(tensors.flat(x), sparse_vector.largest(tensors.flat(scores), density))
+        return sparse_vector.packed(tensors.flat(x), sparse_vector.largest(tensors.flat(scores), density, self.floor))
 
 
 def _unpacked(sent: Tensors, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """A pool of K shared directions: the model is w0 plus K scalars, and every step goes along directions of the pool.
 
     model     w(a) = rho w0 - sum_j a_j z_j              replayed from w0 in one pass over the weights
-    state     `pool` a, float32 [K]; `rho`, float32 [1], with weight decay; `count` and `magnitude`, [K], with Pro
-    downlink  `pool`; `rho` as the int32 of its bits; `q`, Pro's probabilities, as the uint16 of float16 bits, [K]
+              w0 - sum_j b_j z_j                         of tensors that are spared from weight decay
+    state     `pool` a, float32 [K]; `rho`, float32 [1], with weight decay; `spared` b, [K], where some are spared;
+              `count` and `magnitude`, [K], with Pro
+    downlink  `pool`; `rho` as the int32 of its bits; `spared`; `q`, Pro's probabilities, as the uint16 of float16 bits
     turn      draws j ~ uniform(K), or q with Pro
 
 Of the published code (`variant="reference"`) a holds raw slopes: learning rate and decay come in when it is replayed.
@@ -10,6 +12,7 @@ Of the published code (`variant="reference"`) a holds raw slopes: learning rate 
 Qin et al., ICML 2024, arXiv:2312.06353; see `fedft.strategies.fedkseed`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,6 +45,7 @@ class SeedPool:
     weight_decay: float = 0.0
     sampling: str = "with_replacement"
     table: Directions | None = None
+    no_decay: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check.between(1, 4096, K=self.K)
@@ -53,6 +57,10 @@ class SeedPool:
             raise ValueError(f"expected a table of K = {self.K} directions, got {self.table.count}")
         if self.how.rule == "conservative" and self.weight_decay:
             raise ValueError("rule 'conservative' never raises the loss of a batch, weight_decay may; choose one")
+        if self.no_decay and not self.weight_decay:
+            raise ValueError("no_decay says what weight_decay leaves alone; it needs weight_decay > 0")
+        if "" in self.no_decay:
+            raise ValueError("no_decay has an empty text, which every name holds; wanted parts of names, as 'bias'")
         if self.how.rule != "sgd" and not self.folded:
             raise ValueError(f"the published code's pool of raw slopes knows rule 'sgd' only, got {self.how.rule!r}")
 
@@ -66,8 +74,22 @@ class SeedPool:
         """Whether rho is part of the state, and a decay of every upload."""
         return self.weight_decay > 0 and self.folded
 
+    @property
+    def spares(self) -> bool:
+        """Whether some tensors have a pool of their own, in which nothing decays."""
+        return self.decays and bool(self.no_decay)
+
+    def spared(self, names: Iterable[str]) -> list[str]:
+        """Those of the names of tensors that do not decay."""
+        return [n for n in names if any(part in n for part in self.no_decay)]
+
     def check_run(self, config: RunConfig) -> None:
-        """Raise ValueError where raw slopes of several rounds would share one learning rate, the last one's."""
+        """Raise ValueError where raw slopes of several rounds would share one learning rate, the last one's.
+
+        And where weights stay at w0, as those in half precision do, and one factor of decay is for all of them.
+        """
+        if self.no_decay and config.model.dtype in ("bfloat16", "float16"):
+            raise ValueError(f"no_decay needs weights that move; wanted dtype 'float32', got {config.model.dtype!r}")
         decay = config.local.learning_rate_decay
         if not self.folded and decay != 1:
             raise ValueError(
@@ -91,10 +113,18 @@ class SeedPool:
         return drawn
 
     def initial(self, layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
-        """Version 0: a = 0 and rho = 1, the model is w0 bit for bit; Pro's histories are empty."""
+        """Version 0: a = 0 and rho = 1, the model is w0 bit for bit; Pro's histories are empty.
+
+        Raises ValueError for a part of a name in `no_decay` that no tensor of the layout has in its name.
+        """
+        for part in self.no_decay:
+            if not any(part in n for n in layout.parameters):
+                raise ValueError(f"no_decay: no parameter of this model has {part!r} in its name")
         state = {"pool": torch.zeros(self.K)}
         if self.decays:
             state["rho"] = torch.ones(1)
+        if self.spares:
+            state["spared"] = torch.zeros(self.K)
         if self.pro:
             state |= {"count": torch.zeros(self.K), "magnitude": torch.zeros(self.K)}
         return state
@@ -106,34 +136,46 @@ class SeedPool:
         sent = {"pool": state.tensors["pool"]}
         if "rho" in state.tensors:
             sent["rho"] = as_bits(state.tensors["rho"])
+        if "spared" in state.tensors:
+            sent["spared"] = state.tensors["spared"]
         if self.pro:
             q = probabilities(state.tensors["count"], state.tensors["magnitude"])
             sent["q"] = q.half().view(torch.uint16)
         return sent
 
     def add(self, state: State, change: Tensors) -> dict[str, Tensor]:
-        """The next state: a := f a + sum_k p_k c_k and rho := f rho, f the round's mean decay; histories add up."""
+        """The next state: a := f a + sum_k p_k c_k and rho := f rho, f the round's mean decay; the rest adds up."""
         f = change.get("rho", torch.ones(1))
         new = {"pool": f * state.tensors["pool"] + change["pool"]}
         if "rho" in state.tensors:
             new["rho"] = f * state.tensors["rho"]
-        return new | {n: state.tensors[n] + change[n] for n in ("count", "magnitude") if n in change}
+        return new | {n: state.tensors[n] + change[n] for n in ("spared", "count", "magnitude") if n in change}
 
     def replay(self, handle: Handle, turn: Turn) -> None:
-        """Put the model at w := rho w0 - sum_j a_j z_j, in one pass over the weights."""
+        """Put the model at w := rho w0 - sum_j a_j z_j, in one pass over the weights.
+
+        Raises ValueError where tensors are spared from decay, and weights fixed at w0.
+        """
         back_to_base(handle, turn)
         rho, a = self.coefficients(turn)
         z = self.directions(turn.run_seed)
         if handle.weights_fixed:
+            if self.no_decay:
+                raise ValueError("no_decay needs weights that move; wanted [model] dtype = 'float32'")
             handle.shift_along(z, -a.double(), rho)
             return
+        spared = self.spared(handle.parameters())
         for name, parameter in handle.parameters().items():
-            if rho != 1.0:
+            if rho != 1.0 and name not in spared:
                 parameter.data.mul_(rho)
-            z.axpy_(parameter.data, name, -a)
+            z.axpy_(parameter.data, name, -(self.coefficients_spared(turn) if name in spared else a))
+
+    def coefficients_spared(self, turn: Turn) -> Tensor:
+        """b of w0 - sum_j b_j z_j, where tensors do not decay; float32 [K]."""
+        return turn.held["spared"] if self.folded else turn.plan.learning_rate * turn.held["pool"]
 
     def coefficients(self, turn: Turn) -> tuple[float, Tensor]:
-        """(rho, a) of w = rho w0 - sum_j a_j z_j; a is float32 [K]."""
+        """(rho, a) of w = rho w0 - sum_j a_j z_j, where tensors decay; a is float32 [K]."""
         a = turn.held["pool"]
         if self.folded:
             return factor_of(turn.held["rho"]) if "rho" in turn.held else 1.0, a

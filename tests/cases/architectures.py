@@ -80,3 +80,8 @@ ARCHS = {
     "modernbert": ("ModernBertConfig", ENC, "", "ok"),
 }
 # fmt: on
+
+TWELVE = dict.fromkeys(
+    ("llama", "mistral", "qwen2", "gemma", "phi", "gpt2", "gpt_neox", "opt", "bloom"), "causal-lm"
+) | dict.fromkeys(("bert", "roberta", "distilbert"), "sequence-classification")
+"""Those that are tried with every change, and the task of each."""

@@ -1,4 +1,4 @@
-"""What users' bug reports elsewhere ask of fedft: every case, and two architectures of the matrix.
+"""What users' bug reports elsewhere ask of fedft: every case, and twelve architectures of the matrix.
 
 A check that fails today is listed with its case. The list only shrinks: a check on it that passes fails its test here.
 """
@@ -50,7 +50,8 @@ def test_a_case_passes_but_for_what_is_listed(name: str, tmp_path: Path) -> None
     assert not gone, f"no longer fails: take it off FAILS_TODAY[{name!r}]"
 
 
-def test_two_architectures_train_and_their_exports_are_the_model(tmp_path: Path) -> None:
+def test_twelve_architectures_train_and_their_exports_are_the_model(tmp_path: Path) -> None:
     done = run("arch_matrix.py", "--quick", "--keep", str(tmp_path / "kept"), tmp=tmp_path)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-2000:]}"
-    assert "2 of 2 as they should be" in done.stdout
+    assert "24 of 24 as they should be" in done.stdout
+    assert "KNOWN" not in done.stdout, "works, and is listed as known to fail"

@@ -21,6 +21,8 @@ NAMES = (
     "int4",
     "ternary",
     "ternary:0.2",
+    "compeft:0.2,1",
+    "compeft:1,0.5",
     "fixed:2",
     "fixed:16",
     "fixed:24:4",

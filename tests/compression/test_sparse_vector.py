@@ -15,6 +15,11 @@ def test_a_density_counts_as_it_is_written():
     assert [sparse_vector.count(0.25, n) for n in (0, 1, 4, 5, 96)] == [0, 1, 1, 2, 24]
 
 
+def test_a_density_rounded_down_leaves_one_entry():
+    assert [sparse_vector.count(0.25, n, floor=True) for n in (0, 1, 4, 5, 7, 96)] == [0, 1, 1, 1, 1, 24]
+    assert sparse_vector.largest(torch.ones(10), 0.35, floor=True).tolist() == [True] * 3 + [False] * 7
+
+
 def test_ties_go_to_the_lower_index():
     assert sparse_vector.largest(torch.ones(10), 0.35).tolist() == [True] * 4 + [False] * 6
     assert sparse_vector.largest(torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0]), 0.5).tolist() == [

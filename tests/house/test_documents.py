@@ -45,13 +45,17 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENTS[document], re.DOTALL | re.MULTILINE)
 
 
-def table(document: str, first: str) -> dict[str, list[str]]:
-    """The table whose heading begins with a cell: the rows' other cells by what the first one names."""
+def rows(document: str, first: str) -> list[list[str]]:
+    """The cells, row by row, of the table whose heading begins with the cell `first`."""
     _, found, rest = DOCUMENTS[document].partition(f"| {first} |")
     assert found, f"{document} has no table of {first!r}"
-    rows = rest.partition("\n\n")[0].splitlines()[2:]
-    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", row.strip().strip("|"))] for row in rows]
-    return {row[0].strip("`"): row[1:] for row in cells}
+    lines = rest.partition("\n\n")[0].splitlines()[2:]
+    return [[c.strip() for c in re.split(r"(?<!\\)\|", line.strip().strip("|"))] for line in lines]
+
+
+def table(document: str, first: str) -> dict[str, list[str]]:
+    """The table whose heading begins with a cell: the rows' other cells by what the first one names."""
+    return {row[0].strip("`"): row[1:] for row in rows(document, first)}
 
 
 def test_what_a_document_names_is_found() -> None:
@@ -128,18 +132,18 @@ def test_keys_named_in_a_document_exist(document: str) -> None:
 
 
 def test_the_readme_names_every_key_of_a_run_file() -> None:
-    rows = table("README.md", "table")
+    found = table("README.md", "table")
     wanted = {f"[{name}]": {f.name for f in fields(kind)} for name, kind in get_type_hints(RunConfig).items()}
     wanted["[strategy]"] = {"name"}
-    assert {t: set(re.findall(r"`(\w+)`", cells[0])) for t, cells in rows.items()} == wanted
+    assert {t: set(re.findall(r"`(\w+)`", cells[0])) for t, cells in found.items()} == wanted
 
 
 def test_every_kind_of_plug_in_has_its_row() -> None:
     """Its group, its contract, an example that the examples' own package declares, and its suite."""
-    rows = table("CONTRIBUTING.md", "kind")
-    assert list(rows) == list(registry.REGISTRIES)
+    found = table("CONTRIBUTING.md", "kind")
+    assert list(found) == list(registry.REGISTRIES)
     declared = tomllib.loads((EXAMPLES / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
-    for kind, (room, group, of, example, suite) in rows.items():
+    for kind, (room, group, of, example, suite) in found.items():
         assert (ROOT / room.strip("`")).is_dir(), kind
         assert group.strip("`") == registry.REGISTRIES[kind].group
         assert imported(of.strip("`")) is not None, of
@@ -169,8 +173,8 @@ def test_commands_named_in_a_document_exist(document: str) -> None:
 
 
 def test_every_strategy_has_its_row() -> None:
-    rows = set(re.findall(r"^\| `(\w+)` \|", DOCUMENTS["STRATEGIES.md"], re.MULTILINE))
-    assert rows == set(registry.BUILT_IN)
+    found = set(re.findall(r"^\| `(\w+)` \|", DOCUMENTS["STRATEGIES.md"], re.MULTILINE))
+    assert found == set(registry.BUILT_IN)
 
 
 GOES_WITH: dict[str, dict[str, dict[str, Any]]] = {
@@ -202,6 +206,23 @@ def test_what_goes_with_a_key_does(key: str, monkeypatch: pytest.MonkeyPatch, al
     (cell,) = [cells[0] for row, cells in table("STRATEGIES.md", "key").items() if row.startswith(key)]
     said = set(re.findall(r"`(\w+)`", cell.partition(", and")[0]))
     assert said == {name for name in registry.BUILT_IN if fits(name, GOES_WITH[key])}
+
+
+def published_settings() -> list[tuple[str, str]]:
+    """(strategy, table and line of a run file) of all that is said to give what a paper has."""
+    found = []
+    for of, _, _, by in rows("STRATEGIES.md", "of"):
+        for key in re.findall(r"`([^`]+ = [^`]+)`", by):
+            there, _, line = key[1:].partition("] ") if key.startswith("[") else ("strategy", "", key)
+            found += [(name, f"[{there}]\n{line}") for name in re.findall(r"`(\w+)`", of) or ["fedit"]]
+    return found
+
+
+@pytest.mark.parametrize(("name", "text"), published_settings())
+def test_what_gives_a_paper_s_setting_is_taken(name: str, text: str) -> None:
+    tables = tomllib.loads(text)
+    tables.setdefault("strategy", {})["name"] = name
+    strategies.of(run_file.from_dict(tables))
 
 
 def test_what_shares_passes_is_back_propagation_on_pairs() -> None:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("fedft", "server", "client", "strategies", "simulations", "benchmarks")
 NOT_SHIPPED = ROOT / "benchmarks" / "deployment"  # scripts of a checkout
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py") if NOT_SHIPPED not in p.parents)
-RUN_FILES = sorted((ROOT / "simulations").glob("*.toml"))
+RUN_FILES = sorted((ROOT / "simulations").rglob("*.toml"))
 
 MAY_IMPORT = {
     "fedft": {"fedft"},

@@ -66,6 +66,8 @@ def one_round(t, state: State, steps=(4, 4, 4), lr: float = 0.05) -> tuple[State
         ({"weight_decay": 0.3}, (20, 20, 20)),
         ({"weight_decay": 0.3}, (3, 11, 7)),
         ({"weight_decay": 0.3, "space": "lora", "pro": True}, (3, 11, 7)),
+        ({"weight_decay": 0.3, "no_decay": ["bias"]}, (3, 11, 7)),
+        ({"weight_decay": 0.3, "no_decay": ["bias"], "rule": "momentum", "pro": True}, (3, 11, 7)),
         ({"estimate": "one_sided"}, (9, 9, 9)),
         ({"estimate": "forward"}, (9, 9, 9)),
         ({"samples": 3, "pro": True}, (3, 11, 7)),
@@ -299,6 +301,50 @@ def test_given_directions_with_weight_decay_by_hand():
     assert w.tolist() == pytest.approx([0.9025 * 5 - 2.145 * 3, 0.9025 * 5 - 2.145 * 4], rel=1e-5)
 
 
+def test_given_directions_with_a_spared_vector_by_hand():
+    """As above with w spared: two steps of 1.1 z without decay; the sums for those that decay are sent beside it."""
+    recipe = fedkseed(K=1, epsilon=0.5, weight_decay=0.5, no_decay=["w"], table=ONE)
+    sent, w = by_hand(recipe, Vector([5.0, 5.0], [1.0, 2.0], 0.0), 2, 0.1)
+    assert sent["scalar"].tolist() == pytest.approx([1.1 * 1.95], rel=1e-6)
+    assert sent["spared"].tolist() == pytest.approx([2.2], rel=1e-6)
+    assert w.tolist() == pytest.approx([5 - 2.2 * 3, 5 - 2.2 * 4], rel=1e-5)
+
+
+def test_what_is_spared_adds_up_without_decay_by_hand():
+    """decays 0.5 and 1 with n = 3 and 1: a = 0.625 * 8 + (3 * 4 + 0) / 4 = 8, but b = 8 + (3 * 6 + 2) / 4 = 13."""
+
+    def sent(decay, scalar, spared):
+        index = torch.tensor([0], dtype=torch.uint16)
+        return {
+            "index": index,
+            "scalar": torch.tensor([scalar]),
+            "spared": torch.tensor([spared]),
+            "decay": torch.tensor([decay]),
+        }
+
+    recipe = fedkseed(K=1, weight_decay=0.1, no_decay=["bias"])
+    updates = [Update(sent(0.5, 4.0, 6.0), 3), Update(sent(1.0, 0.0, 2.0), 1)]
+    state = State(2, {"pool": torch.tensor([8.0]), "rho": torch.tensor([0.5]), "spared": torch.tensor([8.0])})
+    after = recipe.server(state, recipe.aggregate(iter(updates)))
+    assert (after["pool"].tolist(), after["spared"].tolist()) == ([8.0], [13.0])
+
+
+def test_parts_of_names_that_spare_nothing_are_refused():
+    with pytest.raises(ValueError, match="no parameter of this model has 'layernorm' in its name"):
+        toy(fedkseed(K=4, weight_decay=0.1, no_decay=["layernorm"])).state()
+
+
+def test_fixed_weights_spare_nothing():
+    run = config.RunConfig(model=config.Model(dtype="bfloat16"))
+    with pytest.raises(ValueError, match="no_decay needs weights that move"):
+        fedkseed(weight_decay=0.1, no_decay=["bias"]).check(run)
+    with pytest.raises(ValueError, match="no_decay needs weights that move"):
+        by_hand(
+            fedkseed(K=1, weight_decay=0.5, no_decay=["w"], table=ONE),
+            Vector([5.0, 5.0], [1.0, 2.0], 0.0, torch.bfloat16), 2, 0.1,
+        )  # fmt: skip
+
+
 def test_slopes_are_clipped_in_the_step_and_in_the_statistics():
     """g = 11 clipped to 2: c = 0.1 * 2 * 3 steps, magnitude 2 * 3."""
     recipe = fedkseed(K=1, epsilon=0.5, scalar_clip=2.0, pro=True, table=ONE)
@@ -444,17 +490,19 @@ def test_the_reference_needs_a_constant_learning_rate(decay):
 # -- variant="reference"
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.4])
-def test_the_reference_replays_like_its_loop_over_seeds(decay):
-    """for j with a non-zero sum: w = w - lr (g_j z_j + wd w), literally."""
-    t = toy(fedkseed(K=K, variant="reference", weight_decay=decay))
+@pytest.mark.parametrize(("decay", "no_decay"), [(0.0, None), (0.4, None), (0.4, ["bias", "second"])])
+def test_the_reference_replays_like_its_loop_over_seeds(decay, no_decay):
+    """for j with a non-zero sum: w = w - lr (g_j z_j + wd w), literally; without wd w for what is spared."""
+    t = toy(fedkseed(K=K, variant="reference", weight_decay=decay, no_decay=no_decay))
     rng = torch.Generator().manual_seed(1)
     pool = torch.randn(K, generator=rng) * (torch.rand(K, generator=rng) < 0.3)
     w = w0 = replayed(t, t.state())
     z = families.make("hadamard", SEED, K)
     for j in range(K):
         if pool[j] != 0:
-            w = {n: x - 0.05 * (float(pool[j]) * z.direction(n, j, x.shape).double() + decay * x) for n, x in w.items()}
+            lam = {n: 0.0 if any(part in n for part in no_decay or ()) else decay for n in w}
+            step = {n: float(pool[j]) * z.direction(n, j, x.shape).double() + lam[n] * x for n, x in w.items()}
+            w = {n: x - 0.05 * step[n] for n, x in w.items()}
     now = replayed(t, State(1, {"pool": pool}), lr=0.05)
     assert tensors.norm(tensors.sub(now, w)) <= 1e-5 * tensors.norm(tensors.sub(w, w0))
 
@@ -501,6 +549,9 @@ def test_without_decay_the_two_variants_compute_the_same_model():
         {"epsilon": 0.0},
         {"epsilon": math.nan},
         {"weight_decay": -0.1},
+        {"no_decay": ["bias"]},
+        {"no_decay": [""], "weight_decay": 0.1},
+        {"no_decay": ["bias"], "weight_decay": 0.1, "space": "lora"},
         {"scalar_clip": 0.0},
         {"family": "uniform"},
         {"space": "head"},

@@ -113,6 +113,15 @@ def test_exactly_ceil_q_p_entries_travel_each_way(q):
     assert down["support"].dtype == torch.int32
 
 
+@pytest.mark.parametrize(("q", "count"), [(0.25, 24), (0.1, 9), (0.999, 95), (0.001, 1), (1.0, 96)])
+def test_the_published_code_rounds_down(q, count):
+    """floor(q P) of P = 96; of nothing at all one entry is left."""
+    down = plan(state(), density_down=q, variant="reference").tensors
+    spec = flasc(density_up=q, variant="reference").spec(LAYOUT, plan(state()))
+    assert down["values"].shape == spec["values"].shape == (count,)
+    assert bits(down["support"]) == count
+
+
 @pytest.mark.parametrize("q", [0.25, 1 / 16, 1.0])
 def test_bytes_are_four_per_value_and_one_per_eight_entries(q):
     """b ceil(q P) + P / 8, up and down; nothing but the declared header and table comes on top."""

@@ -61,3 +61,11 @@ def test_steps_that_are_not_plain_sgd_are_warned_of(local, warned, caplog):
     with caplog.at_level(logging.WARNING):
         warn_unless_exact(local)
     assert ("mean gradients" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(("max_grad_norm", "warned"), [(1.0, True), (100.0, True), (1e9, False), (None, False)])
+def test_a_clip_of_corrected_gradients_is_warned_of(max_grad_norm, warned, caplog):
+    with caplog.at_level(logging.WARNING):
+        warn_unless_exact(Local(optimizer="sgd", max_grad_norm=max_grad_norm))
+    assert [r.message.count("\n") for r in caplog.records] == [0] * warned
+    assert ("max_grad_norm = 1e9 is no clip" in caplog.text) == warned

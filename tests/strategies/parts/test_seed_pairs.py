@@ -30,10 +30,12 @@ def honest(options) -> dict[str, torch.Tensor]:
         delta["magnitude"] = torch.tensor([1000.0, 2000.0, 1000.0, 3000.0, 1000.0, 2000.0])
     if "weight_decay" in options:
         delta["decay"] = torch.tensor([(1 - 0.1 * options["weight_decay"]) ** 10])
+    if "no_decay" in options:
+        delta["spared"] = delta["scalar"].clone()
     return delta
 
 
-ALL = {"pro": True, "weight_decay": 0.5}
+ALL = {"pro": True, "weight_decay": 0.5, "no_decay": ("bias",)}
 
 
 @pytest.mark.parametrize("options", [{}, {"pro": True}, {"weight_decay": 0.5}, ALL], ids=str)
@@ -53,6 +55,8 @@ def test_the_largest_honest_pool_is_admitted(options):
         ("index", [2, 1, 3, 5, 8, 13], "seed_out_of_pool"),
         ("scalar", [100.0, -200.0, 100.0, 300.0, -100.0, 240.0], "scalar_bound"),
         ("scalar", [math.nan] * 6, "scalar_bound"),
+        ("spared", [100.0, -200.0, 100.0, 300.0, -100.0, 240.0], "scalar_bound"),
+        ("spared", [100.0], "spec_mismatch"),
         ("count", [1, 2, 1, 3, 1, 3], "too_many_steps"),
         ("decay", [0.0], "out_of_bounds"),
         ("decay", [1.5], "out_of_bounds"),
