@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedft.contract import Gate, State
-from fedft.errors import ConfigError
+from fedft.errors import ClientFailed, ConfigError
 from fedft.reports import columns
 from fedft.reports.metric_log import MetricsFile
 from fedft.server import budget
@@ -51,6 +51,7 @@ class Loop:
             clients: names of all who may take part.
         Raises:
             ConfigError: the state found belongs to another run, or a client of a simulation does not take part.
+            ClientFailed: a client of a simulation failed, and would again; as `LocalPost.pull` also other errors.
             RunPaused: a round stayed below quorum, a gate refused its state, or the disk is full; running again
                 continues.
         """
@@ -107,10 +108,20 @@ class Loop:
         run = self.federation
         norms = [n for of_round in notes["norms"] for n in of_round]
         gates: list[Gate] = [Travels(run.recipe, run.rank), *self.gates]
-        outcome = Round(self._exchange, state, norms, gates, notes["barred"]).carry_out()
+        try:
+            outcome = Round(self._exchange, state, norms, gates, notes["barred"]).carry_out()
+        except FloatingPointError as e:
+            raise ClientFailed(f"{e}; {self._why_not_finite()}") from None
         kept = self._notes(state.version, notes, outcome)
         run.store.save(outcome.after, kept)
         return outcome.after, kept
+
+    def _why_not_finite(self) -> str:
+        """What a person should look at whose clients train on numbers that are not finite."""
+        if self.metrics.lines and "loss" not in self.metrics.lines[0] and self.federation.held_out:
+            return "the base model itself has no finite loss on the held-out rows; see [model] dtype"
+        rate = self.federation.config.local.learning_rate
+        return f"the learning rate is probably too high: [local] learning_rate = {rate:g}"
 
     def _notes(self, number: int, notes: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         """Notes that are durable with the state which round `number` led to: all that the next round depends on."""

@@ -62,6 +62,7 @@ def simulate(
     Raises:
         ConfigError, DataError: a user's mistake, before any work.
         RunPaused: the run stopped where it can go on.
+        ClientFailed: a client failed, and would fail again; an exception of its code is the cause.
     """
     registry.allow(allow)
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
