@@ -21,6 +21,7 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
 from fedft.server import open_run
+from fedft.simulations import run_header
 from fedft.simulations.workplace import local_post, whose, workplace
 
 log = logging.getLogger(__name__)
@@ -72,14 +73,17 @@ def simulate(
         place = workplace(config, held.recipe, folder=folder)
         for line in place.rows.lines(config.data.max_length, len(place.clients)):
             log.warning("%s", line)
+        said = run_header.header(place)
         opened = held.begin(place.here, whose(place.clients))
+        opened.observe("header", said)
         if config.server.mode == "ray":
             from fedft.simulations import workers
 
             state = workers.carry(opened, place.clients)
         else:
             state = opened.loop(local_post(place.clients)).run(place.clients)
-        return Run(folder, opened.finish(state, len(place.clients), place.rows), opened.metrics.lines)
+        more = {"rows": place.rows.to_dict(), "header": said}
+        return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
 
 
 def choose_folder(name: str, out: str | Path | None, resume: bool) -> Path:

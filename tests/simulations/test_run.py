@@ -104,6 +104,19 @@ def test_a_run_interrupted_between_any_two_updates_ends_with_the_same_bytes(
     assert resumed.summary["final"] == finished[name].summary["final"]
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_header_knows_before_round_1_what_a_round_sends(finished: dict[str, runs.Run], name: str) -> None:
+    said, line = finished[name].summary["header"], finished[name].lines[2]
+    near = {"rel": 0.06} if name != "fedkseed" else {"rel": 0.3}  # of which headers are a half
+    assert said["bytes_up"] == pytest.approx(line["bytes_up"], **near)
+    assert said["bytes_down"] == pytest.approx(line["bytes_down"], **near)
+    place, _ = workplace.reopen(finished[name].folder)
+    assert said["trainable"] == sum(p.numel() for p in place.handle.parameters().values())
+    assert said["parameters"] == sum(p.numel() for p in place.handle.base().values())
+    assert said["train_rows"] == sum(len(c.train_rows) for c in place.clients.values())
+    assert (said["clients"], said["asked"], said["held_out_rows"] > 0) == (3, 3, True)
+
+
 def test_a_client_that_fails_ends_the_run_with_its_reason_and_the_run_can_go_on(
     finished: dict[str, runs.Run], overrides: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
