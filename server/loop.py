@@ -5,11 +5,13 @@ state is committed before its round is reported. Starting is recovery, so killin
 most the work of clients whose updates were not yet journalled, and the run ends with the same bytes.
 """
 
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports import columns
@@ -21,6 +23,8 @@ from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.round import Outcome, Round
 from fedft.server.traffic import Traffic, Until
+
+log = logging.getLogger(__name__)
 
 NORM_ROUNDS = 5  # whose updates' norms say what is usual: fewer would let one odd round decide, more would lag behind
 QUARANTINE_ROUNDS = 10  # in which a client's refusals are counted: older mistakes are forgiven
@@ -63,6 +67,8 @@ class Loop:
             run.know(client, profile)
         self._exchange.have = {c: (version, label) for c, (version, label) in notes.get("have", {}).items()}
         self._enrol([c for c in run.members if c not in notes["barred"]])
+        if self.metrics.has(state.version) and budget.over(run.config, self.metrics.lines):
+            log.warning("nothing is left to do: %s", _all_there_is(run.config, state.version))
         self._report(state, notes)
         while not budget.over(run.config, self.metrics.lines):
             state, notes = self._round(state, notes)
@@ -168,6 +174,13 @@ class Loop:
         line["seconds"] = {**line["seconds"], "evaluate": time.monotonic() - started}
         self.metrics.append(line)
         run.observe("line", line)
+
+
+def _all_there_is(config: RunConfig, version: int) -> str:
+    """That a run has ended, and what would make it go on."""
+    if version >= config.server.rounds:
+        return f"the run has all its {version} rounds; a larger server.rounds goes on, as {2 * version}"
+    return f"the run has ended at its budget, after {version} rounds; a larger server.budget goes on"
 
 
 def _barred(refusals: list[list[Any]], limit: int) -> list[str]:

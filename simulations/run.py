@@ -21,7 +21,7 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
 from fedft.server import open_run
-from fedft.simulations import run_header
+from fedft.simulations import idle_options, run_header
 from fedft.simulations.workplace import local_post, whose, workplace
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,11 @@ def simulate(
     folder = choose_folder(name, out, resume)
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
         place = workplace(config, held.recipe, folder=folder)
-        for line in place.rows.lines(config.data.max_length, len(place.clients)):
+        able = sum(bool(c.test_rows) for c in place.clients.values())
+        for line in (
+            *place.rows.lines(config.data.max_length, len(place.clients)),
+            *idle_options.lines(config, held.recipe, len(place.clients), able),
+        ):
             log.warning("%s", line)
         said = run_header.header(place)
         opened = held.begin(place.here, whose(place.clients))

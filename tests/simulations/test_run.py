@@ -27,6 +27,7 @@ SETTINGS = {
     "ffa_lora": ["clients.rank=4"],
     "fedkseed": ["strategy.K=256", "local.learning_rate=1e-3", "local.steps=10"],
 }
+DONE = "nothing is left to do: the run has all its 2 rounds; a larger server.rounds goes on, as 4"
 SUMMARY = {
     "strategy", "rounds", "clients", "seed", "initial", "final", "bytes_up", "bytes_down", "seconds", "refused",
     "state_digest",
@@ -256,11 +257,17 @@ def test_evaluating_a_run_again_gives_the_numbers_it_reported(finished: dict[str
     assert 0 <= mean["rouge_l"] <= 1
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(
-    finished: dict[str, runs.Run], overrides: Callable[..., list[str]], tmp_path: Path
+def test_a_finished_run_says_so_and_a_longer_one_goes_on_from_it(
+    finished: dict[str, runs.Run], overrides: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     c = run_file.load(runs.QUICKSTART, overrides("fedit", "server.rounds=2"))
     runs.simulate(c, out=tmp_path)
+    assert not any("nothing is left" in m for m in caplog.messages)
+    again = runs.simulate(c, out=tmp_path, resume=True)
+    assert (again.summary["rounds"], caplog.messages.count(DONE)) == (2, 1)
+    bound = replace(c.server, rounds=9, budget="bytes=1")
+    runs.simulate(replace(c, server=bound), out=tmp_path, resume=True)
+    assert any("ended at its budget, after 2 rounds; a larger server.budget goes on" in m for m in caplog.messages)
     longer = runs.simulate(replace(c, server=replace(c.server, rounds=3)), out=tmp_path, resume=True)
     assert longer.summary["state_digest"] == finished["fedit"].summary["state_digest"]
 
