@@ -47,13 +47,9 @@ class Exchange:
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
         """`bare` with the tensors that take this client from the version that it stands at to `state`."""
-        have, label = self.have.get(client, (None, "")) if self._shares(bare) else (None, "")
+        have, label = self.have.get(client, (None, "")) if self.federation.recipe.is_held(bare) else (None, "")
         plan = replace(bare, label=state.label, have=have, have_label=label)
         return replace(plan, tensors=self.federation.recipe.downlink(state, plan.have, plan))
-
-    def _shares(self, plan: Plan) -> bool:
-        """Whether the client stands at this plan's state from then on; else the plan is for one evaluation."""
-        return not (plan.evaluate and self.federation.recipe.evaluation_has_own_state)
 
     def ask(
         self,
@@ -78,7 +74,7 @@ class Exchange:
         """
 
         def take(client: str, payload: bytes) -> None:
-            if self._shares(bare[client]):
+            if self.federation.recipe.is_held(bare[client]):
                 self.have[client] = state.version, state.label
             accept(client, payload)
 

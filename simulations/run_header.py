@@ -89,6 +89,10 @@ def _traffic(place: Workplace, asked: int, measured: int) -> tuple[int, int]:
     codec = config.codec.changes or config.codec.plans
     shapes = {p.shape.key: _spec(recipe, state, p) for p in plans}
     down = sum(_message(shapes[p.shape.key], codec) for p in plans) * who // len(plans)
+    if small := sum(p.rank < max(ranks) for p in plans) if recipe.cuts_the_state else 0:  # they measure all of it, too
+        down += (
+            measured * small // len(plans) * _message(_spec(recipe, state, replace(plans[0], rank=max(ranks))), codec)
+        )
     if recipe.evaluation_has_own_state:
         down += measured * _message(_spec(recipe, state, replace(plans[0], steps=0, evaluate=True)), codec)
     return up, down

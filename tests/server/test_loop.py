@@ -48,7 +48,8 @@ class Site:
         if plan.have is not None and (self.held is None or self.held.version != plan.have):
             return Refused("behind", str(self.held.version if self.held else "none"))
         turn = self.toy.turn(plan, self.index, self.held)
-        self.held = State(plan.version, turn.held)
+        if self.toy.recipe.is_held(plan):
+            self.held = State(plan.version, turn.held)
         if plan.evaluate:
             metrics = {"loss": float(self.toy.handle.loss(testing.data_of(self.index)).detach()), "accuracy": 0.0}
             update = Update({}, 1, plan.round, plan.run, plan.attempt, metrics=metrics)
