@@ -6,7 +6,7 @@ Nothing here is read again by the run. Each file is written whole or not at all 
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,19 @@ def summary_of(
         "base": base.source,
         "base_digest": base.digest,
     }
+
+
+def never_took_part(clients: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Those of `clients` of whom no update counted in any of these lines of metrics.jsonl, with why not.
+
+    Why is the last refusal of theirs, as code and reason, or that they were not asked.
+    """
+    counted: set[str] = set()
+    refused: dict[str, str] = {}
+    for line in lines:
+        counted.update(line.get("participants", ()))
+        refused |= {r["client"]: f"{r['code']}: {r['reason']}" for r in line.get("refused", ())}
+    return {c: refused.get(c, "was not asked") for c in sorted(clients, key=str.encode) if c not in counted}
 
 
 def write_config(folder: Path, config: RunConfig, base: Base) -> None:
