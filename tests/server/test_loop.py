@@ -306,6 +306,27 @@ def test_no_evaluation_can_stop_the_run_or_write_over_its_facts(tmp_path: Path, 
         assert {r["client"] for line in run.metrics.lines for r in line["refused"]} == {"bert"}
 
 
+@pytest.mark.parametrize("name", ["hetlora", "flexlora"])
+def test_a_site_that_may_not_hold_the_whole_state_reports_its_own_loss_only(tmp_path: Path, name: str) -> None:
+    """Ranks are 1, 2 and 3: anna and bert hold a part; the loss is the mean over those who measure the whole."""
+
+    def below_three(name: str, plan: Plan, update: Update) -> Any:
+        return Refused("policy_rank", "rank 3, at most 1") if name == "anna" and plan.rank == 3 else update
+
+    run, free = Run(tmp_path / "a", name, twist=below_three), Run(tmp_path / "b", name)
+    assert run.digest() == free.digest()
+    assert {r["code"] for line in run.metrics.lines for r in line["refused"]} == {"policy_rank"}
+    anna, bert, carl = run.metrics.lines[-1]["evaluation"].values()
+    assert anna.keys() == {"own_loss", "own_accuracy"}
+    assert carl["own_loss"] == carl["loss"]
+    assert run.metrics.lines[-1]["loss"] == pytest.approx((bert["loss"] + carl["loss"]) / 2)
+    ours, theirs = (r.metrics.lines[-1]["own_loss"] for r in (run, free))
+    assert ours == pytest.approx(theirs)
+    assert run.sites["bert"].held is not None
+    ranks = {x.shape[0] for n, x in run.sites["bert"].held.tensors.items() if n.endswith("lora_A")}
+    assert ranks == {2}, "what it holds is its part"
+
+
 def test_a_metric_that_nobody_declared_is_averaged_over_those_who_report_it(tmp_path: Path) -> None:
     def says(name: str, plan: Plan, update: Update) -> Update:
         more = {"anna": 1.0, "bert": 4.0}
