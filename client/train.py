@@ -138,7 +138,7 @@ class Client:
         if plan.have is not None and (had is None or (had.version, self.memory.label) != (plan.have, plan.have_label)):
             raise PlanRefused("behind", f"{had.version} {self.memory.label}" if had else "none")
         held = self.memory.cache.received(had, plan, self.recipe.receive)
-        if plan.evaluate and self.recipe.evaluation_has_own_state:
+        if not self.recipe.is_held(plan):
             digest = tensors.digest(held)
         else:
             self.memory.hold(plan.version, plan.label, held)

@@ -4,6 +4,7 @@
     |- ConfigError        a run file, site file or argument is wrong: the command stops before any work   (exit 2)
     |- DataError          a record, file or model does not fit the task                                   (exit 2)
     |- RunPaused          quorum not reached or disk full: state is safe, the same command resumes        (exit 75)
+    |- ClientFailed       a client of a simulation failed, as it would again; what is committed stays      (exit 1)
     |- StateDamaged       no generation of the run's state can be trusted                                 (exit 65)
     |- KeyFault           a private key file is missing, unreadable as a key, or open to others           (exit 77)
     |- Interrupted        Ctrl-C or SIGTERM: the same command goes on                                    (exit 130)
@@ -59,6 +60,10 @@ class RunPaused(FedftError):
     """The run stopped where nothing is lost, for want of clients or of disk; the same command goes on from there."""
 
     exit_code = EXIT_PAUSED
+
+
+class ClientFailed(FedftError):
+    """A client of a simulation failed, and would again: its numbers are not finite, or its code raised the cause."""
 
 
 class StateDamaged(FedftError):

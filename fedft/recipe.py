@@ -61,6 +61,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+WHOLE = "whole"  # in `Plan.extra`: evaluate the state at its own rank, which may be above the client's; hold none of it
+
+
 def add(state: State, change: Tensors) -> dict[str, Tensor]:
     """The shared tensors of `state`, with the change added to those that it names."""
     return {**state.tensors, **{n: state.tensors[n] + d for n, d in change.items()}}
@@ -212,6 +215,15 @@ class Recipe:
     def replaces_what_is_held(self) -> bool:
         """Whether the newest that came down is all that a client holds; else it adds what comes to what it had."""
         return self.receive is replace_all
+
+    @property
+    def cuts_the_state(self) -> bool:
+        """Whether a client of a smaller rank than the state's holds a part of it only."""
+        return self.downlink is cut_to_rank
+
+    def is_held(self, plan: Plan) -> bool:
+        """Whether a client stands at this plan's state from then on; else the plan is for one evaluation."""
+        return not (plan.evaluate and (self.evaluation_has_own_state or WHOLE in plan.extra))
 
     def spec(self, layout: Layout, plan: Plan) -> Spec:
         """Names, shapes and dtypes of what a client with this plan uploads."""

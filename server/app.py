@@ -30,7 +30,7 @@ from fedft.reports.observers import Audience, Observer, Observers
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
 from fedft.security.site_table import Site
-from fedft.server import open_run
+from fedft.server import open_run, run_outputs
 from fedft.server.sealed_post import SealedPost
 from fedft.wire import messages
 
@@ -87,7 +87,10 @@ def serve(
             state = run.loop(post, deployed=True, caps=caps, lift=lift).run(sites)
         finally:
             link.close()
-        return run.finish(state, len(sites))
+        absent = run_outputs.never_took_part(sites, run.metrics.lines)
+        for site, why in absent.items():
+            log.warning("no update of %s counted in the whole run: %s", site, why)
+        return run.finish(state, len(sites), {"never_took_part": absent})
 
 
 def _taking_part(roster: "_Roster", place: Place, lift: Collection[str]) -> list[str]:

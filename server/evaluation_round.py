@@ -1,15 +1,28 @@
-"""One evaluation: the panel measures a state on its held-out rows."""
+"""One evaluation: the panel measures a state on its held-out rows.
 
-from collections.abc import Collection
+A client whose rank is below the state's holds a part of it only (HetLoRA, FlexLoRA). It measures that as ever, and then
+the whole, which it is sent for this once: what is reported as loss is the loss of the model that the run leaves.
+"""
+
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 
 from fedft.carriers.interface import SHORT_ANSWER_BYTES
 from fedft.contract import State
 from fedft.errors import RejectedUpdate
+from fedft.recipe import WHOLE
+from fedft.reports.columns import Column, declare
 from fedft.server import cohort
 from fedft.server.exchange import Exchange
 from fedft.server.traffic import Traffic
+from fedft.update import Plan, Shape
 from fedft.wire import messages
+
+OWN_LOSS = declare(Column("own_loss", "own loss", better="lower"))
+OWN_ACCURACY = declare(Column("own_accuracy", "own accuracy", better="higher"))
+OWN = {"loss": OWN_LOSS.name, "accuracy": OWN_ACCURACY.name}
+"""Numbers of a client's own part of the state, by the name of those of the whole."""
 
 
 def evaluate(
@@ -17,6 +30,7 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, float]], Traffic]:
     """(metrics by client in the order of names, what it cost). Blocks until all have answered, or the deadline.
 
+    Metrics are of the whole state. Where some client holds a part of it, OWN's are what each has at its own rank.
     The panel is `[eval] clients` of those with held-out rows, the same ones in every round. A client that does not
     answer, or without a finite loss, is missing in the result and stands among the refused of the cost.
 
@@ -27,9 +41,8 @@ def evaluate(
         rouge: also compare generated text, which takes its time.
     """
     federation = exchange.federation
-    found: dict[str, dict[str, float]] = {}
 
-    def accept(client: str, payload: bytes) -> None:
+    def accept(found: dict[str, dict[str, float]], client: str, payload: bytes) -> None:
         update = messages.decode_update(payload, {}, federation.config.codec.up, max_bytes=SHORT_ANSWER_BYTES)
         if (update.run, update.round) != (federation.job.run, state.version):
             raise RejectedUpdate("late", f"evaluation of round {update.round}, open is {state.version}")
@@ -42,6 +55,32 @@ def evaluate(
     federation.observe("evaluating", {"version": state.version, "asked": panel})
     extra = {"rouge": True} if rouge else {}
     plans = {c: replace(p, steps=0, evaluate=True, extra=extra) for c, p in federation.plans(state, panel).items()}
-    traffic, limits = Traffic(), dict.fromkeys(panel, SHORT_ANSWER_BYTES)
-    exchange.ask("evaluate", plans, state, accept, traffic, limits, federation.until(federation.quorum(len(panel))))
+    whole = _of_the_whole(exchange, plans)
+    plans |= {c: replace(plans[c], extra={}) for c in whole}  # text is generated once
+    traffic = Traffic()
+
+    def measured(asked: Mapping[str, Plan]) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        limits, until = dict.fromkeys(asked, SHORT_ANSWER_BYTES), federation.until(federation.quorum(len(asked)))
+        exchange.ask("evaluate", asked, state, partial(accept, found), traffic, limits, until)
+        return found
+
+    found = measured(plans)
+    if whole:
+        at_own_rank = {c: {OWN[n]: m[n] for n in OWN if n in m} for c, m in found.items()}
+        at_full_rank = {c: m for c, m in found.items() if c not in whole} | measured(whole)
+        found = {c: at_full_rank.get(c, {}) | at_own_rank.get(c, {}) for c in at_full_rank.keys() | at_own_rank.keys()}
     return dict(sorted(found.items())), traffic
+
+
+def _of_the_whole(exchange: Exchange, plans: Mapping[str, Plan]) -> dict[str, Plan]:
+    """The plans by which clients that hold a part of the state measure all of it; none where all hold all of it."""
+    federation = exchange.federation
+    if not federation.recipe.cuts_the_state:
+        return {}
+    full = Shape(federation.rank)
+    return {
+        c: replace(p, rank=full.rank, ranks={}, extra={**p.extra, WHOLE: True})
+        for c, p in plans.items()
+        if p.shape.key != full.key
+    }

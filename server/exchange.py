@@ -15,7 +15,7 @@ from functools import cached_property, partial
 
 from fedft.carriers.interface import Kind, Letter, Refused, Reply
 from fedft.contract import State
-from fedft.errors import RejectedUpdate
+from fedft.errors import ClientFailed, RejectedUpdate
 from fedft.server.federation import Federation
 from fedft.server.traffic import Traffic, Until
 from fedft.update import Plan
@@ -47,13 +47,9 @@ class Exchange:
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
         """`bare` with the tensors that take this client from the version that it stands at to `state`."""
-        have, label = self.have.get(client, (None, "")) if self._shares(bare) else (None, "")
+        have, label = self.have.get(client, (None, "")) if self.federation.recipe.is_held(bare) else (None, "")
         plan = replace(bare, label=state.label, have=have, have_label=label)
         return replace(plan, tensors=self.federation.recipe.downlink(state, plan.have, plan))
-
-    def _shares(self, plan: Plan) -> bool:
-        """Whether the client stands at this plan's state from then on; else the plan is for one evaluation."""
-        return not (plan.evaluate and self.federation.recipe.evaluation_has_own_state)
 
     def ask(
         self,
@@ -78,7 +74,7 @@ class Exchange:
         """
 
         def take(client: str, payload: bytes) -> None:
-            if self._shares(bare[client]):
+            if self.federation.recipe.is_held(bare[client]):
                 self.have[client] = state.version, state.label
             accept(client, payload)
 
@@ -200,6 +196,8 @@ class _Sending:
             elif isinstance(reply.answer, RejectedUpdate):  # nothing waits for it, but it may have to be told
                 raise reply.answer
         except RejectedUpdate as e:
+            if known is not None and not self.exchange.federation.deployed:
+                _end_where_it_would_fail_again(known, e)
             counts = known is not None or e.code == "equivocation"
             self.traffic.refuse(reply, e, self.exchange.federation.observe, counts)
         if self._accepted >= self.until.need:
@@ -233,3 +231,15 @@ class _Sending:
         else:
             self.push(self.exchange._enrolment(client))
         return True
+
+
+def _end_where_it_would_fail_again(letter: Letter, e: RejectedUpdate) -> None:
+    """Raise what ends a simulation where a client crashed, or its numbers went out of bounds: they would do so again.
+
+    Raises ClientFailed or FloatingPointError. Other refusals, such as by `[limits]`, cost only who is refused.
+    """
+    said = f"round {letter.round}: client {letter.client!r} failed: {e}"
+    if e.code in ("nonfinite", "out_of_bounds"):
+        raise FloatingPointError(said) from None
+    if e.code == "client_error":
+        raise ClientFailed(said) from None

@@ -5,13 +5,15 @@ state is committed before its round is reported. Starting is recovery, so killin
 most the work of clients whose updates were not yet journalled, and the run ends with the same bytes.
 """
 
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedft.config import RunConfig
 from fedft.contract import Gate, State
-from fedft.errors import ConfigError
+from fedft.errors import ClientFailed, ConfigError
 from fedft.reports import columns
 from fedft.reports.metric_log import MetricsFile
 from fedft.server import budget
@@ -21,6 +23,8 @@ from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.round import Outcome, Round
 from fedft.server.traffic import Traffic, Until
+
+log = logging.getLogger(__name__)
 
 NORM_ROUNDS = 5  # whose updates' norms say what is usual: fewer would let one odd round decide, more would lag behind
 QUARANTINE_ROUNDS = 10  # in which a client's refusals are counted: older mistakes are forgiven
@@ -51,6 +55,7 @@ class Loop:
             clients: names of all who may take part.
         Raises:
             ConfigError: the state found belongs to another run, or a client of a simulation does not take part.
+            ClientFailed: a client of a simulation failed, and would again; as `LocalPost.pull` also other errors.
             RunPaused: a round stayed below quorum, a gate refused its state, or the disk is full; running again
                 continues.
         """
@@ -62,6 +67,8 @@ class Loop:
             run.know(client, profile)
         self._exchange.have = {c: (version, label) for c, (version, label) in notes.get("have", {}).items()}
         self._enrol([c for c in run.members if c not in notes["barred"]])
+        if self.metrics.has(state.version) and budget.over(run.config, self.metrics.lines):
+            log.warning("nothing is left to do: %s", _all_there_is(run.config, state.version))
         self._report(state, notes)
         while not budget.over(run.config, self.metrics.lines):
             state, notes = self._round(state, notes)
@@ -107,10 +114,20 @@ class Loop:
         run = self.federation
         norms = [n for of_round in notes["norms"] for n in of_round]
         gates: list[Gate] = [Travels(run.recipe, run.rank), *self.gates]
-        outcome = Round(self._exchange, state, norms, gates, notes["barred"]).carry_out()
+        try:
+            outcome = Round(self._exchange, state, norms, gates, notes["barred"]).carry_out()
+        except FloatingPointError as e:
+            raise ClientFailed(f"{e}; {self._why_not_finite()}") from None
         kept = self._notes(state.version, notes, outcome)
         run.store.save(outcome.after, kept)
         return outcome.after, kept
+
+    def _why_not_finite(self) -> str:
+        """What a person should look at whose clients train on numbers that are not finite."""
+        if self.metrics.lines and "loss" not in self.metrics.lines[0] and self.federation.held_out:
+            return "the base model itself has no finite loss on the held-out rows; see [model] dtype"
+        rate = self.federation.config.local.learning_rate
+        return f"the learning rate is probably too high: [local] learning_rate = {rate:g}"
 
     def _notes(self, number: int, notes: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         """Notes that are durable with the state which round `number` led to: all that the next round depends on."""
@@ -157,6 +174,13 @@ class Loop:
         line["seconds"] = {**line["seconds"], "evaluate": time.monotonic() - started}
         self.metrics.append(line)
         run.observe("line", line)
+
+
+def _all_there_is(config: RunConfig, version: int) -> str:
+    """That a run has ended, and what would make it go on."""
+    if version >= config.server.rounds:
+        return f"the run has all its {version} rounds; a larger server.rounds goes on, as {2 * version}"
+    return f"the run has ended at its budget, after {version} rounds; a larger server.budget goes on"
 
 
 def _barred(refusals: list[list[Any]], limit: int) -> list[str]:

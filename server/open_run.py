@@ -19,7 +19,6 @@ from fedft import registry, strategies
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.contract import State
-from fedft.data.row_counts import RowCounts
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
@@ -72,18 +71,17 @@ class OpenRun:
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         return Loop(federation, self.metrics, lift, gates)
 
-    def finish(self, state: State, clients: int, rows: RowCounts | None = None) -> dict[str, Any]:
+    def finish(self, state: State, clients: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Set the model to the final `state` and write it with the summary; returns the summary.
 
-        `clients` is the number of those that could take part; `rows` counts what became of the clients' rows, where
-        this process knows it.
+        `clients` is the number of those that could take part; `more` is what else the summary says, by its key.
         """
         base, handle = self.here.base, self.here.handle
         run_outputs.set_model_to(self.config, self.recipe, self.here.layout, handle, state)
         seconds = time.monotonic() - self.began
         lines = self.metrics.lines
         self.ended["summary"] = run_outputs.write_outputs(
-            self.folder, self.config, base, handle, state, clients, lines, seconds, rows
+            self.folder, self.config, base, handle, state, clients, lines, seconds, more
         )
         found: dict[str, Any] = self.ended["summary"]
         return found

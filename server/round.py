@@ -136,16 +136,21 @@ class Round:
 
     def _collect_to_quorum(self, asked: list[str]) -> None:
         run, quorum = self.run, self.run.quorum(len(asked))
-        for _ in range(run.config.server.attempts):
+        # clients of a simulation do the same again: whoever was refused would be refused again
+        attempts = run.config.server.attempts if run.deployed else 1
+        for _ in range(attempts):
             if missing := [c for c in asked if c not in self.admitted.examples]:
                 self._collect(missing, quorum)
             if len(self.admitted.examples) >= quorum:
                 return
         barred = f"; quarantined: {', '.join(self.barred)}" if self.barred else ""
-        raise RunPaused(
-            f"round {self.state.version}: {len(self.admitted.examples)} of {len(asked)} updates admitted in "
-            f"{run.config.server.attempts} attempts, quorum is {quorum}{barred}; run again to continue"
-        )
+        few = f"round {self.state.version}: {len(self.admitted.examples)} of {len(asked)} updates admitted"
+        if run.deployed:
+            few += f" in {attempts} attempts, quorum is {quorum}{barred}; run again to continue"
+        else:
+            why = f"; {r['client']} was refused: {r['reason']}" if (r := next(iter(self.traffic.refused), None)) else ""
+            few += f", quorum is {quorum}{barred}{why}"
+        raise RunPaused(few)
 
     def _collect(self, clients: list[str], quorum: int) -> None:
         """Ask these clients; what is admitted is durable when it enters `admitted`."""

@@ -6,6 +6,7 @@ Nothing here is read again by the run. Each file is written whole or not at all 
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.config import RunConfig
 from fedft.contract import Drawers, Layout, State, Turn
-from fedft.data.row_counts import RowCounts
 from fedft.models import export
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
@@ -46,7 +46,7 @@ def set_model_to(
 
 def write_outputs(
     folder: Path, config: RunConfig, base: Base, handle: ModelHandle, state: State, clients: int,
-    lines: list[dict[str, Any]], seconds: float, rows: RowCounts | None = None,
+    lines: list[dict[str, Any]], seconds: float, more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write model/ and summary.json of a finished run; returns the summary.
 
@@ -56,11 +56,10 @@ def write_outputs(
         clients: number of those that could take part.
         lines: of metrics.jsonl, at least the one of version 0.
         seconds: since this process opened the run; if it was resumed, the lines may say more.
+        more: what else the summary says, by its key.
     """
     export.save_adapter(folder / "model", handle, base, base_name(base))
-    summary = summary_of(config, base, clients, state, lines, seconds)
-    if rows is not None:
-        summary["rows"] = rows.to_dict()
+    summary = {**summary_of(config, base, clients, state, lines, seconds), **(more or {})}
     _json(folder / "summary.json", summary)
     return summary
 
@@ -100,6 +99,19 @@ def summary_of(
         "base": base.source,
         "base_digest": base.digest,
     }
+
+
+def never_took_part(clients: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Those of `clients` of whom no update counted in any of these lines of metrics.jsonl, with why not.
+
+    Why is the last refusal of theirs, as code and reason, or that they were not asked.
+    """
+    counted: set[str] = set()
+    refused: dict[str, str] = {}
+    for line in lines:
+        counted.update(line.get("participants", ()))
+        refused |= {r["client"]: f"{r['code']}: {r['reason']}" for r in line.get("refused", ())}
+    return {c: refused.get(c, "was not asked") for c in sorted(clients, key=str.encode) if c not in counted}
 
 
 def write_config(folder: Path, config: RunConfig, base: Base) -> None:

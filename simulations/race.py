@@ -18,7 +18,7 @@ import torch
 from fedft import durable, strategies
 from fedft import run_file as configs
 from fedft.config import RunConfig
-from fedft.errors import ConfigError, RunPaused
+from fedft.errors import ClientFailed, ConfigError, RunPaused
 from fedft.reports import finished_runs, html_report, run_result
 from fedft.reports.comparison import BASELINES, compare
 from fedft.reports.observers import Audience, Observer, Observers
@@ -119,7 +119,11 @@ def _contend(
             observe("run", {**who, "number": before + seed + 1, "of": of})
             try:
                 result = {**_one(label, config, folder, observe), "config": config.to_dict()}
-            except (ConfigError, RunPaused) as e:  # it diverged, say: no reason to keep the others from running
+            except (
+                ClientFailed,
+                ConfigError,
+                RunPaused,
+            ) as e:  # it diverged, say: no reason to keep the others from running
                 observe("stopped", {**who, "reason": str(e)})
                 return results, f"seed {seed}: {e}"
             durable.write(folder / RESULT, json.dumps(result).encode() + b"\n")

@@ -21,6 +21,7 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
 from fedft.server import open_run
+from fedft.simulations import idle_options, run_header
 from fedft.simulations.workplace import local_post, whose, workplace
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def simulate(
     Raises:
         ConfigError, DataError: a user's mistake, before any work.
         RunPaused: the run stopped where it can go on.
+        ClientFailed: a client failed, and would fail again; an exception of its code is the cause.
     """
     allowed_code.allow(allow)
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
@@ -69,16 +71,23 @@ def simulate(
     folder = choose_folder(name, out, resume)
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
         place = workplace(config, held.recipe, folder=folder)
-        for line in place.rows.lines(config.data.max_length, len(place.clients)):
+        able = sum(bool(c.test_rows) for c in place.clients.values())
+        for line in (
+            *place.rows.lines(config.data.max_length, len(place.clients)),
+            *idle_options.lines(config, held.recipe, len(place.clients), able),
+        ):
             log.warning("%s", line)
+        said = run_header.header(place)
         opened = held.begin(place.here, whose(place.clients))
+        opened.observe("header", said)
         if config.server.mode == "ray":
             from fedft.simulations import workers
 
             state = workers.carry(opened, place.clients)
         else:
             state = opened.loop(local_post(place.clients)).run(place.clients)
-        return Run(folder, opened.finish(state, len(place.clients), place.rows), opened.metrics.lines)
+        more = {"rows": place.rows.to_dict(), "header": said}
+        return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
 
 
 def choose_folder(name: str, out: str | Path | None, resume: bool) -> Path:

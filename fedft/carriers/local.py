@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from fedft.carriers.interface import Answer, Kind, Letter, Refused, Reply, printable, refused
-from fedft.errors import RejectedUpdate
+from fedft.carriers.interface import Answer, Kind, Letter, Refused, Reply, refused
+from fedft.errors import ClientFailed, FedftError, RejectedUpdate, in_one_line
 
 Serve = Callable[[Kind, bytes], bytes | Refused]
-"""A client: (kind, payload) of a letter -> its answer. May raise whatever it likes."""
+"""A client: (kind, payload) of a letter -> its answer."""
 Finish = Callable[[], bytes | Refused]
 """Gives the answer to a letter whose work was begun together with others'."""
 
@@ -27,8 +27,8 @@ Begin = Callable[[list[Asked]], list[Finish]]
 class LocalPost:
     """`Post` without a network: letters are answered in this process, one at a time, when pulled.
 
-    A pull answers at most one waiting letter, so the caller's deadline, quorum and memory behave as over a network. An
-    answer that raises becomes the refusal `client_error`, as a network would report a crash; KeyboardInterrupt passes.
+    A pull answers at most one waiting letter, so the caller's deadline, quorum and memory behave as over a network. A
+    client that raises would raise again: nobody asks it twice, as over a network, and the pull raises, see there.
 
     With `begin`, the first `together` of the waiting letters that ask for training are begun at once, in their order;
     the answer of each is made when it is pulled.
@@ -52,7 +52,10 @@ class LocalPost:
         return ticket, len(asked.payload)
 
     def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
-        """The reply to the first of these letters that still waits, or nothing. The client does its work meanwhile."""
+        """The reply to the first of these letters that still waits, or nothing. The client does its work meanwhile.
+
+        Raises a FedftError of the client's as it is, and ClientFailed with any other exception of its as the cause.
+        """
         waiting = [t for t in tickets if t in self._waiting]
         if not waiting:
             return
@@ -62,8 +65,10 @@ class LocalPost:
             finish = self._take_begun(waiting)
             said = finish() if finish else self._clients[asked.client](asked.kind, asked.payload)
             answer = _checked(said, letter.max_bytes)
+        except FedftError:
+            raise
         except Exception as e:
-            answer = Refused("client_error", printable(f"{type(e).__name__}: {e}"))
+            raise ClientFailed(f"round {letter.round}: client {letter.client!r} failed: {in_one_line(e)}") from e
         finally:
             del self._waiting[ticket]
         yield Reply(ticket, letter.client, answer)

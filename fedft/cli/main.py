@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import typer
 
 from fedft.cli import bench, deploy, doctor, keys, kinds
 from fedft.cli.code import Allow, SetKeys, named
-from fedft.errors import EXIT_INTERRUPTED, FedftError, Interrupted, RunPaused
+from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
 
 app = typer.Typer(
     name="fedft",
@@ -238,6 +239,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)  # typer returns the code of an Exit, and 130 for a KeyboardInterrupt
     except FedftError as e:
+        if isinstance(e, ClientFailed) and e.__cause__ is not None:
+            traceback.print_exception(e.__cause__)  # a bug, ours or a plug-in's
         typer.echo(f"fedft: {e}", err=True)
         sys.exit(e.exit_code)
     except Exception as e:

@@ -8,8 +8,8 @@ from statistics import stdev
 from typing import Any
 
 from fedft.reports import columns
+from fedft.reports.quantities import size
 from fedft.reports.run_result import Result, mean
-from fedft.reports.terminal import size
 from fedft.training.metrics.loss import ACCURACY, LOSS
 
 BASELINES = ("local", "central")

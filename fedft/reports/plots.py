@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fedft.reports import columns
-from fedft.reports.terminal import size
+from fedft.reports.quantities import size
 from fedft.training.metrics.loss import LOSS
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

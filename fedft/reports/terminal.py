@@ -13,7 +13,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from fedft.reports import columns
+from fedft.reports import columns, run_header
+from fedft.reports.quantities import size
 from fedft.training.metrics.loss import ACCURACY, LOSS
 
 FACTS = (("train loss", 11), ("up", 10), ("down", 10), ("clients", 8), ("refused", 8), ("seconds", 8))
@@ -46,6 +47,7 @@ class Progress:
         self._task = self._bar.add_task("loading", total=rounds, note="")
         self._rounds = rounds
         self._measured: list[str] = []
+        self._header: Mapping[str, Any] | None = None
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -62,7 +64,10 @@ class Progress:
         if kind == "ended":
             return  # the bar may be gone already
         self._bar.start()
-        if kind == "round":
+        if kind == "header":
+            self._header = info
+            self.out.print("\n".join(run_header.lines(info)) + "\n")
+        elif kind == "round":
             self._bar.update(
                 self._task, description=f"round {info['round'] + 1}", note=f"0/{len(info['asked'])} clients"
             )
@@ -76,6 +81,10 @@ class Progress:
             self._bar.update(self._task, note=f"evaluating on {len(info['asked'])} clients")
         elif kind == "line":
             self._row(info)
+            if self._header and "round" in info:  # the first one that this process has done
+                if said := run_header.forecast(self._header, info):
+                    self.out.print(f"{'':8}{said}")
+                self._header = None
             self._bar.update(self._task, completed=info["version"])
 
     def _row(self, line: Mapping[str, Any]) -> None:
@@ -185,20 +194,6 @@ class RaceProgress:
                 f"{self._run}: loss {r['before']:.4f} -> {r['after']:.4f}, {round(r['rounds'])} rounds, "
                 f"{size(round(r['bytes']))}, {r['seconds']:.1f} s"
             )
-
-
-def size(n: int) -> str:
-    """A number of bytes as text, in powers of ten.
-
-    >>> size(17_300), size(999)
-    ('17.3 kB', '999 B')
-    """
-    value, unit = float(n), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spare: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fedft.errors import RejectedUpdate
 from fedft.security import new_keys
 from fedft.security import roster as keys
-from fedft.server import app
+from fedft.server import app, run_outputs
 
 
 @pytest.fixture
@@ -59,3 +59,15 @@ def test_a_run_keeps_its_salt_and_another_one_has_another(tmp_path: Path) -> Non
     salt = app._salt(tmp_path / "a" / "salt")
     assert app._salt(tmp_path / "a" / "salt") == salt
     assert app._salt(tmp_path / "b" / "salt") != salt
+
+
+def test_sites_that_never_took_part_are_named_with_why() -> None:
+    late = {"client": "bert", "code": "deadline", "reason": "no answer within 60.0 s"}
+    lines: list[dict[str, Any]] = [
+        {"version": 0, "refused": [{**late, "code": "norm"}]},
+        {"version": 1, "round": 0, "participants": ["anna"], "refused": [late, {**late, "client": "dora"}]},
+        {"version": 2, "round": 1, "participants": ["anna", "dora"]},
+    ]
+    found = run_outputs.never_took_part(["dora", "carl", "bert", "anna"], lines)
+    assert list(found.items()) == [("bert", "deadline: no answer within 60.0 s"), ("carl", "was not asked")]
+    assert run_outputs.never_took_part(["anna"], lines) == {}

@@ -14,7 +14,7 @@ from fedft import registry, run_file, strategies, testing
 from fedft.carriers.interface import Kind, Refused, Reply
 from fedft.carriers.local import LocalPost, Serve
 from fedft.contract import State
-from fedft.errors import ConfigError, RunPaused
+from fedft.errors import ClientFailed, ConfigError, RunPaused
 from fedft.recipe import Recipe
 from fedft.reports.metric_log import MetricsFile
 from fedft.server.checkpoint import Store
@@ -48,7 +48,8 @@ class Site:
         if plan.have is not None and (self.held is None or self.held.version != plan.have):
             return Refused("behind", str(self.held.version if self.held else "none"))
         turn = self.toy.turn(plan, self.index, self.held)
-        self.held = State(plan.version, turn.held)
+        if self.toy.recipe.is_held(plan):
+            self.held = State(plan.version, turn.held)
         if plan.evaluate:
             metrics = {"loss": float(self.toy.handle.loss(testing.data_of(self.index)).detach()), "accuracy": 0.0}
             update = Update({}, 1, plan.round, plan.run, plan.attempt, metrics=metrics)
@@ -72,7 +73,9 @@ def honest(name: str, plan: Plan, update: Update) -> Update:
 class Run:
     """One run in a folder; making another one in the same folder is a restart after a crash."""
 
-    def __init__(self, folder: Path, name: str = "fedit", twist: Twist = honest, **server: Any) -> None:
+    def __init__(
+        self, folder: Path, name: str = "fedit", twist: Twist = honest, *, deployed: bool = True, **server: Any
+    ) -> None:
         self.recipe: Recipe = strategies.make(name, OPTIONS.get(name, {}))
         toy = testing.toy(self.recipe)
         tables: dict[str, Any] = {
@@ -88,7 +91,8 @@ class Run:
         self.metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
         job = Job(testing.RUN, testing.SEED, "d" * 64, {"strategy": {"name": name}})
         self.post = LocalPost({name: partial(site.answer, name) for name, site in self.sites.items()})
-        self.loop = Loop(Federation(self.post, self.recipe, toy.layout, self.config, job, store), self.metrics)
+        federation = Federation(self.post, self.recipe, toy.layout, self.config, job, store, deployed=deployed)
+        self.loop = Loop(federation, self.metrics)
 
     def digest(self) -> str:
         return self.loop.run(NAMES).digest
@@ -167,7 +171,7 @@ def test_an_admitted_update_is_not_asked_for_again_after_a_restart(
 
 
 def bad(kind: str) -> Twist:
-    def twist(name: str, plan: Plan, update: Update) -> Update | bytes | None:
+    def twist(name: str, plan: Plan, update: Update) -> Update | bytes | Refused | None:
         if name != "bert" or plan.evaluate:
             return update
         first = sorted(update.delta)[0]
@@ -180,7 +184,7 @@ def bad(kind: str) -> Twist:
             "run": replace(update, run="f" * 16),
             "huge": replace(update, delta={n: x * 1e6 + 9000 for n, x in update.delta.items()}),
             "weight": replace(update, num_examples=10**9),
-            "crash": None,
+            "crash": Refused("crashed", "RuntimeError"),
         }[kind]
 
     return twist
@@ -203,6 +207,31 @@ def test_a_bad_client_costs_only_itself(tmp_path: Path, kind: str) -> None:
     assert {r["client"] for r in refused} == {"bert"}
     assert len(refused) >= 3
     assert all(line["participants"] == ["anna", "carl"] for line in run.metrics.lines[1:])
+
+
+@pytest.mark.parametrize("code", ["nonfinite", "out_of_bounds", "client_error"])
+def test_a_simulation_ends_at_the_first_client_that_would_fail_again(tmp_path: Path, code: str) -> None:
+    """It goes on from what is committed, to the same end. A site of a deployment costs only itself, as above."""
+
+    def fails(name: str, plan: Plan, update: Update) -> Any:
+        if name != "bert" or plan.round != 2 or plan.evaluate:
+            return update
+        return None if code == "client_error" else Refused(code, "it went wild")
+
+    run = Run(tmp_path / "a", twist=fails, deployed=False)
+    with pytest.raises(ClientFailed, match="round 2: client 'bert' failed: ") as e:
+        run.digest()
+    assert ("[local] learning_rate = 0.05" in str(e.value)) == (code != "client_error")
+    assert [len([p for p in s.asked if p.round == 2 and not p.evaluate]) for s in run.sites.values()] == [1, 1, 0]
+    assert Run(tmp_path / "a", deployed=False).digest() == Run(tmp_path / "b").digest()
+
+
+def test_a_simulation_does_not_ask_a_second_time_what_a_limit_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path, twist=bad("weight"), deployed=False, quorum=1.0)
+    with pytest.raises(RunPaused, match="2 of 3 updates admitted, quorum is 3; bert was refused: num_examples ") as e:
+        run.digest()
+    assert "again" not in str(e.value)
+    assert sum(not p.evaluate for p in run.sites["bert"].asked) == 1
 
 
 def test_a_client_refused_three_times_is_quarantined(tmp_path: Path) -> None:
@@ -275,6 +304,27 @@ def test_no_evaluation_can_stop_the_run_or_write_over_its_facts(tmp_path: Path, 
     assert all(isinstance(line["seconds"], dict) for line in run.metrics.lines)
     if "loss" not in metrics:
         assert {r["client"] for line in run.metrics.lines for r in line["refused"]} == {"bert"}
+
+
+@pytest.mark.parametrize("name", ["hetlora", "flexlora"])
+def test_a_site_that_may_not_hold_the_whole_state_reports_its_own_loss_only(tmp_path: Path, name: str) -> None:
+    """Ranks are 1, 2 and 3: anna and bert hold a part; the loss is the mean over those who measure the whole."""
+
+    def below_three(name: str, plan: Plan, update: Update) -> Any:
+        return Refused("policy_rank", "rank 3, at most 1") if name == "anna" and plan.rank == 3 else update
+
+    run, free = Run(tmp_path / "a", name, twist=below_three), Run(tmp_path / "b", name)
+    assert run.digest() == free.digest()
+    assert {r["code"] for line in run.metrics.lines for r in line["refused"]} == {"policy_rank"}
+    anna, bert, carl = run.metrics.lines[-1]["evaluation"].values()
+    assert anna.keys() == {"own_loss", "own_accuracy"}
+    assert carl["own_loss"] == carl["loss"]
+    assert run.metrics.lines[-1]["loss"] == pytest.approx((bert["loss"] + carl["loss"]) / 2)
+    ours, theirs = (r.metrics.lines[-1]["own_loss"] for r in (run, free))
+    assert ours == pytest.approx(theirs)
+    assert run.sites["bert"].held is not None
+    ranks = {x.shape[0] for n, x in run.sites["bert"].held.tensors.items() if n.endswith("lora_A")}
+    assert ranks == {2}, "what it holds is its part"
 
 
 def test_a_metric_that_nobody_declared_is_averaged_over_those_who_report_it(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from fedft import run_file
-from fedft.errors import ConfigError, DataError
+from fedft.cli import main
+from fedft.client.train import Client
+from fedft.errors import ClientFailed, ConfigError, DataError
 from fedft.simulations import finished_run, workplace
 from fedft.simulations import run as runs
 
@@ -25,6 +27,7 @@ SETTINGS = {
     "ffa_lora": ["clients.rank=4"],
     "fedkseed": ["strategy.K=256", "local.learning_rate=1e-3", "local.steps=10"],
 }
+DONE = "nothing is left to do: the run has all its 2 rounds; a larger server.rounds goes on, as 4"
 SUMMARY = {
     "strategy", "rounds", "clients", "seed", "initial", "final", "bytes_up", "bytes_down", "seconds", "refused",
     "state_digest",
@@ -100,6 +103,67 @@ def test_a_run_interrupted_between_any_two_updates_ends_with_the_same_bytes(
     resumed = runs.simulate(c, out=tmp_path, resume=True)
     assert resumed.summary["state_digest"] == finished[name].summary["state_digest"]
     assert resumed.summary["final"] == finished[name].summary["final"]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_header_knows_before_round_1_what_a_round_sends(finished: dict[str, runs.Run], name: str) -> None:
+    said, line = finished[name].summary["header"], finished[name].lines[2]
+    near = {"rel": 0.06} if name != "fedkseed" else {"rel": 0.3}  # of which headers are a half
+    assert said["bytes_up"] == pytest.approx(line["bytes_up"], **near)
+    assert said["bytes_down"] == pytest.approx(line["bytes_down"], **near)
+    place, _ = workplace.reopen(finished[name].folder)
+    assert said["trainable"] == sum(p.numel() for p in place.handle.parameters().values())
+    assert said["parameters"] == sum(p.numel() for p in place.handle.base().values())
+    assert said["train_rows"] == sum(len(c.train_rows) for c in place.clients.values())
+    assert (said["clients"], said["asked"], said["held_out_rows"] > 0) == (3, 3, True)
+
+
+def test_a_client_that_fails_ends_the_run_with_its_reason_and_the_run_can_go_on(
+    finished: dict[str, runs.Run], overrides: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first time it fails, with what raised as the cause; a user's mistake stays one; resumed, the same bytes."""
+    c, real, calls = run_file.load(runs.QUICKSTART, overrides("fedit")), Client.train, []
+
+    def broken(self: Client, turn: Any) -> Any:
+        calls.append(self.name)
+        if turn.plan.round == 1 and self.name == "email":
+            raise cause
+        return real(self, turn)
+
+    monkeypatch.setattr(Client, "train", broken)
+    cause: Exception = IndexError("index out of range in self")
+    with pytest.raises(ClientFailed, match="round 1: client 'email' failed: IndexError: index out of range") as e:
+        runs.simulate(c, out=tmp_path)
+    assert e.value.__cause__ is cause
+    assert e.value.exit_code == 1
+    assert calls == ["asyncio", "email", "logging", "asyncio", "email"]
+    cause = DataError("row 7 cannot be learned")
+    with pytest.raises(DataError, match="row 7"):
+        runs.simulate(c, out=tmp_path, resume=True)
+    assert calls[5:] == ["email"]
+    monkeypatch.undo()
+    assert (
+        runs.simulate(c, out=tmp_path, resume=True).summary["state_digest"] == finished["fedit"].summary["state_digest"]
+    )
+
+
+def test_a_learning_rate_that_is_too_high_is_named(
+    overrides: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On the command line: one line, exit code 1, no traceback."""
+    wild = overrides("fedit", "local.optimizer='sgd'", "local.learning_rate=1e30", "local.max_grad_norm=1e30")
+    command = ["fedft", "simulate", *(x for o in wild for x in ("--set", o)), "--out", str(tmp_path / "run"), "--json"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as e:
+        main.main()
+    assert e.value.code == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("WARNING")]
+    assert len(said) == 1
+    assert said[0].startswith("fedft: round 0: client 'asyncio' failed: ")
+    assert said[0].endswith("the learning rate is probably too high: [local] learning_rate = 1e+30")
 
 
 def test_ffa_lora_uploads_the_share_of_the_factor_that_learns(finished: dict[str, runs.Run]) -> None:
@@ -193,11 +257,17 @@ def test_evaluating_a_run_again_gives_the_numbers_it_reported(finished: dict[str
     assert 0 <= mean["rouge_l"] <= 1
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(
-    finished: dict[str, runs.Run], overrides: Callable[..., list[str]], tmp_path: Path
+def test_a_finished_run_says_so_and_a_longer_one_goes_on_from_it(
+    finished: dict[str, runs.Run], overrides: Callable[..., list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     c = run_file.load(runs.QUICKSTART, overrides("fedit", "server.rounds=2"))
     runs.simulate(c, out=tmp_path)
+    assert not any("nothing is left" in m for m in caplog.messages)
+    again = runs.simulate(c, out=tmp_path, resume=True)
+    assert (again.summary["rounds"], caplog.messages.count(DONE)) == (2, 1)
+    bound = replace(c.server, rounds=9, budget="bytes=1")
+    runs.simulate(replace(c, server=bound), out=tmp_path, resume=True)
+    assert any("ended at its budget, after 2 rounds; a larger server.budget goes on" in m for m in caplog.messages)
     longer = runs.simulate(replace(c, server=replace(c.server, rounds=3)), out=tmp_path, resume=True)
     assert longer.summary["state_digest"] == finished["fedit"].summary["state_digest"]
 

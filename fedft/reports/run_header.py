@@ -1,0 +1,47 @@
+"""The lines above a run's first row: what is trained on whose rows, what a round will send, how long it will take."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedft.reports.quantities import count, duration, size
+
+MANY = 20  # clients: above so many, and twice as many as train, a round may well spend most of its time on evaluation
+SHORT_S = 10.0  # a run that ends sooner needs no forecast
+
+
+def lines(header: Mapping[str, Any]) -> list[str]:
+    """The header of a run as four to six lines of plain text; `fedft.simulations.run_header` explains its facts.
+
+    They fit into 80 columns unless names in them are long.
+    """
+    h = header
+    model = h["model"] if len(h["model"]) <= 30 else f"...{h['model'][-27:]}"
+    share = 100 * h["trainable"] / max(1, h["parameters"])
+    least, most = min(h["ranks"], default=0), max(h["ranks"], default=0)
+    rank = f" of rank {most}" if least == most else f" of ranks {least} to {most}"
+    rank = rank if most else ""
+    whose = f", {h['asked']} of them a round" if h["asked"] < h["clients"] else ""
+    told = [
+        f"model    {model}: {count(h['parameters'])} parameters, {h['dtype']} on {h['device']}",
+        f"trains   {count(h['trainable'])} numbers ({share:.3g} %), {h['adapter']}{rank}, by {h['strategy']}",
+        f"clients  {h['clients']}{whose}, with {count(h['train_rows'])} rows and {count(h['held_out_rows'])} held out",
+    ]
+    lost = [f"{count(h['cut'])} cut at {h['max_length']} tokens"] if h["cut"] else []
+    lost += [f"{count(h['left_out'])} left out"] if h["left_out"] else []
+    if lost:
+        told.append(f"rows     {', '.join(lost)}")
+    if h["measured"] > max(MANY, 2 * h["asked"]) and h["every"] == 1:
+        told.append(f"evaluates all {h['measured']} clients every round; [eval] clients = {h['asked']} is cheaper")
+    traffic = f"{size(h['bytes_up'])} up, {size(h['bytes_down'])} down"
+    return [*told, f"a round  {h['steps']} steps of each client; about {traffic}"]
+
+
+def forecast(header: Mapping[str, Any], line: Mapping[str, Any]) -> str:
+    """How long a run will go on after the round of this line of metrics.jsonl, in words; "" where it is not worth it.
+
+    Of a run with a budget nothing is said: it may end before its last round.
+    """
+    took, left = sum(line["seconds"].values()), header["rounds"] - line["version"]
+    if header["budget"] is not None or took * left < SHORT_S:
+        return ""
+    return f"about {duration(took * left)} more, for {left} {'round' if left == 1 else 'rounds'} of {duration(took)}"

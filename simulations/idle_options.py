@@ -1,0 +1,38 @@
+"""What a run file asks for and cannot have any effect in this run: said before round 1, a line for each."""
+
+from fedft.config import RunConfig
+from fedft.recipe import Recipe
+
+
+def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> list[str]:
+    """One line for each option without effect: its key, its value, and why.
+
+    `together` that a model or strategy does not allow is said where clients train (`batched_turns`).
+
+    Args:
+        config: the run file.
+        recipe: of its strategy.
+        clients: how many there are.
+        measured: how many of them have held-out rows.
+    """
+    model, local, server = config.model, config.local, config.server
+    said = []
+    if clients == 1:
+        said.append(f"there is one client: this is training on its rows alone, {recipe.name} has nothing to average")
+    if (most := config.clients.per_round) is not None and most > clients:
+        said.append(f"[clients] per_round = {most}: there are {clients} clients, all are asked in every round")
+    if (most := config.eval.clients) is not None and most > measured:
+        said.append(f"[eval] clients = {most}: {measured} clients have held-out rows, all of them are measured")
+    if not recipe.space.rank_free and (idle := len(config.ranks()) - clients) > 0:
+        said.append(
+            f"[clients] rank: the last {idle} of {len(config.ranks())} are nobody's, there are {clients} clients"
+        )
+    if local.momentum and local.optimizer == "adamw":
+        said.append(f"[local] momentum = {local.momentum:g} has no effect on optimizer 'adamw'; \"sgd\" has momentum")
+    if model.lora_dropout and recipe.space.of_base:
+        said.append(
+            f"[model] lora_dropout = {model.lora_dropout:g}: {recipe.name} trains no adapter, nothing is dropped"
+        )
+    if server.mode == "ray" and server.together != 1:
+        said.append(f"[server] together = {server.together!r} has no effect in mode 'ray'")
+    return said

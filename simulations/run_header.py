@@ -1,0 +1,109 @@
+"""What a run is about to do, known before round 1: model, what is trained, clients and rows, bytes of a round.
+
+`fedft.reports.run_header` shows it, and `summary.json` keeps it under `header`.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from fedft.contract import Member, State
+from fedft.errors import ConfigError
+from fedft.recipe import Recipe
+from fedft.simulations.workplace import Workplace
+from fedft.update import Plan, Spec, TensorSpec
+from fedft.wire.body import body_bytes
+
+ROW_BYTES, MESSAGE_BYTES = 30, 250  # beside a tensor's name in a message's table, and of the rest of its header
+
+
+def header(place: Workplace) -> dict[str, Any]:
+    """The facts of a run that has not begun, all of them plain values.
+
+    model, device, dtype                    as the run file names them
+    parameters, trainable                   how many numbers the base has, and how many learn at the largest rank
+    strategy, adapter, steps, rounds        what is done
+    ranks                                   those that clients have, none where the strategy has no ranks
+    clients, asked, measured                how many there are, train in a round, and are evaluated at an evaluation
+    train_rows, held_out_rows               of all clients, after what was left out
+    cut, left_out                           of the rows: how many were cut; were dropped, empty or nobody's
+    max_length, every, budget               of the run file
+    bytes_up, bytes_down                    of a round, as far as shapes tell; see `_traffic`
+    """
+    config, recipe, handle, rows = place.config, place.recipe, place.handle, place.rows
+    ranks = [] if recipe.space.rank_free else sorted({*config.ranks()[: len(place.clients)]})
+    trained = recipe.space.spec(place.layout, max(ranks, default=0))
+    able = sum(bool(c.test_rows) for c in place.clients.values())
+    asked = min(config.clients.per_round or len(place.clients), len(place.clients))
+    up, down = _traffic(place, asked, min(config.eval.clients or able, able))
+    return {
+        "model": config.model.id,
+        "device": config.model.device,
+        "dtype": config.model.dtype,
+        "parameters": sum(p.numel() for p in handle.base().values()),
+        "trainable": sum(math.prod(t.shape) for t in trained.values()),
+        "strategy": config.strategy.name,
+        "adapter": recipe.space.name,
+        "ranks": ranks,
+        "steps": config.local.steps,
+        "rounds": config.server.rounds,
+        "clients": len(place.clients),
+        "asked": asked,
+        "measured": min(config.eval.clients or able, able),
+        "train_rows": sum(len(c.train_rows) for c in place.clients.values()),
+        "held_out_rows": sum(len(c.test_rows) for c in place.clients.values()),
+        "cut": rows.cut - rows.dropped,
+        "left_out": rows.dropped + rows.empty + rows.test_rows_of_nobody,
+        "max_length": config.data.max_length,
+        "every": config.eval.every,
+        "budget": config.server.budget,
+        "bytes_up": up,
+        "bytes_down": down,
+    }
+
+
+def _traffic(place: Workplace, asked: int, measured: int) -> tuple[int, int]:
+    """(bytes up, bytes down) of a round in which `asked` clients train and `measured` are evaluated, from shapes alone.
+
+    A client that replaces what it holds is sent the state once a round, whether it trains, is evaluated or both. One
+    that adds up what comes is sent as much as all who were asked have sent (stacks of factors; lists of seeds are
+    shorter), or, of a state that is sent as it changes, as much as one has. Codecs whose length depends on the numbers
+    count as their longest. Raises ConfigError for options that do not fit.
+    """
+    config, recipe = place.config, place.recipe
+    ranks = [0] if recipe.space.rank_free else config.ranks()
+    roster = {f"{i:09}": Member(ranks[i % len(ranks)]) for i in range(len(place.clients))}
+    try:
+        state = recipe.first_state(place.layout, max(ranks), config.server.seed)
+        bare = Plan("", 0, 0, steps=config.local.steps, learning_rate=config.local.learning_rate)
+        plans = list(recipe.plans(state, roster, bare, max(ranks)).values())
+    except ValueError as e:
+        raise ConfigError(f"{recipe.name}: {e}") from e
+    uploads = {p.shape.key: recipe.spec(place.layout, p) for p in plans}
+    up = sum(_message(uploads[p.shape.key], config.codec.up) for p in plans) * asked // len(plans)
+    measured = measured if config.eval.every == 1 else 0
+    who = asked if recipe.evaluation_has_own_state else max(asked, measured)
+    if not (recipe.replaces_what_is_held or config.codec.changes):
+        sent = sum(_message(uploads[p.shape.key], "fp32") for p in plans) // len(plans)
+        return up, sent * who * (asked if recipe.downlink_is_increment else 1)
+    codec = config.codec.changes or config.codec.plans
+    shapes = {p.shape.key: _spec(recipe, state, p) for p in plans}
+    down = sum(_message(shapes[p.shape.key], codec) for p in plans) * who // len(plans)
+    if small := sum(p.rank < max(ranks) for p in plans) if recipe.cuts_the_state else 0:  # they measure all of it, too
+        down += (
+            measured * small // len(plans) * _message(_spec(recipe, state, replace(plans[0], rank=max(ranks))), codec)
+        )
+    if recipe.evaluation_has_own_state:
+        down += measured * _message(_spec(recipe, state, replace(plans[0], steps=0, evaluate=True)), codec)
+    return up, down
+
+
+def _spec(recipe: Recipe, state: State, plan: Plan) -> Spec:
+    """Names, shapes and dtypes of what is sent down to somebody new."""
+    sent = recipe.downlink(state, None, plan)
+    return {n: TensorSpec(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for n, x in sent.items()}
+
+
+def _message(spec: Spec, codec: str) -> int:
+    """Bytes of a message with these tensors, within those of a header."""
+    return MESSAGE_BYTES + sum(len(n) + ROW_BYTES for n in spec) + body_bytes(spec, codec)
