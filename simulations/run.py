@@ -68,7 +68,7 @@ def simulate(
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = choose_folder(name, out, resume)
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
-        place = workplace(config, held.recipe, folder=folder)
+        place = workplace(held.config, held.recipe, folder=folder)
         for line in place.rows.lines(config.data.max_length, len(place.clients)):
             log.warning("%s", line)
         opened = held.begin(place.here, whose(place.clients))

@@ -175,9 +175,13 @@ def model(
 ) -> Iterator[Finding]:
     """The base model as a run takes it, with the digest that the sites' must have."""
     from fedft.models import adapter_folder as models
+    from fedft.models import dtypes
 
+    dtype = dtypes.chosen(source, task, device) if dtype == "auto" else dtype
     base = models.load(source, task, labels=labels, dtype=dtype, device=device, seed=seed)
     yield Finding("model", OK, f"{_said(source, base)}, digest {base.digest[:12]} as {task} in {dtype}")
+    if slow := dtypes.slow(dtype, task, device):
+        yield Finding("dtype", WARN, slow, "another [model] dtype, or device")
     yield _tokenizer(base)
 
 

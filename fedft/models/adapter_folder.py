@@ -30,16 +30,21 @@ def load(source: str, task: str, **how: Any) -> Base:
     Raises:
         DataError: as there; and for an adapter that is no plain LoRA, or does not fit its base.
     """
-    folders: list[str] = []
-    while (Path(below := os.path.expanduser(source)) / "adapter_config.json").is_file():
-        if len(folders) == MAX_ADAPTERS:
-            raise DataError(f"[model] id: {folders[0]!r} is an adapter on an adapter, more than {MAX_ADAPTERS} deep")
-        folders.append(source)
-        source = base_of(below)
-    base = loading.load(source, task, **how)
+    *folders, lowest = chain(source)
+    base = loading.load(lowest, task, **how)
     for folder in reversed(folders):
         base = merged(base, folder)
     return base
+
+
+def chain(source: str) -> list[str]:
+    """`source`, what it is an adapter of, and so on down to a base that is none. Raises DataError as `base_of` does."""
+    found = [source]
+    while (Path(below := os.path.expanduser(found[-1])) / "adapter_config.json").is_file():
+        if len(found) > MAX_ADAPTERS:
+            raise DataError(f"[model] id: {source!r} is an adapter on an adapter, more than {MAX_ADAPTERS} deep")
+        found.append(base_of(below))
+    return found
 
 
 def base_of(folder: str) -> str:
