@@ -202,6 +202,8 @@ def test_only_bases_that_are_listed():
         (["q_proj"], "all-linear", "policy_targets"),
         (["q_proj"], "proj", "policy_targets"),
         ([], ["q_proj"], "policy_targets"),
+        (["all-linear"], ["q_proj", "re:(a+)+b"], "policy_targets"),
+        (["all-linear", "re:.*q_proj"], "re:.*q_proj", None),
         (["q_proj"], [], "policy_options"),
         (["q_proj"], [["q_proj"]], "policy_options"),
     ],
