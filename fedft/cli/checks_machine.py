@@ -171,7 +171,7 @@ def proxies(host: str | None = None) -> Iterator[Finding]:
 
 
 def model(
-    source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0
+    source: str, task: str, *, labels: Sequence[str] = (), dtype: str = "float32", device: str = "cpu", seed: int = 0
 ) -> Iterator[Finding]:
     """The base model as a run takes it, with the digest that the sites' must have."""
     from fedft.models import adapter_folder as models
@@ -196,7 +196,7 @@ def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -
         base = models.load(source, "causal-lm", device=device)
     except FedftError as causal:
         try:
-            base = models.load(source, "sequence-classification", labels=2, device=device)
+            base = models.load(source, "sequence-classification", device=device)
         except FedftError:
             raise causal from None
     found = _said(source, base)

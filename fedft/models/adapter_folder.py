@@ -12,6 +12,7 @@ from typing import Any
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError
+from fedft.models import classes
 from fedft.models import load as loading
 from fedft.models.load import Base, first_line, ready
 
@@ -94,9 +95,17 @@ def merged(below: Base, source: str) -> Base:
         raise DataError(
             f"[model] id: the adapter in {source!r} saves {', '.join(sorted(inside))} whole; merge it first"
         )
+    if saved and below.task != "causal-lm":
+        labels = classes.of_config(whole.config)
+        classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(labels), labels, source)
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}
     base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn)
     return replace(base, merged={**below.merged, **both})
+
+
+def _unnamed(labels: list[str]) -> list[str]:
+    """What a folder that names no classes calls them."""
+    return [f"LABEL_{i}" for i in range(len(labels))]
 
 
 def _change(layer: Any) -> LowRank:
