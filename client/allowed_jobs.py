@@ -95,6 +95,8 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
         raise PlanRefused("policy_strategy", f"strategy {name!r:.80} is not allowed here; allowed: {allowed}")
     if not (isinstance(job.base, str) and DIGEST.fullmatch(job.base)):
         raise PlanRefused("policy_options", "base: wanted 64 hexadecimal digits")
+    if not (isinstance(job.tokenizer, str) and (not job.tokenizer or DIGEST.fullmatch(job.tokenizer))):
+        raise PlanRefused("policy_options", "tokenizer: wanted 64 hexadecimal digits, or none")
     if policy.base is not None and not job.base.startswith(tuple(policy.base)):
         raise PlanRefused("policy_base", f"base model {job.base[:12]} is not allowed here")
     if not (isinstance(job.run, str) and RUN.fullmatch(job.run)):

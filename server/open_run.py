@@ -117,7 +117,7 @@ class HeldFolder:
         return run
 
     def _on(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
-        job = job_of(self.config, here.base.digest, who)
+        job = job_of(self.config, here.base.digest, who, here.base.tokenizer_digest)
         metrics = MetricsFile(self.folder / "metrics.jsonl", self.version)
         return OpenRun(
             self.config, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began, self.ended

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, FedftError
-from fedft.models import classes
+from fedft.models import classes, tokenizer_digest
 from fedft.models.parameters import digest_of, parameters_of
 
 TASKS = ("causal-lm", "sequence-classification")
@@ -40,6 +41,11 @@ class Base:
     """The changes by adapters that are merged into the weights, by module, in unit scale."""
     drawn: frozenset[str] = frozenset()
     """Parameters that the checkpoint lacks, by name: a head's, which are drawn from the seed, trained and saved."""
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of the tokenizer, hexadecimal; see `tokenizer_digest.digest_of`."""
+        return tokenizer_digest.digest_of(self.tokenizer)
 
     @property
     def pad_id(self) -> int:

@@ -13,7 +13,7 @@ from fedft.contract import State
 from fedft.errors import ConfigError
 from fedft.server import open_run
 
-HERE: Any = SimpleNamespace(base=SimpleNamespace(digest="d" * 64), layout=None, handle=None)
+HERE: Any = SimpleNamespace(base=SimpleNamespace(digest="d" * 64, tokenizer_digest="e" * 64), layout=None, handle=None)
 
 
 def _config(**server: Any) -> RunConfig:
