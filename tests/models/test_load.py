@@ -136,6 +136,19 @@ def test_padding_is_an_id_that_the_model_has(saved, pad, eos, found):
     assert base.ids == 300
 
 
+def test_safetensors_are_loaded_where_there_are_both(saved):
+    """What lies in `pytorch_model.bin` beside them is not even read: here it is no file of weights."""
+    folder = saved(bert())
+    wanted = load.load(str(folder), "sequence-classification", labels=ABC).digest
+    (folder / "pytorch_model.bin").write_bytes(b"not a file of weights")
+    assert load.load(str(folder), "sequence-classification", labels=ABC).digest == wanted
+    zeros = {n: torch.zeros_like(x) for n, x in load_file(folder / "model.safetensors").items()}
+    torch.save(zeros, folder / "pytorch_model.bin")
+    assert load.load(str(folder), "sequence-classification", labels=ABC).digest == wanted
+    (folder / "model.safetensors").unlink()
+    assert load.load(str(folder), "sequence-classification", labels=ABC).digest != wanted
+
+
 def test_a_word_that_is_no_folder_may_be_a_hub_id_and_a_path_may_not():
     with pytest.raises(DataError, match="cannot load 'gpt2'"):
         load.load("gpt2", "causal-lm")
