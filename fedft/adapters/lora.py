@@ -140,7 +140,7 @@ def _undone_if_it_fails(model: nn.Module, layout: Layout, name: str) -> Iterator
     """
     before: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
     asking = [(p, p.requires_grad) for p in model.parameters()]
-    configs = dict(getattr(model, "peft_config", {}))
+    configs: Any = dict(getattr(model, "peft_config", {}))
     try:
         yield
     except BaseException:
@@ -150,13 +150,13 @@ def _undone_if_it_fails(model: nn.Module, layout: Layout, name: str) -> Iterator
             elif name in getattr(layer, "lora_A", {}):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that another adapter is the active one now
-                    layer.delete_adapter(name)
+                    before[m].delete_adapter(name)
         if configs:
-            model.peft_config = configs  # type: ignore[assignment]
+            model.peft_config = configs
         elif hasattr(model, "peft_config"):
-            del model.peft_config
+            delattr(model, "peft_config")
         for p, asks in asking:
-            p.requires_grad_(asks)
+            p.requires_grad = asks
         raise
 
 

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import prod
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -42,14 +43,18 @@ class Coverage:
 
 
 def coverage(base: Base, layout: Layout) -> Coverage:
-    """How many layers the layout's modules are, and what share of the body's parameters their weights are."""
-    tables = {id(p) for m in base.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    """How many layers the layout's modules are, and what share of the body's parameters their weights are.
+
+    Shapes are the layout's: an adapter that is in the model by now changes nothing.
+    """
     output = base.model.get_output_embeddings() if base.task == "causal-lm" else None
-    outside = tables | {id(p) for p in (output.parameters() if output is not None else ())}
-    own = parameters_of(base.model)
-    body = sum(p.numel() for n, p in own.items() if id(p) not in outside and n not in layout.head)
-    adapted = sum(base.model.get_submodule(m).weight.numel() for m in layout.modules)  # type: ignore[operator, union-attr]
-    return Coverage(len(layout.modules), adapted / body if body else 0.0)
+
+    def inside(parameter: str) -> bool:
+        owner = base.model.get_submodule(parameter.rpartition(".")[0])
+        return not isinstance(owner, nn.Embedding) and owner is not output and parameter not in layout.head
+
+    body = sum(prod(shape) for n, shape in layout.parameters.items() if inside(n))
+    return Coverage(len(layout.modules), sum(map(prod, layout.modules.values())) / body if body else 0.0)
 
 
 def chosen(base: Base, layers: Collection[str], targets: str | list[str]) -> list[str]:

@@ -6,12 +6,14 @@ import logging
 import pytest
 import torch
 import transformers
-from small_models import base_of, llama, small
+from small_models import base_of, factors, llama, small
 from torch import nn
 
 from fedft import run_file, strategies
+from fedft.adapters.lora import LoRA
 from fedft.errors import ConfigError, DataError
 from fedft.models import resident, targets
+from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 
 TINY = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -82,7 +84,9 @@ def test_coverage_counts_layers_and_the_share_of_the_body():
     body = 2 * (layer + 32) + 16
     every = targets.coverage(base, layout_of(base, "all-linear"))
     assert (every.layers, every.share) == (14, 2 * layer / body)
-    q = targets.coverage(base, layout_of(base, "q_proj"))
+    handle = ModelHandle(base.model, layout := layout_of(base, "q_proj"), LoRA())
+    handle.write(factors(layout, 2))
+    q = targets.coverage(base, layout)
     assert (q.layers, q.share) == (2, 2 * 256 / body)
     assert str(q) == f"2 layers, {512 / body:.1%} of the body's parameters"
 
