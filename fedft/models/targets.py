@@ -60,32 +60,55 @@ def coverage(base: Base, layout: Layout) -> Coverage:
 def chosen(base: Base, layers: Collection[str], targets: str | list[str]) -> list[str]:
     """The names of `layers`, linear ones of the body, that `targets` chooses, in their order.
 
-    Layers that no adapter can change (Mamba's `out_proj`) are left out, which is warned of.
+    Layers on which peft puts no adapter are left out, which is warned of.
 
     Raises DataError for a target that chooses no layer; and for "all-linear" where experts are in tensors of their own.
     """
     wanted = [targets] if isinstance(targets, str) else targets
     kind = getattr(base.model.config, "model_type", "")
-    bypassed = {n for n in layers if kind in BYPASSING and n.split(".")[-1] == BYPASSED}
+    endings = {n.split(".")[-1] for n in layers}
+    closed = _closed(base.model, kind, endings)
     if "all-linear" in wanted:
-        _check_experts(base, layers)
+        _check_experts(base, endings - closed)
     matched = {t: {n for n in layers if _matches(n, t)} for t in wanted}
     for t, found in matched.items():
         if not found:
-            endings = ", ".join(sorted({n.split(".")[-1] for n in layers}))
             verb = "is matched by" if t.startswith(MARK) else "ends in"
-            raise DataError(f"[model] targets: no layer {verb} {t!r}; this model has {endings}")
-        if found <= bypassed:
-            raise DataError(
-                f"[model] targets: {t!r} is read past the layer in a {kind} model; no adapter can change it"
-            )
+            raise DataError(f"[model] targets: no layer {verb} {t!r}; this model has {', '.join(sorted(endings))}")
+        if all(n.split(".")[-1] in closed for n in found):
+            there = ", ".join(sorted(endings - closed))
+            raise DataError(f"[model] targets: peft puts no adapter on {t!r} of a {kind} model; there are {there}")
     every = set().union(*matched.values())
-    if left := every & bypassed:
+    left = {n for n in every if n.split(".")[-1] in closed}
+    if left:
+        names = ", ".join(sorted({n.split(".")[-1] for n in left}))
         log.warning(
-            "[model] targets: %d layers %s of this %s model are left out, no adapter can change them",
-            len(left), BYPASSED, kind,
+            "[model] targets: %d layers (%s) are left out: peft puts no adapter on them in a %s model",
+            len(left), names, kind,
         )  # fmt: skip
-    return [n for n in layers if n in every - bypassed]
+    return [n for n in layers if n in every - left]
+
+
+def _closed(model: nn.Module, kind: str, endings: Collection[str]) -> set[str]:
+    """Those of the endings of names on which peft puts no adapter in models of this kind.
+
+    Mamba's output, and layers that are called as experts once were: peft then adapts the experts' tensors instead.
+    """
+    closed = {BYPASSED} & set(endings) if kind in BYPASSING else set()
+    try:
+        from peft import LoraConfig
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # a peft that does not do so yet
+        return closed
+    for ending in endings:
+        config = LoraConfig(target_modules=[ending])
+        try:
+            convert_peft_config_for_transformers(config, model, None)
+        except ValueError:  # a part of what were the experts' names
+            closed.add(ending)
+        else:
+            closed |= {ending} - set(config.target_modules or ())
+    return closed
 
 
 def _matches(name: str, target: str) -> bool:
@@ -97,11 +120,14 @@ def _matches(name: str, target: str) -> bool:
     return f".{name}".endswith(f".{target}")
 
 
-def _check_experts(base: Base, layers: Collection[str]) -> None:
-    """Raise DataError where the body has matrices that no linear layer holds: fused experts, [experts, out, in]."""
+def _check_experts(base: Base, endings: Collection[str]) -> None:
+    """Raise DataError where the body has matrices that no linear layer holds: fused experts, [experts, out, in].
+
+    `endings` of names of layers are what can be written instead.
+    """
     if not (found := [n for n, p in parameters_of(base.model).items() if _is_fused(base.model, n, tuple(p.shape))]):
         return
-    names = ", ".join(f'"{e}"' for e in sorted({n.split(".")[-1] for n in layers}))
+    names = ", ".join(f'"{e}"' for e in sorted(endings))
     raise DataError(
         f"[model] targets: 'all-linear' does not reach the experts of this {base.model.config.model_type} model: "
         f"{found[0]} and {len(found) - 1} more hold many matrices in one tensor; to adapt the other layers, write "

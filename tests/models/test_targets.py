@@ -103,8 +103,10 @@ def test_what_peft_forbids_is_left_out_and_named(caplog):
     with caplog.at_level(logging.WARNING):
         layout = layout_of(base, "all-linear")
     assert {n.split(".")[-1] for n in layout.modules} == {"in_proj", "x_proj", "dt_proj"}
-    assert "2 layers out_proj of this mamba model are left out" in caplog.text
-    with pytest.raises(DataError, match="'out_proj' is read past the layer in a mamba model"):
+    assert "2 layers (out_proj) are left out: peft puts no adapter on them in a mamba model" in caplog.text
+    with pytest.raises(
+        DataError, match="no adapter on 'out_proj' of a mamba model; there are dt_proj, in_proj, x_proj"
+    ):
         layout_of(base, ["in_proj", "out_proj"])
 
 
@@ -138,6 +140,26 @@ def test_experts_that_no_linear_layer_holds_are_refused_by_name(config):
     assert "\n" not in str(e.value)
     written = str(e.value).split("targets = ")[1]
     assert len(layout_of(base, json.loads(written)).modules) >= 2 * 4
+
+
+def test_layers_that_peft_takes_for_experts_are_left_out(caplog):
+    """DeepSeek-V3 has dense layers and shared experts beside the fused ones; peft means the latter by their names."""
+    config = transformers.DeepseekV3Config(
+        **{**TINY, "num_key_value_heads": 2, "num_hidden_layers": 2},
+        n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=8,
+        first_k_dense_replace=1, q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
+    )  # fmt: skip
+    base = drawn(config)
+    with pytest.raises(DataError, match="does not reach the experts") as e:
+        layout_of(base, "all-linear")
+    written = json.loads(str(e.value).split("targets = ")[1])
+    assert not {"gate_proj", "up_proj", "down_proj"} & set(written)
+    with pytest.raises(DataError, match="no adapter on 'gate_proj' of a deepseek_v3 model"):
+        layout_of(base, ["gate_proj", *written])
+    assert not caplog.text
+    layout = layout_of(base, "re:.*_proj")
+    assert "(down_proj, gate_proj, up_proj) are left out" in caplog.text
+    ModelHandle(base.model, layout, LoRA()).write(factors(layout, 2))  # and peft takes what is left
 
 
 def test_convolutions_and_tables_are_no_experts():
