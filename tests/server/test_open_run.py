@@ -74,9 +74,7 @@ def test_a_run_that_is_resumed_has_the_lines_up_to_its_newest_state(tmp_path: Pa
         held.store.save(State(0, {}), {})
         held.store.save(State(1, {}), {})
         held.store.save(State(2, {}), {})
-    (tmp_path / "config.toml").write_text(
-        'model = {dtype = "float32"}\nstrategy = {name = "fedit"}\nserver = {rounds = 3}\n'
-    )
+    (tmp_path / "config.toml").write_text('strategy = {name = "fedit"}\nserver = {rounds = 3}\n')
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"version": {v}}}\n' for v in range(4)))
     with open_run.opened(_config(), tmp_path, resume=True, observe=_quiet) as held:
         assert held.version == 2
