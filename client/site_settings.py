@@ -115,7 +115,8 @@ class Policy:
     base: list[str] | None = None
     """Digests of base models, or their first 12 or more digits; left out: whatever [model] id is."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Layers that may be trained, as in a run file; "all-linear" allows all of them, and full fine-tuning."""
+    """Layers that may be trained, as in a run file; "all-linear" allows all of them, and full fine-tuning, but a
+    regular expression only where it stands here itself."""
     max_rank: int = 64
     """LoRA rank."""
     max_steps: int = 1000

@@ -87,6 +87,12 @@ class Client:
                 raise PlanRefused("job_mismatch", f"the server's [{table}] is {theirs}, ours is {mine}")
         if job.base != self.base.digest:
             raise PlanRefused("base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.base[:12]}")
+        if job.tokenizer and job.tokenizer != (own := self.base.tokenizer_digest):
+            raise PlanRefused(
+                "tokenizer_mismatch",
+                f"tokenizer {own[:12]}, the server's {job.tokenizer[:12]}: another vocabulary, other merges, special "
+                "tokens or chat template",
+            )
         self._run, self._run_seed = job.run, job.seed
         self.kept.open(job.run)
 

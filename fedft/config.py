@@ -18,6 +18,8 @@ from fedft import quickstart
 from fedft.compression import codec_names
 from fedft.registry import IN_JOBS, Choice, Registry
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16"}
 BUDGETS = ("bytes", "steps", "seconds")
 ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
@@ -44,13 +46,16 @@ class Model:
     task: str = "causal-lm"
     """"causal-lm" or "sequence-classification"."""
     targets: str | list[str] = "all-linear"
-    """Layers that get an adapter: "all-linear" or name endings such as ["q_proj", "v_proj"]."""
+    """Layers that get an adapter: "all-linear", endings of names such as ["q_proj", "attn.v_proj"], which match at
+    dots, or regular expressions for whole names, as in 're:.*layers\\.[0-3]\\..*_proj'."""
     lora_alpha: float | None = None
     """LoRA scale is lora_alpha / rank; left out: alpha = 2 rank."""
     lora_dropout: float = 0.0
     """Dropout before the LoRA factors, in training."""
-    dtype: str = "float32"
-    """Resident base weights: float32, bfloat16 or float16 (adapters are float32)."""
+    dtype: str = "auto"
+    """Resident base weights: float32, bfloat16, float16, or "auto", which a run resolves when it begins: the file's own
+    on a CUDA device that computes it, else float32. Adapters are float32. "fp32" and "float", "bf16", "fp16" are taken
+    for the long names."""
     device: str = "cpu"
     """torch device of the base model."""
     labels: list[str] = field(default_factory=list)

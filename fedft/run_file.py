@@ -6,13 +6,13 @@ import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fedft import check, quickstart, registry
 from fedft.compression import codec_names
-from fedft.config import RunConfig, Strategy, budget_of
+from fedft.config import DTYPE_ALIASES, DTYPES, RunConfig, Strategy, budget_of
 from fedft.errors import ConfigError
 
 
@@ -96,6 +96,8 @@ def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
             built[name] = Strategy(_typed(str, table.get("name", Strategy.name), f"{where}: [strategy] name"), options)
         else:
             built[name] = checked_table(kind, table, f"{where}: [{name}]")
+    model = built["model"]
+    built["model"] = replace(model, dtype=DTYPE_ALIASES.get(model.dtype, model.dtype))
     config = RunConfig(**built)
     _check(config, where)
     return config
@@ -170,10 +172,19 @@ def _check_names(c: RunConfig) -> None:
         check.one_of(names, **{key: name})
 
 
+def _check_expressions(targets: Sequence[str]) -> None:
+    """Raise ValueError for a target "re:..." that is no regular expression."""
+    for t in targets:
+        try:
+            re.compile(t.removeprefix("re:") if t.startswith("re:") else "")
+        except (re.error, OverflowError, RecursionError) as e:
+            raise ValueError(f"targets: {t!r:.80} is no regular expression: {e}") from e
+
+
 def _check(c: RunConfig, where: str) -> None:
     try:
         check.one_of(("causal-lm", "sequence-classification"), task=c.model.task)
-        check.one_of(("float32", "bfloat16", "float16"), dtype=c.model.dtype)
+        check.one_of(DTYPES, dtype=c.model.dtype)
         _check_names(c)
         for way, read, name in (("up", codec_names.parse, c.codec.up), ("down", codec_names.downloads, c.codec.down)):
             try:
@@ -206,6 +217,7 @@ def _check(c: RunConfig, where: str) -> None:
         check.above(0, **{name: value for name, value in sizes.items() if value is not None})
         if not c.model.targets or (isinstance(c.model.targets, list) and "" in c.model.targets):
             raise ValueError(f"targets is {c.model.targets!r}, wanted 'all-linear' or name endings")
+        _check_expressions([c.model.targets] if isinstance(c.model.targets, str) else c.model.targets)
         if len(set(c.model.labels)) < len(c.model.labels):
             raise ValueError(f"expected labels that are distinct, got {c.model.labels}")
         if not c.ranks():
@@ -216,7 +228,7 @@ def _check(c: RunConfig, where: str) -> None:
             raise ValueError("task sequence-classification needs [model] labels, at least two")
         if c.model.task == "sequence-classification" and c.eval.rouge:
             raise ValueError("[eval] rouge compares generated text; task sequence-classification generates none")
-        if c.model.task == "sequence-classification" and c.model.dtype != "float32":
+        if c.model.task == "sequence-classification" and c.model.dtype not in ("auto", "float32"):
             raise ValueError(
                 f"a classification head is trained in float32; wanted dtype 'float32', got {c.model.dtype!r}"
             )

@@ -79,6 +79,8 @@ class Job:
     """SHA-256 of the base model's weights, hexadecimal."""
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The run file's tables by name, as resolved, less what is local (`fedft.config.LOCAL`)."""
+    tokenizer: str = ""
+    """SHA-256 of the base model's tokenizer, hexadecimal; "": the server does not say."""
 
     def table(self, name: str) -> Mapping[str, Any]:
         """The run file's table of this name; empty if the job has none."""

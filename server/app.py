@@ -76,7 +76,7 @@ def serve(
     audit = Audit(folder / "audit.jsonl", Audience(observe))
     with open_run.opened(config, folder, resume=(folder / "config.toml").exists(), observe=audit) as held:
         salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
-        run = held.begin(resident.load(config, held.recipe), salt)
+        run = held.begin(resident.load(held.config, held.recipe), salt)
         audit.path.touch()
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
         link = _Supervised(place, roster.nodes, folder / "superlink", most)

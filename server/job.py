@@ -8,7 +8,7 @@ from fedft.config import ALL, LOCAL, RunConfig
 from fedft.update import Job
 
 
-def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes]) -> Job:
+def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes], tokenizer_digest: str = "") -> Job:
     """The job of a run: what its clients are told, and the run's identifier.
 
     The identifier changes with the config (tables `server`, `eval` and `limits` apart, but for the seed), the base and
@@ -18,6 +18,8 @@ def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes]) -> Job:
         config: the run file.
         base_digest: SHA-256 of the base model that everybody must have, 64 hexadecimal digits.
         who: bytes that tell the run from others of this config: the rows in a simulation, a salt in a deployment.
+        tokenizer_digest: SHA-256 of the tokenizer that everybody must have, likewise; no part of the identifier. "":
+            any.
     """
     tables = config.to_dict()
     fixed = {t: v for t, v in tables.items() if t not in ("server", "eval", "limits")}
@@ -25,6 +27,5 @@ def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes]) -> Job:
     for part in who:
         h.update(part)
     said = {t: {k: v for k, v in keys.items() if k not in LOCAL.get(t, ())} for t, keys in tables.items()}
-    return Job(
-        h.hexdigest()[:16], config.server.seed, base_digest, {t: v for t, v in said.items() if LOCAL.get(t) != ALL}
-    )
+    tables = {t: v for t, v in said.items() if LOCAL.get(t) != ALL}
+    return Job(h.hexdigest()[:16], config.server.seed, base_digest, tables, tokenizer_digest)

@@ -1,7 +1,7 @@
 """One way to open a run, for a simulation, the server of a deployment, a baseline and a bench.
 
-    with opened(config, folder, resume=False, observe=...) as held:   the folder is made or recovered, and locked
-        run = held.begin(resident.load(config, held.recipe), who)     config.toml, the job, the metrics
+    with opened(config, folder, resume=False, observe=...) as held:      the folder is made or recovered, and locked
+        run = held.begin(resident.load(held.config, held.recipe), who)   config.toml, the job, the metrics
         state = run.loop(post).run(clients)
         summary = run.finish(state, len(clients))                     model/, summary.json
 
@@ -19,6 +19,7 @@ from fedft import registry, strategies
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.contract import State
+from fedft.models import dtypes
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
@@ -92,6 +93,7 @@ class HeldFolder:
     """A run's folder that no other process can open, and the version of the newest state in it, -1 for none."""
 
     config: RunConfig
+    """The run file, with a dtype where it said "auto"."""
     recipe: Recipe
     folder: Path
     store: Store
@@ -113,7 +115,7 @@ class HeldFolder:
         return run
 
     def _on(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
-        job = job_of(self.config, here.base.digest, who)
+        job = job_of(self.config, here.base.digest, who, here.base.tokenizer_digest)
         metrics = MetricsFile(self.folder / "metrics.jsonl", self.version)
         return OpenRun(
             self.config, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began, self.ended
@@ -133,6 +135,7 @@ def opened(config: RunConfig, folder: Path, *, resume: bool, observe: Observers)
         ConfigError: the folder is not to be used, belongs to another run file, is further than the config wants it or
             in use, or the strategy cannot be what the config says.
     """
+    config = dtypes.resolved(config)
     recipe = strategies.of(config)
     run_folder.check_plugins(config)
     run_folder.prepare(config, folder, resume)

@@ -8,6 +8,7 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.errors import ConfigError
+from fedft.models import dtypes
 from fedft.reports.loggers import interface as loggers
 from fedft.training.metrics import interface as metrics
 
@@ -34,7 +35,7 @@ def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
         raise ConfigError(f"--out {folder}: cannot be written: {e.strerror}") from e
     if there:
         before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
-        if keys := changed(before, config):
+        if keys := changed(dtypes.resolved(before), dtypes.resolved(config)):
             raise ConfigError(f"--resume {folder}: the run file has changed in {', '.join(keys)}; start a new run")
     return folder
 

@@ -38,6 +38,7 @@ def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str,
     """
     config = replace(config, codec=Codecs())  # they send nothing
     place = runs.workplace(config)
+    config = place.config
     panel = sampling.panel(list(place.clients), config.eval.clients, config.server.seed)
     cohort = min(config.clients.per_round or len(place.clients), len(place.clients))
     config = _bounded(config, len(place.clients) if label == "local" else 1)

@@ -70,6 +70,7 @@ def simulate(
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = choose_folder(name, out, resume)
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
+        config = held.config
         place = workplace(config, held.recipe, folder=folder)
         able = sum(bool(c.test_rows) for c in place.clients.values())
         for line in (

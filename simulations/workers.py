@@ -107,7 +107,7 @@ def _resident(config: str, folder: str) -> list[Any]:
     parsed = configs.from_dict(json.loads(config))
     torch.set_num_threads(parsed.local.threads)
     place = runs.workplace(parsed, folder=Path(folder))
-    job = job_of(parsed, place.base.digest, runs.whose(place.clients))
+    job = job_of(parsed, place.base.digest, runs.whose(place.clients), place.base.tokenizer_digest)
     clients = [place.clients[name] for name in sorted(place.clients, key=str.encode)]
     for client in clients:
         client.join(job)  # without being asked: any worker may be the one that trains it

@@ -15,7 +15,7 @@ from fedft.contract import Layout, State
 from fedft.data.examples import Example
 from fedft.data.row_counts import RowCounts
 from fedft.errors import ConfigError
-from fedft.models import resident
+from fedft.models import dtypes, resident
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.models.resident import Resident
@@ -58,6 +58,7 @@ def workplace(
 
     The recipe is the config's. What clients keep for themselves lies in the run's `folder`, or in memory only.
     """
+    config = dtypes.resolved(config)
     recipe = recipe or strategies.of(config)
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
     rows = RowCounts()

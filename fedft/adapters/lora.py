@@ -7,7 +7,8 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXi
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -86,10 +87,14 @@ class LoRA(Kind):
         return forwards
 
     def mount(self, model: nn.Module, layout: Layout, shape: Shape, settings: Settings) -> Mounted:
-        """Put a peft adapter, under the shape's own name, into the model; factors are float32 for any base."""
+        """Put a peft adapter, under the shape's own name, into the model; factors are float32 for any base.
+
+        Where peft fails half way, the model is left as it was, and the error goes on.
+        """
         name = shape.key
         if name not in getattr(model.get_submodule(next(iter(layout.modules))), "lora_A", {}):
-            _inject(model, layout, shape, settings, name)
+            with _undone_if_it_fails(model, layout, name):
+                _inject(model, layout, shape, settings, name)
         layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
         found = {}
         for m, layer in layers.items():
@@ -125,6 +130,34 @@ def _factors(layout: Layout, shape: Shape, seed: int, suffixes: tuple[str, ...])
         if B_SUFFIX in suffixes:
             found[m + B_SUFFIX] = torch.zeros(o, shape.of(m))
     return found
+
+
+@contextmanager
+def _undone_if_it_fails(model: nn.Module, layout: Layout, name: str) -> Iterator[None]:
+    """Inside, the adapter called `name` is put in; an error takes it out of the layers that have it, and goes on.
+
+    A model that is left half adapted would look adapted to the next one who asks.
+    """
+    before: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
+    asking = [(p, p.requires_grad) for p in model.parameters()]
+    configs: Any = dict(getattr(model, "peft_config", {}))
+    try:
+        yield
+    except BaseException:
+        for m, layer in before.items():
+            if model.get_submodule(m) is not layer:
+                model.set_submodule(m, layer)
+            elif name in getattr(layer, "lora_A", {}):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that another adapter is the active one now
+                    before[m].delete_adapter(name)
+        if configs:
+            model.peft_config = configs
+        elif hasattr(model, "peft_config"):
+            delattr(model, "peft_config")
+        for p, asks in asking:
+            p.requires_grad = asks
+        raise
 
 
 def _inject(model: nn.Module, layout: Layout, shape: Shape, settings: Settings, name: str) -> None:

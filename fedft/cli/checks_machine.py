@@ -5,8 +5,6 @@ A check gives rows: what was looked at, "ok", "warn" or "FAIL", what was found, 
 missing, a check gives a row and never an error; nothing is changed anywhere.
 """
 
-import hashlib
-import json
 import os
 import platform
 import shutil
@@ -171,13 +169,17 @@ def proxies(host: str | None = None) -> Iterator[Finding]:
 
 
 def model(
-    source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0
+    source: str, task: str, *, labels: Sequence[str] = (), dtype: str = "float32", device: str = "cpu", seed: int = 0
 ) -> Iterator[Finding]:
     """The base model as a run takes it, with the digest that the sites' must have."""
     from fedft.models import adapter_folder as models
+    from fedft.models import dtypes
 
+    dtype = dtypes.chosen(source, task, device) if dtype == "auto" else dtype
     base = models.load(source, task, labels=labels, dtype=dtype, device=device, seed=seed)
     yield Finding("model", OK, f"{_said(source, base)}, digest {base.digest[:12]} as {task} in {dtype}")
+    if slow := dtypes.slow(dtype, task, device):
+        yield Finding("dtype", WARN, slow, "another [model] dtype, or device")
     yield _tokenizer(base)
 
 
@@ -192,7 +194,7 @@ def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -
         base = models.load(source, "causal-lm", device=device)
     except FedftError as causal:
         try:
-            base = models.load(source, "sequence-classification", labels=2, device=device)
+            base = models.load(source, "sequence-classification", device=device)
         except FedftError:
             raise causal from None
     found = _said(source, base)
@@ -212,10 +214,8 @@ def _said(source: str, base: "Base") -> str:
 
 
 def _tokenizer(base: "Base") -> Finding:
-    """With 12 digits of a SHA-256 over the tokens in order of number: unlike ones make unlike numbers of a text."""
-    vocabulary = sorted(base.tokenizer.get_vocab().items(), key=lambda item: item[1])
-    digest = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
-    return Finding("tokenizer", OK, f"{len(vocabulary):,} tokens, digest {digest[:12]}")
+    """With 12 digits of the digest that the server's and all sites' must have."""
+    return Finding("tokenizer", OK, f"{len(base.tokenizer):,} tokens, digest {base.tokenizer_digest[:12]}")
 
 
 def site_rows(

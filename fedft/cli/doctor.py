@@ -166,7 +166,7 @@ def _server(
         m, seed = loaded[0].model, loaded[0].server.seed
         yield from findings_of(
             "model",
-            lambda: doctor.model(m.id, m.task, labels=len(m.labels), dtype=m.dtype, device=m.device, seed=seed),
+            lambda: doctor.model(m.id, m.task, labels=m.labels, dtype=m.dtype, device=m.device, seed=seed),
         )
 
 

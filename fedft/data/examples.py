@@ -18,6 +18,7 @@ from fedft.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
 IGNORED = -100
 """The label of a token that is not learned; torch's cross entropy leaves it out (`ignore_index`)."""
 BLOCK = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
@@ -150,7 +151,7 @@ def encode_label(
         row: the record, fields by name.
         text: template (see `fill`) of the text.
         label_field: the field that holds the class: one of `labels`, or its number (as the hub's class labels are).
-        labels: names of the classes.
+        labels: names of the classes; where one reads as a number, numbers are names and never places.
         tokenizer: the base model's.
         max_length: tokens at most; the text is cut from the right.
         where: name of the row in error messages.
@@ -160,7 +161,7 @@ def encode_label(
     found = _value(row, label_field, where)  # a field's name, never a template
     if found in labels:
         label = labels.index(found)
-    elif type(value := row[label_field]) is int and 0 <= value < len(labels):
+    elif type(value := row[label_field]) is int and 0 <= value < len(labels) and not any(map(NUMBER.fullmatch, labels)):
         label = value
     else:
         raise DataError(f"{where}: {label_field!r} is {found!r}, not a label{check.nearest(found, labels)}")

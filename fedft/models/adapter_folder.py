@@ -15,6 +15,7 @@ from typing import Any
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError
+from fedft.models import classes
 from fedft.models import load as loading
 from fedft.models.load import Base, first_line, ready
 
@@ -33,16 +34,21 @@ def load(source: str, task: str, **how: Any) -> Base:
     Raises:
         DataError: as there; and for an adapter that is no plain LoRA, or does not fit its base.
     """
-    folders: list[str] = []
-    while (Path(below := os.path.expanduser(source)) / "adapter_config.json").is_file():
-        if len(folders) == MAX_ADAPTERS:
-            raise DataError(f"[model] id: {folders[0]!r} is an adapter on an adapter, more than {MAX_ADAPTERS} deep")
-        folders.append(source)
-        source = base_of(below)
-    base = loading.load(source, task, **how)
+    *folders, lowest = chain(source)
+    base = loading.load(lowest, task, **how)
     for folder in reversed(folders):
         base = merged(base, folder)
     return base
+
+
+def chain(source: str) -> list[str]:
+    """`source`, what it is an adapter of, and so on down to a base that is none. Raises DataError as `base_of` does."""
+    found = [source]
+    while (Path(below := os.path.expanduser(found[-1])) / "adapter_config.json").is_file():
+        if len(found) > MAX_ADAPTERS:
+            raise DataError(f"[model] id: {source!r} is an adapter on an adapter, more than {MAX_ADAPTERS} deep")
+        found.append(base_of(below))
+    return found
 
 
 def base_of(folder: str) -> str:
@@ -92,9 +98,17 @@ def merged(below: Base, source: str) -> Base:
         raise DataError(
             f"[model] id: the adapter in {source!r} saves {', '.join(sorted(inside))} whole; merge it first"
         )
+    if saved and below.task != "causal-lm":
+        labels = classes.of_config(whole.config)
+        classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(labels), labels, source)
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}
     base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn)
     return replace(base, merged={**below.merged, **both})
+
+
+def _unnamed(labels: list[str]) -> list[str]:
+    """What a folder that names no classes calls them."""
+    return [f"LABEL_{i}" for i in range(len(labels))]
 
 
 def _change(layer: Any) -> LowRank:

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
+from fedft.models import classes
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import head_modules
 from fedft.models.load import Base
@@ -18,7 +20,8 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     """Write the difference between `handle`'s model and its base into `folder`; returns the kind of folder it is.
 
     "adapter"   all changes are low-rank: a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that
-                `peft.PeftModel.from_pretrained` and vLLM load as it is
+                `peft.PeftModel.from_pretrained` and vLLM load as it is; of a classifier also `config.json`, which
+                has the names of the classes
     "delta"     all parameters were trained: `delta.safetensors`, changes since w0, and `delta.json`
     "values"    another kind of adapter: `values.safetensors`, its tensors in unit scale, and `values.json`
 
@@ -30,7 +33,9 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = base.source if base.merged else base_name
-    about = {"base": name, "base_digest": base.digest, "kind": handle.kind.name}
+    about: dict[str, Any] = {"base": name, "base_digest": base.digest, "kind": handle.kind.name}
+    if base.task != "causal-lm":
+        about["labels"] = classes.of_config(base.model.config)
     changes, whole = handle.change()
     if handle.kind.of_base:
         return _plainly(folder, "delta", whole, about)
@@ -42,7 +47,7 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     return "adapter"
 
 
-def _plainly(folder: Path, kind: str, values: Tensors, about: dict[str, str]) -> str:
+def _plainly(folder: Path, kind: str, values: Tensors, about: dict[str, Any]) -> str:
     """Write the tensors and what they belong to, in files called by `kind`; returns `kind`."""
     save_file({n: x.contiguous() for n, x in values.items()}, folder / f"{kind}.safetensors")
     (folder / f"{kind}.json").write_text(json.dumps(about) + "\n")
@@ -69,6 +74,8 @@ def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pair
     )
     config.target_modules = targets  # peft has made it a set, which it would write in an order of this process's own
     config.save_pretrained(str(folder))
+    if heads:
+        base.model.config.save_pretrained(str(folder))
     tensors = {f"base_model.model.{m}.{f}.weight": x for m, d in pairs.items() for f, x in _factors(d)}
     own = parameters_of(base.model)
     tensors |= {f"base_model.model.{n}": own[n].detach().cpu() for n in handle.layout.head}

@@ -8,6 +8,7 @@ from fedft.contract import Layout
 from fedft.errors import DataError
 from fedft.models.load import Base
 from fedft.models.parameters import parameters_of
+from fedft.models.targets import chosen
 
 
 def layout_of(base: Base, targets: str | list[str]) -> Layout:
@@ -15,33 +16,21 @@ def layout_of(base: Base, targets: str | list[str]) -> Layout:
 
     Args:
         base: the loaded model.
-        targets: "all-linear" (every linear layer but the output and the head), or endings of layers' names such as
-            "q_proj".
+        targets: "all-linear" (every linear layer but the output and the head), endings of layers' names such as
+            "q_proj", or regular expressions, see `targets`; none where no layer gets an adapter.
     Raises:
-        DataError: a target that no layer's name ends in; the message names the endings that there are.
+        DataError: a target that chooses no layer; the message names the endings that there are. "all-linear" for a
+            model whose experts no linear layer holds.
     """
     model = base.model
     linear = {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}
     head = head_modules(base)
     output = model.get_output_embeddings() if base.task == "causal-lm" else None
     body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and not _inside(n, head)}
-    if targets == "all-linear":
-        modules = body
-    else:
-        wanted = [targets] if isinstance(targets, str) else targets
-        modules = {n: s for n, s in body.items() if n.endswith(tuple(wanted)) and n.split(".")[-1] in _ends(wanted)}
-        endings = sorted({n.split(".")[-1] for n in body})
-        for t in wanted:
-            if not any(n.endswith(t) for n in modules):
-                raise DataError(f"[model] targets: no layer ends in {t!r}; this model has {', '.join(endings)}")
+    modules = {n: body[n] for n in chosen(base, body, targets)}
     parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items()}
     heads = {n: s for n, s in parameters.items() if _inside(n, head)}
     return Layout(_in_order(modules), _in_order(heads), _in_order(parameters))
-
-
-def _ends(targets: list[str]) -> set[str]:
-    """The last components of the targets."""
-    return {t.split(".")[-1] for t in targets}
 
 
 def _in_order(shapes: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ works on it through a `ModelHandle`.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, FedftError
+from fedft.models import classes, tokenizer_digest
 from fedft.models.parameters import digest_of, parameters_of
 
 TASKS = ("causal-lm", "sequence-classification")
@@ -44,23 +46,29 @@ class Base:
     ids: int = 2**31
     """How many token ids the model has an embedding for, from 0."""
 
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of the tokenizer, hexadecimal; see `tokenizer_digest.digest_of`."""
+        return tokenizer_digest.digest_of(self.tokenizer)
+
 
 def load(
-    source: str, task: str, *, labels: int = 0, dtype: str = "float32", device: str = "cpu", seed: int = 0
+    source: str, task: str, *, labels: Sequence[str] = (), dtype: str = "float32", device: str = "cpu", seed: int = 0
 ) -> Base:
     """The base model and tokenizer at `source`, in evaluation mode on `device`. Torch's global seed stays as it was.
 
     Args:
         source: a folder, a hub id "owner/name", or `quickstart.BASE`, which is trained now if it is not in the cache.
         task: one of TASKS.
-        labels: number of classes for classification.
+        labels: names of the classes for classification, in order; none: those that the folder says. A head in the
+            folder that has them in another order is reordered.
         dtype: of the resident weights: float32, bfloat16 or float16.
         device: torch device.
         seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
     Raises:
         ValueError: another task.
-        DataError: no model there, or one that does not do this task; weights that it lacks; no such device. No code
-            of a model's folder is ever run.
+        DataError: no model there, or one that does not do this task; weights that it lacks; a head of other classes;
+            no such device. No code of a model's folder is ever run.
     """
     check.one_of(TASKS, task=task)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -71,14 +79,18 @@ def load(
     folder = _folder(source)
     place = _device(device)
     kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
-    extra = {} if task == "causal-lm" else {"num_labels": labels}
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **extra)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if task == "causal-lm" and not _can_generate(config):
             raise DataError(
                 f"[model] id: {source!r} is a {config.model_type} model, which does not generate text; "
                 f"wanted a causal language model, or task = 'sequence-classification'"
             )
+        own = classes.of_config(config)
+        if labels and task != "causal-lm":
+            if len(own) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
+                classes.order(own, labels, source)
+            classes.name(config, labels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             loaded: Any = kind.from_pretrained(
@@ -97,6 +109,8 @@ def load(
             f"[model] id: {source!r} lacks {len(drawn)} of the {config.model_type} model's weights, "
             f"{', '.join(sorted(drawn)[:3])}{', ...' if len(drawn) > 3 else ''}; they would be random numbers"
         )
+    if labels and task != "causal-lm":
+        classes.fit(model, own, labels, source, drawn)
     return ready(model, tokenizer, task, source, drawn)
 
 

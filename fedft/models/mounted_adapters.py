@@ -30,16 +30,26 @@ class MountedAdapters:
     def switch_to(self, shape: Shape) -> bool:
         """Make the adapter of this shape the live one, mounting it the first time; whether another one was live.
 
-        The values of an adapter that is mounted now are whatever its kind makes: they are to be written.
+        The values of an adapter that is mounted now are whatever its kind makes: they are to be written. Where the kind
+        fails to mount it, the adapter that was live stays so.
         """
         if shape.key == self._key:
             return False
         if self._key is not None:
             self.live.switch(False)
-        mounted = self._by_shape.pop(shape.key, None)
-        mounted = mounted or self._kind.mount(self._model, self._layout, shape, self._settings)
+        mounted = self._by_shape.get(shape.key) or self._mounted(shape)
         mounted.switch(True)
+        self._by_shape.pop(shape.key, None)
         self._by_shape[shape.key], self._key = mounted, shape.key  # the last one used is the last of the dict
         for unused in list(self._by_shape)[:-MOST_SHAPES]:
             self._by_shape.pop(unused).remove()
         return True
+
+    def _mounted(self, shape: Shape) -> Mounted:
+        """A new adapter of this shape."""
+        try:
+            return self._kind.mount(self._model, self._layout, shape, self._settings)
+        except BaseException:
+            if self._key is not None:
+                self.live.switch(True)
+            raise

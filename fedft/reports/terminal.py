@@ -133,7 +133,9 @@ class Progress:
         self.out.print(f"model  {model}")
         if (model / "adapter_config.json").exists():
             kind = "CausalLM" if summary["task"] == "causal-lm" else "SequenceClassification"
-            call = f"AutoPeftModelFor{kind}.from_pretrained('{model}')"
+            # how many classes there are is no part of an adapter's folder that peft reads; 2 without it
+            more = f", num_labels={len(summary['labels'])}" if "labels" in summary else ""
+            call = f"AutoPeftModelFor{kind}.from_pretrained('{model}'{more})"
             self.out.print(f'load   python -c "from peft import *; model = {call}"')
         else:
             self.out.print(f"load   fedft export {folder} --merged --to FOLDER, then transformers' from_pretrained")

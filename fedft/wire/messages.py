@@ -7,7 +7,7 @@
                update  r run, t round, a attempt, n num_examples, m metrics
                plan    r run, t round, v version, y label, h have, z have_label, a attempt, e evaluate, k rank, q ranks,
                        s steps, l learning_rate, c counted, x extra
-               job     r run, s seed, b base
+               job     r run, s seed, b base, k tokenizer
     table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
              ascending bytewise, hence none twice; at most 8,192 tensors, which is also what bounds a plan's table
              in a job: JSON object with the run file's tables under "t", at most 16 deep; all at most 64 KiB
@@ -236,5 +236,10 @@ _PLAN_FIELDS = (
     Field("c", "counted", as_count, None),
     Field("x", "extra", as_extra, {}),
 )
-_JOB_FIELDS = (Field("r", "run", as_run), Field("s", "seed", as_count), Field("b", "base", as_digest))
+_JOB_FIELDS = (
+    Field("r", "run", as_run),
+    Field("s", "seed", as_count),
+    Field("b", "base", as_digest),
+    Field("k", "tokenizer", as_digest, ""),
+)
 _JOB_TABLE = (Field("t", "tables", as_tables),)

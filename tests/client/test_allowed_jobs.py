@@ -189,6 +189,9 @@ def test_only_bases_that_are_listed():
         refused("policy_base", job(), replace(ALLOWED, base=allowed))
     for digest in (None, "", DIGEST[:12], DIGEST.upper(), DIGEST + "0", 7, [DIGEST]):
         refused("policy_options", job(base=digest))
+    for digest in (None, DIGEST[:12], DIGEST.upper(), 7, [DIGEST]):
+        refused("policy_options", replace(job(), tokenizer=digest))
+    allowed_jobs.check_job(replace(job(), tokenizer=DIGEST), replace(ALLOWED, base=[DIGEST[:12]]))
 
 
 @pytest.mark.parametrize(
@@ -202,6 +205,8 @@ def test_only_bases_that_are_listed():
         (["q_proj"], "all-linear", "policy_targets"),
         (["q_proj"], "proj", "policy_targets"),
         ([], ["q_proj"], "policy_targets"),
+        (["all-linear"], ["q_proj", "re:(a+)+b"], "policy_targets"),
+        (["all-linear", "re:.*q_proj"], "re:.*q_proj", None),
         (["q_proj"], [], "policy_options"),
         (["q_proj"], [["q_proj"]], "policy_options"),
     ],

@@ -220,6 +220,16 @@ def test_a_label_is_its_place_in_the_list():
     assert classify(1, labels=["0", "2", "1"]).labels == 2
 
 
+@pytest.mark.parametrize(("label", "place"), [(1, 0), ("1", 0), (2, 1), (0, None), ("0", None), (1.0, None)])
+def test_a_number_is_a_name_where_names_read_as_numbers(label, place):
+    """In ["1", "2"] the label 1 is the first class, and 0 is none, though it could be a place."""
+    if place is not None:
+        assert classify(label, labels=["1", "2"]).labels == place
+        return
+    with pytest.raises(DataError, match=r"row 1: 'y' is .* not a label"):
+        classify(label, labels=["1", "2"])
+
+
 @pytest.mark.parametrize("label", ["fuor", 2, -1, True])
 def test_a_label_that_is_none_is_refused(label):
     with pytest.raises(DataError, match=r"row 1: 'y' is .* not a label"):

@@ -20,6 +20,7 @@ from fedft.errors import DataError
 from fedft.models import export, load, resident
 from fedft.models.layout import head_modules, layout_of
 
+ABC = ["a", "b", "c"]
 SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -47,14 +48,14 @@ def without(folder, word):
 def test_what_a_classifier_adds_is_trained_and_saved_whole(saved, tmp_path):
     """A masked language model has neither classifier nor pooler: both are drawn, and one seed draws the same ones."""
     folder = str(saved(bert()))
-    base = load.load(folder, "sequence-classification", labels=3, seed=7)
+    base = load.load(folder, "sequence-classification", labels=ABC, seed=7)
     assert {n.partition(".")[0] for n in base.drawn} == {"bert", "classifier"}
     assert head_modules(base) == {"bert.pooler", "classifier"}
     layout = layout_of(base, "all-linear")
     assert set(layout.head) == set(base.drawn)
     assert not [m for m in layout.modules if "pooler" in m]
-    assert load.load(folder, "sequence-classification", labels=3, seed=7).digest == base.digest
-    assert load.load(folder, "sequence-classification", labels=3, seed=8).digest != base.digest
+    assert load.load(folder, "sequence-classification", labels=ABC, seed=7).digest == base.digest
+    assert load.load(folder, "sequence-classification", labels=ABC, seed=8).digest != base.digest
 
 
 def test_a_drawn_pooler_is_in_the_export_that_peft_loads(saved, tmp_path):
@@ -80,7 +81,7 @@ def test_what_is_missing_of_the_body_is_named(saved, lost):
     folder = saved(bert())
     without(folder, lost)
     with pytest.raises(DataError, match=f"lacks .*{lost}.*random numbers"):
-        layout_of(load.load(str(folder), "sequence-classification", labels=2), "all-linear")
+        layout_of(load.load(str(folder), "sequence-classification", labels=ABC[:2]), "all-linear")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_what_is_missing_of_the_body_is_named(saved, lost):
     ids=["gpt2", "opt", "roberta"],
 )
 def test_positions_are_those_that_a_text_can_use(saved, model, task, positions):
-    base = load.load(str(saved(model())), task, labels=2)
+    base = load.load(str(saved(model())), task, labels=ABC[:2])
     load.check_length(base, positions)
     base.model(torch.arange(3, 3 + positions)[None])
     with pytest.raises(DataError, match=f"max_length = {positions + 1}, but .* has {positions} positions"):
@@ -133,6 +134,19 @@ def test_padding_is_an_id_that_the_model_has(saved, pad, eos, found):
 
     assert load.pad_id(base.model, Tokenizer()) == found
     assert base.ids == 300
+
+
+def test_safetensors_are_loaded_where_there_are_both(saved):
+    """What lies in `pytorch_model.bin` beside them is not even read: here it is no file of weights."""
+    folder = saved(bert())
+    wanted = load.load(str(folder), "sequence-classification", labels=ABC).digest
+    (folder / "pytorch_model.bin").write_bytes(b"not a file of weights")
+    assert load.load(str(folder), "sequence-classification", labels=ABC).digest == wanted
+    zeros = {n: torch.zeros_like(x) for n, x in load_file(folder / "model.safetensors").items()}
+    torch.save(zeros, folder / "pytorch_model.bin")
+    assert load.load(str(folder), "sequence-classification", labels=ABC).digest == wanted
+    (folder / "model.safetensors").unlink()
+    assert load.load(str(folder), "sequence-classification", labels=ABC).digest != wanted
 
 
 def test_a_word_that_is_no_folder_may_be_a_hub_id_and_a_path_may_not():

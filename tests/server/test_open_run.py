@@ -13,11 +13,12 @@ from fedft.contract import State
 from fedft.errors import ConfigError
 from fedft.server import open_run
 
-HERE: Any = SimpleNamespace(base=SimpleNamespace(digest="d" * 64), layout=None, handle=None)
+HERE: Any = SimpleNamespace(base=SimpleNamespace(digest="d" * 64, tokenizer_digest="e" * 64), layout=None, handle=None)
 
 
 def _config(**server: Any) -> RunConfig:
-    return run_file.from_dict({"strategy": {"name": "fedit"}, "server": {"rounds": 3, **server}})
+    model = {"dtype": "float32"}  # as resolved
+    return run_file.from_dict({"model": model, "strategy": {"name": "fedit"}, "server": {"rounds": 3, **server}})
 
 
 def _quiet(kind: str, info: Any) -> None:

@@ -240,7 +240,7 @@ def saying(**tables):
 
 
 def test_a_job_comes_back():
-    for job in (JOB, saying(codec={"up": "int8"})):
+    for job in (JOB, saying(codec={"up": "int8"}), replace(JOB, tokenizer="a" * 64)):
         data = messages.encode_job(job)
         assert messages.decode_job(data) == job
         assert messages.encode_job(messages.decode_job(data)) == data
