@@ -14,7 +14,7 @@ from fedft.data import examples as data
 from fedft.data import records
 from fedft.data.examples import IGNORED, Example
 from fedft.data.row_counts import RowCounts
-from fedft.errors import DataError
+from fedft.errors import ConfigError, DataError
 from fedft.simulations import virtual_clients
 
 WORDS = ["what", "is", "two", "and", "four", "six", *"abcdefghijklm"]
@@ -60,7 +60,7 @@ def test_importing_the_module_imports_neither_datasets_nor_flower_nor_transforme
     [
         ("Q: {q}!", "Q: {n} [[x]]!"),
         ("{n}{none}", "7"),
-        ("{{q}} {two words}", "{q} 2"),
+        ("{{Q}} {two words} {{{n}}}", "{Q} 2 {7}"),
         ("{q.__class__}", None),
         ("{missing}", None),
         ("{items}", None),
@@ -79,9 +79,39 @@ def test_templates(template, text):
             data.fill(template, row, "here")
 
 
-def test_an_unknown_field_names_those_there_are():
-    with pytest.raises(DataError, match="row 3: no field 'prompt'; there are question, answer"):
+def test_an_unknown_field_names_those_there_are_and_the_nearest():
+    with pytest.raises(DataError, match=r"row 3: no field 'prompt'; there are question, answer$"):
         data.fill("{prompt}", {"question": 1, "answer": 2}, "row 3")
+    with pytest.raises(DataError, match="there are question, answer; did you mean 'answer'"):
+        data.fill("{anser}", {"question": 1, "answer": 2}, "row 3")
+
+
+@pytest.mark.parametrize("said", ["{q}: {{a}}", "{q}: {{ a }}"])
+def test_a_field_in_double_braces_is_refused_with_the_right_spelling(said):
+    with pytest.raises(DataError, match=r"row 3: .* has the field 'a' in double braces, .*; wanted '{q}: {a}'"):
+        data.fill(said, {"q": 1, "a": 2}, "row 3")
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "wanted"),
+    [
+        ("response", "{{answer}}", "in single braces it does: '{answer}'"),
+        ("prompt", "Q: {{ question }}", "in single braces it does: 'Q: {question}'"),
+        ("response", "answer", "a name in braces does, as in '{answer}'"),
+        ("response", "", "a name in braces does"),
+        ("prompt", "[[Say it.]] {}", "a name in braces does"),
+        ("text", "%(text)s", "a name in braces does"),
+    ],
+)
+def test_a_template_that_names_no_field_is_refused(key, said, wanted):
+    with pytest.raises(ConfigError) as e:
+        run_file.from_dict({"data": {key: said}})
+    assert str(e.value) == f"run: [data] {key} = {said!r} names no field; {e.value.args[0].rpartition('; ')[2]}"
+    assert wanted in str(e.value)
+
+
+def test_only_an_empty_prompt_may_name_no_field():
+    assert run_file.from_dict({"data": {"prompt": "", "response": "{text}"}}).data.prompt == ""
 
 
 # --- encoding
