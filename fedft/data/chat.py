@@ -54,7 +54,7 @@ def encode(
     if template is None and not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
             f"[data] messages = {field!r}: the model's tokenizer has no chat template; a line "
-            f"chat_template = 'chat.jinja' in [data] names a file with one (README.md shows one)"
+            f"chat_template = 'chat.jinja' in [data] names a file with one (DATA.md shows one)"
         )
     said, tools = conversations.messages(row, field, where), conversations.tools(row, where)
     if not any(conversations.taught(m) for m in said):
@@ -68,6 +68,19 @@ def encode(
     lost = sum(label != IGNORED for label in labels[kept:])
     given = max((start for start, _ in spans if start < kept), default=kept)
     return Example(ids[:kept], labels[:kept], given, lost, len(labels) - kept - lost)
+
+
+def ends(template: str | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether more than space is learned behind what the assistant says; True for a template that fails on a small
+    conversation, which real ones may suit."""
+    said = [{"role": "user", "content": "Go?"}, {"role": "assistant", "content": "Yes"}]
+    try:
+        example = encode(
+            {"said": said}, field="said", template=template, tokenizer=tokenizer, max_length=9999, where=""
+        )
+    except DataError:
+        return True
+    return not tokenizer.decode([i for i in example.labels if i != IGNORED]).rstrip().endswith("Yes")
 
 
 @dataclass(frozen=True)

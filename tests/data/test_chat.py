@@ -233,6 +233,18 @@ def test_a_template_that_is_not_stable_or_has_marks_elsewhere_is_refused_in_one_
         encode(tokenizer, LONG, once)
 
 
+@every_template
+def test_a_template_whose_turns_have_no_end_is_told_from_one_whose_turns_do(tokenizer, name):
+    template = TEMPLATES[name][0]
+    assert chat.ends(template, tokenizer)
+    outside = "{% endgeneration %}<|im_end|>"
+    cut = template.replace(" + '<|im_end|>' }}{% endgeneration %}", " }}" + outside).replace("<|im_end|>\n", "\n")
+    cut = cut.replace(" + eos_token }}", " }}")
+    assert cut != template
+    assert not chat.ends(cut, tokenizer)
+    assert chat.ends("{{ raise_exception('no') }}", tokenizer)
+
+
 def test_without_a_template_the_line_to_write_is_said(tokenizer):
     with pytest.raises(ConfigError, match=r"tokenizer has no chat template; a line chat_template = 'chat.jinja'"):
         encode(tokenizer, SHORT, None)

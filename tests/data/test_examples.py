@@ -216,6 +216,8 @@ def test_rows_that_teach_nothing_are_left_out_of_a_population_which_says_so():
     assert counts.lines(8, 2) == [
         "2 of 5 rows were skipped: there is nothing to learn in them",
         "1 of 2 clients have no held-out row to measure on: 'x'",
+        "the model never learns to stop: its tokenizer has no end token; write eos_token into its "
+        "tokenizer_config.json, or an end of your own into [data], as in response = '{answer}\\n###'",
     ]
     with pytest.raises(DataError, match="client 'x' has no row to train on; all 1 were left out, empty or too long"):
         virtual_clients.encode({"x": ([{"a": ""}], [])}, settings, base)
@@ -223,6 +225,17 @@ def test_rows_that_teach_nothing_are_left_out_of_a_population_which_says_so():
         virtual_clients.encode({"x": ([], [{"a": "a b"}])}, settings, base)
     with pytest.raises(DataError, match=r"f\.jsonl, client 'x', row 2: no field 'a'"):
         virtual_clients.encode({"x": ([{"a": "a b"}, {}], [])}, settings, base)
+
+
+@pytest.mark.parametrize(
+    ("eos", "response", "stops"), [(True, "{a}", True), (False, "{a}", False), (False, "{a} d", True)]
+)
+def test_a_model_that_never_learns_to_stop_is_said_once(eos, response, stops):
+    settings = run_file.from_dict({"data": {"train": "f.jsonl", "prompt": "", "response": response}})
+    base = SimpleNamespace(tokenizer=tokenizer(eos=eos), ids=100, source="base")
+    parts = {c: ([{"a": "a b"}] * 3, [{"a": "a"}]) for c in "xyz"}
+    virtual_clients.encode(parts, settings, base, counts := RowCounts())
+    assert [line[:31] for line in counts.lines(8, 2)] == ([] if stops else ["the model never learns to stop:"])
 
 
 def test_an_id_outside_the_embedding_is_said_with_both_sizes():
