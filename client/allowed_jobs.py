@@ -31,7 +31,7 @@ from fedft.training.metrics import interface as metrics
 from fedft.update import Job, Plan
 
 LOOKED_AT = {
-    "data": {"prompt", "response", "text", "label", "messages", "chat_template"},
+    "data": {"prompt", "response", "text", "label", "messages", "tokens", "chat_template"},
     "model": {"targets", "labels"},
     "codec": {"up", "down"},
     "eval": {"metrics"},
@@ -79,8 +79,10 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
         said = _check_job(job, site.policy)
         own = {k: v for k, v in vars(site.data).items() if k not in ("client", "value")}
         form = {k: v for k, v in own.items() if v is not None}
-        if "messages" not in form and ("prompt" in form or "response" in form):
-            form |= {"messages": None, "chat_template": None}  # this site's records are no conversations
+        if form.keys() & {"prompt", "response", "messages", "tokens"}:  # another form here is not this site's
+            form = {"messages": None, "tokens": None} | form
+        if form.get("messages", said.data.messages) is None:
+            form["chat_template"] = None
         elif (theirs := said.data.chat_template) is not None and theirs != site.data.chat_template:
             raise PlanRefused(
                 "policy_options",

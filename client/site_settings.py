@@ -93,6 +93,8 @@ class SiteData:
     chat_template: str | None = None
     """A file with the Jinja template of conversations, or its text; left out: the tokenizer's own. A server's is only
     used if it is the same."""
+    tokens: str | None = None
+    """Field that holds token ids; then `prompt`, `response` and `messages` are not said here."""
     text: str | None = None
     """Classification: template of the input."""
     label: str | None = None
@@ -177,11 +179,12 @@ def load(path: Path) -> SiteConfig:
 def _forms(data: SiteData, path: Path) -> SiteData:
     """The table with the text of its chat template; ConfigError where the form of records makes no sense."""
     try:
-        if data.messages is not None and (data.prompt is not None or data.response is not None):
-            raise ValueError("[data] messages and a prompt or response: a record has one form; leave out one")
+        said = {"prompt or response": data.prompt or data.response, "messages": data.messages, "tokens": data.tokens}
+        if len(forms := [form for form, name in said.items() if name is not None]) > 1:
+            raise ValueError(f"[data] {' and '.join(forms)}: a record has one form; leave out one")
         for key in ("prompt", "response", "text"):
-            if said := getattr(data, key):
-                template_checks.check_names_field(key, said)
+            if template := getattr(data, key):
+                template_checks.check_names_field(key, template)
         if data.chat_template is None:
             return data
         text = template_checks.chat_template(data.chat_template, path.parent)

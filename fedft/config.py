@@ -78,6 +78,9 @@ class Data:
     chat_template: str | None = None
     """For `messages`: a file with a Jinja template, or its text; left out: the tokenizer's own. A site takes none from
     a server but the one that its own file says."""
+    tokens: str | None = None
+    """Field that holds token ids of the base model's own tokenizer, special tokens among them; a field `labels`, if
+    there is one, says which are learned. `prompt` and `response` have no part in it."""
     text: str = "{text}"
     """Classification: template of the input."""
     label: str = "label"

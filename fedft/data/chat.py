@@ -80,7 +80,9 @@ def ends(template: str | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
         )
     except DataError:
         return True
-    return not tokenizer.decode([i for i in example.labels if i != IGNORED]).rstrip().endswith("Yes")
+    assert not isinstance(example.labels, int)
+    learned = str(tokenizer.decode([label for label in example.labels if label != IGNORED]))
+    return not learned.rstrip().endswith("Yes")
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ def encode(
 def _never_stops(config: RunConfig, tokenizer: Any) -> str:
     """Why no end of a response or turn is learned, and what to do; "" where one is."""
     d = config.data
+    if d.tokens is not None:
+        return ""  # nobody knows which of them is an end
     if d.messages is not None:
         if chat.ends(d.chat_template, tokenizer):
             return ""

@@ -18,15 +18,17 @@ def check_forms(data: Data, task: str) -> None:
     braces, and nobody would see it in the numbers. Only `prompt` may be "", which is completion of plain text.
     """
     plain = Data()
-    if data.messages is not None:
+    for field in ("tokens", "messages"):
+        if (name := getattr(data, field)) is None:
+            continue
+        if not name:
+            raise ValueError(f"[data] {field} is '', wanted the name of a field")
         if task != "causal-lm":
-            raise ValueError(f"[data] messages are for task 'causal-lm', the task is {task!r}")
-        for key in ("prompt", "response", "max_prompt"):
+            raise ValueError(f"[data] {field} are for task 'causal-lm', the task is {task!r}")
+        for key in ("prompt", "response", "max_prompt", *(("messages",) if field == "tokens" else ())):
             if (said := getattr(data, key)) != getattr(plain, key):
-                raise ValueError(f"[data] {key} = {check.quoted(said)} has no effect beside messages; leave out one")
-        if not data.messages:
-            raise ValueError("[data] messages is '', wanted the name of a field")
-    elif data.chat_template is not None:
+                raise ValueError(f"[data] {key} = {check.quoted(said)} has no effect beside {field}; leave out one")
+    if data.chat_template is not None and data.messages is None:
         raise ValueError("[data] chat_template has no effect without messages, the field that holds conversations")
     if data.chat_template is not None and not JINJA.search(data.chat_template):
         raise ValueError(f"[data] chat_template = {check.quoted(data.chat_template)}: no such file, nor a Jinja text")

@@ -81,6 +81,7 @@ def test_a_server_s_chat_template_runs_only_where_the_site_s_file_says_the_same(
         assert e.value.code == "policy_options"
     plain = on(prompt="{q}", response="{a}")  # this site's records are no conversations
     assert (plain.messages, plain.chat_template, plain.prompt) == (None, None, "{q}")
+    assert (on(tokens="ids").tokens, on(tokens="ids").messages) == ("ids", None)
     assert on(messages="mine", chat_template=theirs).messages == "mine"
     own = replace(SITE, data=site_settings.SiteData("/train.jsonl", messages="mine", chat_template=ours))
     assert allowed_jobs.run_config(job(data={"prompt": "{q}"}), own).data.chat_template == ours

@@ -133,7 +133,7 @@ def test_the_form_of_conversations_is_checked_and_its_template_read(folder):
     assert (found.messages, found.chat_template) == ("talk", "{{ messages }}")
     for wrong, line in {
         said.format("other.jinja"): r"site.toml: \[data\] chat_template = 'other.jinja': no such file",
-        said.format("chat.jinja") + '\nprompt = "{q}"': r"\[data\] messages and a prompt or response",
+        said.format("chat.jinja") + '\nprompt = "{q}"': r"\[data\] prompt or response and messages: a record",
         'train = "train.jsonl"\nresponse = "{{a}}"': r"\[data\] response = '{{a}}' names no field; .*'{a}'",
     }.items():
         with pytest.raises(ConfigError, match=line):
