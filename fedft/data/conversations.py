@@ -21,6 +21,8 @@ SHAREGPT = {**OPENAI, "human": "user", "gpt": "assistant"}
 def messages(row: Mapping[str, Any], field: str, where: str) -> list[Message]:
     """The turns of the conversation in `field`, by OpenAI's names; null is left out, as content it is empty text.
 
+    The field is a list or its JSON. Text in the record's field `system` comes first, if no turn is a system prompt.
+
     Raises DataError, beginning with `where`: no such field, no list of messages, an unknown role, content that is no
     text, or no turn of the assistant.
 
@@ -30,11 +32,14 @@ def messages(row: Mapping[str, Any], field: str, where: str) -> list[Message]:
     if field not in row:
         there = ", ".join(map(str, row)) or "none"
         raise DataError(f"{where}: no field {field!r}; there are {there}{check.nearest(field, row)}")
-    if not isinstance(found := row[field], list):
+    if not isinstance(found := _parsed(row[field]), list):
         raise DataError(f"{where}: field {field!r} is {check.quoted(found)}, wanted a list of messages")
     said = [_message(turn, f"{where}: {field!r}, message {n}") for n, turn in enumerate(found, 1)]
     if not any(m["role"] == "assistant" for m in said):
         raise DataError(f"{where}: {field!r} has no turn of the assistant among its {len(said)}; nothing is learned")
+    prompt = row.get("system")
+    if isinstance(prompt, str) and prompt.strip() and not any(m["role"] == "system" for m in said):
+        said.insert(0, {"role": "system", "content": prompt})
     return said
 
 
@@ -64,17 +69,20 @@ def tools(row: Mapping[str, Any], where: str) -> list[dict[str, Any]] | None:
 
     Raises DataError, beginning with `where`, for anything else.
     """
-    found = row.get("tools")
-    if isinstance(found, str) and found.strip():
-        try:
-            found = json.loads(found)
-        except (ValueError, RecursionError) as e:
-            raise DataError(f"{where}: field 'tools' is text, but not JSON: {check.quoted(found)}") from e
-    if not found:
+    found = _parsed(row.get("tools"))
+    if not found or (isinstance(found, str) and not found.strip()):
         return None
     if not (isinstance(found, list) and all(isinstance(tool, dict) for tool in found)):
         raise DataError(f"{where}: field 'tools' is {check.quoted(found)}, wanted a list of objects")
     return found
+
+
+def _parsed(value: Any) -> Any:
+    """What JSON text says, as tables hold it in a cell; any other value as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def taught(message: Message) -> bool:

@@ -6,6 +6,8 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
 from transformers import AutoTokenizer
 
 import fedft
@@ -115,9 +117,9 @@ def test_bos_is_there_as_often_as_in_the_template(tokenizer, name):
 def test_what_is_before_a_turn_is_what_a_server_is_given(tokenizer, name):
     """The last learned turn begins behind exactly the tokens of the conversation so far, asked to go on."""
     example = encode(tokenizer, LONG, TEMPLATES[name][0])
-    given = tokenizer.apply_chat_template(LONG[:-1], chat_template=TEMPLATES[name][0], add_generation_prompt=True)
+    asked = tokenizer.apply_chat_template(LONG[:-1], chat_template=TEMPLATES[name][0], add_generation_prompt=True)
     if name != "marked":  # there a token that lies across the border is learned, as the library's own mask has it
-        assert example.input_ids[: example.prompt_length] == given["input_ids"]
+        assert example.input_ids[: example.prompt_length] == asked["input_ids"]
     assert example.labels[example.prompt_length - 1] == IGNORED != example.labels[example.prompt_length]
 
 
@@ -157,6 +159,15 @@ def test_tools_are_given_to_the_template(tokenizer):
     assert encode(tokenizer, said, calling, tools=[]) == encode(tokenizer, said, calling, tools=None)
     with pytest.raises(DataError, match=r"row 7: field 'tools' is \['add'\], wanted a list of objects"):
         encode(tokenizer, said, calling, tools=["add"])
+
+
+@pytest.mark.parametrize("name", ["chatml", "headers"])
+def test_a_system_prompt_may_have_a_field_of_its_own_and_a_list_may_be_its_json(tokenizer, name):
+    template = TEMPLATES[name][0]
+    wanted = encode(tokenizer, LONG, template)
+    assert encode(tokenizer, LONG[1:], template, system=LONG[0]["content"]) == wanted
+    assert encode(tokenizer, LONG, template, system="another one, which has no say") == wanted
+    assert encode(tokenizer, json.dumps(LONG), template, system=None) == wanted
 
 
 # --- what is left out
@@ -216,6 +227,27 @@ def test_a_malformed_conversation_is_refused_with_its_row(tokenizer, said, line)
     with pytest.raises(DataError, match=f"train.jsonl, row 7: .*{line}") as e:
         encode(tokenizer, said, CHATML)
     assert "\n" not in str(e.value)
+
+
+junk = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.text(max_size=9) | some.sampled_from(["user", "assistant"]),
+    lambda inner: (
+        some.lists(inner, max_size=3)
+        | some.dictionaries(some.sampled_from(["role", "content", "from", "value", "tool_calls", "weight"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(said=junk | some.lists(junk, min_size=1, max_size=4), tools=junk, name=some.sampled_from(list(TEMPLATES)))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_a_record_holds_it_is_an_example_or_refused(tokenizer, said, tools, name):
+    try:
+        example, line = encode(tokenizer, said, TEMPLATES[name][0], tools=tools), ""
+    except DataError as e:
+        example, line = data.Example([], [], 0), str(e)
+    assert "\n" not in line
+    assert len(example.labels) == len(example.input_ids)
 
 
 def test_a_field_that_is_not_there_suggests_the_nearest():
