@@ -47,7 +47,7 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
             f"wanted {single_braces(template)!r}"
         )
     for i, piece in enumerate(BLOCK.split(template)):  # odd ones were in brackets
-        if set("{}") & set(FIELD.sub("", piece).replace("{}", "")):
+        if lone_brace(piece):
             raise DataError(f"{where}: template {template!r} has a brace without its other; a literal one is doubled")
         names = [name for name in FIELD.findall(piece) if name]
         if i % 2 and not names:
@@ -56,6 +56,11 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
             continue
         text.append(FIELD.sub(lambda m: _value(row, m[1], where) if m[1] else m[0][0], piece))
     return "".join(text)
+
+
+def lone_brace(template: str) -> bool:
+    """Whether a template has a brace without its other; "{}" is text."""
+    return bool(set("{}") & set(FIELD.sub("", template).replace("{}", "")))
 
 
 def single_braces(template: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedft import check
 from fedft.config import Data
-from fedft.data.examples import FIELD, single_braces
+from fedft.data.examples import FIELD, lone_brace, single_braces
 
 JINJA = re.compile(r"\{\{|\{%|\n")
 
@@ -38,13 +38,17 @@ def check_forms(data: Data, task: str) -> None:
 
 
 def check_names_field(key: str, template: str) -> None:
-    """Raise ValueError unless a template names a field, in single braces.
+    """Raise ValueError unless a template names a field, in single braces, and each brace has its other.
 
     >>> check_names_field("response", "{{ answer }}")
     Traceback (most recent call last):
         ...
     ValueError: [data] response = '{{ answer }}' names no field; in single braces it does: '{answer}'
     """
+    if lone_brace(template):
+        raise ValueError(
+            f"[data] {key} = {check.quoted(template)} has a brace without its other; a literal one is doubled"
+        )
     if any(FIELD.findall(template)):
         return
     right = single_braces(template)
