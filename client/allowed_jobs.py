@@ -31,7 +31,7 @@ from fedft.training.metrics import interface as metrics
 from fedft.update import Job, Plan
 
 LOOKED_AT = {
-    "data": {"prompt", "response", "text", "label"},
+    "data": {"prompt", "response", "text", "label", "messages", "tokens", "chat_template"},
     "model": {"targets", "labels"},
     "codec": {"up", "down"},
     "eval": {"metrics"},
@@ -79,6 +79,15 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
         said = _check_job(job, site.policy)
         own = {k: v for k, v in vars(site.data).items() if k not in ("client", "value")}
         form = {k: v for k, v in own.items() if v is not None}
+        if form.keys() & {"prompt", "response", "messages", "tokens"}:  # another form here is not this site's
+            form = {"messages": None, "tokens": None} | form
+        if form.get("messages", said.data.messages) is None:
+            form["chat_template"] = None
+        elif (theirs := said.data.chat_template) is not None and theirs != site.data.chat_template:
+            raise PlanRefused(
+                "policy_options",
+                "[data] chat_template: a program, which runs only where [data] of the site's own file says the same",
+            )
         return replace(
             said,
             model=replace(said.model, id=site.model.id, device=site.model.device),

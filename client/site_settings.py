@@ -14,6 +14,7 @@ from typing import Any
 
 from fedft import check, quickstart
 from fedft.compression import codec_names
+from fedft.data import template_checks
 from fedft.errors import ConfigError
 from fedft.run_file import checked_table, read
 from fedft.security.sealed import site_name
@@ -87,6 +88,13 @@ class SiteData:
     """Template of what is given."""
     response: str | None = None
     """Template of what is learned."""
+    messages: str | None = None
+    """Field that holds a conversation; then `prompt` and `response` are not said here."""
+    chat_template: str | None = None
+    """A file with the Jinja template of conversations, or its text; left out: the tokenizer's own. A server's is only
+    used if it is the same."""
+    tokens: str | None = None
+    """Field that holds token ids; then `prompt`, `response` and `messages` are not said here."""
     text: str | None = None
     """Classification: template of the input."""
     label: str | None = None
@@ -162,9 +170,30 @@ def load(path: Path) -> SiteConfig:
         table = checked_table(kind, tables.get(name, {}), where)
         found = {key: _found(name, key, getattr(table, key), path.parent, where) for key in PATHS.get(name, ())}
         built[name] = replace(table, **found)
+        if name == "data":
+            built[name] = _forms(built[name], path)
     config = SiteConfig(**built)
     _check(config, path)
     return config
+
+
+def _forms(data: SiteData, path: Path) -> SiteData:
+    """The table with the text of its chat template; ConfigError where the form of records makes no sense."""
+    try:
+        said = {"prompt or response": data.prompt or data.response, "messages": data.messages, "tokens": data.tokens}
+        if len(forms := [form for form, name in said.items() if name is not None]) > 1:
+            raise ValueError(f"[data] {' and '.join(forms)}: a record has one form; leave out one")
+        for key in ("prompt", "response", "text"):
+            if template := getattr(data, key):
+                template_checks.check_names_field(key, template)
+        if data.chat_template is None:
+            return data
+        text = template_checks.chat_template(data.chat_template, path.parent)
+        if not template_checks.JINJA.search(text):
+            raise ValueError(f"[data] chat_template = {text!r:.80}: no such file, nor a Jinja text")
+        return replace(data, chat_template=text)
+    except ValueError as e:
+        raise ConfigError(f"{path}: {e}") from e
 
 
 def _found(table: str, key: str, value: str | None, folder: Path, where: str) -> str | None:

@@ -77,6 +77,15 @@ class Data:
     """Template of what is given; its tokens are masked out of the loss. "" learns on all tokens."""
     response: str = "{response}"
     """Template of what is learned."""
+    messages: str | None = None
+    """Field that holds a conversation, a list of {role, content} or ShareGPT's {from, value}: all turns of the
+    assistant are learned, by the chat template; `prompt` and `response` have no part in it. Left out: they are used."""
+    chat_template: str | None = None
+    """For `messages`: a file with a Jinja template, or its text; left out: the tokenizer's own. A site takes none from
+    a server but the one that its own file says."""
+    tokens: str | None = None
+    """Field that holds token ids of the base model's own tokenizer, special tokens among them; a field `labels`, if
+    there is one, says which are learned. `prompt` and `response` have no part in it."""
     text: str = "{text}"
     """Classification: template of the input."""
     label: str = "label"

@@ -13,6 +13,7 @@ from typing import Any
 from fedft import check, quickstart, registry
 from fedft.compression import codec_names
 from fedft.config import DTYPE_ALIASES, DTYPES, RunConfig, Strategy, budget_of
+from fedft.data import template_checks
 from fedft.errors import ConfigError
 
 
@@ -61,6 +62,12 @@ def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:
             there = next((p for p in (folder / value, Path(value)) if p.exists() or _matches(table, p)), None)
             value = str(there.resolve()) if there else value
         tables[table][key] = value
+    data = tables.get("data")
+    if isinstance(data, dict) and isinstance(template := data.get("chat_template"), str):
+        try:  # its text is the run's own from here on
+            data["chat_template"] = template_checks.chat_template(template, folder)
+        except ValueError as e:
+            raise ConfigError(f"{where}: {e}") from e
 
 
 def _matches(table: str, path: Path) -> bool:
@@ -218,6 +225,7 @@ def _check(c: RunConfig, where: str) -> None:
         if not c.model.targets or (isinstance(c.model.targets, list) and "" in c.model.targets):
             raise ValueError(f"targets is {c.model.targets!r}, wanted 'all-linear' or name endings")
         _check_expressions([c.model.targets] if isinstance(c.model.targets, str) else c.model.targets)
+        template_checks.check_forms(c.data, c.model.task)
         if len(set(c.model.labels)) < len(c.model.labels):
             raise ValueError(f"expected labels that are distinct, got {c.model.labels}")
         if not c.ranks():

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from torch import Tensor
 
@@ -75,7 +76,7 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
     except OSError as e:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
     kind = export.save_adapter(to, place.handle, place.base, run_outputs.base_name(place.base))
-    place.base.tokenizer.save_pretrained(to)
+    _tokenizer(place, place.base.tokenizer).save_pretrained(to)
     if not merged:
         return kind
     return _merge(to, place)
@@ -105,8 +106,15 @@ def _merge(to: Path, place: runs.Workplace) -> str:
     for file in to.iterdir():
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     whole.save_pretrained(str(to))
-    fresh.tokenizer.save_pretrained(str(to))
+    _tokenizer(place, fresh.tokenizer).save_pretrained(str(to))
     return "merged model"
+
+
+def _tokenizer(place: runs.Workplace, tokenizer: Any) -> Any:
+    """The tokenizer, with the chat template that the run learned: what is served is written as it was."""
+    if place.config.data.chat_template is not None:
+        tokenizer.chat_template = place.config.data.chat_template
+    return tokenizer
 
 
 def _whole_changes(place: runs.Workplace, to: Path) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ def _site_file(config: RunConfig, name: str, server: str) -> str:
         "server": {"address": server, **{k: f"keys/{f}" for k, f in zip(("ca", "key"), FROM_SERVER, strict=True)}},
         "keys": {"folder": "keys"},
         "model": {"id": _model(config.model.id), "device": config.model.device},
-        "data": {"train": "train.jsonl"} | ({} if config.data.test is None else {"test": "test.jsonl"}),
+        "data": {"train": "train.jsonl"} | _data(config),
         "local": {"threads": config.local.threads},
         "policy": {
             "strategies": _strategies(config),
@@ -105,6 +105,12 @@ def _site_file(config: RunConfig, name: str, server: str) -> str:
         },
     }
     return "# Written by `fedft split`: one client of a simulation as a site.\n\n" + tomli_w.dumps(tables)
+
+
+def _data(config: RunConfig) -> dict[str, str]:
+    """What else a site says of its rows: a chat template is a program, and runs only where the site's file has it."""
+    said = {"test": "test.jsonl"} if config.data.test is not None else {}
+    return said if config.data.chat_template is None else said | {"chat_template": config.data.chat_template}
 
 
 def _strategies(config: RunConfig) -> list[str]:

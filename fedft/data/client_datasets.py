@@ -13,7 +13,7 @@ from typing import Any
 
 from fedft import check, quickstart
 from fedft.config import RunConfig
-from fedft.data import examples, partition, records
+from fedft.data import chat, examples, partition, records
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 from fedft.models.load import Base
@@ -100,4 +100,25 @@ def encode(
         if not held:
             counts.clients_without_test_rows.append(client)
         found[client] = (own, held)
+    counts.never_stops = _never_stops(config, base.tokenizer) if config.model.task == "causal-lm" else ""
     return found
+
+
+def _never_stops(config: RunConfig, tokenizer: Any) -> str:
+    """Why no end of a response or turn is learned, and what to do; "" where one is."""
+    d = config.data
+    if d.tokens is not None:
+        return ""  # nobody knows which of them is an end
+    if d.messages is not None:
+        if chat.ends(d.chat_template, tokenizer):
+            return ""
+        return (
+            "the chat template has no end token in a turn of the assistant, or leaves it out of its {% generation %} "
+            "marks; a [data] chat_template that writes eos_token behind the content would do"
+        )
+    if tokenizer.eos_token_id is not None or not d.response.endswith(("}", "]]")):
+        return ""  # what stands behind the last field is an end, too
+    return (
+        "its tokenizer has no end token; write eos_token into its tokenizer_config.json, or an end of your own into "
+        "[data], as in response = '{answer}\\n###'"
+    )

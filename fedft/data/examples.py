@@ -23,6 +23,7 @@ IGNORED = -100
 """The label of a token that is not learned; torch's cross entropy leaves it out (`ignore_index`)."""
 BLOCK = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
 FIELD = re.compile(r"\{\{|\}\}|\{([^{}\n]+)\}")
+DOUBLED = re.compile(r"(?<!\{)\{\{([^{}\n]+)\}\}(?!\})")
 
 
 def fill(template: str, row: Mapping[str, Any], where: str) -> str:
@@ -33,7 +34,7 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     around no field are text, and blocks do not nest.
 
     Raises DataError, beginning with `where`, for a missing field outside a block, a value that is a list or an object,
-    and a brace without its other.
+    a brace without its other, and a field of `row` in double braces.
 
     >>> fill("{q}[[ ({hint})]]?", {"q": "2 + 2"}, "row 1")
     '2 + 2?'
@@ -41,8 +42,13 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     'Why (so)?'
     """
     text = []
+    if doubled := [name for found in DOUBLED.findall(template) if (name := found.strip()) in row]:
+        raise DataError(
+            f"{where}: template {template!r} has the field {doubled[0]!r} in double braces, which are text; "
+            f"wanted {single_braces(template)!r}"
+        )
     for i, piece in enumerate(BLOCK.split(template)):  # odd ones were in brackets
-        if set("{}") & set(FIELD.sub("", piece).replace("{}", "")):
+        if lone_brace(piece):
             raise DataError(f"{where}: template {template!r} has a brace without its other; a literal one is doubled")
         names = [name for name in FIELD.findall(piece) if name]
         if i % 2 and not names:
@@ -53,10 +59,25 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     return "".join(text)
 
 
+def lone_brace(template: str) -> bool:
+    """Whether a template has a brace without its other; "{}" is text."""
+    return bool(set("{}") & set(FIELD.sub("", template).replace("{}", "")))
+
+
+def single_braces(template: str) -> str:
+    """`template` with single braces where a name stands in double ones.
+
+    >>> single_braces("Q: {{ question }} {a}")
+    'Q: {question} {a}'
+    """
+    return DOUBLED.sub(lambda m: f"{{{m[1].strip()}}}", template)
+
+
 def _value(row: Mapping[str, Any], name: str, where: str) -> str:
     """The field as text; "" for null. Raises DataError if it is missing, a list or an object."""
     if name not in row:
-        raise DataError(f"{where}: no field {name!r}; there are {', '.join(map(str, row)) or 'none'}")
+        there = ", ".join(map(str, row)) or "none"
+        raise DataError(f"{where}: no field {name!r}; there are {there}{check.nearest(name, row)}")
     if isinstance(row[name], list | dict):
         raise DataError(f"{where}: field {name!r} is a {type(row[name]).__name__}, wanted text or a number")
     return "" if row[name] is None else str(row[name])
@@ -70,7 +91,7 @@ class Example:
     labels: list[int] | int
     """T labels, each the token's own id or IGNORED; for a classification, the number of the class."""
     prompt_length: int
-    """How many of the first tokens are given and not learned."""
+    """How many of the first tokens are given and not learned; of a conversation, those before its last learned turn."""
     lost: int = 0
     """Tokens to learn that were cut off."""
     prompt_lost: int = 0

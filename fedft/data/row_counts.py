@@ -24,6 +24,8 @@ class RowCounts:
     """Rows of the test file that belong to none of the run's clients."""
     clients_without_test_rows: list[str] = field(default_factory=list)
     """Names of the clients on which nothing can be measured."""
+    never_stops: str = ""
+    """Why the model never learns to stop, and what to do; "" where an end of what is learned is learned."""
 
     def encoded(self, example: Any) -> None:
         """Count a row that has been encoded, also one of which nothing can be learned."""
@@ -53,6 +55,8 @@ class RowCounts:
         if lacking := self.clients_without_test_rows:
             names = ", ".join(map(repr, lacking[:3])) + (", ..." if len(lacking) > 3 else "")
             said.append(f"{len(lacking)} of {clients} clients have no held-out row to measure on: {names}")
+        if self.never_stops:
+            said.append(f"the model never learns to stop: {self.never_stops}")
         return said
 
     def to_dict(self) -> dict[str, Any]:

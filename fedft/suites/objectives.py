@@ -9,6 +9,7 @@ import torch
 
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import tensors
+from fedft.config import Data, Model, RunConfig
 from fedft.contract import Layout, Objective
 from fedft.models.handle import ModelHandle
 from fedft.suites.promises import kept
@@ -29,11 +30,8 @@ class _Tokenizer:
 
 
 def _examples(objective: Objective, records: Sequence[Mapping[str, Any]] = (RECORD,)) -> list[Any]:
-    data = SimpleNamespace(
-        prompt="{prompt}", response="{response}", text="{text}", label="label", max_length=24, max_prompt=None
-    )
-    model = SimpleNamespace(task="causal-lm", labels=["0", "1"])
-    base, config = SimpleNamespace(tokenizer=_Tokenizer(), pad_id=0), SimpleNamespace(data=data, model=model)
+    base = SimpleNamespace(tokenizer=_Tokenizer(), pad_id=0)
+    config = RunConfig(model=Model(labels=["0", "1"]), data=Data(max_length=24))
     return [objective.encode(record, base, config, f"row {n}") for n, record in enumerate(records, 1)]
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from fedft import registry
 from fedft.config import RunConfig
 from fedft.contract import Batch, Objective
-from fedft.data import batches, examples
+from fedft.data import batches, chat, examples, token_columns
 
 
 def next_tokens(labels: Tensor) -> Tensor:
@@ -43,8 +43,20 @@ class OfLogits(Objective):
         return functional.cross_entropy(logits, wanted, reduction="none")
 
     def encode(self, record: Mapping[str, Any], base: Any, config: Any, where: str) -> Any:
-        """One record as token ids with labels, by the templates of `[data]`; see `examples.encode`."""
-        return examples.encode(record, base, config, where)
+        """One record as token ids with labels, by the chat template or the templates of `[data]`.
+
+        See `chat.encode` for records of conversations, `token_columns.encode` for those that are tokens already, and
+        `examples.encode` for others.
+        """
+        d = config.data
+        if d.tokens is not None:
+            return token_columns.encode(record, field=d.tokens, ids=base.ids, max_length=d.max_length, where=where)
+        if d.messages is None:
+            return examples.encode(record, base, config, where)
+        return chat.encode(
+            record, field=d.messages, template=d.chat_template, tokenizer=base.tokenizer, max_length=d.max_length,
+            where=where,
+        )  # fmt: skip
 
     def collate(self, rows: Sequence[Any], pad_id: int) -> Batch:
         """Examples as one batch of input_ids, attention_mask and labels; see `batches.collate`."""

@@ -67,6 +67,26 @@ def test_the_site_s_record_format_outranks_the_server_s():
     assert (found.prompt, found.response, found.label, found.test) == ("{q}", "{theirs}", "y", "/test.jsonl")
 
 
+def test_a_server_s_chat_template_runs_only_where_the_site_s_file_says_the_same():
+    ours, theirs = "{% for m in messages %}{{ m.content }}{% endfor %}", "{{ messages }}"
+    talk = job(data={"messages": "talk", "chat_template": theirs})
+
+    def on(**form):
+        return allowed_jobs.run_config(talk, replace(SITE, data=site_settings.SiteData("/train.jsonl", **form))).data
+
+    assert (on(chat_template=theirs).messages, on(chat_template=theirs).chat_template) == ("talk", theirs)
+    for form in ({}, {"messages": "mine"}, {"chat_template": ours}):
+        with pytest.raises(PlanRefused, match="a program, which runs only where") as e:
+            on(**form)
+        assert e.value.code == "policy_options"
+    plain = on(prompt="{q}", response="{a}")  # this site's records are no conversations
+    assert (plain.messages, plain.chat_template, plain.prompt) == (None, None, "{q}")
+    assert (on(tokens="ids").tokens, on(tokens="ids").messages) == ("ids", None)
+    assert on(messages="mine", chat_template=theirs).messages == "mine"
+    own = replace(SITE, data=site_settings.SiteData("/train.jsonl", messages="mine", chat_template=ours))
+    assert allowed_jobs.run_config(job(data={"prompt": "{q}"}), own).data.chat_template == ours
+
+
 def test_a_job_that_says_little_is_a_run_file_that_says_little():
     least = Job("0" * 16, 0, DIGEST, {"strategy": {"name": "flora"}})
     assert allowed_jobs.run_config(least, SITE).local == config.Local(threads=3)

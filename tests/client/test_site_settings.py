@@ -124,3 +124,17 @@ def test_a_file_that_is_none_is_one_line(tmp_path):
 def test_addresses_may_be_names_or_ip_6(folder):
     for address in ("fl.example.org:1", "[::1]:9092"):
         assert loaded(folder, PLAIN.replace("127.0.0.1:9092", address)).server.address == address
+
+
+def test_the_form_of_conversations_is_checked_and_its_template_read(folder):
+    (folder / "chat.jinja").write_text("{{ messages }}")
+    said = 'train = "train.jsonl"\nmessages = "talk"\nchat_template = "{}"'
+    found = loaded(folder, PLAIN.replace('train = "train.jsonl"', said.format("chat.jinja"))).data
+    assert (found.messages, found.chat_template) == ("talk", "{{ messages }}")
+    for wrong, line in {
+        said.format("other.jinja"): r"site.toml: \[data\] chat_template = 'other.jinja': no such file",
+        said.format("chat.jinja") + '\nprompt = "{q}"': r"\[data\] prompt or response and messages: a record",
+        'train = "train.jsonl"\nresponse = "{{a}}"': r"\[data\] response = '{{a}}' names no field; .*'{a}'",
+    }.items():
+        with pytest.raises(ConfigError, match=line):
+            loaded(folder, PLAIN.replace('train = "train.jsonl"', wrong))

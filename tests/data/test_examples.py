@@ -14,7 +14,7 @@ from fedft.data import examples as data
 from fedft.data import records
 from fedft.data.examples import IGNORED, Example
 from fedft.data.row_counts import RowCounts
-from fedft.errors import DataError
+from fedft.errors import ConfigError, DataError
 from fedft.simulations import virtual_clients
 
 WORDS = ["what", "is", "two", "and", "four", "six", *"abcdefghijklm"]
@@ -60,7 +60,7 @@ def test_importing_the_module_imports_neither_datasets_nor_flower_nor_transforme
     [
         ("Q: {q}!", "Q: {n} [[x]]!"),
         ("{n}{none}", "7"),
-        ("{{q}} {two words}", "{q} 2"),
+        ("{{Q}} {two words} {{{n}}}", "{Q} 2 {7}"),
         ("{q.__class__}", None),
         ("{missing}", None),
         ("{items}", None),
@@ -79,9 +79,39 @@ def test_templates(template, text):
             data.fill(template, row, "here")
 
 
-def test_an_unknown_field_names_those_there_are():
-    with pytest.raises(DataError, match="row 3: no field 'prompt'; there are question, answer"):
+def test_an_unknown_field_names_those_there_are_and_the_nearest():
+    with pytest.raises(DataError, match=r"row 3: no field 'prompt'; there are question, answer$"):
         data.fill("{prompt}", {"question": 1, "answer": 2}, "row 3")
+    with pytest.raises(DataError, match="there are question, answer; did you mean 'answer'"):
+        data.fill("{anser}", {"question": 1, "answer": 2}, "row 3")
+
+
+@pytest.mark.parametrize("said", ["{q}: {{a}}", "{q}: {{ a }}"])
+def test_a_field_in_double_braces_is_refused_with_the_right_spelling(said):
+    with pytest.raises(DataError, match=r"row 3: .* has the field 'a' in double braces, .*; wanted '{q}: {a}'"):
+        data.fill(said, {"q": 1, "a": 2}, "row 3")
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "wanted"),
+    [
+        ("response", "{{answer}}", "in single braces it does: '{answer}'"),
+        ("prompt", "Q: {{ question }}", "in single braces it does: 'Q: {question}'"),
+        ("response", "answer", "a name in braces does, as in '{answer}'"),
+        ("response", "", "a name in braces does"),
+        ("prompt", "[[Say it.]] {}", "a name in braces does"),
+        ("text", "%(text)s", "a name in braces does"),
+    ],
+)
+def test_a_template_that_names_no_field_is_refused(key, said, wanted):
+    with pytest.raises(ConfigError) as e:
+        run_file.from_dict({"data": {key: said}})
+    assert str(e.value) == f"run: [data] {key} = {said!r} names no field; {e.value.args[0].rpartition('; ')[2]}"
+    assert wanted in str(e.value)
+
+
+def test_only_an_empty_prompt_may_name_no_field():
+    assert run_file.from_dict({"data": {"prompt": "", "response": "{text}"}}).data.prompt == ""
 
 
 # --- encoding
@@ -186,6 +216,8 @@ def test_rows_that_teach_nothing_are_left_out_of_a_population_which_says_so():
     assert counts.lines(8, 2) == [
         "2 of 5 rows were skipped: there is nothing to learn in them",
         "1 of 2 clients have no held-out row to measure on: 'x'",
+        "the model never learns to stop: its tokenizer has no end token; write eos_token into its "
+        "tokenizer_config.json, or an end of your own into [data], as in response = '{answer}\\n###'",
     ]
     with pytest.raises(DataError, match="client 'x' has no row to train on; all 1 were left out, empty or too long"):
         virtual_clients.encode({"x": ([{"a": ""}], [])}, settings, base)
@@ -193,6 +225,17 @@ def test_rows_that_teach_nothing_are_left_out_of_a_population_which_says_so():
         virtual_clients.encode({"x": ([], [{"a": "a b"}])}, settings, base)
     with pytest.raises(DataError, match=r"f\.jsonl, client 'x', row 2: no field 'a'"):
         virtual_clients.encode({"x": ([{"a": "a b"}, {}], [])}, settings, base)
+
+
+@pytest.mark.parametrize(
+    ("eos", "response", "stops"), [(True, "{a}", True), (False, "{a}", False), (False, "{a} d", True)]
+)
+def test_a_model_that_never_learns_to_stop_is_said_once(eos, response, stops):
+    settings = run_file.from_dict({"data": {"train": "f.jsonl", "prompt": "", "response": response}})
+    base = SimpleNamespace(tokenizer=tokenizer(eos=eos), ids=100, source="base")
+    parts = {c: ([{"a": "a b"}] * 3, [{"a": "a"}]) for c in "xyz"}
+    virtual_clients.encode(parts, settings, base, counts := RowCounts())
+    assert [line[:31] for line in counts.lines(8, 2)] == ([] if stops else ["the model never learns to stop:"])
 
 
 def test_an_id_outside_the_embedding_is_said_with_both_sizes():

@@ -120,6 +120,15 @@ def test_the_policy_of_a_site_allows_the_run_and_nothing_larger(run, tmp_path):
             allowed_jobs.check_job(job_of(run_file.from_dict(tables), DIGEST, b""), allowed)
 
 
+def test_a_site_s_file_has_the_run_s_chat_template(run, tmp_path):
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    plain = {"prompt": "{prompt}", "response": "{response}"}
+    simulated = run(data={"messages": "talk", "chat_template": template, **plain})
+    for path in split(simulated, tmp_path / "sites", server="127.0.0.1:9092"):
+        found = allowed_jobs.run_config(job_of(simulated, DIGEST, b""), with_keys(path)).data
+        assert (found.messages, found.chat_template) == ("talk", template)
+
+
 def test_the_policy_of_a_site_lists_what_a_run_takes_from_other_packages(run, tmp_path, monkeypatch):
     info = tmp_path / "others-1.0.dist-info"
     info.mkdir()

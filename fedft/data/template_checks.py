@@ -1,0 +1,79 @@
+"""Templates of a run file or a site's file, checked before there are records; `examples.fill` fills them."""
+
+import os
+import re
+from pathlib import Path
+
+from fedft import check
+from fedft.config import Data
+from fedft.data.examples import FIELD, lone_brace, single_braces
+
+JINJA = re.compile(r"\{\{|\{%|\n")
+
+
+def check_forms(data: Data, task: str) -> None:
+    """Raise ValueError where the keys of `[data]` that say what a record's text is make no sense together.
+
+    A template names at least one field: text that is the same for every record is nearly always a name without its
+    braces, and nobody would see it in the numbers. Only `prompt` may be "", which is completion of plain text.
+    """
+    plain = Data()
+    for field in ("tokens", "messages"):
+        if (name := getattr(data, field)) is None:
+            continue
+        if not name:
+            raise ValueError(f"[data] {field} is '', wanted the name of a field")
+        if task != "causal-lm":
+            raise ValueError(f"[data] {field} are for task 'causal-lm', the task is {task!r}")
+        for key in ("prompt", "response", "max_prompt", *(("messages",) if field == "tokens" else ())):
+            if (said := getattr(data, key)) != getattr(plain, key):
+                raise ValueError(f"[data] {key} = {check.quoted(said)} has no effect beside {field}; leave out one")
+    if data.chat_template is not None and data.messages is None:
+        raise ValueError("[data] chat_template has no effect without messages, the field that holds conversations")
+    if data.chat_template is not None and not JINJA.search(data.chat_template):
+        raise ValueError(f"[data] chat_template = {check.quoted(data.chat_template)}: no such file, nor a Jinja text")
+    for key in ("prompt", "response", "text"):
+        if data.prompt or key != "prompt":
+            check_names_field(key, getattr(data, key))
+
+
+def check_names_field(key: str, template: str) -> None:
+    """Raise ValueError unless a template names a field, in single braces, and each brace has its other.
+
+    >>> check_names_field("response", "{{ answer }}")
+    Traceback (most recent call last):
+        ...
+    ValueError: [data] response = '{{ answer }}' names no field; in single braces it does: '{answer}'
+    """
+    if lone_brace(template):
+        raise ValueError(
+            f"[data] {key} = {check.quoted(template)} has a brace without its other; a literal one is doubled"
+        )
+    if any(FIELD.findall(template)):
+        return
+    right = single_braces(template)
+    how = f"in single braces it does: {right!r}" if right != template else "a name in braces does, as in '{answer}'"
+    raise ValueError(f"[data] {key} = {check.quoted(template)} names no field; {how}")
+
+
+def chat_template(value: str, folder: Path) -> str:
+    """The text of a chat template that a file's `[data] chat_template` names or is.
+
+    Args:
+        value: a path, relative to `folder` or to the working folder, or Jinja text.
+        folder: where the file lies that says so.
+    Returns:
+        The text of the file that is there, else `value`.
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if JINJA.search(value):
+        return value
+    expanded = os.path.expanduser(os.path.expandvars(value))
+    for path in (folder / expanded, Path(expanded)):
+        if path.is_file():
+            try:
+                return path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as e:
+                raise ValueError(f"[data] chat_template = {value!r}: cannot be read: {e}") from e
+    return value
