@@ -84,10 +84,8 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
         if form.get("messages", said.data.messages) is None:
             form["chat_template"] = None
         elif (theirs := said.data.chat_template) is not None and theirs != site.data.chat_template:
-            raise PlanRefused(
-                "policy_options",
-                "[data] chat_template: a program, which runs only where [data] of the site's own file says the same",
-            )
+            why = "a program, which runs only where [data] of the site's own file says the same"
+            raise PlanRefused("policy_options", f"[data] chat_template: {why}")
         return replace(
             said,
             model=replace(said.model, id=site.model.id, device=site.model.device),
@@ -207,8 +205,7 @@ def _check_limits(said: RunConfig, policy: Policy) -> None:
     for key, count in tokens.items():
         _at_most("policy_tokens", key, count, policy.max_tokens)
     wanted = [said.model.targets] if isinstance(said.model.targets, str) else said.model.targets
-    free = "all-linear" in policy.targets
-    # an expression can take for ever to match: none but the operator's own
+    free = "all-linear" in policy.targets  # but an expression can take for ever to match: none but the operator's own
     if not all(t in policy.targets or (free and not t.startswith("re:")) for t in wanted):
         raise PlanRefused("policy_targets", f"targets {wanted!r:.80} are not allowed here; allowed: {policy.targets}")
     if len(said.model.labels) > MAX_LABELS:

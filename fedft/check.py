@@ -7,6 +7,7 @@ ValueError: expected mu >= 0, got nan
 """
 
 import math
+import re
 import types
 import typing
 from collections.abc import Collection
@@ -36,6 +37,14 @@ def between(low: float, high: float, **values: float) -> None:
     for name, value in values.items():
         if not low <= value <= high:
             raise ValueError(f"expected {low} <= {name} <= {high}, got {value}")
+
+
+def expression(name: str, text: str) -> None:
+    """Raise ValueError where a text is no regular expression."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as e:
+        raise ValueError(f"{name}: {text!r:.80} is no regular expression: {e}") from e
 
 
 def one_of(choices: Collection[str], **values: str) -> None:

@@ -120,11 +120,7 @@ def _contend(
             observe("run", {**who, "number": before + seed + 1, "of": of})
             try:
                 result = {**_one(label, config, folder, observe), "config": config.to_dict()}
-            except (
-                ClientFailed,
-                ConfigError,
-                RunPaused,
-            ) as e:  # it diverged, say: no reason to keep the others from running
+            except (ClientFailed, ConfigError, RunPaused) as e:  # it diverged, say: the others run all the same
                 observe("stopped", {**who, "reason": str(e)})
                 return results, f"seed {seed}: {e}"
             durable.write(folder / RESULT, json.dumps(result).encode() + b"\n")

@@ -69,8 +69,7 @@ def flasc(
     check.one_of(("examples", "uniform"), weights=weights)
     check.one_of(("exact", "reference"), variant=variant)
     reference = variant == "reference"
-    decay = 0.01 if reference else weight_decay
-    adamw = AdamW(server_lr, beta1, beta2, decay)
+    adamw = AdamW(server_lr, beta1, beta2, decay := 0.01 if reference else weight_decay)
     space = LoRA((B_SUFFIX,) if freeze_a else (A_SUFFIX, B_SUFFIX))
     top_k = LargestEntries(space, density_down, density_up, score == "normalised", reference)
     return Recipe(

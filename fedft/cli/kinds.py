@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -19,11 +20,36 @@ KINDS = {
 """Command -> kind; the strategies have a command of their own."""
 
 
+DECLARED = ("linear", "ring_summable", "reveals_clients", "unlike_ranks")
+"""What the list of strategies says of each."""
+
+
 def register(app: typer.Typer) -> None:
     """Give the app a command for every kind of value, and `check`."""
+    app.command()(strategies)
     for command, kind in KINDS.items():
         app.command(name=command, help=f"List the {command} that a run file can name.")(_lister(kind))
     app.command()(check)
+
+
+def strategies(as_json: AsJson = False) -> None:
+    """List the installed strategies with what each declares."""
+    from fedft import registry
+    from fedft import strategies as known
+
+    rows = []
+    for name, where in registry.strategies.names().items():
+        recipe = known.make(name, {})
+        module = sys.modules.get(where.partition(":")[0])
+        what = ((module.__doc__ if module else "") or "").strip().split("\n")[0]
+        declared = {d: getattr(recipe, d) for d in DECLARED}
+        rows.append({"name": name, "what": what, "space": recipe.space.name, **declared, "from": where})
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        said = ", ".join([row["space"], *(d.replace("_", " ") for d in DECLARED if row[d])])
+        typer.echo(f"{row['name']:<10} {row['what']}\n{'':<10} {said}")
 
 
 def _lister(kind: str) -> Any:

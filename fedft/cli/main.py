@@ -28,7 +28,6 @@ app = typer.Typer(
 )
 
 
-DECLARED = ("linear", "ring_summable", "reveals_clients", "unlike_ranks")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `fedft simulate` leaves it.")]
 
@@ -138,36 +137,11 @@ def report(
         typer.echo(f"page   {file}")
 
 
-@app.command()
-def strategies(as_json: AsJson = False) -> None:
-    """List the installed strategies with what each declares."""
-    from fedft import registry
-    from fedft import strategies as known
-
-    rows = []
-    for name, where in registry.strategies.names().items():
-        recipe = known.make(name, {})
-        declared = {d: getattr(recipe, d) for d in DECLARED}
-        rows.append({"name": name, "what": _headline(where), "space": recipe.space.name, **declared, "from": where})
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    for row in rows:
-        said = ", ".join([row["space"], *(d.replace("_", " ") for d in DECLARED if row[d])])
-        typer.echo(f"{row['name']:<10} {row['what']}\n{'':<10} {said}")
-
-
 def _quickstart() -> Path:
     """The run file of the quickstart: beside fedft/ in a checkout, inside it in a wheel."""
     package = Path(__file__).parents[1]
     places = [folder / "simulations" / "quickstart.toml" for folder in (package.parent, package)]
     return next((file for file in places if file.exists()), places[-1])
-
-
-def _headline(where: str) -> str:
-    """First line of the docstring of the module a factory comes from."""
-    module = sys.modules.get(where.partition(":")[0])
-    return ((module.__doc__ if module else "") or "").strip().split("\n")[0]
 
 
 @app.command(name="check-strategy")

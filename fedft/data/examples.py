@@ -237,14 +237,11 @@ def encode_all(
     found = []
     for number, row in enumerate(rows, 1):
         example = encode(row, where=f"{where}, row {number}")
-        counts.encoded(example)
-        lost, prompt = getattr(example, "lost", 0), getattr(example, "prompt_lost", 0)
-        if (lost or prompt) and too_long == "refuse":
-            raise DataError(
-                f"{where}, row {number}: {lost + prompt} tokens more than [data] max_length or max_prompt allow; "
-                f"too_long = 'cut' or 'drop' would do"
-            )
-        if (lost or prompt) and too_long == "drop":
+        cut = counts.encoded(example)
+        if cut and too_long == "refuse":
+            more = f"{cut} tokens more than [data] max_length or max_prompt allow"
+            raise DataError(f"{where}, row {number}: {more}; too_long = 'cut' or 'drop' would do")
+        if cut and too_long == "drop":
             counts.dropped += 1
         elif not getattr(example, "learnable", True):
             counts.empty += 1

@@ -27,13 +27,14 @@ class RowCounts:
     never_stops: str = ""
     """Why the model never learns to stop, and what to do; "" where an end of what is learned is learned."""
 
-    def encoded(self, example: Any) -> None:
-        """Count a row that has been encoded, also one of which nothing can be learned."""
+    def encoded(self, example: Any) -> int:
+        """Count an encoded row, also one of which nothing can be learned; returns how many of its tokens were cut."""
         self.rows += 1
         lost, prompt = getattr(example, "lost", 0), getattr(example, "prompt_lost", 0)
         self.cut += bool(lost or prompt)
         self.learned_tokens += getattr(example, "learned", 0)
         self.learned_tokens_cut += lost
+        return int(lost + prompt)
 
     def lines(self, max_length: int, clients: int) -> list[str]:
         """What a user has to be told, a line for each kind; nothing where nothing was left out."""

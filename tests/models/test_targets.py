@@ -73,7 +73,7 @@ def test_an_ending_may_have_dots_and_several_add_up():
 
 
 def test_an_expression_that_is_none_is_refused_with_the_run_file():
-    with pytest.raises(ConfigError, match=r"targets: 're:\(' is no regular expression"):
+    with pytest.raises(ConfigError, match=r"targets: '\(' is no regular expression"):
         run_file.from_dict({"model": {"targets": ["q_proj", "re:("]}})
 
 
