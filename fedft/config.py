@@ -91,8 +91,8 @@ class Data:
     label: str = "label"
     """Classification: field of the label."""
     partition: Choice = "natural"
-    """"natural" (by `client`), "iid", "dirichlet", an installed one or "package.module:factory", or a table of its name
-    and options."""
+    """"natural" (by `client`), "iid", "dirichlet", "flwr" (any of flwr-datasets), an installed one or
+    "package.module:factory", or a table of its name and options."""
     client: str = "client"
     """Field that names the owner of a record (natural), or that is skewed (dirichlet)."""
     clients: int | None = None

@@ -204,7 +204,12 @@ transforms = Registry("transform", "fedft.transforms", {})
 planners = Registry("planner", "fedft.planners", {})
 gates = Registry("gate", "fedft.gates", {"largest_norm": "fedft.server.candidate_gates:largest_norm"})
 partitioners = Registry(
-    "partitioner", "fedft.partitioners", {n: f"fedft.data.partition:{n}" for n in ("natural", "iid", "dirichlet")}
+    "partitioner",
+    "fedft.partitioners",
+    {
+        **{n: f"fedft.data.partition:{n}" for n in ("natural", "iid")},
+        **{n: f"fedft.data.flower_partitioners:{n}" for n in ("dirichlet", "flwr")},
+    },
 )
 codecs = Registry("codec", codec_names.GROUP, {n: f"fedft.compression.{at}" for n, at in codec_names.MODULES.items()})
 metrics = Registry(

@@ -4,11 +4,9 @@
 another package's under the entry point "fedft.partitioners". Row numbers count from 0.
 """
 
-import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stderr
-from io import StringIO
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Protocol
 
 import torch
 
@@ -70,7 +68,7 @@ def partition(
     if name == "dirichlet":
         options = {"alpha": alpha, **options}
     if name != "natural" and clients is not None:
-        _counted(rows, clients, name)
+        counted(rows, clients, name)
     cut: Cut = registry.partitioners.make(name, options)
     try:
         return cut(rows, field, clients, seed)
@@ -84,9 +82,10 @@ def natural() -> Cut:
     """The partitioner with one client per value of the field; a client is called by its value."""
 
     def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
-        texts = _texts(rows, field, "natural")
-        names = sorted(set(texts))
-        return dict(zip(names, _parts(texts, "natural", 0, 0.0, seed), strict=True))
+        found: dict[str, list[int]] = {}
+        for number, text in enumerate(texts(rows, field, "natural")):
+            found.setdefault(text, []).append(number)
+        return dict(sorted(found.items()))
 
     return cut
 
@@ -100,32 +99,20 @@ def iid() -> Cut:
     """
 
     def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
-        return _called(_parts([""] * len(rows), "iid", _counted(rows, clients, "iid"), 0.0, seed))
+        count, order = counted(rows, clients, "iid"), _shuffled(len(rows), seed)
+        size, more = divmod(len(rows), count)  # the first `more` clients have one row more
+        at = [k * size + min(k, more) for k in range(count + 1)]
+        return called([sorted(order[a:b]) for a, b in pairwise(at)])
 
     return cut
 
 
-def dirichlet(*, alpha: float = 0.5) -> Cut:
-    """The partitioner by which client k gets a share p_k of each value's rows, p ~ Dirichlet(alpha, ..., alpha).
-
-    `alpha` > 0; small ones give more skewed clients. Up to eleven draws are made until no client is left without a row.
-
-    Yurochkin et al., "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019, arXiv:1905.12022.
-    """
-
-    def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
-        count = _counted(rows, clients, "dirichlet")
-        return _called(_parts(_texts(rows, field, "dirichlet"), "dirichlet", count, alpha, seed))
-
-    return cut
-
-
-def _called(parts: list[list[int]]) -> dict[str, list[int]]:
+def called(parts: list[list[int]]) -> dict[str, list[int]]:
     """The parts by name: client-0, client-1, ..."""
     return {f"client-{k}": part for k, part in enumerate(parts)}
 
 
-def _counted(rows: Sequence[Row], clients: int | None, how: str) -> int:
+def counted(rows: Sequence[Row], clients: int | None, how: str) -> int:
     """`clients`, if it is a number from 1 to that of the rows. Raises DataError."""
     if clients is None or not 1 <= clients <= len(rows):
         raise DataError(f"partition {how!r} of {len(rows)} rows: expected 1 to {len(rows)} clients, got {clients}")
@@ -148,41 +135,14 @@ def owner(row: Row, field: str | None) -> str | None:
     return None if value is None else str(value)
 
 
-def _texts(rows: Sequence[Row], field: str | None, how: str) -> list[str]:
+def texts(rows: Sequence[Row], field: str | None, how: str) -> list[str]:
     """The owner that every row says. Raises DataError for a row without one."""
-    texts = []
+    found = []
     for number, row in enumerate(rows, 1):
         if (text := owner(row, field)) is None:
             raise DataError(f"partition {how!r}: row {number} has no {field!r}; there are {', '.join(map(str, row))}")
-        texts.append(text)
-    return texts
-
-
-def _parts(texts: Sequence[str], how: str, clients: int, alpha: float, seed: int) -> list[list[int]]:
-    """Row numbers by part, cut by Flower's partitioners."""
-    from datasets import Dataset
-    from flwr_datasets import partitioner as flower
-
-    # Numbers in place of texts: the partitioners compare through NumPy, which pads and strips text.
-    codes = {text: code for code, text in enumerate(sorted(set(texts)))}
-    order = list(range(len(texts)))
-    seed %= 2**63  # NumPy takes no negative seed
-    cut: Any
-    if how == "natural":
-        cut = flower.NaturalIdPartitioner(partition_by="code")
-    elif how == "iid":
-        order = _shuffled(len(texts), seed)  # this one cuts rows in the order that they have
-        cut = flower.IidPartitioner(num_partitions=clients)
-    else:
-        cut = flower.DirichletPartitioner(clients, "code", float(alpha), min_partition_size=1, seed=seed)
-    cut.dataset = Dataset.from_dict({"row": order, "code": [codes[texts[i]] for i in order]})
-    try:
-        with redirect_stderr(StringIO()), warnings.catch_warnings():  # its progress bar; its warning at every new draw
-            warnings.simplefilter("ignore")
-            return [sorted(cut.load_partition(k)["row"]) for k in range(cut.num_partitions)]
-    except ValueError as e:
-        hint = "a larger alpha or fewer clients would do"
-        raise DataError(f"partition {how!r}: some of {clients} clients got no row at alpha = {alpha}; {hint}") from e
+        found.append(text)
+    return found
 
 
 def _shuffled(n: int, seed: int) -> list[int]:
