@@ -24,7 +24,7 @@ BUDGETS = ("bytes", "steps", "seconds")
 ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
     "model": frozenset({"id", "device"}),
-    "data": frozenset({"train", "test", "partition", "client", "clients", "alpha"}),
+    "data": frozenset({"train", "test", "partition", "client", "clients", "alpha", "min_rows"}),
     "local": frozenset({"threads"}),
     "server": ALL,
     "clients": ALL,
@@ -99,6 +99,8 @@ class Data:
     """Number of clients; natural: keep the first so many in order of name."""
     alpha: float = 0.5
     """Dirichlet concentration; small is more skewed."""
+    min_rows: int = 1
+    """Clients with fewer rows take no part, and are named."""
     max_length: int = 96
     """Tokens per record; what becomes of longer ones says `too_long`."""
     max_prompt: int | None = None

@@ -1,7 +1,9 @@
-"""What a run file asks for and cannot have any effect in this run: said before round 1, a line for each."""
+"""What a run file asks for and cannot have any effect in this run, or costs much: said before round 1, a line each."""
 
 from fedft.config import RunConfig
 from fedft.recipe import Recipe
+
+MANY = 50  # clients whose evaluation takes long beside the training of those that a round asks
 
 
 def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> list[str]:
@@ -23,6 +25,10 @@ def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> lis
         said.append(f"[clients] per_round = {most}: there are {clients} clients, all are asked in every round")
     if (most := config.eval.clients) is not None and most > measured:
         said.append(f"[eval] clients = {most}: {measured} clients have held-out rows, all of them are measured")
+    if config.eval.clients is None and config.eval.every == 1 and measured >= MANY:
+        said.append(
+            f"[eval]: all {measured} clients are measured after every round; clients = 20 or every = 5 would be cheaper"
+        )
     if not recipe.space.rank_free and (idle := len(config.ranks()) - clients) > 0:
         said.append(
             f"[clients] rank: the last {idle} of {len(config.ranks())} are nobody's, there are {clients} clients"

@@ -28,7 +28,7 @@ def whole_by_client(config: RunConfig, counts: RowCounts | None = None) -> tuple
     Raises DataError where files are malformed, or no row of the test file belongs to a client of the training file.
     """
     d, counts = config.data, RowCounts() if counts is None else counts
-    owned = _by_client(client_datasets.read(d.train), config)
+    owned = _by_client(client_datasets.read(d.train), config, counts)
     if d.clients is not None and len(owned) < d.clients:
         raise DataError(f"[data] clients = {d.clients}, but {d.train} has rows of {len(owned)} clients only")
     test = records.read_rows(d.test) if d.test is not None else []
@@ -50,7 +50,8 @@ def whole_by_client(config: RunConfig, counts: RowCounts | None = None) -> tuple
     return owned, held
 
 
-def _by_client(found: Rows, config: RunConfig) -> dict[str, Rows]:
+def _by_client(found: Rows, config: RunConfig, counts: RowCounts) -> dict[str, Rows]:
+    """The rows of each client that has enough of them, the first `[data] clients` by name; the others are counted."""
     d = config.data
     parts = partition.partition(
         found,
@@ -60,8 +61,13 @@ def _by_client(found: Rows, config: RunConfig) -> dict[str, Rows]:
         alpha=d.alpha,
         seed=philox.derive(config.server.seed, "partition"),
     )
-    names = sorted(parts, key=str.encode)[: d.clients]
-    return {c: [found[i] for i in parts[c]] for c in names}
+    names = sorted(parts, key=str.encode)
+    counts.clients_too_small += [c for c in names if len(parts[c]) < d.min_rows]
+    enough = [c for c in names if len(parts[c]) >= d.min_rows]
+    if not enough:
+        most = max(map(len, parts.values()))
+        raise DataError(f"[data] min_rows = {d.min_rows}: the largest of {len(parts)} clients has {most} rows")
+    return {c: [found[i] for i in parts[c]] for c in enough[: d.clients]}
 
 
 def _natural(config: RunConfig) -> bool:

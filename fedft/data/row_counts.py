@@ -22,6 +22,8 @@ class RowCounts:
     """Rows left out because nothing can be learned of them: an empty response, or none of it within the length."""
     test_rows_of_nobody: int = 0
     """Rows of the test file that belong to none of the run's clients."""
+    clients_too_small: list[str] = field(default_factory=list)
+    """Names of the clients with fewer rows than `[data] min_rows`, which take no part."""
     clients_without_test_rows: list[str] = field(default_factory=list)
     """Names of the clients on which nothing can be measured."""
     never_stops: str = ""
@@ -53,6 +55,9 @@ class RowCounts:
             said.append(f"{self.empty} of {self.rows} rows were skipped: there is nothing to learn in them")
         if self.test_rows_of_nobody:
             said.append(f"{self.test_rows_of_nobody} rows of the test file belong to no client and were left out")
+        if small := self.clients_too_small:
+            names = ", ".join(map(repr, small[:3])) + (", ..." if len(small) > 3 else "")
+            said.append(f"{len(small)} clients have fewer rows than min_rows and take no part: {names}")
         if lacking := self.clients_without_test_rows:
             names = ", ".join(map(repr, lacking[:3])) + (", ..." if len(lacking) > 3 else "")
             said.append(f"{len(lacking)} of {clients} clients have no held-out row to measure on: {names}")

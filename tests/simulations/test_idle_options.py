@@ -56,3 +56,11 @@ def test_a_run_says_them_before_it_trains(tiny_base: Path, tmp_path: Path, caplo
     wanted = ("there is one client", "[local] momentum", "[server] together = 2: clients train one at a time: [model]")
     for line in wanted:
         assert sum(m.startswith(line) for m in caplog.messages) == 1
+
+
+def test_measuring_many_clients_after_every_round_is_said_with_what_is_cheaper() -> None:
+    (found,) = said({}, clients=60, measured=50)
+    assert found.startswith("[eval]: all 50 clients are measured after every round; clients = 20 or every = 5")
+    assert not said({}, clients=60, measured=49)
+    assert not said({"eval": {"every": 2}}, clients=60, measured=60)
+    assert not said({"eval": {"clients": 20}}, clients=60, measured=60)
