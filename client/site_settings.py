@@ -189,8 +189,7 @@ def _forms(data: SiteData, path: Path) -> SiteData:
         if data.chat_template is None:
             return data
         text = template_checks.chat_template(data.chat_template, path.parent)
-        if not template_checks.JINJA.search(text):
-            raise ValueError(f"[data] chat_template = {text!r:.80}: no such file, nor a Jinja text")
+        template_checks.check_is_jinja(text)
         return replace(data, chat_template=text)
     except ValueError as e:
         raise ConfigError(f"{path}: {e}") from e

@@ -10,7 +10,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -111,6 +111,15 @@ def quoted(value: Any) -> str:
     """
     text = repr(value)
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}... ({len(text)} characters)"
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Names with commas between, the first so many of them.
+
+    >>> few(["a", "b", "c"]), few(["a", "b", "c"], 2)
+    ('a, b, c', 'a, b, ...')
+    """
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def nearest(word: str, known: Collection[str]) -> str:

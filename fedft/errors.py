@@ -44,6 +44,15 @@ def in_one_line(e: Exception) -> str:
     )
 
 
+def first_line(e: Exception) -> str:
+    """The first line of an exception's text, or its type where it says nothing: for libraries that explain at length.
+
+    >>> first_line(OSError("no such model\\nIf this is a private repository...")), first_line(AssertionError())
+    ('no such model', 'AssertionError')
+    """
+    return (str(e).strip() or type(e).__name__).splitlines()[0]
+
+
 class ConfigError(FedftError):
     """A run file, site file or argument is wrong; the message names the file, the table and the key."""
 

@@ -16,10 +16,8 @@ log = logging.getLogger(__name__)
 
 STATUS_S = 5.0  # silence after which a site is asked what it is doing: it may have been killed
 PLAN_BYTES_S = 1_000_000  # at which a plan is taken to arrive: until then a site cannot know of it
-AGAIN_S = (
-    1.0,
-    60.0,
-)  # before a lost letter goes out again, the first time and at most: a site that is ill is not flooded
+# before a lost letter goes out again, the first time and at most: a site that is ill is not flooded
+AGAIN_S = (1.0, 60.0)
 FETCH_S, FETCH_BYTES_S = 60.0, 100_000  # after so long, and slower than this, a long answer's place goes to the next
 READY_S = 1.0  # before a site that is asked for its answer, and only says that it has one, is asked again
 

@@ -35,7 +35,7 @@ def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
         raise ConfigError(f"--out {folder}: cannot be written: {e.strerror}") from e
     if there:
         before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
-        if keys := changed(dtypes.resolved(before), dtypes.resolved(config)):
+        if keys := changed(dtypes.resolved(before), config):
             raise ConfigError(f"--resume {folder}: the run file has changed in {', '.join(keys)}; start a new run")
     return folder
 

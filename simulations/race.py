@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fedft import durable, strategies
+from fedft import check, durable, strategies
 from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ClientFailed, ConfigError, RunPaused
@@ -160,7 +160,7 @@ def _planned(
         if len(set(ranks)) > 1 and (c.label in BASELINES or _needs_one_rank(config)):
             config = replace(config, clients=replace(config.clients, rank=round(fmean(ranks))))
             if seed == 0:
-                given = f"{', '.join(map(str, ranks[:8]))}{', ...' if len(ranks) > 8 else ''}"
+                given = check.few([*map(str, ranks)], 8)
                 observe("note", {"text": f"{c.label} takes one rank: {config.clients.rank}, the mean of {given}"})
         strategies.of(config)
         check_plugins(config)

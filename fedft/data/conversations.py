@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedft import check
+from fedft.data.records import value_of
 from fedft.errors import DataError
 
 Message = dict[str, Any]
@@ -29,10 +30,7 @@ def messages(row: Mapping[str, Any], field: str, where: str) -> list[Message]:
     >>> messages({"t": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}, "t", "row 1")
     [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Ho'}]
     """
-    if field not in row:
-        there = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{where}: no field {field!r}; there are {there}{check.nearest(field, row)}")
-    if not isinstance(found := _parsed(row[field]), list):
+    if not isinstance(found := _parsed(value_of(row, field, where)), list):
         raise DataError(f"{where}: field {field!r} is {check.quoted(found)}, wanted a list of messages")
     said = [_message(turn, f"{where}: {field!r}, message {n}") for n, turn in enumerate(found, 1)]
     if not any(m["role"] == "assistant" for m in said):
@@ -47,7 +45,9 @@ def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise DataError(f"{where} is {check.quoted(turn)}, wanted {{role, content}} or {{from, value}}")
     said = {key: value for key, value in turn.items() if value is not None}
-    who, what, names = ("from", "value", SHAREGPT) if "from" in said and "role" not in said else _OPENAI_KEYS
+    who, what, names = "role", "content", OPENAI
+    if "from" in said and "role" not in said:
+        who, what, names = "from", "value", SHAREGPT
     if who not in said:
         raise DataError(f"{where} has no {who!r}; there are {', '.join(map(str, turn)) or 'none'}")
     role = said.pop(who)
@@ -59,9 +59,6 @@ def _message(turn: Any, where: str) -> Message:
     if not isinstance(content := said.pop(what, ""), str):
         raise DataError(f"{where}: {what} is {check.quoted(content)}, wanted text")
     return {"role": names[role], "content": content, **said}
-
-
-_OPENAI_KEYS = ("role", "content", OPENAI)
 
 
 def tools(row: Mapping[str, Any], where: str) -> list[dict[str, Any]] | None:

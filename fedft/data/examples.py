@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedft import check
+from fedft.data.records import value_of
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 
@@ -75,12 +76,10 @@ def single_braces(template: str) -> str:
 
 def _value(row: Mapping[str, Any], name: str, where: str) -> str:
     """The field as text; "" for null. Raises DataError if it is missing, a list or an object."""
-    if name not in row:
-        there = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{where}: no field {name!r}; there are {there}{check.nearest(name, row)}")
-    if isinstance(row[name], list | dict):
-        raise DataError(f"{where}: field {name!r} is a {type(row[name]).__name__}, wanted text or a number")
-    return "" if row[name] is None else str(row[name])
+    value = value_of(row, name, where)
+    if isinstance(value, list | dict):
+        raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, wanted text or a number")
+    return "" if value is None else str(value)
 
 
 @dataclass(frozen=True)
@@ -186,10 +185,10 @@ def encode_label(
         label = value
     else:
         raise DataError(f"{where}: {label_field!r} is {found!r}, not a label{check.nearest(found, labels)}")
-    full = tokenizer(fill(text, row, where), verbose=False)["input_ids"]
-    ids = full
+    said = fill(text, row, where)
+    ids = full = tokenizer(said, verbose=False)["input_ids"]
     if len(full) > max_length:  # only here: the tokenizer knows which special tokens a cut text ends with
-        ids = tokenizer(fill(text, row, where), truncation=True, max_length=max_length)["input_ids"]
+        ids = tokenizer(said, truncation=True, max_length=max_length)["input_ids"]
     return Example(ids, label, len(ids), prompt_lost=len(full) - len(ids))
 
 

@@ -11,12 +11,14 @@ import glob
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedft import check
 from fedft.data import record_files
 from fedft.data.record_files import FORMS, Row
-from fedft.errors import DataError
+from fedft.errors import DataError, first_line
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<one>[\w.-]+))?(?::(?P<two>[\w.-]+))?")
@@ -52,6 +54,14 @@ def read_rows(source: str) -> list[Row]:
     if not rows:
         raise DataError(f"{source} holds no records")
     return rows
+
+
+def value_of(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """The value of a record's field. Raises DataError, beginning with `where`, if the record has no such field."""
+    if name not in row:
+        there = ", ".join(map(str, row)) or "none"
+        raise DataError(f"{where}: no field {name!r}; there are {there}{check.nearest(name, row)}")
+    return row[name]
 
 
 def _file(path: Path) -> list[Row]:
@@ -99,7 +109,7 @@ def _saved(path: Path) -> list[Row]:
     try:
         found = datasets.load_from_disk(str(path))
     except Exception as e:  # Arrow's, fsspec's and the library's own errors
-        raise DataError(f"{path}: not a data set that datasets can read: {_first_line(e)}") from e
+        raise DataError(f"{path}: not a data set that datasets can read: {first_line(e)}") from e
     if isinstance(found, datasets.DatasetDict):
         if "train" not in found:
             raise DataError(f"{path}: has the splits {', '.join(found)}; wanted the folder of one of them")
@@ -117,8 +127,4 @@ def _from_hub(source: str) -> list[Row]:
         return list(datasets.load_dataset(found["name"], configuration, split=split or "train"))
     except Exception as e:  # network, cache, script and Arrow errors of five libraries, none of them ours
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("0", "") else ""
-        raise DataError(f"{source}: no such file, and not to be had from the hub{offline}: {_first_line(e)}") from e
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise DataError(f"{source}: no such file, and not to be had from the hub{offline}: {first_line(e)}") from e

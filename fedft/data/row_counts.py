@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedft import check
+
 
 @dataclass
 class RowCounts:
@@ -56,10 +58,10 @@ class RowCounts:
         if self.test_rows_of_nobody:
             said.append(f"{self.test_rows_of_nobody} rows of the test file belong to no client and were left out")
         if small := self.clients_too_small:
-            names = ", ".join(map(repr, small[:3])) + (", ..." if len(small) > 3 else "")
+            names = check.few([*map(repr, small)])
             said.append(f"{len(small)} clients have fewer rows than min_rows and take no part: {names}")
         if lacking := self.clients_without_test_rows:
-            names = ", ".join(map(repr, lacking[:3])) + (", ..." if len(lacking) > 3 else "")
+            names = check.few([*map(repr, lacking)])
             said.append(f"{len(lacking)} of {clients} clients have no held-out row to measure on: {names}")
         if self.never_stops:
             said.append(f"the model never learns to stop: {self.never_stops}")

@@ -30,8 +30,8 @@ def check_forms(data: Data, task: str) -> None:
                 raise ValueError(f"[data] {key} = {check.quoted(said)} has no effect beside {field}; leave out one")
     if data.chat_template is not None and data.messages is None:
         raise ValueError("[data] chat_template has no effect without messages, the field that holds conversations")
-    if data.chat_template is not None and not JINJA.search(data.chat_template):
-        raise ValueError(f"[data] chat_template = {check.quoted(data.chat_template)}: no such file, nor a Jinja text")
+    if data.chat_template is not None:
+        check_is_jinja(data.chat_template)
     for key in ("prompt", "response", "text"):
         if data.prompt or key != "prompt":
             check_names_field(key, getattr(data, key))
@@ -54,6 +54,12 @@ def check_names_field(key: str, template: str) -> None:
     right = single_braces(template)
     how = f"in single braces it does: {right!r}" if right != template else "a name in braces does, as in '{answer}'"
     raise ValueError(f"[data] {key} = {check.quoted(template)} names no field; {how}")
+
+
+def check_is_jinja(text: str) -> None:
+    """Raise ValueError for a chat template that is no Jinja text: the name of a file that is not there."""
+    if not JINJA.search(text):
+        raise ValueError(f"[data] chat_template = {check.quoted(text)}: no such file, nor a Jinja text")
 
 
 def chat_template(value: str, folder: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedft import check
 from fedft.data.examples import IGNORED, Example
+from fedft.data.records import value_of
 from fedft.errors import DataError
 
 
@@ -28,9 +29,6 @@ def encode(row: Mapping[str, Any], *, field: str, ids: int, max_length: int, whe
     >>> encode({"t": [5, 6, 7], "labels": [-100, 6, 7]}, field="t", ids=8, max_length=2, where="row 1")
     Example(input_ids=[5, 6], labels=[-100, 6], prompt_length=1, lost=1, prompt_lost=0)
     """
-    if field not in row:
-        there = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{where}: no field {field!r}; there are {there}{check.nearest(field, row)}")
     tokens = _integers(row, field, where)
     if outside := [n for n in tokens if not 0 <= n < ids]:
         raise DataError(f"{where}: field {field!r} has token id {outside[0]}, the model has embeddings of {ids} ids")
@@ -51,7 +49,7 @@ def encode(row: Mapping[str, Any], *, field: str, ids: int, max_length: int, whe
 
 
 def _integers(row: Mapping[str, Any], field: str, where: str) -> list[int]:
-    found = row[field]
+    found = value_of(row, field, where)
     if not (isinstance(found, list) and all(type(n) is int for n in found)):
         raise DataError(f"{where}: field {field!r} is {check.quoted(found)}, wanted a list of integers")
     return found

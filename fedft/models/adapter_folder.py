@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fedft.arithmetic.lowrank import LowRank
-from fedft.errors import DataError
+from fedft.errors import DataError, first_line
 from fedft.models import classes
 from fedft.models import load as loading
-from fedft.models.load import Base, first_line, ready
+from fedft.models.load import Base, ready
 
 MAX_ADAPTERS = 8
 """On top of each other, from folder to folder: two that name each other have no end."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedft import check
 from fedft.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -60,9 +61,8 @@ def order(own: Sequence[str], labels: Sequence[str], source: str) -> list[int]:
         theirs, ours = [form(n) for n in own], [form(n) for n in labels]
         if len(set(theirs)) == len(own) and sorted(theirs) == sorted(ours):
             return [theirs.index(n) for n in ours]
-    said = ", ".join(map(repr, own[:8])) + (", ..." if len(own) > 8 else "")
     raise DataError(
-        f"[model] labels: the head of {source!r} has {len(own)} other classes, {said}; "
+        f"[model] labels: the head of {source!r} has {len(own)} other classes, {check.few([*map(repr, own)], 8)}; "
         f"wanted these, or a checkpoint without a head"
     )
 

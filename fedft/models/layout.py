@@ -5,8 +5,7 @@ from typing import Any
 from torch import nn
 
 from fedft.contract import Layout
-from fedft.errors import DataError
-from fedft.models.load import Base
+from fedft.models.load import Base, lacking
 from fedft.models.parameters import parameters_of
 from fedft.models.targets import chosen
 
@@ -62,11 +61,8 @@ def head_modules(base: Base) -> set[str]:
     children = base.model.named_children()
     beside = {n for n, m in children if n != base.model.base_model_prefix and any(True for _ in m.parameters())}
     inside = {n for n in base.drawn if not _inside(n, beside)}
-    if lost := sorted(n for n in inside if "pooler" not in n):
-        raise DataError(
-            f"[model] id: {base.source!r} lacks {len(lost)} of the {base.model.config.model_type} model's weights, "
-            f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}; they would be random numbers"
-        )
+    if lost := [n for n in inside if "pooler" not in n]:
+        raise lacking(base.source, base.model.config.model_type, lost)
     return beside | {n[: n.index("pooler") + len("pooler")] for n in inside}
 
 

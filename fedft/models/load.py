@@ -6,7 +6,7 @@ works on it through a `ModelHandle`.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
-from fedft.errors import DataError, FedftError
+from fedft.errors import DataError, FedftError, first_line
 from fedft.models import classes, tokenizer_digest
 from fedft.models.parameters import digest_of, parameters_of
 
@@ -105,10 +105,7 @@ def load(
         raise DataError(f"[model] id: cannot load {source!r} for {task}: {first_line(e)}") from e
     drawn = frozenset(told["missing_keys"]) & parameters_of(model).keys()
     if drawn and task == "causal-lm":
-        raise DataError(
-            f"[model] id: {source!r} lacks {len(drawn)} of the {config.model_type} model's weights, "
-            f"{', '.join(sorted(drawn)[:3])}{', ...' if len(drawn) > 3 else ''}; they would be random numbers"
-        )
+        raise lacking(source, config.model_type, drawn)
     if labels and task != "causal-lm":
         classes.fit(model, own, labels, source, drawn)
     return ready(model, tokenizer, task, source, drawn)
@@ -138,6 +135,14 @@ def ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[s
     return Base(model, tokenizer, task, source, digest_of(model), drawn=drawn, pad_id=pad, ids=ids)
 
 
+def lacking(source: str, kind: str, names: Collection[str]) -> DataError:
+    """The error that a checkpoint of a model of this kind has no weights of these names."""
+    return DataError(
+        f"[model] id: {source!r} lacks {len(names)} of the {kind} model's weights, {check.few(sorted(names))}; "
+        f"they would be random numbers"
+    )
+
+
 def ids_of(model: nn.Module) -> int:
     """How many token ids a model has an embedding for, from 0."""
     return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
@@ -152,19 +157,13 @@ def pad_id(model: nn.Module, tokenizer: Any) -> int:
     return next((i for i in wanted if i is not None and 0 <= i < ids_of(model)), 0)
 
 
-def first_line(e: Exception) -> str:
-    """The first line of what an exception says, or its name."""
-    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-
-
 def _device(name: str) -> torch.device:
     """The torch device called `name`; DataError where nothing can be kept on it."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # fails where the device is not there, and on "meta", which holds nothing
     except (RuntimeError, AssertionError, ImportError) as e:
-        said = str(e).strip().splitlines()
-        raise DataError(f"[model] device: cannot use {name!r}: {said[0] if said else type(e).__name__}") from e
+        raise DataError(f"[model] device: cannot use {name!r}: {first_line(e)}") from e
     return device
 
 

@@ -164,11 +164,12 @@ class SeedPool:
                 raise ValueError("no_decay needs weights that move; wanted [model] dtype = 'float32'")
             handle.shift_along(z, -a.double(), rho)
             return
-        spared = self.spared(handle.parameters())
+        spared = set(self.spared(handle.parameters()))
+        b = self.coefficients_spared(turn) if spared else a
         for name, parameter in handle.parameters().items():
             if rho != 1.0 and name not in spared:
                 parameter.data.mul_(rho)
-            z.axpy_(parameter.data, name, -(self.coefficients_spared(turn) if name in spared else a))
+            z.axpy_(parameter.data, name, -(b if name in spared else a))
 
     def coefficients_spared(self, turn: Turn) -> Tensor:
         """b of w0 - sum_j b_j z_j, where tensors do not decay; float32 [K]."""

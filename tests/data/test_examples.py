@@ -31,16 +31,21 @@ def tokenizer(bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, **special)
 
 
-def encode(prompt="what is", response="a b c", *, max_length=32, max_prompt=None, **special) -> Example:
-    return data.encode_generation(
-        {"q": prompt, "a": response},
-        prompt="{q}" if prompt else "",
-        response="{a}",
+def by_templates(prompt, response, *, max_length, max_prompt=None, **special):
+    """A function that encodes a record by these templates."""
+    return partial(
+        data.encode_generation,
+        prompt=prompt,
+        response=response,
         tokenizer=tokenizer(**special),
         max_length=max_length,
         max_prompt=max_prompt,
-        where="here",
     )
+
+
+def encode(prompt="what is", response="a b c", *, max_length=32, max_prompt=None, **special) -> Example:
+    plain = by_templates("{q}" if prompt else "", "{a}", max_length=max_length, max_prompt=max_prompt, **special)
+    return plain({"q": prompt, "a": response}, where="here")
 
 
 def words(ids) -> str:
@@ -151,14 +156,7 @@ def test_the_prompt_is_cut_from_the_left_behind_its_bos():
 
 def test_rows_of_which_nothing_can_be_learned_are_skipped_and_counted():
     rows = [{"a": "a b"}, {"a": ""}, {"a": "a"}, {"a": "c d"}]
-    plain = partial(
-        data.encode_generation,
-        prompt="",
-        response="{a}",
-        tokenizer=tokenizer(bos=False, eos=False),
-        max_length=8,
-        max_prompt=None,
-    )
+    plain = by_templates("", "{a}", max_length=8, bos=False, eos=False)
     examples = data.encode_all(rows, plain, "rows", counts := RowCounts())
     assert [words(e.input_ids) for e in examples] == ["a b", "c d"]
     assert (counts.rows, counts.empty, counts.cut, counts.learned_tokens) == (4, 2, 0, 2)
@@ -188,14 +186,7 @@ def test_a_prompt_leaves_the_response_half_of_the_room_or_all_it_needs(prompt, r
 
 def test_rows_that_do_not_fit_are_cut_dropped_or_refused_and_counted():
     rows = [{"p": "a", "r": "b"}, {"p": "a b c d", "r": "e f g h"}]
-    plain = partial(
-        data.encode_generation,
-        prompt="{p}",
-        response="{r}",
-        tokenizer=tokenizer(bos=True, eos=True),
-        max_length=6,
-        max_prompt=None,
-    )
+    plain = by_templates("{p}", "{r}", max_length=6)
     both = data.encode_all(rows, plain, "rows", cut := RowCounts())
     assert (len(both), cut.cut, cut.learned_tokens, cut.learned_tokens_cut) == (2, 1, 5, 2)
     assert cut.lines(6, 1) == [
