@@ -16,6 +16,7 @@ from fedft.config import RunConfig
 from fedft.data import chat, examples, partition, records
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
+from fedft.models import tasks
 from fedft.models.load import Base
 from fedft.quickstart import rows as stdlib_docstrings
 from fedft.randomness import philox
@@ -100,7 +101,7 @@ def encode(
         if not held:
             counts.clients_without_test_rows.append(client)
         found[client] = (own, held)
-    counts.never_stops = _never_stops(config, base.tokenizer) if config.model.task == "causal-lm" else ""
+    counts.never_stops = _never_stops(config, base.tokenizer) if tasks.of(config.model.task).generates else ""
     return found
 
 

@@ -15,6 +15,7 @@ from fedft import check
 from fedft.data.records import value_of
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
+from fedft.models import tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -204,7 +205,7 @@ def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Exampl
         DataError: as `encode_generation` and `encode_label` do.
     """
     d = config.data
-    if config.model.task == "causal-lm":
+    if tasks.of(config.model.task).generates:
         return encode_generation(
             row, prompt=d.prompt, response=d.response, tokenizer=base.tokenizer, max_length=d.max_length,
             max_prompt=d.max_prompt, where=where,

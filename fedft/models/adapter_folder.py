@@ -15,7 +15,7 @@ from typing import Any
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, first_line
-from fedft.models import classes
+from fedft.models import classes, tasks
 from fedft.models import load as loading
 from fedft.models.load import Base, ready
 
@@ -98,7 +98,7 @@ def merged(below: Base, source: str) -> Base:
         raise DataError(
             f"[model] id: the adapter in {source!r} saves {', '.join(sorted(inside))} whole; merge it first"
         )
-    if saved and below.task != "causal-lm":
+    if saved and not tasks.of(below.task).generates:
         labels = classes.of_config(whole.config)
         classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(labels), labels, source)
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}

@@ -18,10 +18,9 @@ from torch import nn
 from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, FedftError, first_line
-from fedft.models import classes, tokenizer_digest
+from fedft.models import classes, tasks, tokenizer_digest
 from fedft.models.parameters import digest_of, parameters_of
 
-TASKS = ("causal-lm", "sequence-classification")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -32,7 +31,7 @@ class Base:
     model: Any
     tokenizer: Any
     task: str
-    """One of TASKS."""
+    """The name of one of `tasks.TASKS`."""
     source: str
     """Folder or hub id that the model was loaded from."""
     digest: str
@@ -59,7 +58,7 @@ def load(
 
     Args:
         source: a folder, a hub id "owner/name", or `quickstart.BASE`, which is trained now if it is not in the cache.
-        task: one of TASKS.
+        task: the name of one of `tasks.TASKS`.
         labels: names of the classes for classification, in order; none: those that the folder says. A head in the
             folder that has them in another order is reordered.
         dtype: of the resident weights: float32, bfloat16 or float16.
@@ -70,24 +69,25 @@ def load(
         DataError: no model there, or one that does not do this task; weights that it lacks; a head of other classes;
             no such device. No code of a model's folder is ever run.
     """
-    check.one_of(TASKS, task=task)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    wanted = tasks.of(task)
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder = _folder(source)
     place = _device(device)
-    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    kind: Any = getattr(transformers, f"Auto{wanted.model}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if task == "causal-lm" and not _can_generate(config):
+        if wanted is tasks.CAUSAL and not _can_generate(config):
             raise DataError(
                 f"[model] id: {source!r} is a {config.model_type} model, which does not generate text; "
                 f"wanted a causal language model, or task = 'sequence-classification'"
             )
         own = classes.of_config(config)
-        if labels and task != "causal-lm":
+        if labels and not wanted.generates:
             if len(own) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
                 classes.order(own, labels, source)
             classes.name(config, labels)
@@ -104,9 +104,9 @@ def load(
     except Exception as e:  # of four libraries' parsers, on whatever lies in the folder
         raise DataError(f"[model] id: cannot load {source!r} for {task}: {first_line(e)}") from e
     drawn = frozenset(told["missing_keys"]) & parameters_of(model).keys()
-    if drawn and task == "causal-lm":
+    if drawn and wanted.generates:
         raise lacking(source, config.model_type, drawn)
-    if labels and task != "causal-lm":
+    if labels and not wanted.generates:
         classes.fit(model, own, labels, source, drawn)
     return ready(model, tokenizer, task, source, drawn)
 

@@ -7,7 +7,7 @@ import torch
 
 from fedft.config import RunConfig
 from fedft.contract import Layout
-from fedft.models import adapter_folder, dtypes, targets
+from fedft.models import adapter_folder, dtypes, targets, tasks
 from fedft.models import load as loading
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
@@ -42,7 +42,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     base = adapter_folder.load(m.id, m.task, labels=m.labels, dtype=m.dtype, device=m.device, seed=config.server.seed)
     longest = config.data.max_length
     prompt = min(longest - 1, longest if config.data.max_prompt is None else config.data.max_prompt)
-    generates = m.task == "causal-lm" and (config.eval.rouge or config.eval.metrics)
+    generates = tasks.of(m.task).generates and (config.eval.rouge or config.eval.metrics)
     loading.check_length(base, longest, prompt + config.eval.generate_tokens if generates else 0)
     if recipe.space.of_base and m.targets != "all-linear":
         log.warning("[model] targets = %r has no effect: %s trains all parameters", m.targets, recipe.name)

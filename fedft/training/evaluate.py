@@ -15,6 +15,7 @@ from fedft.data.examples import Example
 from fedft.errors import DataError
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
+from fedft.models.tasks import WRITING
 from fedft.training.metrics import interface
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,9 @@ class Measured:
         if None in given:
             raise DataError("generation after an empty prompt needs a tokenizer with a first or a last token")
         if not hasattr(self.handle.model, "generate"):
-            raise DataError("a metric of generated text needs a model that generates text, task causal-lm")
+            raise DataError(
+                f"a metric of generated text needs a model that generates text, task {' or '.join(WRITING)}"
+            )
         key = tuple(given), new_tokens or self.new_tokens
         if key not in self._said:
             self._said[key] = self._continued(given, key[1])
