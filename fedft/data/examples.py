@@ -98,6 +98,16 @@ class Example:
     """Tokens of the prompt, or of a classification's text, that were cut off."""
 
     @property
+    def given(self) -> list[int]:
+        """The tokens of the prompt."""
+        return self.input_ids[: self.prompt_length]
+
+    @property
+    def response(self) -> list[int]:
+        """The tokens behind the prompt."""
+        return self.input_ids[self.prompt_length :]
+
+    @property
     def learned(self) -> int:
         """How many tokens are learned; 1 for a class."""
         return 1 if isinstance(self.labels, int) else sum(label != IGNORED for label in self.labels[1:])

@@ -19,6 +19,8 @@ def check_forms(data: Data, task: str) -> None:
     braces, and nobody would see it in the numbers. Only `prompt` may be "", which is completion of plain text.
     """
     plain = Data()
+    if tasks.of(task).two_sides and not data.prompt:
+        raise ValueError(f"[data] prompt = '' leaves the encoder nothing to read; task {task!r} wants a template")
     for field in ("tokens", "messages"):
         if (name := getattr(data, field)) is None:
             continue

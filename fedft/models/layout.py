@@ -14,6 +14,8 @@ from fedft.models.targets import chosen
 def layout_of(base: Base, targets: str | list[str]) -> Layout:
     """The trainable parts of a base model: linear layers (out, in), the head's and all parameters, by canonical name.
 
+    Parameters that no file keeps are no part of it.
+
     Args:
         base: the loaded model.
         targets: "all-linear" (every linear layer but the output and the head), endings of layers' names such as
@@ -28,7 +30,8 @@ def layout_of(base: Base, targets: str | list[str]) -> Layout:
     output = model.get_output_embeddings() if tasks.of(base.task).generates else None
     body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and not _inside(n, head)}
     modules = {n: body[n] for n in chosen(base, body, targets)}
-    parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items()}
+    made = getattr(model, "_keys_to_ignore_on_save", None) or ()  # by formula at every loading, as Marian's positions
+    parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items() if n not in made}
     heads = {n: s for n, s in parameters.items() if _inside(n, head)}
     return Layout(_in_order(modules), _in_order(heads), _in_order(parameters))
 

@@ -81,11 +81,8 @@ def load(
     kind: Any = getattr(transformers, f"Auto{wanted.model}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if wanted is tasks.CAUSAL and not _can_generate(config):
-            raise DataError(
-                f"[model] id: {source!r} is a {config.model_type} model, which does not generate text; "
-                f"wanted a causal language model, or task = 'sequence-classification'"
-            )
+        if misfit := tasks.misfit(config, wanted):
+            raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {misfit}")
         own = classes.of_config(config)
         if labels and not wanted.generates:
             if len(own) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
@@ -108,7 +105,10 @@ def load(
         raise lacking(source, config.model_type, drawn)
     if labels and not wanted.generates:
         classes.fit(model, own, labels, source, drawn)
-    return ready(model, tokenizer, task, source, drawn)
+    base = ready(model, tokenizer, task, source, drawn)
+    if wanted.two_sides:
+        _check_start(base)
+    return base
 
 
 def _folder(source: str) -> str:
@@ -143,9 +143,28 @@ def lacking(source: str, kind: str, names: Collection[str]) -> DataError:
     )
 
 
-def ids_of(model: nn.Module) -> int:
-    """How many token ids a model has an embedding for, from 0."""
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+def _check_start(base: Base) -> None:
+    """Raise DataError unless the model makes its decoder's first input of labels, with an id that it has."""
+    make, start = getattr(base.model, "prepare_decoder_input_ids_from_labels", None), base.model.config
+    try:
+        inputs = make(labels=torch.tensor([[0, 1]])) if make else torch.tensor([start.decoder_start_token_id])
+        fine = all(0 <= i < base.ids for i in inputs.flatten().tolist())
+    except Exception:  # transformers', each model's own way to say that there is none
+        fine = False
+    if not fine:
+        found = getattr(start, "decoder_start_token_id", None)
+        raise DataError(
+            f"[model] id: {base.source!r} has decoder_start_token_id = {found!r}; wanted, in its config.json, the id "
+            f"below {base.ids} of the token that its decoder begins with"
+        )
+
+
+def ids_of(model: Any) -> int:
+    """How many token ids a model has an embedding for, from 0; of an encoder-decoder the smaller of both sides."""
+    tables = [model.get_input_embeddings()]
+    if tasks.two_sided(model):
+        tables.append(model.get_decoder().get_input_embeddings())
+    return min(int(t.weight.shape[0]) for t in tables)
 
 
 def pad_id(model: nn.Module, tokenizer: Any) -> int:
@@ -184,6 +203,26 @@ def check_length(base: Base, max_length: int, generated: int = 0) -> None:
         )
 
 
+def check_sides(base: Base, read: int, written: int, generated: int = 0) -> None:
+    """Raise DataError if a text is longer than the positions in the table of an encoder or a decoder that has one.
+
+    Args:
+        base: of an encoder-decoder; T5 has relative positions, and no end.
+        read: tokens that the encoder reads at most.
+        written: tokens that the decoder learns at most.
+        generated: tokens that it generates at most.
+    """
+    model = base.model
+    for part, side, keys, tokens in (
+        (model.get_encoder(), "encoder", "[data] max_length or max_prompt", read),
+        (model.get_decoder(), "decoder", "[data] max_length", written),
+        (model.get_decoder(), "decoder", "[eval] generate_tokens", generated),
+    ):
+        room = _position_table(part)
+        if room is not None and room < tokens:
+            raise DataError(f"{keys} = {tokens}, but the {side} of {base.source} has {room} positions")
+
+
 def _position_table(model: nn.Module) -> int | None:
     """How many positions of a model's learned table a text can use; None where it has no table.
 
@@ -194,11 +233,3 @@ def _position_table(model: nn.Module) -> int | None:
             behind = getattr(m, "offset", 0 if m.padding_idx is None else m.padding_idx + 1)
             return m.num_embeddings - behind
     return None
-
-
-def _can_generate(config: Any) -> bool:
-    """Whether a checkpoint is of a causal language model, and not of an encoder whose type could be one."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-
-    named = " ".join(config.architectures or ())
-    return config.model_type in CAUSAL and not any(w in named for w in ("BertModel", "MaskedLM", "SequenceClass"))

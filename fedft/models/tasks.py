@@ -4,6 +4,7 @@ if tasks.of(config.model.task).generates: ...
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from fedft import check
 
@@ -39,3 +40,31 @@ def of(name: str) -> Task:
     """The task of this name. Raises ValueError, which names those that there are, for another one."""
     check.one_of(tuple(TASKS), task=name)
     return TASKS[name]
+
+
+def two_sided(model: Any) -> bool:
+    """Whether a loaded model is an encoder-decoder that writes text: its labels are what the decoder writes."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)) and hasattr(model, "generate")
+
+
+def misfit(config: Any, task: Task) -> str:
+    """Why a checkpoint cannot be loaded for a task, and what would do; "" where it can.
+
+    `config`: transformers' own of the checkpoint. An encoder whose type could be a causal model's is none.
+    """
+    from transformers.models.auto import modeling_auto as known
+
+    named, kind = " ".join(config.architectures or ()), config.model_type
+    two_sided = getattr(config, "is_encoder_decoder", False)
+    writes = not any(w in named for w in ("BertModel", "MaskedLM", "SequenceClass"))
+    if task.two_sides:
+        if two_sided and kind in known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES and writes:
+            return ""
+        return (
+            f"which is no encoder-decoder that writes text; wanted one, as T5 and BART are, or task = {CAUSAL.name!r}"
+        )
+    if not task.generates or (kind in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not two_sided and writes):
+        return ""
+    if two_sided and writes:
+        return f"an encoder-decoder; wanted a causal language model, or task = {SEQ2SEQ.name!r}"
+    return f"which does not generate text; wanted a causal language model, or task = {CLASSES.name!r}"
