@@ -204,7 +204,7 @@ def encode_label(
 
 
 def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Example:
-    """One record as an example, by the templates of the run's `[data]` and the task of its `[model]`.
+    """One record as an example, by the templates of the run's `[data]` and the task of its `[model]`: one of one side.
 
     Args:
         row: the record, fields by name.
@@ -212,10 +212,12 @@ def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Exampl
         config: the run's `RunConfig`.
         where: name of the row in error messages.
     Raises:
-        DataError: as `encode_generation` and `encode_label` do.
+        DataError: as `encode_generation` and `encode_label` do; for an encoder-decoder, see `encoder_decoder.encode`.
     """
-    d = config.data
-    if tasks.of(config.model.task).generates:
+    d, task = config.data, tasks.of(config.model.task)
+    if task.two_sides:
+        raise DataError(f"{where}: the objective encodes rows for models of one side; [model] task is {task.name!r}")
+    if task.generates:
         return encode_generation(
             row, prompt=d.prompt, response=d.response, tokenizer=base.tokenizer, max_length=d.max_length,
             max_prompt=d.max_prompt, where=where,

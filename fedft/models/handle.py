@@ -20,6 +20,7 @@ from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Batch, Kind, Layout, Objective, Settings
+from fedft.errors import DataError
 from fedft.models import tasks
 from fedft.models.base_change import BaseChange, Originals
 from fedft.models.mounted_adapters import MountedAdapters
@@ -183,7 +184,15 @@ class ModelHandle:
             self._model.train(on)
 
     def forward(self, batch: Batch) -> Any:
-        """The model's own output on one batch. Raises NotImplementedError as `Probe.watching_reads` does."""
+        """The model's own output on one batch. Raises NotImplementedError as `Probe.watching_reads` does.
+
+        DataError for a batch that tells the decoder of an encoder-decoder nothing.
+        """
+        if self.two_sided and not batch.keys() & {"labels", "decoder_input_ids"}:
+            raise DataError(
+                "[local] objective: its batches are for models that continue text; those of an encoder-decoder have "
+                "labels or decoder_input_ids"
+            )
         device = next(self._model.parameters()).device
         with self._probe.watching_reads():
             return self._model(**{k: v.to(device) for k, v in batch.items()}, **self._always)

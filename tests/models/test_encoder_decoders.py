@@ -1,6 +1,7 @@
 """An encoder-decoder is loaded whole, bounded on both sides, adapted on both, and learns what transformers says."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from fedft.errors import DataError
 from fedft.models import load, resident, targets
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
+from fedft.simulations import run as runs
 from fedft.training.evaluate import Measured, evaluate
 from fedft.training.metrics.exact_match import exact_match
 from tests.support import encoder_decoders as tiny
@@ -241,3 +243,21 @@ def test_a_tokenizer_without_an_end_token_is_said(folders):
     parts = {"c": ([{"prompt": "!", "response": "!"}], [])}
     client_datasets.encode(parts, config_of(folders["t5"]), base, counts := RowCounts())
     assert "no end token" in counts.never_stops
+
+
+@pytest.mark.parametrize("objective", ["label_smoothing:label_smoothing", "dpo:DPO"])
+def test_an_objective_works_on_both_sides_or_one_line_says_that_it_does_not(
+    folders, tmp_path, allow, monkeypatch, objective
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "plugin_example")
+    allow(objective)
+    rows = tmp_path / "rows.jsonl"
+    line = {"client": "a", "prompt": "x y", "response": "y", "chosen": "y", "rejected": "x"}
+    rows.write_text((json.dumps(line) + "\n") * 6)
+    config = run_file.from_dict(tiny.tables(folders["t5"], rows, "fedit", local={"objective": objective, "steps": 2}))
+    if objective.startswith("label"):
+        summary = runs.simulate(config, out=tmp_path / "run").summary
+        assert summary["final"]["loss"] < summary["initial"]["loss"]
+        return
+    with pytest.raises(DataError, match=r"\[local\] objective: its batches are for models that continue text"):
+        runs.simulate(config, out=tmp_path / "run")
