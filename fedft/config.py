@@ -44,7 +44,7 @@ class Model:
     """Kind of adapter, for strategies that take any: "lora", an installed one, "package.module:Kind", or a table of
     its name and options."""
     task: str = "causal-lm"
-    """"causal-lm" or "sequence-classification"."""
+    """"causal-lm", "seq2seq-lm" (an encoder-decoder: T5, BART and their kin) or "sequence-classification"."""
     targets: str | list[str] = "all-linear"
     """Layers that get an adapter: "all-linear", endings of names such as ["q_proj", "attn.v_proj"], which match at
     dots, or regular expressions for whole names, as in 're:.*layers\\.[0-3]\\..*_proj'."""
@@ -74,7 +74,8 @@ class Data:
     holdout: float = 0.2
     """Fraction of each client's rows held out when there is no `test`."""
     prompt: str = "{prompt}"
-    """Template of what is given; its tokens are masked out of the loss. "" learns on all tokens."""
+    """Template of what is given; its tokens are masked out of the loss. "" learns on all tokens. Of an encoder-decoder
+    it is all that the encoder reads, and not ""."""
     response: str = "{response}"
     """Template of what is learned."""
     messages: str | None = None
@@ -102,10 +103,10 @@ class Data:
     min_rows: int = 1
     """Clients with fewer rows take no part, and are named."""
     max_length: int = 96
-    """Tokens per record; what becomes of longer ones says `too_long`."""
+    """Tokens per record, of an encoder-decoder per side; what becomes of longer ones says `too_long`."""
     max_prompt: int | None = None
     """Tokens of the prompt, cut from the left; left out: what the response leaves, or half of max_length where that is
-    more."""
+    more. Of an encoder-decoder: cut from the right; left out: max_length."""
     too_long: Literal["cut", "drop", "refuse"] = "cut"
     """Records that do not fit: cut to fit, left out, or the run is refused; counted in any case."""
 
@@ -260,7 +261,7 @@ class Eval:
     exactness: bool = True
     """Measure every round how far the aggregate of LoRA pairs is from the mean of their products."""
     rouge: bool = False
-    """ROUGE-L of greedy generations (causal LM) at the last state and the first."""
+    """ROUGE-L of greedy generations (not of a classifier) at the last state and the first."""
     generate_tokens: int = 48
     """Tokens generated per row for ROUGE-L and other metrics of generated text."""
     metrics: list[str] = field(default_factory=list)

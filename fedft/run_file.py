@@ -15,6 +15,7 @@ from fedft.compression import codec_names
 from fedft.config import DTYPE_ALIASES, DTYPES, RunConfig, Strategy, budget_of
 from fedft.data import template_checks
 from fedft.errors import ConfigError
+from fedft.models import tasks
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str = "") -> RunConfig:
@@ -181,7 +182,7 @@ def _check_names(c: RunConfig) -> None:
 
 def _check(c: RunConfig, where: str) -> None:
     try:
-        check.one_of(("causal-lm", "sequence-classification"), task=c.model.task)
+        task = tasks.of(c.model.task)
         check.one_of(DTYPES, dtype=c.model.dtype)
         _check_names(c)
         for way, read, name in (("up", codec_names.parse, c.codec.up), ("down", codec_names.downloads, c.codec.down)):
@@ -226,11 +227,11 @@ def _check(c: RunConfig, where: str) -> None:
             raise ValueError("expected at least one rank, got an empty list")
         for rank in c.ranks():
             check.at_least(1, rank=rank)
-        if c.model.task == "sequence-classification" and len(c.model.labels) < 2:
+        if not task.generates and len(c.model.labels) < 2:
             raise ValueError("task sequence-classification needs [model] labels, at least two")
-        if c.model.task == "sequence-classification" and c.eval.rouge:
+        if not task.generates and c.eval.rouge:
             raise ValueError("[eval] rouge compares generated text; task sequence-classification generates none")
-        if c.model.task == "sequence-classification" and c.model.dtype not in ("auto", "float32"):
+        if not task.generates and c.model.dtype not in ("auto", "float32"):
             raise ValueError(f"a classification head is trained in float32; got dtype {c.model.dtype!r}")
     except ValueError as e:
         raise ConfigError(f"{where}: {e}") from e

@@ -17,7 +17,7 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.config import RunConfig
 from fedft.contract import Drawers, Layout, State, Turn
-from fedft.models import export
+from fedft.models import export, tasks
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
@@ -80,7 +80,7 @@ def summary_of(
     ends = (
         [{n: line[n] for n in columns.measured(line)} for line in (measured[0], measured[-1])] if measured else [{}, {}]
     )
-    labels = {"labels": config.model.labels} if config.model.task == "sequence-classification" else {}
+    labels = {} if tasks.of(config.model.task).generates else {"labels": config.model.labels}
     return {
         **labels,
         "strategy": config.strategy.name,

@@ -72,7 +72,7 @@ def worthwhile(clients: Sequence[Client]) -> int:
     config = clients[0].config
     device = next(clients[0].base.model.parameters()).device.type
     kind = device if device in PAYS else "other"
-    rows = [len(row.input_ids) for c in clients for row in c.train_rows]
+    rows = [len(row.given) + len(row.response) for c in clients for row in c.train_rows]
     tokens = config.local.batch_size * sum(rows) / max(1, len(rows))
     if not rows or tokens > PAYS[kind]:
         return 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedft import check
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, export
+from fedft.models import adapter_folder, export, tasks
 from fedft.models.parameters import parameters_of
 from fedft.reports import columns
 from fedft.server import run_outputs
@@ -35,7 +35,7 @@ def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ())
     """
     place, state = runs.reopen(folder)
     c = place.config.eval
-    if rouge and place.config.model.task != "causal-lm":
+    if rouge and not tasks.of(place.config.model.task).generates:
         raise ConfigError(f"--rouge compares generated text; {folder} is a run of task {place.config.model.task}")
     more = [*more, *(["rouge_l"] if rouge else [])]
     interface.load([*c.metrics, *more], place.config.model.task)

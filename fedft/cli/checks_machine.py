@@ -189,16 +189,20 @@ def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -
     `allowed`: beginnings of digests, one of which the model should have.
     """
     from fedft.models import adapter_folder as models
+    from fedft.models import tasks
 
-    try:
-        base = models.load(source, "causal-lm", device=device)
-    except FedftError as causal:
+    first: FedftError | None = None
+    for task in tasks.TASKS:
         try:
-            base = models.load(source, "sequence-classification", device=device)
-        except FedftError:
-            raise causal from None
+            base = models.load(source, task, device=device)
+            break
+        except FedftError as e:
+            first = first or e
+    else:
+        assert first is not None
+        raise first
     found = _said(source, base)
-    if base.task != "causal-lm":
+    if not tasks.of(base.task).generates:
         yield Finding("model", OK, f"{found}, a classifier's body; its digest depends on the run's labels")
     elif allowed is not None and not base.digest.startswith(tuple(allowed)):
         remedy = "correct it if runs are in float32; in another dtype the model has another digest"

@@ -5,7 +5,7 @@
 The order depends on the seed alone: no global random state is read or set.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,27 +19,28 @@ from fedft.errors import DataError
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
-    """One batch of examples, padded on the right to the longest of them.
+    """One batch of examples, padded on the right to the longest of them; of two sides, each to its own longest.
 
     `pad_id` is the token id to fill up with; it is masked, so its value does not matter.
 
     Returns:
-        input_ids, attention_mask: int64 [B, T]; labels: int64 [B, T], IGNORED on padding, or [B] for classes.
+        input_ids, attention_mask: int64 [B, T]; labels: int64 [B, T], IGNORED on padding, or [B] for classes. Those of
+        an encoder-decoder have a length of their own.
 
     >>> batch = collate([Example([5, 6, 7], [IGNORED, 6, 7], 1), Example([8], [8], 0)], pad_id=0)
     >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["labels"].tolist()
     ([[5, 6, 7], [8, 0, 0]], [[1, 1, 1], [1, 0, 0]], [[-100, 6, 7], [8, -100, -100]])
     """
-    longest = max(len(e.input_ids) for e in examples)
 
-    def padded(lists: Iterable[list[int]], value: int) -> Tensor:
+    def padded(lists: Sequence[list[int]], value: int) -> Tensor:
+        longest = max(map(len, lists))
         return torch.tensor([ids + [value] * (longest - len(ids)) for ids in lists])
 
     classes = [e.labels for e in examples if isinstance(e.labels, int)]
     sequences = [e.labels for e in examples if not isinstance(e.labels, int)]
     return {
-        "input_ids": padded((e.input_ids for e in examples), pad_id),
-        "attention_mask": padded(([1] * len(e.input_ids) for e in examples), 0),
+        "input_ids": padded([e.input_ids for e in examples], pad_id),
+        "attention_mask": padded([[1] * len(e.input_ids) for e in examples], 0),
         "labels": padded(sequences, IGNORED) if sequences else torch.tensor(classes),
     }
 

@@ -16,6 +16,7 @@ from fedft.config import RunConfig
 from fedft.data import chat, examples, partition, records
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
+from fedft.models import tasks
 from fedft.models.load import Base
 from fedft.quickstart import rows as stdlib_docstrings
 from fedft.randomness import philox
@@ -88,7 +89,7 @@ def encode(
         own = examples.encode_all(train, encode_row, where, counts, d.too_long)
         left_out = counts.empty + counts.dropped - before
         held = examples.encode_all(test, encode_row, held_where, counts, d.too_long)
-        largest = max((max(e.input_ids, default=0) for e in (*own, *held) if hasattr(e, "input_ids")), default=0)
+        largest = max((_largest_id(e) for e in (*own, *held)), default=0)
         if largest >= base.ids:
             raise DataError(
                 f"[data] client {client!r}: token id {largest} of the tokenizer of {base.source}, whose model has "
@@ -100,8 +101,14 @@ def encode(
         if not held:
             counts.clients_without_test_rows.append(client)
         found[client] = (own, held)
-    counts.never_stops = _never_stops(config, base.tokenizer) if config.model.task == "causal-lm" else ""
+    counts.never_stops = _never_stops(config, base.tokenizer) if tasks.of(config.model.task).generates else ""
     return found
+
+
+def _largest_id(example: Any) -> int:
+    """The largest token id of an example, given or learned; 0 of a row that an objective encodes in another form."""
+    labels = getattr(example, "labels", ())
+    return max((*getattr(example, "input_ids", ()), *(labels if isinstance(labels, list) else ())), default=0)
 
 
 def _never_stops(config: RunConfig, tokenizer: Any) -> str:

@@ -15,6 +15,7 @@ from fedft import check
 from fedft.data.records import value_of
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
+from fedft.models import tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,6 +96,16 @@ class Example:
     """Tokens to learn that were cut off."""
     prompt_lost: int = 0
     """Tokens of the prompt, or of a classification's text, that were cut off."""
+
+    @property
+    def given(self) -> list[int]:
+        """The tokens of the prompt."""
+        return self.input_ids[: self.prompt_length]
+
+    @property
+    def response(self) -> list[int]:
+        """The tokens behind the prompt."""
+        return self.input_ids[self.prompt_length :]
 
     @property
     def learned(self) -> int:
@@ -193,7 +204,7 @@ def encode_label(
 
 
 def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Example:
-    """One record as an example, by the templates of the run's `[data]` and the task of its `[model]`.
+    """One record as an example, by the templates of the run's `[data]` and the task of its `[model]`: one of one side.
 
     Args:
         row: the record, fields by name.
@@ -201,10 +212,12 @@ def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Exampl
         config: the run's `RunConfig`.
         where: name of the row in error messages.
     Raises:
-        DataError: as `encode_generation` and `encode_label` do.
+        DataError: as `encode_generation` and `encode_label` do; for an encoder-decoder, see `encoder_decoder.encode`.
     """
-    d = config.data
-    if config.model.task == "causal-lm":
+    d, task = config.data, tasks.of(config.model.task)
+    if task.two_sides:
+        raise DataError(f"{where}: the objective encodes rows for models of one side; [model] task is {task.name!r}")
+    if task.generates:
         return encode_generation(
             row, prompt=d.prompt, response=d.response, tokenizer=base.tokenizer, max_length=d.max_length,
             max_prompt=d.max_prompt, where=where,

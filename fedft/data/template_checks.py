@@ -7,6 +7,7 @@ from pathlib import Path
 from fedft import check
 from fedft.config import Data
 from fedft.data.examples import FIELD, lone_brace, single_braces
+from fedft.models import tasks
 
 JINJA = re.compile(r"\{\{|\{%|\n")
 
@@ -18,13 +19,15 @@ def check_forms(data: Data, task: str) -> None:
     braces, and nobody would see it in the numbers. Only `prompt` may be "", which is completion of plain text.
     """
     plain = Data()
+    if tasks.of(task).two_sides and not data.prompt:
+        raise ValueError(f"[data] prompt = '' leaves the encoder nothing to read; task {task!r} wants a template")
     for field in ("tokens", "messages"):
         if (name := getattr(data, field)) is None:
             continue
         if not name:
             raise ValueError(f"[data] {field} is '', wanted the name of a field")
-        if task != "causal-lm":
-            raise ValueError(f"[data] {field} are for task 'causal-lm', the task is {task!r}")
+        if task != tasks.CAUSAL.name:
+            raise ValueError(f"[data] {field} are for task {tasks.CAUSAL.name!r}, the task is {task!r}")
         for key in ("prompt", "response", "max_prompt", *(("messages",) if field == "tokens" else ())):
             if (said := getattr(data, key)) != getattr(plain, key):
                 raise ValueError(f"[data] {key} = {check.quoted(said)} has no effect beside {field}; leave out one")

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, first_line
-from fedft.models import classes
+from fedft.models import classes, tasks
 from fedft.models import load as loading
 from fedft.models.load import Base, ready
 
@@ -75,7 +75,7 @@ def merged(below: Base, source: str) -> Base:
     """The base `below` with the adapter in the folder `source` in its weights.
 
     Raises DataError where factors are missing or do not fit, or the adapter saves other modules than a classifier's
-    head.
+    head: they are no part of the one adapter that is exported of both.
     """
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
@@ -94,11 +94,12 @@ def merged(below: Base, source: str) -> Base:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if own else below.tokenizer
     except Exception as e:  # peft's and transformers', on whatever lies in the folder
         raise DataError(f"[model] id: cannot load the adapter in {source!r}: {first_line(e)}") from e
-    if inside := {n for n in saved if n.split(".")[0] == getattr(whole, "base_model_prefix", "")}:
+    writes, prefix = tasks.of(below.task).generates, getattr(whole, "base_model_prefix", "")
+    if inside := {n for n in saved if writes or n.split(".")[0] == prefix}:
         raise DataError(
             f"[model] id: the adapter in {source!r} saves {', '.join(sorted(inside))} whole; merge it first"
         )
-    if saved and below.task != "causal-lm":
+    if saved:
         labels = classes.of_config(whole.config)
         classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(labels), labels, source)
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}

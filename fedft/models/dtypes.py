@@ -14,7 +14,7 @@ import torch
 
 from fedft import quickstart
 from fedft.config import RunConfig
-from fedft.models import adapter_folder
+from fedft.models import adapter_folder, tasks
 
 
 def resolved(config: RunConfig) -> RunConfig:
@@ -38,7 +38,7 @@ def chosen(source: str, task: str, device: str) -> str:
         source, task: as in `load.load`; the folder of an adapter stands for its base.
         device: torch's name of it.
     """
-    if task != "causal-lm" or not device.startswith("cuda") or source == quickstart.BASE:
+    if not tasks.of(task).generates or not device.startswith("cuda") or source == quickstart.BASE:
         return "float32"
     from transformers import AutoConfig
 
@@ -57,7 +57,7 @@ def slow(dtype: str, task: str, device: str) -> str:
     """One line that says why a dtype is slow on a device; "" where it is not."""
     if device.startswith("cpu") and dtype != "float32":
         return f"[model] dtype = '{dtype}' on a CPU: most emulate it and take several times as long as in float32"
-    if device.startswith("cuda") and dtype == "float32" and task == "causal-lm" and _has_bfloat16(device):
+    if device.startswith("cuda") and dtype == "float32" and tasks.of(task).generates and _has_bfloat16(device):
         return f"[model] dtype = 'float32' on {device}: 'bfloat16' takes half the memory and less time"
     return ""
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
-from fedft.models import classes
+from fedft.models import classes, tasks
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import head_modules
 from fedft.models.load import Base
@@ -34,7 +34,7 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     folder.mkdir(parents=True, exist_ok=True)
     name = base.source if base.merged else base_name
     about: dict[str, Any] = {"base": name, "base_digest": base.digest, "kind": handle.kind.name}
-    if base.task != "causal-lm":
+    if not tasks.of(base.task).generates:
         about["labels"] = classes.of_config(base.model.config)
     changes, whole = handle.change()
     if handle.kind.of_base:
@@ -68,7 +68,7 @@ def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pair
         rank_pattern=unlike,
         alpha_pattern=dict(unlike),
         modules_to_save=heads or None,
-        task_type="CAUSAL_LM" if base.task == "causal-lm" else "SEQ_CLS",
+        task_type=tasks.of(base.task).peft,
         base_model_name_or_path=base_name,
         inference_mode=True,
     )

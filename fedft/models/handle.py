@@ -20,6 +20,8 @@ from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Batch, Kind, Layout, Objective, Settings
+from fedft.errors import DataError
+from fedft.models import tasks
 from fedft.models.base_change import BaseChange, Originals
 from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
@@ -59,6 +61,8 @@ class ModelHandle:
         self._fixed = half and getattr(kind, "along_directions", False)
         if kind.of_base and not self._fixed:
             model.float()  # small steps must not be lost
+        self.two_sided = tasks.two_sided(model)
+        """Whether labels are what a decoder writes, beside an encoder that reads the rest of a batch."""
         self._originals = Originals()
         self._parameters = parameters_of(model)
         model.requires_grad_(False)
@@ -180,10 +184,30 @@ class ModelHandle:
             self._model.train(on)
 
     def forward(self, batch: Batch) -> Any:
-        """The model's own output on one batch. Raises NotImplementedError as `Probe.watching_reads` does."""
+        """The model's own output on one batch. Raises NotImplementedError as `Probe.watching_reads` does.
+
+        DataError for a batch that tells the decoder of an encoder-decoder nothing.
+        """
+        if self.two_sided and not batch.keys() & {"labels", "decoder_input_ids"}:
+            raise DataError(
+                "[local] objective: its batches are for models that continue text; those of an encoder-decoder have "
+                "labels or decoder_input_ids"
+            )
         device = next(self._model.parameters()).device
         with self._probe.watching_reads():
             return self._model(**{k: v.to(device) for k, v in batch.items()}, **self._always)
+
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(logits, what each of them is to predict) of one batch, both on the model's device; errors as of `forward`.
+
+        The second: classes int64 [rows], or tokens int64 [rows, length], IGNORED where nothing is learned. At place t
+        that is token t + 1 (see `next_tokens`), of an encoder-decoder label t: it moves the labels itself, to its
+        decoder's inputs.
+        """
+        inputs = batch if self.two_sided else {k: v for k, v in batch.items() if k != "labels"}
+        found = self.forward(inputs).logits
+        labels = batch["labels"].to(found.device)
+        return found, next_tokens(labels) if labels.ndim == 2 and not self.two_sided else labels
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -204,17 +228,16 @@ class ModelHandle:
         return self._model
 
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(most likely, wanted) on the CPU: classes int64 [rows], or tokens int64 [rows, length], see `next_tokens`.
+        """(most likely, wanted) on the CPU: classes int64 [rows], or tokens int64 [rows, length], see `logits`.
 
         IGNORED where nothing is learned. Raises ValueError for labels that are floats.
         """
-        labels = batch["labels"]
-        if labels.is_floating_point():
+        if batch["labels"].is_floating_point():
             raise ValueError("expected labels that are numbers of classes or tokens, got numbers to fit")
         self.training(False)
         with torch.no_grad():
-            logits = self.forward({k: v for k, v in batch.items() if k != "labels"}).logits
-        return logits.argmax(-1).cpu(), (next_tokens(labels) if labels.ndim == 2 else labels).cpu()
+            logits, wanted = self.logits(batch)
+        return logits.argmax(-1).cpu(), wanted.cpu()
 
     @contextmanager
     def perturbed(

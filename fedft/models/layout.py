@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from fedft.contract import Layout
+from fedft.models import tasks
 from fedft.models.load import Base, lacking
 from fedft.models.parameters import parameters_of
 from fedft.models.targets import chosen
@@ -12,6 +13,8 @@ from fedft.models.targets import chosen
 
 def layout_of(base: Base, targets: str | list[str]) -> Layout:
     """The trainable parts of a base model: linear layers (out, in), the head's and all parameters, by canonical name.
+
+    Parameters that no file keeps are no part of it.
 
     Args:
         base: the loaded model.
@@ -24,10 +27,11 @@ def layout_of(base: Base, targets: str | list[str]) -> Layout:
     model = base.model
     linear = {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}
     head = head_modules(base)
-    output = model.get_output_embeddings() if base.task == "causal-lm" else None
+    output = model.get_output_embeddings() if tasks.of(base.task).generates else None
     body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and not _inside(n, head)}
     modules = {n: body[n] for n in chosen(base, body, targets)}
-    parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items()}
+    made = getattr(model, "_keys_to_ignore_on_save", None) or ()  # by formula at every loading, as Marian's positions
+    parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items() if n not in made}
     heads = {n: s for n, s in parameters.items() if _inside(n, head)}
     return Layout(_in_order(modules), _in_order(heads), _in_order(parameters))
 
@@ -51,12 +55,12 @@ def _out_in(module: Any) -> tuple[int, int]:
 
 
 def head_modules(base: Base) -> set[str]:
-    """Modules of a classifier that are trained and saved whole, by their paths; none of a causal language model.
+    """Modules of a classifier that are trained and saved whole, by their paths; none of a model that writes text.
 
     Those beside the pre-trained body; and of the body what the checkpoint has no weights of, as a pooler is.
     Raises DataError where that is a part of a layer or an embedding: they would be random numbers.
     """
-    if base.task == "causal-lm":
+    if tasks.of(base.task).generates:
         return set()
     children = base.model.named_children()
     beside = {n for n, m in children if n != base.model.base_model_prefix and any(True for _ in m.parameters())}

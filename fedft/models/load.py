@@ -18,10 +18,9 @@ from torch import nn
 from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, FedftError, first_line
-from fedft.models import classes, tokenizer_digest
+from fedft.models import classes, tasks, tokenizer_digest
 from fedft.models.parameters import digest_of, parameters_of
 
-TASKS = ("causal-lm", "sequence-classification")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -32,7 +31,7 @@ class Base:
     model: Any
     tokenizer: Any
     task: str
-    """One of TASKS."""
+    """The name of one of `tasks.TASKS`."""
     source: str
     """Folder or hub id that the model was loaded from."""
     digest: str
@@ -59,7 +58,7 @@ def load(
 
     Args:
         source: a folder, a hub id "owner/name", or `quickstart.BASE`, which is trained now if it is not in the cache.
-        task: one of TASKS.
+        task: the name of one of `tasks.TASKS`.
         labels: names of the classes for classification, in order; none: those that the folder says. A head in the
             folder that has them in another order is reordered.
         dtype: of the resident weights: float32, bfloat16 or float16.
@@ -70,24 +69,22 @@ def load(
         DataError: no model there, or one that does not do this task; weights that it lacks; a head of other classes;
             no such device. No code of a model's folder is ever run.
     """
-    check.one_of(TASKS, task=task)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+    wanted = tasks.of(task)
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder = _folder(source)
     place = _device(device)
-    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    kind: Any = getattr(transformers, f"Auto{wanted.model}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if task == "causal-lm" and not _can_generate(config):
-            raise DataError(
-                f"[model] id: {source!r} is a {config.model_type} model, which does not generate text; "
-                f"wanted a causal language model, or task = 'sequence-classification'"
-            )
+        if misfit := tasks.misfit(config, wanted):
+            raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {misfit}")
         own = classes.of_config(config)
-        if labels and task != "causal-lm":
+        if labels and not wanted.generates:
             if len(own) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
                 classes.order(own, labels, source)
             classes.name(config, labels)
@@ -104,11 +101,14 @@ def load(
     except Exception as e:  # of four libraries' parsers, on whatever lies in the folder
         raise DataError(f"[model] id: cannot load {source!r} for {task}: {first_line(e)}") from e
     drawn = frozenset(told["missing_keys"]) & parameters_of(model).keys()
-    if drawn and task == "causal-lm":
+    if drawn and wanted.generates:
         raise lacking(source, config.model_type, drawn)
-    if labels and task != "causal-lm":
+    if labels and not wanted.generates:
         classes.fit(model, own, labels, source, drawn)
-    return ready(model, tokenizer, task, source, drawn)
+    base = ready(model, tokenizer, task, source, drawn)
+    if wanted.two_sides:
+        _check_start(base)
+    return base
 
 
 def _folder(source: str) -> str:
@@ -143,9 +143,28 @@ def lacking(source: str, kind: str, names: Collection[str]) -> DataError:
     )
 
 
-def ids_of(model: nn.Module) -> int:
-    """How many token ids a model has an embedding for, from 0."""
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+def _check_start(base: Base) -> None:
+    """Raise DataError unless the model makes its decoder's first input of labels, with an id that it has."""
+    make, start = getattr(base.model, "prepare_decoder_input_ids_from_labels", None), base.model.config
+    try:
+        inputs = make(labels=torch.tensor([[0, 1]])) if make else torch.tensor([start.decoder_start_token_id])
+        fine = all(0 <= i < base.ids for i in inputs.flatten().tolist())
+    except Exception:  # transformers', each model's own way to say that there is none
+        fine = False
+    if not fine:
+        found = getattr(start, "decoder_start_token_id", None)
+        raise DataError(
+            f"[model] id: {base.source!r} has decoder_start_token_id = {found!r}; wanted, in its config.json, the id "
+            f"below {base.ids} of the token that its decoder begins with"
+        )
+
+
+def ids_of(model: Any) -> int:
+    """How many token ids a model has an embedding for, from 0; of an encoder-decoder the smaller of both sides."""
+    tables = [model.get_input_embeddings()]
+    if tasks.two_sided(model):
+        tables.append(model.get_decoder().get_input_embeddings())
+    return min(int(t.weight.shape[0]) for t in tables)
 
 
 def pad_id(model: nn.Module, tokenizer: Any) -> int:
@@ -184,6 +203,26 @@ def check_length(base: Base, max_length: int, generated: int = 0) -> None:
         )
 
 
+def check_sides(base: Base, read: int, written: int, generated: int = 0) -> None:
+    """Raise DataError if a text is longer than the positions in the table of an encoder or a decoder that has one.
+
+    Args:
+        base: of an encoder-decoder; T5 has relative positions, and no end.
+        read: tokens that the encoder reads at most.
+        written: tokens that the decoder learns at most.
+        generated: tokens that it generates at most.
+    """
+    model = base.model
+    for part, side, keys, tokens in (
+        (model.get_encoder(), "encoder", "[data] max_length or max_prompt", read),
+        (model.get_decoder(), "decoder", "[data] max_length", written),
+        (model.get_decoder(), "decoder", "[eval] generate_tokens", generated),
+    ):
+        room = _position_table(part)
+        if room is not None and room < tokens:
+            raise DataError(f"{keys} = {tokens}, but the {side} of {base.source} has {room} positions")
+
+
 def _position_table(model: nn.Module) -> int | None:
     """How many positions of a model's learned table a text can use; None where it has no table.
 
@@ -194,11 +233,3 @@ def _position_table(model: nn.Module) -> int | None:
             behind = getattr(m, "offset", 0 if m.padding_idx is None else m.padding_idx + 1)
             return m.num_embeddings - behind
     return None
-
-
-def _can_generate(config: Any) -> bool:
-    """Whether a checkpoint is of a causal language model, and not of an encoder whose type could be one."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-
-    named = " ".join(config.architectures or ())
-    return config.model_type in CAUSAL and not any(w in named for w in ("BertModel", "MaskedLM", "SequenceClass"))

@@ -7,7 +7,7 @@ import torch
 
 from fedft.config import RunConfig
 from fedft.contract import Layout
-from fedft.models import adapter_folder, dtypes, targets
+from fedft.models import adapter_folder, dtypes, targets, tasks
 from fedft.models import load as loading
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
@@ -40,10 +40,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     if slow := dtypes.slow(m.dtype, m.task, m.device):
         log.warning("%s", slow)
     base = adapter_folder.load(m.id, m.task, labels=m.labels, dtype=m.dtype, device=m.device, seed=config.server.seed)
-    longest = config.data.max_length
-    prompt = min(longest - 1, longest if config.data.max_prompt is None else config.data.max_prompt)
-    generates = m.task == "causal-lm" and (config.eval.rouge or config.eval.metrics)
-    loading.check_length(base, longest, prompt + config.eval.generate_tokens if generates else 0)
+    _check_lengths(base, config)
     if recipe.space.of_base and m.targets != "all-linear":
         log.warning("[model] targets = %r has no effect: %s trains all parameters", m.targets, recipe.name)
     layout = layout_of(base, [] if recipe.space.of_base else m.targets)
@@ -57,3 +54,14 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         objective=objectives.of(config),
     )
     return Resident(base, handle.layout, handle)
+
+
+def _check_lengths(base: Base, config: RunConfig) -> None:
+    """Raise DataError where a text of `[data]`, or one that is generated, is longer than the model's positions."""
+    d, task = config.data, tasks.of(config.model.task)
+    generated = config.eval.generate_tokens if task.generates and (config.eval.rouge or config.eval.metrics) else 0
+    if task.two_sides:
+        loading.check_sides(base, d.max_length if d.max_prompt is None else d.max_prompt, d.max_length, generated)
+        return
+    prompt = min(d.max_length - 1, d.max_length if d.max_prompt is None else d.max_prompt)
+    loading.check_length(base, d.max_length, prompt + generated if generated else 0)

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fedft.contract import Layout
 from fedft.errors import DataError
+from fedft.models import tasks
 from fedft.models.load import Base
 from fedft.models.parameters import parameters_of
 
@@ -47,7 +48,7 @@ def coverage(base: Base, layout: Layout) -> Coverage:
 
     Shapes are the layout's: an adapter that is in the model by now changes nothing.
     """
-    output = base.model.get_output_embeddings() if base.task == "causal-lm" else None
+    output = base.model.get_output_embeddings() if tasks.of(base.task).generates else None
 
     def inside(parameter: str) -> bool:
         owner = base.model.get_submodule(parameter.rpartition(".")[0])

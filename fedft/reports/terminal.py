@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from fedft.models import tasks
 from fedft.reports import columns, run_header
 from fedft.reports.quantities import size
 from fedft.training.metrics.loss import ACCURACY, LOSS
@@ -132,10 +133,9 @@ class Progress:
         self.out.print(f"run    {folder}  (metrics.jsonl, summary.json, TensorBoard events)")
         self.out.print(f"model  {model}")
         if (model / "adapter_config.json").exists():
-            kind = "CausalLM" if summary["task"] == "causal-lm" else "SequenceClassification"
             # how many classes there are is no part of an adapter's folder that peft reads; 2 without it
             more = f", num_labels={len(summary['labels'])}" if "labels" in summary else ""
-            call = f"AutoPeftModelFor{kind}.from_pretrained('{model}'{more})"
+            call = f"AutoPeft{tasks.of(summary['task']).model}.from_pretrained('{model}'{more})"
             self.out.print(f'load   python -c "from peft import *; model = {call}"')
         else:
             self.out.print(f"load   fedft export {folder} --merged --to FOLDER, then transformers' from_pretrained")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedft.adapters.full import Full
 from fedft.contract import Layout
 from fedft.data.examples import IGNORED, Example
+from fedft.models import tasks
 from fedft.models.handle import ModelHandle
 from fedft.reports.columns import Column
 from fedft.suites.promises import kept
@@ -66,7 +67,7 @@ class ToyWriter(nn.Module):
 
 def toy(task: str, batch_size: int = 4) -> Measured:
     """A toy model as metrics see one, the same at every call."""
-    model = ToyWriter(CLASSES if task == "sequence-classification" else 0)
+    model = ToyWriter(0 if tasks.of(task).generates else CLASSES)
     layout = Layout(parameters={n: tuple(p.shape) for n, p in model.named_parameters()})
     return Measured(ModelHandle(model, layout, Full()), ToyTokenizer(), batch_size, new_tokens=6)
 
@@ -74,7 +75,7 @@ def toy(task: str, batch_size: int = 4) -> Measured:
 def rows(task: str, count: int = 9) -> list[Example]:
     """Rows of unlike lengths. Of every third text the response is what the model says, or close to it."""
     texts = ["ask me", "what", "a b c", "why not now", "say", "one two", "left or right", "x", "to be"][:count]
-    if task == "sequence-classification":
+    if not tasks.of(task).generates:
         return [Example(_ids(t), i % CLASSES, len(t)) for i, t in enumerate(texts)]
     found = []
     for i, text in enumerate(texts):
@@ -91,8 +92,8 @@ def _ids(text: str) -> list[int]:
 
 
 def _task(metric: Metric) -> str:
-    tasks = getattr(metric, "tasks", None) or ("causal-lm",)
-    return "causal-lm" if "causal-lm" in tasks else tasks[0]
+    named = getattr(metric, "tasks", None) or (tasks.CAUSAL.name,)
+    return tasks.CAUSAL.name if tasks.CAUSAL.name in named else named[0]
 
 
 def _given(metric: Metric, count: int = 9, **how: int) -> Mapping[str, float]:

@@ -65,6 +65,8 @@ def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
         return f"adapters of kind {recipe.space.name!r} have no form for several clients"
     if not isinstance(handle.objective, OfLogits):
         return "the objective is no mean of terms, one for each learned place"
+    if handle.two_sided and not hasattr(handle.model, "prepare_decoder_input_ids_from_labels"):
+        return "the model alone knows how its decoder's inputs are made of labels"
     if not elementwise(local):
         return f"optimizer {local.optimizer!r} does not work entry by entry"
     if any(map(_drops, handle.model.modules())):

@@ -51,7 +51,10 @@ def client_losses(
     labels = batch.pop("labels")
     output = None
     if labels.ndim == 2:
-        labels = next_tokens(labels)
+        if handle.two_sided:
+            batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        else:
+            labels = next_tokens(labels)
         output, batch["use_cache"] = model.get_output_embeddings(), False
     learned = labels != IGNORED
     with _replaced(forwards(stack.leaves(here), stack.scales(here))):
@@ -72,10 +75,10 @@ def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
 
     Args:
         batches: input_ids, attention_mask: int64 [rows, length]; labels: int64 [rows, length], or [rows] for classes.
-            Not modified.
+            Those of an encoder-decoder have a length of their own. Not modified.
         pad_id: the token id that fills up shorter rows.
     Returns:
-        The same three tensors, [clients x most rows, longest length] or [clients x most rows].
+        The same three tensors, [clients x most rows, its longest length] or [clients x most rows].
     Raises:
         Unlike: a batch holds other tensors, or labels that are not integers.
 
@@ -88,13 +91,13 @@ def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
     if any(b.keys() != {"input_ids", "attention_mask", "labels"} or b["labels"].is_floating_point() for b in batches):
         raise Unlike("their batches hold more than tokens and classes")
     size = max(len(b["labels"]) for b in batches)
-    longest = max(b["input_ids"].shape[1] for b in batches)
     fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED}
     found: dict[str, list[Tensor]] = {name: [] for name in fill}
     for b in batches:
         more = size - len(b["labels"])
         for name, x in b.items():
             if x.ndim == 2:
+                longest = max(other[name].shape[1] for other in batches)
                 x = functional.pad(x, (0, longest - x.shape[1]), value=fill[name])
             if more:  # the batch's own first row again: a row that is masked throughout has no attention to give
                 first = torch.full_like(x[:1], IGNORED) if name == "labels" else x[:1]

@@ -15,6 +15,7 @@ from fedft.data.examples import Example
 from fedft.errors import DataError
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
+from fedft.models.tasks import WRITING
 from fedft.training.metrics import interface
 
 log = logging.getLogger(__name__)
@@ -67,25 +68,27 @@ class Measured:
         return self.handle.predictions(batch)
 
     def generate(self, row: Example, new_tokens: int | None = None) -> str:
-        """The greedy continuation of the row's prompt as text, without special tokens.
+        """The greedy continuation of the row's prompt, or what a decoder writes of it, without special tokens.
 
         `new_tokens`: at most so many; None: those of this model. Raises DataError for a model that generates no text,
         or an empty prompt where the tokenizer has no special token to begin with.
         """
         # a generation starts from something, also where a record's prompt is empty
         t = self.tokenizer
-        given = row.input_ids[: row.prompt_length] or [t.eos_token_id if t.bos_token_id is None else t.bos_token_id]
+        given = row.given or [t.eos_token_id if t.bos_token_id is None else t.bos_token_id]
         if None in given:
             raise DataError("generation after an empty prompt needs a tokenizer with a first or a last token")
         if not hasattr(self.handle.model, "generate"):
-            raise DataError("a metric of generated text needs a model that generates text, task causal-lm")
+            raise DataError(
+                f"a metric of generated text needs a model that generates text, task {' or '.join(WRITING)}"
+            )
         key = tuple(given), new_tokens or self.new_tokens
         if key not in self._said:
             self._said[key] = self._continued(given, key[1])
         return self._said[key]
 
     def _continued(self, given: list[int], new_tokens: int) -> str:
-        """The greedy continuation of these token ids, as text."""
+        """The greedy continuation of these token ids, or what a decoder writes of them, as text."""
         prompt = torch.tensor([given], device=next(self.handle.model.parameters()).device)
         with torch.no_grad():
             out = self.handle.model.generate(  # type: ignore[operator]
@@ -93,13 +96,15 @@ class Measured:
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=new_tokens,
                 do_sample=False,
+                num_beams=1,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-        return self.tokenizer.decode(out[0, len(given) :], skip_special_tokens=True)
+        before = 1 if self.handle.two_sided else len(given)  # a decoder's start token, or the prompt once more
+        return self.tokenizer.decode(out[0, before:], skip_special_tokens=True)
 
     def response(self, row: Example) -> str:
         """The text that should follow the row's prompt, without special tokens."""
-        return self.tokenizer.decode(row.input_ids[row.prompt_length :], skip_special_tokens=True)
+        return self.tokenizer.decode(row.response, skip_special_tokens=True)
 
 
 def measure(

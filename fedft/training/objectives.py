@@ -14,7 +14,8 @@ from torch.nn import functional
 from fedft import registry
 from fedft.config import RunConfig
 from fedft.contract import Batch, Objective
-from fedft.data import batches, chat, examples, token_columns
+from fedft.data import batches, chat, encoder_decoder, examples, token_columns
+from fedft.models import tasks
 
 
 def next_tokens(labels: Tensor) -> Tensor:
@@ -45,10 +46,15 @@ class OfLogits(Objective):
     def encode(self, record: Mapping[str, Any], base: Any, config: Any, where: str) -> Any:
         """One record as token ids with labels, by the chat template or the templates of `[data]`.
 
-        See `chat.encode` for records of conversations, `token_columns.encode` for those that are tokens already, and
-        `examples.encode` for others.
+        See `chat.encode` for records of conversations, `token_columns.encode` for those that are tokens already,
+        `encoder_decoder.encode` for the two sides of an encoder-decoder, and `examples.encode` for others.
         """
         d = config.data
+        if tasks.of(config.model.task).two_sides:
+            return encoder_decoder.encode(
+                record, prompt=d.prompt, response=d.response, tokenizer=base.tokenizer, max_length=d.max_length,
+                max_prompt=d.max_prompt, where=where,
+            )  # fmt: skip
         if d.tokens is not None:
             return token_columns.encode(record, field=d.tokens, ids=base.ids, max_length=d.max_length, where=where)
         if d.messages is None:
@@ -81,11 +87,9 @@ class OfLogits(Objective):
     @staticmethod
     def _learned(handle: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """(logits float32 [n, vocabulary or classes], labels int64 [n]) of the n learned places of a batch."""
-        output = handle.forward({k: v for k, v in batch.items() if k != "labels"}).logits.float()
-        labels = batch["labels"].to(output.device)
-        labels = next_tokens(labels) if labels.ndim == 2 else labels
-        learned = labels != examples.IGNORED
-        return output[learned], labels[learned]
+        logits, wanted = handle.logits(batch)
+        learned = wanted != examples.IGNORED
+        return logits.float()[learned], wanted[learned]
 
 
 class Likelihood(OfLogits):

@@ -37,11 +37,12 @@ from architectures import ARCHS, EXPERTS, TWELVE, V
 import fedft
 from fedft import run_file
 from fedft.errors import FedftError
+from fedft.models import tasks
 from fedft.simulations import finished_run
 
 STRATEGIES = ("fedit", "flora", "ffa_lora", "fedkseed")
 QUICK = ("fedit", "fedkseed")
-TASKS = ("causal-lm", "sequence-classification")
+TASKS = ("causal-lm", "sequence-classification", "seq2seq-lm")  # in the order of what is expected in `ARCHS`
 ENCODERS = {"bert", "roberta", "xlm_roberta", "distilbert", "albert", "electra", "deberta_v2", "mpnet", "modernbert"}
 # (architecture, strategy) that fail today and do not count as regressions. Take off what works again.
 KNOWN: set[tuple[str, str]] = set()
@@ -77,17 +78,17 @@ def build(name: str, task: str, folder: Path) -> None:
     cls, arguments, *_ = ARCHS[name]
     config = getattr(transformers, cls)(**arguments)
     torch.manual_seed(0)
-    if task != "causal-lm":
+    if task == "sequence-classification":
         config.num_labels = 3
         kind = transformers.AutoModelForSequenceClassification
     elif name in ENCODERS:
         kind = transformers.AutoModelForMaskedLM
-    elif name in ("t5", "bart"):
+    elif config.is_encoder_decoder:
         kind = transformers.AutoModelForSeq2SeqLM
     else:
         kind = transformers.AutoModelForCausalLM
     kind.from_config(config).save_pretrained(folder)
-    save_tokenizer(folder, name in ENCODERS or name in ("t5", "bart"))  # those of T5 and BART append </s>, too
+    save_tokenizer(folder, name in ENCODERS or config.is_encoder_decoder)  # those of T5 and BART append </s>, too
 
 
 def write_rows(folder: Path) -> Path:
@@ -102,7 +103,7 @@ def write_rows(folder: Path) -> Path:
 
 def tables(folder: Path, data: Path, task: str, strategy: str) -> dict[str, Any]:
     """The run file of one round on the model in `folder`."""
-    labels = {} if task == "causal-lm" else {"labels": ["x", "y", "z"]}
+    labels = {"labels": ["x", "y", "z"]} if task == "sequence-classification" else {}
     rate = 1e-4 if strategy == "fedkseed" else 5e-3
     # "all-linear" is refused where experts are no linear layers: attention is what is left for adapters
     attention = EXPERTS.get(folder.name.split("-")[0])
@@ -131,23 +132,23 @@ def judged(folder: Path, data: Path, task: str, strategy: str, out: Path) -> tup
 def drift(run: Any, base: Path, task: str, said: float) -> float:
     """The larger of two differences: `evaluate_run`'s loss from the run's; peft's logits from the merged export's."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     _, mean = finished_run.evaluate_run(run.folder)  # of the saved state
-    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    kind = getattr(transformers, f"Auto{tasks.of(task).model}")
     torch.manual_seed(0)
-    extra = {} if task == "causal-lm" else {"num_labels": 3}
+    extra = {"num_labels": 3} if task == "sequence-classification" else {}
     plain = kind.from_pretrained(base, dtype=torch.float32, **extra).eval()
     ids = torch.randint(5, 200, (2, 12), generator=torch.Generator().manual_seed(1))
-    if base.name.startswith(("bart", "t5")):
+    if plain.config.is_encoder_decoder:
         ids[:, -1] = 2
+    inputs = {"input_ids": ids, **({"labels": ids[:, 3:].clone()} if tasks.of(task).two_sides else {})}
     tuned = PeftModel.from_pretrained(plain, run.model).eval()
     with torch.no_grad():
-        theirs = tuned(input_ids=ids).logits
+        theirs = tuned(**inputs).logits
     finished_run.export_run(run.folder, run.folder / "merged", merged=True)
     ours = kind.from_pretrained(run.folder / "merged", dtype=torch.float32, **extra).eval()
     with torch.no_grad():
-        mine = ours(input_ids=ids).logits
+        mine = ours(**inputs).logits
     return max(abs(mean["loss"] - said), float((theirs - mine).abs().max()))
 
 
@@ -202,7 +203,8 @@ def wanted(a: argparse.Namespace) -> list[tuple[str, str]]:
 
 def expected(name: str, task: str) -> str:
     """What fedft does with an architecture: "ok", "refuse" or "" (not asked)."""
-    return str(ARCHS[name][2 if task == "causal-lm" else 3])
+    said = ARCHS[name][2:]
+    return str(said[TASKS.index(task)]) if TASKS.index(task) < len(said) else ""
 
 
 def options() -> argparse.Namespace:

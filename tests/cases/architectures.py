@@ -15,9 +15,10 @@ S2S = dict(VOCABULARY, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, e
            max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=0,
            forced_eos_token_id=None)
 
-# name: (config class, arguments, expectation for causal-lm, for classification): "ok", "refuse" or "" (not asked)
+# name: (config class, arguments, expectation for causal-lm, for classification and, if there is one, for seq2seq-lm):
+# "ok", "refuse" or "" (not asked)
 ARCHS = {
-    "llama": ("LlamaConfig", COMMON, "ok", "ok"),
+    "llama": ("LlamaConfig", COMMON, "ok", "ok", "refuse"),
     "llama-tied": ("LlamaConfig", {**COMMON, "tie_word_embeddings": True}, "ok", ""),
     "llama-bias": ("LlamaConfig", {**COMMON, "attention_bias": True, "mlp_bias": True}, "ok", ""),
     "mistral": ("MistralConfig", {**COMMON, "sliding_window": 16}, "ok", ""),
@@ -66,9 +67,15 @@ ARCHS = {
         head_dim=8, n_groups=1, chunk_size=16, bos_token_id=1, eos_token_id=2, pad_token_id=0), "ok", ""),
     "falcon_h1": ("FalconH1Config", {**COMMON, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
         "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 16}, "ok", ""),
-    "t5": ("T5Config", S2S, "refuse", "ok"),
-    "bart": ("BartConfig", S2S, "", "ok"),
-    "bert": ("BertConfig", ENC, "refuse", "ok"),
+    "t5": ("T5Config", S2S, "refuse", "ok", "ok"),
+    "t5-gated": ("T5Config", {**S2S, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}, "", "", "ok"),
+    "mt5": ("MT5Config", S2S, "refuse", "", "ok"),
+    "bart": ("BartConfig", S2S, "refuse", "ok", "ok"),
+    "mbart": ("MBartConfig", S2S, "refuse", "", "ok"),
+    "pegasus": ("PegasusConfig", S2S, "refuse", "", "ok"),
+    "marian": ("MarianConfig", S2S, "refuse", "", "ok"),
+    "m2m_100": ("M2M100Config", S2S, "refuse", "", "ok"),
+    "bert": ("BertConfig", ENC, "refuse", "ok", "refuse"),
     "roberta": ("RobertaConfig", ENC, "refuse", "ok"),
     "xlm_roberta": ("XLMRobertaConfig", ENC, "", "ok"),
     "distilbert": ("DistilBertConfig", dict(VOCABULARY, dim=32, hidden_dim=64, n_layers=2, n_heads=4,

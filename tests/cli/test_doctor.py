@@ -22,6 +22,7 @@ from fedft.cli import doctor as cli_doctor
 from fedft.cli.checks_machine import FAIL, OK, WARN, Finding
 from fedft.errors import ConfigError
 from fedft.security import certificates, new_keys, private_keys, roster
+from tests.support import encoder_decoders
 
 RUN = "[data]\ntrain = 'rows.jsonl'\n[strategy]\nname = 'flora'\n"
 
@@ -411,6 +412,14 @@ def test_the_base_model_is_loaded_and_its_digest_told(base: str) -> None:
     assert len(digest) == 12
     assert digest in own.found
     assert (own.state, tokenizer.check) == (OK, "tokenizer")
+
+
+def test_a_sites_encoder_decoder_is_found_as_one(tmp_path: Path) -> None:
+    folder = str(encoder_decoders.save(tmp_path / "t5", "t5"))
+    run = _one(checks_machine.model(folder, "seq2seq-lm"), "model")
+    digest = run.found.partition("digest ")[2][:12]
+    assert f"{digest} in float32" in _one(checks_machine.site_model(folder, "cpu"), "model").found
+    assert _one(checks_machine.site_model(folder, "cpu", ["0" * 12]), "model").state == WARN
 
 
 def test_a_base_model_outside_the_policy_is_a_warning(base: str) -> None:

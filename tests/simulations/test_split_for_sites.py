@@ -67,6 +67,7 @@ KINDS = {
         "model": {"task": "sequence-classification", "labels": OWNERS},
         "data": {"partition": "dirichlet", "clients": 2, "text": "{a}", "label": "who"},
     },
+    "two sides": {"model": {"task": "seq2seq-lm"}, "data": {"max_prompt": 2}},
 }
 
 
@@ -91,7 +92,10 @@ def test_a_site_has_the_examples_of_the_simulated_client_of_its_name(run, tmp_pa
     renamed = {"../up": folder_name("../up")}
     wanted = {renamed.get(c, c): v for c, v in wanted.items()}
     assert list(found) == list(wanted)
-    if not held_out and kind == "natural":  # a name that no site may have: the same rows, held out by another name
+    if not held_out and kind in (
+        "natural",
+        "two sides",
+    ):  # a name that no site may have: the same rows, held out by another name
         own, theirs = found.pop(folder_name("../up")), wanted.pop(folder_name("../up"))
         assert sorted(map(str, own[0] + own[1])) == sorted(map(str, theirs[0] + theirs[1]))
     assert found == wanted

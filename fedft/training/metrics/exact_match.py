@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedft.data.examples import Example
+from fedft.models.tasks import WRITING
 from fedft.reports.columns import Column
 from fedft.training.metrics.interface import MeasuredModel
 
@@ -16,7 +17,7 @@ class ExactMatch:
     """Share of rows, 0 to 1, whose greedy generation equals the response."""
 
     columns: tuple[Column, ...] = (Column("exact_match", "exact match", better="higher"),)
-    tasks: tuple[str, ...] = ("causal-lm",)
+    tasks: tuple[str, ...] = WRITING
 
     def measure(self, model: MeasuredModel, rows: Sequence[Example]) -> Mapping[str, float]:
         """{"exact_match": share of `rows`, 0 to 1}, {} of no rows. Raises DataError as `generate` does."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedft.data.examples import Example
+from fedft.models.tasks import WRITING
 from fedft.reports.columns import Column
 from fedft.training.metrics.interface import MeasuredModel
 
@@ -18,7 +19,7 @@ class RougeL:
     """Mean ROUGE-L F-measure of greedy generations against the responses, between 0 and 1."""
 
     columns: tuple[Column, ...] = (Column("rouge_l", "ROUGE-L", better="higher"),)
-    tasks: tuple[str, ...] = ("causal-lm",)
+    tasks: tuple[str, ...] = WRITING
 
     def measure(self, model: MeasuredModel, rows: Sequence[Example]) -> Mapping[str, float]:
         """{"rouge_l": mean over `rows`, 0 to 1}, {} of no rows. Raises DataError as `generate` does."""
