@@ -80,7 +80,8 @@ def summary_of(
     ends = (
         [{n: line[n] for n in columns.measured(line)} for line in (measured[0], measured[-1])] if measured else [{}, {}]
     )
-    labels = {"labels": config.model.labels} if config.model.task == "sequence-classification" else {}
+    m = config.model
+    labels = {"labels": m.labels, "problem_type": m.problem_type} if m.task == "sequence-classification" else {}
     return {
         **labels,
         "strategy": config.strategy.name,

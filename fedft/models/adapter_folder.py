@@ -17,6 +17,7 @@ from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, first_line
 from fedft.models import classes
 from fedft.models import load as loading
+from fedft.models.classes import Classes
 from fedft.models.load import Base, ready
 
 MAX_ADAPTERS = 8
@@ -99,16 +100,16 @@ def merged(below: Base, source: str) -> Base:
             f"[model] id: the adapter in {source!r} saves {', '.join(sorted(inside))} whole; merge it first"
         )
     if saved and below.task != "causal-lm":
-        labels = classes.of_config(whole.config)
-        classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(labels), labels, source)
+        wanted = classes.of_config(whole.config)
+        classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(wanted), wanted, source)
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}
     base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn)
     return replace(base, merged={**below.merged, **both})
 
 
-def _unnamed(labels: list[str]) -> list[str]:
-    """What a folder that names no classes calls them."""
-    return [f"LABEL_{i}" for i in range(len(labels))]
+def _unnamed(wanted: Classes) -> Classes:
+    """The classes of a folder that says nothing of them."""
+    return replace(wanted, names=[f"LABEL_{i}" for i in range(len(wanted.names))])
 
 
 def _change(layer: Any) -> LowRank:

@@ -20,12 +20,13 @@ from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Batch, Kind, Layout, Objective, Settings
+from fedft.errors import DataError
 from fedft.models.base_change import BaseChange, Originals
 from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
 from fedft.models.perturbation import Offset, Probe
 from fedft.randomness.directions import Directions
-from fedft.training.objectives import Likelihood, next_tokens
+from fedft.training.objectives import Likelihood, next_tokens, of_tokens
 from fedft.update import Shape
 
 
@@ -204,17 +205,15 @@ class ModelHandle:
         return self._model
 
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(most likely, wanted) on the CPU: classes int64 [rows], or tokens int64 [rows, length], see `next_tokens`.
-
-        IGNORED where nothing is learned. Raises ValueError for labels that are floats.
-        """
+        """(most likely, wanted) on the CPU, as `fedft.contract.Handle` says. DataError for labels that are floats."""
         labels = batch["labels"]
         if labels.is_floating_point():
-            raise ValueError("expected labels that are numbers of classes or tokens, got numbers to fit")
+            raise DataError("labels are numbers to fit: a regression has no classes to predict, and no accuracy or F1")
         self.training(False)
         with torch.no_grad():
             logits = self.forward({k: v for k, v in batch.items() if k != "labels"}).logits
-        return logits.argmax(-1).cpu(), (next_tokens(labels) if labels.ndim == 2 else labels).cpu()
+        guesses = logits > 0 if labels.dtype == torch.bool else logits.argmax(-1)
+        return guesses.cpu(), (next_tokens(labels) if of_tokens(labels) else labels).cpu()
 
     @contextmanager
     def perturbed(

@@ -17,8 +17,10 @@ from torch import nn
 
 from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
+from fedft.data.labels import SINGLE
 from fedft.errors import DataError, FedftError, first_line
 from fedft.models import classes, tokenizer_digest
+from fedft.models.classes import Classes
 from fedft.models.parameters import digest_of, parameters_of
 
 TASKS = ("causal-lm", "sequence-classification")
@@ -53,8 +55,9 @@ class Base:
 
 
 def load(
-    source: str, task: str, *, labels: Sequence[str] = (), dtype: str = "float32", device: str = "cpu", seed: int = 0
-) -> Base:
+    source: str, task: str, *, labels: Sequence[str] = (), problem_type: str = SINGLE, dtype: str = "float32",
+    device: str = "cpu", seed: int = 0,
+) -> Base:  # fmt: skip
     """The base model and tokenizer at `source`, in evaluation mode on `device`. Torch's global seed stays as it was.
 
     Args:
@@ -62,6 +65,7 @@ def load(
         task: one of TASKS.
         labels: names of the classes for classification, in order; none: those that the folder says. A head in the
             folder that has them in another order is reordered.
+        problem_type: what the labels are, in transformers' words; see `fedft.data.labels`.
         dtype: of the resident weights: float32, bfloat16 or float16.
         device: torch device.
         seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
@@ -86,11 +90,11 @@ def load(
                 f"[model] id: {source!r} is a {config.model_type} model, which does not generate text; "
                 f"wanted a causal language model, or task = 'sequence-classification'"
             )
-        own = classes.of_config(config)
+        own, wanted = classes.of_config(config), Classes(labels, problem_type)
         if labels and task != "causal-lm":
-            if len(own) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
-                classes.order(own, labels, source)
-            classes.name(config, labels)
+            if len(own.names) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
+                classes.order(own, wanted, source)
+            classes.name(config, wanted)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             loaded: Any = kind.from_pretrained(
@@ -107,7 +111,7 @@ def load(
     if drawn and task == "causal-lm":
         raise lacking(source, config.model_type, drawn)
     if labels and task != "causal-lm":
-        classes.fit(model, own, labels, source, drawn)
+        classes.fit(model, own, wanted, source, drawn)
     return ready(model, tokenizer, task, source, drawn)
 
 

@@ -39,7 +39,8 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     m = dtypes.resolved(config).model
     if slow := dtypes.slow(m.dtype, m.task, m.device):
         log.warning("%s", slow)
-    base = adapter_folder.load(m.id, m.task, labels=m.labels, dtype=m.dtype, device=m.device, seed=config.server.seed)
+    head = {"labels": m.labels, "problem_type": m.problem_type}
+    base = adapter_folder.load(m.id, m.task, **head, dtype=m.dtype, device=m.device, seed=config.server.seed)
     longest = config.data.max_length
     prompt = min(longest - 1, longest if config.data.max_prompt is None else config.data.max_prompt)
     generates = m.task == "causal-lm" and (config.eval.rouge or config.eval.metrics)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from fedft.data.labels import SINGLE
 from fedft.reports import columns, run_header
 from fedft.reports.quantities import size
 from fedft.training.metrics.loss import ACCURACY, LOSS
@@ -135,6 +136,8 @@ class Progress:
             kind = "CausalLM" if summary["task"] == "causal-lm" else "SequenceClassification"
             # how many classes there are is no part of an adapter's folder that peft reads; 2 without it
             more = f", num_labels={len(summary['labels'])}" if "labels" in summary else ""
+            if (problem := summary.get("problem_type", SINGLE)) != SINGLE:
+                more += f", problem_type='{problem}'"
             call = f"AutoPeftModelFor{kind}.from_pretrained('{model}'{more})"
             self.out.print(f'load   python -c "from peft import *; model = {call}"')
         else:
