@@ -73,6 +73,10 @@ def read(
         DataError: a field is missing, or holds something else; of names the nearest is suggested.
     """
     if not isinstance(fields, str):
+        if kind == SINGLE or len(fields) != len(names):  # of a site's own file
+            raise DataError(
+                f"{where}: [data] label = {[*fields]}, wanted {'one field' if kind == SINGLE else [*names]}"
+            )
         each = _number if kind == REGRESSION else _flag
         return tuple(each(value_of(row, field, where), f"{where}: {field!r}") for field in fields)
     value, what = value_of(row, fields, where), f"{where}: {fields!r}"
@@ -86,9 +90,8 @@ def read(
         return _labels(value, names, what)
     values = value if isinstance(value, list | tuple) else [value]
     if len(values) != len(names):
-        raise DataError(
-            f"{what} is {check.quoted(value)}, wanted {len(names)} numbers: {check.few([*map(repr, names)])}"
-        )
+        wanted = "a number" + (f" for each of {check.few([*map(repr, names)])}" if len(names) > 1 else "")
+        raise DataError(f"{what} is {check.quoted(value)}, wanted {wanted}")
     return tuple(_number(v, what) for v in values)
 
 
