@@ -15,6 +15,7 @@ from fedft import run_file
 from fedft.client import allowed_jobs, site_settings
 from fedft.data.labels import MULTI, REGRESSION, SINGLE
 from fedft.errors import DataError
+from fedft.models import adapter_folder
 from fedft.reports import html_report
 from fedft.reports.columns import Column
 from fedft.reports.comparison import readable, shown_columns
@@ -117,6 +118,19 @@ def test_the_loss_reported_is_that_of_the_model_that_is_left(body, tmp_path, kin
         rows = list(place.clients[client].test_rows)
         for model in models:
             assert loss_of(model, rows) == pytest.approx(measured["loss"], abs=CLOSE)
+
+
+@kinds
+def test_a_run_goes_on_from_another_and_refuses_one_of_other_outputs(body, tmp_path, kind):
+    first = run(body, tmp_path, kind)
+    (tmp_path / "on").mkdir()
+    second = run(str(first.model), tmp_path / "on", kind, server={"rounds": 1})
+    assert second.summary["initial"]["loss"] == pytest.approx(first.summary["final"]["loss"], abs=CLOSE)
+    said = {k: v for k, v in KINDS[kind].items() if k != "labels"}
+    for labels in (["red", "flat"], ["red", "flat", "new", "old"]):
+        with pytest.raises(DataError, match=r"has \d other (labels|outputs), '.*'; wanted these") as e:
+            adapter_folder.load(str(first.model), "sequence-classification", labels=labels, **said)
+        assert "\n" not in str(e.value)
 
 
 @kinds
