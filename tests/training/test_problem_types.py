@@ -23,6 +23,7 @@ from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
 from fedft.randomness import families
 from fedft.training import directional_derivatives, evaluate, objectives
+from fedft.training.metrics.macro_f1 import macro_f1
 from fedft.training.objectives import Likelihood, OfLogits
 
 SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -121,6 +122,19 @@ def test_the_accuracy_and_f1_that_zeroth_order_steps_minimise_by_hand():
     assert directional_derivatives.lost_f1(said, {}) == pytest.approx(1 - 2 * 2 / (3 + 3))
     none = SimpleNamespace(predictions=lambda batch: (guess & False, true & False))
     assert directional_derivatives.lost_f1(none, {}) == 0
+
+
+def test_macro_f1_by_hand():
+    """Labels: 2/2, 0 of 1, and one that nobody has or guesses; classes as in their own test of zeroth-order steps."""
+
+    def of(*pairs):
+        pairs = [tuple(torch.tensor(x) for x in pair) for pair in pairs]
+        return macro_f1.measure(SimpleNamespace(batches=lambda rows: pairs, predictions=lambda pair: pair), [])
+
+    several = of(([[True, False, False]], [[True, True, False]]), ([[True, False, False]], [[True, False, False]]))
+    assert several == {"macro_f1": pytest.approx((1 + 0) / 2)}
+    assert of(([0, 0], [0, 0]), ([1, 1], [0, 1])) == {"macro_f1": pytest.approx((4 / 5 + 2 / 3) / 2)}
+    assert of() == of(([[False]], [[False]])) == {}
 
 
 def test_predictions_are_decisions_at_one_half_and_a_regression_has_none():
