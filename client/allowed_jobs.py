@@ -32,7 +32,7 @@ from fedft.update import Job, Plan
 
 LOOKED_AT = {
     "data": {"prompt", "response", "text", "label", "messages", "tokens", "chat_template"},
-    "model": {"targets", "labels"},
+    "model": {"targets", "labels", "problem_type"},
     "codec": {"up", "down"},
     "eval": {"metrics"},
 }

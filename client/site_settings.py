@@ -97,8 +97,8 @@ class SiteData:
     """Field that holds token ids; then `prompt`, `response` and `messages` are not said here."""
     text: str | None = None
     """Classification: template of the input."""
-    label: str | None = None
-    """Classification: field of the label."""
+    label: str | list[str] | None = None
+    """Classification: field of the label, or one for each label."""
 
 
 @dataclass(frozen=True)

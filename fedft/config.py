@@ -59,7 +59,11 @@ class Model:
     device: str = "cpu"
     """torch device of the base model."""
     labels: list[str] = field(default_factory=list)
-    """Classification: the label values, in order."""
+    """Classification: the names of classes or labels, in order; of the outputs of a regression, left out: "value"."""
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = (
+        "single_label_classification"
+    )
+    """Classification, in transformers' words: a record has one class, any number of labels, or numbers to fit."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,9 @@ class Data:
     there is one, says which are learned. `prompt` and `response` have no part in it."""
     text: str = "{text}"
     """Classification: template of the input."""
-    label: str = "label"
-    """Classification: field of the label."""
+    label: str | list[str] = "label"
+    """Classification: field of the label, a list of them, or a number; or a field for each of `[model] labels`, with 0
+    or 1 or with numbers."""
     partition: Choice = "natural"
     """"natural" (by `client`), "iid", "dirichlet", "flwr" (any of flwr-datasets), an installed one or
     "package.module:factory", or a table of its name and options."""

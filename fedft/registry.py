@@ -213,7 +213,10 @@ partitioners = Registry(
 )
 codecs = Registry("codec", codec_names.GROUP, {n: f"fedft.compression.{at}" for n, at in codec_names.MODULES.items()})
 metrics = Registry(
-    "metric", "fedft.metrics", {n: f"fedft.training.metrics.{n}:{n}" for n in ("exact_match", "rouge_l")}, called=False
+    "metric",
+    "fedft.metrics",
+    {n: f"fedft.training.metrics.{n}:{n}" for n in ("exact_match", "macro_f1", "rouge_l")},
+    called=False,
 )
 loggers = Registry(
     "logger", "fedft.loggers", {"tensorboard": "fedft.reports.loggers.tensorboard:tensorboard"}, called=False

@@ -13,7 +13,7 @@ from typing import Any
 from fedft import check, quickstart, registry
 from fedft.compression import codec_names
 from fedft.config import DTYPE_ALIASES, DTYPES, RunConfig, Strategy, budget_of
-from fedft.data import template_checks
+from fedft.data import labels, template_checks
 from fedft.errors import ConfigError
 from fedft.models import tasks
 
@@ -105,7 +105,8 @@ def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
         else:
             built[name] = checked_table(kind, table, f"{where}: [{name}]")
     model = built["model"]
-    built["model"] = replace(model, dtype=DTYPE_ALIASES.get(model.dtype, model.dtype))
+    outputs = model.labels or (["value"] if model.problem_type == labels.REGRESSION else [])
+    built["model"] = replace(model, dtype=DTYPE_ALIASES.get(model.dtype, model.dtype), labels=outputs)
     config = RunConfig(**built)
     _check(config, where)
     return config
@@ -221,14 +222,11 @@ def _check(c: RunConfig, where: str) -> None:
             if target.startswith("re:"):
                 check.expression("targets", target.removeprefix("re:"))
         template_checks.check_forms(c.data, c.model.task)
-        if len(set(c.model.labels)) < len(c.model.labels):
-            raise ValueError(f"expected labels that are distinct, got {c.model.labels}")
+        labels.check_names(c.model, c.data)
         if not c.ranks():
             raise ValueError("expected at least one rank, got an empty list")
         for rank in c.ranks():
             check.at_least(1, rank=rank)
-        if not task.generates and len(c.model.labels) < 2:
-            raise ValueError("task sequence-classification needs [model] labels, at least two")
         if not task.generates and c.eval.rouge:
             raise ValueError("[eval] rouge compares generated text; task sequence-classification generates none")
         if not task.generates and c.model.dtype not in ("auto", "float32"):

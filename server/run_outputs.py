@@ -80,7 +80,8 @@ def summary_of(
     ends = (
         [{n: line[n] for n in columns.measured(line)} for line in (measured[0], measured[-1])] if measured else [{}, {}]
     )
-    labels = {} if tasks.of(config.model.task).generates else {"labels": config.model.labels}
+    m = config.model
+    labels = {} if tasks.of(m.task).generates else {"labels": m.labels, "problem_type": m.problem_type}
     return {
         **labels,
         "strategy": config.strategy.name,

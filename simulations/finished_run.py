@@ -87,7 +87,7 @@ def _merge(to: Path, place: runs.Workplace) -> str:
     adapter = (to / "adapter_config.json").exists()
     # an adapter on an adapter has been exported as one, of the base below both
     source = run_outputs.base_name(place.base) if adapter and place.base.merged else m.id
-    how = {"labels": m.labels, "dtype": m.dtype, "seed": seed}
+    how = {"labels": m.labels, "problem_type": m.problem_type, "dtype": m.dtype, "seed": seed}
     fresh = adapter_folder.load(source, m.task, **how)  # rounded as it was in the run
     if not place.handle.weights_fixed:
         fresh.model.float()  # what is added to it was in float32, too

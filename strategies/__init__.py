@@ -41,6 +41,9 @@ def of(config: RunConfig) -> Recipe:
     lora = registry.named(config.model.adapter, "adapter")[0] == "lora"
     recipe = make(name, options) if lora else _on_kind(name, options, registry.adapters.chosen(config.model.adapter))
     registry.optimizers.load(config.local.optimizer)  # what cannot be imported is said before the run begins
+    for below, said in registry.tower(name, options):
+        if config.model.problem_type == "regression" and (what := said.get("objective")) in ("accuracy", "f1"):
+            raise ConfigError(f"[strategy] {below}: objective = {what!r} is of classes; a regression has 'loss'")
     name, ranks = recipe.name, sorted(set(config.ranks()))
     if len(ranks) > 1 and not (recipe.space.rank_free or recipe.unlike_ranks):
         raise ConfigError(f"[clients] rank: {name} needs one rank for all clients, got {ranks}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from fedft.errors import FedftError
 
@@ -169,14 +169,17 @@ def proxies(host: str | None = None) -> Iterator[Finding]:
 
 
 def model(
-    source: str, task: str, *, labels: Sequence[str] = (), dtype: str = "float32", device: str = "cpu", seed: int = 0
+    source: str, task: str, *, dtype: str = "float32", device: str = "cpu", seed: int = 0, **head: Any
 ) -> Iterator[Finding]:
-    """The base model as a run takes it, with the digest that the sites' must have."""
+    """The base model as a run takes it, with the digest that the sites' must have.
+
+    `head`: `labels` and `problem_type` of a classifier.
+    """
     from fedft.models import adapter_folder as models
     from fedft.models import dtypes
 
     dtype = dtypes.chosen(source, task, device) if dtype == "auto" else dtype
-    base = models.load(source, task, labels=labels, dtype=dtype, device=device, seed=seed)
+    base = models.load(source, task, **head, dtype=dtype, device=device, seed=seed)
     yield Finding("model", OK, f"{_said(source, base)}, digest {base.digest[:12]} as {task} in {dtype}")
     if slow := dtypes.slow(dtype, task, device):
         yield Finding("dtype", WARN, slow, "another [model] dtype, or device")

@@ -164,9 +164,10 @@ def _server(
     yield from findings_of("listen", lambda: doctor_deploy.listening(*deploy.address_of(listen), keys / "ca.pem"))
     if loaded and not no_model:
         m, seed = loaded[0].model, loaded[0].server.seed
+        head = {"labels": m.labels, "problem_type": m.problem_type}
         yield from findings_of(
             "model",
-            lambda: doctor.model(m.id, m.task, labels=m.labels, dtype=m.dtype, device=m.device, seed=seed),
+            lambda: doctor.model(m.id, m.task, dtype=m.dtype, device=m.device, seed=seed, **head),
         )
 
 

@@ -174,7 +174,7 @@ def evaluate(
         typer.echo(json.dumps({"mean": mean, "clients": by_client}, sort_keys=True))
     else:
         rows = [{"client": c, **m} for c, m in by_client.items()] + [{"client": "mean", **mean}]
-        table(rows, tuple(rows[0]))
+        table(rows, tuple(dict.fromkeys(name for row in rows for name in row)))
 
 
 @app.command()

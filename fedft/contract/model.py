@@ -68,7 +68,8 @@ class Handle(Protocol):
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(most likely class or token, the true one), int64, both [rows] for classes and [rows, length] for tokens.
 
-        The true one is `fedft.data.examples.IGNORED` where nothing is learned.
+        The true one is `fedft.data.examples.IGNORED` where nothing is learned. Of several labels bool [rows, labels].
+        Raises DataError for numbers to fit.
         """
 
     def perturbed(

@@ -24,8 +24,9 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
     `pad_id` is the token id to fill up with; it is masked, so its value does not matter.
 
     Returns:
-        input_ids, attention_mask: int64 [B, T]; labels: int64 [B, T], IGNORED on padding, or [B] for classes. Those of
-        an encoder-decoder have a length of their own.
+        input_ids, attention_mask: int64 [B, T]; labels: int64 [B, T], IGNORED on padding, of an encoder-decoder with a
+        length of their own; of a classification int64 [B] for classes, bool [B, L] for several labels, float32 [B, L]
+        for numbers.
 
     >>> batch = collate([Example([5, 6, 7], [IGNORED, 6, 7], 1), Example([8], [8], 0)], pad_id=0)
     >>> batch["input_ids"].tolist(), batch["attention_mask"].tolist(), batch["labels"].tolist()
@@ -36,12 +37,11 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
         longest = max(map(len, lists))
         return torch.tensor([ids + [value] * (longest - len(ids)) for ids in lists])
 
-    classes = [e.labels for e in examples if isinstance(e.labels, int)]
-    sequences = [e.labels for e in examples if not isinstance(e.labels, int)]
+    sequences = [e.labels for e in examples if isinstance(e.labels, list)]
     return {
         "input_ids": padded([e.input_ids for e in examples], pad_id),
         "attention_mask": padded([[1] * len(e.input_ids) for e in examples], 0),
-        "labels": padded(sequences, IGNORED) if sequences else torch.tensor(classes),
+        "labels": padded(sequences, IGNORED) if sequences else torch.tensor([e.labels for e in examples]),
     }
 
 

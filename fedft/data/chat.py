@@ -80,7 +80,7 @@ def ends(template: str | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
         )
     except DataError:
         return True
-    assert not isinstance(example.labels, int)
+    assert isinstance(example.labels, list)
     learned = str(tokenizer.decode([label for label in example.labels if label != IGNORED]))
     return not learned.rstrip().endswith("Yes")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedft import check
+from fedft.data import labels as record_labels
 from fedft.data.records import value_of
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
@@ -20,7 +21,6 @@ from fedft.models import tasks
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
 IGNORED = -100
 """The label of a token that is not learned; torch's cross entropy leaves it out (`ignore_index`)."""
 BLOCK = re.compile(r"\[\[(.*?)\]\]", re.DOTALL)
@@ -88,8 +88,8 @@ class Example:
     """One record as token ids with labels; T tokens."""
 
     input_ids: list[int]
-    labels: list[int] | int
-    """T labels, each the token's own id or IGNORED; for a classification, the number of the class."""
+    labels: list[int] | int | tuple[float, ...]
+    """T labels, each the token's own id or IGNORED; of a classification what `labels.read` gives."""
     prompt_length: int
     """How many of the first tokens are given and not learned; of a conversation, those before its last learned turn."""
     lost: int = 0
@@ -109,8 +109,8 @@ class Example:
 
     @property
     def learned(self) -> int:
-        """How many tokens are learned; 1 for a class."""
-        return 1 if isinstance(self.labels, int) else sum(label != IGNORED for label in self.labels[1:])
+        """How many tokens are learned; 1 of a classification."""
+        return sum(label != IGNORED for label in self.labels[1:]) if isinstance(self.labels, list) else 1
 
     @property
     def learnable(self) -> bool:
@@ -170,32 +170,26 @@ def encode_label(
     row: Mapping[str, Any],
     *,
     text: str,
-    label_field: str,
+    label_field: str | Sequence[str],
     labels: Sequence[str],
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     where: str,
+    problem_type: str = record_labels.SINGLE,
 ) -> Example:
-    """A record as a text of at most `max_length` tokens and a class, whose number is its place in `labels`.
+    """A record as a text of at most `max_length` tokens and its class, labels or numbers, see `labels.read`.
 
     Args:
         row: the record, fields by name.
         text: template (see `fill`) of the text.
-        label_field: the field that holds the class: one of `labels`, or its number (as the hub's class labels are).
-        labels: names of the classes; where one reads as a number, numbers are names and never places.
+        label_field, labels, problem_type: `fields`, `names` and `kind` of `labels.read`.
         tokenizer: the base model's.
         max_length: tokens at most; the text is cut from the right.
         where: name of the row in error messages.
     Raises:
-        DataError: the class is not one of `labels`, or as `fill` does.
+        DataError: as `labels.read` and `fill` do.
     """
-    found = _value(row, label_field, where)  # a field's name, never a template
-    if found in labels:
-        label = labels.index(found)
-    elif type(value := row[label_field]) is int and 0 <= value < len(labels) and not any(map(NUMBER.fullmatch, labels)):
-        label = value
-    else:
-        raise DataError(f"{where}: {label_field!r} is {found!r}, not a label{check.nearest(found, labels)}")
+    label = record_labels.read(row, label_field, labels, problem_type, where)
     said = fill(text, row, where)
     ids = full = tokenizer(said, verbose=False)["input_ids"]
     if len(full) > max_length:  # only here: the tokenizer knows which special tokens a cut text ends with
@@ -224,7 +218,7 @@ def encode(row: Mapping[str, Any], base: Any, config: Any, where: str) -> Exampl
         )  # fmt: skip
     return encode_label(
         row, text=d.text, label_field=d.label, labels=config.model.labels, tokenizer=base.tokenizer,
-        max_length=d.max_length, where=where,
+        max_length=d.max_length, where=where, problem_type=config.model.problem_type,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, first_line
 from fedft.models import classes, tasks
 from fedft.models import load as loading
+from fedft.models.classes import Classes
 from fedft.models.load import Base, ready
 
 MAX_ADAPTERS = 8
@@ -93,6 +94,9 @@ def merged(below: Base, source: str) -> Base:
         own = (Path(folder) / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if own else below.tokenizer
     except Exception as e:  # peft's and transformers', on whatever lies in the folder
+        own, wanted = classes.of_folder(Path(folder)), classes.of_config(below.model.config)
+        if not tasks.of(below.task).generates and own and len(own.names) != len(wanted.names):
+            classes.order(own, wanted, source)
         raise DataError(f"[model] id: cannot load the adapter in {source!r}: {first_line(e)}") from e
     writes, prefix = tasks.of(below.task).generates, getattr(whole, "base_model_prefix", "")
     if inside := {n for n in saved if writes or n.split(".")[0] == prefix}:
@@ -100,16 +104,16 @@ def merged(below: Base, source: str) -> Base:
             f"[model] id: the adapter in {source!r} saves {', '.join(sorted(inside))} whole; merge it first"
         )
     if saved:
-        labels = classes.of_config(whole.config)
-        classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(labels), labels, source)
+        wanted = classes.of_config(whole.config)
+        classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(wanted), wanted, source)
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}
     base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn)
     return replace(base, merged={**below.merged, **both})
 
 
-def _unnamed(labels: list[str]) -> list[str]:
-    """What a folder that names no classes calls them."""
-    return [f"LABEL_{i}" for i in range(len(labels))]
+def _unnamed(wanted: Classes) -> Classes:
+    """The classes of a folder that says nothing of them."""
+    return replace(wanted, names=[f"LABEL_{i}" for i in range(len(wanted.names))])
 
 
 def _change(layer: Any) -> LowRank:

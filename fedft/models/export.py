@@ -35,7 +35,8 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     name = base.source if base.merged else base_name
     about: dict[str, Any] = {"base": name, "base_digest": base.digest, "kind": handle.kind.name}
     if not tasks.of(base.task).generates:
-        about["labels"] = classes.of_config(base.model.config)
+        own = classes.of_config(base.model.config)
+        about |= {"labels": list(own.names), "problem_type": own.problem_type}
     changes, whole = handle.change()
     if handle.kind.of_base:
         return _plainly(folder, "delta", whole, about)

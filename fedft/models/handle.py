@@ -27,7 +27,7 @@ from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
 from fedft.models.perturbation import Offset, Probe
 from fedft.randomness.directions import Directions
-from fedft.training.objectives import Likelihood, next_tokens
+from fedft.training.objectives import Likelihood, next_tokens, of_tokens
 from fedft.update import Shape
 
 
@@ -200,14 +200,14 @@ class ModelHandle:
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(logits, what each of them is to predict) of one batch, both on the model's device; errors as of `forward`.
 
-        The second: classes int64 [rows], or tokens int64 [rows, length], IGNORED where nothing is learned. At place t
-        that is token t + 1 (see `next_tokens`), of an encoder-decoder label t: it moves the labels itself, to its
-        decoder's inputs.
+        The second: what a classification learns of its rows, as it is; or tokens int64 [rows, length], IGNORED where
+        nothing is learned. At place t that is token t + 1 (see `next_tokens`), of an encoder-decoder label t: it moves
+        the labels itself, to its decoder's inputs.
         """
         inputs = batch if self.two_sided else {k: v for k, v in batch.items() if k != "labels"}
         found = self.forward(inputs).logits
         labels = batch["labels"].to(found.device)
-        return found, next_tokens(labels) if labels.ndim == 2 and not self.two_sided else labels
+        return found, next_tokens(labels) if of_tokens(labels) and not self.two_sided else labels
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -228,16 +228,13 @@ class ModelHandle:
         return self._model
 
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(most likely, wanted) on the CPU: classes int64 [rows], or tokens int64 [rows, length], see `logits`.
-
-        IGNORED where nothing is learned. Raises ValueError for labels that are floats.
-        """
+        """(most likely, wanted) on the CPU, as `fedft.contract.Handle` says. DataError for labels that are floats."""
         if batch["labels"].is_floating_point():
-            raise ValueError("expected labels that are numbers of classes or tokens, got numbers to fit")
+            raise DataError("labels are numbers to fit: a regression has no classes to predict, and no accuracy or F1")
         self.training(False)
         with torch.no_grad():
             logits, wanted = self.logits(batch)
-        return logits.argmax(-1).cpu(), wanted.cpu()
+        return (logits > 0 if wanted.dtype == torch.bool else logits.argmax(-1)).cpu(), wanted.cpu()
 
     @contextmanager
     def perturbed(

@@ -17,8 +17,10 @@ from torch import nn
 
 from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
+from fedft.data.labels import SINGLE
 from fedft.errors import DataError, FedftError, first_line
 from fedft.models import classes, tasks, tokenizer_digest
+from fedft.models.classes import Classes
 from fedft.models.parameters import digest_of, parameters_of
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -52,8 +54,9 @@ class Base:
 
 
 def load(
-    source: str, task: str, *, labels: Sequence[str] = (), dtype: str = "float32", device: str = "cpu", seed: int = 0
-) -> Base:
+    source: str, task: str, *, labels: Sequence[str] = (), problem_type: str = SINGLE, dtype: str = "float32",
+    device: str = "cpu", seed: int = 0,
+) -> Base:  # fmt: skip
     """The base model and tokenizer at `source`, in evaluation mode on `device`. Torch's global seed stays as it was.
 
     Args:
@@ -61,6 +64,7 @@ def load(
         task: the name of one of `tasks.TASKS`.
         labels: names of the classes for classification, in order; none: those that the folder says. A head in the
             folder that has them in another order is reordered.
+        problem_type: what the labels are, in transformers' words; see `fedft.data.labels`.
         dtype: of the resident weights: float32, bfloat16 or float16.
         device: torch device.
         seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
@@ -83,11 +87,11 @@ def load(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if misfit := tasks.misfit(config, wanted):
             raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {misfit}")
-        own = classes.of_config(config)
+        own, named = classes.of_config(config), Classes(labels, problem_type)
         if labels and not wanted.generates:
-            if len(own) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
-                classes.order(own, labels, source)
-            classes.name(config, labels)
+            if len(own.names) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
+                classes.order(own, named, source)
+            classes.name(config, named)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             loaded: Any = kind.from_pretrained(
@@ -104,7 +108,7 @@ def load(
     if drawn and wanted.generates:
         raise lacking(source, config.model_type, drawn)
     if labels and not wanted.generates:
-        classes.fit(model, own, labels, source, drawn)
+        classes.fit(model, own, named, source, drawn)
     base = ready(model, tokenizer, task, source, drawn)
     if wanted.two_sides:
         _check_start(base)

@@ -39,7 +39,8 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     m = dtypes.resolved(config).model
     if slow := dtypes.slow(m.dtype, m.task, m.device):
         log.warning("%s", slow)
-    base = adapter_folder.load(m.id, m.task, labels=m.labels, dtype=m.dtype, device=m.device, seed=config.server.seed)
+    head = {"labels": m.labels, "problem_type": m.problem_type}
+    base = adapter_folder.load(m.id, m.task, **head, dtype=m.dtype, device=m.device, seed=config.server.seed)
     _check_lengths(base, config)
     if recipe.space.of_base and m.targets != "all-linear":
         log.warning("[model] targets = %r has no effect: %s trains all parameters", m.targets, recipe.name)

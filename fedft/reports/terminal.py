@@ -13,6 +13,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from fedft.data.labels import SINGLE
 from fedft.models import tasks
 from fedft.reports import columns, run_header
 from fedft.reports.quantities import size
@@ -135,6 +136,8 @@ class Progress:
         if (model / "adapter_config.json").exists():
             # how many classes there are is no part of an adapter's folder that peft reads; 2 without it
             more = f", num_labels={len(summary['labels'])}" if "labels" in summary else ""
+            if (problem := summary.get("problem_type", SINGLE)) != SINGLE:
+                more += f", problem_type='{problem}'"
             call = f"AutoPeft{tasks.of(summary['task']).model}.from_pretrained('{model}'{more})"
             self.out.print(f'load   python -c "from peft import *; model = {call}"')
         else:

@@ -19,7 +19,7 @@ from fedft.contract import Batch
 from fedft.data.examples import IGNORED
 from fedft.models.handle import ModelHandle
 from fedft.training.client_stack import ClientStack
-from fedft.training.objectives import OfLogits, next_tokens
+from fedft.training.objectives import OfLogits, next_tokens, of_tokens
 
 Forward = Callable[[Tensor], Tensor]
 """The forward of one layer: [clients x rows, ..., in] -> [clients x rows, ..., out]."""
@@ -50,13 +50,13 @@ def client_losses(
     batch: dict[str, Any] = {k: x.to(stack.grads.device) for k, x in side_by_side(batches, pad_id).items()}
     labels = batch.pop("labels")
     output = None
-    if labels.ndim == 2:
+    if of_tokens(labels):
         if handle.two_sided:
             batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         else:
             labels = next_tokens(labels)
         output, batch["use_cache"] = model.get_output_embeddings(), False
-    learned = labels != IGNORED
+    learned = labels != IGNORED if labels.dtype == torch.int64 else own_rows(batches).to(labels.device)
     with _replaced(forwards(stack.leaves(here), stack.scales(here))):
         # logits only where something is learned: neither prompts nor padding need them
         hook = output and output.register_forward_pre_hook(lambda _, x: (x[0][learned], *x[1:]))
@@ -74,13 +74,13 @@ def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
     """The batches as one: each gets as many rows as the largest, as many tokens as the longest; padding is not learned.
 
     Args:
-        batches: input_ids, attention_mask: int64 [rows, length]; labels: int64 [rows, length], or [rows] for classes.
-            Those of an encoder-decoder have a length of their own. Not modified.
+        batches: input_ids, attention_mask and labels, as `data.batches.collate` makes them. Not modified.
         pad_id: the token id that fills up shorter rows.
     Returns:
-        The same three tensors, [clients x most rows, its longest length] or [clients x most rows].
+        The same three tensors, [clients x most rows, its longest length]; labels that are not of tokens [clients x most
+        rows] or [clients x most rows, labels]. Where those are no integers `own_rows` says which rows are padding.
     Raises:
-        Unlike: a batch holds other tensors, or labels that are not integers.
+        Unlike: a batch holds other tensors.
 
     >>> def row(*ids):
     ...     return {name: torch.tensor([ids]) for name in ("input_ids", "attention_mask", "labels")}
@@ -88,15 +88,15 @@ def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
     >>> one["input_ids"].tolist(), one["labels"].tolist()
     ([[5, 6], [7, 0]], [[5, 6], [7, -100]])
     """
-    if any(b.keys() != {"input_ids", "attention_mask", "labels"} or b["labels"].is_floating_point() for b in batches):
-        raise Unlike("their batches hold more than tokens and classes")
+    if any(b.keys() != {"input_ids", "attention_mask", "labels"} for b in batches):
+        raise Unlike("their batches hold more than tokens and labels")
     size = max(len(b["labels"]) for b in batches)
     fill = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED}
     found: dict[str, list[Tensor]] = {name: [] for name in fill}
     for b in batches:
         more = size - len(b["labels"])
         for name, x in b.items():
-            if x.ndim == 2:
+            if x.ndim == 2 and (name != "labels" or of_tokens(x)):
                 longest = max(other[name].shape[1] for other in batches)
                 x = functional.pad(x, (0, longest - x.shape[1]), value=fill[name])
             if more:  # the batch's own first row again: a row that is masked throughout has no attention to give
@@ -104,6 +104,12 @@ def side_by_side(batches: Sequence[Batch], pad_id: int) -> dict[str, Tensor]:
                 x = torch.cat([x, first.expand(more, *first.shape[1:])])
             found[name].append(x)
     return {name: torch.cat(xs) for name, xs in found.items()}
+
+
+def own_rows(batches: Sequence[Batch]) -> Tensor:
+    """Which rows of `side_by_side` are a client's own and no padding, bool [clients x most rows]."""
+    counts = torch.tensor([len(b["labels"]) for b in batches])
+    return (torch.arange(int(counts.max()))[None] < counts[:, None]).flatten()
 
 
 def client_forwards(handle: ModelHandle) -> Forwards:

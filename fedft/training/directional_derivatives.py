@@ -41,6 +41,8 @@ def errors(handle: Handle, batch: Batch) -> float:
 def lost_f1(handle: Handle, batch: Batch) -> float:
     """1 - F1 of the predictions on a batch; NaN where nothing is learned.
 
+    Of several labels: F1 = 2 hits / (labels + guesses) over all of them, 1 where there are neither.
+
     Classes: the plain mean over the classes that occur in the batch, as label or as guess, of each one's
     F1 = 2 hits / (labels + guesses). Tokens: the mean over rows of the F1 of two bags of tokens, those predicted at
     the learned places and those that should be there; the bags are of one size, so it is the share they have in common.
@@ -51,6 +53,9 @@ def lost_f1(handle: Handle, batch: Batch) -> float:
     0.4444
     """
     guess, wanted = handle.predictions(batch)
+    if wanted.dtype == torch.bool:
+        both = int(guess.sum() + wanted.sum())
+        return 1 - 2 * int((guess & wanted).sum()) / both if both else 0.0
     if wanted.ndim == 1:
         kinds = torch.cat([guess, wanted]).unique()
         hits = torch.stack([((guess == k) & (wanted == k)).sum() for k in kinds])

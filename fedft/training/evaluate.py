@@ -30,8 +30,8 @@ def evaluate(handle: ModelHandle, rows: Sequence[Any], batch_size: int, pad_id: 
         batch_size: rows per forward pass; results do not depend on it beyond rounding.
         pad_id: the token id that fills up shorter rows.
     Returns:
-        `loss` and `accuracy` (nan where nothing is measured, or there are no rows), whatever else the objective
-        measures, and `count`: learned tokens, or rows of a classification.
+        `loss` (nan where nothing is measured, or there are no rows), whatever else the objective measures there, such
+        as `accuracy`, and `count`: learned tokens, or rows of a classification.
     """
     sums: dict[str, float] = {}
     weights: dict[str, float] = {}
@@ -42,8 +42,8 @@ def evaluate(handle: ModelHandle, rows: Sequence[Any], batch_size: int, pad_id: 
             for name, (total, weight) in handle.objective.measure(handle, batch).items():
                 sums[name] = sums.get(name, 0.0) + total
                 weights[name] = weights.get(name, 0.0) + weight
-    means = {n: x / weights[n] if weights[n] else math.nan for n, x in sums.items()}
-    return {"loss": math.nan, "accuracy": math.nan, **means, "count": weights.get("loss", 0.0)}
+    means = {n: x / weights[n] for n, x in sums.items() if weights[n]}
+    return {"loss": math.nan, **means, "count": weights.get("loss", 0.0)}
 
 
 @dataclass
@@ -64,7 +64,10 @@ class Measured:
             yield self.handle.objective.collate(rows[at : at + self.batch_size], pad)
 
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(most likely, wanted) class of every row or token of every place; see `ModelHandle.predictions`."""
+        """(most likely, wanted) classes or labels of every row or token of every place; see `ModelHandle.predictions`.
+
+        Raises DataError for a regression.
+        """
         return self.handle.predictions(batch)
 
     def generate(self, row: Example, new_tokens: int | None = None) -> str:

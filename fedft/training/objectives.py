@@ -6,15 +6,17 @@ passes (`fedft.training.batched_clients`), since its terms can be told apart by 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fedft import registry
 from fedft.config import RunConfig
 from fedft.contract import Batch, Objective
-from fedft.data import batches, chat, encoder_decoder, examples, token_columns
+from fedft.data import batches, chat, encoder_decoder, examples, labels, token_columns
+from fedft.errors import ConfigError
 from fedft.models import tasks
 
 
@@ -30,17 +32,33 @@ def next_tokens(labels: Tensor) -> Tensor:
     return functional.pad(labels[:, 1:], (0, 1), value=examples.IGNORED)
 
 
-class OfLogits(Objective):
-    """The mean of terms over learned places: tokens of a response, or the class of a text.
+def of_tokens(labels: Tensor) -> bool:
+    """Whether a batch's labels are tokens [rows, length]: integers; others are classes, labels or numbers of rows."""
+    return labels.ndim == 2 and labels.dtype == torch.int64
 
-    A subclass overrides `terms`; cross entropy is the default.
+
+class OfLogits(Objective):
+    """The mean of terms over learned places: tokens of a response, or rows of a classification.
+
+    A subclass overrides `terms`; what transformers computes is the default.
     """
+
+    problem_types: ClassVar[tuple[str, ...]] = (labels.SINGLE,)
+    """The values of `[model] problem_type` that the terms are for."""
 
     def terms(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """The loss of every learned place, float32 [n].
 
-        logits: float32 [n, vocabulary or classes]; wanted: the right token or class of each place, int64 [n].
+        Args:
+            logits: float32 [n, vocabulary, classes, labels or outputs].
+            wanted: the right token or class of each place, int64 [n]: cross entropy; the labels that a row has, bool
+                [n, labels]: the mean of their binary cross entropies; its numbers, float32 [n, outputs]: the mean of
+                squared errors.
         """
+        if wanted.dtype == torch.bool:
+            return functional.binary_cross_entropy_with_logits(logits, wanted.float(), reduction="none").mean(-1)
+        if wanted.is_floating_point():
+            return functional.mse_loss(logits, wanted, reduction="none").mean(-1)
         return functional.cross_entropy(logits, wanted, reduction="none")
 
     def encode(self, record: Mapping[str, Any], base: Any, config: Any, where: str) -> Any:
@@ -74,11 +92,22 @@ class OfLogits(Objective):
         return self.terms(logits, wanted).mean()
 
     def measure(self, handle: Any, batch: Batch) -> Mapping[str, tuple[float, float]]:
-        """{"loss", "accuracy"}: (sum over learned places, number of learned places) of each."""
+        """(sum over learned places, number of learned places) of `loss`, and of what else there is to say.
+
+        Of tokens and classes: `accuracy`. Of several labels: `accuracy`, the share of right decisions at 0.5, and
+        `micro_f1`, as (2 hits, labels there + labels guessed). Of numbers: `mae`, the mean absolute error.
+        """
         logits, wanted = self._learned(handle, batch)
         count = float(len(wanted))
-        correct = float((logits.argmax(-1) == wanted).sum())
-        return {"loss": (self.total(logits, wanted), count), "accuracy": (correct, count)}
+        found = {"loss": (self.total(logits, wanted), count)}
+        if wanted.is_floating_point():
+            return {**found, "mae": (float((logits - wanted).abs().double().mean(-1).sum()), count)}
+        if wanted.dtype == torch.bool:
+            guesses = logits > 0
+            right = float((guesses == wanted).double().mean(-1).sum())
+            f1 = 2 * float((guesses & wanted).sum()), float(guesses.sum() + wanted.sum())
+            return {**found, "accuracy": (right, count), "micro_f1": f1}
+        return {**found, "accuracy": (float((logits.argmax(-1) == wanted).sum()), count)}
 
     def total(self, logits: Tensor, wanted: Tensor) -> float:
         """The sum of the terms of learned places; arguments as in `terms`."""
@@ -86,8 +115,10 @@ class OfLogits(Objective):
 
     @staticmethod
     def _learned(handle: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(logits float32 [n, vocabulary or classes], labels int64 [n]) of the n learned places of a batch."""
+        """(logits, labels) of the n learned places of a batch, as in `terms`."""
         logits, wanted = handle.logits(batch)
+        if wanted.dtype != torch.int64:
+            return logits.float(), wanted  # something is learned of every row
         learned = wanted != examples.IGNORED
         return logits.float()[learned], wanted[learned]
 
@@ -95,17 +126,30 @@ class OfLogits(Objective):
 class Likelihood(OfLogits):
     """The model's own loss: cross entropy of learned tokens or classes, or what else the model computes of labels."""
 
+    problem_types = (labels.SINGLE, labels.MULTI, labels.REGRESSION)
+
     def loss(self, handle: Any, batch: Batch) -> Tensor:
         """The mean loss that the model itself computes from the batch's labels, a scalar."""
+        if (wanted := batch.get("labels")) is not None and wanted.dtype == torch.bool:
+            batch = {**batch, "labels": wanted.float()}  # the model subtracts from them
         found: Tensor = handle.forward(batch).loss
         return found
 
     def total(self, logits: Tensor, wanted: Tensor) -> float:
-        """The sum of cross entropies, added up in the order of torch's own reduction."""
+        """The sum of the terms; of cross entropies in the order of torch's own reduction."""
+        if wanted.dtype != torch.int64:
+            return super().total(logits, wanted)
         return float(functional.cross_entropy(logits, wanted, reduction="sum"))
 
 
 def of(config: RunConfig) -> Objective:
-    """The objective that `[local] objective` names. Raises ConfigError if it does not exist or cannot be made."""
+    """The objective that `[local] objective` names.
+
+    Raises ConfigError if it does not exist or cannot be made, or is not for the run's `[model] problem_type`.
+    """
     found: Objective = registry.objectives.chosen(config.local.objective)
+    kinds, kind = getattr(found, "problem_types", OfLogits.problem_types), config.model.problem_type
+    if kind not in kinds:
+        name = registry.named(config.local.objective, "objective")[0]
+        raise ConfigError(f"[local] objective {name!r} is for problem_type {', '.join(kinds)}; [model] has {kind}")
     return found

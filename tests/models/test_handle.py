@@ -25,6 +25,7 @@ from fedft.arithmetic.lowrank import LowRank, zero
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.contract import Layout
 from fedft.data.examples import IGNORED
+from fedft.errors import DataError
 from fedft.models.handle import ModelHandle
 from fedft.strategies.fedit import fedit
 from fedft.testing import ToyModel
@@ -249,7 +250,7 @@ def test_a_classifier_predicts_a_class_per_row():
 
 def test_numbers_to_fit_have_no_predictions():
     s = small("toy")
-    with pytest.raises(ValueError, match="numbers to fit"):
+    with pytest.raises(DataError, match="numbers to fit"):
         s.handle().predictions(s.batch)
 
 

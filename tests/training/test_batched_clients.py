@@ -163,6 +163,21 @@ def test_other_models_are_as_alone(make: Callable[[], Any]) -> None:
     assert not handle.layout.head or all(x.delta["score.weight"].any() for x in found)
 
 
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_several_labels_and_numbers_to_fit_are_as_alone(problem: str) -> None:
+    handle = handle_on(classifier())
+    handle.model.config.problem_type = problem  # type: ignore[union-attr]
+    work = []
+    for k, rank in ((1, 4), (3, 2)):  # one row beside three: two are padding
+        batches = [batch_of(9 * k + i, k, 9 - k, classes=3) for i in range(4)]
+        fit = [torch.randn(k, 3, generator=torch.Generator().manual_seed(9 * k + i)) for i in range(4)]
+        labels = [x > 0 if problem == "multi_label_classification" else x for x in fit]
+        work.append((turn_of(k, rank=rank), [{**b, "labels": x} for b, x in zip(batches, labels, strict=True)]))
+    found = shared(handle, work)
+    assert_same(found, alone(handle, work, PLAIN))
+    assert all(x.delta["score.weight"].any() for x in found)
+
+
 def test_a_base_in_half_precision_is_as_alone_to_its_precision() -> None:
     handle = handle_on(llama().bfloat16())
     work = [(turn_of(k, optimizer="sgd"), [batch_of(9 * k + i) for i in range(4)]) for k in (1, 2)]

@@ -33,7 +33,10 @@ class MeasuredModel(Protocol):
         """The rows in order, `[eval] batch_size` at a time, padded on the right; see `batches.collate`."""
 
     def predictions(self, batch: "Batch") -> "tuple[Tensor, Tensor]":
-        """(most likely class of every row, or token of every place; the right one; IGNORED: not learned)."""
+        """(most likely class of every row, or token of every place; the right one; IGNORED: not learned).
+
+        Of several labels, the ones of every row, bool [rows, labels]. Raises DataError for a regression.
+        """
 
     def generate(self, row: "Example", new_tokens: int | None = None) -> str:
         """Greedy continuation of the row's prompt, without special tokens.
