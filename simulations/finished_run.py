@@ -97,7 +97,7 @@ def _merge(to: Path, place: runs.Workplace) -> str:
         with warnings.catch_warnings():
             # peft asks transformers for a name that is being renamed
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            whole = PeftModel.from_pretrained(fresh.model, str(to)).merge_and_unload()
+            whole = adapter_folder.in_its_weights(PeftModel.from_pretrained(fresh.model, str(to)))
     else:
         whole = fresh.model
         own = parameters_of(whole)

@@ -90,7 +90,7 @@ def merged(below: Base, source: str) -> Base:
             model: Any = PeftModel.from_pretrained(below.model, folder, torch_device=str(below.model.device))
         changes = {n.removeprefix(INNER): _change(m) for n, m in model.named_modules() if isinstance(m, LoraLayer)}
         saved = {n.removeprefix(INNER) for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
-        whole: Any = model.merge_and_unload()
+        whole = in_its_weights(model)
         own = (Path(folder) / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if own else below.tokenizer
     except Exception as e:  # peft's and transformers', on whatever lies in the folder
@@ -109,6 +109,21 @@ def merged(below: Base, source: str) -> Base:
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}
     base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn)
     return replace(base, merged={**below.merged, **both})
+
+
+def in_its_weights(model: Any) -> Any:
+    """The base model of a peft model, with the adapter in its weights.
+
+    Whether embeddings are tied stays as it was: peft looks at those of an encoder, finds that they are not the output's
+    and says so in the config, by which a saved model would then load with a random output.
+    """
+    tied = getattr(model.config, "tie_word_embeddings", None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        whole = model.merge_and_unload()
+    if tied is not None:
+        whole.config.tie_word_embeddings = tied
+    return whole
 
 
 def _unnamed(wanted: Classes) -> Classes:

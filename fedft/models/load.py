@@ -111,7 +111,7 @@ def load(
         classes.fit(model, own, named, source, drawn)
     base = ready(model, tokenizer, task, source, drawn)
     if wanted.two_sides:
-        _check_start(base)
+        _check_decoder(base)
     return base
 
 
@@ -147,8 +147,8 @@ def lacking(source: str, kind: str, names: Collection[str]) -> DataError:
     )
 
 
-def _check_start(base: Base) -> None:
-    """Raise DataError unless the model makes its decoder's first input of labels, with an id that it has."""
+def _check_decoder(base: Base) -> None:
+    """Raise DataError unless the model makes its decoder's inputs of labels, the first with an id that it has."""
     make, start = getattr(base.model, "prepare_decoder_input_ids_from_labels", None), base.model.config
     try:
         inputs = make(labels=torch.tensor([[0, 1]])) if make else torch.tensor([start.decoder_start_token_id])
@@ -161,13 +161,21 @@ def _check_start(base: Base) -> None:
             f"[model] id: {base.source!r} has decoder_start_token_id = {found!r}; wanted, in its config.json, the id "
             f"below {base.ids} of the token that its decoder begins with"
         )
+    labels = torch.tensor([[0, 1]], device=base.model.device)
+    try:
+        with torch.no_grad():
+            told = base.model(input_ids=labels[:, [0, 0, 0]], labels=labels).logits.shape[1] == labels.shape[1]
+    except Exception:  # transformers', of a decoder that was given something else
+        told = False
+    if not told:  # FSMT: it is given what the encoder reads
+        raise DataError(f"[model] id: {base.source!r} is a {start.model_type} model, which gives its decoder no labels")
 
 
 def ids_of(model: Any) -> int:
-    """How many token ids a model has an embedding for, from 0; of an encoder-decoder the smaller of both sides."""
+    """How many token ids a model has an embedding for, from 0; of an encoder-decoder no more than it can write."""
     tables = [model.get_input_embeddings()]
     if tasks.two_sided(model):
-        tables.append(model.get_decoder().get_input_embeddings())
+        tables.append(model.get_output_embeddings())
     return min(int(t.weight.shape[0]) for t in tables)
 
 

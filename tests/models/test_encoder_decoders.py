@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -20,6 +21,8 @@ from fedft.errors import DataError
 from fedft.models import load, resident, targets
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
+from fedft.randomness import families
+from fedft.simulations import finished_run, workplace
 from fedft.simulations import run as runs
 from fedft.training.evaluate import Measured, evaluate
 from fedft.training.metrics.exact_match import exact_match
@@ -134,6 +137,18 @@ def test_an_encoder_decoder_is_no_causal_model(folders, kind):
     with pytest.raises(DataError, match=f"is a {kind} model, an encoder-decoder; .*task = 'seq2seq-lm'") as e:
         load.load(str(folders[kind]), "causal-lm")
     assert "\n" not in str(e.value)
+
+
+def test_a_decoder_that_is_given_something_else_than_labels_is_refused(tmp_path):
+    """FSMT moves what the encoder reads to its decoder's inputs, labels or not."""
+    config = transformers.FSMTConfig(
+        langs=["a", "b"], src_vocab_size=264, tgt_vocab_size=264, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24,
+    )  # fmt: skip
+    transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer("t5").save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="is a fsmt model, which gives its decoder no labels"):
+        load.load(str(tmp_path), TASK)
 
 
 def test_a_model_that_only_continues_text_is_no_encoder_decoder(tiny_base):
@@ -261,3 +276,46 @@ def test_an_objective_works_on_both_sides_or_one_line_says_that_it_does_not(
         return
     with pytest.raises(DataError, match=r"\[local\] objective: its batches are for models that continue text"):
         runs.simulate(config, out=tmp_path / "run")
+
+
+@both
+@pytest.mark.parametrize("kind_of", [LoRA(), Full()], ids=["lora", "full"])
+def test_zeroth_order_steps_see_every_weight_moved(folders, kind, kind_of):
+    """The derivative along a direction, exact, is what two passes measure: no weight is read past its owner."""
+    _, handle = handle_of(folders[kind], kind_of)
+    if not kind_of.of_base:
+        handle.write({n: x + 0.02 for n, x in kind_of.initial(handle.layout, 2, 7).items()})
+    z, batch, epsilon = families.make("hadamard", 5, 16), collate(ROWS, 0), 1e-3
+    with torch.no_grad():
+        with handle.perturbed(z, 0, epsilon):
+            more = float(handle.loss(batch))
+        with handle.perturbed(z, 0, -epsilon):
+            less = float(handle.loss(batch))
+    exact, _ = handle.directional_derivative(batch, z, 0)
+    assert abs(exact) > 0.01
+    assert exact == pytest.approx((more - less) / (2 * epsilon), rel=0.02, abs=2e-3)
+
+
+def test_a_merged_export_loads_where_the_output_is_tied_to_the_decoder_alone(tmp_path):
+    """T5Gemma's encoder has embeddings of its own: peft would write into the config that the output is tied to none."""
+    side = {
+        "vocab_size": 264, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    config = transformers.T5GemmaConfig(
+        encoder=side, decoder=side, vocab_size=264, pad_token_id=0, bos_token_id=1, eos_token_id=2
+    )
+    config.decoder_start_token_id = 1
+    transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "base")
+    tiny.tokenizer("t5").save_pretrained(tmp_path / "base")
+    run = runs.simulate(
+        run_file.from_dict(tiny.tables(tmp_path / "base", tiny.rows(tmp_path / "rows.jsonl"), "fedit")),
+        out=tmp_path / "run",
+    )
+    finished_run.export_run(run.folder, tmp_path / "merged", merged=True)
+    merged = load.load(str(tmp_path / "merged"), TASK)
+    assert merged.model.config.tie_word_embeddings
+    place, _ = workplace.reopen(run.folder)
+    batch = collate(ROWS, 0)
+    with torch.no_grad():
+        assert float(merged.model(**batch).loss) == pytest.approx(float(place.handle.loss(batch)), abs=1e-5)
