@@ -46,8 +46,9 @@ class Model:
     task: str = "causal-lm"
     """"causal-lm" or "sequence-classification"."""
     targets: str | list[str] = "all-linear"
-    """Layers that get an adapter: "all-linear", endings of names such as ["q_proj", "attn.v_proj"], which match at
-    dots, or regular expressions for whole names, as in 're:.*layers\\.[0-3]\\..*_proj'."""
+    """Layers that get an adapter: "all-linear" (experts too), endings of names such as ["q_proj", "attn.v_proj"], which
+    match at dots ("gate_up_proj": the matrices of all experts in it), or regular expressions for whole names, as in
+    're:.*layers\\.[0-3]\\..*_proj'."""
     lora_alpha: float | None = None
     """LoRA scale is lora_alpha / rank; left out: alpha = 2 rank."""
     lora_dropout: float = 0.0

@@ -22,6 +22,8 @@ class Layout:
     """Parameters trained beside the adapter (a classification head); averaged whatever the adapter's rule."""
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Every parameter of the base, for full fine-tuning."""
+    experts: frozenset[str] = frozenset()
+    """Those of `modules` that are no layer but a matrix in a parameter of several, see `fedft.models.experts`."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Kind(Protocol):
     """Every change of a weight is a pair of factors that learn, `<module>.lora_A` and `.lora_B`."""
     of_base: bool = False
     """The trained tensors are the base's own parameters; values are changes since w0."""
+    experts: bool = False
+    """Can be mounted on `Layout.experts` too; a model that has some is refused otherwise."""
 
     def layout(self, layout: Layout) -> Layout:
         """The part of a base's layout that this kind of adapter works on."""

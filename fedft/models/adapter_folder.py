@@ -13,16 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import DataError, first_line
 from fedft.models import classes
 from fedft.models import load as loading
 from fedft.models.load import Base, ready
+from fedft.models.peft_names import INNER, changes_of
 
 MAX_ADAPTERS = 8
 """On top of each other, from folder to folder: two that name each other have no end."""
-INNER = "base_model.model."
-"""What peft puts before a module's own name."""
 
 
 def load(source: str, task: str, **how: Any) -> Base:
@@ -64,7 +62,7 @@ def base_of(folder: str) -> str:
         raise DataError(f"[model] id: cannot read the adapter in {folder!r}: {first_line(e)}") from e
     if not isinstance(config.base_model_name_or_path, str) or not config.base_model_name_or_path:
         raise DataError(f"[model] id: the adapter in {folder!r} names no base model")
-    other = [n for n in ("use_dora", "target_parameters", "trainable_token_indices") if getattr(config, n, None)]
+    other = [n for n in ("use_dora", "trainable_token_indices") if getattr(config, n, None)]
     if config.peft_type != "LORA" or getattr(config, "bias", "none") != "none" or other:
         what = ", ".join(other) or f"{config.peft_type}, bias {getattr(config, 'bias', 'none')}"
         raise DataError(f"[model] id: the adapter in {folder!r} is {what}; wanted a plain LoRA, or a merged model")
@@ -78,7 +76,6 @@ def merged(below: Base, source: str) -> Base:
     head.
     """
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
     from transformers import AutoTokenizer
 
@@ -87,7 +84,7 @@ def merged(below: Base, source: str) -> Base:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")  # they would be random numbers
             model: Any = PeftModel.from_pretrained(below.model, folder, torch_device=str(below.model.device))
-        changes = {n.removeprefix(INNER): _change(m) for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+        changes = changes_of(model)
         saved = {n.removeprefix(INNER) for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
         whole: Any = model.merge_and_unload()
         own = (Path(folder) / "tokenizer_config.json").is_file()
@@ -109,10 +106,3 @@ def merged(below: Base, source: str) -> Base:
 def _unnamed(labels: list[str]) -> list[str]:
     """What a folder that names no classes calls them."""
     return [f"LABEL_{i}" for i in range(len(labels))]
-
-
-def _change(layer: Any) -> LowRank:
-    """B A of a LoRA layer of peft's, in unit scale, float32, on the CPU."""
-    (name,) = layer.lora_A
-    a, b = (factor[name].weight.detach().float().cpu() for factor in (layer.lora_A, layer.lora_B))
-    return LowRank(a, layer.scaling[name] * b)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
-from fedft.models import classes
+from fedft.models import classes, peft_names
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import head_modules
 from fedft.models.load import Base
@@ -58,13 +58,20 @@ def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pair
     """Write the changes by module, and the head's parameters, as a PEFT folder of scale 1."""
     from peft import LoraConfig
 
-    rank = max((d.rank for d in pairs.values()), default=1)
-    unlike = {m: d.rank for m, d in pairs.items() if d.rank != rank}
+    stacks = peft_names.stacks_of(base.model, handle.layout.experts | pairs.keys())
+    inside = {m for of in stacks.values() for m in of}
+    fused = peft_names.stacked(pairs, stacks)
+    ranks = {p: d.rank // next(iter(stacks[p].values())).count for p, d in fused.items()}
+    pairs = {m: d for m, d in pairs.items() if m not in inside}
+    ranks |= {m: d.rank for m, d in pairs.items()}
+    rank = max(ranks.values(), default=1)
+    unlike = {m: r for m, r in ranks.items() if r != rank}
     heads = sorted(head_modules(base))
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # unit scale: the factors carry alpha / r
-        target_modules=(targets := sorted(pairs or handle.layout.modules)),
+        target_modules=(targets := sorted(pairs if ranks else handle.layout.modules.keys() - inside)),
+        target_parameters=sorted(fused if ranks else stacks) or None,
         rank_pattern=unlike,
         alpha_pattern=dict(unlike),
         modules_to_save=heads or None,
@@ -76,9 +83,11 @@ def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pair
     config.save_pretrained(str(folder))
     if heads:
         base.model.config.save_pretrained(str(folder))
-    tensors = {f"base_model.model.{m}.{f}.weight": x for m, d in pairs.items() for f, x in _factors(d)}
+    wrapped = {p: stacks[p] for p in fused}
+    pairs |= {peft_names.wrapper(base.model, p, wrapped): d for p, d in fused.items()}
+    tensors = {f"{peft_names.INNER}{m}.{f}.weight": x for m, d in pairs.items() for f, x in _factors(d)}
     own = parameters_of(base.model)
-    tensors |= {f"base_model.model.{n}": own[n].detach().cpu() for n in handle.layout.head}
+    tensors |= {f"{peft_names.INNER}{n}": own[n].detach().cpu() for n in handle.layout.head}
     save_file({n: x.contiguous() for n, x in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
 
 

@@ -5,31 +5,33 @@ from typing import Any
 from torch import nn
 
 from fedft.contract import Layout
+from fedft.models.experts import experts_of
 from fedft.models.load import Base, lacking
 from fedft.models.parameters import parameters_of
 from fedft.models.targets import chosen
 
 
 def layout_of(base: Base, targets: str | list[str]) -> Layout:
-    """The trainable parts of a base model: linear layers (out, in), the head's and all parameters, by canonical name.
+    """The trainable parts of a base model: layers and experts (out, in), the head's and all parameters, by name.
 
     Args:
         base: the loaded model.
-        targets: "all-linear" (every linear layer but the output and the head), endings of layers' names such as
-            "q_proj", or regular expressions, see `targets`; none where no layer gets an adapter.
+        targets: "all-linear" (every linear layer but the output and the head, and every expert's matrix), endings of
+            names such as "q_proj", or regular expressions, see `targets`; none where no layer gets an adapter.
     Raises:
         DataError: a target that chooses no layer; the message names the endings that there are. "all-linear" for a
-            model whose experts no linear layer holds.
+            model whose experts are in another form than one matrix of each.
     """
     model = base.model
     linear = {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}
     head = head_modules(base)
     output = model.get_output_embeddings() if base.task == "causal-lm" else None
     body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and not _inside(n, head)}
-    modules = {n: body[n] for n in chosen(base, body, targets)}
+    experts = {n: e.out_in for n, e in experts_of(model).items() if not _inside(n, head)}
+    modules = {n: (body | experts)[n] for n in chosen(base, body, experts, targets)}
     parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items()}
     heads = {n: s for n, s in parameters.items() if _inside(n, head)}
-    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters))
+    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters), frozenset(modules.keys() & experts))
 
 
 def _in_order(shapes: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 
 from fedft.config import RunConfig
 from fedft.contract import Layout
+from fedft.errors import ConfigError
 from fedft.models import adapter_folder, dtypes, targets
 from fedft.models import load as loading
 from fedft.models.handle import ModelHandle
@@ -33,7 +34,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     Sets torch's number of threads to `[local] threads`, and warns of a dtype that is slow on the device.
 
     Raises DataError for a model that cannot be loaded or is too short for `[data] max_length`, ConfigError for an
-    objective that does not exist.
+    objective that does not exist, or experts of the model that the kind of adapter or dropout cannot have.
     """
     torch.set_num_threads(config.local.threads)
     m = dtypes.resolved(config).model
@@ -47,6 +48,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     if recipe.space.of_base and m.targets != "all-linear":
         log.warning("[model] targets = %r has no effect: %s trains all parameters", m.targets, recipe.name)
     layout = layout_of(base, [] if recipe.space.of_base else m.targets)
+    _check_experts(layout, recipe, m.lora_dropout)
     log.debug("adapters: %s", targets.coverage(base, layout))
     handle = ModelHandle(
         base.model,
@@ -57,3 +59,14 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         objective=objectives.of(config),
     )
     return Resident(base, handle.layout, handle)
+
+
+def _check_experts(layout: Layout, recipe: Recipe, dropout: float) -> None:
+    """Raise ConfigError where experts that lie in one parameter cannot be adapted in the way that the run file says."""
+    if not layout.experts:
+        return
+    some = f"[model] targets: {min(layout.experts)} and {len(layout.experts) - 1} more are experts in parameters that"
+    if not recipe.space.experts:
+        raise ConfigError(f"{some} adapters of kind {recipe.space.name!r} cannot take apart; name other layers")
+    if dropout:  # what would be dropped are the inputs of a product that is not made: B A is added to the weight
+        raise ConfigError(f"{some} take no lora_dropout ({dropout:g}); leave it out, or name other layers")
