@@ -219,6 +219,10 @@ def _check(c: RunConfig, where: str) -> None:
         for target in [c.model.targets] if isinstance(c.model.targets, str) else c.model.targets:
             if target.startswith("re:"):
                 check.expression("targets", target.removeprefix("re:"))
+        if c.model.layers is not None:
+            check.number_ranges("layers", c.model.layers)
+        if any(not n or n.startswith("re:") for n in c.model.modules_to_save):
+            raise ValueError(f"modules_to_save is {c.model.modules_to_save!r}, wanted names or endings of names")
         template_checks.check_forms(c.data, c.model.task)
         if len(set(c.model.labels)) < len(c.model.labels):
             raise ValueError(f"expected labels that are distinct, got {c.model.labels}")
@@ -230,8 +234,9 @@ def _check(c: RunConfig, where: str) -> None:
             raise ValueError("task sequence-classification needs [model] labels, at least two")
         if c.model.task == "sequence-classification" and c.eval.rouge:
             raise ValueError("[eval] rouge compares generated text; task sequence-classification generates none")
-        if c.model.task == "sequence-classification" and c.model.dtype not in ("auto", "float32"):
-            raise ValueError(f"a classification head is trained in float32; got dtype {c.model.dtype!r}")
+        whole = "modules_to_save" if c.model.modules_to_save else "classifiers' heads"
+        if (c.model.modules_to_save or c.model.task != "causal-lm") and c.model.dtype not in ("auto", "float32"):
+            raise ValueError(f"{whole} are trained in float32; got dtype {c.model.dtype!r}")
     except ValueError as e:
         raise ConfigError(f"{where}: {e}") from e
 

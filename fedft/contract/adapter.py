@@ -19,11 +19,14 @@ class Layout:
     modules: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Adapted linear layers: name -> (out, in), whatever the orientation in memory."""
     head: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Parameters trained beside the adapter (a classification head); averaged whatever the adapter's rule."""
+    """Parameters trained beside the adapter (a classification head, `[model] modules_to_save`); averaged whatever the
+    adapter's rule."""
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Every parameter of the base, for full fine-tuning."""
     experts: frozenset[str] = frozenset()
     """Those of `modules` that are no layer but a matrix in a parameter of several, see `fedft.models.experts`."""
+    whole: frozenset[str] = frozenset()
+    """Modules that are trained and saved whole: `head` are their parameters."""
 
 
 @dataclass(frozen=True)

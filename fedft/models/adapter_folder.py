@@ -9,15 +9,20 @@ The last bits of merged weights, and so their digest, may differ between types o
 
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from fedft.errors import DataError, first_line
 from fedft.models import classes
 from fedft.models import load as loading
 from fedft.models.load import Base, ready
+from fedft.models.parameters import shared_names
 from fedft.models.peft_names import INNER, changes_of
+from fedft.models.whole_modules import inside
 
 MAX_ADAPTERS = 8
 """On top of each other, from folder to folder: two that name each other have no end."""
@@ -72,14 +77,14 @@ def base_of(folder: str) -> str:
 def merged(below: Base, source: str) -> Base:
     """The base `below` with the adapter in the folder `source` in its weights.
 
-    Raises DataError where factors are missing or do not fit, or the adapter saves other modules than a classifier's
-    head.
+    Raises DataError where factors are missing or do not fit, or the adapter saves modules whole that hold layers of the
+    body, or share their weights with others.
     """
     from peft import PeftModel
     from peft.utils import ModulesToSaveWrapper
     from transformers import AutoTokenizer
 
-    folder = os.path.expanduser(source)
+    folder, shared = os.path.expanduser(source), shared_names(below.model)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")  # they would be random numbers
@@ -91,16 +96,27 @@ def merged(below: Base, source: str) -> Base:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if own else below.tokenizer
     except Exception as e:  # peft's and transformers', on whatever lies in the folder
         raise DataError(f"[model] id: cannot load the adapter in {source!r}: {first_line(e)}") from e
-    if inside := {n for n in saved if n.split(".")[0] == getattr(whole, "base_model_prefix", "")}:
-        raise DataError(
-            f"[model] id: the adapter in {source!r} saves {', '.join(sorted(inside))} whole; merge it first"
-        )
+    if bad := _not_apart(replace(below, model=whole), shared, saved, changes):
+        why = "hold layers or share weights with others; give a merged model"
+        raise DataError(f"[model] id: the adapter in {source!r} changes {', '.join(sorted(bad))}, which {why}")
     if saved and below.task != "causal-lm":
         labels = classes.of_config(whole.config)
         classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(labels), labels, source)
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}
     base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn)
-    return replace(base, merged={**below.merged, **both})
+    return replace(base, merged={**below.merged, **both}, saved=below.saved | saved)
+
+
+def _not_apart(below: Base, shared: list[list[str]], saved: Collection[str], changed: Collection[str]) -> set[str]:
+    """Those of the modules that an adapter saves or changes which cannot stand beside what is trained later: adapters
+    may be put on layers in them; or, by `shared`, another module has the same weights and would be moved, too.
+    """
+    model, output = below.model, below.model.get_output_embeddings() if below.task == "causal-lm" else None
+    linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output}
+    body = f"{model.base_model_prefix}."
+    bad = {n for n in saved if n.startswith(body) and any(inside(m, {n}) for m in linear)}
+    bad |= {n for of in shared for n in of if inside(n, saved) and not all(inside(o, saved) for o in of)}
+    return bad | {n for of in shared for n in of if n.removesuffix(".weight") in changed}
 
 
 def _unnamed(labels: list[str]) -> list[str]:

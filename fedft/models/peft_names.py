@@ -58,7 +58,7 @@ def wrapper(model: nn.Module, parameter: str, stacks: Stacks) -> str:
 def changes_of(model: nn.Module) -> dict[str, LowRank]:
     """The change of every layer and expert by the one LoRA that peft has put into a model: unit scale, float32, CPU.
 
-    Raises ValueError for a parameter that is no experts', one matrix [out, in] of a module that is no layer.
+    Raises ValueError for an embedding, and for a parameter [out, in] of a module that is neither a layer nor experts.
     """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
@@ -66,6 +66,8 @@ def changes_of(model: nn.Module) -> dict[str, LowRank]:
     found: dict[str, LowRank] = {}
     layers: list[tuple[str, Any]] = [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]
     for n, m in layers:
+        if not m.lora_A:
+            raise ValueError(f"{n.removeprefix(INNER)} is an embedding; wanted LoRA of linear layers")
         (adapter,) = m.lora_A
         a, b = (factor[adapter].weight.detach().float().cpu() for factor in (m.lora_A, m.lora_B))
         own, layer = n.removeprefix(INNER), LowRank(a, m.scaling[adapter] * b)

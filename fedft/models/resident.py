@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedft.config import RunConfig
+from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
 from fedft.models import adapter_folder, dtypes, targets
@@ -17,6 +17,9 @@ from fedft.recipe import Recipe
 from fedft.training import objectives
 
 log = logging.getLogger(__name__)
+
+CHOICES = ("targets", "layers", "modules_to_save")
+"""Keys of `[model]` that say what of a model is trained."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,19 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     """
     torch.set_num_threads(config.local.threads)
     m = dtypes.resolved(config).model
-    if slow := dtypes.slow(m.dtype, m.task, m.device):
+    if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
     base = adapter_folder.load(m.id, m.task, labels=m.labels, dtype=m.dtype, device=m.device, seed=config.server.seed)
     longest = config.data.max_length
     prompt = min(longest - 1, longest if config.data.max_prompt is None else config.data.max_prompt)
     generates = m.task == "causal-lm" and (config.eval.rouge or config.eval.metrics)
     loading.check_length(base, longest, prompt + config.eval.generate_tokens if generates else 0)
-    if recipe.space.of_base and m.targets != "all-linear":
-        log.warning("[model] targets = %r has no effect: %s trains all parameters", m.targets, recipe.name)
-    layout = layout_of(base, [] if recipe.space.of_base else m.targets)
+    if recipe.space.of_base:
+        for key, value in _idle(m).items():
+            log.warning("[model] %s = %r has no effect: %s trains all parameters", key, value, recipe.name)
+        layout = layout_of(base, [])
+    else:
+        layout = layout_of(base, m.targets, layers=m.layers, modules_to_save=m.modules_to_save)
     _check_experts(layout, recipe, m.lora_dropout)
     log.debug("adapters: %s", targets.coverage(base, layout))
     handle = ModelHandle(
@@ -59,6 +65,11 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         objective=objectives.of(config),
     )
     return Resident(base, handle.layout, handle)
+
+
+def _idle(m: Model) -> dict[str, object]:
+    """What a `[model]` table says of layers, by key, where that is not the default."""
+    return {key: value for key in CHOICES if (value := getattr(m, key)) != getattr(Model(), key)}
 
 
 def _check_experts(layout: Layout, recipe: Recipe, dropout: float) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedft.contract import Layout
 from fedft.errors import DataError
+from fedft.models import layer_numbers
 from fedft.models.experts import unreached
 from fedft.models.load import Base
 
@@ -65,27 +66,33 @@ def coverage(base: Base, layout: Layout) -> Coverage:
     )
 
 
-def chosen(base: Base, layers: Collection[str], experts: Collection[str], targets: str | list[str]) -> list[str]:
+def chosen(
+    base: Base,
+    layers: Collection[str],
+    experts: Collection[str],
+    targets: str | list[str],
+    numbers: str | None = None,
+) -> list[str]:
     """Those of the names of `layers`, linear ones of the body, and of `experts` that `targets` chooses, in their order.
 
-    Layers on which peft puts no adapter are left out, which is warned of.
+    Layers on which peft puts no adapter are left out, which is warned of. `numbers`, as "0-3, 8", leaves only what is
+    in the model's layers of these numbers.
 
-    Raises DataError for a target that chooses nothing; and for "all-linear" where experts are in a form that no adapter
-    reaches.
+    Raises DataError for a target that chooses nothing; for "all-linear" where experts are in a form that no adapter
+    reaches; and for numbers of layers that there are not.
     """
     wanted = [targets] if isinstance(targets, str) else targets
     kind = getattr(base.model.config, "model_type", "")
     closed = _closed(base.model, kind, {_ending(n, ()) for n in layers})
     shut = {n for n in layers if _ending(n, ()) in closed or _gives_more(base.model.get_submodule(n))}
-    names = [*layers, *experts]
+    names = layer_numbers.kept([*layers, *experts], base.model, numbers)
     endings = {_ending(n, experts) for n in names if n not in shut}
     if "all-linear" in wanted:
         _check_experts(base, endings)
     matched = {t: {n for n in names if _matches(n, t) or (n in experts and _matches(_stack(n), t))} for t in wanted}
     for t, found in matched.items():
         if not found:
-            verb, every = "is matched by" if t.startswith(MARK) else "ends in", {_ending(n, experts) for n in names}
-            raise DataError(f"[model] targets: no layer {verb} {t!r}; this model has {', '.join(sorted(every))}")
+            raise _unknown(base, t, {_ending(n, experts) for n in names}, numbers)
         if found <= shut:
             there = ", ".join(sorted(endings))
             raise DataError(f"[model] targets: peft puts no adapter on {t!r} of a {kind} model; there are {there}")
@@ -96,6 +103,22 @@ def chosen(base: Base, layers: Collection[str], experts: Collection[str], target
             len(left), ", ".join(sorted({_ending(n, ()) for n in left})), kind,
         )  # fmt: skip
     return [n for n in names if n in every - left]
+
+
+def _unknown(base: Base, target: str, endings: Collection[str], numbers: str | None) -> DataError:
+    """The error that a target chooses nothing: of modules that can be trained whole it says so."""
+    output = base.model.get_output_embeddings() if base.task == "causal-lm" else None
+    every = [(n, m) for n, m in base.model.named_modules(remove_duplicate=False) if m._parameters]
+    if whole := [n for n, m in every if _matches(n, target) and (m is output or not isinstance(m, nn.Linear))]:
+        return DataError(
+            f"[model] targets: {target!r}: {whole[0]} is no linear layer of the body; to train it whole, write "
+            f'modules_to_save = ["{whole[0]}"]'
+        )
+    verb = "is matched by" if target.startswith(MARK) else "ends in"
+    where = "" if numbers is None else f" in layers {numbers}"
+    return DataError(
+        f"[model] targets: no layer{where} {verb} {target!r}; this model has {', '.join(sorted(endings))}{where}"
+    )
 
 
 def _gives_more(layer: Any) -> bool:
