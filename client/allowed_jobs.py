@@ -32,7 +32,7 @@ from fedft.update import Job, Plan
 
 LOOKED_AT = {
     "data": {"prompt", "response", "text", "label", "messages", "tokens", "chat_template"},
-    "model": {"targets", "labels", "problem_type"},
+    "model": {"targets", "layers", "modules_to_save", "labels", "problem_type"},
     "codec": {"up", "down"},
     "eval": {"metrics"},
 }
@@ -41,6 +41,7 @@ those of tables and options yet to come too, are held against what is built in a
 MAX_TEMPLATE = 4096  # characters; the longest prompt we know has 600
 MAX_FIELDS = 32  # in a template, and blocks: a row's text is multiplied by no more than this
 MAX_LABELS = 1000  # the head has a row for each
+MAX_WHOLE = 100  # modules_to_save, each of which is looked for among all names
 
 RUN = re.compile(r"[0-9a-f]{16}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -208,6 +209,9 @@ def _check_limits(said: RunConfig, policy: Policy) -> None:
     free = "all-linear" in policy.targets  # but an expression can take for ever to match: none but the operator's own
     if not all(t in policy.targets or (free and not t.startswith("re:")) for t in wanted):
         raise PlanRefused("policy_targets", f"targets {wanted!r:.80} are not allowed here; allowed: {policy.targets}")
+    if not (free or set(whole := said.model.modules_to_save) <= {*policy.targets}):
+        raise PlanRefused("policy_targets", f"modules_to_save {whole!r:.80}: not all allowed here: {policy.targets}")
+    _at_most("policy_options", "number of modules_to_save", len(said.model.modules_to_save), MAX_WHOLE)
     if len(said.model.labels) > MAX_LABELS:
         raise PlanRefused("policy_options", f"{len(said.model.labels)} labels, at most {MAX_LABELS} are trained here")
     for key in ("prompt", "response", "text"):

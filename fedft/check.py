@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from typing import Any
 
 QUOTED = 80  # characters of a value in an error message: some values are whole tables
+LONGEST = 1000  # characters of a text of numbers: a job may come from somebody else
 FROM_TOML = (str, int, float, bool, list, dict, typing.Literal)
 
 
@@ -45,6 +46,21 @@ def expression(name: str, text: str) -> None:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as e:
         raise ValueError(f"{name}: {text!r:.80} is no regular expression: {e}") from e
+
+
+def number_ranges(name: str, text: str) -> list[range]:
+    """The numbers in a text of numbers and ranges, both ends included; ValueError where it is none.
+
+    >>> number_ranges("layers", "0-3, 8")
+    [range(0, 4), range(8, 9)]
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"{name} is {quoted(text)}, wanted at most {LONGEST} characters")
+    found = [re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part) for part in text.split(",")]
+    ranges = [range(int(m[1]), int(m[2] or m[1]) + 1) for m in found if m]
+    if len(ranges) < len(found) or not all(ranges):
+        raise ValueError(f"{name} is {quoted(text)}, wanted numbers and ranges from low to high, as in '0-3, 8'")
+    return ranges
 
 
 def one_of(choices: Collection[str], **values: str) -> None:

@@ -46,8 +46,14 @@ class Model:
     task: str = "causal-lm"
     """"causal-lm", "seq2seq-lm" (an encoder-decoder: T5, BART and their kin) or "sequence-classification"."""
     targets: str | list[str] = "all-linear"
-    """Layers that get an adapter: "all-linear", endings of names such as ["q_proj", "attn.v_proj"], which match at
-    dots, or regular expressions for whole names, as in 're:.*layers\\.[0-3]\\..*_proj'."""
+    """Layers that get an adapter: "all-linear" (experts too), endings of names such as ["q_proj", "attn.v_proj"], which
+    match at dots ("gate_up_proj": the matrices of all experts in it), or regular expressions for whole names, as in
+    're:.*layers\\.[0-3]\\..*_proj'."""
+    layers: str | None = None
+    """Numbers of the model's layers that targets are taken from, as in "0-3, 8"; left out: all."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules trained and saved whole beside the adapters, as ["lm_head", "embed_tokens", "norm"]: endings of names,
+    which match at dots. They are sent whole in every round. Tied ones are named together."""
     lora_alpha: float | None = None
     """LoRA scale is lora_alpha / rank; left out: alpha = 2 rank."""
     lora_dropout: float = 0.0

@@ -221,6 +221,10 @@ def _check(c: RunConfig, where: str) -> None:
         for target in [c.model.targets] if isinstance(c.model.targets, str) else c.model.targets:
             if target.startswith("re:"):
                 check.expression("targets", target.removeprefix("re:"))
+        if c.model.layers is not None:
+            check.number_ranges("layers", c.model.layers)
+        if any(not n or n.startswith("re:") for n in c.model.modules_to_save):
+            raise ValueError(f"modules_to_save is {c.model.modules_to_save!r}, wanted names or endings of names")
         template_checks.check_forms(c.data, c.model.task)
         labels.check_names(c.model, c.data)
         if not c.ranks():
@@ -229,8 +233,9 @@ def _check(c: RunConfig, where: str) -> None:
             check.at_least(1, rank=rank)
         if not task.generates and c.eval.rouge:
             raise ValueError("[eval] rouge compares generated text; task sequence-classification generates none")
-        if not task.generates and c.model.dtype not in ("auto", "float32"):
-            raise ValueError(f"a classification head is trained in float32; got dtype {c.model.dtype!r}")
+        whole = "modules_to_save" if c.model.modules_to_save else "classifiers' heads"
+        if (c.model.modules_to_save or not task.generates) and c.model.dtype not in ("auto", "float32"):
+            raise ValueError(f"{whole} are trained in float32; got dtype {c.model.dtype!r}")
     except ValueError as e:
         raise ConfigError(f"{where}: {e}") from e
 

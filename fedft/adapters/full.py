@@ -23,7 +23,7 @@ class Full(Kind):
 
     def layout(self, layout: Layout) -> Layout:
         """The layout with its parameters alone: a head is among them, and no module gets an adapter."""
-        return replace(layout, modules={}, head={})
+        return replace(layout, modules={}, head={}, experts=frozenset(), whole=frozenset())
 
     def trained(self, layout: Layout, shape: Shape) -> Mapping[str, tuple[int, ...]]:
         """Shapes of all parameters by canonical name, whatever the adapter's shape."""

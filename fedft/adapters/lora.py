@@ -1,6 +1,7 @@
 """LoRA: low-rank adapters on chosen linear modules, change of a weight [out, in] = (alpha / rank) B A.
 
-Layers are peft's own (`peft.tuners.lora`), one adapter per shape. Pairs travel in unit scale: the B that is sent is
+Layers are peft's own (`peft.tuners.lora`), one adapter per shape; experts that are no layers have their own pairs
+(`lora_experts`). Pairs travel in unit scale: the B that is sent is
 alpha / rank times the B in the layer, so that the change is B A.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685.
@@ -9,7 +10,7 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXi
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedft.adapters.lora_batched import adapted
+from fedft.adapters.lora_experts import MountedExperts
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
@@ -34,6 +36,7 @@ class LoRA(Kind):
     name = "lora"
     rank_free = False
     pairs = True
+    experts = True
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
@@ -72,8 +75,12 @@ class LoRA(Kind):
         """The change of the module's weight, B A, as its factors in unit scale."""
         return LowRank(values[module + A_SUFFIX], values[module + B_SUFFIX])
 
-    def several(self, model: nn.Module, layout: Layout) -> Callable[..., Mapping[nn.Module, Any]]:
-        """(tensors, scales) -> the forward of each adapted layer for several clients; see `lora_batched`."""
+    def several(self, model: nn.Module, layout: Layout) -> Callable[..., Mapping[nn.Module, Any]] | None:
+        """(tensors, scales) -> the forward of each adapted layer for several clients, see `lora_batched`; None where
+        experts are adapted.
+        """
+        if layout.experts:
+            return None
         layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
 
         def forwards(leaves: Tensors, scales: Tensors) -> dict[nn.Module, Any]:
@@ -92,28 +99,35 @@ class LoRA(Kind):
         Where peft fails half way, the model is left as it was, and the error goes on.
         """
         name = shape.key
-        if name not in getattr(model.get_submodule(next(iter(layout.modules))), "lora_A", {}):
-            with _undone_if_it_fails(model, layout, name):
-                _inject(model, layout, shape, settings, name)
-        layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
+        linear = replace(layout, modules={m: s for m, s in layout.modules.items() if m not in layout.experts})
+
+        def per_value(module: str) -> float:
+            return 2.0 if settings.alpha is None else settings.alpha / shape.of(module)
+
+        with _undone_if_it_fails(model, linear, name):
+            if linear.modules and name not in getattr(model.get_submodule(next(iter(linear.modules))), "lora_A", {}):
+                _inject(model, linear, shape, settings, name)
+            experts = MountedExperts(model, layout.experts, shape, per_value)
+        layers: dict[str, Any] = {m: model.get_submodule(m) for m in linear.modules}
         found = {}
         for m, layer in layers.items():
             found[m + A_SUFFIX], found[m + B_SUFFIX] = layer.lora_A[name].weight, layer.lora_B[name].weight
         for parameter in found.values():
             parameter.data = parameter.data.float()  # small steps must not be lost
+        found |= experts.factors
 
         def switch(on: bool) -> None:
+            experts.switch(on)
             for layer in layers.values():
                 if on:
                     layer.set_adapter(name)
                 layer.enable_adapters(on)
 
         def scale(tensor: str) -> float:
-            if not tensor.endswith(B_SUFFIX):
-                return 1.0
-            return 2.0 if settings.alpha is None else settings.alpha / shape.of(tensor.removesuffix(B_SUFFIX))
+            return per_value(tensor.removesuffix(B_SUFFIX)) if tensor.endswith(B_SUFFIX) else 1.0
 
         def remove() -> None:
+            experts.remove()
             for layer in layers.values():
                 layer.delete_adapter(name)
 
@@ -139,6 +153,7 @@ def _undone_if_it_fails(model: nn.Module, layout: Layout, name: str) -> Iterator
     A model that is left half adapted would look adapted to the next one who asks.
     """
     before: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
+    had = {m for m, layer in before.items() if name in getattr(layer, "lora_A", {})}
     asking = [(p, p.requires_grad) for p in model.parameters()]
     configs: Any = dict(getattr(model, "peft_config", {}))
     try:
@@ -147,7 +162,7 @@ def _undone_if_it_fails(model: nn.Module, layout: Layout, name: str) -> Iterator
         for m, layer in before.items():
             if model.get_submodule(m) is not layer:
                 model.set_submodule(m, layer)
-            elif name in getattr(layer, "lora_A", {}):
+            elif m not in had and name in getattr(layer, "lora_A", {}):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # that another adapter is the active one now
                     before[m].delete_adapter(name)
@@ -167,12 +182,13 @@ def _inject(model: nn.Module, layout: Layout, shape: Shape, settings: Settings, 
     def alpha(rank: int) -> float:
         return 2 * rank if settings.alpha is None else settings.alpha
 
+    ranks = {m: r for m, r in shape.ranks.items() if m in layout.modules}  # peft warns of others
     transposed = [type(model.get_submodule(m)).__name__ == "Conv1D" for m in layout.modules]
     config = LoraConfig(
         r=shape.rank,
         lora_alpha=alpha(shape.rank),  # type: ignore[arg-type]
-        rank_pattern=dict(shape.ranks),
-        alpha_pattern={m: alpha(r) for m, r in shape.ranks.items()},
+        rank_pattern=ranks,
+        alpha_pattern={m: alpha(r) for m, r in ranks.items()},
         lora_dropout=settings.dropout,
         target_modules=list(layout.modules),
         fan_in_fan_out=any(transposed),

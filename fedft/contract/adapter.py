@@ -19,9 +19,14 @@ class Layout:
     modules: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Adapted linear layers: name -> (out, in), whatever the orientation in memory."""
     head: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Parameters trained beside the adapter (a classification head); averaged whatever the adapter's rule."""
+    """Parameters trained beside the adapter (a classification head, `[model] modules_to_save`); averaged whatever the
+    adapter's rule."""
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Every parameter of the base, for full fine-tuning."""
+    experts: frozenset[str] = frozenset()
+    """Those of `modules` that are no layer but a matrix in a parameter of several, see `fedft.models.experts`."""
+    whole: frozenset[str] = frozenset()
+    """Modules that are trained and saved whole: `head` are their parameters."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Kind(Protocol):
     """Every change of a weight is a pair of factors that learn, `<module>.lora_A` and `.lora_B`."""
     of_base: bool = False
     """The trained tensors are the base's own parameters; values are changes since w0."""
+    experts: bool = False
+    """Can be mounted on `Layout.experts` too; a model that has some is refused otherwise."""
 
     def layout(self, layout: Layout) -> Layout:
         """The part of a base's layout that this kind of adapter works on."""

@@ -9,21 +9,24 @@ The last bits of merged weights, and so their digest, may differ between types o
 
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedft.arithmetic.lowrank import LowRank
+from torch import nn
+
 from fedft.errors import DataError, first_line
 from fedft.models import classes, tasks
 from fedft.models import load as loading
 from fedft.models.classes import Classes
 from fedft.models.load import Base, ready
+from fedft.models.parameters import shared_names
+from fedft.models.peft_names import INNER, changes_of
+from fedft.models.whole_modules import inside
 
 MAX_ADAPTERS = 8
 """On top of each other, from folder to folder: two that name each other have no end."""
-INNER = "base_model.model."
-"""What peft puts before a module's own name."""
 
 
 def load(source: str, task: str, **how: Any) -> Base:
@@ -65,7 +68,7 @@ def base_of(folder: str) -> str:
         raise DataError(f"[model] id: cannot read the adapter in {folder!r}: {first_line(e)}") from e
     if not isinstance(config.base_model_name_or_path, str) or not config.base_model_name_or_path:
         raise DataError(f"[model] id: the adapter in {folder!r} names no base model")
-    other = [n for n in ("use_dora", "target_parameters", "trainable_token_indices") if getattr(config, n, None)]
+    other = [n for n in ("use_dora", "trainable_token_indices") if getattr(config, n, None)]
     if config.peft_type != "LORA" or getattr(config, "bias", "none") != "none" or other:
         what = ", ".join(other) or f"{config.peft_type}, bias {getattr(config, 'bias', 'none')}"
         raise DataError(f"[model] id: the adapter in {folder!r} is {what}; wanted a plain LoRA, or a merged model")
@@ -75,20 +78,19 @@ def base_of(folder: str) -> str:
 def merged(below: Base, source: str) -> Base:
     """The base `below` with the adapter in the folder `source` in its weights.
 
-    Raises DataError where factors are missing or do not fit, or the adapter saves other modules than a classifier's
-    head: they are no part of the one adapter that is exported of both.
+    Raises DataError where factors are missing or do not fit, or the adapter saves modules whole that hold layers of the
+    body, or share their weights with others.
     """
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
     from transformers import AutoTokenizer
 
-    folder = os.path.expanduser(source)
+    folder, shared = os.path.expanduser(source), shared_names(below.model)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")  # they would be random numbers
             model: Any = PeftModel.from_pretrained(below.model, folder, torch_device=str(below.model.device))
-        changes = {n.removeprefix(INNER): _change(m) for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+        changes = changes_of(model)
         saved = {n.removeprefix(INNER) for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
         whole = in_its_weights(model)
         own = (Path(folder) / "tokenizer_config.json").is_file()
@@ -98,17 +100,27 @@ def merged(below: Base, source: str) -> Base:
         if not tasks.of(below.task).generates and own and len(own.names) != len(wanted.names):
             classes.order(own, wanted, source)
         raise DataError(f"[model] id: cannot load the adapter in {source!r}: {first_line(e)}") from e
-    writes, prefix = tasks.of(below.task).generates, getattr(whole, "base_model_prefix", "")
-    if inside := {n for n in saved if writes or n.split(".")[0] == prefix}:
-        raise DataError(
-            f"[model] id: the adapter in {source!r} saves {', '.join(sorted(inside))} whole; merge it first"
-        )
-    if saved:
+    if bad := _not_apart(replace(below, model=whole), shared, saved, changes):
+        why = "hold layers or share weights with others; give a merged model"
+        raise DataError(f"[model] id: the adapter in {source!r} changes {', '.join(sorted(bad))}, which {why}")
+    if saved and not tasks.of(below.task).generates:
         wanted = classes.of_config(whole.config)
         classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(wanted), wanted, source)
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}
     base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn)
-    return replace(base, merged={**below.merged, **both})
+    return replace(base, merged={**below.merged, **both}, saved=below.saved | saved)
+
+
+def _not_apart(below: Base, shared: list[list[str]], saved: Collection[str], changed: Collection[str]) -> set[str]:
+    """Those of the modules that an adapter saves or changes which cannot stand beside what is trained later: adapters
+    may be put on layers in them; or, by `shared`, another module has the same weights and would be moved, too.
+    """
+    model, output = below.model, below.model.get_output_embeddings() if tasks.of(below.task).generates else None
+    linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output}
+    body = f"{model.base_model_prefix}."
+    bad = {n for n in saved if n.startswith(body) and any(inside(m, {n}) for m in linear)}
+    bad |= {n for of in shared for n in of if inside(n, saved) and not all(inside(o, saved) for o in of)}
+    return bad | {n for of in shared for n in of if n.removesuffix(".weight") in changed}
 
 
 def in_its_weights(model: Any) -> Any:
@@ -129,10 +141,3 @@ def in_its_weights(model: Any) -> Any:
 def _unnamed(wanted: Classes) -> Classes:
     """The classes of a folder that says nothing of them."""
     return replace(wanted, names=[f"LABEL_{i}" for i in range(len(wanted.names))])
-
-
-def _change(layer: Any) -> LowRank:
-    """B A of a LoRA layer of peft's, in unit scale, float32, on the CPU."""
-    (name,) = layer.lora_A
-    a, b = (factor[name].weight.detach().float().cpu() for factor in (layer.lora_A, layer.lora_B))
-    return LowRank(a, layer.scaling[name] * b)

@@ -1,6 +1,7 @@
 """Base weights that act as w0 + change: a promise about what modules compute, not about how weights are stored.
 
-float weight     written: w0 + change, summed in float32 and rounded once; w0 is kept in float32 (`Originals`)
+float weight     written: w0 + change, summed in float32 and rounded once; w0 is kept in float32 (`Originals`); that of
+                 an expert is a part of a parameter
 packed weight    left as it is (4 and 8 bits cannot be written exactly); its module gives  y + B (A x)  instead
 """
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.contract import Layout
+from fedft.models import experts
 
 
 class Originals:
@@ -53,8 +55,12 @@ class BaseChange:
         self.change: dict[str, LowRank] = {}
         """By how much each adapted weight differs from w0; modules left out do not."""
         self._layout, self._originals, self._key = layout, originals, ""
-        self._modules: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
-        self._transposed = {m: type(module).__name__ == "Conv1D" for m, module in self._modules.items()}
+        inside: dict[str, Any] = dict(experts.among(model, layout.experts))
+        self._modules = inside | {m: model.get_submodule(m) for m in layout.modules if m not in inside}
+        self._transposed = {
+            m: module.transposed if m in inside else type(module).__name__ == "Conv1D"
+            for m, module in self._modules.items()
+        }
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._hooks: dict[str, Any] = {}
 

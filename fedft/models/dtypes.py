@@ -20,12 +20,15 @@ from fedft.models import adapter_folder, tasks
 def resolved(config: RunConfig) -> RunConfig:
     """The config with a dtype in `[model] dtype`; one that says another than "auto" as it is.
 
+    Modules that are trained whole make it float32, as a classifier's head does: small steps must not be lost.
+
     Raises DataError for the folder of an adapter that cannot be read.
     """
     m = config.model
     if m.dtype != "auto":
         return config
-    return replace(config, model=replace(m, dtype=chosen(m.id, m.task, m.device)))
+    whole = bool(m.modules_to_save)
+    return replace(config, model=replace(m, dtype="float32" if whole else chosen(m.id, m.task, m.device)))
 
 
 def chosen(source: str, task: str, device: str) -> str:

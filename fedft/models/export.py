@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
-from fedft.models import classes, tasks
+from fedft.models import classes, peft_names, tasks
 from fedft.models.handle import ModelHandle
-from fedft.models.layout import head_modules
 from fedft.models.load import Base
-from fedft.models.parameters import parameters_of
+from fedft.models.parameters import shared_names
+from fedft.models.whole_modules import inside
 
 
 def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) -> str:
@@ -56,30 +56,40 @@ def _plainly(folder: Path, kind: str, values: Tensors, about: dict[str, Any]) ->
 
 
 def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pairs: dict[str, LowRank]) -> None:
-    """Write the changes by module, and the head's parameters, as a PEFT folder of scale 1."""
+    """Write the changes by module, and what is trained whole, as a PEFT folder of scale 1."""
     from peft import LoraConfig
 
-    rank = max((d.rank for d in pairs.values()), default=1)
-    unlike = {m: d.rank for m, d in pairs.items() if d.rank != rank}
-    heads = sorted(head_modules(base))
+    stacks = peft_names.stacks_of(base.model, handle.layout.experts | pairs.keys())
+    experts = {m for of in stacks.values() for m in of}
+    fused = peft_names.stacked(pairs, stacks)
+    ranks = {p: d.rank // next(iter(stacks[p].values())).count for p, d in fused.items()}
+    pairs = {m: d for m, d in pairs.items() if m not in experts}
+    ranks |= {m: d.rank for m, d in pairs.items()}
+    rank = max(ranks.values(), default=1)
+    unlike = {m: r for m, r in ranks.items() if r != rank}
+    whole = handle.layout.whole | base.saved
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,  # unit scale: the factors carry alpha / r
-        target_modules=(targets := sorted(pairs or handle.layout.modules)),
+        target_modules=(targets := sorted(pairs if ranks else handle.layout.modules.keys() - experts)),
+        target_parameters=sorted(fused if ranks else stacks) or None,
         rank_pattern=unlike,
         alpha_pattern=dict(unlike),
-        modules_to_save=heads or None,
+        modules_to_save=sorted(whole) or None,
         task_type=tasks.of(base.task).peft,
         base_model_name_or_path=base_name,
         inference_mode=True,
+        ensure_weight_tying=any(inside(of[0], whole) for of in shared_names(base.model)),
     )
     config.target_modules = targets  # peft has made it a set, which it would write in an order of this process's own
     config.save_pretrained(str(folder))
-    if heads:
+    if not tasks.of(base.task).generates:
         base.model.config.save_pretrained(str(folder))
-    tensors = {f"base_model.model.{m}.{f}.weight": x for m, d in pairs.items() for f, x in _factors(d)}
-    own = parameters_of(base.model)
-    tensors |= {f"base_model.model.{n}": own[n].detach().cpu() for n in handle.layout.head}
+    wrapped = {p: stacks[p] for p in fused}
+    pairs |= {peft_names.wrapper(base.model, p, wrapped): d for p, d in fused.items()}
+    tensors = {f"{peft_names.INNER}{m}.{f}.weight": x for m, d in pairs.items() for f, x in _factors(d)}
+    own = base.model.named_parameters(remove_duplicate=False)  # a tied one under each of its names, as peft reads it
+    tensors |= {f"{peft_names.INNER}{n}": p.detach().cpu().clone() for n, p in own if inside(n, whole)}
     save_file({n: x.contiguous() for n, x in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
 
 

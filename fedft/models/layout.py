@@ -1,39 +1,49 @@
 """Which layers and parameters of a base model can be trained, by name and shape."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from fedft.contract import Layout
 from fedft.models import tasks
-from fedft.models.load import Base, lacking
+from fedft.models.experts import experts_of
+from fedft.models.load import Base
 from fedft.models.parameters import parameters_of
 from fedft.models.targets import chosen
+from fedft.models.whole_modules import inside, whole_modules
 
 
-def layout_of(base: Base, targets: str | list[str]) -> Layout:
-    """The trainable parts of a base model: linear layers (out, in), the head's and all parameters, by canonical name.
+def layout_of(
+    base: Base, targets: str | list[str], *, layers: str | None = None, modules_to_save: Sequence[str] = ()
+) -> Layout:
+    """The trainable parts of a base model: layers and experts (out, in), the head's and all parameters, by name.
 
     Parameters that no file keeps are no part of it.
 
     Args:
         base: the loaded model.
-        targets: "all-linear" (every linear layer but the output and the head), endings of layers' names such as
-            "q_proj", or regular expressions, see `targets`; none where no layer gets an adapter.
+        targets: "all-linear" (every linear layer but the output and the head, and every expert's matrix), endings of
+            names such as "q_proj", or regular expressions, see `targets`; none where no layer gets an adapter.
+        layers: numbers of the model's layers that targets are taken from, as "0-3, 8"; None: all, and what is in none.
+        modules_to_save: endings of modules that are trained whole, see `whole_modules`; nothing in them gets adapters.
     Raises:
         DataError: a target that chooses no layer; the message names the endings that there are. "all-linear" for a
-            model whose experts no linear layer holds.
+            model whose experts are in another form than one matrix of each. Numbers of layers that there are not.
+            Modules that cannot be trained whole.
     """
     model = base.model
     linear = {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}
-    head = head_modules(base)
+    whole = whole_modules(base, modules_to_save)
     output = model.get_output_embeddings() if tasks.of(base.task).generates else None
-    body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and not _inside(n, head)}
-    modules = {n: body[n] for n in chosen(base, body, targets)}
+    body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and not inside(n, whole)}
+    experts = {n: e.out_in for n, e in experts_of(model).items() if not inside(n, whole)}
+    modules = {n: (body | experts)[n] for n in chosen(base, body, experts, targets, layers)}
     made = getattr(model, "_keys_to_ignore_on_save", None) or ()  # by formula at every loading, as Marian's positions
     parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items() if n not in made}
-    heads = {n: s for n, s in parameters.items() if _inside(n, head)}
-    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters))
+    heads = {n: s for n, s in parameters.items() if inside(n, whole)}
+    fused = frozenset(modules.keys() & experts)
+    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters), fused, whole)
 
 
 def _in_order(shapes: dict[str, Any]) -> dict[str, Any]:
@@ -52,24 +62,3 @@ def _out_in(module: Any) -> tuple[int, int]:
         return module.out_features, module.in_features
     rows, columns = module.weight.shape  # Conv1D keeps it transposed
     return columns, rows
-
-
-def head_modules(base: Base) -> set[str]:
-    """Modules of a classifier that are trained and saved whole, by their paths; none of a model that writes text.
-
-    Those beside the pre-trained body; and of the body what the checkpoint has no weights of, as a pooler is.
-    Raises DataError where that is a part of a layer or an embedding: they would be random numbers.
-    """
-    if tasks.of(base.task).generates:
-        return set()
-    children = base.model.named_children()
-    beside = {n for n, m in children if n != base.model.base_model_prefix and any(True for _ in m.parameters())}
-    inside = {n for n in base.drawn if not _inside(n, beside)}
-    if lost := [n for n in inside if "pooler" not in n]:
-        raise lacking(base.source, base.model.config.model_type, lost)
-    return beside | {n[: n.index("pooler") + len("pooler")] for n in inside}
-
-
-def _inside(name: str, modules: set[str]) -> bool:
-    """Whether a name of a module or a parameter is one of the modules, or in one."""
-    return any(name == m or name.startswith(f"{m}.") for m in modules)

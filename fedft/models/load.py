@@ -40,6 +40,8 @@ class Base:
     """SHA-256 over the weights, hexadecimal; see `parameters.digest_of`."""
     merged: Mapping[str, LowRank] = field(default_factory=dict)
     """The changes by adapters that are merged into the weights, by module, in unit scale."""
+    saved: frozenset[str] = frozenset()
+    """Modules that such an adapter has brought whole, by path: they are exported with what is trained."""
     drawn: frozenset[str] = frozenset()
     """Parameters that the checkpoint lacks, by name: a head's, which are drawn from the seed, trained and saved."""
     pad_id: int = 0

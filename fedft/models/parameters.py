@@ -19,6 +19,14 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in every if first[p] == n}
 
 
+def shared_names(model: nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several, as tied embeddings have."""
+    names: dict[int, list[str]] = {}
+    for n, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(n)
+    return [of for of in names.values() if len(of) > 1]
+
+
 def digest_of(model: nn.Module) -> str:
     """SHA-256 of a model's weights, hexadecimal: over names, dtypes and bytes of its parameters in canonical order.
 

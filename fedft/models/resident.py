@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fedft.config import RunConfig
+from fedft.config import Model, RunConfig
 from fedft.contract import Layout
+from fedft.errors import ConfigError
 from fedft.models import adapter_folder, dtypes, targets, tasks
 from fedft.models import load as loading
 from fedft.models.handle import ModelHandle
@@ -16,6 +17,9 @@ from fedft.recipe import Recipe
 from fedft.training import objectives
 
 log = logging.getLogger(__name__)
+
+CHOICES = ("targets", "layers", "modules_to_save")
+"""Keys of `[model]` that say what of a model is trained."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,22 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     Sets torch's number of threads to `[local] threads`, and warns of a dtype that is slow on the device.
 
     Raises DataError for a model that cannot be loaded or is too short for `[data] max_length`, ConfigError for an
-    objective that does not exist.
+    objective that does not exist, or experts of the model that the kind of adapter or dropout cannot have.
     """
     torch.set_num_threads(config.local.threads)
     m = dtypes.resolved(config).model
-    if slow := dtypes.slow(m.dtype, m.task, m.device):
+    if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
     head = {"labels": m.labels, "problem_type": m.problem_type}
     base = adapter_folder.load(m.id, m.task, **head, dtype=m.dtype, device=m.device, seed=config.server.seed)
     _check_lengths(base, config)
-    if recipe.space.of_base and m.targets != "all-linear":
-        log.warning("[model] targets = %r has no effect: %s trains all parameters", m.targets, recipe.name)
-    layout = layout_of(base, [] if recipe.space.of_base else m.targets)
+    if recipe.space.of_base:
+        for key, value in _idle(m).items():
+            log.warning("[model] %s = %r has no effect: %s trains all parameters", key, value, recipe.name)
+        layout = layout_of(base, [])
+    else:
+        layout = layout_of(base, m.targets, layers=m.layers, modules_to_save=m.modules_to_save)
+    _check_experts(layout, recipe, m.lora_dropout)
     log.debug("adapters: %s", targets.coverage(base, layout))
     handle = ModelHandle(
         base.model,
@@ -66,3 +74,19 @@ def _check_lengths(base: Base, config: RunConfig) -> None:
         return
     prompt = min(d.max_length - 1, d.max_length if d.max_prompt is None else d.max_prompt)
     loading.check_length(base, d.max_length, prompt + generated if generated else 0)
+
+
+def _idle(m: Model) -> dict[str, object]:
+    """What a `[model]` table says of layers, by key, where that is not the default."""
+    return {key: value for key in CHOICES if (value := getattr(m, key)) != getattr(Model(), key)}
+
+
+def _check_experts(layout: Layout, recipe: Recipe, dropout: float) -> None:
+    """Raise ConfigError where experts that lie in one parameter cannot be adapted in the way that the run file says."""
+    if not layout.experts:
+        return
+    some = f"[model] targets: {min(layout.experts)} and {len(layout.experts) - 1} more are experts in parameters that"
+    if not recipe.space.experts:
+        raise ConfigError(f"{some} adapters of kind {recipe.space.name!r} cannot take apart; name other layers")
+    if dropout:  # what would be dropped are the inputs of a product that is not made: B A is added to the weight
+        raise ConfigError(f"{some} take no lora_dropout ({dropout:g}); leave it out, or name other layers")

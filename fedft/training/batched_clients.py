@@ -62,7 +62,8 @@ def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
     if gradient_steps(recipe.local) is None:
         return f"the local steps of {recipe.name} are not plain back-propagation"
     if recipe.space.several(handle.model, handle.layout) is None:
-        return f"adapters of kind {recipe.space.name!r} have no form for several clients"
+        where = " on experts" if handle.layout.experts else ""
+        return f"adapters of kind {recipe.space.name!r}{where} have no form for several clients"
     if not isinstance(handle.objective, OfLogits):
         return "the objective is no mean of terms, one for each learned place"
     if handle.two_sided and not hasattr(handle.model, "prepare_decoder_input_ids_from_labels"):

@@ -120,11 +120,14 @@ def client_forwards(handle: ModelHandle) -> Forwards:
     """
     several = handle.kind.several(handle.model, handle.layout)
     assert several is not None, "`batched_clients.unfit` says so of a kind without this form"
+    output = getattr(handle.model, "get_output_embeddings", lambda: None)()
     head = {m: handle.model.get_submodule(m) for m in {n.rpartition(".")[0] for n in handle.layout.head}}
 
     def forwards(leaves: Tensors, scales: Tensors) -> dict[nn.Module, Forward]:
         found: dict[nn.Module, Forward] = dict(several(leaves, scales))
         for m, layer in head.items():
+            if layer is output:  # it sees the learned places alone, of which clients have unlike numbers
+                raise Unlike(f"{m}, the output, is trained")
             if type(layer) is not nn.Linear or m + ".weight" not in leaves:
                 raise Unlike(f"{m} of the head is more than a linear layer")
             found[layer] = partial(_linear, leaves[m + ".weight"], leaves.get(m + ".bias"))

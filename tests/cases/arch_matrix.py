@@ -32,7 +32,7 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELIS
 
 import torch
 import transformers
-from architectures import ARCHS, EXPERTS, TWELVE, V
+from architectures import ARCHS, TWELVE, V
 
 import fedft
 from fedft import run_file
@@ -105,11 +105,8 @@ def tables(folder: Path, data: Path, task: str, strategy: str) -> dict[str, Any]
     """The run file of one round on the model in `folder`."""
     labels = {"labels": ["x", "y", "z"]} if task == "sequence-classification" else {}
     rate = 1e-4 if strategy == "fedkseed" else 5e-3
-    # "all-linear" is refused where experts are no linear layers: attention is what is left for adapters
-    attention = EXPERTS.get(folder.name.split("-")[0])
-    some = {"targets": attention} if attention and strategy != "fedkseed" else {}
     return {
-        "model": {"id": str(folder), "task": task, **labels, **some},
+        "model": {"id": str(folder), "task": task, **labels},
         "data": {"train": str(data), "prompt": "{q} : ", "response": "{a}", "text": "{q}", "max_length": 48},
         "strategy": {"name": strategy},
         "server": {"rounds": 1},

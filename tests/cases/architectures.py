@@ -94,11 +94,6 @@ ARCHS = {
 }
 # fmt: on
 
-EXPERTS = {
-    n: ["q_proj", "k_proj", "v_proj", "o_proj"] for n in ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss")
-}
-EXPERTS["deepseek_v3"] = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
-"""Those whose experts are fused into parameters of three dimensions, and the layers of their attention."""
 TWELVE = dict.fromkeys(
     ("llama", "mistral", "qwen2", "gemma", "phi", "gpt2", "gpt_neox", "opt", "bloom"), "causal-lm"
 ) | dict.fromkeys(("bert", "roberta", "distilbert"), "sequence-classification")

@@ -239,6 +239,35 @@ def test_only_layers_that_are_listed(allowed, asked, code):
         allowed_jobs.check_job(said, own)
 
 
+@pytest.mark.parametrize(
+    ("allowed", "asked", "code"),
+    [
+        (["all-linear"], ["lm_head", "norm"], None),
+        (["q_proj", "lm_head"], ["lm_head"], None),
+        (["q_proj"], ["lm_head"], "policy_targets"),
+        (["q_proj", "lm_head"], ["lm_head", "norm"], "policy_targets"),
+        (["all-linear"], ["re:(a+)+b"], "policy_options"),
+        (["all-linear"], ["norm"] * 101, "policy_options"),
+        (["all-linear"], "norm", "policy_options"),
+    ],
+)
+def test_only_modules_that_are_listed_are_trained_whole(allowed, asked, code):
+    said, own = job(model={"targets": ["q_proj"], "modules_to_save": asked}), replace(ALLOWED, targets=allowed)
+    if code:
+        refused(code, said, own)
+    else:
+        assert allowed_jobs.check_job(said, own) is None
+
+
+@pytest.mark.parametrize(("layers", "fine"), [("0-3, 8", True), ("3-0", False), ("0," * 600 + "0", False), (3, False)])
+def test_numbers_of_layers_are_numbers(layers, fine):
+    said = job(model={"layers": layers})
+    if fine:
+        assert allowed_jobs.check_job(said, ALLOWED) is None
+    else:
+        refused("policy_options", said, ALLOWED)
+
+
 def test_all_parameters_are_more_than_some_layers():
     allowed_jobs.check_job(job(strategy={"name": "fedkseed"}), ALLOWED)
     lora = {"name": "fedkseed", "space": "lora"}

@@ -18,7 +18,8 @@ from transformers import (
 from fedft import run_file, strategies
 from fedft.errors import DataError
 from fedft.models import export, load, resident
-from fedft.models.layout import head_modules, layout_of
+from fedft.models.layout import layout_of
+from fedft.models.whole_modules import head_modules
 
 ABC = ["a", "b", "c"]
 SMALL = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

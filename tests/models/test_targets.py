@@ -1,6 +1,5 @@
 """What `[model] targets` chooses, what it refuses or leaves out, and what share of a model it covers."""
 
-import json
 import logging
 
 import pytest
@@ -18,7 +17,6 @@ from fedft.models.layout import layout_of
 
 TINY = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 TINY |= {"num_attention_heads": 2, "num_key_value_heads": 1}
-EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 
 
 def drawn(config):
@@ -121,27 +119,6 @@ def test_the_forbidden_layers_are_those_of_peft(kind):
         _check_lora_target_modules_mamba(LoraConfig(), model, targets.BYPASSED)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        transformers.Qwen2MoeConfig(**TINY, **EXPERTS, shared_expert_intermediate_size=8),
-        transformers.Qwen3MoeConfig(**TINY, **EXPERTS, head_dim=8),
-        transformers.MixtralConfig(**TINY, num_local_experts=3),
-        transformers.GraniteMoeConfig(**TINY, num_local_experts=3),
-    ],
-    ids=lambda c: c.model_type,
-)
-def test_experts_that_no_linear_layer_holds_are_refused_by_name(config):
-    base = drawn(config)
-    with pytest.raises(
-        DataError, match=f"does not reach the experts of this {config.model_type} model: model.layers.0"
-    ) as e:
-        layout_of(base, "all-linear")
-    assert "\n" not in str(e.value)
-    written = str(e.value).split("targets = ")[1]
-    assert len(layout_of(base, json.loads(written)).modules) >= 2 * 4
-
-
 def test_layers_that_peft_takes_for_experts_are_left_out(caplog):
     """DeepSeek-V3 has dense layers and shared experts beside the fused ones; peft means the latter by their names."""
     config = transformers.DeepseekV3Config(
@@ -150,16 +127,28 @@ def test_layers_that_peft_takes_for_experts_are_left_out(caplog):
         first_k_dense_replace=1, q_lora_rank=8, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8,
     )  # fmt: skip
     base = drawn(config)
-    with pytest.raises(DataError, match="does not reach the experts") as e:
-        layout_of(base, "all-linear")
-    written = json.loads(str(e.value).split("targets = ")[1])
-    assert not {"gate_proj", "up_proj", "down_proj"} & set(written)
     with pytest.raises(DataError, match="no adapter on 'gate_proj' of a deepseek_v3 model"):
-        layout_of(base, ["gate_proj", *written])
+        layout_of(base, ["gate_proj", "q_a_proj"])
     assert not caplog.text
-    layout = layout_of(base, "re:.*_proj")
-    assert "(down_proj, gate_proj, up_proj) are left out" in caplog.text
+    layout = layout_of(base, "all-linear")
+    assert "6 layers (down_proj, gate_proj, up_proj) are left out" in caplog.text
+    assert layout.experts == {m for m in layout.modules if "gate_up_proj" in m or "down_proj" in m}
+    assert len(layout.experts) == 2 * 4
     ModelHandle(base.model, layout, LoRA()).write(factors(layout, 2))  # and peft takes what is left
+
+
+@pytest.mark.parametrize("kind", ["Llama4Text", "Phimoe"])
+def test_routers_that_are_linear_layers_are_left_out(kind, caplog):
+    """They give the choice of experts too: what peft would add to is a tuple."""
+    base = drawn(getattr(transformers, f"{kind}Config")(**TINY, num_local_experts=3, head_dim=8))
+    layout = layout_of(base, "all-linear")
+    assert "2 layers (router) are left out" in caplog.text
+    ModelHandle(base.model, layout, LoRA()).write(factors(layout, 2))
+    base.model(input_ids=torch.tensor([[1, 2, 3]]))
+
+
+def test_a_models_own_linear_layers_that_are_plain_stay():
+    assert len(layout_of(drawn(transformers.FalconConfig(**TINY)), "all-linear").modules) == 8
 
 
 def test_convolutions_and_tables_are_no_experts():
