@@ -77,12 +77,17 @@ class Data:
     """Template of what is given; its tokens are masked out of the loss. "" learns on all tokens."""
     response: str = "{response}"
     """Template of what is learned."""
+    chosen: str = "{chosen}"
+    """Objectives "dpo" and "orpo": template of the better answer to `prompt`. A field that holds a list of messages is
+    a conversation, as for `messages`; where it and `rejected` part, the answers begin."""
+    rejected: str = "{rejected}"
+    """Objectives "dpo" and "orpo": template of the worse answer."""
     messages: str | None = None
     """Field that holds a conversation, a list of {role, content} or ShareGPT's {from, value}: all turns of the
     assistant are learned, by the chat template; `prompt` and `response` have no part in it. Left out: they are used."""
     chat_template: str | None = None
-    """For `messages`: a file with a Jinja template, or its text; left out: the tokenizer's own. A site takes none from
-    a server but the one that its own file says."""
+    """For conversations: a file with a Jinja template, or its text; left out: the tokenizer's own. A site takes none
+    from a server but the one that its own file says."""
     tokens: str | None = None
     """Field that holds token ids of the base model's own tokenizer, special tokens among them; a field `labels`, if
     there is one, says which are learned. `prompt` and `response` have no part in it."""
@@ -135,7 +140,8 @@ class Local:
     optimizer: str = "adamw"
     """"adamw", "sgd", an installed one or "package.module:factory", fresh in every round."""
     objective: Choice = "likelihood"
-    """What is learned: "likelihood", an installed one, "package.module:factory", or a table of its name and options."""
+    """What is learned: "likelihood", "dpo" or "orpo" (pairs of answers, see `chosen`), an installed one,
+    "package.module:factory", or a table of its name and options, as in { name = "dpo", beta = 0.1 }."""
     transforms: list[Choice] = field(default_factory=list)
     """What happens to a client's result on its way out, each as the objective is named: clipping, noise..."""
     momentum: float = 0.0

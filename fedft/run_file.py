@@ -219,7 +219,7 @@ def _check(c: RunConfig, where: str) -> None:
         for target in [c.model.targets] if isinstance(c.model.targets, str) else c.model.targets:
             if target.startswith("re:"):
                 check.expression("targets", target.removeprefix("re:"))
-        template_checks.check_forms(c.data, c.model.task)
+        template_checks.check_forms(c.data, c.model.task, registry.named(c.local.objective, "objective")[0])
         if len(set(c.model.labels)) < len(c.model.labels):
             raise ValueError(f"expected labels that are distinct, got {c.model.labels}")
         if not c.ranks():

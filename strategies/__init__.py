@@ -50,6 +50,12 @@ def of(config: RunConfig) -> Recipe:
         raise ConfigError(
             f"[codec] down: clients of {name} add up what they receive; wanted 'fp32', got {config.codec.down!r}"
         )
+    if recipe.space.of_base and getattr(registry.objectives.chosen(config.local.objective), "needs_reference", False):
+        objective = registry.named(config.local.objective, "objective")[0]
+        raise ConfigError(
+            f"[local] objective = {objective!r} compares with the model without its adapter, but {name} trains all "
+            f"parameters; wanted a strategy with adapters, or 'orpo'"
+        )
     try:
         recipe.check(config)
     except ValueError as e:

@@ -1,4 +1,4 @@
-"""`without_adapter`: inside, the model is w0 itself, whatever a strategy has done to it; outside nothing has changed."""
+"""`without_adapter`: inside, the model is w0 itself, whatever a strategy has done; outside nothing has changed."""
 
 import pytest
 import torch
