@@ -150,6 +150,10 @@ class Local:
     """Of the first-order optimisers; FedKSeed has its own."""
     max_grad_norm: float | None = 1.0
     """Clip of the gradient's L2 norm per step; 1e9: none."""
+    packing: bool = False
+    """Rows of a batch are laid one behind the other into sequences of at most `max_length` tokens, in place of padding
+    each to the longest: the same loss and gradients but for the rounding of sums, for fewer tokens. Refused for models
+    that do not keep such rows apart, which is tried before the run."""
     threads: int = 1
     """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
 

@@ -14,6 +14,7 @@ from fedft.config import RunConfig
 from fedft.contract import Kind, Member, State, Work
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
+from fedft.training import objectives
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -50,7 +51,7 @@ def of(config: RunConfig) -> Recipe:
         raise ConfigError(
             f"[codec] down: clients of {name} add up what they receive; wanted 'fp32', got {config.codec.down!r}"
         )
-    if recipe.space.of_base and getattr(registry.objectives.chosen(config.local.objective), "needs_reference", False):
+    if getattr(objectives.of(config), "needs_reference", False) and recipe.space.of_base:
         objective = registry.named(config.local.objective, "objective")[0]
         raise ConfigError(
             f"[local] objective = {objective!r} compares with the model without its adapter, but {name} trains all "

@@ -7,7 +7,7 @@ import torch
 
 from fedft.config import RunConfig
 from fedft.contract import Layout
-from fedft.models import adapter_folder, dtypes, targets
+from fedft.models import adapter_folder, dtypes, packed_rows, targets
 from fedft.models import load as loading
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
@@ -32,7 +32,8 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
 
     Sets torch's number of threads to `[local] threads`, and warns of a dtype that is slow on the device.
 
-    Raises DataError for a model that cannot be loaded or is too short for `[data] max_length`, ConfigError for an
+    Raises DataError for a model that cannot be loaded or is too short for `[data] max_length`
+    or does not keep packed rows apart where `[local] packing` wants it, ConfigError for an
     objective that does not exist.
     """
     torch.set_num_threads(config.local.threads)
@@ -56,4 +57,6 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         dropout=m.lora_dropout,
         objective=objectives.of(config),
     )
+    if config.local.packing:
+        packed_rows.check_exact(handle, base, longest)
     return Resident(base, handle.layout, handle)

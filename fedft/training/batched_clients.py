@@ -65,6 +65,8 @@ def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
         return f"adapters of kind {recipe.space.name!r} have no form for several clients"
     if not isinstance(handle.objective, OfLogits):
         return "the objective is no mean of terms, one for each learned place"
+    if local.packing:
+        return "[local] packing lays rows of a client one behind the other"
     if not elementwise(local):
         return f"optimizer {local.optimizer!r} does not work entry by entry"
     if any(map(_drops, handle.model.modules())):

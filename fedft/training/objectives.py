@@ -15,6 +15,7 @@ from fedft import registry
 from fedft.config import RunConfig
 from fedft.contract import Batch, Objective
 from fedft.data import batches, chat, examples, token_columns
+from fedft.errors import ConfigError
 
 
 def next_tokens(labels: Tensor) -> Tensor:
@@ -102,6 +103,15 @@ class Likelihood(OfLogits):
 
 
 def of(config: RunConfig) -> Objective:
-    """The objective that `[local] objective` names. Raises ConfigError if it does not exist or cannot be made."""
+    """The objective that `[local] objective` names.
+
+    Raises ConfigError if it does not exist, cannot be made, or its batches cannot be packed as `[local] packing` wants.
+    """
     found: Objective = registry.objectives.chosen(config.local.objective)
+    if config.local.packing and (config.model.task != "causal-lm" or type(found).collate is not OfLogits.collate):
+        name = registry.named(config.local.objective, "objective")[0]
+        raise ConfigError(
+            f"[local] packing is for rows of tokens to learn, one after the other; task {config.model.task!r} with "
+            f"objective {name!r} has other batches; packing = false would do"
+        )
     return found
