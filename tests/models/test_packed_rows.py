@@ -2,6 +2,9 @@
 
 import json
 import logging
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,15 +46,14 @@ ROWS = [Example(list(range(3, 3 + n)), [IGNORED] * k + list(range(3 + k, 3 + n))
         for n, k in ((9, 2), (4, 0), (13, 5), (1, 0), (7, 6), (5, 1))]  # fmt: skip
 
 
-def handle_on(config, dtype=torch.float32):
+def handle_on(config, dtype=torch.float32, targets="all-linear"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = transformers.AutoModelForCausalLM.from_config(config).to(dtype).eval()
     with torch.no_grad():  # the usual 0.02 makes logits so flat that what is mixed up would hardly show
         for p in model.parameters():
             p.mul_(4 if p.ndim == 2 else 1)
-    layout = layout_of(base_of(model), "all-linear")
-    return ModelHandle(model, layout, LoRA())
+    return ModelHandle(model, layout_of(base_of(model), targets), LoRA())
 
 
 def base_of(model):
@@ -115,6 +117,28 @@ def test_a_model_that_fails_on_positions_is_refused_in_one_line():
     with pytest.raises(DataError, match=r"TypeError: .*position_ids") as e:
         packed_rows.check_exact(handle, base_of(handle.model), 64)
     assert "\n" not in str(e.value)
+
+
+MIX = {"lfm2", "opt", "bloom", "falcon", "mpt", "gpt_oss", "mamba", "mamba2", "falcon_h1"}
+"""Architectures whose code makes its masks without positions, or has a state; `DATA.md` names them."""
+
+
+@pytest.mark.slow
+def test_which_architectures_keep_packed_rows_apart():
+    """Of the matrix of architectures: a change of transformers that adds one, or loses one, is seen here."""
+    spec = spec_from_file_location("architectures", Path(__file__).parents[1] / "cases" / "architectures.py")
+    matrix = module_from_spec(spec)
+    spec.loader.exec_module(matrix)
+    of_text = {name: (kind, said) for name, (kind, said, text, _) in matrix.ARCHS.items() if text == "ok"}
+    refused = set()
+    for name, (kind, said) in of_text.items():
+        handle = handle_on(getattr(transformers, kind)(**said), targets=[])
+        try:
+            packed_rows.check_exact(handle, replace(base_of(handle.model), ids=matrix.V), 96)
+        except DataError:
+            refused.add(name)
+    assert len(of_text) > 30
+    assert refused == MIX
 
 
 # -- runs
