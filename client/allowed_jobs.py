@@ -25,13 +25,13 @@ from fedft import config, registry, run_file, strategies
 from fedft.client.site_settings import Policy, SiteConfig
 from fedft.compression import codec_names
 from fedft.config import ALL, LOCAL, RunConfig
-from fedft.data import examples
+from fedft.data import examples, template_checks
 from fedft.errors import FedftError, PlanRefused, in_one_line
 from fedft.training.metrics import interface as metrics
 from fedft.update import Job, Plan
 
 LOOKED_AT = {
-    "data": {"prompt", "response", "text", "label", "messages", "tokens", "chat_template"},
+    "data": {*template_checks.TEMPLATES, "label", "messages", "tokens", "chat_template"},
     "model": {"targets", "layers", "modules_to_save", "labels", "problem_type"},
     "codec": {"up", "down"},
     "eval": {"metrics"},
@@ -82,7 +82,8 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
         form = {k: v for k, v in own.items() if v is not None}
         if form.keys() & {"prompt", "response", "messages", "tokens"}:  # another form here is not this site's
             form = {"messages": None, "tokens": None} | form
-        if form.get("messages", said.data.messages) is None:
+        pairs = registry.named(said.local.objective, "objective")[0] in registry.PREFERENCES
+        if form.get("messages", said.data.messages) is None and not pairs:
             form["chat_template"] = None
         elif (theirs := said.data.chat_template) is not None and theirs != site.data.chat_template:
             why = "a program, which runs only where [data] of the site's own file says the same"
@@ -214,7 +215,7 @@ def _check_limits(said: RunConfig, policy: Policy) -> None:
     _at_most("policy_options", "number of modules_to_save", len(said.model.modules_to_save), MAX_WHOLE)
     if len(said.model.labels) > MAX_LABELS:
         raise PlanRefused("policy_options", f"{len(said.model.labels)} labels, at most {MAX_LABELS} are trained here")
-    for key in ("prompt", "response", "text"):
+    for key in template_checks.TEMPLATES:
         _check_template(f"[data] {key}", getattr(said.data, key))
 
 

@@ -88,6 +88,10 @@ class SiteData:
     """Template of what is given."""
     response: str | None = None
     """Template of what is learned."""
+    chosen: str | None = None
+    """Pairs of answers: template of the better one, or the field of its messages."""
+    rejected: str | None = None
+    """Pairs of answers: the same of the worse one."""
     messages: str | None = None
     """Field that holds a conversation; then `prompt` and `response` are not said here."""
     chat_template: str | None = None
@@ -183,7 +187,7 @@ def _forms(data: SiteData, path: Path) -> SiteData:
         said = {"prompt or response": data.prompt or data.response, "messages": data.messages, "tokens": data.tokens}
         if len(forms := [form for form, name in said.items() if name is not None]) > 1:
             raise ValueError(f"[data] {' and '.join(forms)}: a record has one form; leave out one")
-        for key in ("prompt", "response", "text"):
+        for key in template_checks.TEMPLATES:
             if template := getattr(data, key):
                 template_checks.check_names_field(key, template)
         if data.chat_template is None:

@@ -5,7 +5,7 @@ train      Plan     -> Update: what the local steps changed
 evaluate   Plan     -> Update without tensors: metrics on the held-out rows
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,8 @@ from fedft.carriers.interface import MAX_REASON, Kind, Refused
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.config import LOCAL, RunConfig
-from fedft.contract import Turn
+from fedft.contract import Batch, Turn
+from fedft.data import packing
 from fedft.data.batches import ClientRows
 from fedft.data.examples import Example
 from fedft.errors import PlanRefused, RejectedUpdate
@@ -118,7 +119,9 @@ class Client:
         def begun(step: int) -> None:
             self.step = step
 
-        collate = partial(self.handle.objective.collate, pad_id=self.base.pad_id)
+        collate: Callable[[Sequence[Example]], Batch] = partial(self.handle.objective.collate, pad_id=self.base.pad_id)
+        if self.config.local.packing:
+            collate = partial(packing.collate, pad_id=self.base.pad_id, max_length=self.config.data.max_length)
         return ClientRows(self.train_rows, self.config.local.batch_size, collate, begun)
 
     def evaluate(self, turn: Turn) -> Update:

@@ -88,12 +88,17 @@ class Data:
     it is all that the encoder reads, and not ""."""
     response: str = "{response}"
     """Template of what is learned."""
+    chosen: str = "{chosen}"
+    """Objectives "dpo" and "orpo": template of the better answer to `prompt`. A field that holds a list of messages is
+    a conversation, as for `messages`; where it and `rejected` part, the answers begin."""
+    rejected: str = "{rejected}"
+    """Objectives "dpo" and "orpo": template of the worse answer."""
     messages: str | None = None
     """Field that holds a conversation, a list of {role, content} or ShareGPT's {from, value}: all turns of the
     assistant are learned, by the chat template; `prompt` and `response` have no part in it. Left out: they are used."""
     chat_template: str | None = None
-    """For `messages`: a file with a Jinja template, or its text; left out: the tokenizer's own. A site takes none from
-    a server but the one that its own file says."""
+    """For conversations: a file with a Jinja template, or its text; left out: the tokenizer's own. A site takes none
+    from a server but the one that its own file says."""
     tokens: str | None = None
     """Field that holds token ids of the base model's own tokenizer, special tokens among them; a field `labels`, if
     there is one, says which are learned. `prompt` and `response` have no part in it."""
@@ -147,7 +152,8 @@ class Local:
     optimizer: str = "adamw"
     """"adamw", "sgd", an installed one or "package.module:factory", fresh in every round."""
     objective: Choice = "likelihood"
-    """What is learned: "likelihood", an installed one, "package.module:factory", or a table of its name and options."""
+    """What is learned: "likelihood", "dpo" or "orpo" (pairs of answers, see `chosen`), an installed one,
+    "package.module:factory", or a table of its name and options, as in { name = "dpo", beta = 0.1 }."""
     transforms: list[Choice] = field(default_factory=list)
     """What happens to a client's result on its way out, each as the objective is named: clipping, noise..."""
     momentum: float = 0.0
@@ -156,6 +162,10 @@ class Local:
     """Of the first-order optimisers; FedKSeed has its own."""
     max_grad_norm: float | None = 1.0
     """Clip of the gradient's L2 norm per step; 1e9: none."""
+    packing: bool = False
+    """Rows of a batch are laid one behind the other into sequences of at most `max_length` tokens, in place of padding
+    each to the longest: the same loss and gradients but for the rounding of sums, for fewer tokens. Refused for models
+    that do not keep such rows apart, which is tried before the run."""
     threads: int = 1
     """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
 

@@ -188,12 +188,21 @@ BUILT_IN = (
     "zo_fedavg",
 )
 """The strategies of this package."""
+PREFERENCES = ("dpo", "orpo")
+"""The objectives of this package that learn from pairs of answers."""
 
 strategies = Registry(
     "strategy", "fedft.strategies", {n: f"fedft.strategies.{n}:{n}" for n in BUILT_IN}, makes="Recipe"
 )
 adapters = Registry("adapter", "fedft.adapters", {"lora": "fedft.adapters.lora:LoRA"})
-objectives = Registry("objective", "fedft.objectives", {"likelihood": "fedft.training.objectives:Likelihood"})
+objectives = Registry(
+    "objective",
+    "fedft.objectives",
+    {
+        "likelihood": "fedft.training.objectives:Likelihood",
+        **{n: f"fedft.training.preferences:{n.upper()}" for n in PREFERENCES},
+    },
+)
 optimizers = Registry(
     "optimizer",
     "fedft.optimizers",

@@ -225,7 +225,7 @@ def _check(c: RunConfig, where: str) -> None:
             check.number_ranges("layers", c.model.layers)
         if any(not n or n.startswith("re:") for n in c.model.modules_to_save):
             raise ValueError(f"modules_to_save is {c.model.modules_to_save!r}, wanted names or endings of names")
-        template_checks.check_forms(c.data, c.model.task)
+        template_checks.check_forms(c.data, c.model.task, registry.named(c.local.objective, "objective")[0])
         labels.check_names(c.model, c.data)
         if not c.ranks():
             raise ValueError("expected at least one rank, got an empty list")

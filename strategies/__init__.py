@@ -14,6 +14,7 @@ from fedft.config import RunConfig
 from fedft.contract import Kind, Member, State, Work
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
+from fedft.training import objectives
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -52,6 +53,12 @@ def of(config: RunConfig) -> Recipe:
     if recipe.downlink_is_increment and config.codec.down != "fp32":
         raise ConfigError(
             f"[codec] down: clients of {name} add up what they receive; wanted 'fp32', got {config.codec.down!r}"
+        )
+    if getattr(objectives.of(config), "needs_reference", False) and recipe.space.of_base:
+        objective = registry.named(config.local.objective, "objective")[0]
+        raise ConfigError(
+            f"[local] objective = {objective!r} compares with the model without its adapter, but {name} trains all "
+            f"parameters; wanted a strategy with adapters, or 'orpo'"
         )
     try:
         recipe.check(config)

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from fedft import check, quickstart
+from fedft import check, quickstart, registry
 from fedft.config import RunConfig
-from fedft.data import chat, examples, partition, records
+from fedft.data import chat, examples, partition, preferences, records
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 from fedft.models import tasks
@@ -89,7 +89,7 @@ def encode(
         own = examples.encode_all(train, encode_row, where, counts, d.too_long)
         left_out = counts.empty + counts.dropped - before
         held = examples.encode_all(test, encode_row, held_where, counts, d.too_long)
-        largest = max((_largest_id(e) for e in (*own, *held)), default=0)
+        largest = max((_largest_id(x) for e in (*own, *held) for x in getattr(e, "both", (e,))), default=0)
         if largest >= base.ids:
             raise DataError(
                 f"[data] client {client!r}: token id {largest} of the tokenizer of {base.source}, whose model has "
@@ -101,7 +101,9 @@ def encode(
         if not held:
             counts.clients_without_test_rows.append(client)
         found[client] = (own, held)
-    counts.never_stops = _never_stops(config, base.tokenizer) if tasks.of(config.model.task).generates else ""
+    if tasks.of(config.model.task).generates:
+        first = next((row for train, _ in parts.values() for row in train), {})
+        counts.never_stops = _never_stops(config, base.tokenizer, first)
     return found
 
 
@@ -111,21 +113,22 @@ def _largest_id(example: Any) -> int:
     return max((*getattr(example, "input_ids", ()), *(labels if isinstance(labels, list) else ())), default=0)
 
 
-def _never_stops(config: RunConfig, tokenizer: Any) -> str:
-    """Why no end of a response or turn is learned, and what to do; "" where one is."""
-    d = config.data
+def _never_stops(config: RunConfig, tokenizer: Any, row: Mapping[str, Any]) -> str:
+    """Why no end of a response or turn is learned, and what to do; "" where one is. `row`: one of the run's records."""
+    d, pairs = config.data, registry.named(config.local.objective, "objective")[0] in registry.PREFERENCES
+    learned = d.chosen if pairs else d.response
     if d.tokens is not None:
         return ""  # nobody knows which of them is an end
-    if d.messages is not None:
+    if preferences.conversation(row, learned) if pairs else d.messages is not None:
         if chat.ends(d.chat_template, tokenizer):
             return ""
         return (
             "the chat template has no end token in a turn of the assistant, or leaves it out of its {% generation %} "
             "marks; a [data] chat_template that writes eos_token behind the content would do"
         )
-    if tokenizer.eos_token_id is not None or not d.response.endswith(("}", "]]")):
+    if tokenizer.eos_token_id is not None or not learned.endswith(("}", "]]")):
         return ""  # what stands behind the last field is an end, too
     return (
         "its tokenizer has no end token; write eos_token into its tokenizer_config.json, or an end of your own into "
-        "[data], as in response = '{answer}\\n###'"
+        f"[data], as in {'chosen' if pairs else 'response'} = '{{answer}}\\n###'"
     )

@@ -30,7 +30,7 @@ def messages(row: Mapping[str, Any], field: str, where: str) -> list[Message]:
     >>> messages({"t": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}, "t", "row 1")
     [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Ho'}]
     """
-    if not isinstance(found := _parsed(value_of(row, field, where)), list):
+    if not isinstance(found := parsed(value_of(row, field, where)), list):
         raise DataError(f"{where}: field {field!r} is {check.quoted(found)}, wanted a list of messages")
     said = [_message(turn, f"{where}: {field!r}, message {n}") for n, turn in enumerate(found, 1)]
     if not any(m["role"] == "assistant" for m in said):
@@ -66,7 +66,7 @@ def tools(row: Mapping[str, Any], where: str) -> list[dict[str, Any]] | None:
 
     Raises DataError, beginning with `where`, for anything else.
     """
-    found = _parsed(row.get("tools"))
+    found = parsed(row.get("tools"))
     if not found or (isinstance(found, str) and not found.strip()):
         return None
     if not (isinstance(found, list) and all(isinstance(tool, dict) for tool in found)):
@@ -74,7 +74,7 @@ def tools(row: Mapping[str, Any], where: str) -> list[dict[str, Any]] | None:
     return found
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
     """What JSON text says, as tables hold it in a cell; any other value as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value

@@ -21,7 +21,8 @@ class RowCounts:
     dropped: int = 0
     """Rows left out because they are too long, by `[data] too_long = "drop"`."""
     empty: int = 0
-    """Rows left out because nothing can be learned of them: an empty response, or none of it within the length."""
+    """Rows left out because nothing can be learned of them: an empty response, or none of it within the length; of
+    pairs, an empty answer or two equal ones."""
     test_rows_of_nobody: int = 0
     """Rows of the test file that belong to none of the run's clients."""
     clients_too_small: list[str] = field(default_factory=list)

@@ -8,19 +8,35 @@ from fedft import check
 from fedft.config import Data
 from fedft.data.examples import FIELD, lone_brace, single_braces
 from fedft.models import tasks
+from fedft.registry import PREFERENCES
 
 JINJA = re.compile(r"\{\{|\{%|\n")
+TEMPLATES = ("prompt", "response", "chosen", "rejected", "text")
+"""Keys of `[data]` that are templates of text."""
 
 
-def check_forms(data: Data, task: str) -> None:
+def check_forms(data: Data, task: str, objective: str = "likelihood") -> None:
     """Raise ValueError where the keys of `[data]` that say what a record's text is make no sense together.
+
+    Args:
+        data: the run file's table.
+        task: `[model] task`.
+        objective: the name in `[local] objective`, which says whether a record is a pair of answers.
 
     A template names at least one field: text that is the same for every record is nearly always a name without its
     braces, and nobody would see it in the numbers. Only `prompt` may be "", which is completion of plain text.
     """
-    plain = Data()
+    plain, pairs = Data(), objective in PREFERENCES
     if tasks.of(task).two_sides and not data.prompt:
         raise ValueError(f"[data] prompt = '' leaves the encoder nothing to read; task {task!r} wants a template")
+    if pairs and task != tasks.CAUSAL.name:
+        raise ValueError(f"[local] objective {objective!r} is for task {tasks.CAUSAL.name!r}, the task is {task!r}")
+    for key in ("response", "messages", "tokens") if pairs else ("chosen", "rejected"):
+        if (said := getattr(data, key)) != getattr(plain, key) and (pairs or objective == "likelihood"):
+            reads = "chosen and rejected" if pairs else "no pairs of answers, as 'dpo' does"
+            raise ValueError(
+                f"[data] {key} = {check.quoted(said)} has no effect: objective {objective!r} reads {reads}"
+            )
     for field in ("tokens", "messages"):
         if (name := getattr(data, field)) is None:
             continue
@@ -31,11 +47,11 @@ def check_forms(data: Data, task: str) -> None:
         for key in ("prompt", "response", "max_prompt", *(("messages",) if field == "tokens" else ())):
             if (said := getattr(data, key)) != getattr(plain, key):
                 raise ValueError(f"[data] {key} = {check.quoted(said)} has no effect beside {field}; leave out one")
-    if data.chat_template is not None and data.messages is None:
+    if data.chat_template is not None and data.messages is None and not pairs:
         raise ValueError("[data] chat_template has no effect without messages, the field that holds conversations")
     if data.chat_template is not None:
         check_is_jinja(data.chat_template)
-    for key in ("prompt", "response", "text"):
+    for key in TEMPLATES:
         if data.prompt or key != "prompt":
             check_names_field(key, getattr(data, key))
 

@@ -5,7 +5,8 @@ float weight     written: w0 + change, summed in float32 and rounded once; w0 is
 packed weight    left as it is (4 and 8 bits cannot be written exactly); its module gives  y + B (A x)  instead
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ class Originals:
             parameter.copy_(self._w0[name])
         else:
             self._of(name, parameter)
+
+    def original(self, name: str, parameter: Tensor) -> Tensor:
+        """w0 of a parameter that has been moved, in its dtype; it may share memory with what is kept."""
+        return self._w0[name].to(parameter.dtype)
 
     def change(self, name: str, parameter: Tensor) -> Tensor:
         """The parameter's values - w0, float32 on the CPU; zeros for one that has not been moved."""
@@ -79,6 +84,21 @@ class BaseChange:
         self.change = {m: d for m, d in change.items() if d.rank}
         self._key = key
 
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Inside, every adapted weight acts as w0, bit for bit; no number is written, weights change places."""
+        factors, self._factors = self._factors, {}
+        written = {m: self._modules[m].weight for m in self.change if m not in factors}
+        moved = {m: weight.data for m, weight in written.items()}
+        try:
+            for m, weight in written.items():
+                weight.data = self._originals.original(m + ".weight", weight)
+            yield
+        finally:
+            self._factors = factors
+            for m, weight in written.items():
+                weight.data = moved[m]
+
     def _packed(self, m: str) -> bool:
         """Whether the module's weight is no float matrix [out, in], or transpose of one, that could be written."""
         weight, (o, i) = self._modules[m].weight, self._layout.modules[m]
@@ -98,5 +118,7 @@ class BaseChange:
 
     def _added(self, m: str, x: Tensor, y: Tensor) -> Tensor:
         """The module's output y [..., out] with the change's B (A x) added, x [..., in]."""
+        if m not in self._factors or not len(self._factors[m][0]):
+            return y
         a, b = self._factors[m]
-        return y + ((x.to(a.dtype) @ a.T) @ b.T).to(y.dtype) if len(a) else y
+        return y + ((x.to(a.dtype) @ a.T) @ b.T).to(y.dtype)

@@ -211,16 +211,14 @@ class ModelHandle:
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Inside, forward passes are the base's own, as of a reference model. Raises ValueError in full fine-tuning."""
-        if self.kind.of_base:
-            raise ValueError("all parameters are trained: there is no adapter that could be switched off")
-        adapter = self._adapters.live
-        adapter.switch(False)
-        try:
+        """Inside, forward passes are those of w0, as of a reference model: no adapter, and no change of base weights.
+
+        Raises ValueError where weights of the base are trained themselves, as in full fine-tuning.
+        """
+        if self._live.keys() & self._parameters.keys():
+            raise ValueError("weights of the base are trained: there is no adapter that could be switched off")
+        with self._base.undone(), self._adapters.off():
             yield
-        finally:
-            adapter.switch(True)
-            self._trainable()
 
     @property
     def model(self) -> nn.Module:

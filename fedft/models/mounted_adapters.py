@@ -4,6 +4,9 @@ Clients of unlike ranks take turns on one resident model. An adapter that was mo
 shape is switched on again, since mounting takes longer than a step of a small model.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 from fedft.contract import Kind, Layout, Mounted, Settings
@@ -44,6 +47,18 @@ class MountedAdapters:
         for unused in list(self._by_shape)[:-MOST_SHAPES]:
             self._by_shape.pop(unused).remove()
         return True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, the live adapter does nothing; what asked for gradients before asks for them again afterwards."""
+        asking = [(p, p.requires_grad) for p in self.live.parameters.values()]
+        self.live.switch(False)
+        try:
+            yield
+        finally:
+            self.live.switch(True)  # peft lets every factor ask
+            for parameter, asks in asking:
+                parameter.requires_grad_(asks)
 
     def _mounted(self, shape: Shape) -> Mounted:
         """A new adapter of this shape."""

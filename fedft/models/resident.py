@@ -8,7 +8,7 @@ import torch
 from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, dtypes, targets, tasks
+from fedft.models import adapter_folder, dtypes, packed_rows, targets, tasks
 from fedft.models import load as loading
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
@@ -36,8 +36,9 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
 
     Sets torch's number of threads to `[local] threads`, and warns of a dtype that is slow on the device.
 
-    Raises DataError for a model that cannot be loaded or is too short for `[data] max_length`, ConfigError for an
-    objective that does not exist, or experts of the model that the kind of adapter or dropout cannot have.
+    Raises DataError for a model that cannot be loaded, is too short for `[data] max_length`, or does not keep packed
+    rows apart where `[local] packing` wants it; ConfigError for an objective that does not exist, or experts of the
+    model that the kind of adapter or dropout cannot have.
     """
     torch.set_num_threads(config.local.threads)
     m = dtypes.resolved(config).model
@@ -62,6 +63,8 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         dropout=m.lora_dropout,
         objective=objectives.of(config),
     )
+    if config.local.packing:
+        packed_rows.check_exact(handle, base, config.data.max_length)
     return Resident(base, handle.layout, handle)
 
 

@@ -145,11 +145,18 @@ class Likelihood(OfLogits):
 def of(config: RunConfig) -> Objective:
     """The objective that `[local] objective` names.
 
-    Raises ConfigError if it does not exist or cannot be made, or is not for the run's `[model] problem_type`.
+    Raises ConfigError if it does not exist, cannot be made, is not for the run's `[model] problem_type`, or if its
+    batches cannot be packed as `[local] packing` wants.
     """
     found: Objective = registry.objectives.chosen(config.local.objective)
-    kinds, kind = getattr(found, "problem_types", OfLogits.problem_types), config.model.problem_type
-    if kind not in kinds:
-        name = registry.named(config.local.objective, "objective")[0]
-        raise ConfigError(f"[local] objective {name!r} is for problem_type {', '.join(kinds)}; [model] has {kind}")
+    name, m = registry.named(config.local.objective, "objective")[0], config.model
+    if m.problem_type not in (kinds := getattr(found, "problem_types", OfLogits.problem_types)):
+        raise ConfigError(
+            f"[local] objective {name!r} is for problem_type {', '.join(kinds)}; [model] has {m.problem_type}"
+        )
+    if config.local.packing and (m.task != tasks.CAUSAL.name or type(found).collate is not OfLogits.collate):
+        raise ConfigError(
+            f"[local] packing is for rows of tokens to learn, one after the other; task {m.task!r} with "
+            f"objective {name!r} has other batches; packing = false would do"
+        )
     return found

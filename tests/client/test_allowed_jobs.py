@@ -87,6 +87,20 @@ def test_a_server_s_chat_template_runs_only_where_the_site_s_file_says_the_same(
     assert allowed_jobs.run_config(job(data={"prompt": "{q}"}), own).data.chat_template == ours
 
 
+def test_pairs_of_answers_keep_to_the_site_s_templates_too():
+    theirs = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    pairs = {"local": {"objective": {"name": "dpo", "beta": 0.2}}}
+    own = replace(SITE, data=site_settings.SiteData("/train.jsonl", chosen="{better}", rejected="{worse}"))
+    found = allowed_jobs.run_config(job(**pairs, data={"prompt": "{q}", "chosen": "{theirs}"}), own).data
+    assert (found.prompt, found.chosen, found.rejected) == ("{q}", "{better}", "{worse}")
+    with pytest.raises(PlanRefused, match="chat_template: a program"):
+        allowed_jobs.run_config(job(**pairs, data={"chat_template": theirs}), own)
+    same = replace(SITE, data=site_settings.SiteData("/train.jsonl", chat_template=theirs))
+    assert allowed_jobs.run_config(job(**pairs, data={"chat_template": theirs}), same).data.chat_template == theirs
+    with pytest.raises(PlanRefused, match="chosen: 4099 characters"):
+        allowed_jobs.run_config(job(**pairs, data={"chosen": "x" * 4096 + "{a}"}), own)
+
+
 def test_a_job_that_says_little_is_a_run_file_that_says_little():
     least = Job("0" * 16, 0, DIGEST, {"strategy": {"name": "flora"}})
     assert allowed_jobs.run_config(least, SITE).local == config.Local(threads=3)

