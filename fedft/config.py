@@ -101,8 +101,9 @@ class Data:
     """Dirichlet concentration; small is more skewed."""
     min_rows: int = 1
     """Clients with fewer rows take no part, and are named."""
-    max_length: int = 96
-    """Tokens per record; what becomes of longer ones says `too_long`."""
+    max_length: int | Literal["auto"] = "auto"
+    """Tokens per record; what becomes of longer ones says `too_long`. "auto", resolved when a run begins: 1024, or what
+    the model has positions for or the tokenizer allows where that is less."""
     max_prompt: int | None = None
     """Tokens of the prompt, cut from the left; left out: what the response leaves, or half of max_length where that is
     more."""

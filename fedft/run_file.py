@@ -200,7 +200,8 @@ def _check(c: RunConfig, where: str) -> None:
         check.at_least(1, eval_batch_size=c.eval.batch_size, generate_tokens=c.eval.generate_tokens)
         check.at_least(1, max_num_examples=c.limits.max_num_examples, quarantine_after=c.limits.quarantine_after)
         check.at_least(1, min_rows=c.data.min_rows)
-        check.at_least(2, max_length=c.data.max_length)  # the first token is never learned
+        if c.data.max_length != "auto":
+            check.at_least(2, max_length=c.data.max_length)  # the first token is never learned
         check.at_least(0, learning_rate=c.local.learning_rate, weight_decay=c.local.weight_decay)
         check.above(0, learning_rate_decay=c.local.learning_rate_decay)
         check.at_least(0, momentum=c.local.momentum, grace_s=c.server.grace_s)

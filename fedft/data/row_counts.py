@@ -40,7 +40,7 @@ class RowCounts:
         self.learned_tokens_cut += lost
         return int(lost + prompt)
 
-    def lines(self, max_length: int, clients: int) -> list[str]:
+    def lines(self, max_length: int | str, clients: int) -> list[str]:
         """What a user has to be told, a line for each kind; nothing where nothing was left out."""
         said = []
         if self.cut > self.dropped:

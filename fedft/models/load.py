@@ -167,35 +167,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def check_length(base: Base, max_length: int, generated: int = 0) -> None:
-    """Raise DataError if a text of `max_length` tokens is longer than the positions that the base model has.
-
-    `generated` is the length of a prompt and what is generated on it. It counts only where positions are looked up in
-    a table; others have no end.
-    """
-    table = _position_table(base.model)
-    room = getattr(base.model.config, "max_position_embeddings", None) if table is None else table
-    if isinstance(room, int) and 0 < room < max_length:
-        raise DataError(f"[data] max_length = {max_length}, but {base.source} has {room} positions")
-    if table is not None and table < generated:
-        raise DataError(
-            f"[eval] generate_tokens: a prompt and they are up to {generated} tokens, but {base.source} has {table} "
-            f"positions; a smaller [data] max_prompt would do"
-        )
-
-
-def _position_table(model: nn.Module) -> int | None:
-    """How many positions of a model's learned table a text can use; None where it has no table.
-
-    Some begin behind the row of padding (RoBERTa), some behind a fixed offset (OPT, BART).
-    """
-    for name, m in model.named_modules():
-        if isinstance(m, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe", "embed_positions"):
-            behind = getattr(m, "offset", 0 if m.padding_idx is None else m.padding_idx + 1)
-            return m.num_embeddings - behind
-    return None
-
-
 def _can_generate(config: Any) -> bool:
     """Whether a checkpoint is of a causal language model, and not of an encoder whose type could be one."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL

@@ -7,8 +7,7 @@ import torch
 
 from fedft.config import RunConfig
 from fedft.contract import Layout
-from fedft.models import adapter_folder, dtypes, targets
-from fedft.models import load as loading
+from fedft.models import adapter_folder, dtypes, lengths, targets
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.models.load import Base
@@ -36,14 +35,15 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     objective that does not exist.
     """
     torch.set_num_threads(config.local.threads)
-    m = dtypes.resolved(config).model
+    config = dtypes.resolved(config)
+    m, longest = config.model, config.data.max_length
+    assert longest != "auto"
     if slow := dtypes.slow(m.dtype, m.task, m.device):
         log.warning("%s", slow)
     base = adapter_folder.load(m.id, m.task, labels=m.labels, dtype=m.dtype, device=m.device, seed=config.server.seed)
-    longest = config.data.max_length
     prompt = min(longest - 1, longest if config.data.max_prompt is None else config.data.max_prompt)
     generates = m.task == "causal-lm" and (config.eval.rouge or config.eval.metrics)
-    loading.check_length(base, longest, prompt + config.eval.generate_tokens if generates else 0)
+    lengths.check_length(base, longest, prompt + config.eval.generate_tokens if generates else 0)
     if recipe.space.of_base and m.targets != "all-linear":
         log.warning("[model] targets = %r has no effect: %s trains all parameters", m.targets, recipe.name)
     layout = layout_of(base, [] if recipe.space.of_base else m.targets)
