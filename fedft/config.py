@@ -66,11 +66,11 @@ class Model:
 class Data:
     """[data]: records, how they become text, and whose they are."""
 
-    train: str = quickstart.ROWS
+    train: str | list[str] = quickstart.ROWS
     """A file of JSON lines, JSON, CSV, TSV or Parquet, a folder or a pattern ("visits/*.csv") of them, a hub id
-    owner/name[[:configuration]:split], or "stdlib-docstrings" (built in)."""
-    test: str | None = None
-    """Held-out records of the same form; left out: `holdout` of each client's own rows."""
+    owner/name[[:configuration]:split], or "stdlib-docstrings" (built in); or a list of such, one behind the other."""
+    test: str | list[str] | None = None
+    """Held-out records, named in the same way; left out: `holdout` of each client's own rows."""
     holdout: float = 0.2
     """Fraction of each client's rows held out when there is no `test`."""
     prompt: str = "{prompt}"

@@ -18,7 +18,7 @@ import tomli_w
 
 from fedft import durable, registry
 from fedft.config import RunConfig
-from fedft.data.client_datasets import Rows
+from fedft.data.client_datasets import Rows, said
 from fedft.errors import ConfigError, DataError
 from fedft.models import dtypes
 from fedft.security.sealed import site_name
@@ -59,9 +59,9 @@ def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None)
     except OSError as e:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
     for client, folder in folders.items():
-        durable.write(folder / "train.jsonl", _json_lines(owned[client], config.data.train))
+        durable.write(folder / "train.jsonl", _json_lines(owned[client], said(config.data.train)))
         if config.data.test is not None:
-            durable.write(folder / "test.jsonl", _json_lines(held[client], config.data.test))
+            durable.write(folder / "test.jsonl", _json_lines(held[client], said(config.data.test)))
         durable.write(folder / "site.toml", _site_file(config, names[client], server).encode())
         if keys is not None:
             _enrol(folder / "keys", names[client], keys)

@@ -219,7 +219,12 @@ def _tokenizer(base: "Base") -> Finding:
 
 
 def site_rows(
-    train: str, test: str | None, name: str, field: str | None, value: str | None, templates: Iterable[str] = ()
+    train: str | list[str],
+    test: str | list[str] | None,
+    name: str,
+    field: str | None,
+    value: str | None,
+    templates: Iterable[str] = (),
 ) -> Iterator[Finding]:
     """The site's own rows, as `rows.of_site` finds them; `templates` must fit each."""
     from fedft import config
@@ -227,14 +232,15 @@ def site_rows(
 
     files = config.Data(train=train, test=test, holdout=0.0)
     own, held = client_datasets.of_site(config.RunConfig(data=files), name, field, value)
+    said = client_datasets.said(train)
     for template in templates:
         for i, row in enumerate((*own, *held), 1):
-            examples.fill(template, row, f"{train}, row {i} of this site")
+            examples.fill(template, row, f"{said}, row {i} of this site")
     share = "a share of them is held out as the run says" if test is None else f"{len(held)} held out"
     if own:
-        yield Finding("rows", OK, f"{train}: {len(own)} rows, {share}")
+        yield Finding("rows", OK, f"{said}: {len(own)} rows, {share}")
     else:
-        yield Finding("rows", FAIL, f"{train}: no row", "[data] train must name this site's records")
+        yield Finding("rows", FAIL, f"{said}: no row", "[data] train must name this site's records")
 
 
 def _size(n: float) -> str:
