@@ -14,6 +14,7 @@ from typing import Any
 from fedft import check, quickstart
 from fedft.config import RunConfig
 from fedft.data import chat, examples, partition, records
+from fedft.data.control_tokens import ControlTokens
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 from fedft.models.load import Base
@@ -100,9 +101,11 @@ def encode(
     """
     counts = RowCounts() if counts is None else counts
     encode_row, d, found = partial(objectives.of(config).encode, base=base, config=config), config.data, {}
+    control = ControlTokens(config, base.tokenizer)
     for client, (train, test) in parts.items():
         where = f"{said(d.train)}, client {client!r}"
         held_where = f"{said(d.test or d.train)}, held out for client {client!r}"
+        control.look((*train, *test))
         before = counts.empty + counts.dropped
         own = examples.encode_all(train, encode_row, where, counts, d.too_long)
         left_out = counts.empty + counts.dropped - before
@@ -119,6 +122,9 @@ def encode(
         if not held:
             counts.clients_without_test_rows.append(client)
         found[client] = (own, held)
+    counts.with_control_tokens, counts.control_tokens = control.rows, sorted(control.texts)
+    if d.messages is not None and chat.dated(d.chat_template, base.tokenizer):
+        counts.fixed_date = chat.DATE.strftime("%d %b %Y")
     counts.never_stops = _never_stops(config, base.tokenizer) if config.model.task == "causal-lm" else ""
     return found
 
