@@ -111,6 +111,7 @@ def place_of(folder: Path, base: load.Base, handle: ModelHandle, tokens: int, cl
     config = from_dict(
         {
             "model": {"id": str(folder), "targets": TARGETS},
+            "data": {"max_length": LONGEST},
             "strategy": {"name": "fedit"},
             "local": {"steps": steps, "batch_size": size, "learning_rate": RATE},
             "clients": {"rank": RANK},

@@ -76,9 +76,9 @@ class SiteModel:
 class SiteData:
     """[data]: the site's rows. What is said here about their form outranks what the server says."""
 
-    train: str
-    """JSON lines, JSON or CSV file, or "stdlib-docstrings"."""
-    test: str | None = None
+    train: str | list[str]
+    """A file, folder or pattern of files as in a run file, a list of them, or "stdlib-docstrings"."""
+    test: str | list[str] | None = None
     """Held-out records; left out: the share of `train` that the server asks for. An empty file: none."""
     client: str | None = None
     """Field by which a shared file is filtered; left out: all rows are ours."""
@@ -199,8 +199,10 @@ def _forms(data: SiteData, path: Path) -> SiteData:
         raise ConfigError(f"{path}: {e}") from e
 
 
-def _found(table: str, key: str, value: str | None, folder: Path, where: str) -> str | None:
-    """The absolute path that a key means, if what it wants is there."""
+def _found(table: str, key: str, value: str | list[str] | None, folder: Path, where: str) -> Any:
+    """The absolute path that a key means, if what it wants is there; so for each of a list."""
+    if isinstance(value, list):
+        return [_found(table, key, one, folder, where) for one in value]
     if value is None or (key in ("id", "train") and value in (quickstart.BASE, quickstart.ROWS)):
         return value
     expanded = os.path.expanduser(os.path.expandvars(value))

@@ -76,11 +76,11 @@ class Model:
 class Data:
     """[data]: records, how they become text, and whose they are."""
 
-    train: str = quickstart.ROWS
+    train: str | list[str] = quickstart.ROWS
     """A file of JSON lines, JSON, CSV, TSV or Parquet, a folder or a pattern ("visits/*.csv") of them, a hub id
-    owner/name[[:configuration]:split], or "stdlib-docstrings" (built in)."""
-    test: str | None = None
-    """Held-out records of the same form; left out: `holdout` of each client's own rows."""
+    owner/name[[:configuration]:split], or "stdlib-docstrings" (built in); or a list of such, one behind the other."""
+    test: str | list[str] | None = None
+    """Held-out records, named in the same way; left out: `holdout` of each client's own rows."""
     holdout: float = 0.2
     """Fraction of each client's rows held out when there is no `test`."""
     prompt: str = "{prompt}"
@@ -118,8 +118,9 @@ class Data:
     """Dirichlet concentration; small is more skewed."""
     min_rows: int = 1
     """Clients with fewer rows take no part, and are named."""
-    max_length: int = 96
-    """Tokens per record, of an encoder-decoder per side; what becomes of longer ones says `too_long`."""
+    max_length: int | Literal["auto"] = "auto"
+    """Tokens per record, of an encoder-decoder per side; what becomes of longer ones says `too_long`. "auto", resolved
+    when a run begins: 1024, or what the model has positions for or the tokenizer allows where that is less."""
     max_prompt: int | None = None
     """Tokens of the prompt, cut from the left; left out: what the response leaves, or half of max_length where that is
     more. Of an encoder-decoder: cut from the right; left out: max_length."""

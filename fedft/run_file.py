@@ -1,8 +1,5 @@
 """A run file (TOML) becomes a checked `RunConfig`."""
 
-import glob
-import os
-import re
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -10,10 +7,10 @@ from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fedft import check, quickstart, registry
+from fedft import check, registry
 from fedft.compression import codec_names
 from fedft.config import DTYPE_ALIASES, DTYPES, RunConfig, Strategy, budget_of
-from fedft.data import labels, template_checks
+from fedft.data import labels, source_paths, template_checks
 from fedft.errors import ConfigError
 from fedft.models import tasks
 
@@ -52,28 +49,15 @@ def read(path: Path, missing: str) -> dict[str, Any]:
 
 def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:
     for table, key in (("data", "train"), ("data", "test"), ("model", "id")):
-        value = tables.get(table, {}).get(key) if isinstance(tables.get(table), dict) else None
-        if not isinstance(value, str):
-            continue
-        value = os.path.expanduser(os.path.expandvars(value))
-        if left := re.search(r"\$\{?(\w+)", value):
-            raise ConfigError(f"{where}: [{table}] {key} = {value!r}: the variable {left[1]} is not set")
-        if value and value not in (quickstart.BASE, quickstart.ROWS) and not Path(value).is_absolute():
-            # absolute in the run's own config.toml, so that the run can be evaluated from any working folder
-            there = next((p for p in (folder / value, Path(value)) if p.exists() or _matches(table, p)), None)
-            value = str(there.resolve()) if there else value
-        tables[table][key] = value
+        if isinstance(found := tables.get(table), dict) and key in found:
+            said = f"{where}: [{table}] {key}"
+            found[key] = source_paths.resolved(found[key], folder, said, patterns=table == "data")
     data = tables.get("data")
     if isinstance(data, dict) and isinstance(template := data.get("chat_template"), str):
         try:  # its text is the run's own from here on
             data["chat_template"] = template_checks.chat_template(template, folder)
         except ValueError as e:
             raise ConfigError(f"{where}: {e}") from e
-
-
-def _matches(table: str, path: Path) -> bool:
-    """Whether a path is a pattern of files of records, and there are some."""
-    return table == "data" and glob.has_magic(str(path)) and any(glob.iglob(str(path), recursive=True))
 
 
 def _apply(tables: dict[str, Any], override: str) -> None:
@@ -202,7 +186,8 @@ def _check(c: RunConfig, where: str) -> None:
         check.at_least(1, eval_batch_size=c.eval.batch_size, generate_tokens=c.eval.generate_tokens)
         check.at_least(1, max_num_examples=c.limits.max_num_examples, quarantine_after=c.limits.quarantine_after)
         check.at_least(1, min_rows=c.data.min_rows)
-        check.at_least(2, max_length=c.data.max_length)  # the first token is never learned
+        if c.data.max_length != "auto":
+            check.at_least(2, max_length=c.data.max_length)  # the first token is never learned
         check.at_least(0, learning_rate=c.local.learning_rate, weight_decay=c.local.weight_decay)
         check.above(0, learning_rate_decay=c.local.learning_rate_decay)
         check.at_least(0, momentum=c.local.momentum, grace_s=c.server.grace_s)

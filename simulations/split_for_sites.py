@@ -18,8 +18,9 @@ import tomli_w
 
 from fedft import durable, registry
 from fedft.config import RunConfig
-from fedft.data.client_datasets import Rows
+from fedft.data.client_datasets import Rows, said
 from fedft.errors import ConfigError, DataError
+from fedft.models import dtypes
 from fedft.security.sealed import site_name
 from fedft.simulations import virtual_clients
 from fedft.training.metrics import interface as metrics
@@ -41,6 +42,7 @@ def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None)
         ConfigError: `to` is not empty, a site of this name is enrolled already, or the key folder is not one.
         DataError: what is wrong with the data.
     """
+    config = dtypes.resolved(config)  # the policy allows the length that the run will have
     owned, held = virtual_clients.whole_by_client(config)
     names = {client: _site_name(client) for client in owned}
     folders = {client: to / durable.folder_name(client) for client in owned}
@@ -57,9 +59,9 @@ def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None)
     except OSError as e:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
     for client, folder in folders.items():
-        durable.write(folder / "train.jsonl", _json_lines(owned[client], config.data.train))
+        durable.write(folder / "train.jsonl", _json_lines(owned[client], said(config.data.train)))
         if config.data.test is not None:
-            durable.write(folder / "test.jsonl", _json_lines(held[client], config.data.test))
+            durable.write(folder / "test.jsonl", _json_lines(held[client], said(config.data.test)))
         durable.write(folder / "site.toml", _site_file(config, names[client], server).encode())
         if keys is not None:
             _enrol(folder / "keys", names[client], keys)
@@ -101,10 +103,15 @@ def _site_file(config: RunConfig, name: str, server: str) -> str:
             "max_steps": config.local.steps,
             "max_learning_rate": config.local.learning_rate,
             "max_batch_size": max(config.local.batch_size, config.eval.batch_size),
-            "max_tokens": max(config.data.max_length, config.data.max_prompt or 0, config.eval.generate_tokens),
+            "max_tokens": _tokens(config),
         },
     }
     return "# Written by `fedft split`: one client of a simulation as a site.\n\n" + tomli_w.dumps(tables)
+
+
+def _tokens(config: RunConfig) -> int:
+    assert config.data.max_length != "auto"
+    return max(config.data.max_length, config.data.max_prompt or 0, config.eval.generate_tokens)
 
 
 def _data(config: RunConfig) -> dict[str, str]:

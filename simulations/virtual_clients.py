@@ -1,7 +1,7 @@
 """Who has which rows: the records of a data set cut into clients, as the run file says."""
 
 from fedft.config import RunConfig
-from fedft.data import client_datasets, partition, records
+from fedft.data import client_datasets, partition
 from fedft.data.client_datasets import Parts, Rows, encode
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
@@ -30,8 +30,10 @@ def whole_by_client(config: RunConfig, counts: RowCounts | None = None) -> tuple
     d, counts = config.data, RowCounts() if counts is None else counts
     owned = _by_client(client_datasets.read(d.train), config, counts)
     if d.clients is not None and len(owned) < d.clients:
-        raise DataError(f"[data] clients = {d.clients}, but {d.train} has rows of {len(owned)} clients only")
-    test = records.read_rows(d.test) if d.test is not None else []
+        raise DataError(
+            f"[data] clients = {d.clients}, but {client_datasets.said(d.train)} has rows of {len(owned)} clients only"
+        )
+    test = client_datasets.read(d.test) if d.test is not None else []
     if _natural(config):
         held: dict[str, Rows] = {c: [] for c in owned}
         for row in test:
@@ -40,10 +42,11 @@ def whole_by_client(config: RunConfig, counts: RowCounts | None = None) -> tuple
             else:
                 counts.test_rows_of_nobody += 1
         if test and counts.test_rows_of_nobody == len(test):
+            train, tested = client_datasets.said(d.train), client_datasets.said(d.test or "")
             theirs = ", ".join(sorted({repr(partition.owner(row, d.client)) for row in test})[:3])
             raise DataError(
-                f"{d.test}: none of its {len(test)} rows belongs to a client; field {d.client!r} says {theirs} there "
-                f"and {', '.join(map(repr, list(owned)[:3]))} in {d.train}"
+                f"{tested}: none of its {len(test)} rows belongs to a client; field {d.client!r} says {theirs} there "
+                f"and {', '.join(map(repr, list(owned)[:3]))} in {train}"
             )
     else:
         held = {c: test[i :: len(owned)] for i, c in enumerate(owned)}

@@ -1,5 +1,5 @@
-"""What a machine, a model and its rows lack before `fedft server` or `fedft client` can run;
-`checks_deployment.py` has keys and addresses.
+"""What a machine and a model lack before `fedft server` or `fedft client` can run; `checks_deployment.py` has keys and
+addresses, `checks_records.py` a site's records.
 
 A check gives rows: what was looked at, "ok", "warn" or "FAIL", what was found, and what to do about it. Whatever is
 missing, a check gives a row and never an error; nothing is changed anywhere.
@@ -165,7 +165,7 @@ def proxies(host: str | None = None) -> Iterator[Finding]:
         )
 
 
-# -- model and rows --------------------------------------------------------------------------------------------------
+# -- the model -------------------------------------------------------------------------------------------------------
 
 
 def model(
@@ -186,10 +186,10 @@ def model(
     yield _tokenizer(base)
 
 
-def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -> Iterator[Finding]:
-    """The base model of a site, which learns from the run only what it is for.
+def site_base(source: str, device: str) -> "Base":
+    """The base model of a site, which learns from the run only what it is for: for the first task that it can do.
 
-    `allowed`: beginnings of digests, one of which the model should have.
+    Raises DataError for a model that can do none.
     """
     from fedft.models import adapter_folder as models
     from fedft.models import tasks
@@ -197,14 +197,21 @@ def site_model(source: str, device: str, allowed: Sequence[str] | None = None) -
     first: FedftError | None = None
     for task in tasks.TASKS:
         try:
-            base = models.load(source, task, device=device)
-            break
+            return models.load(source, task, device=device)
         except FedftError as e:
             first = first or e
-    else:
-        assert first is not None
-        raise first
-    found = _said(source, base)
+    assert first is not None
+    raise first
+
+
+def site_model(base: "Base", allowed: Sequence[str] | None = None) -> Iterator[Finding]:
+    """What a site's base model is.
+
+    `allowed`: beginnings of digests, one of which the model should have.
+    """
+    from fedft.models import tasks
+
+    found = _said(base.source, base)
     if not tasks.of(base.task).generates:
         yield Finding("model", OK, f"{found}, a classifier's body; its digest depends on the run's labels")
     elif allowed is not None and not base.digest.startswith(tuple(allowed)):
@@ -223,25 +230,6 @@ def _said(source: str, base: "Base") -> str:
 def _tokenizer(base: "Base") -> Finding:
     """With 12 digits of the digest that the server's and all sites' must have."""
     return Finding("tokenizer", OK, f"{len(base.tokenizer):,} tokens, digest {base.tokenizer_digest[:12]}")
-
-
-def site_rows(
-    train: str, test: str | None, name: str, field: str | None, value: str | None, templates: Iterable[str] = ()
-) -> Iterator[Finding]:
-    """The site's own rows, as `rows.of_site` finds them; `templates` must fit each."""
-    from fedft import config
-    from fedft.data import client_datasets, examples
-
-    files = config.Data(train=train, test=test, holdout=0.0)
-    own, held = client_datasets.of_site(config.RunConfig(data=files), name, field, value)
-    for template in templates:
-        for i, row in enumerate((*own, *held), 1):
-            examples.fill(template, row, f"{train}, row {i} of this site")
-    share = "a share of them is held out as the run says" if test is None else f"{len(held)} held out"
-    if own:
-        yield Finding("rows", OK, f"{train}: {len(own)} rows, {share}")
-    else:
-        yield Finding("rows", FAIL, f"{train}: no row", "[data] train must name this site's records")
 
 
 def _size(n: float) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedft.cli.checks_machine import Finding
     from fedft.client.site_settings import Policy, SiteConfig
     from fedft.config import RunConfig
+    from fedft.data.records import Row
 
 
 def doctor(
@@ -98,12 +99,12 @@ def _site(file: Path, no_model: bool) -> Iterator["Finding"]:
 
 
 def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
-    from fedft.cli import checks_deployment
+    from fedft.cli import checks_deployment, checks_records
     from fedft.cli import checks_machine as doctor
     from fedft.cli.checks_machine import findings_of
 
     own, data = Path(site.keys.folder), site.data
-    forms = [t for t in (data.prompt, data.response, data.text) if t is not None]
+    rows: list[Row] = []
     yield from findings_of("state", lambda: doctor.disk("state", Path(site.site.state)))
     yield from findings_of("keys", lambda: checks_deployment.site_keys(own, Path(site.server.key)))
     yield from findings_of(
@@ -112,12 +113,18 @@ def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
             site.server.address, Path(site.server.ca), checks_deployment.node_key(own)
         ),
     )
-    yield from findings_of(
-        "rows", lambda: doctor.site_rows(data.train, data.test, site.site.name, data.client, data.value, forms)
-    )
+    yield from findings_of("rows", lambda: checks_records.site_rows(site, rows))
+    yield from findings_of("records", lambda: checks_records.forms(data, rows))
     yield _policy(site.policy)
-    if not no_model:
-        yield from findings_of("model", lambda: doctor.site_model(site.model.id, site.model.device, site.policy.base))
+    if no_model:
+        return
+
+    def model() -> Iterator["Finding"]:
+        base = doctor.site_base(site.model.id, site.model.device)
+        yield from doctor.site_model(base, site.policy.base)
+        yield from findings_of("records", lambda: checks_records.encoded(data, rows, base))
+
+    yield from findings_of("model", model)
 
 
 def _policy(p: "Policy") -> "Finding":

@@ -5,11 +5,14 @@
 The template writes every special token, those that begin and end a text too: ids are what the tokenizer makes of its
 text, as where the model is served. Which of them the assistant says is told by the template's `{% generation %}` marks.
 One without marks is asked for the text before each turn, as when the model is to answer, and for the text with it.
+A template that writes the day's date is given one and the same: rows would have other tokens every day.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+DATE = datetime(2024, 7, 26)
+"""What `strftime_now` of every template gives: the day that Llama 3's own template falls back to."""
+NOW = re.compile(r"""strftime_now\(\s*(["'])((?:(?!\1).)*)\1\s*\)""")
+STILL_NOW = re.compile(r"strftime_now(?!\s+is\s)")
 Span = tuple[int, int]
 """From the first token of a learned turn to behind its last one."""
 
@@ -70,6 +77,11 @@ def encode(
     return Example(ids[:kept], labels[:kept], given, lost, len(labels) - kept - lost)
 
 
+def dated(template: str | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a chat template writes the day's date. Raises ConfigError where there are several, none the default."""
+    return "strftime_now" in Writer(tokenizer, template, None, "").text()
+
+
 def ends(template: str | None, tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether more than space is learned behind what the assistant says; True for a template that fails on a small
     conversation, which real ones may suit."""
@@ -96,8 +108,13 @@ class Writer:
 
     def has_marks(self) -> bool:
         """Whether the template marks what the assistant says."""
+        return bool(MARK.search(self.text()))
+
+    def text(self) -> str:
+        """The template's own text. Raises ConfigError where the tokenizer has several, none of them the default."""
         try:
-            return bool(MARK.search(self.tokenizer.get_chat_template(self.template, self.tools)))
+            found: str = self.tokenizer.get_chat_template(self.template, self.tools)
+            return found
         except ValueError as e:  # several templates, none of them the default
             raise ConfigError(f"[data] messages: {_line(e)}") from e
 
@@ -161,12 +178,27 @@ class Writer:
         return text
 
     def _applied(self, said: Sequence[Message], **how: Any) -> Any:
+        template = _undated(self.text())
         try:  # a list of conversations, since an empty one alone is refused
-            return self.tokenizer.apply_chat_template(
-                [list(said)], tools=self.tools, chat_template=self.template, **how
-            )
+            return self.tokenizer.apply_chat_template([list(said)], tools=self.tools, chat_template=template, **how)
         except Exception as e:  # Jinja's, the template's own, and those of Python inside it
             raise DataError(f"{self.where}: the chat template fails: {_line(e)}") from e
+
+
+@cache
+def _undated(template: str) -> str:
+    """A chat template whose calls of `strftime_now` give DATE. Raises ConfigError for one that is not by a plain text.
+
+    >>> _undated("Today is {{ strftime_now('%d %b %Y') }}")
+    "Today is {{ '26 Jul 2024' }}"
+    """
+    fixed = NOW.sub(lambda m: repr(DATE.strftime(m[2])), template)
+    if STILL_NOW.search(fixed):
+        raise ConfigError(
+            "[data] messages: the chat template asks for the day's date other than by strftime_now('...'), so rows "
+            "would have other tokens every day; a [data] chat_template without it would do"
+        )
+    return fixed
 
 
 def _closed(written: str, content: str) -> str:

@@ -7,13 +7,14 @@ A site whose file holds exactly the rows of the simulated client of its name, in
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from fedft import check, quickstart, registry
 from fedft.config import RunConfig
 from fedft.data import chat, examples, partition, preferences, records
+from fedft.data.control_tokens import ControlTokens
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 from fedft.models import tasks
@@ -28,12 +29,30 @@ Parts = Mapping[str, tuple[Rows, Rows]]
 """(train, held out) by client."""
 
 
-def read(source: str) -> Rows:
-    """The records of `source`: files, a hub id, or "stdlib-docstrings", the built-in task.
+def read(source: str | Sequence[str]) -> Rows:
+    """The records of `source`: files, a hub id, or "stdlib-docstrings", the built-in task; of a list, in its order.
 
-    Raises DataError as `records.read_rows` does.
+    Raises DataError as `records.read_rows` does, and for an empty list or one that names the same twice.
     """
-    return stdlib_docstrings.rows() if source == quickstart.ROWS else records.read_rows(source)
+    if source == quickstart.ROWS:
+        return stdlib_docstrings.rows()
+    if isinstance(source, str):
+        return records.read_rows(source)
+    if not source:
+        raise DataError("[data] train or test is an empty list, wanted at least one file")
+    files = [file for one in source for file in records.files_of(one)]
+    if twice := next((file for n, file in enumerate(files) if file in files[:n]), None):
+        raise DataError(f"[data] train or test names {twice} twice; each of its rows would count twice")
+    return [row for one in source for row in read(one)]
+
+
+def said(source: str | Sequence[str]) -> str:
+    """`[data] train` or `test` as messages call it.
+
+    >>> said("a.csv"), said(["a.csv", "b.csv"])
+    ('a.csv', 'a.csv, b.csv')
+    """
+    return source if isinstance(source, str) else check.few(source)
 
 
 def hold_out(rows: Rows, config: RunConfig, client: str) -> tuple[Rows, Rows]:
@@ -61,10 +80,10 @@ def of_site(config: RunConfig, name: str, field: str | None = None, value: str |
     train = _only(found, field, value)
     if field is not None and not train:
         known = {of for row in found if (of := partition.owner(row, field)) is not None}
-        raise DataError(f"{d.train}: no row has {field} = {value!r}{check.nearest(value, known)}")
+        raise DataError(f"{said(d.train)}: no row has {field} = {value!r}{check.nearest(value, known)}")
     if d.test is None:
         return hold_out(train, config, name)
-    empty = os.path.isfile(d.test) and not os.path.getsize(d.test)
+    empty = isinstance(d.test, str) and os.path.isfile(d.test) and not os.path.getsize(d.test)
     return train, [] if empty else _only(read(d.test), field, value)
 
 
@@ -83,8 +102,11 @@ def encode(
     """
     counts = RowCounts() if counts is None else counts
     encode_row, d, found = partial(objectives.of(config).encode, base=base, config=config), config.data, {}
+    control = ControlTokens(config, base.tokenizer)
     for client, (train, test) in parts.items():
-        where, held_where = f"{d.train}, client {client!r}", f"{d.test or d.train}, held out for client {client!r}"
+        where = f"{said(d.train)}, client {client!r}"
+        held_where = f"{said(d.test or d.train)}, held out for client {client!r}"
+        control.look((*train, *test))
         before = counts.empty + counts.dropped
         own = examples.encode_all(train, encode_row, where, counts, d.too_long)
         left_out = counts.empty + counts.dropped - before
@@ -101,6 +123,9 @@ def encode(
         if not held:
             counts.clients_without_test_rows.append(client)
         found[client] = (own, held)
+    counts.with_control_tokens, counts.control_tokens = control.rows, sorted(control.texts)
+    if d.messages is not None and chat.dated(d.chat_template, base.tokenizer):
+        counts.fixed_date = chat.DATE.strftime("%d %b %Y")
     if tasks.of(config.model.task).generates:
         first = next((row for train, _ in parts.values() for row in train), {})
         counts.never_stops = _never_stops(config, base.tokenizer, first)

@@ -6,11 +6,14 @@
 A file of another name is looked at: JSON where it begins like that.
 """
 
+import codecs
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,16 @@ from fedft.errors import DataError
 
 Row = dict[str, Any]
 FORMS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins as UTF-16's does
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""How a file begins that says its encoding; UTF-8 may say so, too."""
+UNUSED = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
+"""Bytes that are nothing in windows-1252."""
 
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document; the library's own limit is 128 KiB
 
@@ -61,15 +74,40 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends; what hinders reading is a DataError at its line."""
     number = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}, line {number}: not UTF-8 text ({e.reason})") from e
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(_decoded(file), 1):
+                yield number, line
+    except UnicodeError as e:
+        raise DataError(f"{path}, line {number + 1}: {_not_text(e)}") from e
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such file") from e
     except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"{path}: cannot be read behind line {number}: {e}") from e
+
+
+def _decoded(file: io.BufferedIOBase) -> Iterator[str]:
+    """The lines of UTF-8 text, or of what its first bytes say (UTF-16, UTF-32). UnicodeError for other bytes."""
+    first = file.readline()
+    marked = next((name for mark, name in MARKS if first.startswith(mark)), None)
+    if marked is not None:
+        yield from io.StringIO((first + file.read()).decode(marked), newline="\n")  # lines end as those of UTF-8 do
+        return
+    for number, line in enumerate(chain([first] if first else [], file)):
+        if b"\0" in line:
+            raise UnicodeError("a byte 0: probably UTF-16 without its mark")
+        yield line.decode("utf-8" if number else "utf-8-sig")
+
+
+def _not_text(e: UnicodeError) -> str:
+    """What is wrong with bytes, and the command that may put it right."""
+    said, encoding = str(e), "UTF-16LE"
+    if isinstance(e, UnicodeDecodeError):
+        byte = e.object[e.start]
+        if e.encoding not in ("utf-8", "utf-8-sig"):
+            return f"not {e.encoding} text, as its first bytes say: {e.reason}"
+        said, encoding = f"byte 0x{byte:02x} is not UTF-8", "WINDOWS-1252"
+        said += "" if byte in UNUSED else ", probably windows-1252, as Excel writes"
+    return f"{said}; `iconv -f {encoding} -t UTF-8` makes UTF-8 of it, which is wanted"
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:

@@ -8,6 +8,7 @@ What is wrong with a user's records is a DataError of one line that says where.
 """
 
 import glob
+import logging
 import math
 import os
 import re
@@ -20,6 +21,8 @@ from fedft.data import record_files
 from fedft.data.record_files import FORMS, Row
 from fedft.errors import DataError, first_line
 
+log = logging.getLogger(__name__)
+
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<one>[\w.-]+))?(?::(?P<two>[\w.-]+))?")
 SAVED = ("state.json", "dataset_dict.json")
@@ -30,9 +33,10 @@ def read_rows(source: str) -> list[Row]:
     """The records of a file, of several, or of a data set on the Hugging Face hub.
 
     Args:
-        source: path to a file of one of the FORMS, to a folder of such files or one that `datasets` saved, or a
-            pattern with "*" (files in the order of their names); else a hub id "owner/name", "owner/name:split" or
-            "owner/name:configuration:split", split "train" if not said. HF_HUB_OFFLINE=1 keeps to the hub's cache.
+        source: path to a file of one of the FORMS, to a folder of such files (what else is in it is said) or one that
+            `datasets` saved, or a pattern with "*" (files in the order of their names); else a hub id "owner/name",
+            "owner/name:split" or "owner/name:configuration:split", split "train" if not said. HF_HUB_OFFLINE=1 keeps
+            to the hub's cache.
     Returns:
         At least one record, in the order of the files. A number that is not one (NaN, which Python and pandas write
         where a value is missing) is None, as null is.
@@ -40,20 +44,41 @@ def read_rows(source: str) -> list[Row]:
         DataError: naming the file and the line (of a list or table: the record) that is malformed.
     """
     path = Path(source)
+    if files := files_of(source):
+        if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p not in files)):
+            log.warning("%s: %d of its entries are not read: %s", path, len(others), check.few(others))
+        rows = [_clean(row, where) for file in files for where, row in record_files.rows(file)]
+    else:
+        found = _saved(path) if path.is_dir() else _from_hub(source)
+        rows = [_clean(row, f"{source}, record {n}") for n, row in enumerate(found, 1)]
+    if not rows:
+        raise DataError(f"{source} holds no records")
+    return rows
+
+
+def files_of(source: str) -> list[Path]:
+    """The files that `source` names, in the order in which they are read; none for a hub id or a saved data set.
+
+    Raises DataError for a pattern that matches no file, and a folder without a file of one of the FORMS.
+    """
+    path = Path(source)
+    if not source:
+        raise DataError("[data] train or test is '', wanted a file, a folder, a pattern of files or a hub id")
     if not path.exists() and glob.has_magic(source):
         paths = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if os.path.isfile(p)]
         if not paths:
             raise DataError(f"{source}: no file is called like that")
-        rows = [row for p in paths for row in _file(p)]
-    elif path.is_dir():
-        rows = _folder(path)
-    elif path.exists() or record_files.form_of(path) is not None or not HUB_ID.fullmatch(source):
-        rows = _file(path)
-    else:
-        rows = [_clean(row, f"{source}, record {n}") for n, row in enumerate(_from_hub(source), 1)]
-    if not rows:
-        raise DataError(f"{source} holds no records")
-    return rows
+        return paths
+    if path.is_dir():
+        if any((path / name).is_file() for name in SAVED):
+            return []
+        there = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        paths = [p for p in there if record_files.form_of(p) is not None]
+        if not paths:
+            raise DataError(f"{path}: a folder without a file {', '.join(FORMS)} (or .gz of one)")
+        return paths
+    is_file = path.exists() or record_files.form_of(path) is not None or not HUB_ID.fullmatch(source)
+    return [path] if is_file else []
 
 
 def value_of(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -62,20 +87,6 @@ def value_of(row: Mapping[str, Any], name: str, where: str) -> Any:
         there = ", ".join(map(str, row)) or "none"
         raise DataError(f"{where}: no field {name!r}; there are {there}{check.nearest(name, row)}")
     return row[name]
-
-
-def _file(path: Path) -> list[Row]:
-    return [_clean(row, where) for where, row in record_files.rows(path)]
-
-
-def _folder(path: Path) -> list[Row]:
-    """All of a folder's files that have a form, or what `datasets` saved there."""
-    if any((path / name).is_file() for name in SAVED):
-        return [_clean(row, f"{path}, record {n}") for n, row in enumerate(_saved(path), 1)]
-    paths = sorted(p for p in path.iterdir() if p.is_file() and record_files.form_of(p) is not None)
-    if not paths:
-        raise DataError(f"{path}: a folder without a file {', '.join(FORMS)} (or .gz of one)")
-    return [row for p in paths for row in _file(p)]
 
 
 def _clean(row: Row, where: str) -> Row:

@@ -29,6 +29,12 @@ class RowCounts:
     """Names of the clients with fewer rows than `[data] min_rows`, which take no part."""
     clients_without_test_rows: list[str] = field(default_factory=list)
     """Names of the clients on which nothing can be measured."""
+    with_control_tokens: int = 0
+    """Rows whose values hold text that the tokenizer reads as a control token; they are used as they are."""
+    control_tokens: list[str] = field(default_factory=list)
+    """Those texts."""
+    fixed_date: str = ""
+    """The date that stands for today's in a chat template that writes it; "" where none does."""
     never_stops: str = ""
     """Why the model never learns to stop, and what to do; "" where an end of what is learned is learned."""
 
@@ -41,7 +47,7 @@ class RowCounts:
         self.learned_tokens_cut += lost
         return int(lost + prompt)
 
-    def lines(self, max_length: int, clients: int) -> list[str]:
+    def lines(self, max_length: int | str, clients: int) -> list[str]:
         """What a user has to be told, a line for each kind; nothing where nothing was left out."""
         said = []
         if self.cut > self.dropped:
@@ -64,6 +70,16 @@ class RowCounts:
         if lacking := self.clients_without_test_rows:
             names = check.few([*map(repr, lacking)])
             said.append(f"{len(lacking)} of {clients} clients have no held-out row to measure on: {names}")
+        if self.with_control_tokens:
+            names = check.few([*map(repr, self.control_tokens)])
+            said.append(
+                f"{self.with_control_tokens} of {self.rows} rows have {names} in their own text, which the tokenizer "
+                f"reads as control tokens; take it out of the records where it is not meant so"
+            )
+        if self.fixed_date:
+            said.append(
+                f"the chat template writes the day's date; it is {self.fixed_date} in all rows, on every site and day"
+            )
         if self.never_stops:
             said.append(f"the model never learns to stop: {self.never_stops}")
         return said

@@ -1,9 +1,9 @@
-"""The dtype of a base model's resident weights: what "auto" stands for, and what a choice costs on a device.
+"""What a run file leaves to its model, resolved; the dtype of resident weights, and what it costs on a device.
 
-"auto" is resolved once, where a run begins, and the resolved name is what the run's `config.toml` and its job hold: all
-sites then round the same weights the same way, or their digests would differ. On a CPU it is float32 whatever the
-file says and whatever the processor: few of them compute bfloat16, most emulate it at several times the time, and the
-sites of one run must not differ by their processors.
+"auto" is resolved once, where a run begins, and what it is resolved to is what the run's `config.toml` and its job
+hold: all sites then round the same weights the same way, or their digests would differ, and cut rows at the same length
+(`lengths`). The dtype on a CPU is float32 whatever the file says and whatever the processor: few of them compute
+bfloat16, most emulate it at several times the time, and the sites of one run must not differ by their processors.
 """
 
 import os
@@ -14,21 +14,23 @@ import torch
 
 from fedft import quickstart
 from fedft.config import RunConfig
-from fedft.models import adapter_folder, tasks
+from fedft.models import adapter_folder, lengths, tasks
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The config with a dtype in `[model] dtype`; one that says another than "auto" as it is.
+    """The config with a dtype in `[model] dtype` and a number in `[data] max_length`; what is no "auto" stays.
 
     Modules that are trained whole make it float32, as a classifier's head does: small steps must not be lost.
 
     Raises DataError for the folder of an adapter that cannot be read.
     """
-    m = config.model
-    if m.dtype != "auto":
-        return config
-    whole = bool(m.modules_to_save)
-    return replace(config, model=replace(m, dtype="float32" if whole else chosen(m.id, m.task, m.device)))
+    m, d = config.model, config.data
+    if m.dtype == "auto":
+        whole = bool(m.modules_to_save)
+        config = replace(config, model=replace(m, dtype="float32" if whole else chosen(m.id, m.task, m.device)))
+    if d.max_length == "auto":
+        config = replace(config, data=replace(d, max_length=lengths.chosen(config)))
+    return config
 
 
 def chosen(source: str, task: str, device: str) -> str:

@@ -8,8 +8,7 @@ import torch
 from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, dtypes, packed_rows, targets, tasks
-from fedft.models import load as loading
+from fedft.models import adapter_folder, dtypes, lengths, packed_rows, targets
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.models.load import Base
@@ -41,12 +40,13 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     model that the kind of adapter or dropout cannot have.
     """
     torch.set_num_threads(config.local.threads)
-    m = dtypes.resolved(config).model
+    config = dtypes.resolved(config)
+    m = config.model
     if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
     head = {"labels": m.labels, "problem_type": m.problem_type}
     base = adapter_folder.load(m.id, m.task, **head, dtype=m.dtype, device=m.device, seed=config.server.seed)
-    _check_lengths(base, config)
+    lengths.check_lengths(base, config)
     if recipe.space.of_base:
         for key, value in _idle(m).items():
             log.warning("[model] %s = %r has no effect: %s trains all parameters", key, value, recipe.name)
@@ -66,17 +66,6 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     if config.local.packing:
         packed_rows.check_exact(handle, base, config.data.max_length)
     return Resident(base, handle.layout, handle)
-
-
-def _check_lengths(base: Base, config: RunConfig) -> None:
-    """Raise DataError where a text of `[data]`, or one that is generated, is longer than the model's positions."""
-    d, task = config.data, tasks.of(config.model.task)
-    generated = config.eval.generate_tokens if task.generates and (config.eval.rouge or config.eval.metrics) else 0
-    if task.two_sides:
-        loading.check_sides(base, d.max_length if d.max_prompt is None else d.max_prompt, d.max_length, generated)
-        return
-    prompt = min(d.max_length - 1, d.max_length if d.max_prompt is None else d.max_prompt)
-    loading.check_length(base, d.max_length, prompt + generated if generated else 0)
 
 
 def _idle(m: Model) -> dict[str, object]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedft import run_file
+from fedft import check, run_file
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.registry import named
@@ -42,8 +42,10 @@ def _data(c: RunConfig) -> str:
     return f"{_name(c.data.train)}, {named(c.data.partition, 'partitioner')[0]}, {test}"
 
 
-def _name(path: str) -> str:
-    """The last part of a path on this machine; a hub id as it is."""
+def _name(path: str | list[str]) -> str:
+    """The last part of a path on this machine; a hub id as it is; of a list, those of the first few."""
+    if isinstance(path, list):
+        return check.few([_name(one) for one in path])
     return Path(path).name if Path(path).is_absolute() else path
 
 

@@ -10,7 +10,7 @@ SHORT_S = 10.0  # a run that ends sooner needs no forecast
 
 
 def lines(header: Mapping[str, Any]) -> list[str]:
-    """The header of a run as four to six lines of plain text; `fedft.simulations.run_header` explains its facts.
+    """The header of a run as five or six lines of plain text; `fedft.simulations.run_header` explains its facts.
 
     They fit into 80 columns unless names in them are long.
     """
@@ -26,10 +26,10 @@ def lines(header: Mapping[str, Any]) -> list[str]:
         f"trains   {count(h['trainable'])} numbers ({share:.3g} %), {h['adapter']}{rank}, by {h['strategy']}",
         f"clients  {h['clients']}{whose}, with {count(h['train_rows'])} rows and {count(h['held_out_rows'])} held out",
     ]
-    lost = [f"{count(h['cut'])} cut at {h['max_length']} tokens"] if h["cut"] else []
-    lost += [f"{count(h['left_out'])} left out"] if h["left_out"] else []
-    if lost:
-        told.append(f"rows     {', '.join(lost)}")
+    lost = [f"{count(h[key])} {words}" for key, words in (("cut", "cut"), ("left_out", "left out")) if h[key]]
+    told.append(
+        "; ".join([f"rows     of at most {count(h['max_length'])} tokens", *([", ".join(lost)] if lost else [])])
+    )
     if h["measured"] > max(MANY, 2 * h["asked"]) and h["every"] == 1:
         told.append(f"evaluates all {h['measured']} clients every round; [eval] clients = {h['asked']} is cheaper")
     traffic = f"{size(h['bytes_up'])} up, {size(h['bytes_down'])} down"

@@ -255,7 +255,7 @@ def test_the_roster_is_counted(made: Path, tmp_path: Path) -> None:
     assert (row.state, "1 revoked, 1 expired, 1 enrolled" in row.found) == (FAIL, True)
 
 
-# -- machine and rows ------------------------------------------------------------------------------------------------
+# -- the machine -----------------------------------------------------------------------------------------------------
 
 
 def test_a_library_outside_its_range_or_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,18 +290,6 @@ def test_a_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) 
     assert (row.state, "secret" in row.found + row.remedy) == (WARN, False)
     monkeypatch.setenv("NO_PROXY", "fl.example.org")
     assert _one(checks_machine.proxies("fl.example.org"), "proxies").state == OK
-
-
-def test_rows_are_counted_and_must_fit_the_site_s_own_templates(tmp_path: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"who": "a", "q": "1"}\n{"who": "b", "q": "2"}\n')
-    assert " 2 rows" in _one(checks_machine.site_rows(str(file), None, "a", None, None), "rows").found
-    assert " 1 rows" in _one(checks_machine.site_rows(str(file), None, "a", "who", None, ["{q}"]), "rows").found
-    row = _one(
-        checks_machine.findings_of("rows", lambda: checks_machine.site_rows(str(file), None, "a", None, None, ["{w}"])),
-        "rows",
-    )
-    assert row.state == FAIL
 
 
 def test_whatever_a_check_raises_is_a_row() -> None:
@@ -369,6 +357,26 @@ def test_a_site_is_checked(run: Callable[..., tuple[int, str]], made: Path, tmp_
     assert "-> start the server" in out
 
 
+def test_a_site_with_conversations_is_checked_as_a_run_would(
+    run: Callable[..., tuple[int, str]], made: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    talk = [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "2"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"talk": talk}) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"talk": talk * 2}) + "\n")
+    (tmp_path / "site.toml").write_text(
+        f"[site]\nname = 'north'\n[server]\naddress = '127.0.0.1:9'\nca = '{made}/keys/ca.pem'\n"
+        f"key = '{made}/keys/server.pub'\n[keys]\nfolder = '{made}/keys'\n[model]\nid = '{tiny_base}'\n"
+        "[data]\ntrain = ['a.jsonl', 'b.jsonl']\nmessages = 'talk'\n"
+        "chat_template = '{% for m in messages %}{{ m.content + eos_token }}{% endfor %}'\n"
+        "[policy]\nstrategies = ['flora']\n"
+    )
+    _, out = run(str(tmp_path / "site.toml"), "--json")
+    found = {check: state for check, state in _checks(out).items() if state != OK}
+    assert "conversations" in _checks(out)
+    assert found.keys() <= {"server", "memory", "processor", "libraries", "proxies"}
+    assert "the first 2 rows have 6 messages; 3 are learned" in out
+
+
 def test_a_server_is_checked(run: Callable[..., tuple[int, str]], made: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
     (tmp_path / "run.toml").write_text(RUN)
@@ -407,7 +415,10 @@ def base(tiny_base: Path) -> str:
 
 
 def test_the_base_model_is_loaded_and_its_digest_told(base: str) -> None:
-    (model, tokenizer), (own, _) = checks_machine.model(base, "causal-lm"), checks_machine.site_model(base, "cpu")
+    (model, tokenizer), (own, _) = (
+        checks_machine.model(base, "causal-lm"),
+        checks_machine.site_model(checks_machine.site_base(base, "cpu")),
+    )
     digest = model.found.partition("digest ")[2][:12]
     assert len(digest) == 12
     assert digest in own.found
@@ -424,10 +435,11 @@ def test_a_sites_encoder_decoder_is_found_as_one(tmp_path: Path) -> None:
 
 def test_a_base_model_outside_the_policy_is_a_warning(base: str) -> None:
     digest = _one(checks_machine.model(base, "causal-lm"), "model").found.partition("digest ")[2][:12]
-    assert _one(checks_machine.site_model(base, "cpu", ["0" * 12]), "model").state == WARN
-    assert _one(checks_machine.site_model(base, "cpu", ["0" * 12, digest]), "model").state == OK
+    own = checks_machine.site_base(base, "cpu")
+    assert _one(checks_machine.site_model(own, ["0" * 12]), "model").state == WARN
+    assert _one(checks_machine.site_model(own, ["0" * 12, digest]), "model").state == OK
 
 
 def test_a_model_that_is_not_there_is_told() -> None:
-    row = _one(checks_machine.findings_of("model", lambda: checks_machine.site_model("./none", "cpu")), "model")
+    row = _one(checks_machine.findings_of("model", lambda: [checks_machine.site_base("./none", "cpu")]), "model")
     assert row.state == FAIL

@@ -28,7 +28,8 @@ SITE = site_settings.SiteConfig(
     policy=ALLOWED,
     local=site_settings.SiteLocal(threads=3),
 )
-RUN = run_file.from_dict({"strategy": {"name": "flora"}, "model": {"id": "theirs"}, "server": {"seed": 7}})
+LITTLE = {"strategy": {"name": "flora"}, "data": {"max_length": 96}}
+RUN = run_file.from_dict(LITTLE | {"model": {"id": "theirs"}, "server": {"seed": 7}})
 
 
 def job(base: object = DIGEST, **tables) -> Job:
@@ -102,8 +103,10 @@ def test_pairs_of_answers_keep_to_the_site_s_templates_too():
 
 
 def test_a_job_that_says_little_is_a_run_file_that_says_little():
-    least = Job("0" * 16, 0, DIGEST, {"strategy": {"name": "flora"}})
+    least = Job("0" * 16, 0, DIGEST, LITTLE)
     assert allowed_jobs.run_config(least, SITE).local == config.Local(threads=3)
+    refused("policy_tokens", replace(least, tables={"strategy": {"name": "flora"}}))  # server and site would cut apart
+    refused("policy_tokens", job(data={"max_length": "auto"}))
 
 
 @pytest.mark.parametrize(

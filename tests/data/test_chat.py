@@ -2,8 +2,10 @@
 the template has them."""
 
 import json
+from datetime import datetime
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +14,7 @@ from transformers import AutoTokenizer
 
 import fedft
 from fedft import run_file
-from fedft.data import chat, conversations
+from fedft.data import chat, client_datasets, conversations
 from fedft.data import examples as data
 from fedft.data.examples import IGNORED
 from fedft.data.row_counts import RowCounts
@@ -302,6 +304,56 @@ def test_a_template_in_a_file_becomes_the_run_s_own_text(tmp_path):
     (tmp_path / "chat.jinja").write_text(CHATML)
     (tmp_path / "run.toml").write_text('[data]\nmessages = "m"\nchat_template = "chat.jinja"\n')
     assert run_file.load(tmp_path / "run.toml").data.chat_template == CHATML
+
+
+# --- dates
+
+
+DATED = "{{ 'Today is ' + strftime_now('%d %b %Y') + '.\n' }}"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["prefixes", "marks"])
+def test_two_days_give_the_same_tokens_which_is_said(tokenizer, monkeypatch, template):
+    from transformers.utils import chat_template_utils
+
+    found = {}
+    for day in (1, 2):
+
+        class Now(datetime):
+            @classmethod
+            def now(cls, tz=None, day=day):
+                return datetime(2031, 1, day)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Now)
+        chat_template_utils._compile_jinja_template.cache_clear()
+        at_serving = tokenizer.apply_chat_template(SHORT, chat_template=DATED + template, tokenize=False)
+        assert at_serving.startswith(f"Today is 0{day} Jan 2031.")  # or this test shows nothing
+        found[day] = encode(tokenizer, SHORT, DATED + template)
+    assert found[1] == found[2]
+    assert tokenizer.decode(found[1].input_ids).startswith("Today is 26 Jul 2024.")
+    assert learned(tokenizer, found[1]) == ["Four.<|im_end|>"]
+
+
+def test_a_template_as_llama_writes_dates_has_the_fixed_one_too(tokenizer):
+    date = (
+        "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = "
+        'strftime_now("%d %b %Y") %}{% else %}{% set date_string = "26 Jul 1024" %}{% endif %}{% endif %}'
+    )
+    example = encode(tokenizer, SHORT, date + "{{ date_string + '\n' }}" + CHATML)
+    assert tokenizer.decode(example.input_ids).startswith("26 Jul 2024\n<|im_start|>user")
+    with pytest.raises(ConfigError, match="other than by strftime_now"):
+        encode(tokenizer, SHORT, "{% set f = '%d' %}{{ strftime_now(f) }}" + CHATML)
+
+
+@pytest.mark.parametrize("dated", [True, False])
+def test_a_fixed_date_is_said_once(tokenizer, dated):
+    data = {"train": "f", "messages": "m", "chat_template": (DATED if dated else "") + CHATML, "max_length": 99}
+    base = SimpleNamespace(tokenizer=tokenizer, ids=9999, source="base")
+    parts = {c: ([{"m": SHORT}] * 2, []) for c in "xy"}
+    client_datasets.encode(parts, run_file.from_dict({"data": data}), base, counts := RowCounts())
+    said = [line for line in counts.lines(99, 2) if "date" in line]
+    wanted = "the chat template writes the day's date; it is 26 Jul 2024 in all rows, on every site and day"
+    assert said == ([wanted] if dated else [])
 
 
 # --- through a round

@@ -222,7 +222,7 @@ def test_rows_that_teach_nothing_are_left_out_of_a_population_which_says_so():
     ("eos", "response", "stops"), [(True, "{a}", True), (False, "{a}", False), (False, "{a} d", True)]
 )
 def test_a_model_that_never_learns_to_stop_is_said_once(eos, response, stops):
-    settings = run_file.from_dict({"data": {"train": "f.jsonl", "prompt": "", "response": response}})
+    settings = run_file.from_dict({"data": {"train": "f.jsonl", "prompt": "", "response": response, "max_length": 8}})
     base = SimpleNamespace(tokenizer=tokenizer(eos=eos), ids=100, source="base")
     parts = {c: ([{"a": "a b"}] * 3, [{"a": "a"}]) for c in "xyz"}
     virtual_clients.encode(parts, settings, base, counts := RowCounts())

@@ -1,7 +1,9 @@
 """Every file of records is read the same or refused in one line, and every record has one owner."""
 
+import codecs
 import gzip
 import json
+import logging
 import subprocess
 import sys
 from itertools import pairwise
@@ -10,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedft.data import partition, records
+from fedft.data import client_datasets, partition, records
 from fedft.errors import DataError
 
 # --- reading
@@ -43,7 +45,10 @@ def test_every_format_gives_the_same_records(tmp_path, name):
     [
         ("a.jsonl", b'{"x": 1}\n\n{"x": }\n', "line 3: not JSON"),
         ("a.jsonl", b'{"x": 1}\n[1]\n', "line 2: expected an object"),
-        ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', "line 2: not UTF-8"),
+        ("a.jsonl", b'{"x": 1}\n{"x": "\xff"}\n', "line 2: byte 0xff is not UTF-8"),
+        ("a.csv", "x,y\n1,é\n".encode("cp1252"), "line 2: byte 0xe9 is not UTF-8.*`iconv -f WINDOWS-1252 -t UTF-8`"),
+        ("a.csv", "x,y\n1,é\n".encode("utf-16-le"), "line 1: a byte 0: .*`iconv -f UTF-16LE -t UTF-8`"),
+        ("a.csv", "x,y\n1,é\n".encode("utf-16") + b"x", "line 1: not utf-16-le text, as its first bytes say"),
         ("a.jsonl", b'{"x": 1}\n' + b"[" * 100_000, "line 2: not JSON that we read"),
         ("a.json", b'[{"x": 1},\n {"x": }]', "line 2: not JSON"),
         ("a.json", b'"x"', "expected a list"),
@@ -70,6 +75,17 @@ def test_a_malformed_file_is_one_line_that_says_where(tmp_path, name, content, s
         records.read_rows(str(tmp_path / name))
     assert name in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", [n for n in FILES if n != "rows.jsonl.gz"])
+def test_a_file_that_says_its_encoding_is_read(tmp_path, name, encoding):
+    (tmp_path / name).write_bytes(FILES[name].encode(encoding))
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(FILES[name].encode(encoding)))
+    assert records.read_rows(str(tmp_path / name)) == ROWS == records.read_rows(str(tmp_path / f"{name}.gz"))
+    big = codecs.BOM_UTF16_BE + FILES[name].encode("utf-16-be")
+    (tmp_path / name).write_bytes(big)
+    assert records.read_rows(str(tmp_path / name)) == ROWS
 
 
 def test_a_number_that_is_none_is_null_however_it_is_written(tmp_path):
@@ -100,6 +116,32 @@ def test_several_files_are_read_in_the_order_of_their_names(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="a folder without a file"):
         records.read_rows(str(tmp_path / "empty"))
+
+
+def test_what_of_a_folder_is_not_read_is_said(tmp_path, caplog):
+    for name in ("a.csv", "b.csv", "README.md", "._a.csv"):
+        (tmp_path / name).write_text("n\n1\n")
+    with caplog.at_level(logging.WARNING):
+        assert len(records.read_rows(str(tmp_path))) == 2
+    assert caplog.messages == [f"{tmp_path}: 2 of its entries are not read: ._a.csv, README.md"]
+
+
+def test_a_list_is_read_in_its_order_and_names_nothing_twice(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.csv").write_text(f"n\n{name}\n")
+    a, b, c = (str(tmp_path / f"{name}.csv") for name in "abc")
+    assert [r["n"] for r in client_datasets.read([c, a])] == ["c", "a"]
+    assert [r["n"] for r in client_datasets.read([c, str(tmp_path / "[ab].csv")])] == ["c", "a", "b"]
+    for twice in ([a, b, a], [str(tmp_path / "*.csv"), b], [str(tmp_path), c]):
+        with pytest.raises(DataError, match=r"names .*[abc]\.csv twice"):
+            client_datasets.read(twice)
+    with pytest.raises(DataError, match="an empty list"):
+        client_datasets.read([])
+    with pytest.raises(DataError, match=r"none\.csv: no such file"):
+        client_datasets.read([a, str(tmp_path / "none.csv")])
+    for nothing in ("", [a, ""]):
+        with pytest.raises(DataError, match="is '', wanted a file"):
+            client_datasets.read(nothing)
 
 
 def test_what_datasets_saved_is_read(tmp_path):

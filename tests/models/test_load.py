@@ -17,7 +17,7 @@ from transformers import (
 
 from fedft import run_file, strategies
 from fedft.errors import DataError
-from fedft.models import export, load, resident
+from fedft.models import export, lengths, load, resident
 from fedft.models.layout import layout_of
 from fedft.models.whole_modules import head_modules
 
@@ -112,14 +112,14 @@ def test_what_is_missing_of_the_body_is_named(saved, lost):
 )
 def test_positions_are_those_that_a_text_can_use(saved, model, task, positions):
     base = load.load(str(saved(model())), task, labels=ABC[:2])
-    load.check_length(base, positions)
+    lengths.check_length(base, positions)
     base.model(torch.arange(3, 3 + positions)[None])
     with pytest.raises(DataError, match=f"max_length = {positions + 1}, but .* has {positions} positions"):
-        load.check_length(base, positions + 1)
+        lengths.check_length(base, positions + 1)
     with pytest.raises((IndexError, RuntimeError)):
         base.model(torch.arange(3, 4 + positions)[None])
     with pytest.raises(DataError, match=rf"generate_tokens.* up to {positions + 1} tokens"):
-        load.check_length(base, positions, positions + 1)
+        lengths.check_length(base, positions, positions + 1)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ HERE: Any = SimpleNamespace(base=SimpleNamespace(digest="d" * 64, tokenizer_dige
 
 
 def _config(**server: Any) -> RunConfig:
-    model = {"dtype": "float32"}  # as resolved
-    return run_file.from_dict({"model": model, "strategy": {"name": "fedit"}, "server": {"rounds": 3, **server}})
+    resolved = {"model": {"dtype": "float32"}, "data": {"max_length": 96}}
+    return run_file.from_dict({**resolved, "strategy": {"name": "fedit"}, "server": {"rounds": 3, **server}})
 
 
 def _quiet(kind: str, info: Any) -> None:
@@ -74,7 +74,9 @@ def test_a_run_that_is_resumed_has_the_lines_up_to_its_newest_state(tmp_path: Pa
         held.store.save(State(0, {}), {})
         held.store.save(State(1, {}), {})
         held.store.save(State(2, {}), {})
-    (tmp_path / "config.toml").write_text('strategy = {name = "fedit"}\nserver = {rounds = 3}\n')
+    (tmp_path / "config.toml").write_text(
+        'strategy = {name = "fedit"}\nserver = {rounds = 3}\ndata = {max_length = 96}\n'
+    )
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"version": {v}}}\n' for v in range(4)))
     with open_run.opened(_config(), tmp_path, resume=True, observe=_quiet) as held:
         assert held.version == 2

@@ -41,6 +41,7 @@ def run(tmp_path):
         for name, found in (("train", RECORDS), ("test", test or [])):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found), encoding="utf-8")
         own = {"train": str(tmp_path / "train.jsonl"), "client": "who", "prompt": "{q}", "response": "{a} {n}"}
+        own["max_length"] = 96
         own |= {"test": str(tmp_path / "test.jsonl")} if test else {}
         tables["data"] = own | tables.get("data", {})
         return run_file.from_dict({"server": {"seed": 5}, **tables})
