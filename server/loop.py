@@ -118,9 +118,18 @@ class Loop:
             outcome = Round(self._exchange, state, norms, gates, notes["barred"]).carry_out()
         except FloatingPointError as e:
             raise ClientFailed(f"{e}; {self._why_not_finite()}") from None
+        self._say_what_is_cut(outcome.record)
         kept = self._notes(state.version, notes, outcome)
         run.store.save(outcome.after, kept)
         return outcome.after, kept
+
+    def _say_what_is_cut(self, record: Mapping[str, Any]) -> None:
+        """Whose weight the round cut, unless the round before cut the same."""
+        before = self.metrics.lines[-1].get("cut_weights") if self.metrics.lines else None
+        if (cut := record.get("cut_weights", {})) != before:
+            for client, (whole, left) in cut.items():
+                said = "round %d: client %s's weight cut from %.0f %% to %.0f %% ([limits] max_share)"
+                log.warning(said, record["round"], client, 100 * whole, 100 * left)
 
     def _why_not_finite(self) -> str:
         """What a person should look at whose clients train on numbers that are not finite."""
