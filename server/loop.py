@@ -14,7 +14,6 @@ from typing import Any
 from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
-from fedft.reports import columns
 from fedft.reports.metric_log import MetricsFile
 from fedft.server import budget
 from fedft.server.candidate_gates import Travels
@@ -23,6 +22,7 @@ from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.round import Outcome, Round
 from fedft.server.traffic import Traffic, Until
+from fedft.training.metrics.loss import over_clients
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class Loop:
         if last or state.version % run.config.eval.every == 0:
             rouge = run.config.eval.rouge and (last or state.version == 0)
             found, traffic = evaluate(self._exchange, state, notes["barred"], rouge=rouge)
-            line = columns.averaged(found.values()) | line
+            line = over_clients(found.values()) | line
             # refused evaluations are nobody's fault where the state is; a contradiction of an update is
             self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
             line["evaluation"] = found
