@@ -28,7 +28,7 @@ LOCAL: Mapping[str, Collection[str]] = {
     "local": frozenset({"threads"}),
     "server": ALL,
     "clients": ALL,
-    "limits": ALL,
+    "limits": frozenset({"max_norm", "norm_factor", "max_num_examples", "max_bytes", "quarantine_after"}),
     "privacy": ALL,
 }
 """Keys by table that never travel with a job, or ALL of a table. Whatever else a run file has does, new tables too."""
@@ -260,12 +260,17 @@ class Limits:
     """Refuse norms above so many times the median of those admitted lately."""
     max_num_examples: int = 1_000_000
     """Refuse updates that claim more rows."""
-    max_share: float = 0.5
-    """Largest weight of one client among three or more; what is above is cut, and said. 1.0: no such limit."""
+    max_share: float | None = None
+    """Largest weight of one client among three or more; what is above is cut, and said. 1.0: no such limit. Left out:
+    1.0 in a simulation, 0.5 in a deployment; `config.toml` and the job have which."""
     max_bytes: int | None = None
     """Refuse larger messages; left out: 1.05 x the largest legal one + 64 KiB."""
     quarantine_after: int = 3
     """Refusals in 10 rounds after which a client is not asked any more."""
+
+    def share(self, deployed: bool) -> float:
+        """`max_share`; where it is left out the published weights in a simulation, and half of all in a deployment."""
+        return self.max_share if self.max_share is not None else 0.5 if deployed else 1.0
 
 
 @dataclass(frozen=True)

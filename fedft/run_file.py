@@ -194,7 +194,8 @@ def _check(c: RunConfig, where: str) -> None:
         check.between(0, 2**53 - 1, seed=c.server.seed)  # what JSON keeps exactly
         check.between(0, 1, quorum=c.server.quorum, holdout=c.data.holdout, lora_dropout=c.model.lora_dropout)
         check.above(0, alpha=c.data.alpha, norm_factor=c.limits.norm_factor)
-        check.between(0.5, 1, max_share=c.limits.max_share)
+        if c.limits.max_share is not None:
+            check.between(0.5, 1, max_share=c.limits.max_share)
         counts = {"per_round": c.clients.per_round, "clients": c.data.clients, "eval": c.eval.clients}
         counts |= {"max_prompt": c.data.max_prompt, "max_bytes": c.limits.max_bytes, "max_rows": c.eval.max_rows}
         check.at_least(1, **{name: value for name, value in counts.items() if value is not None})

@@ -68,6 +68,16 @@ def longest(spec: Spec, up: str, limits: Limits) -> int:
     return limits.max_bytes or messages.max_update_bytes(spec, up)
 
 
+def cut_shares(examples: Mapping[str, int], weights: Mapping[str, int]) -> dict[str, list[float]]:
+    """[share by its examples, share that counts] of each client whose weight was cut; `weights` are those of `capped`.
+
+    >>> cut_shares({"a": 90, "b": 6, "c": 4}, {"a": 10, "b": 6, "c": 4})
+    {'a': [0.9, 0.5]}
+    """
+    whole, left = sum(examples[c] for c in weights), sum(weights.values())
+    return {c: [examples[c] / whole, w / left] for c, w in weights.items() if w != examples[c]}
+
+
 def capped(examples: Mapping[str, int], max_share: float) -> dict[str, int]:
     """Weights by client in which none of three or more has a share above `max_share`; the others' stay as they are.
 

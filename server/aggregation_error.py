@@ -1,11 +1,11 @@
 """How far what the server applied is from the mean of what the clients trained: |applied - exact| / |exact|.
 
-    exact     sum_k p_k B_k A_k, the mean of the clients' products, at the weights that count
+    exact     sum_k p_k B_k A_k, the mean of the clients' products; p_k = n_k / sum n_j, also where a weight is cut
     applied   what the model at the new state differs by from the base that the clients trained on
 
-Zero, up to float32, for a method whose aggregate is exact; for FedIT it is the covariance of the factors,
-|sum_k p_k (B_k - B)(A_k - A)| / |sum_k p_k B_k A_k|. All products stay factored. Where a strategy puts a model is
-found by letting it put an imaginary one there, so no strategy has code for this.
+Zero, up to float32, for a method whose aggregate is exact, where `[limits] max_share` cuts no weight; for FedIT it is
+the covariance of the factors, |sum_k p_k (B_k - B)(A_k - A)| / |sum_k p_k B_k A_k|. All products stay factored. Where a
+strategy puts a model is found by letting it put an imaginary one there, so no strategy has code for this.
 """
 
 from collections.abc import Mapping

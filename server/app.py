@@ -74,7 +74,8 @@ def serve(
     roster, key = _Roster(place.keys / "roster.toml"), private_keys.load_signing(place.keys / "signing.key")
     sites = _taking_part(roster, place, lift)
     audit = Audit(folder / "audit.jsonl", Audience(observe))
-    with open_run.opened(config, folder, resume=(folder / "config.toml").exists(), observe=audit) as held:
+    resume = (folder / "config.toml").exists()
+    with open_run.opened(config, folder, resume=resume, observe=audit, deployed=True) as held:
         salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
         run = held.begin(resident.load(held.config, held.recipe), salt)
         audit.path.touch()
@@ -84,7 +85,7 @@ def serve(
             link.start()
             post = SealedPost(link, roster, key, run.job.run, audit)
             caps = {name: m.max_examples for name, m in roster.members.items()}
-            state = run.loop(post, deployed=True, caps=caps, lift=lift).run(sites)
+            state = run.loop(post, caps=caps, lift=lift).run(sites)
         finally:
             link.close()
         absent = run_outputs.never_took_part(sites, run.metrics.lines)

@@ -14,7 +14,6 @@ from typing import Any
 from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
-from fedft.reports import columns
 from fedft.reports.metric_log import MetricsFile
 from fedft.server import budget
 from fedft.server.candidate_gates import Travels
@@ -23,6 +22,7 @@ from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.round import Outcome, Round
 from fedft.server.traffic import Traffic, Until
+from fedft.training.metrics.loss import over_clients
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +118,18 @@ class Loop:
             outcome = Round(self._exchange, state, norms, gates, notes["barred"]).carry_out()
         except FloatingPointError as e:
             raise ClientFailed(f"{e}; {self._why_not_finite()}") from None
+        self._say_what_is_cut(outcome.record)
         kept = self._notes(state.version, notes, outcome)
         run.store.save(outcome.after, kept)
         return outcome.after, kept
+
+    def _say_what_is_cut(self, record: Mapping[str, Any]) -> None:
+        """Whose weight the round cut, unless the round before cut the same."""
+        before = self.metrics.lines[-1].get("cut_weights") if self.metrics.lines else None
+        if (cut := record.get("cut_weights", {})) != before:
+            for client, (whole, left) in cut.items():
+                said = "round %d: client %s's weight cut from %.0f %% to %.0f %% ([limits] max_share)"
+                log.warning(said, record["round"], client, 100 * whole, 100 * left)
 
     def _why_not_finite(self) -> str:
         """What a person should look at whose clients train on numbers that are not finite."""
@@ -164,7 +173,7 @@ class Loop:
         if last or state.version % run.config.eval.every == 0:
             rouge = run.config.eval.rouge and (last or state.version == 0)
             found, traffic = evaluate(self._exchange, state, notes["barred"], rouge=rouge)
-            line = columns.averaged(found.values()) | line
+            line = over_clients(found.values()) | line
             # refused evaluations are nobody's fault where the state is; a contradiction of an update is
             self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
             line["evaluation"] = found

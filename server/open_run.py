@@ -11,7 +11,7 @@
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,13 @@ class OpenRun:
     """`time.monotonic()` when the folder was opened."""
     ended: dict[str, Any]
     """The facts that observers are told with "ended"; filled by `finish`."""
+    deployed: bool = False
+    """See `Federation`."""
 
     def loop(
         self,
         post: Post,
         *,
-        deployed: bool = False,
         caps: Mapping[str, int] | None = None,
         lift: Collection[str] = (),
     ) -> Loop:
@@ -62,12 +63,12 @@ class OpenRun:
 
         Args:
             post: reaches the run's clients.
-            deployed, caps: see `Federation`.
+            caps: see `Federation`.
             lift: clients whose quarantine ends now.
         """
         federation = Federation(
             post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe,
-            deployed=deployed, caps=caps or {},
+            deployed=self.deployed, caps=caps or {},
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         return Loop(federation, self.metrics, lift, gates)
@@ -93,7 +94,7 @@ class HeldFolder:
     """A run's folder that no other process can open, and the version of the newest state in it, -1 for none."""
 
     config: RunConfig
-    """The run file, with a dtype where it said "auto"."""
+    """The run file as `resolved`."""
     recipe: Recipe
     folder: Path
     store: Store
@@ -101,6 +102,7 @@ class HeldFolder:
     observe: Audience
     began: float
     ended: dict[str, Any]
+    deployed: bool
 
     def begin(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
         """Write `config.toml` and take up the metrics where the newest state stands.
@@ -118,12 +120,24 @@ class HeldFolder:
         job = job_of(self.config, here.base.digest, who, here.base.tokenizer_digest)
         metrics = MetricsFile(self.folder / "metrics.jsonl", self.version)
         return OpenRun(
-            self.config, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began, self.ended
-        )
+            self.config, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began, self.ended,
+            self.deployed,
+        )  # fmt: skip
+
+
+def resolved(config: RunConfig, *, deployed: bool = False) -> RunConfig:
+    """The run file with what it leaves to the machine and to the kind of run: a dtype, and `[limits] max_share`.
+
+    This is what `config.toml` and the job hold: a simulation of a deployment's `config.toml` has its weights.
+    """
+    limits = replace(config.limits, max_share=config.limits.share(deployed))
+    return replace(dtypes.resolved(config), limits=limits)
 
 
 @contextmanager
-def opened(config: RunConfig, folder: Path, *, resume: bool, observe: Observers) -> Iterator[HeldFolder]:
+def opened(
+    config: RunConfig, folder: Path, *, resume: bool, observe: Observers, deployed: bool = False
+) -> Iterator[HeldFolder]:
     """Make the run's folder, or take it up again, and hold it until the block ends.
 
     Args:
@@ -131,11 +145,12 @@ def opened(config: RunConfig, folder: Path, *, resume: bool, observe: Observers)
         folder: of the run; left alone if the config makes no sense.
         resume: whether there has to be a run in it, or must not be one.
         observe: who hears of "preparing", of whatever the run's engine tells, and of "ended": one or several.
+        deployed: whether the clients are sites.
     Raises:
         ConfigError: the folder is not to be used, belongs to another run file, is further than the config wants it or
             in use, or the strategy cannot be what the config says.
     """
-    config = dtypes.resolved(config)
+    config = resolved(config, deployed=deployed)
     recipe = strategies.of(config)
     run_folder.check_plugins(config)
     run_folder.prepare(config, folder, resume)
@@ -146,7 +161,8 @@ def opened(config: RunConfig, folder: Path, *, resume: bool, observe: Observers)
         found = store.latest()
         run_folder.check_rounds(folder, found, config)
         audience("preparing", {"folder": folder})
-        yield HeldFolder(config, recipe, folder, store, found[0].version if found else -1, audience, began, ended)
+        version = found[0].version if found else -1
+        yield HeldFolder(config, recipe, folder, store, version, audience, began, ended, deployed)
 
 
 def fresh(
@@ -159,4 +175,5 @@ def fresh(
 ) -> OpenRun:
     """A run from its beginning, in an empty folder that nobody else knows of."""
     began, store = time.monotonic(), Store(folder / "state")
-    return HeldFolder(config, recipe, folder, store, -1, Audience(observe), began, {})._on(here, who)
+    held = HeldFolder(resolved(config), recipe, folder, store, -1, Audience(observe), began, {}, deployed=False)
+    return held._on(here, who)

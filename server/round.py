@@ -4,7 +4,6 @@ Every step that matters is durable before the next one starts: plans before the 
 it counts. So a process that is killed in a round finds there what it needs to end the round with the same bytes.
 """
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +19,6 @@ from fedft.server.federation import Federation
 from fedft.server.traffic import Traffic
 from fedft.update import Plan, Update
 from fedft.wire import messages
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -181,12 +178,7 @@ class Round:
     def _weights(self, asked: list[str]) -> dict[str, int]:
         """Weights of those who are admitted, in roster order."""
         examples = {c: self.admitted.examples[c] for c in asked if c in self.admitted.examples}
-        weights = admission.capped(examples, self.run.config.limits.max_share)
-        for c in examples:
-            if weights[c] != examples[c]:
-                said = "round %d: weight of %s cut to %d examples; see [limits] max_share"
-                log.warning(said, self.state.version, c, weights[c])
-        return weights
+        return admission.capped(examples, self.run.config.limits.share(self.run.deployed))
 
     def _audit(self, client: str) -> AggregationAudit | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""
@@ -207,10 +199,10 @@ class Round:
             plan = self.plans[client]
             update = messages.decode_update(payload, run.recipe.spec(run.layout, plan), run.config.codec.up)
             facts.append((weight, update.metrics))
-            update = replace(update, client=client, roster=len(run.members), num_examples=weight)
+            update = replace(update, client=client, roster=len(run.members))
             if audit:
-                audit.see(update, plan)
-            yield update
+                audit.see(update, plan)  # with the published weight, so that a cut shows in the error
+            yield replace(update, num_examples=weight)
 
     def _through_gates(self, after: State, measured: Mapping[str, float]) -> State:
         for gate in self.gates:
@@ -231,6 +223,7 @@ class Round:
             "round": self.state.version,
             "participants": list(weights),
             "weights": dict(weights),
+            **({"cut_weights": cut} if (cut := admission.cut_shares(a.examples, weights)) else {}),
             "refused": t.refused,
             **measured,
             "bytes": {

@@ -6,6 +6,7 @@ Nothing here is read again by the run. Each file is written whole or not at all 
 import importlib.metadata
 import json
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,7 @@ def summary_of(
 ) -> dict[str, Any]:
     """The content of summary.json: how the run ended, first and last evaluation, bytes, seconds, digests.
 
+    `cut_weights` is in how many rounds each client counted less than by its rows, by `max_share`.
     The arguments are those of `write_outputs`.
     """
     measured = [line for line in lines if "evaluation" in line]
@@ -96,6 +98,8 @@ def summary_of(
         "bytes_down": sum(line["bytes_down"] for line in lines),
         "seconds": round(max(seconds, sum(sum(line["seconds"].values()) for line in lines)), 3),  # resumed: all of it
         "refused": sum(len(line.get("refused", [])) for line in lines),
+        "max_share": config.limits.max_share,
+        "cut_weights": dict(Counter(c for line in lines for c in line.get("cut_weights", ()))),
         "state_digest": state.digest,
         "model": "model",
         "task": config.model.task,

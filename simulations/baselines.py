@@ -18,11 +18,12 @@ from fedft.client.train import Client
 from fedft.config import Codecs, RunConfig, budget_of
 from fedft.contract import State
 from fedft.errors import ConfigError
-from fedft.reports import columns, run_result
+from fedft.reports import run_result
 from fedft.server import budget, open_run
 from fedft.server import cohort as sampling
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
+from fedft.training.metrics.loss import over_clients
 
 NO_ROWS = "no client has held-out rows to measure on; see [data] holdout and test"
 Tell = Callable[[float, Mapping[str, Any]], None]
@@ -142,4 +143,4 @@ def _measure(place: runs.Workplace, state: State, panel: Sequence[str], more: Se
         raise ConfigError(NO_ROWS)
     if not all(math.isfinite(f["loss"]) for f in found):
         return {}
-    return columns.averaged(found)
+    return over_clients(found)

@@ -14,17 +14,17 @@ from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import ConfigError
 from fedft.models import adapter_folder, export, tasks
 from fedft.models.parameters import parameters_of
-from fedft.reports import columns
 from fedft.server import run_outputs
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
 from fedft.training.metrics import interface
+from fedft.training.metrics.loss import over_clients
 
 Metrics = dict[str, float]
 
 
 def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ()) -> tuple[dict[str, Metrics], Metrics]:
-    """(metrics by client, their mean over clients) of the newest state on the held-out rows.
+    """(metrics by client, their mean over clients and `token_loss`) of the newest state on the held-out rows.
 
     Args:
         folder: of the run.
@@ -50,7 +50,7 @@ def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ())
     if not found:
         raise ConfigError(f"{folder}: no client has held-out rows; see [data] holdout and test")
     counts = {"count": fmean(m["count"] for m in found.values())}
-    return found, columns.averaged(found.values()) | counts
+    return found, over_clients(found.values()) | counts
 
 
 def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | None = None) -> str:

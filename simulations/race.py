@@ -19,11 +19,11 @@ from fedft import check, durable, strategies
 from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ClientFailed, ConfigError, RunPaused
-from fedft.models import dtypes
 from fedft.reports import finished_runs, html_report, run_result
 from fedft.reports.comparison import BASELINES, compare
 from fedft.reports.observers import Audience, Observer, Observers
 from fedft.server import budget as budgets
+from fedft.server import open_run
 from fedft.server.run_folder import changed, check_plugins, prepare
 from fedft.simulations import baselines
 from fedft.simulations import run as runs
@@ -153,7 +153,7 @@ def _planned(
     """The config of each seed, after all that can be refused before any work."""
     planned = []
     for seed in range(seeds):
-        config = dtypes.resolved(configs.load(file, [*overrides, *c.overrides, f"server.seed={seed}"]))
+        config = open_run.resolved(configs.load(file, [*overrides, *c.overrides, f"server.seed={seed}"]))
         if config.data.test is None and not config.data.holdout:
             raise ConfigError(f"{file.name}: {baselines.NO_ROWS}")
         ranks = config.ranks()

@@ -11,6 +11,7 @@ A site that is called like the simulated client trains and evaluates on the same
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None)
     owned, held = virtual_clients.whole_by_client(config)
     names = {client: _site_name(client) for client in owned}
     folders = {client: to / durable.folder_name(client) for client in owned}
+    _say_what_would_be_cut(config, owned)
     if keys is not None:
         _check_keys(keys, set(names.values()))
     if len(set(folders.values())) < len(folders):
@@ -66,6 +68,18 @@ def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None)
         if keys is not None:
             _enrol(folder / "keys", names[client], keys)
     return [folder / "site.toml" for folder in folders.values()]
+
+
+def _say_what_would_be_cut(config: RunConfig, owned: Mapping[str, Rows]) -> None:
+    """Where the deployment of a run file counts a client less than its simulation does: a warning that names it."""
+    largest, rows = max(owned, key=lambda c: len(owned[c])), sum(map(len, owned.values()))
+    share, most = len(owned[largest]) / max(1, rows), config.limits.share(deployed=True)
+    if config.limits.max_share is None and len(owned) > 2 and share > most:
+        log.warning(
+            "client %s has %.0f %% of all rows: a deployment cuts its weight to %.0f %%, a simulation does not; "
+            "[limits] max_share in the run file says the same to both",
+            largest, 100 * share, 100 * most,
+        )  # fmt: skip
 
 
 def _site_name(client: str) -> str:

@@ -78,7 +78,7 @@ def encoded(data: "SiteData", own: "Sequence[Row]", base: "Base") -> Iterator[Fi
     from fedft.config import Data, Model, RunConfig
     from fedft.data import client_datasets
     from fedft.data.row_counts import RowCounts
-    from fedft.models import lengths
+    from fedft.models import lengths, tasks
 
     form: dict[str, Any] = {k: v for k in FORM if (v := getattr(data, k)) is not None}
     if not form or not own:
@@ -87,7 +87,7 @@ def encoded(data: "SiteData", own: "Sequence[Row]", base: "Base") -> Iterator[Fi
     looked = own[:FIRST]
     labels = sorted({str(row.get(data.label or "label")) for row in looked})
     classes = form.keys() & {"text", "label"} and not form.keys() & {"prompt", "response", "messages", "tokens"}
-    task = "sequence-classification" if classes else "causal-lm"
+    task = tasks.CLASSES.name if classes else base.task if tasks.of(base.task).generates else tasks.CAUSAL.name
     config = RunConfig(Model(id=base.source, task=task, labels=labels if classes else []), Data(data.train, **form))
     config = replace(config, data=replace(config.data, max_length=(longest := lengths.chosen(config))))
     client_datasets.encode({"this site": (list(looked), [])}, config, base, counts := RowCounts())

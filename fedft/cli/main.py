@@ -43,7 +43,11 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run many clients on this machine, with the engine, the codec and the strategies of a deployment."""
+    """Run many clients on this machine, with the engine, the codec and the strategies of a deployment.
+
+    The quickstart as it is ends with what each client comes to alone, and all rows in one place; a race does so for any
+    run file.
+    """
     from fedft import run_file as configs
     from fedft.reports.terminal import Progress
 
@@ -61,10 +65,18 @@ def simulate(
             if not (folder / "config.toml").exists():
                 raise  # before the first file: there is nothing to resume
             raise Interrupted(f"interrupted; nothing is lost: add --resume --out {folder} to the same command") from e
-    if as_json:
-        typer.echo(json.dumps({**done.summary, "folder": str(done.folder)}, sort_keys=True))
-    else:
+        if as_json:
+            typer.echo(json.dumps({**done.summary, "folder": str(done.folder)}, sort_keys=True))
+            return
         progress.finish(done.summary, done.folder)
+        if run is None and not set_:
+            from fedft.simulations import alone_and_central
+
+            try:
+                progress.at_work("compare", "each client alone, all rows in one place")
+                progress.compare(alone_and_central.losses(config), done.summary)
+            except KeyboardInterrupt as e:
+                raise Interrupted(f"interrupted in the comparison; the run in {done.folder} is whole") from e
 
 
 @app.command()
@@ -90,7 +102,8 @@ def race(
     as_json: AsJson = False,
 ) -> None:
     """Methods side by side: same data, clients and budget, several seeds; a table, learning curves and a page."""
-    from fedft.reports.terminal import RaceProgress, table
+    from fedft.reports.race_progress import RaceProgress
+    from fedft.reports.terminal import table
 
     with RaceProgress() as progress:
         from fedft.reports.comparison import readable, shown_columns, spare_columns
@@ -173,7 +186,9 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps({"mean": mean, "clients": by_client}, sort_keys=True))
     else:
-        rows = [{"client": c, **m} for c, m in by_client.items()] + [{"client": "mean", **mean}]
+        over_tokens = {"loss": mean.pop("token_loss")} if "token_loss" in mean else {}
+        rows = [{"client": c, **m} for c, m in by_client.items()]
+        rows += [{"client": "mean over clients", **mean}, {"client": "over all tokens", **over_tokens}]
         table(rows, tuple(dict.fromkeys(name for row in rows for name in row)))
 
 

@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from fedft import registry
 from fedft.config import RunConfig
 from fedft.data.examples import FIELD
+from fedft.models import tasks
 
 
 class ControlTokens:
@@ -43,7 +45,10 @@ def fields(config: RunConfig) -> list[str]:
         return []
     if d.messages is not None:
         return [d.messages, "system", "tools"]
-    templates = (d.text,) if config.model.task == "sequence-classification" else (d.prompt, d.response)
+    writes = tasks.of(config.model.task).generates
+    pairs = registry.named(config.local.objective, "objective")[0] in registry.PREFERENCES
+    learned = (d.chosen, d.rejected) if pairs else (d.response,)
+    templates = (d.prompt, *learned) if writes else (d.text,)
     return sorted({name for template in templates for name in FIELD.findall(template) if name})
 
 

@@ -48,7 +48,7 @@ def chosen(config: RunConfig) -> int:
 
 
 def check_lengths(base: Base, config: RunConfig) -> None:
-    """Raise DataError where a text of `[data]`, or one that is generated, is longer than the base model has positions for.
+    """Raise DataError where a text of `[data]`, or one that is generated, is longer than the model has positions for.
 
     `[data] max_length` is a number by now.
     """

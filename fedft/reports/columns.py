@@ -23,7 +23,16 @@ RESERVED = frozenset(
     {
         # of a line of metrics.jsonl
         *("version", "round", "refused", "seconds", "state_digest", "bytes", "training_bytes", "evaluation"),
-        *("evaluation_bytes", "bytes_up", "bytes_down", "participants", "weights", "train_loss", "aggregation_error"),
+        *(
+            "evaluation_bytes",
+            "bytes_up",
+            "bytes_down",
+            "participants",
+            "weights",
+            "cut_weights",
+            "train_loss",
+            "aggregation_error",
+        ),
         # of a client's evaluation: how many tokens or rows it was
         "count",
         # of a result, a row of a table and a point of a curve

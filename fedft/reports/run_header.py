@@ -10,7 +10,7 @@ SHORT_S = 10.0  # a run that ends sooner needs no forecast
 
 
 def lines(header: Mapping[str, Any]) -> list[str]:
-    """The header of a run as five or six lines of plain text; `fedft.simulations.run_header` explains its facts.
+    """The header of a run as six or seven lines of plain text; `fedft.simulations.run_header` explains its facts.
 
     They fit into 80 columns unless names in them are long.
     """
@@ -33,7 +33,8 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     if h["measured"] > max(MANY, 2 * h["asked"]) and h["every"] == 1:
         told.append(f"evaluates all {h['measured']} clients every round; [eval] clients = {h['asked']} is cheaper")
     traffic = f"{size(h['bytes_up'])} up, {size(h['bytes_down'])} down"
-    return [*told, f"a round  {h['steps']} steps of each client; about {traffic}"]
+    told.append(f"a round  {h['steps']} steps of each client; about {traffic}")
+    return [*told, "loss     of held-out rows, mean over clients: each counts once"]
 
 
 def forecast(header: Mapping[str, Any], line: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A run and a race on the terminal: a bar while they work, a row per state or run, where the model is at the end."""
+"""A run on the terminal: a bar while it works, a row per state, where the model is at the end. And plain tables."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
@@ -17,10 +17,10 @@ from fedft.data.labels import SINGLE
 from fedft.models import tasks
 from fedft.reports import columns, run_header
 from fedft.reports.quantities import size
-from fedft.training.metrics.loss import ACCURACY, LOSS
+from fedft.training.metrics.loss import ACCURACY, LOSS, TOKEN_LOSS
 
 FACTS = (("train loss", 11), ("up", 10), ("down", 10), ("clients", 8), ("refused", 8), ("seconds", 8))
-"""Columns after those of the metrics, with their widths."""
+"""Columns after those of the metrics, with their widths: of a run without further metrics, a row has 78 letters."""
 
 
 class Progress:
@@ -92,10 +92,12 @@ class Progress:
     def _row(self, line: Mapping[str, Any]) -> None:
         """Print a line of metrics.jsonl as a row, under new headings where it has other metrics than the last one."""
         names = list(dict.fromkeys([LOSS.name, ACCURACY.name, *self._measured, *columns.measured(line)]))
+        names = [name for name in names if name != TOKEN_LOSS.name]  # said at the end
         looks = [columns.of(name) for name in names]
-        heads = [("round", 6), *((c.heading, max(8, len(c.heading) + 1)) for c in looks), *FACTS]
+        round_ = max(6, 2 * len(str(self._rounds)) + 1)
+        heads = [("round", round_), *((c.heading, max(8, len(c.heading) + 1)) for c in looks), *FACTS]
         if names != self._measured:  # the first line, or a metric that has not been there before
-            self.out.print("  ".join(f"{name:>{width}}" for name, width in heads), style="bold")
+            self.out.print("".join(f"{name:>{width}}" for name, width in heads), style="bold")
             self._measured = names
         seconds = sum(line["seconds"].values())
         cells = (
@@ -108,7 +110,7 @@ class Progress:
             str(len(line.get("refused", []))),
             f"{seconds:.1f}",
         )
-        self.out.print("  ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, heads, strict=True)))
+        self.out.print("".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, heads, strict=True)))
 
     def finish(self, summary: Mapping[str, Any], folder: Path) -> None:
         """Show the end of a run: losses and bytes, where the model is and how to load it.
@@ -119,20 +121,21 @@ class Progress:
         """
         before, after = summary["initial"], summary["final"]
         if LOSS.name in before and LOSS.name in after:
-            others = [columns.of(n) for n in columns.measured(after) if n in before and n != LOSS.name]
             self.out.print(
                 f"\n{escape(summary['strategy'])}: held-out loss {LOSS.text(before[LOSS.name])} -> "
-                f"[bold]{LOSS.text(after[LOSS.name])}[/bold]"
-                + "".join(f", {escape(c.heading)} {c.text(before[c.name])} -> {c.text(after[c.name])}" for c in others)
-                + f"; {size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down in all; "
-                f"{summary['seconds']:.1f} s",
+                f"[bold]{LOSS.text(after[LOSS.name])}[/bold], mean over clients",
                 markup=True,
             )
+            others = [columns.of(n) for n in columns.measured(after) if n in before and n != LOSS.name]
+            told = [f"{c.heading} {c.text(before[c.name])} -> {c.text(after[c.name])}" for c in others]
+            if told:
+                self.out.print("       " + ", ".join(told))
+        traffic = f"{size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down"
+        self.out.print(f"       {traffic} in all; {summary['seconds']:.1f} s")
         if summary.get("ended") == "budget":
             self.out.print(f"the run ended at its budget, after {summary['rounds']} rounds")
         model = folder / "model"
-        self.out.print(f"run    {folder}  (metrics.jsonl, summary.json, TensorBoard events)")
-        self.out.print(f"model  {model}")
+        self.out.print(f"run    {folder}  (model/, metrics.jsonl, summary.json, events/)")
         if (model / "adapter_config.json").exists():
             # how many classes there are is no part of an adapter's folder that peft reads; 2 without it
             more = f", num_labels={len(summary['labels'])}" if "labels" in summary else ""
@@ -143,62 +146,17 @@ class Progress:
         else:
             self.out.print(f"load   fedft export {folder} --merged --to FOLDER, then transformers' from_pretrained")
 
+    def at_work(self, what: str, note: str) -> None:
+        """Show that something goes on behind the end of a run."""
+        self._bar.update(self._task, description=what, note=note)
+        self._bar.start()
 
-class RaceProgress:
-    """The context in which a race is shown, on stderr; its `observe` is an observer of the race.
-
-    On a terminal there is a bar for the run at work; everywhere a plain line for each run that is done.
-    """
-
-    def __init__(self) -> None:
-        self._out = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
-        self._bar = Bar(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left", style="dim"),
-            TimeRemainingColumn(),
-            console=self._out,
-            transient=True,
-            disable=not self._out.is_terminal,
-            speed_estimate_period=600,
-        )
-        self._run = ""
-
-    def __enter__(self) -> "RaceProgress":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+    def compare(self, found: Mapping[str, float], summary: Mapping[str, Any]) -> None:
+        """Show the run's loss beside those of `fedft.simulations.alone_and_central.losses`, in one line."""
         self._bar.stop()
-
-    def observe(self, kind: str, info: Mapping[str, Any]) -> None:
-        """Show one event of the race; see `fedft.simulations.race.race`."""
-        if kind == "note":
-            self._out.print(info["text"])
-        elif kind == "run":
-            self._run = f"[{info['number']}/{info['of']}] {info['contender']}, seed {info['seed']}"
-            self._task = self._bar.add_task(self._run, total=1.0, note="loading")
-            self._bar.start()
-            if not self._out.is_terminal:
-                self._out.print(self._run)
-        elif kind == "preparing":
-            self._bar.stop()  # the base model may be built now, with a bar of its own
-        elif kind == "step":
-            self._bar.start()
-            self._bar.update(self._task, completed=info["share"], note=info["note"])
-        elif kind == "stopped":
-            self._bar.stop()
-            self._bar.remove_task(self._task)
-            self._out.print(f"{self._run}: stopped: {info['reason']}")
-        elif kind == "ran":
-            self._bar.stop()
-            self._bar.remove_task(self._task)
-            r = info["result"]
-            self._out.print(
-                f"{self._run}: loss {r['before']:.4f} -> {r['after']:.4f}, {round(r['rounds'])} rounds, "
-                f"{size(round(r['bytes']))}, {r['seconds']:.1f} s"
-            )
+        alone, own, central = (f"{found[k]:.3f}" for k in ("alone", "own", "central"))
+        told = f"alone {alone} ({own} on own rows), together {summary['final'][LOSS.name]:.3f}"
+        self.out.print(f"loss   {told}, all in one place {central}")
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], spare: Sequence[str] = ()) -> None:

@@ -144,7 +144,7 @@ def test_a_simulation_prints_a_row_per_state_and_how_to_load_the_model(
     done = fedft("simulate", *(x for s in sets for x in ("--set", s)))
     assert done.returncode == 0, done.stderr
     header, _, rows = done.stdout.partition("\n\n")
-    assert [line.split()[0] for line in header.splitlines()] == ["model", "trains", "clients", "rows", "a"]
+    assert [line.split()[0] for line in header.splitlines()] == ["model", "trains", "clients", "rows", "a", "loss"]
     assert [line.split()[0] for line in rows.splitlines()[:3]] == ["round", "0/1", "1/1"]
     assert "AutoPeftModelForCausalLM.from_pretrained('fedft-runs/quickstart-flora/model')" in done.stdout
     listed = json.loads(fedft("eval", "fedft-runs/quickstart-flora", "--json").stdout)
@@ -178,7 +178,7 @@ def test_a_run_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_resumed_with_fewer_rounds(tmp_path: Path) -> None:
     Store(tmp_path / "state").save(State(3, {"x": torch.zeros(1)}), {})
-    (tmp_path / "config.toml").write_text("[server]\nrounds = 3\n")
+    (tmp_path / "config.toml").write_text("[server]\nrounds = 3\n[limits]\nmax_share = 1.0\n")
     fewer = RunConfig(server=Server(rounds=2))
     with pytest.raises(ConfigError, match="is at round 3, wanted at least as many rounds, got 2"):
         runs.simulate(fewer, out=tmp_path, resume=True)

@@ -219,6 +219,12 @@ def test_a_table_that_no_run_file_has_is_refused(table):
     assert "not for a server to say" in refused("policy_options", job(**{table: {"x": 1}}))
 
 
+def test_a_job_says_the_largest_share_of_a_client_and_no_other_limit():
+    assert allowed_jobs.run_config(job(limits={"max_share": 0.5}), SITE).limits.max_share == 0.5
+    refused("policy_options", job(limits={"max_share": 0.4}))
+    assert "not for a server to say" in refused("policy_options", job(limits={"max_norm": 1.0}))
+
+
 def test_only_bases_that_are_listed():
     for allowed in (None, [DIGEST], ["f" * 12, DIGEST[:12]]):
         allowed_jobs.check_job(job(), replace(ALLOWED, base=allowed))

@@ -9,7 +9,7 @@ import pytest
 from made_up_runs import compared, lines, of
 
 from fedft.reports import comparison, html_report, plots
-from fedft.reports.terminal import RaceProgress
+from fedft.reports.race_progress import RaceProgress
 
 EVIL = "<script>alert('x')</script>&\"$x_1$ ünï"
 

@@ -67,6 +67,12 @@ def test_pairs_that_are_whole_changes_are_measured_by_their_product() -> None:
         assert recipe.norm(pair, Plan("", 0, 0)) == pytest.approx(10.0)
 
 
+def test_the_share_of_a_client_whose_weight_was_cut_is_told_before_and_after() -> None:
+    examples = {"a": 90, "b": 6, "c": 4, "late": 1000}  # who is not among the weights counts in no share
+    assert admission.cut_shares(examples, {"a": 10, "b": 6, "c": 4}) == {"a": [0.9, 0.5]}
+    assert admission.cut_shares(examples, {"a": 90, "b": 6, "c": 4}) == {}
+
+
 def test_one_clients_share_is_cut_to_the_limit_among_three_or_more() -> None:
     assert admission.capped({"a": 90, "b": 6, "c": 4}, 0.5) == {"a": 10, "b": 6, "c": 4}
     assert admission.capped({"a": 90, "b": 10}, 0.5) == {"a": 90, "b": 10}

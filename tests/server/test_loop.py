@@ -234,6 +234,41 @@ def test_a_simulation_does_not_ask_a_second_time_what_a_limit_refused(tmp_path: 
     assert sum(not p.evaluate for p in run.sites["bert"].asked) == 1
 
 
+def heavy(name: str, plan: Plan, update: Update) -> Update:
+    """carl has 280 rows beside 10 and 20."""
+    return update if plan.evaluate or name != "carl" else replace(update, num_examples=280)
+
+
+def test_only_a_deployment_cuts_the_weight_of_who_has_more_than_half_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FLoRA is exact, so what is left of the error is the cut: 280 of 310 become 30 of 60."""
+    simulated = Run(tmp_path / "a", "flora", heavy, deployed=False)
+    published = simulated.digest()
+    assert not caplog.messages
+    assert all("cut_weights" not in line for line in simulated.metrics.lines)
+    assert simulated.metrics.lines[1]["weights"] == {"anna": 10, "bert": 20, "carl": 280}
+    deployed = Run(tmp_path / "b", "flora", heavy)
+    assert deployed.digest() != published
+    assert [m for m in caplog.messages if "carl" in m] == [
+        "round 0: client carl's weight cut from 90 % to 50 % ([limits] max_share)"
+    ]
+    for line, exact in zip(deployed.metrics.lines[1:], simulated.metrics.lines[1:], strict=True):
+        assert line["weights"] == {"anna": 10, "bert": 20, "carl": 30}
+        assert line["cut_weights"] == {"carl": [pytest.approx(280 / 310), 0.5]}
+        assert exact["aggregation_error"] < 1e-6 < 1e-2 < line["aggregation_error"]
+
+
+def test_a_deployment_that_says_the_simulation_s_largest_share_ends_with_its_bytes(tmp_path: Path) -> None:
+    digests = []
+    for deployed in (False, True):
+        run = Run(tmp_path / str(deployed), "fedit", heavy, deployed=deployed)
+        config = replace(run.config, limits=replace(run.config.limits, max_share=1.0))
+        run.loop.federation.config = config
+        digests.append(run.digest())
+    assert digests[0] == digests[1]
+
+
 def test_a_client_refused_three_times_is_quarantined(tmp_path: Path) -> None:
     run = Run(tmp_path, twist=bad("garbage"), quorum=0.5)
     run.digest()

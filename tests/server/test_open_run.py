@@ -75,7 +75,7 @@ def test_a_run_that_is_resumed_has_the_lines_up_to_its_newest_state(tmp_path: Pa
         held.store.save(State(1, {}), {})
         held.store.save(State(2, {}), {})
     (tmp_path / "config.toml").write_text(
-        'strategy = {name = "fedit"}\nserver = {rounds = 3}\ndata = {max_length = 96}\n'
+        'strategy = {name = "fedit"}\nserver = {rounds = 3}\ndata = {max_length = 96}\nlimits = {max_share = 1.0}\n'
     )
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"version": {v}}}\n' for v in range(4)))
     with open_run.opened(_config(), tmp_path, resume=True, observe=_quiet) as held:
@@ -92,3 +92,21 @@ def test_a_fresh_run_leaves_nothing_for_others_to_read(tmp_path: Path) -> None:
     run = open_run.fresh(_config(), open_run.strategies.of(_config()), HERE, tmp_path, [])
     assert run.metrics.lines == []
     assert {p.name for p in tmp_path.iterdir()} == {"state", "metrics.jsonl"}
+
+
+@pytest.mark.parametrize(("deployed", "usual"), [(False, 1.0), (True, 0.5)])
+def test_the_largest_share_of_a_client_is_written_down_as_it_is_resolved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deployed: bool, usual: float
+) -> None:
+    """Left out it depends on the kind of run; `config.toml` and the job have it, so that either run can have it."""
+    monkeypatch.setattr(open_run.run_outputs, "VERSIONS", ())
+    for said, wanted in ((None, usual), (0.75, 0.75)):
+        limits = replace(_config().limits, max_share=said)
+        folder = tmp_path / str(said)
+        config = replace(_config(), limits=limits)
+        with open_run.opened(config, folder, resume=False, observe=_quiet, deployed=deployed) as held:
+            run = held.begin(HERE, [])
+        assert run_file.load(folder / "config.toml").limits.max_share == wanted
+        assert run.job.table("limits") == {"max_share": wanted}
+        again = open_run.resolved(run_file.load(folder / "config.toml"), deployed=not deployed)
+        assert again.limits.max_share == wanted

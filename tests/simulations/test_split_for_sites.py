@@ -222,3 +222,15 @@ def test_with_the_server_s_keys_the_sites_are_enrolled(run, tmp_path):
     assert not (tmp_path / "again").exists()
     with pytest.raises(ConfigError, match=r"there is no ca\.pem"):
         split(run(), tmp_path / "again", server="localhost:9092", keys=tmp_path)
+
+
+def test_who_counts_less_in_a_deployment_than_in_the_simulation_is_named(run, tmp_path, caplog):
+    rows = [{**r, "who": OWNERS[0] if i % 10 < 7 else OWNERS[i % 3 + 1]} for i, r in enumerate(RECORDS)]
+    for number, (limits, named) in enumerate([({}, True), ({"max_share": 0.5}, False), ({"max_share": 1.0}, False)]):
+        config = run(limits=limits)
+        (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        caplog.clear()
+        split(config, tmp_path / f"sites{number}", server="h:1")
+        said = [m for m in caplog.messages if "max_share" in m]
+        assert bool(said) == named
+        assert not said or "client north has 70 % of all rows: a deployment cuts its weight to 50 %" in said[0]
