@@ -22,6 +22,8 @@ class Layout:
     """Parameters trained beside the adapter (a classification head); averaged whatever the adapter's rule."""
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Every parameter of the base, for full fine-tuning."""
+    order: tuple[str, ...] = ()
+    """Names of all parameters as the model defines them, one after the other; empty where nobody asked."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import nn
 
 from fedft.contract import Layout
 from fedft.models.load import Base, lacking
-from fedft.models.parameters import parameters_of
+from fedft.models.parameters import order_of, parameters_of
 from fedft.models.targets import chosen
 
 
@@ -29,7 +29,7 @@ def layout_of(base: Base, targets: str | list[str]) -> Layout:
     modules = {n: body[n] for n in chosen(base, body, targets)}
     parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items()}
     heads = {n: s for n, s in parameters.items() if _inside(n, head)}
-    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters))
+    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters), order_of(model))
 
 
 def _in_order(shapes: dict[str, Any]) -> dict[str, Any]:
