@@ -32,6 +32,7 @@ Shu, Hu, Ng, Low, Yu, "Ferret: Federated Full-Parameter Tuning at Scale for Larg
 arXiv:2409.06277.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from fedft import check
@@ -40,8 +41,9 @@ from fedft.compression import codec_names
 from fedft.compression.error_feedback import ErrorFeedback, Sent
 from fedft.config import RunConfig
 from fedft.randomness import sketch
-from fedft.randomness.block_sketch import BlockSketch, Budget, Source, Subsets
+from fedft.randomness.block_sketch import BlockSketch, Budget, Subsets
 from fedft.randomness.independent import Table
+from fedft.randomness.source import Source
 from fedft.recipe import Recipe
 from fedft.strategies.parts import growing_history
 from fedft.strategies.parts.block_coordinates import BlockCoordinates, admit, relayed
@@ -60,6 +62,7 @@ def ferret(
     family: str = "hadamard",
     variant: Literal["exact", "reference"] = "exact",
     table: Table | None = None,
+    draws: Sequence[int] | None = None,
 ) -> Recipe:
     """First-order federated tuning whose updates travel as a few thousand coordinates.
 
@@ -80,6 +83,7 @@ def ferret(
         variant: `exact`, or `reference` for the published code's blocks, subsets, seeds, scale, weights and clip.
         table: directions of variance 1 in place of the generator's (`independent.Table`), to check numbers by hand; a
             block uses the first K_l of its own.
+        draws: numbers of the K seeds as every block takes them, in place of a random order; of the reference only.
     """
     check.above(0, server_lr=server_lr)
     check.one_of(("shared", "per_client", "fixed"), seeds=seeds)
@@ -93,7 +97,9 @@ def ferret(
     if variant == "reference":
         if scale != "unbiased" or seeds == "per_client":
             raise ValueError("variant 'reference' has its own scale, and seeds fixed for the run; leave both out")
-        blocks, seeds = Subsets(K, blocks.source), "fixed"
+        blocks, seeds = Subsets(K, blocks.source, tuple(draws or ())), "fixed"
+    elif draws is not None:
+        raise ValueError("draws are of variant 'reference'; all others use every direction")
     return _recipe(BlockCoordinates(blocks, seeds, server_lr, kind_of(space)), scale, error_feedback)
 
 

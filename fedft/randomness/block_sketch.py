@@ -12,7 +12,7 @@ Shu et al., "Ferret: Federated Full-Parameter Tuning at Scale for Large Language
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
@@ -20,38 +20,9 @@ from torch import Tensor
 
 from fedft import check
 from fedft.arithmetic.tensors import Tensors
-from fedft.randomness import families, sketch
+from fedft.randomness import sketch
 from fedft.randomness.directions import Directions
-from fedft.randomness.independent import Table
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the directions of a block come from: a family (`families`), or a table of given ones in its place."""
-
-    family: str = "hadamard"
-    table: Table | None = None
-    """Directions of variance 1 for every tensor; a block that has K_l uses the first K_l of its tensors'."""
-
-    def __post_init__(self) -> None:
-        check.one_of(families.FAMILIES, family=self.family)
-
-    def directions(self, seed: int, count: int) -> Directions:
-        """The first `count` directions of every tensor."""
-        if self.table is not None:
-            return Table({name: vectors[:count] for name, vectors in self.table.vectors.items()})
-        return families.make(self.family, seed, count)
-
-    @property
-    def largest_entry(self) -> float:
-        """No entry of a direction is larger than this."""
-        return math.inf if self.table is not None else families.LARGEST_ENTRY[self.family]
-
-    def check_count(self, least: int) -> None:
-        """Raise ValueError where there is a table, and it has fewer than `least` directions."""
-        if self.table is not None and self.table.count < least:
-            raise ValueError(f"expected a table of at least {least} directions, got {self.table.count}")
-
+from fedft.randomness.source import Source
 
 Block = tuple[str, ...]
 """The names of tensors that are one vector, in this order."""
@@ -109,7 +80,7 @@ class Budget:
     """One of `sketch.SCALES`."""
     allocation: str
     """`norm`: K_l in proportion to |x_l|; `error`: to sqrt(d_l) |x_l|; at first both to sqrt(d_l). See `allocate`."""
-    source: Source = Source()
+    source: Source = field(default_factory=Source)
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -150,16 +121,20 @@ class Subsets:
 
     Of a block n_l = max(2, floor(K |x_l| / max |x|)) are used, and coordinates are (K / n_l) / 3 of the unbiased ones:
     the code scales by d_l / n_l for directions of variance 1 / (3 d_l), a third of the update. Raises ValueError for a
-    K outside 2 .. 4096, or a table of fewer directions.
+    K outside 2 .. 4096, a table of fewer directions, or an order that does not have each of them once.
     """
 
     K: int
-    source: Source = Source()
+    source: Source = field(default_factory=Source)
+    order: tuple[int, ...] = ()
+    """Numbers of the directions as every block takes them; empty: at random."""
     adaptive: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check.between(sketch.LEAST, sketch.MOST, K=self.K)
         self.source.check_count(self.K)
+        if self.order and sorted(self.order) != list(range(self.K)):
+            raise ValueError(f"draws have each of 0 .. {self.K - 1} once, in an order; got {check.quoted(self.order)}")
 
     def blocks(self, sizes: Mapping[str, int]) -> list[Block]:
         """Neighbours in the model together, as long as they are at most 0.9 of the median tensor; larger ones alone.
@@ -188,7 +163,8 @@ class Subsets:
         rng, gammas = torch.Generator().manual_seed(seed), []
         for (block, z), norm in zip(drawn, norms.tolist(), strict=True):
             n = max(sketch.LEAST, int(z.count * norm / (float(norms.max()) or 1.0)))
-            some = torch.zeros(z.count).index_fill_(0, torch.randperm(z.count, generator=rng)[:n], 1.0)
+            order = torch.tensor(self.order) if self.order else torch.randperm(z.count, generator=rng)
+            some = torch.zeros(z.count).index_fill_(0, order[:n], 1.0)
             inner = torch.stack([z.dot(tensors[name], name) for name in block]).sum(0)
             gammas.append((inner / z.count).float() * some * (z.count / n / 3))
         return gammas

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fedft.randomness import sketch
-from fedft.randomness.block_sketch import Budget, Source, Subsets
+from fedft.randomness.block_sketch import Budget, Subsets
 from fedft.randomness.independent import Table
+from fedft.randomness.source import Source
 
 
 def drawn_of(blocks: dict[str, torch.Tensor], counts: list[int], source: Source) -> list:
