@@ -17,7 +17,7 @@ import typer
 
 from fedft.cli import bench, deploy, doctor, keys, kinds
 from fedft.cli.code import Allow, SetKeys, named
-from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
+from fedft.errors import EXIT_INTERRUPTED, ClientFailed, ConfigError, FedftError, Interrupted, RunPaused
 
 app = typer.Typer(
     name="fedft",
@@ -162,13 +162,26 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME", callback=named, help="Also this one, e.g. exact_match; can be repeated."),
     ] = None,
+    compeft: Annotated[
+        bool, typer.Option("--compeft", help="Instead: which density and scale of the codec compeft to take.")
+    ] = False,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Loss, accuracy and other metrics of a run's newest state on every client's held-out rows."""
     from fedft.reports.terminal import table
-    from fedft.simulations import finished_run
+    from fedft.simulations import compeft_choice, finished_run
 
+    if compeft:
+        if rouge or metric:
+            raise ConfigError("--compeft goes by the loss alone; leave --rouge and --metric out")
+        best, tried = compeft_choice.choose(folder)
+        if as_json:
+            typer.echo(json.dumps({"best": best, "tried": tried}))
+        else:
+            table(compeft_choice.of_each_density(tried), tuple(tried[0]))
+            typer.echo(f'the least loss, of {len(tried) - 1} pairs tried:  [codec] up = "{best}"')
+        return
     by_client, mean = finished_run.evaluate_run(folder, rouge=rouge, more=metric or ())
     if as_json:
         typer.echo(json.dumps({"mean": mean, "clients": by_client}, sort_keys=True))
