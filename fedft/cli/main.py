@@ -8,10 +8,11 @@ stderr and a non-zero exit code; a traceback is a bug of ours.
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -231,8 +232,8 @@ def main() -> None:
         typer.echo(f"fedft: {e}", err=True)
         sys.exit(e.exit_code)
     except Exception as e:
-        if _is_usage(e):
-            typer.echo(f"fedft: {e.format_message()}", err=True)  # type: ignore[attr-defined]
+        if hasattr(e, "format_message") and hasattr(e, "exit_code"):  # of typer and click
+            typer.echo(f"fedft: {_usage(e)}", err=True)
             sys.exit(2)
         raise
     if code == EXIT_INTERRUPTED:
@@ -240,5 +241,8 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _is_usage(e: Exception) -> bool:
-    return hasattr(e, "format_message") and hasattr(e, "exit_code")
+def _usage(e: Any) -> str:
+    """What is wrong with a command line, and where its help is."""
+    said = e.format_message().strip().rstrip(".") or "no command given"
+    said = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", said)  # typer and click both suggest
+    return f"{said}; see {e.ctx.command_path if e.ctx else 'fedft'} --help"
