@@ -51,7 +51,11 @@ def attend(site: SiteConfig, stop: threading.Event) -> None:
         responder = Responder(site.site.name, signing, server, disk, Joiner(site), allowed)
         threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
         log.info("site %s, server %s", site.site.name, site.server.address)
-        Node(site.server.address, ca, node).run(lambda kind, payload, reply: responder.take(payload, reply), stop)
+        try:
+            link = Node(site.server.address, ca, node)
+        except ConfigError as e:
+            raise ConfigError(f"{e}; [server] ca = {site.server.ca!r} is to be the server's ca.pem") from e
+        link.run(lambda kind, payload, reply: responder.take(payload, reply), stop)
 
 
 def _work(responder: Responder, stop: threading.Event) -> None:

@@ -162,10 +162,11 @@ def load(path: Path) -> SiteConfig:
     Paths may use `$VARIABLES` and `~`; relative ones mean relative to the file.
     """
     tables = read(path, "no such site file")
-    known = {f.name for f in fields(SiteConfig)}
+    known = [f.name for f in fields(SiteConfig)]
     for name, table in tables.items():
         if name not in known:
-            raise ConfigError(f"{path}: no table [{name}]{check.nearest(name, known)}")
+            there = check.nearest(name, known) or f"; a site file has {', '.join(known)}"
+            raise ConfigError(f"{path}: no table [{name}]{there}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {name} is a value, wanted a table [{name}]")
     built: dict[str, Any] = {}

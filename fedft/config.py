@@ -12,9 +12,9 @@ so one file compares methods that need different steps or ranks on the same data
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
-from fedft import quickstart
+from fedft import check, quickstart
 from fedft.compression import codec_names
 from fedft.registry import IN_JOBS, Choice, Registry
 
@@ -32,6 +32,36 @@ LOCAL: Mapping[str, Collection[str]] = {
     "privacy": ALL,
 }
 """Keys by table that never travel with a job, or ALL of a table. Whatever else a run file has does, new tables too."""
+OTHER_TOOLS: Mapping[str, str] = {
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs", "local_epochs", "max_steps"), "[local] steps"),
+    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size"), "[local] batch_size"),
+    "gradient_accumulation_steps": "a larger [local] batch_size",
+    **dict.fromkeys(("lr", "eta"), "[local] learning_rate"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "warmup_steps"), "[local] learning_rate_decay, by round"),
+    **dict.fromkeys(("r", "lora_r", "lora_rank"), "[clients] rank"),
+    **dict.fromkeys(("target_modules", "lora_target_modules"), "[model] targets"),
+    **dict.fromkeys(("fp16", "bf16", "torch_dtype"), "[model] dtype"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization"), "[model] dtype, of 16 bits or more"),
+    **dict.fromkeys(("model_name_or_path", "base_model"), "[model] id"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "cutoff_len"), "[data] max_length"),
+    **dict.fromkeys(("num_rounds", "num_server_rounds"), "[server] rounds"),
+    **dict.fromkeys(("num_clients", "num_supernodes"), "[data] clients"),
+    **dict.fromkeys(("fraction_fit", "clients_per_round"), "[clients] per_round"),
+}
+"""What a run file has for keys of other tools that mean the same, or nearly."""
+
+
+def instead_of(key: str, table: type) -> str:
+    """The end of an error message on a key that the class of a table lacks: where it is, or what there is for it."""
+    tables = {name: get_type_hints(kind) for name, kind in get_type_hints(RunConfig).items()}
+    of_run = table in get_type_hints(RunConfig).values()
+    if of_run and key in OTHER_TOOLS:
+        return f"; wanted {OTHER_TOOLS[key]}"
+    if near := check.nearest(key, known := get_type_hints(table)):
+        return near
+    if of_run and (there := [f"[{name}]" for name, keys in tables.items() if key in keys]):
+        return f"; it is a key of {' and of '.join(there)}"
+    return f"; it has {', '.join(known)}"
 
 
 @dataclass(frozen=True)

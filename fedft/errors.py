@@ -15,6 +15,8 @@ Our own mistakes raise Python's own exceptions and show a traceback; a user's mi
 line: what was found, what was wanted, where to look.
 """
 
+import os
+
 EXIT_USAGE, EXIT_DAMAGED, EXIT_PAUSED, EXIT_KEYS, EXIT_INTERRUPTED = 2, 65, 75, 77, 130
 
 
@@ -42,6 +44,11 @@ def in_one_line(e: Exception) -> str:
         if said and isinstance(e, FedftError | TypeError | ValueError | ImportError)
         else f"{type(e).__name__}: {said}"
     )
+
+
+def offline() -> str:
+    """What a message adds where the environment keeps this machine from the hub of models and data; "" elsewhere."""
+    return " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("0", "") else ""
 
 
 def first_line(e: Exception) -> str:

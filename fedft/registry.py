@@ -46,6 +46,12 @@ class Registry:
         """Whether a built-in or an installed value has this name; packages are looked through for the latter only."""
         return name in self.built_in or any(entry_points(group=self.group, name=name))
 
+    def unknown(self, name: str) -> str:
+        """What there is in place of a name that there is not, in one line; the nearest one is suggested."""
+        known = self.names()
+        there = f"there are {', '.join(known)}, or" if known else "none is built in; wanted"
+        return f'no {self.kind} {check.quoted(name)}; {there} "package.module:name"{check.nearest(name, known)}'
+
     def load(self, name: str) -> Callable[..., Any]:
         """The factory, or the value, that has this name, or that "package.module:attribute" leads to.
 
@@ -55,18 +61,17 @@ class Registry:
         where = self.built_in.get(name) or self.names().get(name, name)
         module, colon, attribute = where.partition(":")
         if not colon:
-            known = self.names()
-            raise ConfigError(
-                f"no {self.kind} {check.quoted(name)}; there are {', '.join(known) or 'none'}"
-                f"{check.nearest(name, known)}"
-            )
+            raise ConfigError(self.unknown(name))
         if where == name and not allowed_code.allows(name):
             raise ConfigError(
                 f"{self.kind} {check.quoted(name)} is code outside fedft, which a run file alone does not run; "
                 f"--allow {name}, or fedft.simulate(..., allow=[{name!r}]), if you trust it"
             )
         try:
-            found: Callable[..., Any] = getattr(import_module(module), attribute)
+            imported = import_module(module)
+            if not hasattr(imported, attribute):
+                raise ImportError(f"it has no {attribute!r}{check.nearest(attribute, dir(imported))}")
+            found: Callable[..., Any] = getattr(imported, attribute)
         except Exception as e:  # a plug-in's module runs when it is imported, and may raise what it likes
             raise ConfigError(f"{self.kind} {name!r}: cannot load {where}: {in_one_line(e)}") from e
         return found

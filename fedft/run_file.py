@@ -9,7 +9,7 @@ from typing import Any
 
 from fedft import check, registry
 from fedft.compression import codec_names
-from fedft.config import DTYPE_ALIASES, DTYPES, RunConfig, Strategy, budget_of
+from fedft.config import DTYPE_ALIASES, DTYPES, RunConfig, Strategy, budget_of, instead_of
 from fedft.data import labels, source_paths, template_checks
 from fedft.errors import ConfigError
 from fedft.models import tasks
@@ -38,11 +38,15 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str 
 def read(path: Path, missing: str) -> dict[str, Any]:
     """The tables of the TOML file at `path`. Raises ConfigError in one line; `missing` says that there is no file."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows begin files with a mark
     except FileNotFoundError as e:
         raise ConfigError(f"{path}: {missing}") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot be read: {e}") from e
+    except IsADirectoryError as e:
+        raise ConfigError(f"{path}: cannot be read: is a folder, wanted a TOML file") from e
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: cannot be read: not UTF-8 text, byte {e.start}: {e.reason}") from e
     except tomllib.TOMLDecodeError as e:
         raise ConfigError(f"{path}: not valid TOML: {e}") from e
 
@@ -98,18 +102,16 @@ def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
 
 def _for_strategy(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The tables with the chosen strategy's sub-tables merged in and those of other strategies left out."""
-    known, strategies = {f.name for f in fields(RunConfig)}, registry.strategies.names()
+    known, strategies = [f.name for f in fields(RunConfig)], registry.strategies.names()
     for name, table in tables.items():
         if name not in known:
-            raise ConfigError(f"{where}: no table [{name}]{check.nearest(name, known)}")
+            there = check.nearest(name, known) or f"; a run file has {', '.join(known)}"
+            raise ConfigError(f"{where}: no table [{name}]{there}")
         if not isinstance(table, Mapping):
             raise ConfigError(f"{where}: {name} is a value, wanted a table [{name}]")
     chosen = tables.get("strategy", {}).get("name", Strategy.name)
     if isinstance(chosen, str) and chosen not in strategies and ":" not in chosen:
-        raise ConfigError(
-            f"{where}: [strategy] name: no strategy {chosen!r}; there are {', '.join(strategies)}"
-            f"{check.nearest(chosen, strategies)}"
-        )
+        raise ConfigError(f"{where}: [strategy] name: {registry.strategies.unknown(chosen)}")
     merged: dict[str, Any] = {}
     for name, table in tables.items():
         own = {k: v for k, v in table.items() if k in strategies and isinstance(v, Mapping)}
@@ -125,7 +127,7 @@ def checked_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in table:
         if key not in hints:
-            raise ConfigError(f"{where} has no {key!r}{check.nearest(key, hints)}")
+            raise ConfigError(f"{where} has no {key!r}{instead_of(key, kind)}")
     values = {k: _typed(hints[k], v, f"{where} {k}") for k, v in table.items()}
     missing = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
     for key in missing:
@@ -144,79 +146,72 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 def _check_names(c: RunConfig) -> None:
     """Raise ValueError where a name is neither known nor "module:name"; nothing is imported."""
     chosen: list[tuple[str, registry.Registry, registry.Choice]] = [
-        ("partition", registry.partitioners, c.data.partition),
-        ("optimizer", registry.optimizers, c.local.optimizer),
-        ("adapter", registry.adapters, c.model.adapter),
-        ("objective", registry.objectives, c.local.objective),
-        *(("transforms", registry.transforms, choice) for choice in c.local.transforms),
-        *(("gates", registry.gates, choice) for choice in c.server.gates),
+        ("[data] partition", registry.partitioners, c.data.partition),
+        ("[local] optimizer", registry.optimizers, c.local.optimizer),
+        ("[model] adapter", registry.adapters, c.model.adapter),
+        ("[local] objective", registry.objectives, c.local.objective),
+        *(("[local] transforms", registry.transforms, choice) for choice in c.local.transforms),
+        *(("[server] gates", registry.gates, choice) for choice in c.server.gates),
         *(("[eval] metrics", registry.metrics, choice) for choice in c.eval.metrics),
         *(("[server] loggers", registry.loggers, choice) for choice in c.server.loggers),
-        *(("plan", registry.planners, choice) for choice in (c.clients.plan,) if choice is not None),
+        *(("[clients] plan", registry.planners, choice) for choice in (c.clients.plan,) if choice is not None),
     ]
     for key, known, choice in chosen:
         name = registry.named(choice, key)[0]
-        if ":" in name or name in known:
-            continue
-        names = known.names()
-        if key.startswith("["):
-            there = f"no {known.kind} {name!r:.80}; there are {', '.join(names)}"
-            raise ValueError(f"{key}: {there}{check.nearest(name, names)}")
-        check.one_of(names, **{key: name})
+        if ":" not in name and name not in known:
+            raise ValueError(f"{key}: {known.unknown(name)}")
 
 
 def _check(c: RunConfig, where: str) -> None:
+    def of(table: str, *keys: str) -> dict[str, Any]:
+        """Those values of a table that are said, under the names that a message gives them."""
+        values = {f"[{table}] {key}": getattr(getattr(c, table), key) for key in keys}
+        return {name: value for name, value in values.items() if value is not None}
+
     try:
         task = tasks.of(c.model.task)
-        check.one_of(DTYPES, dtype=c.model.dtype)
+        check.one_of(DTYPES, **of("model", "dtype"))
         _check_names(c)
         for way, read, name in (("up", codec_names.parse, c.codec.up), ("down", codec_names.downloads, c.codec.down)):
             try:
                 read(name)
             except ValueError as e:
                 raise ValueError(f"[codec] {way}: {e}") from e
-        check.one_of(("none",), privacy_mode=c.privacy.mode)
-        check.one_of(("local", "ray"), mode=c.server.mode)
-        check.at_least(1, steps=c.local.steps, batch_size=c.local.batch_size, threads=c.local.threads)
-        check.at_least(1, rounds=c.server.rounds, attempts=c.server.attempts, every=c.eval.every)
+        check.one_of(("none",), **of("privacy", "mode"))
+        check.one_of(("local", "ray"), **of("server", "mode"))
         if c.server.together != "auto":
-            check.at_least(1, together=c.server.together)
+            check.at_least(1, **of("server", "together"))
         if c.server.budget is not None:
             budget_of(c.server.budget)
-        check.at_least(1, eval_batch_size=c.eval.batch_size, generate_tokens=c.eval.generate_tokens)
-        check.at_least(1, max_num_examples=c.limits.max_num_examples, quarantine_after=c.limits.quarantine_after)
-        check.at_least(1, min_rows=c.data.min_rows)
+        check.at_least(1, **of("local", "steps", "batch_size", "threads"), **of("server", "rounds", "attempts"))
+        check.at_least(1, **of("eval", "every", "batch_size", "generate_tokens", "clients", "max_rows"))
+        check.at_least(1, **of("limits", "max_num_examples", "quarantine_after", "max_bytes"))
+        check.at_least(1, **of("data", "min_rows", "clients", "max_prompt"), **of("clients", "per_round"))
         if c.data.max_length != "auto":
-            check.at_least(2, max_length=c.data.max_length)  # the first token is never learned
-        check.at_least(0, learning_rate=c.local.learning_rate, weight_decay=c.local.weight_decay)
-        check.above(0, learning_rate_decay=c.local.learning_rate_decay)
-        check.at_least(0, momentum=c.local.momentum, grace_s=c.server.grace_s)
-        check.between(0, 2**53 - 1, seed=c.server.seed)  # what JSON keeps exactly
-        check.between(0, 1, quorum=c.server.quorum, holdout=c.data.holdout, lora_dropout=c.model.lora_dropout)
-        check.above(0, alpha=c.data.alpha, norm_factor=c.limits.norm_factor)
-        if c.limits.max_share is not None:
-            check.between(0.5, 1, max_share=c.limits.max_share)
-        counts = {"per_round": c.clients.per_round, "clients": c.data.clients, "eval": c.eval.clients}
-        counts |= {"max_prompt": c.data.max_prompt, "max_bytes": c.limits.max_bytes, "max_rows": c.eval.max_rows}
-        check.at_least(1, **{name: value for name, value in counts.items() if value is not None})
-        sizes = {"lora_alpha": c.model.lora_alpha, "max_grad_norm": c.local.max_grad_norm}
-        sizes |= {"deadline_s": c.server.deadline_s, "max_norm": c.limits.max_norm}
-        check.above(0, **{name: value for name, value in sizes.items() if value is not None})
+            check.at_least(2, **of("data", "max_length"))  # the first token is never learned
+        check.at_least(0, **of("local", "learning_rate", "weight_decay", "momentum"), **of("server", "grace_s"))
+        check.between(0, 2**53 - 1, **of("server", "seed"))  # what JSON keeps exactly
+        check.between(0, 1, **of("server", "quorum"), **of("data", "holdout"), **of("model", "lora_dropout"))
+        check.above(0, **of("local", "learning_rate_decay", "max_grad_norm"), **of("server", "deadline_s"))
+        check.above(0, **of("data", "alpha"), **of("limits", "norm_factor", "max_norm"), **of("model", "lora_alpha"))
+        check.between(0.5, 1, **of("limits", "max_share"))
         if not c.model.targets or (isinstance(c.model.targets, list) and "" in c.model.targets):
-            raise ValueError(f"targets is {c.model.targets!r}, wanted 'all-linear' or name endings")
+            raise ValueError(f"[model] targets is {c.model.targets!r}, wanted 'all-linear' or name endings")
         for target in [c.model.targets] if isinstance(c.model.targets, str) else c.model.targets:
             if target.startswith("re:"):
-                check.expression("targets", target.removeprefix("re:"))
+                check.expression("[model] targets", target.removeprefix("re:"))
         if c.model.layers is not None:
-            check.number_ranges("layers", c.model.layers)
+            check.number_ranges("[model] layers", c.model.layers)
         if any(not n or n.startswith("re:") for n in c.model.modules_to_save):
-            raise ValueError(f"modules_to_save is {c.model.modules_to_save!r}, wanted names or endings of names")
+            raise ValueError(
+                f"[model] modules_to_save is {c.model.modules_to_save!r}, wanted names or endings of names"
+            )
         template_checks.check_forms(c.data, c.model.task, registry.named(c.local.objective, "objective")[0])
         labels.check_names(c.model, c.data)
         if not c.ranks():
-            raise ValueError("expected at least one rank, got an empty list")
+            raise ValueError("[clients] rank: expected at least one rank, got an empty list")
         for rank in c.ranks():
-            check.at_least(1, rank=rank)
+            check.at_least(1, **{"[clients] rank": rank})
         if not task.generates and c.eval.rouge:
             raise ValueError("[eval] rouge compares generated text; task sequence-classification generates none")
         whole = "modules_to_save" if c.model.modules_to_save else "classifiers' heads"
@@ -234,5 +229,7 @@ def load_options(overrides: Sequence[str]) -> dict[str, Any]:
     """
     tables: dict[str, Any] = {}
     for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"--set {override!r}: wanted option=value")
         _apply(tables, f"options.{override}")
     return tables.get("options", {})

@@ -81,12 +81,16 @@ def race(
             from 0 to 1, note), and `ran` (contender, seed, result) or `stopped` (contender, seed, reason).
     Raises:
         ConfigError: no contenders, labels that cannot be told apart or name no folder, nothing to measure on, a
-            strategy that cannot run so, or runs of another config under `out`; before any work.
+            strategy that cannot run so, an `out` that cannot be written or has runs of another config; before any work.
     """
     observe = Audience(observe)
     _check(contenders, seeds)
     bound = [f"server.budget={budget}"] if budget is not None else []
     planned = {c.label: _planned(file, c, seeds, [*overrides, *bound], out, observe) for c in contenders}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--out {out}: cannot be written: {e.strerror}") from e
     about = {
         "run file": file.name,
         **finished_runs.about([config for of_seeds in planned.values() for config in of_seeds]),

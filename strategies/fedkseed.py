@@ -28,6 +28,7 @@ Qin et al., "Federated Full-Parameter Tuning of Billion-Sized Language Models wi
 Kilobytes", ICML 2024, arXiv:2312.06353.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from fedft.contract import Data, Handle, Trained, Turn
@@ -53,6 +54,7 @@ def fedkseed(
     no_decay: list[str] | None = None,
     sampling: Literal["with_replacement", "without_replacement"] = "with_replacement",
     table: Directions | None = None,
+    draws: Sequence[int] | None = None,
 ) -> Recipe:
     """Zeroth-order federated tuning in K fixed directions.
 
@@ -66,10 +68,11 @@ def fedkseed(
             ["bias", "layer_norm", "layernorm"], which misses Llama's last norm; "norm" has that, too. Needs float32.
         sampling: draw a round's directions `with_replacement` (the paper) or `without_replacement`, K at a time.
         table: K directions in place of the generator's (`independent.Table`), to check numbers by hand.
+        draws: numbers 0 .. K - 1 of the directions of every turn's steps, in place of those drawn; for the same.
     """
     if no_decay and space == "lora":
         raise ValueError("no_decay names parameters of the base, none of which moves with space = 'lora'")
-    pool = SeedPool(K, how, pro, family, weight_decay, sampling, table, tuple(no_decay or ()))
+    pool = SeedPool(K, how, pro, family, weight_decay, sampling, table, tuple(no_decay or ()), tuple(draws or ()))
     pairs = SeedPairs(pool)
 
     def local(handle: Handle, data: Data, turn: Turn) -> Trained:

@@ -20,8 +20,10 @@ paper's) it is (d/K) sum_k p_k^2 |D_k|^2, for as many times the download as ther
 
 `variant="reference"` is what the published code computes (`fedft.randomness.block_sketch.Subsets`): K seeds fixed for
 the run, of which each client picks some at random for each block, and one third of the update, so its server rates of 3
-to 10 mean a third of that. Not copied: half precision, blocks that share one stream, the silent clip to norm 10, tables
-weighted equally, the server's momentum.
+to 10 mean a third of that. Small tensors that are neighbours in the model are one block; clients count alike; and of
+the mean no term gamma_j z_j of a block is longer than 10, before eta_g. The state has the coordinates before this clip.
+Not copied: half precision, blocks that share one stream, updates that are not finite left out, the server's momentum
+(the published script has none).
 
 A machine keeps the sum of the rounds beside the weights. `largest_move`, a metric, is the largest |Z gamma_l| / |w_l|
 of one client's update: beyond a tenth the rates are too high for so few coordinates.
@@ -30,16 +32,19 @@ Shu, Hu, Ng, Low, Yu, "Ferret: Federated Full-Parameter Tuning at Scale for Larg
 arXiv:2409.06277.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from fedft import check
+from fedft.aggregation.mean import mean, uniform_mean
 from fedft.compression import codec_names
 from fedft.compression.error_feedback import ErrorFeedback, Sent
 from fedft.config import RunConfig
 from fedft.randomness import sketch
-from fedft.randomness.block_sketch import BlockSketch, Budget, Source, Subsets
+from fedft.randomness.block_sketch import BlockSketch, Budget, Subsets
 from fedft.randomness.independent import Table
-from fedft.recipe import Recipe, mean
+from fedft.randomness.source import Source
+from fedft.recipe import Recipe
 from fedft.strategies.parts import growing_history
 from fedft.strategies.parts.block_coordinates import BlockCoordinates, admit, relayed
 from fedft.strategies.parts.spaces import Space, kind_of
@@ -57,6 +62,7 @@ def ferret(
     family: str = "hadamard",
     variant: Literal["exact", "reference"] = "exact",
     table: Table | None = None,
+    draws: Sequence[int] | None = None,
 ) -> Recipe:
     """First-order federated tuning whose updates travel as a few thousand coordinates.
 
@@ -74,9 +80,10 @@ def ferret(
             late, so it wants small steps. Needs scale = projection, mmse or lstsq.
         space: all parameters, or the LoRA factors only.
         family: `hadamard` (default), `rademacher` or `gaussian`.
-        variant: `exact`, or `reference` for the published code's subsets, seeds and scale.
+        variant: `exact`, or `reference` for the published code's blocks, subsets, seeds, scale, weights and clip.
         table: directions of variance 1 in place of the generator's (`independent.Table`), to check numbers by hand; a
             block uses the first K_l of its own.
+        draws: numbers of the K seeds as every block takes them, in place of a random order; of the reference only.
     """
     check.above(0, server_lr=server_lr)
     check.one_of(("shared", "per_client", "fixed"), seeds=seeds)
@@ -90,16 +97,19 @@ def ferret(
     if variant == "reference":
         if scale != "unbiased" or seeds == "per_client":
             raise ValueError("variant 'reference' has its own scale, and seeds fixed for the run; leave both out")
-        blocks, seeds = Subsets(K, blocks.source), "fixed"
+        blocks, seeds = Subsets(K, blocks.source, tuple(draws or ())), "fixed"
+    elif draws is not None:
+        raise ValueError("draws are of variant 'reference'; all others use every direction")
     return _recipe(BlockCoordinates(blocks, seeds, server_lr, kind_of(space)), scale, error_feedback)
 
 
 def _recipe(coordinates: BlockCoordinates, scale: str, error_feedback: bool) -> Recipe:
     shared = not coordinates.own_seeds
+    by_examples = isinstance(coordinates.sketch, Budget)
     return Recipe(
         "ferret",
         coordinates.space,
-        aggregate=mean if shared else relayed,
+        aggregate=relayed if not shared else mean if by_examples else uniform_mean,
         uploads=(ErrorFeedback(coordinates) if error_feedback else Sent(coordinates),),
         initial=coordinates.initial,
         server=coordinates.grow,
@@ -110,8 +120,8 @@ def _recipe(coordinates: BlockCoordinates, scale: str, error_feedback: bool) -> 
         admit=admit,
         check=lambda config: _check(config, 2 if shared else 3, scale),
         upload_kind="numbers",
-        linear=shared,
-        ring_summable=shared,
+        linear=shared and by_examples,  # sums elsewhere are by examples
+        ring_summable=shared and by_examples,
         reveals_clients=not shared,
         keeps=error_feedback,
     )

@@ -15,7 +15,8 @@ arXiv:2305.17333.
 """
 
 from fedft.config import RunConfig
-from fedft.randomness import families
+from fedft.randomness.independent import Table
+from fedft.randomness.source import Source
 from fedft.recipe import Handle, Recipe, Turn, back_to_base
 from fedft.strategies.parts import growing_history
 from fedft.strategies.parts.fresh_walks import Fresh
@@ -27,15 +28,18 @@ from fedft.training.zeroth_rules import Walk
 
 
 @takes_walk("resample", "blocks", "coordinate", "first_order_from", "first_order_factor")
-def mezo(how: Walk, *, space: Space = "full", family: str = "hadamard") -> Recipe:
+def mezo(how: Walk, *, space: Space = "full", family: str = "hadamard", table: Table | None = None) -> Recipe:
     """Zeroth-order federated tuning with a growing history of scalars.
 
     Args:
         space: all parameters, or the LoRA factors only.
         family: of directions: `hadamard` (default), `rademacher` or `gaussian`.
+        table: directions of the steps of every turn, the first one first, in place of the generator's
+            (`independent.Table`), to check numbers by hand.
     """
-    how.check_span(zeroth_rules.signs(families.make(family, 0, 1)))
-    walks, history = Fresh(how, family), growing_history.Replay()
+    source = Source(family, table)
+    how.check_span(zeroth_rules.signs(source.directions(0, 1)))
+    walks, history = Fresh(how, source), growing_history.Replay()
 
     def check_run(config: RunConfig) -> None:
         walks.check(config)

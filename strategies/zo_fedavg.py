@@ -17,7 +17,8 @@ Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark", ICML 2024, arXi
 """
 
 from fedft.arithmetic import tensors
-from fedft.randomness import families
+from fedft.randomness.independent import Table
+from fedft.randomness.source import Source
 from fedft.recipe import Data, Handle, Recipe, Trained, Turn
 from fedft.strategies.parts.fresh_walks import Fresh
 from fedft.strategies.parts.spaces import Space, kind_of
@@ -26,15 +27,16 @@ from fedft.training.zeroth_rules import Walk
 
 
 @takes_walk()
-def zo_fedavg(how: Walk, *, space: Space = "lora", family: str = "hadamard") -> Recipe:
+def zo_fedavg(how: Walk, *, space: Space = "lora", family: str = "hadamard", table: Table | None = None) -> Recipe:
     """Federated averaging of zeroth-order local steps.
 
     Args:
         space: all parameters, or the LoRA factors only.
         family: of directions: `hadamard` (default), `rademacher` or `gaussian`.
+        table: directions of the steps of every turn, the first one first, in place of the generator's
+            (`independent.Table`), to check numbers by hand.
     """
-    families.make(family, 0, 1)  # refuses what there is not
-    fresh = Fresh(how, family)
+    fresh = Fresh(how, Source(family, table))
 
     def local(handle: Handle, data: Data, turn: Turn) -> Trained:
         """The turn's steps; uploads the change of every tensor that is trained."""

@@ -1,12 +1,14 @@
 """Run files: what is accepted, and the one line that says what is not."""
 
+import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedft import run_file, strategies
+from fedft import config, run_file, strategies
 from fedft.errors import ConfigError
 
 
@@ -24,32 +26,32 @@ def written(folder: Path, text: str) -> Path:
         ("local = 3\n", "run.toml: local is a value, wanted a table [local]"),
         ("[local]\nsteps = 'ten'\n", "run.toml: [local] steps is 'ten', wanted int"),
         ("[local]\nsteps = true\n", "run.toml: [local] steps is True, wanted int"),
-        ("[local]\nsteps = 0\n", "run.toml: expected steps >= 1, got 0"),
-        ("[clients]\nrank = 0\n", "run.toml: expected rank >= 1, got 0"),
-        ("[clients]\nrank = [4, 0]\n", "run.toml: expected rank >= 1, got 0"),
-        ("[clients]\nrank = []\n", "run.toml: expected at least one rank, got an empty list"),
+        ("[local]\nsteps = 0\n", "run.toml: expected [local] steps >= 1, got 0"),
+        ("[clients]\nrank = 0\n", "run.toml: expected [clients] rank >= 1, got 0"),
+        ("[clients]\nrank = [4, 0]\n", "run.toml: expected [clients] rank >= 1, got 0"),
+        ("[clients]\nrank = []\n", "run.toml: [clients] rank: expected at least one rank, got an empty list"),
         ("[model]\ntask = 'causal'\n", "did you mean 'causal-lm'?"),
         ("[codec]\nup = 'int9'\n", "did you mean 'int8'?"),
-        ("[server]\nquorum = 1.5\n", "expected 0 <= quorum <= 1, got 1.5"),
+        ("[server]\nquorum = 1.5\n", "expected 0 <= [server] quorum <= 1, got 1.5"),
         ("[model]\ntask = 'sequence-classification'\n", "needs [model] labels, at least two"),
         ("[local\n", "run.toml: not valid TOML"),
-        ("[local]\nmax_grad_norm = 0\n", "expected max_grad_norm > 0, got 0.0"),
-        ("[local]\nmomentum = -0.1\n", "expected momentum >= 0, got -0.1"),
-        ("[model]\nlora_alpha = 0.0\n", "expected lora_alpha > 0, got 0.0"),
+        ("[local]\nmax_grad_norm = 0\n", "expected [local] max_grad_norm > 0, got 0.0"),
+        ("[local]\nmomentum = -0.1\n", "expected [local] momentum >= 0, got -0.1"),
+        ("[model]\nlora_alpha = 0.0\n", "expected [model] lora_alpha > 0, got 0.0"),
         ("[model]\ntargets = []\n", "targets is [], wanted 'all-linear' or name endings"),
         ("[model]\ntargets = ''\n", "targets is '', wanted"),
-        ("[data]\nmax_prompt = 0\n", "expected max_prompt >= 1, got 0"),
-        ("[data]\nmax_length = 1\n", "expected max_length >= 2, got 1"),
+        ("[data]\nmax_prompt = 0\n", "expected [data] max_prompt >= 1, got 0"),
+        ("[data]\nmax_length = 1\n", "expected [data] max_length >= 2, got 1"),
         ("[server]\nseed = -1\n", "seed <= 9007199254740991, got -1"),
         ("[server]\nseed = 9007199254740992\n", "seed <= 9007199254740991, got 9007199254740992"),
-        ("[server]\ndeadline_s = 0\n", "expected deadline_s > 0, got 0.0"),
-        ("[server]\ngrace_s = -1\n", "expected grace_s >= 0, got -1.0"),
-        ("[limits]\nmax_norm = nan\n", "expected max_norm > 0, got nan"),
-        ("[limits]\nmax_bytes = 0\n", "expected max_bytes >= 1, got 0"),
-        ("[limits]\nquarantine_after = 0\n", "expected quarantine_after >= 1, got 0"),
-        ("[limits]\nmax_num_examples = 0\n", "expected max_num_examples >= 1, got 0"),
-        ("[eval]\nmax_rows = 0\n", "expected max_rows >= 1, got 0"),
-        ("[eval]\ngenerate_tokens = 0\n", "expected generate_tokens >= 1, got 0"),
+        ("[server]\ndeadline_s = 0\n", "expected [server] deadline_s > 0, got 0.0"),
+        ("[server]\ngrace_s = -1\n", "expected [server] grace_s >= 0, got -1.0"),
+        ("[limits]\nmax_norm = nan\n", "expected [limits] max_norm > 0, got nan"),
+        ("[limits]\nmax_bytes = 0\n", "expected [limits] max_bytes >= 1, got 0"),
+        ("[limits]\nquarantine_after = 0\n", "expected [limits] quarantine_after >= 1, got 0"),
+        ("[limits]\nmax_num_examples = 0\n", "expected [limits] max_num_examples >= 1, got 0"),
+        ("[eval]\nmax_rows = 0\n", "expected [eval] max_rows >= 1, got 0"),
+        ("[eval]\ngenerate_tokens = 0\n", "expected [eval] generate_tokens >= 1, got 0"),
         ("[model]\ntask = 'sequence-classification'\nlabels = ['a', 'a']\n", "labels that are distinct"),
         (
             "[model]\ntask = 'sequence-classification'\nlabels = ['a', 'b']\n[eval]\nrouge = true\n",
@@ -62,6 +64,23 @@ def test_a_mistake_is_one_line_that_names_file_table_and_key(tmp_path: Path, tex
         run_file.load(written(tmp_path, text))
     assert said in str(e.value).replace(str(tmp_path) + "/", "")
     assert "\n" not in str(e.value)
+
+
+def test_keys_of_other_tools_are_none_of_ours_and_lead_to_one_of_ours() -> None:
+    ours = {
+        t: {f.name for f in fields(getattr(config.RunConfig(), t))} for t in (f.name for f in fields(config.RunConfig))
+    }
+    for key, there in config.OTHER_TOOLS.items():
+        assert not any(key in keys for keys in ours.values())
+        found = re.search(r"\[(\w+)\] (\w+)", there)
+        assert found
+        assert found[2] in ours[found[1]]
+
+
+def test_a_file_of_another_editor_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xef\xbb\xbf[local]\nsteps = 3\n")
+    assert run_file.load(path).local.steps == 3
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:

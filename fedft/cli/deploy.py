@@ -40,6 +40,7 @@ def split(
     config = configs.load(run, set_ or ())
     from fedft.simulations import split_for_sites as splits
 
+    address_of(server, "--server")
     for path in splits.split(config, to, server=server, keys=keys):
         typer.echo(path)
 
@@ -63,7 +64,9 @@ def server(
     config = configs.load(run, set_ or ())
     from fedft.server import app
 
-    place = app.Place(keys, None if superlink else address_of(listen), superlink, superlink_ca)
+    if superlink:
+        address_of(superlink, "--superlink")
+    place = app.Place(keys, None if superlink else address_of(listen, "--listen"), superlink, superlink_ca)
     _stop_on_sigterm()
     try:
         summary = app.serve(config, place, out, lift=lift or (), observe=_say)
@@ -100,11 +103,11 @@ def client(
     leave()
 
 
-def address_of(text: str) -> tuple[str, int]:
-    """Host and port of a --listen. Raises ConfigError."""
+def address_of(text: str, option: str) -> tuple[str, int]:
+    """Host and port that an option says. Raises ConfigError."""
     host, colon, port = text.rpartition(":")
     if not (host and colon and port.isdecimal() and int(port) < 65536):
-        raise ConfigError(f"--listen {text!r}: wanted HOST:PORT, for instance 0.0.0.0:9443")
+        raise ConfigError(f"{option} {text!r}: wanted HOST:PORT, for instance 0.0.0.0:9443")
     return host.strip("[]"), int(port)
 
 

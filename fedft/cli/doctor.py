@@ -168,7 +168,9 @@ def _server(
     yield from findings_of("keys", lambda: doctor_deploy.server_keys(keys))
     quorum = loaded[0].server.quorum if loaded else None
     yield from findings_of("roster", lambda: doctor_deploy.roster(keys / "roster.toml", quorum))
-    yield from findings_of("listen", lambda: doctor_deploy.listening(*deploy.address_of(listen), keys / "ca.pem"))
+    yield from findings_of(
+        "listen", lambda: doctor_deploy.listening(*deploy.address_of(listen, "--listen"), keys / "ca.pem")
+    )
     if loaded and not no_model:
         m, seed = loaded[0].model, loaded[0].server.seed
         head = {"labels": m.labels, "problem_type": m.problem_type}

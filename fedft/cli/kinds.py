@@ -88,6 +88,17 @@ def _headline(kind: str, name: str) -> str:
     return doc.strip().split("\n")[0]
 
 
+def _codec(name: str) -> str:
+    """The name, if it is one. Raises ConfigError."""
+    from fedft.compression import codec_names
+
+    try:
+        codec_names.parse(name)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    return name
+
+
 def check(
     kind: Annotated[str, typer.Argument(help="strategy, adapter, codec, objective, optimizer, partitioner...")],
     name: Annotated[str, typer.Argument(callback=named, help='A name, or "package.module:factory".')],
@@ -108,7 +119,7 @@ def check(
         raise ConfigError(f"there is no contract suite of kind {kind} yet; there are {', '.join(registry.SUITES)}")
     known, options = registry.REGISTRIES[kind], load_options(set_ or ())
     if kind == "codec":
-        value: Any = name
+        value: Any = _codec(name)
     else:
         value = known.make(name, options) if known.called else known.load(name)
     module, _, suite = registry.SUITES[kind].partition(":")

@@ -8,16 +8,17 @@ stderr and a non-zero exit code; a traceback is a bug of ours.
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fedft.cli import bench, deploy, doctor, keys, kinds
 from fedft.cli.code import Allow, SetKeys, named
-from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
+from fedft.errors import EXIT_INTERRUPTED, ClientFailed, ConfigError, FedftError, Interrupted, RunPaused
 
 app = typer.Typer(
     name="fedft",
@@ -175,13 +176,26 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="NAME", callback=named, help="Also this one, e.g. exact_match; can be repeated."),
     ] = None,
+    compeft: Annotated[
+        bool, typer.Option("--compeft", help="Instead: which density and scale of the codec compeft to take.")
+    ] = False,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Loss, accuracy and other metrics of a run's newest state on every client's held-out rows."""
     from fedft.reports.terminal import table
-    from fedft.simulations import finished_run
+    from fedft.simulations import compeft_choice, finished_run
 
+    if compeft:
+        if rouge or metric:
+            raise ConfigError("--compeft goes by the loss alone; leave --rouge and --metric out")
+        best, tried = compeft_choice.choose(folder)
+        if as_json:
+            typer.echo(json.dumps({"best": best, "tried": tried}))
+        else:
+            table(compeft_choice.of_each_density(tried), tuple(tried[0]))
+            typer.echo(f'the least loss, of {len(tried) - 1} pairs tried:  [codec] up = "{best}"')
+        return
     by_client, mean = finished_run.evaluate_run(folder, rouge=rouge, more=metric or ())
     if as_json:
         typer.echo(json.dumps({"mean": mean, "clients": by_client}, sort_keys=True))
@@ -233,8 +247,8 @@ def main() -> None:
         typer.echo(f"fedft: {e}", err=True)
         sys.exit(e.exit_code)
     except Exception as e:
-        if _is_usage(e):
-            typer.echo(f"fedft: {e.format_message()}", err=True)  # type: ignore[attr-defined]
+        if hasattr(e, "format_message") and hasattr(e, "exit_code"):  # of typer and click
+            typer.echo(f"fedft: {_usage(e)}", err=True)
             sys.exit(2)
         raise
     if code == EXIT_INTERRUPTED:
@@ -242,5 +256,8 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _is_usage(e: Exception) -> bool:
-    return hasattr(e, "format_message") and hasattr(e, "exit_code")
+def _usage(e: Any) -> str:
+    """What is wrong with a command line, and where its help is."""
+    said = e.format_message().strip().rstrip(".") or "no command given"
+    said = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", said)  # typer and click both suggest
+    return f"{said}; see {e.ctx.command_path if e.ctx else 'fedft'} --help"

@@ -4,8 +4,9 @@
     sent      SCALE std(u) sign(u) where kept, 0 elsewhere: one magnitude for all tensors; each is written as `ternary`
               writes it, the magnitude in bf16
 
-std is that of all d entries, with d - 1 for d. SCALE is tuned on held-out rows in the paper, from 0.5 to 10; left out,
-it is 1. For Gaussian u the mean of what is kept, which `ternary` sends, is about 2 std at a DENSITY of 0.1.
+std is that of all d entries, with d - 1 for d. SCALE left out is 1. In the paper both numbers are tuned on held-out
+rows, SCALE from 0.5 to 10; `fedft eval DIR --compeft` does so for what a run learned. For Gaussian u the mean of what
+is kept, which `ternary` sends, is about 2 std at a DENSITY of 0.1.
 
 Tensors of small entries, as the A of a pair beside its B may be, can lose all of theirs: `ternary:DENSITY` ranks each
 tensor by itself. A tensor that is packed outside a message is written as it is.

@@ -23,6 +23,8 @@ class Layout:
     adapter's rule."""
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Every parameter of the base, for full fine-tuning."""
+    order: tuple[str, ...] = ()
+    """Names of all parameters as the model defines them, one after the other; empty where nobody asked."""
     experts: frozenset[str] = frozenset()
     """Those of `modules` that are no layer but a matrix in a parameter of several, see `fedft.models.experts`."""
     whole: frozenset[str] = frozenset()

@@ -114,7 +114,9 @@ def called(parts: list[list[int]]) -> dict[str, list[int]]:
 
 def counted(rows: Sequence[Row], clients: int | None, how: str) -> int:
     """`clients`, if it is a number from 1 to that of the rows. Raises DataError."""
-    if clients is None or not 1 <= clients <= len(rows):
+    if clients is None:
+        raise DataError(f"partition {how!r} needs [data] clients: expected 1 to {len(rows)} clients, got none")
+    if not 1 <= clients <= len(rows):
         raise DataError(f"partition {how!r} of {len(rows)} rows: expected 1 to {len(rows)} clients, got {clients}")
     return clients
 

@@ -70,6 +70,11 @@ def rows(path: Path) -> Iterator[tuple[str, Row]]:
     return _json_list(path) if begins == "[" else _json_lines(path)
 
 
+def _looked(path: Path) -> str:
+    """Where a file was looked for whose path a run file says."""
+    return "" if path.is_absolute() else f", neither beside the run file nor in {Path.cwd()}"
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines with their ends; what hinders reading is a DataError at its line."""
     number = 0
@@ -80,7 +85,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeError as e:
         raise DataError(f"{path}, line {number + 1}: {_not_text(e)}") from e
     except FileNotFoundError as e:
-        raise DataError(f"{path}: no such file") from e
+        raise DataError(f"{path}: no such file{_looked(path)}") from e
     except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"{path}: cannot be read behind line {number}: {e}") from e
 
@@ -180,6 +185,6 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
                     number += 1
                     yield f"{path}, record {number}", row
     except FileNotFoundError as e:
-        raise DataError(f"{path}: no such file") from e
+        raise DataError(f"{path}: no such file{_looked(path)}") from e
     except (OSError, ArrowException) as e:
         raise DataError(f"{path}: cannot be read as Parquet behind record {number}: {str(e).splitlines()[0]}") from e

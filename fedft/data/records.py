@@ -19,7 +19,7 @@ from typing import Any
 from fedft import check
 from fedft.data import record_files
 from fedft.data.record_files import FORMS, Row
-from fedft.errors import DataError, first_line
+from fedft.errors import DataError, first_line, offline
 
 log = logging.getLogger(__name__)
 
@@ -137,5 +137,4 @@ def _from_hub(source: str) -> list[Row]:
     try:
         return list(datasets.load_dataset(found["name"], configuration, split=split or "train"))
     except Exception as e:  # network, cache, script and Arrow errors of five libraries, none of them ours
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("0", "") else ""
-        raise DataError(f"{source}: no such file, and not to be had from the hub{offline}: {first_line(e)}") from e
+        raise DataError(f"{source}: no such file, and not to be had from the hub{offline()}: {first_line(e)}") from e

@@ -39,7 +39,10 @@ def load(source: str, task: str, **how: Any) -> Base:
         DataError: as there; and for an adapter that is no plain LoRA, or does not fit its base.
     """
     *folders, lowest = chain(source)
-    base = loading.load(lowest, task, **how)
+    try:
+        base = loading.load(lowest, task, **how)
+    except DataError as e:
+        raise DataError(f"{e}; {folders[-1]!r} is an adapter of it") if folders else e from e
     for folder in reversed(folders):
         base = merged(base, folder)
     return base

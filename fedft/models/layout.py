@@ -9,7 +9,7 @@ from fedft.contract import Layout
 from fedft.models import tasks
 from fedft.models.experts import experts_of
 from fedft.models.load import Base
-from fedft.models.parameters import parameters_of
+from fedft.models.parameters import order_of, parameters_of
 from fedft.models.targets import chosen
 from fedft.models.whole_modules import inside, whole_modules
 
@@ -42,8 +42,9 @@ def layout_of(
     made = getattr(model, "_keys_to_ignore_on_save", None) or ()  # by formula at every loading, as Marian's positions
     parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items() if n not in made}
     heads = {n: s for n, s in parameters.items() if inside(n, whole)}
+    order = tuple(n for n in order_of(model) if n in parameters)
     fused = frozenset(modules.keys() & experts)
-    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters), fused, whole)
+    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters), order, fused, whole)
 
 
 def _in_order(shapes: dict[str, Any]) -> dict[str, Any]:

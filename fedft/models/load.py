@@ -18,11 +18,12 @@ from torch import nn
 from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
 from fedft.data.labels import SINGLE
-from fedft.errors import DataError, FedftError, first_line
+from fedft.errors import DataError, FedftError, first_line, in_one_line, offline
 from fedft.models import classes, tasks, tokenizer_digest
 from fedft.models.classes import Classes
 from fedft.models.parameters import digest_of, parameters_of
 
+POINTER = b"version https://git-lfs"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -77,7 +78,7 @@ def load(
     """
     wanted = tasks.of(task)
     import transformers
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -89,6 +90,7 @@ def load(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if misfit := tasks.misfit(config, wanted):
             raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {misfit}")
+        tokenizer = _tokenizer(folder)  # before gigabytes of weights are read
         own, named = classes.of_config(config), Classes(labels, problem_type)
         if labels and not wanted.generates:
             if len(own.names) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
@@ -100,12 +102,11 @@ def load(
                 folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True
             )
         model, told = loaded
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model.to(place).eval()
     except FedftError:
         raise
     except Exception as e:  # of four libraries' parsers, on whatever lies in the folder
-        raise DataError(f"[model] id: cannot load {source!r} for {task}: {first_line(e)}") from e
+        raise DataError(_why_not(source, folder, task, e)) from e
     drawn = frozenset(told["missing_keys"]) & parameters_of(model).keys()
     if drawn and wanted.generates:
         raise lacking(source, config.model_type, drawn)
@@ -124,11 +125,39 @@ def _folder(source: str) -> str:
 
         return str(stdlib_base.ensure())
     folder = os.path.expanduser(source)
-    if not Path(folder).is_dir() and not HUB_ID.fullmatch(source):
+    if Path(folder).is_file():
+        raise DataError(
+            f"[model] id: {source!r} is a file; wanted the folder of a model as transformers saves it, with "
+            f"config.json, *.safetensors and a tokenizer"
+        )
+    if not source or (not Path(folder).is_dir() and not HUB_ID.fullmatch(source)):
         raise DataError(f"[model] id: no folder {source!r}; wanted a model folder or a hub id owner/name")
     if (Path(folder) / "adapter_config.json").is_file():
         raise DataError(f"[model] id: {source!r} is the folder of an adapter, not of a model")
     return folder
+
+
+def _tokenizer(folder: str) -> Any:
+    """The tokenizer of a model. Raises DataError with the whole of the reason, which says what is missing."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as e:  # of two libraries' parsers, on whatever lies in the folder
+        raise DataError(f"[model] id: cannot load the tokenizer of {folder!r}: {in_one_line(e)}") from e
+
+
+def _why_not(source: str, folder: str, task: str, e: Exception) -> str:
+    """The line that says why a model could not be loaded, and what to do where that is known."""
+    if not Path(folder).is_dir():
+        why = f"no such folder, and not to be had from the hub{offline()}: {first_line(e).rstrip('. ')}"
+        return f"[model] id: cannot load {source!r}: {why}"
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with file.open("rb") as opened:
+            if opened.read(len(POINTER)) == POINTER:
+                return f"[model] id: {file} is a pointer of Git LFS, not the weights; `git lfs pull` fetches them"
+    own_code = "; fedft runs no code of a model's folder" if "custom code" in str(e) else ""
+    return f"[model] id: cannot load {source!r} for {task}: {first_line(e).rstrip('. ')}{own_code}"
 
 
 def ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[str]) -> Base:
@@ -196,5 +225,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # fails where the device is not there, and on "meta", which holds nothing
     except (RuntimeError, AssertionError, ImportError) as e:
-        raise DataError(f"[model] device: cannot use {name!r}: {first_line(e)}") from e
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        why = first_line(e).split(". ")[0]
+        raise DataError(f"[model] device: cannot use {name!r}: {why}; there are {check.few(here)} here") from e
     return device

@@ -27,6 +27,18 @@ def shared_names(model: nn.Module) -> list[list[str]]:
     return [of for of in names.values() if len(of) > 1]
 
 
+def order_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of `parameters_of` as the model defines its parameters; a tied one stands where it is met first.
+
+    >>> two = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False))
+    >>> two[1].weight = two[0].weight
+    >>> order_of(two)
+    ('0.weight', '0.bias')
+    """
+    name = {p: n for n, p in parameters_of(model).items()}
+    return tuple(name[p] for p in model.parameters())
+
+
 def digest_of(model: nn.Module) -> str:
     """SHA-256 of a model's weights, hexadecimal: over names, dtypes and bytes of its parameters in canonical order.
 

@@ -38,7 +38,7 @@ WRITING = tuple(t.name for t in TASKS.values() if t.generates)
 
 def of(name: str) -> Task:
     """The task of this name. Raises ValueError, which names those that there are, for another one."""
-    check.one_of(tuple(TASKS), task=name)
+    check.one_of(tuple(TASKS), **{"[model] task": name})
     return TASKS[name]
 
 

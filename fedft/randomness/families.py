@@ -8,6 +8,7 @@ from fedft import check
 from fedft.randomness.directions import Directions
 
 FAMILIES = ("gaussian", "hadamard", "rademacher")
+LARGEST_ENTRY = {"gaussian": 6.7, "hadamard": 1.0, "rademacher": 1.0}
 
 
 def make(family: str, seed: int, count: int) -> Directions:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import durable
+from fedft.errors import ConfigError, RunPaused
 from fedft.reports import columns, plots
 from fedft.reports.comparison import BASELINES, readable, shown_columns
 from fedft.reports.finished_runs import gather
@@ -54,10 +55,13 @@ p.note { color: #767676; font-size: .87rem; max-width: 46rem } code { font-size:
 def write(folders: Sequence[Path], to: Path) -> dict[str, Any]:
     """Write the page that compares the runs and races in these folders to the file `to`; returns the comparison.
 
-    Raises ConfigError as `finished_runs.gather` does.
+    Raises ConfigError as `finished_runs.gather` does, and where `to` cannot be written.
     """
     comparison = gather(folders)
-    durable.write(to, page(comparison).encode())
+    try:
+        durable.write(to, page(comparison).encode())
+    except RunPaused as e:  # there is no run that could be resumed
+        raise ConfigError(f"--to {to}: cannot be written: {getattr(e.__cause__, 'strerror', e)}") from e
     return comparison
 
 

@@ -1,6 +1,6 @@
 """Updates that travel as their coordinates on random directions, block by block, and a model that is their history.
 
-upload    `coordinates` float32 [sum_l K_l], the blocks (tensors) in the order of their names' bytes
+upload    `coordinates` float32 [sum_l K_l], the blocks in the order of `BlockSketch.blocks`
           `norms` float32 [blocks], |D_l| of the update, where they decide the next round's K_l
           `seed` int32 [2], where each client has directions of its own (`seeded_rows`)
 state     a growing history (`growing_history`) of eta_g times the p_k-mean of them, or of every client's rows
@@ -18,11 +18,15 @@ from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.errors import RejectedUpdate
 from fedft.randomness import philox, sketch
-from fedft.randomness.block_sketch import BlockSketch, Drawn
+from fedft.randomness.block_sketch import Block, BlockSketch, Drawn
+from fedft.randomness.directions import Directions
 from fedft.recipe import Full, Handle, Layout, LoRA, State, Trained, Turn
 from fedft.strategies.parts import growing_history, seeded_rows
 from fedft.strategies.parts.growing_history import Replay
 from fedft.update import Plan, Shape, TensorSpec, Update
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of the tensors that are trained, by name, in the model's order."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class BlockCoordinates:
 
     def upload(self, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
         """Names, shapes and dtypes of an upload."""
-        counts = self.sketch.counts(None, [math.prod(s) for s in self._shapes(layout, plan.shape).values()])
+        shapes = self._shapes(layout, plan.shape)
+        counts = self._counts(None, self._blocks(shapes), shapes)
         spec = {"coordinates": TensorSpec((sum(counts),))}
         if self.sketch.adaptive:
             spec["norms"] = TensorSpec((len(counts),))
@@ -60,25 +65,30 @@ class BlockCoordinates:
 
         Raises FloatingPointError where the changes are not finite.
         """
-        norms = torch.tensor([sketch.size(changes[n]) for n in _names(changes)])
+        shapes = self._shapes(handle.layout, turn.plan.shape)
+        drawn = self._drawn(shapes, turn)
+        norms = torch.tensor([math.hypot(*(sketch.size(changes[n]) for n in block)) for block, _ in drawn])
         if not torch.isfinite(norms).all():
             raise FloatingPointError("the update is not finite")
-        drawn = self._drawn(changes, turn)
         gammas = self.sketch.coordinates(drawn, changes, norms, turn.seed)
         sent = {"coordinates": torch.cat(gammas)}
         if self.sketch.adaptive:
             sent["norms"] = norms
         if self.own_seeds:
             sent[seeded_rows.SEED] = philox.key_as_words(_own_seed(turn))
-        return Trained(sent, {"largest_move": self._largest_move(drawn, gammas, changes, handle)})
+        return Trained(sent, {"largest_move": self._largest_move(drawn, gammas, shapes, handle)})
 
     def read(self, sent: Tensors, changes: Tensors, turn: Turn) -> dict[str, Tensor]:
-        """What the server makes of an upload: Z_l gamma_l, under the names and in the shapes of the changes."""
-        found = {n: torch.zeros_like(changes[n]) for n in _names(changes)}
-        drawn = self._drawn(changes, turn)
+        """What the server makes of an upload: Z_l gamma_l, under the names and in the shapes of the changes.
+
+        For blocks whose order does not depend on the model's, which is not known here.
+        """
+        found = {n: torch.zeros_like(x) for n, x in changes.items()}
+        drawn = self._drawn({n: tuple(x.shape) for n, x in changes.items()}, turn)
         gammas = sent["coordinates"].split([z.count for _, z in drawn])
-        for (name, z), gamma in zip(drawn, gammas, strict=True):
-            sketch.rebuild(z, name, gamma, found[name])
+        for (block, z), gamma in zip(drawn, gammas, strict=True):
+            for name in block:
+                sketch.rebuild(z, name, gamma, found[name])
         return found
 
     def grow(self, state: State, change: Tensors) -> dict[str, Tensor]:
@@ -91,50 +101,61 @@ class BlockCoordinates:
     def start(self, handle: Handle, turn: Turn) -> None:
         """Put the model at w := w0 + all rounds; in the LoRA space w0 is the seeded A and B = 0."""
         before = {version + 1: told.get("norms") for version, told in growing_history.rounds(turn.held)}
+        shapes = self._shapes(handle.layout, turn.plan.shape)
+        blocks = self._blocks(shapes)
 
         def add(total: dict[str, Tensor], version: int, told: Tensors) -> None:
-            counts = self._counts(before.get(version), list(total.values()))
+            counts = self._counts(before.get(version), blocks, shapes)
             if seeded_rows.SEED in told:
                 rows = seeded_rows.each(told, "coordinates")
             else:
                 rows = iter([(self._shared_seed(turn.run_seed, version), told["coordinates"])])
             for seed, row in rows:
-                for (name, x), gamma in zip(total.items(), row.split(counts), strict=True):
-                    sketch.rebuild(self.sketch.source.directions(seed, name, len(gamma)), name, gamma, x)
+                for block, gamma in zip(blocks, row.split(counts), strict=True):
+                    self._rebuild(self.sketch.source.directions(seed, len(gamma)), gamma, {n: total[n] for n in block})
 
-        shapes = self._shapes(handle.layout, turn.plan.shape)
         change: Mapping[str, Tensor] = self._replay.change(turn.held, shapes, turn.run_seed, add)
         if not self.space.of_base:  # the frozen start that changes are of
             change = tensors.add(self.space.initial(handle.layout, turn.plan.shape, turn.run_seed), change)
         handle.write(change)
 
     def _shapes(self, layout: Layout, shape: Shape) -> dict[str, tuple[int, ...]]:
-        """The blocks' shapes, in the order of their coordinates."""
-        spec = self.space.spec(layout, shape)
-        return {n: spec[n].shape for n in _names(spec)}
+        """The tensors' shapes in the model's order, where it is known of them all; else that of their names' bytes."""
+        spec, place = self.space.spec(layout, shape), {n: i for i, n in enumerate(layout.order)}
+        return {n: spec[n].shape for n in sorted(spec, key=lambda n: (place.get(n, len(place)), n.encode()))}
 
-    def _counts(self, norms: Tensor | None, blocks: Sequence[Tensor]) -> list[int]:
+    def _blocks(self, shapes: Shapes) -> list[Block]:
+        return self.sketch.blocks({n: math.prod(s) for n, s in shapes.items()})
+
+    def _counts(self, norms: Tensor | None, blocks: Sequence[Block], shapes: Shapes) -> list[int]:
         """K_l by block; `norms` of the round before as the state holds them."""
         known = None if norms is None else norms.view(torch.float32).tolist()
-        return self.sketch.counts(known, [x.numel() for x in blocks])
+        return self.sketch.counts(known, [sum(math.prod(shapes[n]) for n in block) for block in blocks])
 
-    def _drawn(self, changes: Tensors, turn: Turn) -> Drawn:
+    def _drawn(self, shapes: Shapes, turn: Turn) -> Drawn:
         """The blocks of a turn, each with its directions, by the norms of the round before."""
-        told, names = growing_history.rounds(turn.held), _names(changes)
-        counts = self._counts(told[-1][1].get("norms") if told else None, [changes[n] for n in names])
+        told, blocks = growing_history.rounds(turn.held), self._blocks(shapes)
+        counts = self._counts(told[-1][1].get("norms") if told else None, blocks, shapes)
         seed = _own_seed(turn) if self.own_seeds else self._shared_seed(turn.run_seed, turn.plan.version)
-        return [(n, self.sketch.source.directions(seed, n, k)) for n, k in zip(names, counts, strict=True)]
+        return [(block, self.sketch.source.directions(seed, k)) for block, k in zip(blocks, counts, strict=True)]
+
+    def _rebuild(self, z: Directions, gamma: Tensor, out: Tensors) -> None:
+        """Add Z gamma of one block to its tensors, in place; eta_g is in gamma."""
+        gamma = self.sketch.bounded(gamma, z, {n: x.numel() for n, x in out.items()}, self.server_lr)
+        for name, x in out.items():
+            sketch.rebuild(z, name, gamma, x)
 
     def _shared_seed(self, run_seed: int, version: int) -> int:
         return philox.derive(run_seed, "ferret", *([] if self.seeds == "fixed" else [version]))
 
-    def _largest_move(self, drawn: Drawn, gammas: Sequence[Tensor], changes: Tensors, handle: Handle) -> float:
-        """The largest |eta_g Z gamma_l| / |w_l|; 0 for blocks that are no weights of the base."""
+    def _largest_move(self, drawn: Drawn, gammas: Sequence[Tensor], shapes: Shapes, handle: Handle) -> float:
+        """The largest |eta_g Z gamma_l| / |w_l| of a tensor; 0 for those that are no weights of the base."""
         moves = [0.0]
-        for (name, z), gamma in zip(drawn, gammas, strict=True):
-            if self.space.of_base and (weight := sketch.size(handle.parameters()[name])):
-                sketch.rebuild(z, name, gamma, rebuilt := torch.zeros_like(changes[name]))
-                moves.append(self.server_lr * sketch.size(rebuilt) / weight)
+        for (block, z), gamma in zip(drawn, gammas, strict=True):
+            if self.space.of_base:
+                self._rebuild(z, self.server_lr * gamma, moved := {n: torch.zeros(shapes[n]) for n in block})
+                weights = {n: sketch.size(handle.parameters()[n]) for n in block}
+                moves += [sketch.size(moved[n]) / weight for n, weight in weights.items() if weight]
         return max(moves)
 
 
@@ -153,8 +174,3 @@ def admit(delta: Tensors, plan: Plan) -> None:
 
 def _own_seed(turn: Turn) -> int:
     return philox.derive(turn.seed, "ferret")
-
-
-def _names(blocks: Iterable[str]) -> list[str]:
-    """Names in the order of their coordinates: that of their UTF-8 bytes."""
-    return sorted(blocks, key=str.encode)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
-from fedft.randomness import families, philox
+from fedft.randomness import philox
 from fedft.randomness.directions import Directions
 from fedft.randomness.hadamard_bits import BLOCK
+from fedft.randomness.source import Source
 from fedft.recipe import Data, Handle, Layout, Trained, Turn
 from fedft.strategies.parts import seeded_rows
 from fedft.strategies.parts.scalar_bound import check_scalars
@@ -22,14 +23,14 @@ from fedft.update import Plan, TensorSpec
 
 @dataclass(frozen=True)
 class Fresh:
-    """The walks of clients whose directions nobody else has."""
+    """The walks of clients whose directions nobody else has, unless they are given."""
 
     how: Walk
-    family: str
+    source: Source
 
     def directions(self, seed: int, count: int, run_seed: int) -> Directions:
         """The `count` directions of one turn, by its seed; masks that stay for the run are the run seed's."""
-        z = families.make(self.family, seed, count)
+        z = self.source.directions(seed, count)
         return z if self.how.resample else self.how.masked(z, run_seed)
 
     def walk(self, handle: Handle, data: Data, turn: Turn) -> zeroth_order.Walked:
@@ -43,9 +44,10 @@ class Fresh:
         return philox.derive(turn.seed, "zo")
 
     def check(self, config: RunConfig) -> None:
-        """Raise ValueError where a round has more steps than one block of `hadamard` holds directions."""
+        """Raise ValueError where a round has more steps than a table or one block of `hadamard` holds directions."""
         count = config.local.steps * self.how.samples
-        if self.family == "hadamard" and count > BLOCK:
+        self.source.check_count(count)
+        if self.source.table is None and self.source.family == "hadamard" and count > BLOCK:
             raise ValueError(f"[local] steps x samples = {count}; family 'hadamard' has {BLOCK} directions per round")
 
     def send(self, handle: Handle, data: Data, turn: Turn) -> Trained:

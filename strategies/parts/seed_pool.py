@@ -46,6 +46,7 @@ class SeedPool:
     sampling: str = "with_replacement"
     table: Directions | None = None
     no_decay: tuple[str, ...] = ()
+    given: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check.between(1, 4096, K=self.K)
@@ -55,6 +56,8 @@ class SeedPool:
         self.how.check_span(zeroth_rules.signs(self.table or generated))
         if self.table is not None and self.table.count != self.K:
             raise ValueError(f"expected a table of K = {self.K} directions, got {self.table.count}")
+        if not set(self.given) <= set(range(self.K)):
+            raise ValueError(f"draws are numbers from 0 to {self.K - 1}, got {check.quoted(self.given)}")
         if self.how.rule == "conservative" and self.weight_decay:
             raise ValueError("rule 'conservative' never raises the loss of a batch, weight_decay may; choose one")
         if self.no_decay and not self.weight_decay:
@@ -102,7 +105,14 @@ class SeedPool:
         return _generated(self, run_seed)
 
     def draws(self, turn: Turn) -> list[int]:
-        """The numbers j of the directions of a turn's steps, `samples` for each: steps x samples of 0 .. K - 1."""
+        """The numbers j of the directions of a turn's steps, `samples` for each: steps x samples of 0 .. K - 1.
+
+        Raises ValueError where fewer were given.
+        """
+        if self.given:
+            if len(self.given) < (wanted := turn.plan.steps * self.how.samples):
+                raise ValueError(f"expected draws of at least {wanted} steps, got {len(self.given)}")
+            return list(self.given[:wanted])
         rng = torch.Generator().manual_seed(turn.seed)
         q = turn.held["q"].view(torch.float16).double() if self.pro else torch.ones(self.K, dtype=torch.float64)
         steps = turn.plan.steps * self.how.samples

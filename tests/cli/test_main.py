@@ -67,7 +67,7 @@ def fedft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         ),
         ("[strategy]\nname = 'fedkseed'\nk = 8\n", ROWS, (), "fedkseed has no option 'k'"),
         ("[strategy]\nname = 'fedkseed'\nK = 5000\n", ROWS, (), "K"),
-        ("[clients]\nrank = 0\n", ROWS, (), "expected rank >= 1, got 0"),
+        ("[clients]\nrank = 0\n", ROWS, (), "expected [clients] rank >= 1, got 0"),
         (MODEL.replace("rows.jsonl", "none.jsonl"), ROWS, (), "none.jsonl"),
         (MODEL, ROWS + '{"who": "c", "q": \n', (), "rows.jsonl"),
         (MODEL, ROWS + '{"who": "c", "q": \n', (), "line 3"),

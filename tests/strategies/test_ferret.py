@@ -55,7 +55,11 @@ def turn_of(recipe: Recipe, state: State, run_seed: int, seed: int, kept) -> Tur
 
 
 def handle_of(recipe: Recipe, x, w0: float = 0.0) -> ModelHandle:
-    return ModelHandle(Told(x, w0), Layout(parameters={n: tuple(v.shape) for n, v in x.items()}), recipe.space)
+    return ModelHandle(Told(x, w0), layout_of(x), recipe.space)
+
+
+def layout_of(x) -> Layout:
+    return Layout(parameters={n: tuple(x[n].shape) for n in sorted(x)}, order=tuple(x))
 
 
 def client(recipe: Recipe, x, state=None, *, run_seed=SEED, seed=5, kept=None, w0=0.0) -> Trained:
@@ -366,6 +370,50 @@ def test_the_published_codes_scale_is_a_third():
     assert float(slopes.std()) / 60**0.5 < 0.02  # 0.06 is three standard errors
 
 
+def as_published(blocks, v, clients, slr, order) -> dict[str, torch.Tensor]:
+    """The change of weights by the published code, whose directions are v_l, [K, d_l]: project, average, update.
+
+    `order`: of the seeds that a block takes, in place of a random one.
+    """
+    moved = {n: torch.zeros(x.numel(), dtype=torch.float64) for n, x in clients[0].items()}
+    for block, base in zip(blocks, v, strict=True):
+        coordinates = torch.zeros(len(base), dtype=torch.float64)
+        for x in clients:
+            delta = -torch.cat([x[n].flatten() for n in block]).double()  # old - new
+            most = max(float(torch.cat([x[n].flatten() for n in b]).norm()) for b in blocks)
+            some = order[: max(int(float(delta.norm()) / most * len(base)), 2)]
+            coordinates[some] += (base[some] @ delta) * base.shape[1] / len(some) / len(clients)
+        for coordinate, direction in zip(coordinates, base, strict=True):
+            term = coordinate * direction
+            term *= min(1, 10 / (float(term.norm()) + 1e-8))
+            for n, part in zip(block, term.split([clients[0][n].numel() for n in block]), strict=True):
+                moved[n] -= slr * part
+    return moved
+
+
+@pytest.mark.parametrize(("size", "clipped"), [(1.0, False), (1e3, True)])
+def test_the_reference_joins_blocks_clips_terms_and_counts_clients_alike(size, clipped):
+    """Against the published code in short: two blocks of norm `size` on 8 seeds, one of half that on 4; 30 and 10."""
+    blocks, signs = [("big",), ("z", "a"), ("last",)], [normal(64, seed=s).sign() for s in (1, 2)]
+    clients = [
+        {"big": size * s / 8, "z": size * s[:8] / 4, "a": size * s[8:16] / 4, "last": -size * s / 16} for s in signs
+    ]
+    v = [truncated_normal(d, 8)[0] for d in (64, 16, 64)]
+    z = [x.float() * math.sqrt(3 * x.shape[1]) for x in v]
+    table = Table({"big": z[0], "z": z[1][:, :8], "a": z[1][:, 8:], "last": z[2]})
+    order = [3, 1, 4, 0, 5, 2, 6, 7]
+    recipe = ferret(K=8, table=table, variant="reference", server_lr=10.0, draws=order)
+    sent = [client(recipe, x) for x in clients]
+    assert all(t.delta["coordinates"].shape == (24,) for t in sent)
+    got = model(recipe, committed(recipe, State(0, {}), sent, [30, 10]), clients[0])
+    want = as_published(blocks, v, clients, 10.0, order)
+    for n, x in got.items():
+        assert float((x - want[n]).norm() / want[n].norm()) < 1e-5
+    # the same without the clip, which is linear
+    small = as_published(blocks, v, [{n: x / 1e6 for n, x in c.items()} for c in clients], 10.0, order)
+    assert torch.allclose(1e6 * flat(small), flat(want), rtol=1e-4) != clipped
+
+
 def test_the_published_code_picks_seeds_by_the_size_of_the_block():
     """|D| = 8, 3, 0 of K = 16: all 16, 6, and 2 which are zero; other clients pick others; rounds change nothing."""
     x = {"a": torch.full((64,), 1.0), "b": torch.full((64,), 3 / 8), "c": torch.zeros(64)}
@@ -429,6 +477,8 @@ def test_what_is_declared_is_so():
     shared, own = ferret(), ferret(seeds="per_client")
     assert (shared.linear, shared.ring_summable, shared.reveals_clients) == (True, True, False)
     assert (own.linear, own.ring_summable, own.reveals_clients) == (False, False, True)
+    published = ferret(variant="reference", K=8)
+    assert (published.linear, published.ring_summable, published.reveals_clients) == (False, False, False)
     assert ferret(error_feedback=True, scale="lstsq").keeps
 
 
@@ -464,6 +514,7 @@ def test_options_that_make_no_sense_are_refused(options, said):
     [
         {"K": 40, "scale": "projection", "error_feedback": True},
         {"K": 32, "seeds": "per_client"},
+        {"K": 32, "variant": "reference"},
     ],
     ids=str,
 )
