@@ -1,5 +1,7 @@
 """Who has which rows: the records of a data set cut into clients, as the run file says."""
 
+import logging
+
 from fedft.config import RunConfig
 from fedft.data import client_datasets, partition
 from fedft.data.client_datasets import Parts, Rows, encode
@@ -7,6 +9,8 @@ from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 from fedft.randomness import philox
 from fedft.registry import named
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Parts", "Rows", "encode", "rows_by_client", "whole_by_client"]
 
@@ -64,6 +68,8 @@ def _by_client(found: Rows, config: RunConfig, counts: RowCounts) -> dict[str, R
         alpha=d.alpha,
         seed=philox.derive(config.server.seed, "partition"),
     )
+    if _natural(config) and (of_nobody := len(parts.get("", ()))):
+        log.warning("%d rows have nothing in %r; they are one client, whose name is ''", of_nobody, d.client)
     names = sorted(parts, key=str.encode)
     counts.clients_too_small += [c for c in names if len(parts[c]) < d.min_rows]
     enough = [c for c in names if len(parts[c]) >= d.min_rows]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fedft.data import conversations
 from fedft.data.conversations import Message
 from fedft.data.examples import IGNORED, Example
+from fedft.data.records import value_of
 from fedft.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def encode(
             kept in any case, since it changes no loss.
         where: name of the row in error messages.
     Returns:
-        The example, whose `prompt_length` reaches to its last learned turn. Empty where no turn is to be learned.
+        The example, whose `prompt_length` reaches to its last learned turn. Empty where no turn is to be learned, and
+        where the field is null or empty.
     Raises:
         ConfigError: there is no template.
         DataError: no conversation; the template refuses it, or does not tell what the assistant says.
@@ -63,6 +65,8 @@ def encode(
             f"[data] messages = {field!r}: the model's tokenizer has no chat template; a line "
             f"chat_template = 'chat.jinja' in [data] names a file with one (DATA.md shows one)"
         )
+    if value_of(row, field, where) in (None, "", []):
+        return Example([], [], 0)
     said, tools = conversations.messages(row, field, where), conversations.tools(row, where)
     if not any(conversations.taught(m) for m in said):
         return Example([], [], 0)

@@ -35,8 +35,8 @@ def fill(template: str, row: Mapping[str, Any], where: str) -> str:
     they are, whatever they hold. A block in "[[" and "]]" is left out when a field in it is empty or missing; brackets
     around no field are text, and blocks do not nest.
 
-    Raises DataError, beginning with `where`, for a missing field outside a block, a value that is a list or an object,
-    a brace without its other, and a field of `row` in double braces.
+    Raises DataError, beginning with `where`, for a missing field outside a block, a value that is no text or number, a
+    brace without its other, and a field of `row` in double braces.
 
     >>> fill("{q}[[ ({hint})]]?", {"q": "2 + 2"}, "row 1")
     '2 + 2?'
@@ -76,9 +76,9 @@ def single_braces(template: str) -> str:
 
 
 def _value(row: Mapping[str, Any], name: str, where: str) -> str:
-    """The field as text; "" for null. Raises DataError if it is missing, a list or an object."""
+    """The field as text; "" for null. Raises DataError if it is missing, a list, an object or bytes."""
     value = value_of(row, name, where)
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict | bytes):
         raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, wanted text or a number")
     return "" if value is None else str(value)
 
@@ -187,10 +187,12 @@ def encode_label(
         max_length: tokens at most; the text is cut from the right.
         where: name of the row in error messages.
     Raises:
-        DataError: as `labels.read` and `fill` do.
+        DataError: as `labels.read` and `fill` do. No text or no label is nothing to learn.
     """
-    label = record_labels.read(row, label_field, labels, problem_type, where)
     said = fill(text, row, where)
+    if not said or record_labels.missing(row, label_field, labels, where):
+        return Example([], [], 0)
+    label = record_labels.read(row, label_field, labels, problem_type, where)
     ids = full = tokenizer(said, verbose=False)["input_ids"]
     if len(full) > max_length:  # only here: the tokenizer knows which special tokens a cut text ends with
         ids = tokenizer(said, truncation=True, max_length=max_length)["input_ids"]

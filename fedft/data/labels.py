@@ -58,6 +58,15 @@ def check_names(model: Model, data: Data) -> None:
         )
 
 
+def missing(row: Mapping[str, Any], fields: str | Sequence[str], names: Sequence[str], where: str) -> bool:
+    """Whether one of the fields of a record's label is null or empty; arguments and errors as of `read`.
+
+    An empty list of labels is none of them, and not missing; an empty text may be the name of a class.
+    """
+    values = [value_of(row, field, where) for field in ([fields] if isinstance(fields, str) else fields)]
+    return any(value is None or (value == "" and "" not in names) for value in values)
+
+
 def read(
     row: Mapping[str, Any], fields: str | Sequence[str], names: Sequence[str], kind: str, where: str
 ) -> int | tuple[float, ...]:

@@ -4,6 +4,7 @@
 another package's under the entry point "fedft.partitioners". Row numbers count from 0.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -14,6 +15,9 @@ from fedft import check, registry
 from fedft.data.records import Row
 from fedft.errors import ConfigError, DataError, FedftError, in_one_line
 from fedft.registry import Choice
+
+WHOLE = re.compile(r"-?\d+\.0+")
+"""A whole number as tables write it that were floats on their way."""
 
 
 def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
@@ -79,12 +83,18 @@ def partition(
 
 
 def natural() -> Cut:
-    """The partitioner with one client per value of the field; a client is called by its value."""
+    """The partitioner with one client per value of the field; a client is called by its value, as text.
+
+    Its cut raises DataError for a row without a value, and where two values are the same number, as "7" and "7.0".
+    """
 
     def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         for number, text in enumerate(texts(rows, field, "natural")):
             found.setdefault(text, []).append(number)
+        for text in found:
+            if WHOLE.fullmatch(text) and (plain := text.partition(".")[0]) in found:
+                raise DataError(f"partition 'natural': {field!r} says {plain!r} and {text!r}; wanted one form of them")
         return dict(sorted(found.items()))
 
     return cut
@@ -127,10 +137,10 @@ def owner(row: Row, field: str | None) -> str | None:
     >>> [owner({"by": value}, "by") for value in ("7", 7, 7.0, 7.5, None)]
     ['7', '7', '7', '7.5', None]
 
-    Raises DataError for a list or an object.
+    Raises DataError for a list, an object or bytes.
     """
     value = None if field is None else row.get(field)
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict | bytes):
         raise DataError(f"field {field!r} says whose a row is; it is a {type(value).__name__}, wanted text or a number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -142,7 +152,8 @@ def texts(rows: Sequence[Row], field: str | None, how: str) -> list[str]:
     found = []
     for number, row in enumerate(rows, 1):
         if (text := owner(row, field)) is None:
-            raise DataError(f"partition {how!r}: row {number} has no {field!r}; there are {', '.join(map(str, row))}")
+            why = f"is null in {field!r}" if field in row else f"has no {field!r}; there are {', '.join(map(str, row))}"
+            raise DataError(f"partition {how!r}: row {number} {why}")
         found.append(text)
     return found
 

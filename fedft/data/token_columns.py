@@ -18,7 +18,7 @@ def encode(row: Mapping[str, Any], *, field: str, ids: int, max_length: int, whe
     Args:
         row: the record, fields by name. Tokens whose `attention_mask` is 0, if it has such a field, are padding and
             left out.
-        field: the one that holds the ids, a list of integers.
+        field: the one that holds the ids, a list of integers; of null nothing is learned.
         ids: how many token ids the model has an embedding for.
         max_length: tokens at most; cut from the right.
         where: name of the row in error messages.
@@ -29,6 +29,8 @@ def encode(row: Mapping[str, Any], *, field: str, ids: int, max_length: int, whe
     >>> encode({"t": [5, 6, 7], "labels": [-100, 6, 7]}, field="t", ids=8, max_length=2, where="row 1")
     Example(input_ids=[5, 6], labels=[-100, 6], prompt_length=1, lost=1, prompt_lost=0)
     """
+    if value_of(row, field, where) is None:
+        return Example([], [], 0)
     tokens = _integers(row, field, where)
     if outside := [n for n in tokens if not 0 <= n < ids]:
         raise DataError(f"{where}: field {field!r} has token id {outside[0]}, the model has embeddings of {ids} ids")

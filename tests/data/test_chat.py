@@ -212,9 +212,7 @@ def test_a_long_conversation_is_cut_from_the_right_and_counted(tokenizer, name):
     ("said", "line"),
     [
         (SHORT[:1], "'messages' has no turn of the assistant among its 1; nothing is learned"),
-        ([], "'messages' has no turn of the assistant among its 0"),
         ("hello", "field 'messages' is 'hello', wanted a list of messages"),
-        (None, "field 'messages' is None, wanted a list of messages"),
         (["hello"], "message 1 is 'hello', wanted {role, content} or {from, value}"),
         ([{"content": "x"}], "message 1 has no 'role'; there are content"),
         ([{"role": "assitant", "content": "x"}], "role is 'assitant', wanted one of .*; did you mean 'assistant'"),

@@ -254,10 +254,10 @@ def test_a_wrong_number_of_clients_is_refused(how, clients):
         cut(how, clients=clients)
 
 
-@pytest.mark.parametrize("rows", [[{"who": 1}, {}], [{"who": 1}, {"who": None}]])
-def test_a_row_without_the_field_is_named(rows):
-    with pytest.raises(DataError, match="row 2 has no 'who'"):
-        cut("natural", rows)
+@pytest.mark.parametrize(("row", "said"), [({}, "row 2 has no 'who'"), ({"who": None}, "row 2 is null in 'who'")])
+def test_a_row_without_the_field_is_named(row, said):
+    with pytest.raises(DataError, match=said):
+        cut("natural", [{"who": 1}, row])
 
 
 def test_the_tasks_of_natural_instructions_are_clients(shared):
