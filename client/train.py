@@ -121,7 +121,7 @@ class Client:
 
         collate: Callable[[Sequence[Example]], Batch] = partial(self.handle.objective.collate, pad_id=self.base.pad_id)
         if self.config.local.packing:
-            collate = partial(packing.collate, pad_id=self.base.pad_id, max_length=self.config.data.max_length)
+            collate = partial(packing.collate, pad_id=self.base.pad_id, max_length=self.config.data.length)
         return ClientRows(self.train_rows, self.config.local.batch_size, collate, begun)
 
     def evaluate(self, turn: Turn) -> Update:

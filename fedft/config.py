@@ -157,6 +157,12 @@ class Data:
     too_long: Literal["cut", "drop", "refuse"] = "cut"
     """Records that do not fit: cut to fit, left out, or the run is refused; counted in any case."""
 
+    @property
+    def length(self) -> int:
+        """`max_length` of a run that has begun, in which it is a number."""
+        assert self.max_length != "auto", "`models.dtypes.resolved` comes before rows are encoded"
+        return self.max_length
+
 
 @dataclass(frozen=True)
 class Strategy:

@@ -64,8 +64,9 @@ def forms(data: "SiteData", own: "Sequence[Row]") -> Iterator[Finding]:
         yield Finding(
             "tokens", OK, f"{seen} have up to {longest} token ids; {sum(e.learned for e in found)} are learned"
         )
-    if (field := data.label) is not None:
-        values = {str(value_of(row, field, place)) for row, place in zip(looked, where, strict=True)}
+    if (label := data.label) is not None:
+        each = [label] if isinstance(label, str) else label
+        values = {str(value_of(row, f, place)) for f in each for row, place in zip(looked, where, strict=True)}
         named = check.few([*map(repr, sorted(values))], 8)
         yield Finding("labels", OK, f"{seen} have {len(values)} of them: {named}; the run must have the same")
 
@@ -83,6 +84,9 @@ def encoded(data: "SiteData", own: "Sequence[Row]", base: "Base") -> Iterator[Fi
     form: dict[str, Any] = {k: v for k in FORM if (v := getattr(data, k)) is not None}
     if not form or not own:
         yield Finding("records", OK, "not looked at: the run says what becomes of them" if own else "there are none")
+        return
+    if isinstance(data.label, list):
+        yield Finding("records", OK, "not looked at: the run says what its labels are")
         return
     looked = own[:FIRST]
     labels = sorted({str(row.get(data.label or "label")) for row in looked})

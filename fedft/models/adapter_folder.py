@@ -96,8 +96,8 @@ def merged(below: Base, source: str) -> Base:
         changes = changes_of(model)
         saved = {n.removeprefix(INNER) for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
         whole = in_its_weights(model)
-        own = (Path(folder) / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if own else below.tokenizer
+        brings = (Path(folder) / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if brings else below.tokenizer
     except Exception as e:  # peft's and transformers', on whatever lies in the folder
         own, wanted = classes.of_folder(Path(folder)), classes.of_config(below.model.config)
         if not tasks.of(below.task).generates and own and len(own.names) != len(wanted.names):

@@ -53,13 +53,12 @@ def check_lengths(base: Base, config: RunConfig) -> None:
     `[data] max_length` is a number by now.
     """
     d, task = config.data, tasks.of(config.model.task)
-    assert d.max_length != "auto"
-    given = d.max_length if d.max_prompt is None else d.max_prompt
+    given = d.length if d.max_prompt is None else d.max_prompt
     generated = config.eval.generate_tokens if task.generates and (config.eval.rouge or config.eval.metrics) else 0
     if task.two_sides:
-        _check_sides(base, given, d.max_length, generated)
+        _check_sides(base, given, d.length, generated)
     else:
-        check_length(base, d.max_length, min(d.max_length - 1, given) + generated if generated else 0)
+        check_length(base, d.length, min(d.length - 1, given) + generated if generated else 0)
 
 
 def check_length(base: Base, max_length: int, generated: int = 0) -> None:

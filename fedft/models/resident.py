@@ -64,7 +64,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         objective=objectives.of(config),
     )
     if config.local.packing:
-        packed_rows.check_exact(handle, base, config.data.max_length)
+        packed_rows.check_exact(handle, base, config.data.length)
     return Resident(base, handle.layout, handle)
 
 
