@@ -5,7 +5,8 @@ float weight     written: w0 + change, summed in float32 and rounded once; w0 is
 packed weight    left as it is (4 and 8 bits cannot be written exactly); its module gives  y + B (A x)  instead
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,18 @@ class Originals:
             parameter.copy_(self._w0[name])
         else:
             self._of(name, parameter)
+
+    @contextmanager
+    def instead(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters have their original values; behind it, what they had before, without a copy."""
+        now = {n: p.data for n, p in parameters.items() if n in self._w0}
+        try:
+            for n, x in now.items():
+                parameters[n].data = self._w0[n].to(x.device, x.dtype)
+            yield
+        finally:
+            for n, x in now.items():
+                parameters[n].data = x
 
     def change(self, name: str, parameter: Tensor) -> Tensor:
         """The parameter's values - w0, float32 on the CPU; zeros for one that has not been moved."""

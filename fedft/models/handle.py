@@ -4,8 +4,8 @@ The base model is loaded once and stays; a turn of another client only copies it
 adapter (`fedft.contract.Kind`) puts itself into the model, one for each shape that is written (`mounted_adapters`).
 
 Beside the live model, float32 originals w0 are kept: of adapted weights once a merge has moved them (FLoRA), and of all
-parameters in full fine-tuning (replay starts from w0). A weight in half precision is thus always w0 + change, summed in
-float32 and rounded once, never a running sum of roundings.
+parameters in full fine-tuning. A weight in half precision is thus always w0 + change, summed in float32 and rounded
+once, never a running sum of roundings.
 """
 
 import inspect
@@ -190,10 +190,11 @@ class ModelHandle:
         """Inside, forward passes are the base's own, as of a reference model. Raises ValueError in full fine-tuning."""
         if self.kind.of_base:
             raise ValueError("all parameters are trained: there is no adapter that could be switched off")
-        adapter = self._adapters.live
+        adapter, whole = self._adapters.live, {n: self._parameters[n] for n in self.layout.head}
         adapter.switch(False)
         try:
-            yield
+            with self._originals.instead(whole):
+                yield
         finally:
             adapter.switch(True)
             self._trainable()
