@@ -83,7 +83,8 @@ class Model:
     """Numbers of the model's layers that targets are taken from, as in "0-3, 8"; left out: all."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules trained and saved whole beside the adapters, as ["lm_head", "embed_tokens", "norm"]: endings of names,
-    which match at dots. They are sent whole in every round. Tied ones are named together."""
+    which match at dots. Strategies treat them as a classifier's head: averaged, or kept where heads are. Tied ones are
+    named together."""
     lora_alpha: float | None = None
     """LoRA scale is lora_alpha / rank; left out: alpha = 2 rank."""
     lora_dropout: float = 0.0

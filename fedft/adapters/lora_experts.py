@@ -81,7 +81,7 @@ class MountedExperts:
         for pairs, owner, name in self._mounted:  # nothing is in the model before all are made
             if name not in owner._modules:
                 owner.add_module(name, pairs)
-                _show(pairs, owner, name.removesuffix(f"_{shape.key}"))
+                _show(pairs, owner, name.removesuffix(f"_{shape.key}"), name)
 
     def switch(self, on: bool) -> None:
         """Turn the change on or off."""
@@ -96,14 +96,18 @@ class MountedExperts:
             delattr(owner, name)
 
 
-def _show(pairs: Pairs, owner: nn.Module, attribute: str) -> None:
-    """From now on let `owner`, while it runs, see in the place of its parameter what `pairs` makes of it."""
+def _show(pairs: Pairs, owner: nn.Module, attribute: str, name: str) -> None:
+    """From now on let `owner`, while it runs, see in the place of its parameter what the pairs in it make of it.
 
-    def show(*_: Any) -> None:
-        if pairs.on:  # an attribute of the instance is found before its parameters
-            owner.__dict__[attribute] = pairs(owner._parameters[attribute])
+    Hooks look for the pairs, called `name`, in the module that runs, which may be a copy of `owner`.
+    """
 
-    def hide(*_: Any) -> None:
-        owner.__dict__.pop(attribute, None)
+    def show(module: nn.Module, *_: Any) -> None:
+        inside: Any = module._modules[name]
+        if inside.on:  # an attribute of the instance is found before its parameters
+            module.__dict__[attribute] = inside(module._parameters[attribute])
+
+    def hide(module: nn.Module, *_: Any) -> None:
+        module.__dict__.pop(attribute, None)
 
     pairs.hooks += [owner.register_forward_pre_hook(show), owner.register_forward_hook(hide, always_call=True)]

@@ -46,6 +46,18 @@ class Originals:
         """w0 of a parameter that has been moved, in its dtype; it may share memory with what is kept."""
         return self._w0[name].to(parameter.dtype)
 
+    @contextmanager
+    def instead(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters have their original values; behind it, what they had before, without a copy."""
+        now = {n: p.data for n, p in parameters.items() if n in self._w0}
+        try:
+            for n, x in now.items():
+                parameters[n].data = self.original(n, x).to(x.device)
+            yield
+        finally:
+            for n, x in now.items():
+                parameters[n].data = x
+
     def change(self, name: str, parameter: Tensor) -> Tensor:
         """The parameter's values - w0, float32 on the CPU; zeros for one that has not been moved."""
         now = parameter.detach().to("cpu", torch.float32)
@@ -86,18 +98,29 @@ class BaseChange:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Inside, every adapted weight acts as w0, bit for bit; no number is written, weights change places."""
+        """Inside, every adapted weight acts as w0, bit for bit, and behind it as before.
+
+        Weights of layers change places with w0, without a copy; the matrix of an expert, a part of a parameter, is
+        copied.
+        """
         factors, self._factors = self._factors, {}
         written = {m: self._modules[m].weight for m in self.change if m not in factors}
-        moved = {m: weight.data for m, weight in written.items()}
+        moved = {m: weight.clone() if m in self._layout.experts else weight.data for m, weight in written.items()}
         try:
             for m, weight in written.items():
-                weight.data = self._originals.original(m + ".weight", weight)
+                self._put(m, weight, self._originals.original(m + ".weight", weight))
             yield
         finally:
             self._factors = factors
             for m, weight in written.items():
-                weight.data = moved[m]
+                self._put(m, weight, moved[m])
+
+    def _put(self, m: str, weight: Tensor, values: Tensor) -> None:
+        """Let the module's weight have these values."""
+        if m in self._layout.experts:
+            weight.copy_(values)
+        else:
+            weight.data = values
 
     def _packed(self, m: str) -> bool:
         """Whether the module's weight is no float matrix [out, in], or transpose of one, that could be written."""

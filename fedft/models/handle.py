@@ -4,8 +4,8 @@ The base model is loaded once and stays; a turn of another client only copies it
 adapter (`fedft.contract.Kind`) puts itself into the model, one for each shape that is written (`mounted_adapters`).
 
 Beside the live model, float32 originals w0 are kept: of adapted weights once a merge has moved them (FLoRA), and of all
-parameters in full fine-tuning (replay starts from w0). A weight in half precision is thus always w0 + change, summed in
-float32 and rounded once, never a running sum of roundings.
+parameters in full fine-tuning. A weight in half precision is thus always w0 + change, summed in float32 and rounded
+once, never a running sum of roundings.
 """
 
 import inspect
@@ -211,13 +211,15 @@ class ModelHandle:
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Inside, forward passes are those of w0, as of a reference model: no adapter, and no change of base weights.
+        """Inside, forward passes are those of w0, as of a reference model.
 
-        Raises ValueError where weights of the base are trained themselves, as in full fine-tuning.
+        No adapter, no change of base weights, and what is trained whole beside them as it was. Raises ValueError in
+        full fine-tuning.
         """
-        if self._live.keys() & self._parameters.keys():
-            raise ValueError("weights of the base are trained: there is no adapter that could be switched off")
-        with self._base.undone(), self._adapters.off():
+        if self.kind.of_base:
+            raise ValueError("all parameters are trained: there is no adapter that could be switched off")
+        whole = {n: self._parameters[n] for n in self.layout.head}
+        with self._base.undone(), self._adapters.off(), self._originals.instead(whole):
             yield
 
     @property

@@ -107,6 +107,9 @@ def chosen(
 
 def _unknown(base: Base, target: str, endings: Collection[str], numbers: str | None) -> DataError:
     """The error that a target chooses nothing: of modules that can be trained whole it says so."""
+    where = "" if numbers is None else f" in layers {numbers}"
+    if target == "all-linear":
+        return DataError(f"[model] targets: {target!r} finds no linear layer{where} beside what is trained whole")
     output = base.model.get_output_embeddings() if tasks.of(base.task).generates else None
     every = [(n, m) for n, m in base.model.named_modules(remove_duplicate=False) if m._parameters]
     if whole := [n for n, m in every if _matches(n, target) and (m is output or not isinstance(m, nn.Linear))]:
@@ -115,7 +118,6 @@ def _unknown(base: Base, target: str, endings: Collection[str], numbers: str | N
             f'modules_to_save = ["{whole[0]}"]'
         )
     verb = "is matched by" if target.startswith(MARK) else "ends in"
-    where = "" if numbers is None else f" in layers {numbers}"
     return DataError(
         f"[model] targets: no layer{where} {verb} {target!r}; this model has {', '.join(sorted(endings))}{where}"
     )

@@ -165,6 +165,17 @@ def test_two_handles_on_one_model_share_pairs():
     torch.testing.assert_close(logits(base.model), logits(moved(plain, values, layout)), atol=1e-5, rtol=0)
 
 
+def test_a_copy_of_the_model_has_pairs_of_its_own():
+    base = drawn("mixtral")
+    layout = layout_of(base, ["gate_up_proj"])
+    handle = ModelHandle(base.model, layout, LoRA())
+    handle.write(factors(layout, 2))
+    other, seen = copy.deepcopy(base.model), logits(base.model)
+    handle.write(factors(layout, 2, seed=8))
+    assert torch.equal(logits(other), seen)
+    assert not torch.equal(logits(base.model), seen)
+
+
 def test_experts_in_a_form_without_a_matrix_of_each_are_refused_by_name():
     """Of DBRX: all experts' rows below each other."""
     base = drawn("mixtral")

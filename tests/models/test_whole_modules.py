@@ -8,12 +8,14 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from small_models import TOKENS, base_of, gpt2, llama, small
+from small_models import TOKENS, base_of, factors, gpt2, llama, small
 
 import fedft
 from fedft import run_file, strategies
+from fedft.adapters.lora import LoRA
 from fedft.errors import ConfigError, DataError
 from fedft.models import adapter_folder, resident
+from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.models.whole_modules import whole_modules
 from fedft.simulations import finished_run
@@ -116,6 +118,24 @@ def test_endings_match_at_dots_and_layers_in_what_is_whole_get_no_adapter():
     assert layout.whole == {"model.layers.0"}
     with pytest.raises(DataError, match=r"no module with weights ends in 'lmhead'; did you mean 'lm_head'\?"):
         whole_modules(base, ["lmhead"])
+
+
+def test_without_the_adapter_they_are_the_bases_own():
+    """As a reference model must be: what is trained whole is put back for the time of the pass."""
+    base = base_of(llama(tied=False).eval())
+    before = logits(base.model)
+    handle = ModelHandle(base.model, layout := layout_of(base, "q_proj", modules_to_save=["lm_head", "norm"]), LoRA())
+    handle.write(factors(layout, 2))
+    moved = logits(base.model)
+    with handle.without_adapter():
+        assert torch.equal(logits(base.model), before)
+    assert torch.equal(logits(base.model), moved)
+    assert not torch.equal(moved, before)
+
+
+def test_where_all_layers_are_whole_none_is_left():
+    with pytest.raises(DataError, match="'all-linear' finds no linear layer beside what is trained whole"):
+        layout_of(base_of(llama(tied=False)), "all-linear", modules_to_save=["model"])
 
 
 def test_a_classifiers_head_is_whole_without_being_named():
