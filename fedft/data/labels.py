@@ -24,8 +24,8 @@ from fedft.models import tasks
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 """The values of `[model] problem_type`, in transformers' words."""
 NUMBER = re.compile(r"\s*[+-]?\d+(\.\d*)?\s*")
-LARGEST = 3.4e38
-"""About the largest float32: the loss of a larger number would be infinite."""
+LARGEST = 1e18
+"""The largest number to fit: the square of an error of 2e19 is no float32."""
 FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 """What a field of its own says of a label, in small letters."""
 
@@ -156,7 +156,7 @@ def _flag(value: Any, what: str) -> bool:
 
 
 def _number(value: Any, what: str) -> float:
-    """A number, also one that is text, as all cells of a CSV are; finite in float32."""
+    """A number, also one that is text, as all cells of a CSV are; at most LARGEST."""
     try:
         usable = (
             isinstance(value, int | float | Decimal | str) and not isinstance(value, bool) and "_" not in str(value)
@@ -165,7 +165,7 @@ def _number(value: Any, what: str) -> float:
     except (ValueError, OverflowError):
         found = None
     if found is None or not abs(found) <= LARGEST:  # NaN is not, either
-        raise DataError(f"{what} is {check.quoted(value)}, wanted a finite number")
+        raise DataError(f"{what} is {check.quoted(value)}, wanted a number, at most {LARGEST:g}")
     return found
 
 

@@ -85,10 +85,10 @@ def test_several_numbers_come_as_a_list_or_as_fields():
 
 @pytest.mark.parametrize(
     "value",
-    [None, "", "high", True, "nan", "inf", float("nan"), float("-inf"), 1e39, 10**400, "1_000", "3,5", [], [1, 2], {}],
+    [None, "", "high", True, "nan", "inf", float("nan"), float("-inf"), 2e18, 10**400, "1_000", "3,5", [], [1, 2], {}],
 )
 def test_what_is_no_finite_number_is_refused_in_one_line(value):
-    with pytest.raises(DataError, match=r"^row 1: 'y' is .*, wanted a (finite )?number$") as e:
+    with pytest.raises(DataError, match=r"^row 1: 'y' is .*, wanted a number(, at most 1e\+18)?$") as e:
         numbers(value)
     assert "\n" not in str(e.value)
 
