@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<one>[\w.-]+))?(?::(?P<two>[\w.-]+))?")
+HELD_OUT = re.compile(r"(test|valid|val|dev|eval)(?![a-z])|validation|evaluation", re.IGNORECASE)
+"""How the names of files begin that are not to be trained on, beside one that is called "train..."."""
 SAVED = ("state.json", "dataset_dict.json")
 """What `save_to_disk` of the library datasets leaves in a folder."""
 
@@ -66,7 +68,8 @@ def read_rows(source: str) -> list[Row]:
 def files_of(source: str) -> list[Path]:
     """The files that `source` names, in the order in which they are read; none for a hub id or a saved data set.
 
-    Raises DataError for a pattern that matches no file, and a folder without a file of one of the FORMS.
+    Raises DataError for an address, a pattern that matches no file, and a folder that has no file of one of the FORMS,
+    or files to train on and to test with.
     """
     path = Path(source)
     if not source:
@@ -85,6 +88,11 @@ def files_of(source: str) -> list[Path]:
         paths = [p for p in there if record_files.form_of(p) is not None]
         if not paths:
             raise DataError(f"{path}: a folder without a file {', '.join(FORMS)} (or .gz of one)")
+        held = [p.name for p in paths if HELD_OUT.match(p.name)]
+        if held and any(p.name.lower().startswith("train") for p in paths):
+            raise DataError(
+                f"{path}: holds rows to train on and {check.few(held)}; name the file that is meant, or a list"
+            )
         return paths
     if not os.path.lexists(path) and re.fullmatch(r"\w[\w-]*", source):
         raise DataError(f"{source}: no such file; a data set of the hub is called 'owner/name'")

@@ -180,3 +180,24 @@ def test_a_folder_of_mixed_forms_is_read_and_what_it_lacks_is_said(tmp_path, cap
         f"{tmp_path}: 1 of its entries are not read: sub",
         f"{tmp_path / 'c.csv'} holds no records",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "held"),
+    [
+        (["train.jsonl", "test.jsonl"], "test.jsonl"),
+        (["train-00000-of-00001.csv", "Validation-00000.csv", "dev.csv"], "Validation-00000.csv, dev.csv"),
+        (["train_1.csv", "train_2.csv"], None),
+        (["visits.csv", "test_results.csv"], None),  # no rows are said to be for training
+        (["train.csv", "testimonials.csv"], None),
+    ],
+)
+def test_a_folder_with_rows_to_train_on_and_to_test_with_is_not_read_as_one(tmp_path, names, held):
+    for name in names:
+        (tmp_path / name).write_text('{"a": 1}\n' if name.endswith("l") else "a\n1\n")
+    if held is None:
+        assert len(records.read_rows(str(tmp_path))) == len(names)
+    else:
+        with pytest.raises(DataError, match=f"holds rows to train on and {held}; name the file that is meant"):
+            records.read_rows(str(tmp_path))
+        assert len(client_datasets.read([str(tmp_path / name) for name in names])) == len(names)
