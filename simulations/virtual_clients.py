@@ -37,7 +37,7 @@ def whole_by_client(config: RunConfig, counts: RowCounts | None = None) -> tuple
         raise DataError(
             f"[data] clients = {d.clients}, but {client_datasets.said(d.train)} has rows of {len(owned)} clients only"
         )
-    test = client_datasets.read(d.test) if d.test is not None else []
+    test = client_datasets.read_test(config)
     if _natural(config):
         held: dict[str, Rows] = {c: [] for c in owned}
         for row in test:

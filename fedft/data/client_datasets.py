@@ -6,6 +6,7 @@
 A site whose file holds exactly the rows of the simulated client of its name, in their order, gets the same examples.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,6 +23,8 @@ from fedft.models.load import Base
 from fedft.quickstart import rows as stdlib_docstrings
 from fedft.randomness import philox
 from fedft.training import objectives
+
+log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 """Records, not yet encoded."""
@@ -44,6 +47,17 @@ def read(source: str | Sequence[str]) -> Rows:
     if twice := next((file for n, file in enumerate(files) if file in files[:n]), None):
         raise DataError(f"[data] train or test names {twice} twice; each of its rows would count twice")
     return [row for one in source for row in read(one)]
+
+
+def read_test(config: RunConfig) -> Rows:
+    """The records of `[data] test`, none where it is left out; a file that is trained on, too, is said."""
+    d = config.data
+    if d.test is None:
+        return []
+    train, test = ({said} if isinstance(said, str) else {*said} for said in (d.train, d.test))
+    if both := sorted(train & test):
+        log.warning("[data] train and test both name %s: what is measured on it has been learned", check.few(both))
+    return read(d.test)
 
 
 def said(source: str | Sequence[str]) -> str:
@@ -84,7 +98,7 @@ def of_site(config: RunConfig, name: str, field: str | None = None, value: str |
     if d.test is None:
         return hold_out(train, config, name)
     empty = isinstance(d.test, str) and os.path.isfile(d.test) and not os.path.getsize(d.test)
-    return train, [] if empty else _only(read(d.test), field, value)
+    return train, [] if empty else _only(read_test(config), field, value)
 
 
 def _only(rows: Rows, field: str | None, value: str) -> Rows:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedft import check
 from fedft.data import labels as record_labels
-from fedft.data.records import value_of
+from fedft.data.records import is_plain, value_of
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
 from fedft.models import tasks
@@ -76,9 +76,9 @@ def single_braces(template: str) -> str:
 
 
 def _value(row: Mapping[str, Any], name: str, where: str) -> str:
-    """The field as text; "" for null. Raises DataError if it is missing, a list, an object or bytes."""
+    """The field as text; "" for null. Raises DataError if it is missing, or is not `is_plain`."""
     value = value_of(row, name, where)
-    if isinstance(value, list | dict | bytes):
+    if not is_plain(value):
         raise DataError(f"{where}: field {name!r} is a {type(value).__name__}, wanted text or a number")
     return "" if value is None else str(value)
 

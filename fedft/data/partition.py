@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from fedft import check, registry
-from fedft.data.records import Row
+from fedft.data.records import Row, is_plain
 from fedft.errors import ConfigError, DataError, FedftError, in_one_line
 from fedft.registry import Choice
 
@@ -140,7 +140,7 @@ def owner(row: Row, field: str | None) -> str | None:
     Raises DataError for a list, an object or bytes.
     """
     value = None if field is None else row.get(field)
-    if isinstance(value, list | dict | bytes):
+    if not is_plain(value):
         raise DataError(f"field {field!r} says whose a row is; it is a {type(value).__name__}, wanted text or a number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -32,6 +32,20 @@ MARKS = (
 UNUSED = (0x81, 0x8D, 0x8F, 0x90, 0x9D)
 """Bytes that are nothing in windows-1252."""
 
+OTHERS = {
+    b"version https://git-lfs": "a pointer of Git LFS and not the file itself; `git lfs pull` gets that",
+    b"PK\x03\x04": "a ZIP archive or a sheet of Excel; unpack it, or save the sheet as CSV UTF-8",
+    b"\x1f\x8b": "is compressed by gzip; the name of such a file must end in .gz",
+    b"BZh": "is compressed by bzip2; unpack it, or compress it by gzip",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it, or compress it by gzip",
+    b"PAR1": "a Parquet file; its name must end in .parquet",
+    b"ARROW1": "an Arrow file; wanted Parquet, or the folder that `save_to_disk` of datasets wrote",
+    b"SQLite format 3": "a database of SQLite; export the table as CSV",
+}
+"""How files begin that are no text, and what is to be done."""
+QUOTES = "a quote that is only text is doubled and its cell put in quotes; JSON lines would do, too"
+FROM_MAC = "lines end in a carriage return alone; `tr '\\r' '\\n'` makes lines of them"
+
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document; the library's own limit is 128 KiB
 
 
@@ -51,6 +65,7 @@ def rows(path: Path) -> Iterator[tuple[str, Row]]:
     Raises DataError: no such file, none of the FORMS, or malformed.
     """
     form = form_of(path)
+    _check_begins(path, form)
     if form == ".parquet":
         return _parquet(path)
     if form == ".csv":
@@ -73,6 +88,21 @@ def rows(path: Path) -> Iterator[tuple[str, Row]]:
 def _looked(path: Path) -> str:
     """Where a file was looked for whose path a run file says."""
     return "" if path.is_absolute() else f", neither beside the run file nor in {Path.cwd()}"
+
+
+def _check_begins(path: Path, form: str | None) -> None:
+    """Raise DataError for a file of another kind than its name says, known by its first bytes."""
+    try:
+        if not path.is_file():
+            return  # a pipe can be read once
+        with path.open("rb") as file:
+            begins = file.read(max(map(len, OTHERS)))
+    except OSError:
+        return  # said where it is read
+    what = next((what for mark, what in OTHERS.items() if begins.startswith(mark)), None)
+    fits = (form == ".parquet" and begins.startswith(b"PAR1")) or path.suffix.lower() == ".gz"
+    if what is not None and not fits:
+        raise DataError(f"{path}: {what}")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -119,6 +149,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
     for number, line in _lines(path):
         if not line.isspace():
             where = f"{path}, line {number}"
+            if line.strip() in ("{", "["):
+                raise DataError(f"{where}: an object over several lines; wanted one in each line, or a list in a .json")
             yield where, _object(_parsed(line.strip(), path, number), where)
 
 
@@ -133,6 +165,8 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as e:
+        if "\r" in text and "\n" not in text:
+            raise DataError(f"{path}, line {first_line}: not JSON: {FROM_MAC}") from e
         raise DataError(f"{path}, line {first_line + e.lineno - 1}: not JSON: {e.msg} at column {e.colno}") from e
     except (ValueError, RecursionError) as e:  # a key twice, a number of too many digits, brackets too deep
         raise DataError(f"{path}, line {first_line}: not JSON that we read: {e}") from e
@@ -156,7 +190,9 @@ def _object(value: Any, where: str) -> Row:
 def _table(path: Path, separator: str) -> Iterator[tuple[str, Row]]:
     reader = csv.reader((line for _, line in _lines(path)), strict=True, delimiter=separator)
     try:
-        names = next(reader, [])
+        names = next(filter(None, reader), [])
+        if names and names[0].startswith("sep=") and len(names) <= 2:
+            raise DataError(f"{path}, line 1: {names[0]!r} is for Excel, not a header; take the line out")
         if len(set(names)) < len(names) or (names and not all(names)):
             raise DataError(f"{path}, line 1: expected a header of different field names, got {names}")
         if len(names) == 1 and (other := next((s for s in ";\t|," if s != separator and s in names[0]), None)):
@@ -168,23 +204,35 @@ def _table(path: Path, separator: str) -> Iterator[tuple[str, Row]]:
             where = f"{path}, line {reader.line_num}"
             if len(cells) != len(names):
                 raise DataError(f"{where}: {len(cells)} cells, the header has {len(names)}")
+            if separator == "\t" and any("\t" in cell for cell in cells):
+                raise DataError(f"{where}: a cell in quotes holds a tab; {QUOTES}")
             yield where, dict(zip(names, cells, strict=True))
     except csv.Error as e:
-        raise DataError(f"{path}, line {reader.line_num}: not CSV: {e}") from e
+        if "new-line character" in str(e):
+            raise DataError(f"{path}, line {reader.line_num}: not CSV: {FROM_MAC}") from e
+        raise DataError(f"{path}, line {reader.line_num}: not CSV: {e}; {QUOTES}") from e
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    from pyarrow import ArrowException
+    from pyarrow import ArrowException, float32
     from pyarrow.parquet import ParquetFile
 
     number = 0
     try:
         with ParquetFile(path) as file:
+            short = [field.name for field in file.schema_arrow if field.type == float32()]
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}, record {number}", row
+                    yield f"{path}, record {number}", row | {name: shortest(row[name]) for name in short}
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such file{_looked(path)}") from e
     except (OSError, ArrowException) as e:
         raise DataError(f"{path}: cannot be read as Parquet behind record {number}: {str(e).splitlines()[0]}") from e
+
+
+def shortest(value: float | None) -> float | None:
+    """A number of single precision as it is written: 0.1, where Python makes 0.10000000149011612 of it."""
+    import numpy
+
+    return None if value is None else float(str(numpy.float32(value)))

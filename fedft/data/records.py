@@ -13,6 +13,8 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from datetime import date, time, timedelta
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<one>[\w.-]+))?(?::(?P<two>[\w.-]+))?")
+HELD_OUT = re.compile(r"(test|valid|val|dev|eval)(?![a-z])|validation|evaluation", re.IGNORECASE)
+"""How the names of files begin that are not to be trained on, beside one that is called "train..."."""
 SAVED = ("state.json", "dataset_dict.json")
 """What `save_to_disk` of the library datasets leaves in a folder."""
 
@@ -47,10 +51,15 @@ def read_rows(source: str) -> list[Row]:
     if files := files_of(source):
         if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p not in files)):
             log.warning("%s: %d of its entries are not read: %s", path, len(others), check.few(others))
-        rows = [_clean(row, where) for file in files for where, row in record_files.rows(file)]
+        rows = []
+        for file in files:
+            found = [_clean(row, where) for where, row in record_files.rows(file)]
+            if not found and len(files) > 1:
+                log.warning("%s holds no records", file)
+            rows += found
     else:
-        found = _saved(path) if path.is_dir() else _from_hub(source)
-        rows = [_clean(row, f"{source}, record {n}") for n, row in enumerate(found, 1)]
+        saved = _saved(path) if path.is_dir() else _from_hub(source)
+        rows = [_clean(row, f"{source}, record {n}") for n, row in enumerate(saved, 1)]
     if not rows:
         raise DataError(f"{source} holds no records")
     return rows
@@ -59,11 +68,14 @@ def read_rows(source: str) -> list[Row]:
 def files_of(source: str) -> list[Path]:
     """The files that `source` names, in the order in which they are read; none for a hub id or a saved data set.
 
-    Raises DataError for a pattern that matches no file, and a folder without a file of one of the FORMS.
+    Raises DataError for an address, a pattern that matches no file, and a folder that has no file of one of the FORMS,
+    or files to train on and to test with.
     """
     path = Path(source)
     if not source:
         raise DataError("[data] train or test is '', wanted a file, a folder, a pattern of files or a hub id")
+    if "://" in source:
+        raise DataError(f"{source}: an address; wanted a file of this machine, or a hub id 'owner/name'")
     if not path.exists() and glob.has_magic(source):
         paths = [Path(p) for p in sorted(glob.glob(source, recursive=True)) if os.path.isfile(p)]
         if not paths:
@@ -76,15 +88,28 @@ def files_of(source: str) -> list[Path]:
         paths = [p for p in there if record_files.form_of(p) is not None]
         if not paths:
             raise DataError(f"{path}: a folder without a file {', '.join(FORMS)} (or .gz of one)")
+        held = [p.name for p in paths if HELD_OUT.match(p.name)]
+        if held and any(p.name.lower().startswith("train") for p in paths):
+            raise DataError(
+                f"{path}: holds rows to train on and {check.few(held)}; name the file that is meant, or a list"
+            )
         return paths
+    if not os.path.lexists(path) and re.fullmatch(r"\w[\w-]*", source):
+        raise DataError(f"{source}: no such file; a data set of the hub is called 'owner/name'")
     is_file = path.exists() or record_files.form_of(path) is not None or not HUB_ID.fullmatch(source)
     return [path] if is_file else []
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value has one text: a text itself, a number, a date or time, or null; no list, object or bytes."""
+    return value is None or isinstance(value, str | Number | date | time | timedelta)
 
 
 def value_of(row: Mapping[str, Any], name: str, where: str) -> Any:
     """The value of a record's field. Raises DataError, beginning with `where`, if the record has no such field."""
     if name not in row:
-        there = ", ".join(map(str, row)) or "none"
+        plain = (name if name.isprintable() and name == name.strip() else repr(name) for name in map(str, row))
+        there = ", ".join(plain) or "none"
         raise DataError(f"{where}: no field {name!r}; there are {there}{check.nearest(name, row)}")
     return row[name]
 
@@ -119,13 +144,18 @@ def _saved(path: Path) -> list[Row]:
 
     try:
         found = datasets.load_from_disk(str(path))
+        if not isinstance(found, datasets.DatasetDict) or "train" in found:
+            return _rows(found["train"] if isinstance(found, datasets.DatasetDict) else found)
     except Exception as e:  # Arrow's, fsspec's and the library's own errors
         raise DataError(f"{path}: not a data set that datasets can read: {first_line(e)}") from e
-    if isinstance(found, datasets.DatasetDict):
-        if "train" not in found:
-            raise DataError(f"{path}: has the splits {', '.join(found)}; wanted the folder of one of them")
-        found = found["train"]
-    return list(found)
+    raise DataError(f"{path}: has the splits {', '.join(found)}; wanted the folder of one of them")
+
+
+def _rows(found: Any) -> list[Row]:
+    """The records of a `datasets.Dataset`; numbers of single precision as they are written."""
+    columns = (getattr(found, "features", None) or {}).items()
+    single = [name for name, feature in columns if getattr(feature, "dtype", None) == "float32"]
+    return [row | {name: record_files.shortest(row[name]) for name in single} for row in found]
 
 
 def _from_hub(source: str) -> list[Row]:
@@ -135,6 +165,6 @@ def _from_hub(source: str) -> list[Row]:
     import datasets
 
     try:
-        return list(datasets.load_dataset(found["name"], configuration, split=split or "train"))
+        return _rows(datasets.load_dataset(found["name"], configuration, split=split or "train"))
     except Exception as e:  # network, cache, script and Arrow errors of five libraries, none of them ours
         raise DataError(f"{source}: no such file, and not to be had from the hub{offline()}: {first_line(e)}") from e

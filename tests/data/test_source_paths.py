@@ -7,6 +7,7 @@ import pytest
 from fedft import run_file
 from fedft.errors import ConfigError
 from fedft.simulations import run as runs
+from fedft.simulations import virtual_clients
 
 
 @pytest.fixture
@@ -55,3 +56,12 @@ def test_a_run_on_a_list_of_files_and_a_list_of_test_files(place, tiny_base):
     assert (done.summary["header"]["train_rows"], done.summary["header"]["held_out_rows"]) == (4, 4)
     stored = tomllib.loads((place / "run/config.toml").read_text())["data"]
     assert stored["train"] == [str(place / "own/a.csv"), str(place / "own/b c.csv")]
+
+
+def test_a_test_file_that_is_trained_on_is_said(place, caplog):
+    for test, lines in (("d.csv", 0), ("a.csv", 1), (["d.csv", "a.csv"], 1)):
+        caplog.clear()
+        (place / "own/run.toml").write_text(f"[data]\ntrain = ['a.csv', 'b c.csv']\ntest = {test!r}\n")
+        virtual_clients.whole_by_client(run_file.load(place / "own/run.toml"))
+        said = f"[data] train and test both name {place / 'own/a.csv'}: what is measured on it has been learned"
+        assert caplog.messages == [said] * lines
