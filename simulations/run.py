@@ -69,6 +69,10 @@ def simulate(
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = choose_folder(name, out, resume)
+    if config.server.mode == "ray":
+        from fedft.simulations import workers
+
+        workers.check_installed()
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
         config = held.config
         place = workplace(config, held.recipe, folder=folder)
@@ -83,8 +87,6 @@ def simulate(
         opened = held.begin(place.here, whose(place.clients))
         opened.observe("header", said)
         if config.server.mode == "ray":
-            from fedft.simulations import workers
-
             state = workers.carry(opened, place.clients)
         else:
             state = opened.loop(local_post(place.clients)).run(place.clients)
