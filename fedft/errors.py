@@ -6,6 +6,7 @@
     |- RunPaused          quorum not reached or disk full: state is safe, the same command resumes        (exit 75)
     |- ClientFailed       a client of a simulation failed, as it would again; what is committed stays      (exit 1)
     |- StateDamaged       no generation of the run's state can be trusted                                 (exit 65)
+    |- OtherVersion       a run's state is whole, and in the form of another version of fedft             (exit 65)
     |- KeyFault           a private key file is missing, unreadable as a key, or open to others           (exit 77)
     |- Interrupted        Ctrl-C or SIGTERM: the same command goes on                                    (exit 130)
     |- PlanRefused        the site's policy does not allow what the server asks; carries a code
@@ -84,6 +85,12 @@ class ClientFailed(FedftError):
 
 class StateDamaged(FedftError):
     """A run has files of its state, but none whose digest is right; nothing was overwritten."""
+
+    exit_code = EXIT_DAMAGED
+
+
+class OtherVersion(FedftError):
+    """A run's state is whole, but not in the form that this version reads and writes; nothing was changed."""
 
     exit_code = EXIT_DAMAGED
 

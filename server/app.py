@@ -30,7 +30,7 @@ from fedft.reports.observers import Audience, Observer, Observers
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
 from fedft.security.site_table import Site
-from fedft.server import open_run, run_outputs
+from fedft.server import message_sizes, open_run, run_outputs
 from fedft.server.sealed_post import SealedPost
 from fedft.wire import messages
 
@@ -77,7 +77,9 @@ def serve(
     resume = (folder / "config.toml").exists()
     with open_run.opened(config, folder, resume=resume, observe=audit, deployed=True) as held:
         salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
-        run = held.begin(resident.load(held.config, held.recipe), salt)
+        here = resident.load(held.config, held.recipe)
+        message_sizes.check_sizes(held.config, held.recipe, here.layout, len(sites))
+        run = held.begin(here, salt)
         audit.path.touch()
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
         link = _Supervised(place, roster.nodes, folder / "superlink", most)

@@ -26,7 +26,7 @@ from safetensors.torch import save as save_tensors
 from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.contract import State
-from fedft.errors import RunPaused, StateDamaged
+from fedft.errors import OtherVersion, RunPaused, StateDamaged, in_one_line
 
 KEEP_LAST = 3  # generations: the newest may turn out to be damaged, and the one before
 KEEP_EVERY = 10  # of the older generations, every so many are kept, for people to look at
@@ -62,27 +62,34 @@ class Store:
         """The newest state that verifies, with its notes; None if there never was one.
 
         `recover` puts damaged files aside and drops what follows from them: for the one process that runs the run.
-        Raises StateDamaged if there are generations and none verifies.
+        Raises StateDamaged if there are generations and none verifies, and OtherVersion, with all files as they were,
+        if the newest that verifies is not in the form that this version writes.
         """
         versions = self._versions()
         for v in reversed(versions):
-            body = durable.verified(self._path(v))
-            try:
-                if body is not None:
-                    meta = durable.metadata(body)
-                    own = tensors.drawers_of(load_tensors(body))
-                    shared = own.pop("", {})
-                    found = State(int(meta["version"]), shared, own), json.loads(meta["notes"])
-                    if recover:
-                        self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
-                    return found
-            except (SafetensorError, KeyError, ValueError):
-                pass
+            if (body := durable.verified(self._path(v))) is not None:
+                found = self._read(v, body)
+                if recover:
+                    self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
+                return found
             if recover:
                 self._path(v).rename(self._path(v).with_suffix(".damaged"))
         if versions or any(self._folder.glob("*.damaged")):
             raise StateDamaged(f"{self._folder}: no generation verifies; the files are kept as *.damaged")
         return None
+
+    def _read(self, version: int, body: bytes) -> tuple[State, dict[str, Any]]:
+        """The state and the notes in the bytes of a generation that is whole."""
+        try:
+            meta = durable.metadata(body)
+            own = tensors.drawers_of(load_tensors(body))
+            shared = own.pop("", {})
+            return State(int(meta["version"]), shared, own), json.loads(meta["notes"])
+        except (SafetensorError, KeyError, ValueError, TypeError) as e:
+            raise OtherVersion(
+                f"{self._path(version)}: written by another version of fedft ({in_one_line(e)}); go on, measure and "
+                "export with that version; nothing was changed"
+            ) from e
 
     def next_attempt(self) -> int:
         """A number greater than any given before in this run, durable when returned: no two attempts share one."""

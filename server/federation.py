@@ -41,8 +41,6 @@ class Federation:
     """Most examples that a client may claim, where that is less than `[limits] max_num_examples`."""
     members: dict[str, Member] = field(default_factory=dict)
     """All who may take part, in roster order (bytewise by name)."""
-    held_out: dict[str, int] = field(default_factory=dict)
-    """Held-out rows of each client that has enrolled since this process started."""
     counted: dict[str, int] = field(default_factory=dict)
     """The last round in which a client's update counted, where clients keep something."""
 
@@ -60,7 +58,6 @@ class Federation:
     def enrolled(self, client: str, payload: bytes) -> None:
         """Take a client's answer to the job: its held-out rows and its profile. RejectedUpdate for other bytes."""
         said = messages.decode_update(payload, {}, "fp32", max_bytes=SHORT_ANSWER_BYTES)
-        self.held_out[client] = int(said.metrics.get("held_out", 0))
         self.know(client, {**said.metrics, "rows": said.num_examples})
         self.observe("enrolled", {"client": client})
 
@@ -68,6 +65,12 @@ class Federation:
         """Note what a member said of itself, for plans to go by; a client that is no member is passed over."""
         if client in self.members:
             self.members[client] = Member(self.members[client].rank, dict(profile))
+
+    @property
+    def held_out(self) -> dict[str, int]:
+        """Held-out rows of each client that has said that it has some, before a restart of the server too."""
+        said = {name: int(member.profile.get("held_out", 0)) for name, member in self.members.items()}
+        return {name: rows for name, rows in said.items() if rows > 0}
 
     @property
     def rank(self) -> int:

@@ -3,7 +3,8 @@
 from fedft.config import RunConfig
 from fedft.recipe import Recipe
 
-MANY = 50  # clients whose evaluation takes long beside the training of those that a round asks
+MANY = 50  # clients whose evaluation takes long beside their training
+FEW = 20  # clients that tell enough: above so many, and twice as many as train, a round may be mostly evaluation
 
 
 def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> list[str]:
@@ -25,10 +26,11 @@ def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> lis
         said.append(f"[clients] per_round = {most}: there are {clients} clients, all are asked in every round")
     if (most := config.eval.clients) is not None and most > measured:
         said.append(f"[eval] clients = {most}: {measured} clients have held-out rows, all of them are measured")
-    if config.eval.clients is None and config.eval.every == 1 and measured >= MANY:
-        said.append(
-            f"[eval]: all {measured} clients are measured after every round; clients = 20 or every = 5 would be cheaper"
-        )
+    asked = min(config.clients.per_round or clients, clients)
+    costly = measured >= MANY or measured > max(FEW, 2 * asked)
+    if config.eval.clients is None and config.eval.every == 1 and costly:
+        cheaper = f"clients = {FEW} or every = 5 would be cheaper"
+        said.append(f"[eval]: all {measured} clients are measured after every round; {cheaper}")
     if not recipe.space.rank_free and (idle := len(config.ranks()) - clients) > 0:
         said.append(
             f"[clients] rank: the last {idle} of {len(config.ranks())} are nobody's, there are {clients} clients"

@@ -20,7 +20,7 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
-from fedft.server import open_run
+from fedft.server import message_sizes, open_run
 from fedft.simulations import idle_options, run_header
 from fedft.simulations.workplace import local_post, whose, workplace
 
@@ -69,6 +69,10 @@ def simulate(
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = choose_folder(name, out, resume)
+    if config.server.mode == "ray":
+        from fedft.simulations import workers
+
+        workers.check_installed()
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
         config = held.config
         place = workplace(config, held.recipe, folder=folder)
@@ -79,11 +83,10 @@ def simulate(
         ):
             log.warning("%s", line)
         said = run_header.header(place)
+        message_sizes.check_sizes(config, held.recipe, place.layout, len(place.clients))
         opened = held.begin(place.here, whose(place.clients))
         opened.observe("header", said)
         if config.server.mode == "ray":
-            from fedft.simulations import workers
-
             state = workers.carry(opened, place.clients)
         else:
             state = opened.loop(local_post(place.clients)).run(place.clients)

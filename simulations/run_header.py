@@ -7,14 +7,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from fedft.contract import Member, State
-from fedft.errors import ConfigError
-from fedft.recipe import Recipe
+from fedft.server.message_sizes import first_round, message_bytes, sent_down
 from fedft.simulations.workplace import Workplace
-from fedft.update import Plan, Spec, TensorSpec
-from fedft.wire.body import body_bytes
-
-ROW_BYTES, MESSAGE_BYTES = 30, 250  # beside a tensor's name in a message's table, and of the rest of its header
 
 
 def header(place: Workplace) -> dict[str, Any]:
@@ -71,39 +65,21 @@ def _traffic(place: Workplace, asked: int, measured: int) -> tuple[int, int]:
     count as their longest. Raises ConfigError for options that do not fit.
     """
     config, recipe = place.config, place.recipe
-    ranks = [0] if recipe.space.rank_free else config.ranks()
-    roster = {f"{i:09}": Member(ranks[i % len(ranks)]) for i in range(len(place.clients))}
-    try:
-        state = recipe.first_state(place.layout, max(ranks), config.server.seed)
-        bare = Plan("", 0, 0, steps=config.local.steps, learning_rate=config.local.learning_rate)
-        plans = list(recipe.plans(state, roster, bare, max(ranks)).values())
-    except ValueError as e:
-        raise ConfigError(f"{recipe.name}: {e}") from e
+    state, plans = first_round(config, recipe, place.layout, len(place.clients))
+    largest = max(p.rank for p in plans)
     uploads = {p.shape.key: recipe.spec(place.layout, p) for p in plans}
-    up = sum(_message(uploads[p.shape.key], config.codec.up) for p in plans) * asked // len(plans)
+    up = sum(message_bytes(uploads[p.shape.key], config.codec.up) for p in plans) * asked // len(plans)
     measured = measured if config.eval.every == 1 else 0
     who = asked if recipe.evaluation_has_own_state else max(asked, measured)
     if not (recipe.replaces_what_is_held or config.codec.changes):
-        sent = sum(_message(uploads[p.shape.key], "fp32") for p in plans) // len(plans)
+        sent = sum(message_bytes(uploads[p.shape.key], "fp32") for p in plans) // len(plans)
         return up, sent * who * (asked if recipe.downlink_is_increment else 1)
     codec = config.codec.changes or config.codec.plans
-    shapes = {p.shape.key: _spec(recipe, state, p) for p in plans}
-    down = sum(_message(shapes[p.shape.key], codec) for p in plans) * who // len(plans)
-    if small := sum(p.rank < max(ranks) for p in plans) if recipe.cuts_the_state else 0:  # they measure all of it, too
-        down += (
-            measured * small // len(plans) * _message(_spec(recipe, state, replace(plans[0], rank=max(ranks))), codec)
-        )
+    shapes = {p.shape.key: sent_down(recipe, state, p) for p in plans}
+    down = sum(message_bytes(shapes[p.shape.key], codec) for p in plans) * who // len(plans)
+    if small := sum(p.rank < largest for p in plans) if recipe.cuts_the_state else 0:  # they measure all of it, too
+        whole = sent_down(recipe, state, replace(plans[0], rank=largest))
+        down += measured * small // len(plans) * message_bytes(whole, codec)
     if recipe.evaluation_has_own_state:
-        down += measured * _message(_spec(recipe, state, replace(plans[0], steps=0, evaluate=True)), codec)
+        down += measured * message_bytes(sent_down(recipe, state, replace(plans[0], steps=0, evaluate=True)), codec)
     return up, down
-
-
-def _spec(recipe: Recipe, state: State, plan: Plan) -> Spec:
-    """Names, shapes and dtypes of what is sent down to somebody new."""
-    sent = recipe.downlink(state, None, plan)
-    return {n: TensorSpec(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for n, x in sent.items()}
-
-
-def _message(spec: Spec, codec: str) -> int:
-    """Bytes of a message with these tensors, within those of a header."""
-    return MESSAGE_BYTES + sum(len(n) + ROW_BYTES for n in spec) + body_bytes(spec, codec)

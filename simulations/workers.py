@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Collection
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,16 @@ from fedft.server.open_run import OpenRun
 WAIT_S = 120.0  # for the engine to start its nodes
 
 
+def check_installed() -> None:
+    """Return None where Ray is installed. Raises ConfigError with the command that installs it."""
+    if find_spec("ray") is None:
+        raise ConfigError('[server] mode = "ray": ray is not installed here; pip install "fedft[ray]"')
+
+
 def carry(run: OpenRun, clients: Collection[str]) -> State:
     """Carry the run to its end on Flower's engine; returns the final state. What clients keep lies in its folder."""
-    try:
-        import ray  # noqa: F401
-        from flwr.simulation import run_simulation
-    except ImportError as e:
-        raise ConfigError('[server] mode = "ray" needs the extra: pip install "fedft[ray]"') from e
+    from flwr.simulation import run_simulation
+
     logging.getLogger("flwr").setLevel(logging.WARNING)
     ended: dict[str, Any] = {}
     server = ServerApp()

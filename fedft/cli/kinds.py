@@ -118,12 +118,18 @@ def check(
     if kind not in registry.SUITES:
         raise ConfigError(f"there is no contract suite of kind {kind} yet; there are {', '.join(registry.SUITES)}")
     known, options = registry.REGISTRIES[kind], load_options(set_ or ())
+    takes_none = kind == "codec" or not known.called
+    if options and takes_none:
+        how = "what follows a colon in its name is its option" if kind == "codec" else "its name stands for the value"
+        raise ConfigError(f"--set {next(iter(options))}: {kind} {name} takes no options, {how}")
+    if clients is not None and kind != "strategy":
+        raise ConfigError(f"--clients {clients}: only strategies are checked with clients, {name} is of kind {kind}")
     if kind == "codec":
         value: Any = _codec(name)
     else:
         value = known.make(name, options) if known.called else known.load(name)
     module, _, suite = registry.SUITES[kind].partition(":")
-    more = {} if clients is None or kind != "strategy" else {"clients": clients}
+    more = {} if clients is None else {"clients": clients}
     results = getattr(import_module(module), suite)(value, stop=False, **more)
     if as_json:
         typer.echo(json.dumps({kind: name, "failed": {k: v for k, v in results.items() if v}}))

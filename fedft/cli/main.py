@@ -107,7 +107,7 @@ def race(
     from fedft.reports.terminal import table
 
     with RaceProgress() as progress:
-        from fedft.reports.comparison import readable, shown_columns, spare_columns
+        from fedft.reports.comparison import LEGEND, readable, shown_columns, spare_columns
         from fedft.simulations import race as races
 
         contenders = [races.contender(s.strip()) for s in strategies.split(",") if s.strip()]
@@ -123,6 +123,7 @@ def race(
     else:
         rows, said = done["rows"], done["columns"]
         table(readable(rows, said), shown_columns(rows), spare_columns(rows))
+        typer.echo(LEGEND)
         typer.echo(f"{out / races.PAGE}  (the same with learning curves; numbers in {races.TABLE} beside it)")
     if stopped := done["stopped"]:
         raise RunPaused(f"stopped, and without a row: {', '.join(stopped)}; the same command tries again")
@@ -138,7 +139,7 @@ def report(
 ) -> None:
     """One page that compares runs and races: table, learning curves, bytes; a single file to open, mail and print."""
     from fedft.reports import html_report as reports
-    from fedft.reports.comparison import readable, shown_columns, spare_columns
+    from fedft.reports.comparison import LEGEND, readable, shown_columns, spare_columns
     from fedft.reports.terminal import table
 
     file = to or (folders[0] if len(folders) == 1 else Path()) / "report.html"
@@ -148,6 +149,7 @@ def report(
     else:
         rows, said = done["rows"], done["columns"]
         table(readable(rows, said), shown_columns(rows), spare_columns(rows))
+        typer.echo(LEGEND)
         typer.echo(f"page   {file}")
 
 

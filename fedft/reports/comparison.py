@@ -15,6 +15,8 @@ from fedft.training.metrics.loss import ACCURACY, LOSS
 BASELINES = ("local", "central")
 """Methods without federation: every client trained alone, and one model on all rows in one place."""
 
+LEGEND = "before, after and gain: held-out loss, mean over clients; token loss: over all held-out tokens"
+
 
 def row(method: str, results: Sequence[Result]) -> dict[str, Any]:
     """A method's row of the table: the mean of every number over its runs, one run per seed.

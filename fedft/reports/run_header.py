@@ -5,12 +5,11 @@ from typing import Any
 
 from fedft.reports.quantities import count, duration, size
 
-MANY = 20  # clients: above so many, and twice as many as train, a round may well spend most of its time on evaluation
 SHORT_S = 10.0  # a run that ends sooner needs no forecast
 
 
 def lines(header: Mapping[str, Any]) -> list[str]:
-    """The header of a run as six or seven lines of plain text; `fedft.simulations.run_header` explains its facts.
+    """The header of a run as six lines of plain text; `fedft.simulations.run_header` explains its facts.
 
     They fit into 80 columns unless names in them are long.
     """
@@ -30,10 +29,9 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     told.append(
         "; ".join([f"rows     of at most {count(h['max_length'])} tokens", *([", ".join(lost)] if lost else [])])
     )
-    if h["measured"] > max(MANY, 2 * h["asked"]) and h["every"] == 1:
-        told.append(f"evaluates all {h['measured']} clients every round; [eval] clients = {h['asked']} is cheaper")
     traffic = f"{size(h['bytes_up'])} up, {size(h['bytes_down'])} down"
-    told.append(f"a round  {h['steps']} steps of each client; about {traffic}")
+    steps = f"{h['steps']} {'step' if h['steps'] == 1 else 'steps'}"
+    told.append(f"a round  {steps} of each client; about {traffic}")
     return [*told, "loss     of held-out rows, mean over clients: each counts once"]
 
 

@@ -79,6 +79,16 @@ def test_a_broken_promise_is_exit_code_one_and_named(tmp_path: Path, monkeypatch
         (("partitionr", "iid"), "kind is 'partitionr', wanted one of .*; did you mean 'partitioner'"),
         (("partitioner", "idd"), "no partitioner 'idd'; .*did you mean 'iid'"),
         (("optimizer", "nowhere.at:all"), "cannot load nowhere.at:all"),
+        (("optimizer", "adamw", "--set", "lr=1"), "--set lr: optimizer adamw takes no options"),
+        (("metric", "rouge_l", "--set", "x=1"), "--set x: metric rouge_l takes no options"),
+        (("logger", "tensorboard", "--set", "x=1"), "--set x: logger tensorboard takes no options"),
+        (("codec", "topk:0.1", "--set", "share=1"), "codec topk:0.1 takes no options, what follows a colon"),
+        (("objective", "likelihood", "--set", "x=1"), "likelihood has no option 'x'"),
+        (("adapter", "lora", "--set", "x=1"), "lora has no option 'x'"),
+        (("gate", "largest_norm", "--set", "mst=1"), "no option 'mst'.*did you mean 'most'"),
+        (("partitioner", "iid", "--set", "x=1"), "iid has no option 'x'"),
+        (("strategy", "fedit", "--set", "x=1"), "fedit has no option 'x'"),
+        (("partitioner", "iid", "--clients", "5"), "--clients 5: only strategies"),
     ],
 )
 def test_a_mistake_is_one_line(words: tuple[str, ...], said: str) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.contract import State
-from fedft.errors import RunPaused, StateDamaged
+from fedft.errors import OtherVersion, RunPaused, StateDamaged
 from fedft.server.checkpoint import Store
 
 
@@ -39,6 +40,29 @@ def test_a_damaged_generation_is_put_aside_and_the_one_before_is_used(tmp_path: 
     assert found is not None
     assert found[0].version == 0
     assert (tmp_path / "gen-00000001.damaged").exists()
+
+
+@pytest.mark.parametrize(
+    ("tensors_", "meta"),
+    [
+        ({"layers.0.lora_A": torch.ones(2)}, {"version": "3", "notes": "{}"}),  # before there were drawers
+        ({"/x": torch.ones(2)}, {"format": "9"}),
+        ({"/x": torch.ones(2)}, None),
+    ],
+)
+def test_the_state_of_another_version_is_neither_called_damaged_nor_renamed(
+    tmp_path: Path, tensors_: dict[str, torch.Tensor], meta: dict[str, str] | None
+) -> None:
+    (tmp_path / "journal" / "00000007").mkdir(parents=True)
+    durable.commit(tmp_path / "gen-00000003.fedft", save(tensors_, meta))
+    before = {p.name: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")}
+    for recover in (True, False):
+        with pytest.raises(OtherVersion, match=r"gen-00000003\.fedft: written by another version of fedft") as e:
+            Store(tmp_path).latest(recover=recover)
+        assert "damaged" not in str(e.value)
+        assert "\n" not in str(e.value)
+        assert e.value.exit_code == 65
+    assert {p.name: p.is_file() and p.read_bytes() for p in tmp_path.rglob("*")} == before
 
 
 def test_a_torn_write_is_never_read(tmp_path: Path) -> None:

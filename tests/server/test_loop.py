@@ -269,6 +269,29 @@ def test_a_deployment_that_says_the_simulation_s_largest_share_ends_with_its_byt
     assert digests[0] == digests[1]
 
 
+def test_a_site_that_is_away_when_the_server_starts_again_is_measured_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has held-out rows is kept with the state: the panel of a run does not depend on who enrolled in time."""
+    first = Run(tmp_path / "a", rounds=2)
+    first.digest()
+    assert {*first.metrics.lines[-1]["evaluation"]} == {*NAMES}
+    answer, panels = Site.answer, []
+
+    def late(self: Site, name: str, kind: Kind, payload: bytes) -> bytes | Refused:
+        if kind == "query" and name == "bert" and not panels:  # not yet there in the round that comes next
+            return Refused("offline", "not yet")
+        return answer(self, name, kind, payload)
+
+    monkeypatch.setattr(Site, "answer", late)
+    again = Run(tmp_path / "a", rounds=3)
+    again.loop.federation.observe = lambda kind, info: panels.append(info["asked"]) if kind == "evaluating" else None
+    again.loop.run(NAMES)
+    assert again.metrics.lines[-1]["participants"] == ["anna", "carl"]
+    assert panels == [[*NAMES]]
+    assert {*again.metrics.lines[-1]["evaluation"]} == {*NAMES}
+
+
 def test_a_client_refused_three_times_is_quarantined(tmp_path: Path) -> None:
     run = Run(tmp_path, twist=bad("garbage"), quorum=0.5)
     run.digest()

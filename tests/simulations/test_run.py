@@ -329,6 +329,16 @@ def test_sigkill_in_the_middle_of_a_round_and_resume_give_the_same_digest(
     assert json.loads(done.stdout)["state_digest"] == finished["flora"].summary["state_digest"]
 
 
+def test_mode_ray_without_ray_says_in_one_line_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedft.simulations import workers
+
+    monkeypatch.setattr(workers, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as e:
+        runs.simulate(run_file.load(runs.QUICKSTART, ["server.mode=ray"]), out=tmp_path / "run")
+    assert str(e.value) == '[server] mode = "ray": ray is not installed here; pip install "fedft[ray]"'
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_flowers_simulation_engine_gives_the_same_digest(
     finished: dict[str, runs.Run], overrides: Callable[..., list[str]], tmp_path: Path

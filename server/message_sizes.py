@@ -1,0 +1,70 @@
+"""How large a run's messages will be, from shapes alone: what none can carry is refused before anybody is asked."""
+
+from fedft.config import RunConfig
+from fedft.contract import Layout, Member, State
+from fedft.errors import ConfigError
+from fedft.recipe import Recipe
+from fedft.reports.quantities import size
+from fedft.update import Plan, Spec, TensorSpec
+from fedft.wire.body import body_bytes
+from fedft.wire.messages import MAX_MESSAGE_BYTES
+
+ROW_BYTES, HEADER_BYTES = 30, 250  # beside a tensor's name in a message's table, and of the rest of its header
+
+
+def check_sizes(config: RunConfig, recipe: Recipe, layout: Layout, clients: int) -> None:
+    """Return None if every message of the run's first round is one that can be sent.
+
+    Codecs whose length depends on the numbers count as their longest; what a strategy gathers in later rounds does not
+    count. Raises ConfigError with both sizes and the keys that make messages smaller, or for options that do not fit.
+
+    Args:
+        config: the run file.
+        recipe: of its strategy.
+        layout: of the base model.
+        clients: how many there are.
+    """
+    state, plans = first_round(config, recipe, layout, clients)
+    by_shape = {p.shape.key: p for p in plans}.values()
+    asked = min(config.clients.per_round or clients, clients)
+    up = max(message_bytes(recipe.spec(layout, p), config.codec.up) for p in by_shape)
+    if recipe.downlink_is_increment:
+        down, codec = asked * max(message_bytes(recipe.spec(layout, p), "fp32") for p in by_shape), "fp32"
+    else:
+        down, codec = max(message_bytes(sent_down(recipe, state, p), config.codec.plans) for p in by_shape), ""
+    for what, key, said, found in (
+        ("an update", "up", config.codec.up, up),
+        ("a state", "down", codec or config.codec.plans, down),
+    ):
+        if found > MAX_MESSAGE_BYTES:
+            raise ConfigError(
+                f"{what} of {recipe.name} has up to {size(found)} in {said}, a message carries at most "
+                f"{size(MAX_MESSAGE_BYTES)}; smaller: [codec] {key}, [clients] rank, fewer [model] targets"
+            )
+
+
+def first_round(config: RunConfig, recipe: Recipe, layout: Layout, clients: int) -> tuple[State, list[Plan]]:
+    """(the first state, what each of so many clients is to do from it).
+
+    Raises ConfigError for options that do not fit the model.
+    """
+    ranks = [0] if recipe.space.rank_free else config.ranks()
+    roster = {f"{i:09}": Member(ranks[i % len(ranks)]) for i in range(clients)}
+    largest = max(member.rank for member in roster.values())
+    try:
+        state = recipe.first_state(layout, largest, config.server.seed)
+        bare = Plan("", 0, 0, steps=config.local.steps, learning_rate=config.local.learning_rate)
+        return state, list(recipe.plans(state, roster, bare, largest).values())
+    except ValueError as e:
+        raise ConfigError(f"{recipe.name}: {e}") from e
+
+
+def sent_down(recipe: Recipe, state: State, plan: Plan) -> Spec:
+    """Names, shapes and dtypes of what is sent down to somebody new."""
+    sent = recipe.downlink(state, None, plan)
+    return {n: TensorSpec(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for n, x in sent.items()}
+
+
+def message_bytes(spec: Spec, codec: str) -> int:
+    """Bytes of a message with these tensors, within those of a header."""
+    return HEADER_BYTES + sum(len(n) + ROW_BYTES for n in spec) + body_bytes(spec, codec)
