@@ -19,6 +19,8 @@ Each case stands for a kind: close the kind, not the input.
     client_names                    users' text as paths                     one injective, bounded mapping from names
                                                                              to folders, used everywhere
 
+`typical_mistakes.py` is a table of another kind: what is typed wrong, over every command, and the line that answers.
+
 Nothing is downloaded. A tokenizer of 256 bytes and a few special tokens stands in for real ones.
 """
 
