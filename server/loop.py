@@ -22,11 +22,12 @@ from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.round import Outcome, Round
 from fedft.server.traffic import Traffic, Until
-from fedft.training.metrics.loss import over_clients
+from fedft.training.metrics.loss import LOSS, over_clients
 
 log = logging.getLogger(__name__)
 
 NORM_ROUNDS = 5  # whose updates' norms say what is usual: fewer would let one odd round decide, more would lag behind
+DIVERGED = 1.5, 0.5  # times the first loss, and more than it: a run that learns does not get there, nor noise
 QUARANTINE_ROUNDS = 10  # in which a client's refusals are counted: older mistakes are forgiven
 
 
@@ -135,8 +136,20 @@ class Loop:
         """What a person should look at whose clients train on numbers that are not finite."""
         if self.metrics.lines and "loss" not in self.metrics.lines[0] and self.federation.held_out:
             return "the base model itself has no finite loss on the held-out rows; see [model] dtype"
+        return self._too_high()
+
+    def _too_high(self) -> str:
         rate = self.federation.config.local.learning_rate
         return f"the learning rate is probably too high: [local] learning_rate = {rate:g}"
+
+    def _say_if_it_diverges(self, line: Mapping[str, Any]) -> None:
+        """That a state is far worse than the first one, the first time that it is."""
+        losses = [x[LOSS.name] for x in self.metrics.lines if LOSS.name in x]
+        if not losses or LOSS.name not in line:
+            return
+        bound = max(DIVERGED[0] * losses[0], losses[0] + DIVERGED[1])
+        if line[LOSS.name] > bound >= max(losses):
+            log.warning("held-out loss rose from %.4g to %.4g: %s", losses[0], line[LOSS.name], self._too_high())
 
     def _notes(self, number: int, notes: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         """Notes that are durable with the state which round `number` led to: all that the next round depends on."""
@@ -181,6 +194,7 @@ class Loop:
             line["refused"] = [*line["refused"], *traffic.refused]
         line["bytes_up"], line["bytes_down"] = _total(line, "up"), _total(line, "down")
         line["seconds"] = {**line["seconds"], "evaluate": time.monotonic() - started}
+        self._say_if_it_diverges(line)
         self.metrics.append(line)
         run.observe("line", line)
 

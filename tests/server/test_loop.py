@@ -292,6 +292,49 @@ def test_a_site_that_is_away_when_the_server_starts_again_is_measured_all_the_sa
     assert {*again.metrics.lines[-1]["evaluation"]} == {*NAMES}
 
 
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        (
+            (1.0, 1.4, 9.0, 8.0, 20.0),
+            "held-out loss rose from 1 to 9: the learning rate is probably too high: [local] ",
+        ),
+        ((1.0, 1.4, 1.3, 1.4, 1.5), ""),
+        ((0.01, 0.3, 0.2, 0.5, 0.4), ""),  # of few rows, or more of the same
+    ],
+)
+def test_a_loss_that_explodes_and_stays_finite_names_the_learning_rate_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, losses: tuple[float, ...], told: str
+) -> None:
+    def measured(name: str, plan: Plan, update: Update) -> Update:
+        return replace(update, metrics={"loss": losses[plan.round]}) if plan.evaluate else update
+
+    Run(tmp_path, twist=measured).digest()
+    said = [m for m in caplog.messages if "rose" in m]
+    assert len(said) == bool(told)
+    assert not told or said[0].startswith(told)
+
+
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_a_run_of_one_client_learns_whatever_the_strategy(tmp_path: Path, name: str) -> None:
+    run = Run(tmp_path, name, deployed=False)
+    run.loop.run(["bert"])
+    lines = run.metrics.lines
+    assert all(line["participants"] == ["bert"] for line in lines[1:])
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_more_clients_a_round_than_there_are_is_all_of_them(tmp_path: Path) -> None:
+    digests = []
+    for most in (None, 3, 7):
+        run = Run(tmp_path / str(most), deployed=False)
+        config = run.loop.federation.config
+        run.loop.federation.config = replace(config, clients=replace(config.clients, per_round=most))
+        digests.append(run.digest())
+        assert run.metrics.lines[1]["participants"] == [*NAMES]
+    assert len({*digests}) == 1
+
+
 def test_a_client_refused_three_times_is_quarantined(tmp_path: Path) -> None:
     run = Run(tmp_path, twist=bad("garbage"), quorum=0.5)
     run.digest()
