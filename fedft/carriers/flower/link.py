@@ -5,7 +5,7 @@ task, and sends and collects messages in its name.
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -54,11 +54,11 @@ class FlowerLink:
             session.nodes_at = time.monotonic()
         return session.nodes
 
-    def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
+    def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Send a payload to a node; returns the message's id. A node that is gone is told of by `pull`."""
         session = self._connected()
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = session.identity  # of this whole process
-        message = grid.pack(cast(interface.Kind, kind), payload, node, group)
+        message = grid.pack(cast(interface.Kind, kind), b"".join(payload), node, group)
         known = True
 
         def register(announced: Any, tree: Any) -> tuple[Collection[str], str]:

@@ -326,15 +326,15 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 def test_small_and_large_messages_come_back_unchanged(house):
     nodes = house.online()
     for payload in (b"", os.urandom(1000), os.urandom(12 * 2**20 + 7), bytes(11 * 2**20)):
-        ids = {house.link.push(node, "query", payload, "1") for node in nodes.values()}
+        ids = {house.link.push(node, "query", [payload], "1") for node in nodes.values()}
         assert set(house.answer(ids).values()) == {payload}
 
 
 def test_a_question_is_answered_while_another_message_is_at_work(house):
     node = house.online()["ann"]
     DONE.clear()
-    slow = house.link.push(node, "train", b"slow", "1")
-    assert house.answer({house.link.push(node, "query", b"how far?", "1")}).popitem()[1] == b"how far?"
+    slow = house.link.push(node, "train", [b"slow"], "1")
+    assert house.answer({house.link.push(node, "query", [b"how far?"], "1")}).popitem()[1] == b"how far?"
     assert not dict(house.link.pull({slow}, MAX_REPLY))
     DONE.set()
     assert house.answer({slow}) == {slow: b"slow"}
@@ -342,7 +342,7 @@ def test_a_question_is_answered_while_another_message_is_at_work(house):
 
 def test_a_reply_that_is_too_large_costs_only_itself(house):
     node = house.online()["ann"]
-    large, small = house.link.push(node, "evaluate", b"?", "1"), house.link.push(node, "query", b"!", "1")
+    large, small = house.link.push(node, "evaluate", [b"?"], "1"), house.link.push(node, "query", [b"!"], "1")
     got = house.answer({large, small}, max_bytes=2**20)
     assert got[small] == b"!"
     assert isinstance(got[large], RejectedUpdate)
@@ -350,7 +350,7 @@ def test_a_reply_that_is_too_large_costs_only_itself(house):
 
 
 def test_ids_of_no_message_and_nodes_of_no_site_are_refused(house):
-    stray = house.link.push(12345, "query", b"?", "1")
+    stray = house.link.push(12345, "query", [b"?"], "1")
     got = house.answer({"never sent", stray})
     assert {type(answer) for answer in got.values()} == {Refused}
     assert {answer.code for answer in got.values()} == {"client_error"}
@@ -358,9 +358,9 @@ def test_ids_of_no_message_and_nodes_of_no_site_are_refused(house):
 
 def test_a_forgotten_message_leaves_nothing_behind(house):
     node = house.online()["ann"]
-    mid = house.link.push(node, "query", os.urandom(1000), "1")
+    mid = house.link.push(node, "query", [os.urandom(1000)], "1")
     house.link.forget({mid})
-    assert house.answer({house.link.push(node, "query", b"next", "1")}).popitem()[1] == b"next"
+    assert house.answer({house.link.push(node, "query", [b"next"], "1")}).popitem()[1] == b"next"
     assert house.answer({mid})[mid].code == "client_error"
 
 
@@ -429,7 +429,7 @@ def test_a_reply_survives_a_network_that_comes_and_goes(house, monkeypatch):
     for name in ("PushMessages", "PushObject", "PullObject"):
         monkeypatch.setattr(site_node.FleetHttpClient, name, shaky(name))
     payload = os.urandom(6 * 2**20)
-    mid = house.link.push(node, "query", payload, "1")
+    mid = house.link.push(node, "query", [payload], "1")
     time.sleep(1.5)  # heads are given once: the reply is announced, and announced again, before it is asked for
     assert house.answer({mid}) == {mid: payload}
     assert len(failed) > 10
@@ -464,12 +464,12 @@ def test_after_a_killed_superlink_everybody_finds_together_again(house):
     """Last of the fast ones on this house: it gets a new SuperLink, a new secret and a new link."""
     node = house.online()["ann"]
     DONE.clear()
-    house.link.push(node, "train", b"slow", "1")
+    house.link.push(node, "train", [b"slow"], "1")
     pid = house.superlink.pid
     os.kill(pid, signal.SIGKILL)
     wait(lambda: not house.superlink.alive())
     with pytest.raises(LinkLost):
-        house.link.push(node, "query", b"?", "1")
+        house.link.push(node, "query", [b"?"], "1")
     old, house.superlink.port = house.link, int(house.address.split(":")[1])
     house.superlink.start()
     with pytest.raises(LinkLost):
@@ -478,7 +478,7 @@ def test_after_a_killed_superlink_everybody_finds_together_again(house):
     house.link = house.connect()
     nodes = house.online()
     assert nodes["ann"] != node
-    ids = {house.link.push(n, "query", b"again", "2") for n in nodes.values()}
+    ids = {house.link.push(n, "query", [b"again"], "2") for n in nodes.values()}
     assert set(house.answer(ids).values()) == {b"again"}
     DONE.set()  # its answer is to a message of a SuperLink that is no more
 
@@ -494,7 +494,7 @@ def test_a_site_taken_off_the_roster_is_out_within_seconds(house, caplog):
         time.sleep(0.5)
         assert set(house.link.nodes()) == {"ann"}
     assert "takes no key twice" in caplog.text
-    assert house.answer({house.link.push(house.link.nodes()["ann"], "query", b"on", "3")}).popitem()[1] == b"on"
+    assert house.answer({house.link.push(house.link.nodes()["ann"], "query", [b"on"], "3")}).popitem()[1] == b"on"
 
 
 def test_a_member_who_never_came_can_be_taken_off_too(house):
@@ -581,14 +581,14 @@ def test_a_killed_site_is_told_to_the_server_and_comes_back(tmp_path):
         with process(SITE, house.address, str(tmp_path)) as site:
             wait(lambda: "ann" in house.link.nodes() or site.poll() is not None)
             assert site.poll() is None, "the site ended before it was online"
-            mid = house.link.push(house.link.nodes()["ann"], "query", b"never answered", "1")
+            mid = house.link.push(house.link.nodes()["ann"], "query", [b"never answered"], "1")
             time.sleep(2)  # for the site to have taken the message
         with running(Node(house.address, house.ca, KEYS["ann"])):
             answer = house.answer({mid})[mid]
             assert isinstance(answer, Refused)
             assert answer.code == "client_error"
             wait(lambda: "ann" in house.link.nodes())
-            again = house.link.push(house.link.nodes()["ann"], "query", b"again", "2")
+            again = house.link.push(house.link.nodes()["ann"], "query", [b"again"], "2")
             assert house.answer({again}) == {again: b"again"}
     finally:
         house.link.close()
