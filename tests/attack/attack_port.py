@@ -242,9 +242,12 @@ def again(server: Server, a: argparse.Namespace) -> None:
     came, end = 0, time.monotonic() + a.hold
     with Watch(server) as w:
         while time.monotonic() < end:
-            while len(held) < a.conns:
-                held.append(server.tcp())
-                came += 1
+            try:
+                while len(held) < a.conns:
+                    held.append(server.tcp())
+                    came += 1
+            except OSError:  # the server's run has ended
+                break
             for s in held:
                 s.setblocking(False)
             held = [s for s in held if _open(s)]

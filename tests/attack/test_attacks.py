@@ -7,13 +7,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import Deployment, command_of
 
+from fedft import run_file
 from fedft.simulations import run as runs
 
 pytestmark = pytest.mark.slow
@@ -139,3 +142,30 @@ def test_a_site_that_answers_with_noise_is_refused_before_it_has_sent_it(
     *_, last = attack("fat_site.py", site, f"127.0.0.1:{d.port}", pid, "--mib", 64, "--seconds", 10, tmp=tmp_path)
     assert last["sent_mib"] == 64, "the site was never asked"
     assert last["peak"] - last["mib_before"] < 32
+
+
+def test_a_run_comes_to_its_simulation_s_bytes_while_strangers_come_again_and_again(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """1,100 silent ones at once, from the sites' own address, back as soon as they are thrown out."""
+    small = ["local.steps=2", "server.rounds=6", "data.clients=4", "eval.max_rows=4", "clients.rank=2"]
+    sets = [f"model.id='{tiny_base}'", "strategy.name=fedit", *small]
+    (tmp_path / "d").mkdir()
+    with Deployment(tmp_path / "d", runs.QUICKSTART, sets) as d, ThreadPoolExecutor(1) as pool:
+        names = d.rehearse()
+        server = d.server()
+        server.wait_for("listening on", 120)
+        key = d.site(names[0]) / "keys" / "node.key"
+        where = ("--port", d.port, "--ca", d.keys / "ca.pem", "--pid", server.pid, "--node-key", key)
+        attacked = pool.submit(attack, "attack_port.py", *where, "--only", "again", "--hold", 60, tmp=tmp_path)
+        time.sleep(5)  # for all of them to be there
+        for name in names:
+            d.client(name)
+        code = server.ended(300)
+        again, *_ = attacked.result()
+    assert code == 0
+    assert again["did"]["came"] > 1100
+    simulated = runs.simulate(run_file.load(runs.QUICKSTART, sets), out=tmp_path / "simulated")
+    summary = json.loads((d.out / "summary.json").read_text())
+    assert summary["state_digest"] == simulated.summary["state_digest"]
+    assert summary["refused"] == simulated.summary["refused"]

@@ -14,6 +14,8 @@ from carried import MAX_REPLY, House, node_key, running, wait
 
 from fedft.carriers.interface import Refused
 from fedft.carriers.stream import desk, dial, front, site_node
+from fedft.carriers.stream.link import StreamLink
+from fedft.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -257,3 +259,19 @@ def test_a_stranger_s_key_is_no_site_s_even_if_it_says_so(house: House, tmp_path
     with running(house.node("eve"), handle=echo):
         time.sleep(0.5)
         assert house.link.nodes() == {}
+
+
+def test_a_server_is_reached_by_ipv6(tmp_path: Path) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    house = House(tmp_path, "ann")
+    house.link.close()
+    own = tmp_path / "server"
+    house.link = StreamLink("::1", 0, own / "server.pem", own / "server.key", lambda: house.members, MAX_REPLY)
+    try:
+        house.link.start()
+    except ConfigError:
+        pytest.skip("no loopback by IPv6 here")
+    with running(house.node("ann", f"[::1]:{house.link.port}"), handle=echo):
+        assert house.ask(house.online("ann")["ann"], b"six") == b"six"
+    house.link.close()
