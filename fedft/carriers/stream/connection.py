@@ -15,7 +15,7 @@ from fedft.carriers.stream import frames
 from fedft.carriers.stream.frames import Kind, Malformed, Reader
 
 RECORD = 16384  # of TLS: no read gives more
-READS, WRITES = 32, 4  # before the other connections have their turn
+READS, WRITES = 8, 4  # before the other connections have their turn
 UNREAD = 64 * 1024  # bytes of short frames that wait for a peer to read them: then it is no use
 FINAL_S = 5.0  # for a last word to leave
 
@@ -53,14 +53,11 @@ class Connection:
             loop.call_soon(self._readable)
 
     def say(self, kind: Kind, number: int = 0, body: bytes = b"") -> None:
-        """Send a short frame."""
-        self.put(frames.frame(kind, number, body))
-
-    def put(self, frame: bytes) -> None:
-        """Send the bytes of a frame before all that `source` has. A peer that does not read is left."""
+        """Send a short frame before all that `source` has. A peer that does not read is left."""
+        frame = frames.frame(kind, number, body)
         self._urgent.append(frame)
         self._waiting_bytes += len(frame)
-        if self._waiting_bytes > UNREAD + len(frame):
+        if self._waiting_bytes > UNREAD:
             self.lose("it does not read what it is sent")
         else:
             self.pump()

@@ -64,7 +64,7 @@ class StreamLink:
 
     def nodes(self) -> Mapping[str, int]:
         """Node id by site, of those with a connection, or that had one a moment ago. Raises LinkLost."""
-        self._tell(lambda: None)
+        self._running()
         return self._desk.online
 
     def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
@@ -82,7 +82,7 @@ class StreamLink:
         `max_bytes` counts for answers that are announced from now on.
         """
         self._limit = max_bytes
-        self._tell(lambda: None)
+        self._running()
         while self._done:
             mid, answer = self._done.popleft()
             if mid in self._sent:
@@ -119,17 +119,24 @@ class StreamLink:
     def _most(self) -> int:
         return self._limit
 
-    def _tell(self, act: Callable[[], Any]) -> None:
-        """Have the network's thread do this. Raises LinkLost when there is none."""
+    def _running(self) -> asyncio.AbstractEventLoop:
+        """The loop of the network's thread. Raises LinkLost when it has ended."""
         if self._loop is None or self._thread is None or not self._thread.is_alive():
             raise LinkLost("the carrier has ended")
-        self._loop.call_soon_threadsafe(act)
+        return self._loop
+
+    def _tell(self, act: Callable[[], Any]) -> None:
+        """Have the network's thread do this. Raises LinkLost when there is none."""
+        try:
+            self._running().call_soon_threadsafe(act)
+        except RuntimeError as e:
+            raise LinkLost("the carrier has ended") from e
 
     def _carry(self, loop: asyncio.AbstractEventLoop, front: Front) -> None:
         def tick() -> None:
+            loop.call_later(TICK_S, tick)  # whatever becomes of this one
             front.tick()
             self._desk.tick()
-            loop.call_later(TICK_S, tick)
 
         asyncio.set_event_loop(loop)
         front.start()

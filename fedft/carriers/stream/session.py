@@ -75,6 +75,8 @@ class Session:
     """Number of a message that the peer has, whole."""
     connection: Connection | None = None
     _out: dict[int, Parcel] = field(default_factory=dict)
+    _new: deque[Parcel] = field(default_factory=deque)
+    """Messages that the present connection has not announced."""
     _granted: deque[Parcel] = field(default_factory=deque)
     _in: dict[int, Incoming] = field(default_factory=dict)
 
@@ -85,12 +87,13 @@ class Session:
         self.detach()
         self.connection = connection
         connection.source = self._source
-        for parcel in self._out.values():
-            self._announce(parcel)
+        self._new.extend(self._out.values())
+        connection.pump()
 
     def detach(self) -> None:
         """The connection is gone: nothing is granted any more, and what has come stays."""
         self.connection = None
+        self._new.clear()
         self._granted.clear()
         for number, incoming in list(self._in.items()):
             incoming.granted = False
@@ -109,7 +112,9 @@ class Session:
     def send(self, number: int, kind: str, parts: Sequence[bytes]) -> None:
         """Send a message, now or when there is a connection; one for each number."""
         parcel = self._out[number] = Parcel(number, kind, parts, sum(map(len, parts)))
-        self._announce(parcel)
+        if self.connection:
+            self._new.append(parcel)
+            self.connection.pump()
 
     def withdraw(self, number: int, why: str = "withdrawn") -> None:
         """Give up a message of this number, whichever way it goes, and tell the peer."""
@@ -121,13 +126,13 @@ class Session:
         """Bytes of messages that the peer does not have yet."""
         return sum(parcel.size for parcel in self._out.values())
 
-    def _announce(self, parcel: Parcel) -> None:
-        if self.connection:
-            inline = parcel.parts if parcel.size <= frames.INLINE_BYTES else ()
-            self.connection.put(frames.announcement(parcel.number, parcel.kind, parcel.size, *inline))
-
     def _source(self) -> bytes | None:
-        """The next piece; messages take turns, so a short one does not wait for a long one."""
+        """The next frame: announcements, then pieces in turn, so that a short message does not wait for a long one."""
+        while self._new:
+            parcel = self._new.popleft()
+            if self._out.get(parcel.number) is parcel:
+                inline = parcel.parts if parcel.size <= frames.INLINE_BYTES else ()
+                return frames.announcement(parcel.number, parcel.kind, parcel.size, *inline)
         while self._granted:
             parcel = self._granted.popleft()
             if self._out.get(parcel.number) is parcel:

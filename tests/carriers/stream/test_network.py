@@ -222,7 +222,7 @@ def test_a_granted_answer_that_does_not_come_makes_room_for_the_others(
     house, size = House(tmp_path, "ann", "ben"), 2 * 2**20
     house.link._desk._room._most = 0
     slow, fast = house.node("ann"), house.node("ben")
-    slow._session._source = lambda: None  # type: ignore[method-assign]
+    slow._session._grant = lambda number, body: None  # type: ignore[method-assign]
     with running(slow, fast, handle=lambda kind, payload, reply: reply(payload * size)):
         online = house.online("ann", "ben")
         first = house.link.push(online["ann"], "train", [b"x"], "1")
