@@ -24,6 +24,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from processes import Deployment, Ended, Service, command_of
+from superlink import SuperLink
 
 import fedft
 from fedft import run_file
@@ -361,5 +362,25 @@ def test_a_run_killed_on_every_side_goes_on_to_the_same_bytes(
         assert server.stop() == 130
         server.start()
         assert server.ended(120) == 0
+    summary = json.loads((d.out / "summary.json").read_text())
+    assert summary["state_digest"] == simulated.summary["state_digest"]
+
+
+def test_a_run_over_somebody_s_superlink_ends_with_the_bytes_of_its_simulation(
+    overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    sets = overrides("flora")
+    with Deployment(tmp_path, runs.QUICKSTART, sets) as d:
+        names = d.rehearse()
+        superlink = SuperLink(d.keys, d.port)
+        try:
+            way = ("--superlink", f"127.0.0.1:{d.port}")
+            server = d.server(*way)
+            clients = [d.client(name, *way) for name in names]
+            simulated = runs.simulate(run_file.load(runs.QUICKSTART, sets), out=tmp_path / "simulated")
+            assert server.ended(200) == 0
+            assert [client.stop() for client in clients] == [0] * len(names)
+        finally:
+            superlink.kill()
     summary = json.loads((d.out / "summary.json").read_text())
     assert summary["state_digest"] == simulated.summary["state_digest"]

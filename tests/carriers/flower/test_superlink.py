@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from processes import free_port
+from superlink import SuperLink
 
 from fedft.carriers.flower import connection_faults, site_node
 from fedft.carriers.flower import link as flower_link
@@ -75,36 +76,6 @@ def certificate(folder: Path, days: int = 1) -> bytes:
 
 KEYS = {site: ec.generate_private_key(ec.SECP384R1()) for site in ("ann", "ben")}
 MEMBERS = {site: public_key_to_bytes(key.public_key()) for site, key in KEYS.items()}
-
-
-class SuperLink:
-    """Flower's own command, as an operator would start it."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
-        self.start()
-
-    def start(self) -> None:
-        """Start, or start again."""
-        words = ["--host", "127.0.0.1", "--port", str(self.port), "--isolation", "process", "--enable-supernode-auth"]
-        words += ["--disable-runtime-dependency-installation", "--ssl-ca-certfile", str(self.folder / "ca.pem")]
-        words += ["--ssl-certfile", str(self.folder / "server.pem"), "--ssl-keyfile", str(self.folder / "server.key")]
-        quiet = {"FLWR_HOME": str(self.folder), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-        command = [str(Path(sys.executable).with_name("flower-superlink")), *words]
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log)
-        wait(self.listens)
-
-    def listens(self) -> bool:
-        """Whether somebody answers at its port."""
-        assert self.process.poll() is None, (self.folder / "log").read_text()
-        with socket.socket() as s:
-            return s.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def kill(self) -> None:
-        """End it, now."""
-        self.process.kill()
-        self.process.wait()
 
 
 class House:
