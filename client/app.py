@@ -1,6 +1,7 @@
 """`fedft client`: one site, until it is told to stop. Base model and data are loaded once and stay.
 
-main thread     the transport: takes messages, answers STATUS at once      (Node)
+main thread     the connection to the server                               (Node)
+message thread  takes messages, answers STATUS at once                     (Responder.take)
 worker thread   the one request at hand: joins a run, trains, evaluates    (Responder.work)
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import allowed_code, durable, strategies
-from fedft.carriers.flower.site_node import Node
+from fedft.carriers.stream.site_node import Node
 from fedft.client import allowed_jobs
 from fedft.client.disk import SiteDisk
 from fedft.client.private_state import Kept
@@ -32,9 +33,10 @@ from fedft.update import Job
 log = logging.getLogger(__name__)
 
 
-def attend(site: SiteConfig, stop: threading.Event) -> None:
+def attend(site: SiteConfig, stop: threading.Event, superlink: str = "") -> None:
     """Serve the site until `stop` is set.
 
+    `superlink`, host:port, is where Flower's SuperLink carries the messages, in place of the server's own address.
     Raises ConfigError or KeyFault for what is wrong with the site's own files; all else is retried and logged.
     """
     own, state = Path(site.keys.folder), Path(site.site.state)
@@ -42,7 +44,7 @@ def attend(site: SiteConfig, stop: threading.Event) -> None:
         state.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"[site] state = {str(state)!r}: cannot be made: {e.strerror}") from e
-    signing, node = private_keys.load_signing(own / "signing.key"), private_keys.load_ecdsa(own / "node.key")
+    signing, node = private_keys.load_signing(own / "signing.key"), own / "node.key"
     server, ca = private_keys.load_public(Path(site.server.key)), Path(site.server.ca).read_bytes()
     allowed_code.allow([*site.policy.strategies, *site.policy.metrics])  # listed by the operator's own hand
     disk = SiteDisk(state)
@@ -50,12 +52,19 @@ def attend(site: SiteConfig, stop: threading.Event) -> None:
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
         responder = Responder(site.site.name, signing, server, disk, Joiner(site), allowed)
         threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
-        log.info("site %s, server %s", site.site.name, site.server.address)
+        log.info("site %s, server %s", site.site.name, superlink or site.server.address)
         try:
-            link = Node(site.server.address, ca, node)
+            way = _superlink(superlink, ca, node) if superlink else Node(site.server.address, ca, node)
         except ConfigError as e:
             raise ConfigError(f"{e}; [server] ca = {site.server.ca!r} is to be the server's ca.pem") from e
-        link.run(lambda kind, payload, reply: responder.take(payload, reply), stop)
+        way.run(lambda kind, payload, reply: responder.take(payload, reply), stop)
+
+
+def _superlink(address: str, ca: bytes, key: Path) -> Any:
+    """Flower's node, in place of our own."""
+    from fedft.carriers.flower.site_node import Node as FlowerNode
+
+    return FlowerNode(address, ca, private_keys.load_ecdsa(key))
 
 
 def _work(responder: Responder, stop: threading.Event) -> None:

@@ -1,18 +1,19 @@
 """`fedft server`: one run of a deployment, from its run file, keys and folder; starting again resumes the run.
 
-    sites  <~ TLS ~>  SuperLink (our child process, or somebody's own)  <~~>  this process: link, post, loop, store
+    sites  <~ TLS ~>  this process: link, post, loop, store          sites  <~ TLS ~>  somebody's SuperLink  <~~>  us
 
-All that must survive is in the run folder. SuperLink keeps messages in memory only: when it dies it is started again,
-and what was on its way is sent again.
+All that must survive is in the run folder. Links keep messages in memory only: what was on its way when one was lost is
+sent again.
 """
 
 import json
 import logging
 import secrets
 import ssl
-from collections.abc import Collection, Iterator, Mapping
+import threading
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedft import durable
-from fedft.carriers.flower.link import FlowerLink
-from fedft.carriers.flower.superlink import SuperLink
-from fedft.carriers.interface import LinkLost, Refused
+from fedft.carriers.interface import Link
+from fedft.carriers.stream.link import StreamLink
 from fedft.config import RunConfig
-from fedft.errors import ConfigError, FedftError, RejectedUpdate, StateDamaged
+from fedft.errors import ConfigError, FedftError, StateDamaged
 from fedft.models import resident
 from fedft.reports.observers import Audience, Observer, Observers
 from fedft.security import new_keys, private_keys
@@ -44,7 +44,7 @@ class Place:
     keys: Path
     """The server's key folder; the docstring of `fedft.security` says what is in it."""
     listen: tuple[str, int] | None = None
-    """Host and port of the SuperLink that we start."""
+    """Host and port on which the sites reach us."""
     superlink: str = ""
     """host:port of a SuperLink that somebody else runs."""
     ca: Path | None = None
@@ -82,9 +82,8 @@ def serve(
         run = held.begin(here, salt)
         audit.path.touch()
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
-        link = _Supervised(place, roster.nodes, folder / "superlink", most)
+        link = _link(place, roster, most)
         try:
-            link.start()
             post = SealedPost(link, roster, key, run.job.run, audit)
             caps = {name: m.max_examples for name, m in roster.members.items()}
             state = run.loop(post, caps=caps, lift=lift).run(sites)
@@ -111,33 +110,45 @@ def _taking_part(roster: "_Roster", place: Place, lift: Collection[str]) -> list
 
 
 class _Roster:
-    """The roster's file, read again when it changes: the revoked are out at once, the new are in at the next start."""
+    """The roster's file, read again when it changes: the revoked are out at once, the new are in at the next start.
+
+    Any thread may ask.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._read_at = path, (0, 0)
+        self._lock = threading.Lock()
         self._roster = keys.load_roster(path)
-        self.nodes = {m.name: m.node for m in self.members.values() if m.state() != "revoked"}
+        self._nodes = {m.name: m.node for m in self.members.values() if m.state() != "revoked"}
 
     @property
     def members(self) -> Mapping[str, Site]:
         return self._roster.members
 
     def key_of(self, name: str) -> Ed25519PublicKey:
-        with suppress(OSError):
-            found = self._path.stat()
-            if (stamp := (found.st_mtime_ns, found.st_size)) != self._read_at:
-                self._read_at = stamp
-                self._reload()
+        self._reload()
         return self._roster.key_of(name)
 
+    def nodes(self) -> Mapping[str, bytes]:
+        """The public node key of each site that may come."""
+        self._reload()
+        return self._nodes
+
     def _reload(self) -> None:
-        try:
-            self._roster = keys.load_roster(self._path)
-        except FedftError as e:
-            log.error("%s; going on with the roster as it was", e)
-        for name in [n for n in self.nodes if n not in self.members or self.members[n].state() == "revoked"]:
-            log.warning("%s is revoked", name)
-            del self.nodes[name]
+        with self._lock, suppress(OSError):
+            found = self._path.stat()
+            if (stamp := (found.st_mtime_ns, found.st_size)) == self._read_at:
+                return
+            self._read_at = stamp
+            try:
+                self._roster = keys.load_roster(self._path)
+            except FedftError as e:
+                log.error("%s; going on with the roster as it was", e)
+            gone = [n for n in self._nodes if n not in self.members or self.members[n].state() == "revoked"]
+            for name in gone:
+                log.warning("%s is revoked", name)
+            if gone:
+                self._nodes = {name: key for name, key in self._nodes.items() if name not in gone}
 
 
 def _salt(path: Path) -> bytes:
@@ -170,69 +181,19 @@ class Audit:
         self.observe(kind, info)
 
 
-@dataclass
-class _Supervised:
-    """A link that starts its SuperLink again when that has died; each call that finds it dead raises LinkLost."""
+def _link(place: Place, roster: _Roster, most: int) -> Link:
+    """The way to the sites, which listens already where it is ours. Raises ConfigError if it cannot."""
+    if place.listen is not None:
+        own = StreamLink(*place.listen, place.keys / "server.pem", place.keys / "server.key", roster.nodes, most)
+        own.start()
+        log.info("listening on %s:%d", own.host, own.port)
+        return own
+    path = place.ca or place.keys / "ca.pem"
+    try:
+        ca = path.read_bytes()
+        ssl.create_default_context(cadata=ca.decode("ascii"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path}: not a certificate in PEM: {e}") from e
+    from fedft.carriers.flower.link import FlowerLink
 
-    place: Place
-    members: Mapping[str, bytes]
-    folder: Path
-    max_bytes: int
-    _child: SuperLink | None = None
-    _link: FlowerLink | None = field(default=None)
-
-    def start(self) -> None:
-        """Start the child, if it is ours. Raises ConfigError if it cannot listen."""
-        keys_ = self.place.keys
-        if self.place.listen is not None:
-            host, port = self.place.listen
-            self._child = SuperLink(
-                host, port, keys_ / "server.pem", keys_ / "server.key", self.folder, int(1.05 * self.max_bytes)
-            )
-            self._child.start()
-            log.info("listening on %s:%d", self._child.host, self._child.port)
-        self._connect()
-
-    def _connect(self) -> None:
-        if self._link is not None:
-            self._link.close()
-        path = self.place.ca or self.place.keys / "ca.pem"
-        try:
-            ca = path.read_bytes()
-            ssl.create_default_context(cadata=ca.decode("ascii"))
-        except (OSError, ValueError) as e:
-            raise ConfigError(f"{path}: not a certificate in PEM: {e}") from e
-        if self._child is None:
-            self._link = FlowerLink(self.place.superlink, ca, self.members)
-        else:
-            self._link = FlowerLink(self._child.address, ca, self.members, self._child.secret)
-
-    def _alive(self) -> FlowerLink:
-        if self._child is not None and not self._child.alive():
-            log.warning("SuperLink has died; starting it again")
-            try:
-                self._child.start()
-            except ConfigError as e:
-                raise LinkLost(str(e)) from e
-            self._connect()
-            raise LinkLost("SuperLink has died and was started again")
-        assert self._link is not None
-        return self._link
-
-    def nodes(self) -> Mapping[str, int]:
-        return self._alive().nodes()
-
-    def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
-        return self._alive().push(node, kind, payload, group)
-
-    def pull(self, ids: Collection[str], max_bytes: int) -> Iterator[tuple[str, bytes | Refused | RejectedUpdate]]:
-        return self._alive().pull(ids, max_bytes)
-
-    def forget(self, ids: Collection[str]) -> None:
-        self._alive().forget(ids)
-
-    def close(self) -> None:
-        if self._link is not None:
-            self._link.close()
-        if self._child is not None:
-            self._child.stop()
+    return FlowerLink(place.superlink, ca, roster.nodes)

@@ -148,9 +148,9 @@ class SealedPost:
     def _send(self, ticket: str, kind: Kind, payload: bytes, sha256: bytes | None = None) -> None:
         letter = self._open[ticket].letter
         about = About(self.run, letter.round, letter.attempt, letter.client, self._open[ticket].digest)
-        data = sealed.seal(kind, about, payload, self.key, sha256)
+        head = sealed.head(kind, about, payload, self.key, sha256)
         flower = "query" if kind in (Kind.STATUS, Kind.FETCH) else letter.kind
-        mid = self.link.push(self._online[letter.client], flower, data, str(letter.round))
+        mid = self.link.push(self._online[letter.client], flower, [head, payload], str(letter.round))
         self._ids[mid] = (ticket, letter.client, kind)
 
     def _linked(self, act: Callable[[], None]) -> None:

@@ -2,11 +2,11 @@
 
     python benchmarks/deployment/chaos.py RUN.toml --kills 30 --seed 0 --set server.rounds=60
 
-Simulates the run file, then deploys it on this machine: a server, its SuperLink, a client for each site, and a proxy
-before each site that stands for the network. At random moments, spread over the rounds, one of them is killed, stopped
-in an orderly way, frozen for a while or cut off, a third of the times before the last one has recovered; it comes back
-at once or after a pause. All sites must be in every round, so that the same updates are added up. Exit code 1 if any
-state differs from the simulation's, or if the run gets stuck.
+Simulates the run file, then deploys it on this machine: a server, a client for each site, and a proxy before each site
+that stands for the network. At random moments, spread over the rounds, one of them is killed, stopped in an orderly
+way, frozen for a while or cut off, a third of the times before the last one has recovered; it comes back at once or
+after a pause. All sites must be in every round, so that the same updates are added up. Exit code 1 if any state differs
+from the simulation's, or if the run gets stuck.
 """
 
 import json
@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "support"))
 
 from disturbances import Chaos, plan
 from network import Wire
-from processes import FEDFT, Deployment, lives
+from processes import FEDFT, Deployment
 
 
 def main(
@@ -90,8 +90,6 @@ def end(chaos: Chaos, finished: bool) -> None:
         client.send(signal.SIGCONT)
         if finished and name not in chaos.down and (code := client.stop()) != 0:
             chaos.wrong.append(f"{name}: exit code {code} after SIGTERM at the end")
-    if left := [pid for pid in chaos.superlinks if lives(pid)] if finished else []:
-        chaos.wrong.append(f"processes {left} of SuperLinks are left")
 
 
 def show(chaos: Chaos, started: float) -> float:

@@ -1,21 +1,18 @@
 """What may be done to a deployment, when, and a run that is disturbed in that way; `chaos.py` compares its end."""
 
-import os
 import random
 import re
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from network import Wire
-from processes import Service, command_of
+from processes import Service
 
 HOW = {
     "server": ("kill -9", "SIGTERM", "freeze"),
-    "superlink": ("kill -9", "SIGTERM", "freeze"),
     "client": ("kill -9", "SIGTERM", "freeze"),
     "network": ("cut", "stall"),
 }
@@ -73,8 +70,6 @@ class Chaos:
     """When each state was first told of."""
     wrong: list[str] = field(default_factory=list)
     """What no disturbance explains."""
-    superlinks: set[int] = field(default_factory=set)
-    """Process ids of all there have been."""
     _read: int = 0
     _later: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
     down: set[str] = field(default_factory=set)
@@ -131,22 +126,10 @@ class Chaos:
         for version in re.findall(rb"state (\d+)[,;]", new):
             self.states.append((time.monotonic(), int(version)))
 
-    def _superlink(self) -> int | None:
-        """Process id of the server's SuperLink; None while there is none."""
-        if "server" in self.down:
-            return None
-        found = [pid for pid in self.server.children() if "superlink" in command_of(pid)]
-        self.superlinks.update(found)
-        return found[0] if found else None
-
     def _disturb(self, kill: Kill, at: float) -> None:
         """Do what the plan says, `at` seconds after the beginning, and have it undone later."""
         what, how, name = kill.what, kill.how, kill.site
-        if what == "superlink" and (pid := self._superlink()) is not None:
-            _send(pid, SIGNALS[how])
-            if how == "freeze":
-                self._in(kill.away, lambda: _send(pid, signal.SIGCONT))
-        elif what == "network":
+        if what == "network":
             wire = self.wires[name]
             wire.cut() if how == "cut" else wire.stall()
             self._in(kill.away, wire.mend)
@@ -156,11 +139,8 @@ class Chaos:
             if name in self.down:
                 how = "(is down already)"
             else:
-                self._superlink()
-                if what == "server":  # a frozen SuperLink would outlive it, and keep its port
-                    self._thaw()
                 self._strike(what, name, how, kill.away)
-        target = what if what in ("server", "superlink") else f"{what} {name}"
+        target = what if what == "server" else f"{what} {name}"
         self.done.append({"at": at, "states": self._version(), "what": target, "how": how, "away": kill.away})
         self.say(f"{at:6.1f} s  state {self._version():3d}  {target}: {how}, back after {kill.away:.1f} s")
 
@@ -189,15 +169,6 @@ class Chaos:
 
         self._in(away, back)
 
-    def _thaw(self) -> None:
-        for pid in self.superlinks:
-            _send(pid, signal.SIGCONT)
-
     def _in(self, seconds: float, act: Callable[[], object]) -> None:
         """Have `act` called that many seconds from now."""
         self._later.append((time.monotonic() + seconds, act))
-
-
-def _send(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)

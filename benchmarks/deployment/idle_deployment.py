@@ -21,9 +21,8 @@ from round_notes import Notes
 from torch import nn
 
 from fedft import run_file
-from fedft.carriers.flower.link import FlowerLink
-from fedft.carriers.flower.site_node import Node
-from fedft.carriers.flower.superlink import SuperLink
+from fedft.carriers.stream.link import StreamLink
+from fedft.carriers.stream.site_node import Node
 from fedft.client.disk import SiteDisk
 from fedft.client.requests import Responder
 from fedft.client.train import Client
@@ -86,11 +85,10 @@ def serve(folder: Path) -> None:
     """The server's process; ends after the last round. Notes go to `server.jsonl`."""
     setting, note, place = Setting(folder), Notes(folder / "server.jsonl"), folder / "keys"
     roster = keys.load_roster(place / "roster.toml")
-    child = SuperLink("127.0.0.1", 0, place / "server.pem", place / "server.key", folder / "superlink", 2**31 - 1)
-    child.start()
-    note("listens", port=child.port, superlink=child.pid)
     members = {name: m.node for name, m in roster.members.items()}
-    link = FlowerLink(child.address, (place / "ca.pem").read_bytes(), members, child.secret)
+    link = StreamLink("127.0.0.1", 0, place / "server.pem", place / "server.key", lambda: members, 2**31 - 1)
+    link.start()
+    note("listens", port=link.port)
     job = job_of(setting.config, BASE_DIGEST, ())
     store = Store(folder / "state")
     _note_calls(store, "save", note)
@@ -109,7 +107,6 @@ def serve(folder: Path) -> None:
         loop.run(list(members))
     finally:
         link.close()
-        child.stop()
 
 
 def _note_calls(owner: Any, name: str, note: Notes) -> None:
@@ -171,7 +168,7 @@ def _attend_as(name: str, folder: Path, setting: Setting, base: Base, handle: Mo
         responder.take(payload, answer)
 
     threading.Thread(target=work, daemon=True).start()
-    Node(setting.address, ca, private_keys.load_ecdsa(own / "node.key")).run(handle_message, stop)
+    Node(setting.address, ca, own / "node.key").run(handle_message, stop)
 
 
 if __name__ == "__main__":

@@ -66,13 +66,13 @@ class Watch:
     """CPU and memory of the processes, as a run goes on.
 
     Args:
-        server: the server's notes, which have the SuperLink's process id.
+        server: the server's notes.
         pids: process ids by name; "server" is among them.
     """
 
     def __init__(self, server: Path, pids: dict[str, int]) -> None:
         self._path = server
-        self._pids = pids | {"superlink": read(server)[0]["superlink"]}
+        self._pids = pids
         self._cpu: list[dict[str, float]] = []
         self._rounds, self._started, self._looked = 0, time.monotonic(), 0.0
         self._peak: dict[str, float] = {}
@@ -89,8 +89,7 @@ class Watch:
             now = {name: _memory_mib(pid) for name, pid in self._pids.items()}
             for name, (_, peak) in now.items():
                 self._peak[name] = max(peak, self._peak.get(name, 0.0))
-            resident = {name: now[name][0] for name in ("server", "superlink")}
-            self._resident.append({"s": round(self._looked - self._started, 1), **resident})
+            self._resident.append({"s": round(self._looked - self._started, 1), "server": now["server"][0]})
 
     def found(self) -> dict[str, Any]:
         """CPU seconds per round after the first one, peak and resident memory in MiB."""

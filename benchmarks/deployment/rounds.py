@@ -2,7 +2,7 @@
 
     python benchmarks/deployment/rounds.py --mib 1 --mib 50 --mib 200 --sites 2 --rounds 5 --json rounds.json
 
-A server, its SuperLink and the sites run on this machine as they do in earnest: TLS, sealed letters, journal, commit.
+A server and the sites run on this machine as they do in earnest: TLS, sealed letters, journal, commit.
 The state is one float32 tensor and a local step returns a ready change at once (`idle_deployment.py`). The same bytes
 through bare TLS sockets and the same files written durably (`bare_bytes.py`) are measured in the same run, before and
 after, and subtracted.
@@ -147,9 +147,9 @@ def show(r: dict[str, Any]) -> None:
     """One size, for people."""
     s, both = r["round_s"], r["bytes"]
     spent = ", ".join(f"{p} {v:.2f}" for p, v in r["phases_s"].items())
-    sites = [v for k, v in r["cpu_s"].items() if k not in ("server", "superlink")]
-    cpu = f"server {r['cpu_s']['server']:.2f}, superlink {r['cpu_s']['superlink']:.2f}, sites {sum(sites):.2f}"
-    peak = f"server {r['peak_mib']['server']:.0f}, superlink {r['peak_mib']['superlink']:.0f}"
+    sites = [v for k, v in r["cpu_s"].items() if k != "server"]
+    cpu = f"server {r['cpu_s']['server']:.2f}, sites {sum(sites):.2f}"
+    peak = f"server {r['peak_mib']['server']:.0f}"
     typer.echo(
         f"{r['mib']} MiB, {r['sites']} sites, load {r['load'][0]:.1f} to {r['load'][1]:.1f}\n"
         f"  round  {s['median']:.2f} s (from {s['min']:.2f} to {s['max']:.2f}): {spent}\n"

@@ -1,25 +1,22 @@
-"""Whether a site can reach its server, and if not, why: one TLS handshake and one request, by the client's own way.
+"""Whether a site can reach its server, and if not, why: one TLS handshake and one knock, by the client's own way.
 
-    reached = knock("fl.example.org:9443", ca, node_public)     Reached, or Unreachable(what was found, remedy)
+    reached = knock("fl.example.org:9443", ca, Path("keys/node.key"))    Reached, or Unreachable(what was found, remedy)
 
-Nobody is logged in and nothing is changed on the server.
+Nobody is logged in, and a site that is connected stays so.
 """
 
-import base64
 import socket
 import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from pathlib import Path
 
-import httpx
+from fedft.carriers.stream import dial, frames, front, tls
+from fedft.carriers.stream.frames import Kind, Malformed, Reader
 
-TIMEOUT_S = 10.0
-PATH = "/v1/fleet/push-messages"  # of the sites' interface: an announcement of nothing is refused by the server's gate
-KNOWN = {400: True, 401: False}  # the gate's answer to a registered key, and to a stranger's
-AHEAD_S, BEHIND_S = 5.0, 305.0  # by which a site's clock may differ: Flower refuses logins beyond
+TIMEOUT_S = dial.CONNECT_S
 EXPIRED, NOT_YET, SELF_SIGNED, OTHER_NAME = {10}, {9}, {18, 19, 20, 21}, {62, 64}  # OpenSSL's X509_V_ERR numbers
 
 
@@ -31,10 +28,8 @@ class Reached:
     """Seconds that the handshake and the answer took."""
     until: datetime
     """When the server's certificate ends, in UTC."""
-    ahead_s: float | None
-    """Seconds by which this machine's clock is ahead of the server's, to a second; None: the server says no time."""
     known: bool | None
-    """Whether the server knows the node key; None: its answer does not say."""
+    """Whether the server knows the node key; None: it was not asked."""
 
 
 class Unreachable(Exception):
@@ -45,55 +40,50 @@ class Unreachable(Exception):
         self.remedy = remedy
 
 
-def knock(address: str, ca: bytes, node: bytes = b"", *, check_host: bool = True, proxies: bool = True) -> Reached:
-    """Send one request that changes nothing to the server at `address`, and tell what its answer shows.
+def knock(
+    address: str, ca: bytes, node: Path | None = None, *, check_host: bool = True, proxies: bool = True
+) -> Reached:
+    """Knock at the server at `address`, which changes nothing there, and tell what its answer shows.
 
     Takes TIMEOUT_S at most for each step of connecting.
 
     Args:
         address: host:port.
         ca: PEM certificates to trust, and no others.
-        node: the site's public node key in PEM, if the answer shall tell whether it is known there.
+        node: file of the site's node key, if the answer shall tell whether it is known there.
         check_host: whether the certificate must be for the host of the address.
         proxies: whether the environment's proxies are used, as `fedft client` does.
     Raises:
         Unreachable: there is no such server, or it is not the one of this authority.
+        KeyFault: the node key cannot be used.
     """
     try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.check_hostname = check_host
-        context.load_verify_locations(cadata=ca.decode("ascii"))
+        context = tls.for_site(ca, node, check_host=check_host)
     except (ssl.SSLError, UnicodeDecodeError) as e:
         raise Unreachable("the CA file holds no certificates in PEM", "copy ca.pem from the server's operator") from e
-    headers = {"flwr-public-key": base64.b64encode(node).decode()}
-    started, before = time.monotonic(), time.time()
+    started = time.monotonic()
     try:
-        with (
-            httpx.Client(verify=context, timeout=TIMEOUT_S, trust_env=proxies, follow_redirects=False) as client,
-            client.stream("POST", f"https://{address}{PATH}", headers=headers, content=b"") as response,
-        ):
-            until = _until(response)
-            now = (before + time.time()) / 2
-            response.read()
-    except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError, ValueError) as e:
+        with dial.connect(address, context, proxies=proxies) as sock:
+            until = ssl.cert_time_to_seconds(str((sock.getpeercert() or {})["notAfter"]))
+            known = _asked(sock) if node else None
+    except (OSError, ValueError, Malformed) as e:
         raise _unreachable(address, e) from e
-    known = KNOWN.get(response.status_code) if node and not response.content else None
-    return Reached(time.monotonic() - started, until, _ahead(response, now), known)
+    return Reached(time.monotonic() - started, datetime.fromtimestamp(until, UTC), known)
 
 
-def _until(response: httpx.Response) -> datetime:
-    """When the certificate of the peer that responds ends, in UTC."""
-    peer = response.extensions["network_stream"].get_extra_info("ssl_object").getpeercert()
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(peer["notAfter"]), UTC)
-
-
-def _ahead(response: httpx.Response, now: float) -> float | None:
-    """Seconds by which `now` (since 1970) is ahead of the time that the response states; None if it states none."""
-    try:
-        return now - parsedate_to_datetime(response.headers["date"]).timestamp() - 0.5  # it is cut to whole seconds
-    except (KeyError, ValueError, TypeError):
-        return None
+def _asked(sock: ssl.SSLSocket) -> bool:
+    """Whether the server knows the key that the connection was made with. Raises OSError, Malformed."""
+    sock.settimeout(TIMEOUT_S)
+    sock.sendall(frames.frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 1)))
+    reader = Reader()
+    while data := sock.recv(4096):
+        for kind, _, body in reader.feed(memoryview(data)):
+            if kind is Kind.WELCOME:
+                return True
+            if kind is Kind.REFUSE and bytes(body) == front.UNKNOWN.encode():
+                return False
+            raise Malformed(bytes(body).decode("ascii", "replace") if kind is Kind.REFUSE else kind.name)
+    raise ConnectionResetError("closed without an answer")
 
 
 def _causes(e: BaseException | None) -> Iterator[BaseException]:
@@ -107,22 +97,24 @@ def _unreachable(address: str, e: Exception) -> Unreachable:
     for cause in _causes(e):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _distrusted(address, cause)
+        if isinstance(cause, ConnectionResetError | ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return Unreachable(f"{address} closes the connection", "see that the port is a fedft server's")
         if isinstance(cause, ssl.SSLError):
             return _no_tls(address, cause)
+        if isinstance(cause, Malformed):
+            why = "see that the port is a fedft server's, of this version"
+            return Unreachable(f"{address} answers over TLS, but not as a fedft server does: {cause}", why)
         if isinstance(cause, socket.gaierror):
             host = address.rpartition(":")[0]
             return Unreachable(f"no address is known for {host}", "correct [server] address, or the name service")
+        if isinstance(cause, dial.ProxyRefused):
+            return Unreachable(f"the proxy does not connect to {address}: {cause}", "set NO_PROXY to the server's host")
         if isinstance(cause, ConnectionRefusedError):
             why = "start the server, or open the port to it; `fedft client` waits for it"
             return Unreachable(f"the connection to {address} is refused: nothing listens there", why)
-        if isinstance(cause, ConnectionResetError | httpx.RemoteProtocolError):
-            return Unreachable(f"{address} closes the connection", "see that the port is a fedft server's")
-        if isinstance(cause, httpx.ProxyError):
-            return Unreachable(f"the proxy does not connect to {address}", "set NO_PROXY to the server's host")
-    if isinstance(e, httpx.TimeoutException):
-        return Unreachable(
-            f"{address} does not answer in {TIMEOUT_S:.0f} s", "see that a firewall lets the port through"
-        )
+        if isinstance(cause, TimeoutError):
+            found = f"{address} does not answer in {TIMEOUT_S:.0f} s"
+            return Unreachable(found, "see that a firewall lets the port through")
     said = str(e).splitlines()[0][:200] if str(e) else type(e).__name__
     return Unreachable(f"{address} cannot be reached: {said}", "see address, route and firewall")
 

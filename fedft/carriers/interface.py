@@ -7,7 +7,7 @@ A post and a link are used by one thread, and no call of theirs waits for a clie
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -102,15 +102,16 @@ class LinkLost(Exception):
 
 
 class Link(Protocol):
-    """Carries bytes to the sites: Flower's SuperLink, or the tests' simulated network. Trusted with nothing."""
+    """Carries bytes to the sites: our carrier, Flower's SuperLink, or the tests' network. Trusted with nothing."""
 
     def nodes(self) -> Mapping[str, int]:
         """Node id by site, of those that can be reached now. Raises LinkLost."""
 
-    def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
+    def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Send a payload to a node; returns the message's id. Raises LinkLost.
 
-        `kind` and `group` (the round) are for the transport's own records.
+        The payload comes in parts, and arrives in one: a part that many nodes are sent is in memory once. `kind` and
+        `group` (the round) are for the transport's own records.
         """
 
     def pull(self, ids: Collection[str], max_bytes: int) -> Iterator[tuple[str, bytes | Refused | RejectedUpdate]]:

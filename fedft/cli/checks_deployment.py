@@ -14,7 +14,6 @@ from fedft.errors import ConfigError, FedftError
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
 
-CLOCK_WARN_S = 2.0
 EXPIRY_WARN = timedelta(days=30)
 HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where a server that listens on all addresses is reached from its own machine."""
@@ -23,8 +22,8 @@ HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # -- the way between a site and its server ---------------------------------------------------------------------------
 
 
-def connection(address: str, ca: Path, node: bytes = b"") -> Iterator[Finding]:
-    """The site's way to its server: address, port, TLS with the pinned authority, clocks, enrolment."""
+def connection(address: str, ca: Path, node: Path | None = None) -> Iterator[Finding]:
+    """The site's way to its server: address, port, TLS with the pinned authority, and enrolment of its node key."""
     try:
         reached = connectivity_check.knock(address, _bytes(ca), node)
     except connectivity_check.Unreachable as e:
@@ -36,28 +35,11 @@ def connection(address: str, ca: Path, node: bytes = b"") -> Iterator[Finding]:
         yield Finding("server", WARN, answered, "the server's operator runs `fedft keys renew`")
     else:
         yield Finding("server", OK, answered)
-    yield from _clock(reached.ahead_s)
     if reached.known is False:
         remedy = "hand NAME.card.toml to the server's operator, who enrols it and restarts the server"
         yield Finding("enrolment", FAIL, "the server does not know this site's node key, or has revoked it", remedy)
     elif reached.known:
         yield Finding("enrolment", OK, "the server knows this site's node key")
-
-
-def _clock(ahead: float | None) -> Iterator[Finding]:
-    if ahead is None:
-        yield Finding("clock", WARN, "the server's answer says no time", "compare the clocks by hand")
-        return
-    side = "ahead of" if ahead > 0 else "behind"
-    found = f"{abs(ahead):.0f} s {side} the server's" if abs(ahead) >= CLOCK_WARN_S else "within 2 s of the server's"
-    early, late = connectivity_check.AHEAD_S, connectivity_check.BEHIND_S
-    limits = f"logins are refused from {early:.0f} s ahead and {late:.0f} s behind"
-    if not -late < ahead < early:
-        yield Finding("clock", FAIL, found, f"set this machine's clock by NTP: {limits}")
-    elif abs(ahead) >= CLOCK_WARN_S:
-        yield Finding("clock", WARN, found, f"set the clocks by NTP: {limits}")
-    else:
-        yield Finding("clock", OK, found)
 
 
 def listening(host: str, port: int, ca: Path) -> Iterator[Finding]:
@@ -134,12 +116,13 @@ def site_keys(folder: Path, server_pub: Path) -> Iterator[Finding]:
     yield Finding("keys", OK, f"{server_pub}: the server's public key")
 
 
-def node_key(folder: Path) -> bytes:
-    """The site's public node key; b"" if it cannot be read, which is a finding of its own."""
+def node_key(folder: Path) -> Path | None:
+    """The file of the site's node key; None if it cannot be used, which is a finding of its own."""
     try:
-        return private_keys.node_bytes(private_keys.load_ecdsa(folder / "node.key").public_key())
+        private_keys.load_ecdsa(folder / "node.key")
     except FedftError:
-        return b""
+        return None
+    return folder / "node.key"
 
 
 def _loads(load: Callable[[Path], object], path: Path) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 OK: Final = "ok"
 WARN: Final = "warn"
 FAIL: Final = "FAIL"
-LOW_BYTES = 2**30  # of memory or disk: Flower's SuperLink and torch alone take about as much
+LOW_BYTES = 2**30  # of memory or disk: torch alone takes about as much
 
 
 @dataclass(frozen=True)

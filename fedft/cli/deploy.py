@@ -50,7 +50,9 @@ def server(
     keys: Annotated[Path, typer.Option(help="The server's key folder; `fedft keys server` makes one.")],
     out: Annotated[Path, typer.Option(help="Run folder; one that holds this run is resumed.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT on which sites reach us.")] = "127.0.0.1:9443",
-    superlink: Annotated[str, typer.Option(help="HOST:PORT of a SuperLink that you run; ours is not started.")] = "",
+    superlink: Annotated[
+        str, typer.Option(help="HOST:PORT of Flower's SuperLink, which then carries; we do not listen.")
+    ] = "",
     superlink_ca: Annotated[Path | None, typer.Option(help="CA certificate of that SuperLink (default: ours).")] = None,
     lift: Annotated[list[str] | None, typer.Option(metavar="SITE", help="End the quarantine of a site.")] = None,
     set_: SetKeys = None,
@@ -77,6 +79,7 @@ def server(
 
 def client(
     site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file; client/site.toml is an example.")],
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the server's SuperLink, where one carries.")] = "",
     log_: LogForm = "lines",
 ) -> None:
     """Serve one site: wait for the server, train on the site's own rows, send what the policy allows."""
@@ -99,7 +102,7 @@ def client(
 
     for s in (signal.SIGTERM, signal.SIGINT):
         signal.signal(s, end)
-    app.attend(config, stop)
+    app.attend(config, stop, superlink)
     leave()
 
 

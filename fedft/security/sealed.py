@@ -133,7 +133,12 @@ def digest(payload: bytes) -> bytes:
 
 
 def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, sha256: bytes | None = None) -> bytes:
-    """The sealed message of `payload`, signed with `key`: OVERHEAD bytes longer. The payload is copied once.
+    """The sealed message of `payload`, signed with `key`: `head`, and then the payload, which is copied once."""
+    return head(kind, about, payload, key, sha256) + payload
+
+
+def head(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, sha256: bytes | None = None) -> bytes:
+    """What stands before `payload` in its sealed message, signed with `key`: OVERHEAD bytes.
 
     `sha256` is the payload's digest, to be given by a caller that has it; None computes it.
     """
@@ -141,9 +146,8 @@ def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, sha25
     fields = _FIELDS.pack(
         MAGIC, PROTOCOL, Kind(kind), len(site), bytes.fromhex(about.run), about.round, about.attempt, about.plan
     )
-    return b"".join(
-        (fields, key.sign(_signed(fields, site, sha256 or digest(payload))), site.ljust(MAX_NAME_BYTES, b"\0"), payload)
-    )
+    signature = key.sign(_signed(fields, site, sha256 or digest(payload)))
+    return b"".join((fields, signature, site.ljust(MAX_NAME_BYTES, b"\0")))
 
 
 def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opened:

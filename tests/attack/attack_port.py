@@ -1,93 +1,99 @@
-"""Unauthenticated (and half-authenticated) traffic at a fedft server's port; what it costs the gate and honest sites.
+"""Strangers at a fedft server's port, and an enrolled site that misbehaves; what it costs the server and honest sites.
 
-    python tests/attack/attack_port.py --port 9443 --ca keys/ca.pem --pid GATE_PID
-                                       [--node-key site/keys/node.key] [--only loris,...]
+    python tests/attack/attack_port.py --port 9443 --ca keys/ca.pem --pid SERVER_PID --node-key site/keys/node.key
+                                       [--only raw,loris,...]
 
-Each attack prints one line of JSON: what was done, the gate's memory before, at its peak and after (MiB), open files,
-and what an honest probe (TLS handshake and a POST that is refused) saw meanwhile. Loopback only; bounded; stops by
-itself.
+Each attack prints one line of JSON: what was done, the server's memory before, at its peak and after (MiB), open files,
+and what an honest site that knocks saw meanwhile. Loopback only; bounded; stops by itself.
 """
 
 import argparse
-import base64
 import json
 import os
 import socket
 import ssl
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-PULL = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\n"
-EMPTY = b"Content-Length: 0\r\n\r\n"
-LIST = b"/v1/control/list-nodes HTTP/1.1\r\nHost: x\r\n"
-REQUESTS = {
-    "GET /": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
-    "control": b"POST /v1/control/start-run HTTP/1.1\r\nHost: x\r\n" + EMPTY,
-    "runtime": b"POST /v1/runtime/push-messages HTTP/1.1\r\nHost: x\r\n" + EMPTY,
-    "traversal": b"POST /v1/fleet/../control/start-run HTTP/1.1\r\nHost: x\r\n" + EMPTY,
-    "traversal %2e": b"POST /v1/fleet/%2e%2e/control/list-nodes HTTP/1.1\r\nHost: x\r\n" + EMPTY,
-    "double slash": b"POST /" + LIST + EMPTY,
-    "absolute": b"POST https://x" + LIST + EMPTY,
-    "empty secret": b"POST " + LIST + b"x-fedft-secret: \r\n" + EMPTY,
-    "method override": PULL + b"X-HTTP-Method-Override: GET\r\n" + EMPTY,
-    "te+cl": PULL + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-    "two cl": PULL + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-    "cl 1_0": PULL + b"Content-Length: 1_0\r\n\r\nhello",
-    "cl -1": PULL + b"Content-Length: -1\r\n\r\n",
-    "cl 2^70": PULL + b"Content-Length: 1180591620717411303424\r\n\r\n",
-    "websocket": b"GET /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: AAAA\r\nSec-WebSocket-Version: 13\r\n\r\n",
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedft.carriers import connectivity_check
+from fedft.carriers.stream import frames, tls
+from fedft.carriers.stream.frames import Kind, frame
+from fedft.security.private_keys import private_bytes
+
+HELLO = frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 0))
+SAID = {
+    "nothing": b"",
+    "http": b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
     "h2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(30),
-    "nul in path": b"POST /v1/fleet/pull\x00 HTTP/1.1\r\nHost: x\r\n" + EMPTY,
-    "bad key b64": PULL + b"flwr-public-key: !!!\r\n" + EMPTY,
-    "register": b"POST /v1/fleet/register-node HTTP/1.1\r\nHost: x\r\n" + EMPTY,
-    "docs": b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n",
-    "openapi": b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n",
-    "TRACE": b"TRACE / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "noise": os.urandom(4096),
+    "no hello": frame(Kind.PING),
+    "long hello": frames.HEAD.pack(Kind.HELLO, 2**31, 0),
+    "another version": frame(Kind.HELLO, 0, frames.HELLO.pack(7, bytes(16), 0)),
+    "hello": HELLO,
 }
-BODY = 8 * 2**20
+"""What somebody says after the handshake."""
+MISDEEDS = {
+    "hello twice": HELLO,
+    "no frame": b"\xff" * 64,
+    "a piece of 2 GiB": frames.HEAD.pack(Kind.PIECE, 2**31, 1),
+    "a piece that was not granted": frame(Kind.PIECE, 1, bytes(100)),
+    "a message of 2^60 bytes": frames.announcement(1, "answer", 2**60),
+    "a message nobody asked for": frames.announcement(2**40, "answer", 4, b"here"),
+    "a size that lies": frame(Kind.MESSAGE, 1, frames.SIZE.pack(9, 6), b"answer"),
+    "a grant of what is not there": frame(Kind.GRANT, 5, frames.OFFSET.pack(2**50)),
+}
+"""What an enrolled site says after HELLO."""
 
 
 @dataclass
-class Gate:
-    """The server that is attacked: where it listens, and the process that answers there."""
+class Server:
+    """The server that is attacked: where it listens, its process, and a site's key."""
 
     port: int
     ca: Path
     pid: int
-
-    def context(self) -> ssl.SSLContext:
-        """A TLS client that trusts the server's authority."""
-        made = ssl.create_default_context(cafile=str(self.ca))
-        made.check_hostname = False
-        return made
+    key: Path
 
     def tcp(self, timeout: float = 15) -> socket.socket:
         """A bare connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
-    def tls(self, timeout: float = 15) -> ssl.SSLSocket:
-        """A connection behind its handshake."""
-        return self.context().wrap_socket(self.tcp(timeout), server_hostname="localhost")
+    def tls(self, key: Path | None, timeout: float = 15) -> ssl.SSLSocket:
+        """A connection behind its handshake, with this key, or with none."""
+        context = tls.for_site(self.ca.read_bytes(), key, check_host=False)
+        return context.wrap_socket(self.tcp(timeout), server_hostname="localhost")
 
-    def ask(self, data: bytes, timeout: float = 15) -> str:
-        """The status line of the answer to `data`, or the name of what went wrong."""
+    def ask(self, key: Path | None, data: bytes, timeout: float = 15) -> str:
+        """The first frame of the answer to `data`, or the name of what went wrong."""
         try:
-            with self.tls(timeout) as s:
+            with self.tls(key, timeout) as s:
                 s.sendall(data)
-                return s.recv(4096).split(b"\r\n")[0][:60].decode("latin1") or "closed"
+                got = s.recv(4096)
+                if len(got) < frames.HEAD.size:
+                    return "closed"
+                kind, size, _ = frames.HEAD.unpack_from(got)
+                return f"{Kind(kind).name} {got[16 : 16 + size].decode('ascii', 'replace')}".strip()[:40]
         except OSError as e:
             return type(e).__name__
 
     def probe(self) -> dict[str, Any]:
-        """What an honest stranger sees: answer, and seconds until it came."""
+        """What an honest site sees that knocks: whether it is known, and seconds until it heard that."""
         began = time.monotonic()
-        return {"answer": self.ask(PULL + EMPTY, 20), "s": round(time.monotonic() - began, 2)}
+        try:
+            known = connectivity_check.knock(f"127.0.0.1:{self.port}", self.ca.read_bytes(), self.key).known
+            answer = "known" if known else "unknown"
+        except connectivity_check.Unreachable as e:
+            answer = str(e)
+        return {"answer": answer, "s": round(time.monotonic() - began, 2)}
 
     def memory(self) -> int:
         """Resident memory in MiB; -1 for a process that is gone."""
@@ -107,13 +113,13 @@ class Gate:
 
 @dataclass
 class Watch:
-    """Looks at the gate, ten times a second, and probes it, every two seconds, for as long as its block lasts."""
+    """Looks at the server, ten times a second, and knocks, every two seconds, for as long as its block lasts."""
 
-    gate: Gate
+    server: Server
     probes: list[dict[str, Any]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        self.before = (self.gate.memory(), self.gate.files())
+        self.before = (self.server.memory(), self.server.files())
         self.most = list(self.before)
         self.stop = threading.Event()
         self.threads = [threading.Thread(target=self._look), threading.Thread(target=self._probe)]
@@ -128,11 +134,11 @@ class Watch:
 
     def _look(self) -> None:
         while not self.stop.wait(0.1):
-            self.most = [max(self.most[0], self.gate.memory()), max(self.most[1], self.gate.files())]
+            self.most = [max(self.most[0], self.server.memory()), max(self.most[1], self.server.files())]
 
     def _probe(self) -> None:
         while True:
-            self.probes.append(self.gate.probe())
+            self.probes.append(self.server.probe())
             if self.stop.wait(2):
                 return
 
@@ -143,7 +149,7 @@ class Watch:
             "did": did,
             "rss_before": self.before[0],
             "rss_peak": self.most[0],
-            "rss_after": self.gate.memory(),
+            "rss_after": self.server.memory(),
             "fds_before": self.before[1],
             "fds_peak": self.most[1],
             "probes": len(self.probes),
@@ -169,63 +175,42 @@ def still_open(held: list[Any]) -> int:
     return alive
 
 
-def odd(gate: Gate, a: argparse.Namespace) -> None:
-    """One request each of many odd kinds, and what is no TLS 1.3."""
-    with Watch(gate) as w:
-        got = {name: gate.ask(data, 6) for name, data in REQUESTS.items()}
-        bare = {
-            "plain http": b"GET / HTTP/1.1\r\n\r\n",
-            "garbage": os.urandom(2000),
-            "alert": b"\x15\x03\x03\0\x02\x02(",
-        }
+def odd(server: Server, a: argparse.Namespace) -> None:
+    """Each of SAID without a key and with a stranger's, what is no TLS 1.3, and misdeeds of an enrolled site."""
+    with Watch(server) as w, tempfile.TemporaryDirectory() as folder:
+        stranger = Path(folder) / "node.key"
+        stranger.touch(0o600)
+        stranger.write_bytes(private_bytes(ec.generate_private_key(ec.SECP384R1())))
+        got = {f"no key: {name}": server.ask(None, data, 12) for name, data in SAID.items()}
+        got |= {f"a stranger's: {name}": server.ask(stranger, data, 12) for name, data in SAID.items()}
+        bare = {"http": SAID["http"], "garbage": os.urandom(2000), "alert": b"\x15\x03\x03\0\x02\x02("}
         for name, data in bare.items():
-            with gate.tcp(5) as s:
+            with server.tcp(5) as s:
                 try:
                     s.sendall(data)
-                    got[name] = repr(s.recv(40))
+                    got[f"no TLS: {name}"] = repr(s.recv(40)[:7])
                 except OSError as e:
-                    got[name] = type(e).__name__
-        older = gate.context()
-        older.maximum_version = ssl.TLSVersion.TLSv1_2
+                    got[f"no TLS: {name}"] = type(e).__name__
+        older = tls.for_site(server.ca.read_bytes(), server.key, check_host=False)
+        older.minimum_version, older.maximum_version = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2
         try:
-            older.wrap_socket(gate.tcp(5)).close()
+            older.wrap_socket(server.tcp(5)).close()
             got["TLS 1.2"] = "ACCEPTED"
         except OSError as e:
             got["TLS 1.2"] = f"refused {getattr(e, 'reason', '')}"
+        for name, data in MISDEEDS.items():
+            got[f"enrolled: {name}"] = server.ask(server.key, HELLO + data, 12)
     w.report("odd", got)
 
 
-def header(gate: Gate, a: argparse.Namespace) -> None:
-    """One endless header, then endlessly many short ones."""
-    many = b"".join(b"h%d: v\r\n" % i for i in range(60000))
-    for name, head, piece, times in (
-        ("header", b"X-A: ", b"a" * 2**20, a.header_mib),
-        ("headers", b"", many, max(1, a.header_mib // 2)),
-    ):
-        sent, end = 0, "all sent"
-        with Watch(gate) as w:
-            try:
-                with gate.tls() as s:
-                    s.sendall(PULL + head)
-                    for _ in range(times):
-                        s.sendall(piece)
-                        sent += len(piece)
-                    time.sleep(min(a.hold, 12))
-            except OSError as e:
-                end = type(e).__name__
-        w.report(name, {"bytes": sent, "end": end})
-
-
-def hold(gate: Gate, a: argparse.Namespace, name: str, begin: bytes | None) -> None:
-    """Many connections that say no more than `begin` (None: not even a handshake): are they ever closed?"""
+def hold(server: Server, a: argparse.Namespace, name: str, begin: Callable[[], Any]) -> None:
+    """Many connections that say no more than `begin` does: are they ever closed?"""
     held: list[Any] = []
-    with Watch(gate) as w:
+    with Watch(server) as w:
         end = ""
         for _ in range(a.conns):
             try:
-                held.append(gate.tcp(5) if begin is None else gate.tls(10))
-                if begin:
-                    held[-1].sendall(begin)
+                held.append(begin())
             except OSError as e:
                 end = f"{type(e).__name__}: {e}"[:60]
                 break
@@ -235,28 +220,65 @@ def hold(gate: Gate, a: argparse.Namespace, name: str, begin: bytes | None) -> N
     w.report(name, {"opened": opened, "stopped_by": end, "hold_s": a.hold, "still_open_after": alive})
 
 
-def loris(gate: Gate, a: argparse.Namespace) -> None:
-    """Many TLS connections, each with half a request line."""
-    hold(gate, a, "loris", b"POST /v1/fl")
+def raw(server: Server, a: argparse.Namespace) -> None:
+    """Many TCP connections that say nothing."""
+    hold(server, a, "raw", server.tcp)
 
 
-def raw(gate: Gate, a: argparse.Namespace) -> None:
-    """Many TCP connections without a TLS handshake."""
-    hold(gate, a, "raw", None)
+def loris(server: Server, a: argparse.Namespace) -> None:
+    """Many that begin a handshake."""
+
+    def begin() -> socket.socket:
+        s = server.tcp()
+        s.sendall(b"\x16\x03\x01\x02\x00\x01\x00")
+        return s
+
+    hold(server, a, "loris", begin)
 
 
-def flood(gate: Gate, a: argparse.Namespace) -> None:
-    """Many requests over 8 connections at a time, for a minute at most."""
+def again(server: Server, a: argparse.Namespace) -> None:
+    """Silent ones that come again as soon as they are thrown out, for as long as `--hold` says."""
+    held: list[socket.socket] = []
+    came, end = 0, time.monotonic() + a.hold
+    with Watch(server) as w:
+        while time.monotonic() < end:
+            try:
+                while len(held) < a.conns:
+                    held.append(server.tcp())
+                    came += 1
+            except OSError:  # the server's run has ended
+                break
+            for s in held:
+                s.setblocking(False)
+            held = [s for s in held if _open(s)]
+            time.sleep(0.02)
+        still_open(held)
+    w.report("again", {"at_once": a.conns, "came": came, "s": a.hold})
+
+
+def _open(s: socket.socket) -> bool:
+    try:
+        s.recv(1)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    s.close()
+    return False
+
+
+def flood(server: Server, a: argparse.Namespace) -> None:
+    """Many handshakes without a key, 8 at a time, for a minute at most."""
     answers: Counter[str] = Counter()
     end = time.monotonic() + 60
 
     def one() -> None:
         for _ in range(a.requests // 8):
-            answers[gate.ask(PULL + EMPTY, 20)] += 1
+            answers[server.ask(None, HELLO, 20)] += 1
             if time.monotonic() > end:
                 return
 
-    with Watch(gate) as w:
+    with Watch(server) as w:
         began = time.monotonic()
         threads = [threading.Thread(target=one) for _ in range(8)]
         for thread in threads:
@@ -267,31 +289,25 @@ def flood(gate: Gate, a: argparse.Namespace) -> None:
     w.report("flood", {"requests": answers.total(), "per_s": round(answers.total() / seconds), "answers": answers})
 
 
-def body(gate: Gate, a: argparse.Namespace) -> None:
-    """With a site's public node key and no signature: bodies of 8 MiB that never end."""
-    from cryptography.hazmat.primitives import serialization as pem
-
-    key = pem.load_pem_private_key(a.node_key.read_bytes(), None).public_key()
-    public = base64.b64encode(key.public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo))
-    head = b"POST /v1/fleet/push-object HTTP/1.1\r\nHost: x\r\nflwr-public-key: " + public
-    held: list[Any] = []
-    with Watch(gate) as w:
-        end = ""
-        for _ in range(min(a.conns, 60)):
+def unread(server: Server, a: argparse.Namespace) -> None:
+    """An enrolled site that says PING for ever and reads nothing, then one that sends what nobody asked for."""
+    one = frames.announcement(2**40, "answer", 30_000, bytes(30_000))
+    for name, data in (("unread", frame(Kind.PING) * 4096), ("unasked", one * 8)):
+        sent, end = 0, "all sent"
+        with Watch(server) as w:
             try:
-                held.append(gate.tls(20))
-                held[-1].sendall(head + b"\r\nContent-Length: %d\r\n\r\n" % BODY)
-                held[-1].sendall(bytes(BODY - 1))
+                with server.tls(server.key) as s:
+                    s.sendall(HELLO)
+                    s.settimeout(5)
+                    while sent < a.mib * 2**20:
+                        s.sendall(data)
+                        sent += len(data)
             except OSError as e:
-                end = f"{type(e).__name__}: {e}"[:80]
-                break
-        time.sleep(min(a.hold, 35))
-        opened = len(held)
-        alive = still_open(held)
-    w.report("body", {"opened": opened, "MiB_each": BODY // 2**20, "stopped_by": end, "still_open_after": alive})
+                end = type(e).__name__
+        w.report(name, {"bytes": sent, "end": end})
 
 
-ATTACKS = {f.__name__: f for f in (odd, flood, header, body, loris, raw)}
+ATTACKS = {f.__name__: f for f in (odd, flood, unread, loris, raw, again)}
 
 
 def main() -> None:
@@ -300,18 +316,17 @@ def main() -> None:
     p.add_argument("--port", type=int, required=True)
     p.add_argument("--ca", type=Path, required=True)
     p.add_argument("--pid", type=int, required=True)
-    p.add_argument("--node-key", type=Path)
+    p.add_argument("--node-key", type=Path, required=True)
     p.add_argument("--only", default=",".join(ATTACKS))
     p.add_argument("--hold", type=float, default=40, help="seconds")
     p.add_argument("--conns", type=int, default=1100)
     p.add_argument("--requests", type=int, default=10_000)
-    p.add_argument("--header-mib", type=int, default=48)
+    p.add_argument("--mib", type=int, default=48)
     a = p.parse_args()
-    gate = Gate(a.port, a.ca, a.pid)
+    server = Server(a.port, a.ca, a.pid, a.node_key)
     for name in a.only.split(","):
-        if name != "body" or a.node_key:
-            ATTACKS[name](gate, a)
-    sys.stdout.write(json.dumps({"end_probe": gate.probe(), "rss": gate.memory()}) + "\n")
+        ATTACKS[name](server, a)
+    sys.stdout.write(json.dumps({"end_probe": server.probe(), "rss": server.memory()}) + "\n")
 
 
 if __name__ == "__main__":

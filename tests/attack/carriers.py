@@ -1,10 +1,11 @@
-"""One round's bytes between a server process and two site processes, over three carriers; no disk, no training.
+"""One round's bytes between a server process and two site processes, over four carriers; no disk, no training.
 
-    python tests/attack/carriers.py --mib 1 50 200 --repeat 3 [--modes tls,grpc,http]
+    python tests/attack/carriers.py --mib 1 50 200 --repeat 3 [--modes tls,grpc,http,ours]
 
 tls     bare TLS 1.3 sockets (a floor)
 grpc    one bidirectional gRPC stream per site, mutual TLS, messages of 1 MiB, bytes as they are (no protobuf)
 http    uvicorn + httpx, TLS 1.3: GET of the plan as one stream, PUT of the answer as one stream (no Flower, no objects)
+ours    fedft's carrier: StreamLink and Node, whole messages, resumption and all (not sealed: that is above a link)
 Each site gets MIB and returns MIB; seconds from the first byte to the last answer; CPU seconds of server and sites.
 """
 
@@ -281,11 +282,75 @@ def http_site(folder, mib, port, out):
         out.put(("site", 0, cpu() - c0, peak()))
 
 
+# fedft's carrier
+
+
+def ours_server(folder, mib, out):
+    from fedft.carriers.stream.link import StreamLink
+    from fedft.security import new_keys
+
+    own = folder / f"ours-{time.time_ns()}"
+    new_keys.make_server(own, ["localhost"])
+    (folder / "ours-ca.pem").write_bytes((own / "ca.pem").read_bytes())
+
+    def members():
+        return {p.name: p.read_bytes() for p in folder.glob("*.public")}
+
+    plan = os.urandom(mib * MIB)
+    link = StreamLink("127.0.0.1", 0, own / "server.pem", own / "server.key", members, 2**40)
+    link.start()
+    out.put(link.port)
+    while len(link.nodes()) < SITES:
+        time.sleep(0.01)
+    c0, t = cpu(), time.monotonic()
+    ids = {link.push(node, "train", [b"head", plan], "1") for node in link.nodes().values()}
+    while ids:
+        for mid, answer in link.pull(ids, 2**40):
+            assert len(answer) == len(plan) + 4
+            ids = ids - {mid}
+        time.sleep(0.005)
+    out.put(("server", time.monotonic() - t, cpu() - c0, peak()))
+    time.sleep(0.2)
+    link.close()
+    for p in folder.glob("*.public"):
+        p.unlink()
+
+
+def ours_site(folder, mib, port, out):
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from fedft.carriers.stream.site_node import Node
+    from fedft.security import private_keys
+
+    key, file = ec.generate_private_key(ec.SECP384R1()), folder / f"{os.getpid()}.key"
+    file.touch(0o600)
+    file.write_bytes(private_keys.private_bytes(key))
+    written = folder / f"{os.getpid()}.new"
+    written.write_bytes(private_keys.node_bytes(key.public_key()))
+    written.rename(file.with_suffix(".public"))
+    stop = threading.Event()
+    c0 = cpu()
+    node = Node(f"localhost:{port}", (folder / "ours-ca.pem").read_bytes(), file)
+
+    def handle(kind, payload, reply):
+        reply(payload)
+
+        def there():
+            while node._unsent:
+                time.sleep(0.005)
+            out.put(("site", 0, cpu() - c0, peak()))
+            stop.set()
+
+        threading.Thread(target=there).start()
+
+    node.run(handle, stop)
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--mib", type=int, nargs="+", default=[1, 50, 200])
     p.add_argument("--repeat", type=int, default=3)
-    p.add_argument("--modes", default="tls,grpc,http")
+    p.add_argument("--modes", default="tls,grpc,http,ours")
     a = p.parse_args()
     folder = Path(mkdtemp())
     certs(folder)

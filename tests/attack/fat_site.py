@@ -1,8 +1,8 @@
-"""An enrolled site that answers with MIB mebibytes of noise whatever it is asked: what does the gate hold of it?
+"""An enrolled site that answers with MIB mebibytes of noise whatever it is asked: what does the server hold of it?
 
-    python tests/attack/fat_site.py SITE_FOLDER HOST:PORT GATE_PID --mib 600
+    python tests/attack/fat_site.py SITE_FOLDER HOST:PORT SERVER_PID --mib 600
 
-Answers the first message only and prints the gate's resident memory before, at its peak and after. Linux only.
+Answers the first message only and prints the server's resident memory before, at its peak and after. Linux only.
 """
 
 import argparse
@@ -15,8 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedft.carriers.flower.site_node import Node
-from fedft.security import private_keys
+from fedft.carriers.stream.site_node import Node
 
 
 def say(**what: Any) -> None:
@@ -42,7 +41,7 @@ def main() -> None:
     a = p.parse_args()
     stop, before, seen, answered = threading.Event(), memory(a.pid), [0], list[str]()
     ca = (a.site / "keys" / "ca.pem").read_bytes()
-    node = Node(a.address, ca, private_keys.load_ecdsa(a.site / "keys" / "node.key"))
+    node = Node(a.address, ca, a.site / "keys" / "node.key")
 
     def handle(kind: str, payload: bytes, reply: Callable[[bytes], None]) -> None:
         if answered:
@@ -61,7 +60,7 @@ def main() -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     node.run(handle, stop)
-    say(gate_mib_before=before, peak=max(seen), after=memory(a.pid), sent_mib=a.mib if answered else 0)
+    say(mib_before=before, peak=max(seen), after=memory(a.pid), sent_mib=a.mib if answered else 0)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,21 @@
 
 import json
 import os
-import ssl
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import typer
+from carried import running, wait
 from cryptography import x509
 
 from fedft.carriers import connectivity_check
+from fedft.carriers.stream.link import StreamLink
+from fedft.carriers.stream.site_node import Node
 from fedft.cli import checks_deployment, checks_machine
 from fedft.cli import doctor as cli_doctor
 from fedft.cli.checks_machine import FAIL, OK, WARN, Finding
@@ -39,37 +39,42 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    """Answers every request with a status, in TLS if it has a certificate; its clock may be wrong."""
+    """A server's carrier with the keys of a folder, which knows the keys of its roster; without, plain HTTP."""
 
-    def __init__(self, folder: Path | None, status: int = 400, ahead_s: float = 0.0) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.send_response_only(status)
-                self.send_header("Date", formatdate(time.time() - ahead_s, usegmt=True))
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+    def __init__(self, folder: Path | None, *, empty: bool = False) -> None:
+        self.folder, self.empty = folder, empty
+        if folder is None:
+            self.http = ThreadingHTTPServer(("127.0.0.1", 0), Plain)
+            self.port = self.http.server_port
+        else:
+            self.link = StreamLink("127.0.0.1", 0, folder / "server.pem", folder / "server.key", self._nodes, 1)
+            self.link.start()
+            self.port = self.link.port
+        self.address = f"127.0.0.1:{self.port}"
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            def handle_error(self, request: object, client_address: object) -> None:
-                pass
-
-        self.http = Quiet(("127.0.0.1", 0), Handler)
-        if folder is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(folder / "server.pem", folder / "server.key")
-            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
-        self.address = f"127.0.0.1:{self.http.server_port}"
+    def _nodes(self) -> dict[str, bytes]:
+        assert self.folder is not None
+        found = {} if self.empty else roster.load_roster(self.folder / "roster.toml").members
+        return {name: site.node for name, site in found.items()}
 
     def __enter__(self) -> "Server":
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        if self.folder is None:
+            threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        if self.folder is None:
+            self.http.shutdown()
+            self.http.server_close()
+        else:
+            self.link.close()
+
+
+class Plain(BaseHTTPRequestHandler):
+    """Says nothing to its own log."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
 
 
 @pytest.fixture(autouse=True)
@@ -101,32 +106,30 @@ def _server(tmp_path: Path, names: Sequence[x509.GeneralName] = LOCAL, days: int
 
 def test_a_server_that_answers_is_well(made: Path) -> None:
     with Server(made / "server") as server:
-        rows = list(checks_deployment.connection(server.address, made / "server" / "ca.pem", b"a key"))
-    assert [(r.check, r.state) for r in rows] == [("server", OK), ("clock", OK), ("enrolment", OK)]
+        rows = list(checks_deployment.connection(server.address, made / "server" / "ca.pem", made / "keys/node.key"))
+    assert [(r.check, r.state) for r in rows] == [("server", OK), ("enrolment", OK)]
 
 
 def test_a_stranger_s_node_key_is_told(made: Path) -> None:
-    with Server(made / "server", status=401) as server:
-        row = _one(checks_deployment.connection(server.address, made / "server" / "ca.pem", b"a key"), "enrolment")
+    with Server(made / "server", empty=True) as server:
+        key = made / "keys" / "node.key"
+        row = _one(checks_deployment.connection(server.address, made / "server" / "ca.pem", key), "enrolment")
     assert row.state == FAIL
     assert "card.toml" in row.remedy
 
 
-def test_a_server_that_is_no_gate_gives_no_verdict_on_the_node_key(made: Path) -> None:
-    with Server(made / "server", status=404) as server:
-        assert (
-            connectivity_check.knock(server.address, (made / "server" / "ca.pem").read_bytes(), b"a key").known is None
-        )
+def test_without_a_node_key_there_is_no_verdict_on_it(made: Path) -> None:
+    with Server(made / "server") as server:
+        assert connectivity_check.knock(server.address, (made / "server" / "ca.pem").read_bytes()).known is None
 
 
-@pytest.mark.parametrize(
-    ("ahead_s", "state"), [(0, OK), (3, WARN), (8, FAIL), (-3, WARN), (-200, WARN), (-400, FAIL), (1e7, FAIL)]
-)
-def test_a_clock_that_the_login_would_refuse_is_told(made: Path, ahead_s: float, state: str) -> None:
-    with Server(made / "server", ahead_s=ahead_s) as server:
-        row = _one(checks_deployment.connection(server.address, made / "server" / "ca.pem"), "clock")
-    assert row.state == state
-    assert state == OK or ("ahead of" if ahead_s > 0 else "behind") in row.found
+def test_a_knock_leaves_the_site_that_is_connected_alone(made: Path) -> None:
+    ca, key = (made / "server" / "ca.pem").read_bytes(), made / "keys" / "node.key"
+    with Server(made / "server") as server, running(Node(server.address, ca, key), handle=lambda *_: None):
+        wait(server.link.nodes)
+        before = dict(server.link.nodes())
+        assert connectivity_check.knock(server.address, ca, key).known
+        assert server.link.nodes() == before
 
 
 def test_an_expired_certificate_is_told(tmp_path: Path) -> None:
@@ -204,10 +207,10 @@ def test_a_ca_file_of_something_else_is_told(made: Path, tmp_path: Path) -> None
 def test_a_port_is_free_taken_or_our_own(made: Path, tmp_path: Path) -> None:
     ca = made / "server" / "ca.pem"
     with Server(made / "server") as ours, Server(None) as other:
-        assert _one(checks_deployment.listening("127.0.0.1", ours.http.server_port, ca), "listen").state == OK
-        taken = _one(checks_deployment.listening("127.0.0.1", other.http.server_port, ca), "listen")
-    assert (taken.state, f"sport = :{other.http.server_port}" in taken.remedy) == (FAIL, True)
-    free = _one(checks_deployment.listening("127.0.0.1", other.http.server_port, ca), "listen")
+        assert _one(checks_deployment.listening("127.0.0.1", ours.port, ca), "listen").state == OK
+        taken = _one(checks_deployment.listening("127.0.0.1", other.port, ca), "listen")
+    assert (taken.state, f"sport = :{other.port}" in taken.remedy) == (FAIL, True)
+    free = _one(checks_deployment.listening("127.0.0.1", other.port, ca), "listen")
     assert (free.state, "only this machine" in free.found) == (OK, True)
 
 
@@ -349,7 +352,7 @@ def test_a_site_is_checked(run: Callable[..., tuple[int, str]], made: Path, tmp_
         )
         code, out = run(str(tmp_path / "site.toml"), "--no-model", "--json")
     assert code == 0
-    for check in ("site", "keys", "server", "clock", "enrolment", "rows", "policy"):
+    for check in ("site", "keys", "server", "enrolment", "rows", "policy"):
         assert _checks(out)[check] == OK
     code, out = run(str(tmp_path / "site.toml"), "--no-model")
     assert code == 1

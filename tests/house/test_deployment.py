@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from processes import Deployment, Ended, Service, command_of, lives
+from processes import Deployment, Ended, Service, command_of
+from superlink import SuperLink
 
 import fedft
 from fedft import run_file
-from fedft.carriers.flower import superlink_gate, superlink_process
 from fedft.client import app, site_settings
 from fedft.errors import ConfigError
 from fedft.security import new_keys, private_keys, roster
@@ -136,10 +136,9 @@ def test_a_deployment_of_unlike_ranks_ends_with_the_bytes_of_its_simulation(hous
     assert list((out / "events").glob("*tfevents*"))
 
 
-def test_one_process_serves_a_site_in_all_rounds_and_the_server_has_one_child(house: House) -> None:
+def test_one_process_serves_a_site_in_all_rounds_and_one_is_the_server(house: House) -> None:
     """No process comes into being for a round, a message or an evaluation."""
-    assert len(house.servers_children) == 1
-    assert superlink_process.__name__ in house.servers_children[0]
+    assert house.servers_children == []
     assert house.clients_children == {name: [] for name in SITES}
     for client in house.clients.values():
         assert client.code() is None
@@ -151,7 +150,6 @@ def test_no_code_comes_from_the_network(house: House) -> None:
     root = Path(fedft.__file__).parents[1]
     for file in [*(root / "client").glob("*.py"), *(root / "fedft").glob("*.py")]:
         assert not re.search(r"GetFab|get_fab|load_app|ClientApp\b", file.read_text()), file
-    assert not [path for path in superlink_gate.SITES_MAY if "fab" in path]
     assert not [p for p in house.deployment.folder.rglob("*") if "fab" in p.name.lower()]
 
 
@@ -230,11 +228,9 @@ def test_a_site_that_is_told_to_stop_ends_with_0_and_one_line(second: Second) ->
     assert "Traceback" not in client.said()
 
 
-def test_the_superlink_dies_with_a_server_that_was_killed_and_the_site_waits(second: Second) -> None:
-    (superlink,) = second.server.children()
+def test_a_site_waits_for_a_server_that_was_killed(second: Second) -> None:
     second.server.send(signal.SIGKILL)
     assert second.server.ended() == -signal.SIGKILL
-    wait(lambda: not lives(superlink))
     client = second.house.clients["asyncio"]
     client.wait_for("cannot be reached")
     assert client.stop() == 0
@@ -245,7 +241,7 @@ def test_the_round_goes_on_without_sites_that_refuse_or_do_not_understand(
 ) -> None:
     """One site does the work; two refuse it by their policy, one has another server's key, one calls itself as another.
 
-    SIGTERM ends the server with 130, one line, and its child.
+    SIGTERM ends the server with 130 and one line.
     """
     sets = overrides("flora", "data.clients=4", "server.rounds=1000", "server.quorum=0.2", "server.grace_s=1.0")
     with Deployment(tmp_path, runs.QUICKSTART, sets) as d:
@@ -264,9 +260,7 @@ def test_the_round_goes_on_without_sites_that_refuse_or_do_not_understand(
             for text in ("state 1,", "email refused: policy_strategy", "logging refused: policy_rank"):
                 server.wait_for(text, 120)
             wait(lambda: len({line for line in said if dropped in line}) >= 2)
-        (superlink,) = server.children()
         assert server.stop() == 130
-        assert not lives(superlink)
     assert "nothing is lost: the same command continues the run" in server.lines()[-1]
     assert "Traceback" not in server.said()
     for text in (
@@ -368,5 +362,25 @@ def test_a_run_killed_on_every_side_goes_on_to_the_same_bytes(
         assert server.stop() == 130
         server.start()
         assert server.ended(120) == 0
+    summary = json.loads((d.out / "summary.json").read_text())
+    assert summary["state_digest"] == simulated.summary["state_digest"]
+
+
+def test_a_run_over_somebody_s_superlink_ends_with_the_bytes_of_its_simulation(
+    overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    sets = overrides("flora")
+    with Deployment(tmp_path, runs.QUICKSTART, sets) as d:
+        names = d.rehearse()
+        superlink = SuperLink(d.keys, d.port)
+        try:
+            way = ("--superlink", f"127.0.0.1:{d.port}")
+            server = d.server(*way)
+            clients = [d.client(name, *way) for name in names]
+            simulated = runs.simulate(run_file.load(runs.QUICKSTART, sets), out=tmp_path / "simulated")
+            assert server.ended(200) == 0
+            assert [client.stop() for client in clients] == [0] * len(names)
+        finally:
+            superlink.kill()
     summary = json.loads((d.out / "summary.json").read_text())
     assert summary["state_digest"] == simulated.summary["state_digest"]

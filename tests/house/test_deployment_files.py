@@ -18,7 +18,6 @@ import yaml
 from typer.main import get_command
 
 from fedft import errors, registry, strategies
-from fedft.carriers.flower import superlink_gate
 from fedft.cli import main
 from fedft.client import allowed_jobs
 from fedft.client.site_settings import Policy, SiteConfig
@@ -135,12 +134,14 @@ def test_every_exit_code_is_explained() -> None:
     assert said == {0, 1} | {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
 
 
-def test_the_proxy_recipe_forwards_what_the_gate_lets_sites_do() -> None:
+def test_the_proxy_recipe_forwards_what_sites_need_of_a_superlink_and_no_more() -> None:
     (pattern,) = re.findall(r"location ~ (\S+) \{", DOCUMENT)
-    every = superlink_gate.SITES_MAY | superlink_gate.SITES_MAY_NOT | {"get-run", "get-fab"}
-    assert {name for name in every if re.search(pattern, superlink_gate.FLEET + name)} == superlink_gate.SITES_MAY
+    may = {"activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages"}
+    may |= {"pull-object", "push-object", "confirm-message-received"}
+    every = may | {"register-node", "unregister-node", "get-run", "get-fab"}
+    assert {name for name in every if re.search(pattern, f"/v1/fleet/{name}")} == may
     assert not re.search(pattern, "/v1/control/list-nodes")
-    assert f"client_max_body_size {superlink_gate.MAX_OBJECT // 2**20}m;" in DOCUMENT
+    assert "client_max_body_size 8m;" in DOCUMENT  # Flower cuts arrays into pieces of 5 MiB
 
 
 # -- systemd ---------------------------------------------------------------------------------------------------------

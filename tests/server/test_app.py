@@ -27,7 +27,7 @@ def test_a_revocation_takes_effect_while_the_server_runs(roster: Path) -> None:
     keys.revoke(roster, "bert")
     with pytest.raises(RejectedUpdate, match="revoked"):
         live.key_of("bert")
-    assert set(live.nodes) == {"anna"}
+    assert set(live.nodes()) == {"anna"}
     live.key_of("anna")
 
 

@@ -147,7 +147,7 @@ class Hostile(Direct):
 
     limits: set[int] = field(default_factory=set)
 
-    def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
+    def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Keep it for `pull`, and count it."""
         site = list(self.sites.values())[node]
         if isinstance(site, BadSite):

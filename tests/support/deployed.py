@@ -116,10 +116,10 @@ class Direct:
         """All of them."""
         return {name: i for i, name in enumerate(self.sites)}
 
-    def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
+    def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Keep it for `pull`."""
         self._count += 1
-        self._sent[str(self._count)] = (list(self.sites.values())[node], payload)
+        self._sent[str(self._count)] = (list(self.sites.values())[node], b"".join(payload))
         return str(self._count)
 
     def pull(self, ids: Collection[str], max_bytes: int) -> Iterator[tuple[str, bytes | Refused | RejectedUpdate]]:

@@ -7,7 +7,7 @@ FaultyClient   computes its update from the bytes of the state in a hash: any ot
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,10 @@ class Network:
         seen = (site for site in self._sites.values() if site.reachable() or self._world.now < site.seen_until)
         return {site.name: self._first + site.index for site in seen}
 
-    def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
+    def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Send, as far as it goes."""
         self._call()
+        whole = b"".join(payload)
         w = self._world
         self._count += 1
         mid = str(self._count)
@@ -103,7 +104,7 @@ class Network:
             return mid
         site = list(self._sites.values())[node - self._first]
         self._sent[mid] = site.name
-        copies = [payload] * (1 + w.chance("duplicate"))
+        copies = [whole] * (1 + w.chance("duplicate"))
         if w.chance("drop"):
             del copies[0]
             if w.rng.random() < 0.3:
@@ -114,7 +115,7 @@ class Network:
                 w.at(self._delay(), self._guard(lambda: self._replies.append((mid, old))))
             else:
                 copies.append(old)
-        self._seen[site.name].append(("down", payload))
+        self._seen[site.name].append(("down", whole))
         for data in copies:
             data = self._damaged(data)
             w.at(self._delay(), self._guard(lambda d=data: site.arrive(mid, d)))  # type: ignore[misc]

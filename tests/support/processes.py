@@ -200,9 +200,9 @@ class Deployment:
         where = ["--keys", str(self.keys), "--out", str(out or self.out), "--listen", f"127.0.0.1:{self.port}"]
         return self._service("server", "server", str(self.run), *where, *sets, *more)
 
-    def client(self, name: str, file: str = "site.toml") -> Service:
+    def client(self, name: str, *more: str) -> Service:
         """Start a site's client."""
-        return self._service(name, "client", str(self.site(name) / file))
+        return self._service(name, "client", str(self.site(name) / "site.toml"), *more)
 
     def _service(self, log: str, *command: str) -> Service:
         service = Service(self.folder / f"{log}.log", *command)

@@ -3,10 +3,8 @@
     grid                bytes <-> Flower messages; the post on a Grid (simulations on Ray)
     link                the server's end: a link to the sites through a SuperLink
     superlink_session   one connection of that link
-    superlink           a SuperLink as our child process
-    superlink_process   the program of that child; superlink_gate: what the network may ask of it
     site_node           the site's end: our process is Flower's node; connection_faults: what is wrong, in words
     message_objects     a message's pieces over HTTP, within a bound
 
-SuperLinks keep messages in memory only. What must survive is on the disks of server and sites.
+For those who run a SuperLink; our own carrier is `fedft.carriers.stream`. SuperLinks keep messages in memory only.
 """

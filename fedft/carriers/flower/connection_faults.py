@@ -44,7 +44,8 @@ def refusal(response: httpx.Response, address: str) -> str:
             return f"server {address} refuses our login: this machine's clock is {abs(ahead):.0f} s {side} the server's"
         return f"server {address} does not know this site's node key: not enrolled, or revoked"
     if code == 412:
-        return f"server {address} takes this site for connected: another process with its key, or one that was killed"
+        why = "not enrolled, or another process with its key is connected, or was killed a moment ago"
+        return f"SuperLink {address} does not take this site's node key: {why}"
     if code == 503:
         return f"server {address} is starting, or too busy"
     return f"server {address} answered {code} to {response.request.url.path}"

@@ -5,7 +5,7 @@ task, and sends and collects messages in its name.
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from flwr.proto import control_pb2, message_pb2, node_pb2, runtime_pb2
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedft.carriers import interface
-from fedft.carriers.flower import grid, message_objects, superlink_gate
+from fedft.carriers.flower import grid, message_objects
 from fedft.carriers.flower.superlink_session import NoTask, Session
 from fedft.carriers.interface import LinkLost, Refused
 from fedft.errors import RejectedUpdate
@@ -29,36 +29,36 @@ class FlowerLink:
     Args:
         address: host:port of the SuperLink.
         ca: PEM certificates to trust, and no others.
-        members: the public node key of each site; may change while the link is in use.
-        secret: of our own SuperLink's gate; None for somebody else's SuperLink, whose other nodes are left alone.
+        members: gives the public node key of each site that may come now; other nodes are left alone.
 
     Used by one thread. Connects when first used, and again after each LinkLost.
     """
 
-    def __init__(self, address: str, ca: bytes, members: Mapping[str, bytes], secret: str | None = None) -> None:
-        self._address, self._ca, self._members, self._secret = address, ca, members, secret
+    def __init__(self, address: str, ca: bytes, members: Callable[[], Mapping[str, bytes]]) -> None:
+        self._address, self._ca, self._members = address, ca, members
         self._session: Session | None = None
 
     def nodes(self) -> Mapping[str, int]:
-        """Node id by site, of those online; up to NODES_S old. New members are let in, others are taken out."""
+        """Node id by site, of those online; up to NODES_S old. New members are let in."""
         session = self._connected()
         if time.monotonic() - session.nodes_at > NODES_S:
             with self._guarded():
-                if session.keys != set(self._members.values()):
-                    session.register(self._members)
+                members = self._members()
+                if session.keys != set(members.values()):
+                    session.register(members)
                 listed = session.control.ListNodes(control_pb2.ListNodesRequest()).nodes_info
-            site_of = {key: site for site, key in self._members.items()}
+            site_of = {key: site for site, key in members.items()}
             session.nodes = {
                 site_of[n.public_key]: n.node_id for n in listed if n.status == "online" and n.public_key in site_of
             }
             session.nodes_at = time.monotonic()
         return session.nodes
 
-    def push(self, node: int, kind: str, payload: bytes, group: str) -> str:
+    def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Send a payload to a node; returns the message's id. A node that is gone is told of by `pull`."""
         session = self._connected()
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = session.identity  # of this whole process
-        message = grid.pack(cast(interface.Kind, kind), payload, node, group)
+        message = grid.pack(cast(interface.Kind, kind), b"".join(payload), node, group)
         known = True
 
         def register(announced: Any, tree: Any) -> tuple[Collection[str], str]:
@@ -166,17 +166,14 @@ class FlowerLink:
     def _connected(self) -> Session:
         if self._session is None:
             with self._guarded():
-                self._session = Session(self._client, self._members, ours=self._secret is not None)
+                self._session = Session(self._client, self._members())
         elif self._session.over.is_set():
             self._reset()
             raise LinkLost("the SuperLink has ended our run")
         return self._session
 
     def _client(self, kind: Any, *interceptors: Any) -> Any:
-        secret = [message_objects.Headers({superlink_gate.SECRET: self._secret})] if self._secret else []
-        return message_objects.connect(
-            kind, self._address, self._ca, *secret, *interceptors, component="flwr-serverapp", proxies=not self._secret
-        )
+        return message_objects.connect(kind, self._address, self._ca, *interceptors, component="flwr-serverapp")
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:

@@ -74,7 +74,7 @@ class Headers:
         return call_next(context)
 
 
-def connect(kind: type[Client], address: str, ca: bytes, *interceptors: Any, component: str, proxies: bool) -> Client:
+def connect(kind: type[Client], address: str, ca: bytes, *interceptors: Any, component: str) -> Client:
     """A client of one of Flower's HTTP APIs over TLS 1.3, which trusts the certificates in `ca` (PEM) and no others.
 
     Without Flower's own retries and version check: both may end the process.
@@ -85,7 +85,6 @@ def connect(kind: type[Client], address: str, ca: bytes, *interceptors: Any, com
         ca: certificates of authorities.
         interceptors: of Flower's, that see each request.
         component: as which Flower counts us, "SuperNode" or "flwr-serverapp".
-        proxies: whether the environment's proxies are used.
     Raises:
         ssl.SSLError, UnicodeDecodeError, httpx.InvalidURL: the certificates or the address cannot be used.
     """
@@ -96,7 +95,7 @@ def connect(kind: type[Client], address: str, ca: bytes, *interceptors: Any, com
     httpx.URL(f"https://{address}/")  # raises InvalidURL here, not at the first request
     client = kind(f"https://{address}", interceptors=[version, *interceptors])
     client._client.close()  # Flower's follows redirects, secrets included, and takes proxies even to this machine
-    client._client = httpx.Client(verify=context, timeout=TIMEOUT_S, trust_env=proxies, follow_redirects=False)
+    client._client = httpx.Client(verify=context, timeout=TIMEOUT_S, trust_env=True, follow_redirects=False)
     return client
 
 

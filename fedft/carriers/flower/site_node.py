@@ -53,9 +53,7 @@ class Node:
         self._public = public_key_to_bytes(key.public_key())
         auth = NodeAuthHttpInterceptor(key, key.public_key())
         try:
-            self._fleet = message_objects.connect(
-                FleetHttpClient, address, ca, auth, component="SuperNode", proxies=True
-            )
+            self._fleet = message_objects.connect(FleetHttpClient, address, ca, auth, component="SuperNode")
         except (ssl.SSLError, UnicodeDecodeError, httpx.InvalidURL) as e:
             raise ConfigError(f"server {address}: not an address and CA certificates that can be used: {e}") from None
         self._node = 0

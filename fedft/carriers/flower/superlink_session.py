@@ -43,12 +43,11 @@ class Session:
     Args:
         client: makes an HTTP client of one of Flower's classes, given the class and interceptors.
         members: the public node key of each site.
-        ours: whether the SuperLink is ours alone, so that nodes of no member are taken out.
     Raises:
         NoTask, httpx.HTTPError: there is no session; nothing is left open.
     """
 
-    def __init__(self, client: Callable[..., Any], members: Mapping[str, bytes], ours: bool) -> None:
+    def __init__(self, client: Callable[..., Any], members: Mapping[str, bytes]) -> None:
         self.sent: set[str] = set()  # ids of messages that may still be answered
         self.unsendable: set[str] = set()  # of those, the ones that the SuperLink did not take
         self.forgotten: set[str] = set()  # ids given up, whose replies are thrown away
@@ -56,7 +55,6 @@ class Session:
         self.nodes: dict[str, int] = {}
         self.nodes_at = float("-inf")
         self.over = threading.Event()  # set by the heartbeat when the SuperLink has ended our run
-        self._ours = ours
         self._stop = threading.Event()
         self.control = client(ControlHttpClient)
         self.runtime: Any = None
@@ -76,8 +74,8 @@ class Session:
         threading.Thread(target=self._beat, name="superlink-heartbeat", daemon=True).start()
 
     def register(self, members: Mapping[str, bytes]) -> None:
-        """Register the members' node keys, and on our own SuperLink take out all others. Raises httpx.HTTPError."""
-        _register(self.control, members, self._ours)
+        """Register the members' node keys. Raises httpx.HTTPError."""
+        _register(self.control, members)
         self.keys = set(members.values())
 
     def close(self) -> None:
@@ -96,22 +94,16 @@ class Session:
                 continue  # whoever calls next hears of it
 
 
-def _register(control: Any, members: Mapping[str, bytes], ours: bool) -> None:
+def _register(control: Any, members: Mapping[str, bytes]) -> None:
     """Make the SuperLink's nodes those of the roster."""
     listed = control.ListNodes(control_pb2.ListNodesRequest()).nodes_info
-    there = {n.public_key: n.node_id for n in listed if n.status != "unregistered"}
-    gone = {n.public_key for n in listed} - there.keys()
+    there = {n.public_key for n in listed if n.status != "unregistered"}
+    gone = {n.public_key for n in listed} - there
     for site, key in members.items():
         if key in gone:
             log.warning("site %s: its node key was taken out of this SuperLink, which takes no key twice", site)
         elif key not in there:
             control.RegisterNode(control_pb2.RegisterNodeRequest(public_key=key))
-    for key in there.keys() - set(members.values()) if ours else ():
-        try:
-            control.UnregisterNode(control_pb2.UnregisterNodeRequest(node_id=there[key]))
-        except httpx.HTTPStatusError as e:
-            if e.response.status_code != 500:  # what Flower answers after it has taken out a node that never came
-                raise
 
 
 def _app() -> bytes:

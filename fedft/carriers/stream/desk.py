@@ -1,0 +1,190 @@
+"""The server's sessions with its sites, and who is asked what; in the thread of the network."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedft.carriers.interface import Refused
+from fedft.carriers.stream import frames, front
+from fedft.carriers.stream.connection import Connection
+from fedft.carriers.stream.frames import Kind
+from fedft.carriers.stream.room import Room
+from fedft.carriers.stream.session import Session
+from fedft.errors import RejectedUpdate
+
+log = logging.getLogger(__name__)
+
+ROOM = 64 * 2**20  # bytes of answers on their way in or not yet pulled, beside the largest
+SILENT_S = 45.0  # after which a site that says nothing is gone; it says PING after 15 of them
+LINGER_S = 10.0  # for which a site whose connection broke is not yet out of reach
+STALL_S = 30.0  # in which something of a granted answer must come
+KEPT_S = 60.0  # for which a part of an answer waits for its site to come back
+
+Answer = bytes | Refused | RejectedUpdate
+
+
+@dataclass(eq=False)
+class Peer:
+    """A start of a site's process: what it was sent, and how it is reached."""
+
+    site: str
+    node: int
+    start: bytes
+    session: Session
+    asked: set[int] = field(default_factory=set)
+    """Messages without an answer so far."""
+    lost_at: float = 0.0
+    """When its connection broke, if it did."""
+
+
+@dataclass
+class Desk:
+    """Messages to the sites and their answers; a site is one key, one process at a time, and one connection."""
+
+    loop: asyncio.AbstractEventLoop
+    members: Callable[[], Mapping[str, bytes]]
+    """Gives the public key of each site that may come, now."""
+    done: Callable[[int, Answer], None]
+    """Takes (number, answer) of what is answered; the bytes of a long one hold a place until `free`."""
+    limit: Callable[[], int]
+    """Gives the longest answer in bytes."""
+    online: dict[str, int] = field(default_factory=dict)
+    """Node by site, of those that can be reached. Replaced, never changed: any thread may read it."""
+    _peers: dict[str, Peer] = field(default_factory=dict)
+    _nodes: dict[int, Peer] = field(default_factory=dict)
+    _asked: dict[int, Peer] = field(default_factory=dict)
+    _holders: dict[int, Session] = field(default_factory=dict)
+    _room: Room = field(default_factory=lambda: Room(ROOM))
+    _count: int = 0
+
+    def known(self, key: bytes) -> bool:
+        """Whether a key is that of a site."""
+        return key in self.members().values()
+
+    def welcome(self, connection: Connection, key: bytes, start: bytes) -> None:
+        """A site has come, or come back; a connection that it had is replaced."""
+        site = next((name for name, k in self.members().items() if k == key), None)
+        if site is None:
+            return connection.refuse(front.UNKNOWN)
+        peer = self._peers.get(site)
+        if peer is None or peer.start != start:
+            if peer is not None:
+                self._end(peer, front.REPLACED)
+            peer = self._enter(site, start)
+        elif peer.session.connection:
+            peer.session.connection.close()
+        connection.on_frame = lambda c, kind, number, body: self._hear(peer, c, kind, number, body)
+        connection.on_lost = lambda c, why: self._lost(peer, why)
+        peer.lost_at = 0.0
+        peer.session.attach(connection)
+        self._look()
+
+    def send(self, node: int, number: int, kind: str, parts: Sequence[bytes]) -> None:
+        """Send a message to a node; one that is gone loses it."""
+        if (peer := self._nodes.get(node)) is None:
+            self.done(number, _lost("its site is gone"))
+        else:
+            peer.asked.add(number)
+            self._asked[number] = peer
+            peer.session.send(number, kind, parts)
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Withdraw messages and what has come of their answers."""
+        for number in numbers:
+            self.free(number)
+            if peer := self._asked.pop(number, None):
+                peer.asked.discard(number)
+                peer.session.withdraw(number)
+
+    def free(self, number: int) -> None:
+        """The bytes of an answer are not ours any more."""
+        if session := self._holders.pop(number, None):
+            session.free(number)
+
+    def tick(self) -> None:
+        """What time brings: sites that are revoked, silent or stalled; to be called about once a second."""
+        now, members = self.loop.time(), self.members()
+        for peer in list(self._peers.values()):
+            connection = peer.session.connection
+            if peer.site not in members:
+                self._end(peer, front.UNKNOWN)
+                del self._peers[peer.site]
+            elif connection is None:
+                peer.session.stalled(now - KEPT_S)
+            elif connection.heard < now - SILENT_S:
+                connection.lose("it was silent for too long")
+            elif self._room.crowded() and peer.session.stalled(now - STALL_S):
+                connection.lose("its answer does not come")
+        self._look()
+
+    def close(self) -> None:
+        """Leave all sites, which will come again."""
+        for peer in self._peers.values():
+            if peer.session.connection:
+                peer.session.connection.close()
+
+    def _enter(self, site: str, start: bytes) -> Peer:
+        self._count += 1
+        session = Session(self._room, lambda n, size: self._wanted(peer, n, size), lambda *a: self._take(peer, *a),
+                          lambda n, why: self._gone(peer, n, why))  # fmt: skip
+        peer = self._peers[site] = self._nodes[self._count] = Peer(site, self._count, start, session)
+        return peer
+
+    def _end(self, peer: Peer, why: str) -> None:
+        """A start of a site is over: what it was asked is lost, and what it has answered stays."""
+        if peer.session.connection:
+            peer.session.connection.refuse(why)
+        peer.session.end()
+        del self._nodes[peer.node]
+        for number in list(peer.asked):
+            self._answer(peer, number, _lost("its site has started anew, or has left"))
+
+    def _hear(self, peer: Peer, connection: Connection, kind: Kind, number: int, body: bytes | memoryview) -> None:
+        if kind is Kind.PING:
+            connection.say(Kind.PONG)
+        elif kind is Kind.BYE:
+            connection.close()
+            self._end(peer, "")
+            del self._peers[peer.site]
+            self._look()
+        else:
+            peer.session.hear(kind, number, body, connection.heard)
+
+    def _lost(self, peer: Peer, why: str) -> None:
+        log.debug("%s: %s", peer.site, why)
+        peer.session.detach()
+        peer.lost_at = self.loop.time()
+
+    def _wanted(self, peer: Peer, number: int, size: int) -> str:
+        if number not in peer.asked:
+            return "taken"
+        if size > (most := self.limit()):
+            too_large = RejectedUpdate("too_large", f"an answer of {size} bytes, at most {most} allowed")
+            self._answer(peer, number, too_large)
+            return f"at most {most} bytes are taken"
+        return ""
+
+    def _take(self, peer: Peer, number: int, kind: str, data: bytes, held: bool) -> None:
+        if held:
+            self._holders[number] = peer.session
+        self._answer(peer, number, data)
+
+    def _gone(self, peer: Peer, number: int, why: str) -> None:
+        if number in peer.asked:
+            why = f"the site does not take the message: {why[: frames.MAX_WHY]}"
+            self._answer(peer, number, Refused("client_error", why))
+
+    def _answer(self, peer: Peer, number: int, answer: Answer) -> None:
+        peer.asked.discard(number)
+        self._asked.pop(number, None)
+        self.done(number, answer)
+
+    def _look(self) -> None:
+        """Who is online."""
+        since = self.loop.time() - LINGER_S
+        self.online = {p.site: p.node for p in self._peers.values() if p.session.connection or p.lost_at > since}
+
+
+def _lost(why: str) -> Refused:
+    return Refused("client_error", f"the message was lost on its way: {why}")
