@@ -189,8 +189,8 @@ def encode_label(
     Raises:
         DataError: as `labels.read` and `fill` do. No text or no label is nothing to learn.
     """
-    said = fill(text, row, where)
-    if not said or record_labels.missing(row, label_field, labels, where):
+    without = record_labels.missing(row, label_field, labels, where)
+    if not (said := fill(text, row, where)) or without:
         return Example([], [], 0)
     label = record_labels.read(row, label_field, labels, problem_type, where)
     ids = full = tokenizer(said, verbose=False)["input_ids"]

@@ -85,7 +85,11 @@ NAMES = [
     m("SIM SET codec.up=zstd", "[codec] up: codec is 'zstd'", "wanted one of bf16"),
     m("SIM SET codec.up=int4 SET strategy.name=flora", "[codec] up = 'int4': flora sends whole factors", "wanted fp32"),
     m("SIM SET local.optimizer=adam", "[local] optimizer: no optimizer 'adam'", "there are adamw, sgd", "'adamw'?"),
-    m("SIM SET 'eval.metrics=[\"bleu\"]'", "[eval] metrics: no metric 'bleu'", "there are exact_match, rouge_l"),
+    m(
+        "SIM SET 'eval.metrics=[\"bleu\"]'",
+        "[eval] metrics: no metric 'bleu'",
+        "there are exact_match, macro_f1, rouge_l",
+    ),
     m("SIM SET 'server.loggers=[\"wandb\"]'", "[server] loggers: no logger 'wandb'", "there are tensorboard"),
     m("SIM SET clients.plan=mine", "[clients] plan: no planner 'mine'", "package.module:name"),
 ]
@@ -115,7 +119,7 @@ DATA = [
     m("SIM SET data.train=empty", "empty: a folder without a file .jsonl"),
     m("SIM SET data.train=broken.jsonl", "broken.jsonl, line 25: not JSON"),
     m("SIM SET data.train=semicolons.csv", "semicolons.csv, line 1", "separated by ';'", "wanted ','"),
-    m("SIM SET data.train=latin.csv", "latin.csv, line 2: not UTF-8 text"),
+    m("SIM SET data.train=latin.csv", "latin.csv, line 2: byte 0xe9 is not UTF-8, probably windows-1252"),
     m("SIM SET data.train=rows.txt", "rows.txt: expected", ".jsonl", "hub id"),
     m("SIM SET data.train=owner/name", "owner/name: no such file", "HF_HUB_OFFLINE is set"),
     m("SIM SET data.client=hospital", "row 1 has no 'hospital'", "there are client, prompt, response"),

@@ -432,8 +432,9 @@ def test_a_sites_encoder_decoder_is_found_as_one(tmp_path: Path) -> None:
     folder = str(encoder_decoders.save(tmp_path / "t5", "t5"))
     run = _one(checks_machine.model(folder, "seq2seq-lm"), "model")
     digest = run.found.partition("digest ")[2][:12]
-    assert f"{digest} in float32" in _one(checks_machine.site_model(folder, "cpu"), "model").found
-    assert _one(checks_machine.site_model(folder, "cpu", ["0" * 12]), "model").state == WARN
+    own = checks_machine.site_base(folder, "cpu")
+    assert f"{digest} in float32" in _one(checks_machine.site_model(own), "model").found
+    assert _one(checks_machine.site_model(own, ["0" * 12]), "model").state == WARN
 
 
 def test_a_base_model_outside_the_policy_is_a_warning(base: str) -> None:

@@ -196,7 +196,7 @@ def base_of(tokens, ids=300):
 
 def test_the_largest_token_of_either_answer_is_bounded():
     rows = [{"prompt": "a", "chosen": "b", "rejected": "\xc7"}]
-    config = run_file.from_dict({"local": {"objective": "dpo"}})
+    config = run_file.from_dict({"local": {"objective": "dpo"}, "data": {"max_length": 60}})
     encode_clients({"north": (rows, rows)}, config, base_of(Letters(), ids=203))
     with pytest.raises(DataError, match="token id 202"):
         encode_clients({"north": (rows, rows)}, config, base_of(Letters(), ids=202))
@@ -206,11 +206,11 @@ def test_an_answer_without_an_end_is_said():
     tokens = Letters()
     tokens.eos_token_id = None  # type: ignore[assignment]
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
-    config = run_file.from_dict({"local": {"objective": "dpo"}})
+    config = run_file.from_dict({"local": {"objective": "dpo"}, "data": {"max_length": 60}})
     encode_clients({"north": (rows, rows)}, config, base_of(tokens), counts := RowCounts())
     assert "as in chosen = " in counts.never_stops
     ends = run_file.from_dict(
-        {"local": {"objective": "dpo"}, "data": {"chosen": "{chosen}#", "rejected": "{rejected}#"}}
+        {"local": {"objective": "dpo"}, "data": {"chosen": "{chosen}#", "rejected": "{rejected}#", "max_length": 60}}
     )
     encode_clients({"north": (rows, rows)}, ends, base_of(tokens), counts := RowCounts())
     assert counts.never_stops == ""

@@ -260,7 +260,7 @@ def test_a_tokenizer_without_an_end_token_is_said(folders):
     assert "no end token" in counts.never_stops
 
 
-@pytest.mark.parametrize("objective", ["label_smoothing:label_smoothing", "dpo:DPO"])
+@pytest.mark.parametrize("objective", ["label_smoothing:label_smoothing", "thumbs:Thumbs"])
 def test_an_objective_works_on_both_sides_or_one_line_says_that_it_does_not(
     folders, tmp_path, allow, monkeypatch, objective
 ):
@@ -274,8 +274,11 @@ def test_an_objective_works_on_both_sides_or_one_line_says_that_it_does_not(
         summary = runs.simulate(config, out=tmp_path / "run").summary
         assert summary["final"]["loss"] < summary["initial"]["loss"]
         return
-    with pytest.raises(DataError, match=r"\[local\] objective: its batches are for models that continue text"):
+    with pytest.raises(DataError, match="the objective encodes rows for models of one side; .* is 'seq2seq-lm'"):
         runs.simulate(config, out=tmp_path / "run")
+    _, handle = handle_of(folders["t5"], LoRA())
+    with pytest.raises(DataError, match=r"\[local\] objective: its batches are for models that continue text"):
+        handle.forward({name: x for name, x in collate(ROWS, 0).items() if name != "labels"})
 
 
 @both
