@@ -274,7 +274,7 @@ def test_an_objective_works_on_both_sides_or_one_line_says_that_it_does_not(
         summary = runs.simulate(config, out=tmp_path / "run").summary
         assert summary["final"]["loss"] < summary["initial"]["loss"]
         return
-    with pytest.raises(DataError, match="the objective encodes rows for models of one side; .* is 'seq2seq-lm'"):
+    with pytest.raises(DataError, match="the objective encodes rows for models of one side"):
         runs.simulate(config, out=tmp_path / "run")
     _, handle = handle_of(folders["t5"], LoRA())
     with pytest.raises(DataError, match=r"\[local\] objective: its batches are for models that continue text"):
