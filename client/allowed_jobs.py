@@ -25,7 +25,7 @@ from fedft import config, registry, run_file, strategies
 from fedft.client.site_settings import Policy, SiteConfig
 from fedft.compression import codec_names
 from fedft.config import ALL, LOCAL, RunConfig
-from fedft.data import examples, template_checks
+from fedft.data import template_checks, templates
 from fedft.errors import FedftError, PlanRefused, in_one_line
 from fedft.training.metrics import interface as metrics
 from fedft.update import Job, Plan
@@ -221,7 +221,7 @@ def _check_limits(said: RunConfig, policy: Policy) -> None:
 
 def _check_template(key: str, template: str) -> None:
     """`data.fill` looks up names in the row and does nothing else; left to bound is how much it writes."""
-    names = [name for name in examples.FIELD.findall(template[: MAX_TEMPLATE + 1]) if name]
+    names = [name for name in templates.FIELD.findall(template[: MAX_TEMPLATE + 1]) if name]
     blocks = template.count("[[")  # each that is not closed is looked for to the end
     if len(template) > MAX_TEMPLATE or max(len(names), blocks) > MAX_FIELDS:
         raise PlanRefused(
@@ -229,7 +229,7 @@ def _check_template(key: str, template: str) -> None:
             f"{key}: {len(template)} characters, {len(names)} fields and {blocks} blocks; "
             f"at most {MAX_TEMPLATE}, {MAX_FIELDS} and {MAX_FIELDS}",
         )
-    examples.fill(template, dict.fromkeys(names, ""), key)
+    templates.fill(template, dict.fromkeys(names, ""), key)
 
 
 def _at_most(code: str, name: str, value: Any, most: float, kinds: tuple[type, ...] = (int,)) -> None:

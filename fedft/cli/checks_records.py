@@ -22,7 +22,7 @@ def site_rows(site: "SiteConfig", own: "list[Row]") -> Iterator[Finding]:
     Those to train on are added to `own`.
     """
     from fedft.config import Data, RunConfig
-    from fedft.data import client_datasets, examples
+    from fedft.data import client_datasets, templates
 
     d = site.data
     files = RunConfig(data=Data(train=d.train, test=d.test, holdout=0.0))
@@ -30,7 +30,7 @@ def site_rows(site: "SiteConfig", own: "list[Row]") -> Iterator[Finding]:
     said = client_datasets.said(d.train)
     for template in (d.prompt, d.response, d.text):
         for i, row in enumerate((*train, *held) if template is not None else (), 1):
-            examples.fill(template or "", row, f"{said}, row {i} of this site")
+            templates.fill(template or "", row, f"{said}, row {i} of this site")
     own += train
     share = "a share of them is held out as the run says" if d.test is None else f"{len(held)} held out"
     if train:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedft import registry
 from fedft.config import RunConfig
-from fedft.data.examples import FIELD
+from fedft.data.templates import FIELD
 from fedft.models import tasks
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedft import check
-from fedft.data.examples import IGNORED, Example, fill
+from fedft.data.examples import IGNORED, Example
+from fedft.data.templates import fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,14 +55,14 @@ def encode(
 
     Args:
         row: the record, fields by name.
-        prompt: template (see `examples.fill`) of the text that is given.
+        prompt: template (see `templates.fill`) of the text that is given.
         response: template of the text that is learned, which the tokenizer writes as a target text.
         tokenizer: the base model's.
         max_length: tokens of either side at most; the response is cut from the right, and its end token goes first.
         max_prompt: tokens of the prompt at most, special ones among them; None: max_length.
         where: name of the row in error messages.
     Raises:
-        DataError: as `examples.fill` does.
+        DataError: as `templates.fill` does.
 
     A long prompt is cut as the tokenizer cuts (from the right, unless its folder says otherwise) and keeps its special
     tokens: what models of this kind were told to do stands first. An end token comes last in the response, also where

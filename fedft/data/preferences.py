@@ -11,7 +11,8 @@ from typing import Any
 
 from fedft.data import chat, conversations
 from fedft.data.conversations import Message
-from fedft.data.examples import FIELD, Example, encode_generation, fill
+from fedft.data.examples import Example, encode_generation
+from fedft.data.templates import FIELD, fill
 from fedft.errors import DataError
 
 SIDES = ("chosen", "rejected")

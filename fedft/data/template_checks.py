@@ -1,4 +1,4 @@
-"""Templates of a run file or a site's file, checked before there are records; `examples.fill` fills them."""
+"""Templates of a run file or a site's file, checked before there are records; `templates.fill` fills them."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedft import check
 from fedft.config import Data
-from fedft.data.examples import FIELD, lone_brace, single_braces
+from fedft.data.templates import FIELD, lone_brace, single_braces
 from fedft.models import tasks
 from fedft.registry import PREFERENCES
 

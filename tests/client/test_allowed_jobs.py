@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 from fedft import config, registry, run_file
 from fedft.client import allowed_jobs, site_settings
 from fedft.client.site_settings import Policy
-from fedft.data import examples
+from fedft.data import examples, templates
 from fedft.errors import DataError, PlanRefused
 from fedft.server.job import job_of
 from fedft.update import Job, Plan
@@ -458,7 +458,7 @@ ROW = {"a": "x", "n": 7}
 @pytest.mark.parametrize("said", ["{a.__class__}", "{a[0]}", "{a!r}", "{n:>999999999}", "{n:{n}}", "{0}", "{a} {b}"])
 def test_a_template_looks_up_fields_and_does_nothing_else(said):
     with pytest.raises(DataError, match=r"no field|brace"):
-        examples.fill(said, ROW, "here")
+        templates.fill(said, ROW, "here")
 
 
 @pytest.mark.parametrize("field", ["a}{n", "{a}", "a}} {{n", "n:>999999999", "", "missing"])

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fedft import run_file
 from fedft.data import examples as data
-from fedft.data import records
+from fedft.data import records, templates
 from fedft.data.examples import IGNORED, Example
 from fedft.data.row_counts import RowCounts
 from fedft.errors import ConfigError, DataError
@@ -78,23 +78,23 @@ def test_importing_the_module_imports_neither_datasets_nor_flower_nor_transforme
 def test_templates(template, text):
     row = {"q": "{n} [[x]]", "n": 7, "two words": 2, "none": None, "empty": "", "items": [1]}
     if text is not None:
-        assert data.fill(template, row, "here") == text
+        assert templates.fill(template, row, "here") == text
     else:
         with pytest.raises(DataError, match=r"here: (no field|field 'items' is a list)"):
-            data.fill(template, row, "here")
+            templates.fill(template, row, "here")
 
 
 def test_an_unknown_field_names_those_there_are_and_the_nearest():
     with pytest.raises(DataError, match=r"row 3: no field 'prompt'; there are question, answer$"):
-        data.fill("{prompt}", {"question": 1, "answer": 2}, "row 3")
+        templates.fill("{prompt}", {"question": 1, "answer": 2}, "row 3")
     with pytest.raises(DataError, match="there are question, answer; did you mean 'answer'"):
-        data.fill("{anser}", {"question": 1, "answer": 2}, "row 3")
+        templates.fill("{anser}", {"question": 1, "answer": 2}, "row 3")
 
 
 @pytest.mark.parametrize("said", ["{q}: {{a}}", "{q}: {{ a }}"])
 def test_a_field_in_double_braces_is_refused_with_the_right_spelling(said):
     with pytest.raises(DataError, match=r"row 3: .* has the field 'a' in double braces, .*; wanted '{q}: {a}'"):
-        data.fill(said, {"q": 1, "a": 2}, "row 3")
+        templates.fill(said, {"q": 1, "a": 2}, "row 3")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fedft.data import client_datasets, examples, records
+from fedft.data import client_datasets, records, templates
 from fedft.errors import DataError
 
 ONE = [{"a": "1", "b": "2"}]
@@ -144,12 +144,12 @@ def test_a_column_of_parquet_is_its_text_or_refused_where_it_is_used(tmp_path, k
     column, text = COLUMNS[kind]
     pq.write_table(pa.table({"a": column, "b": ["y"] * len(column)}), tmp_path / "r.parquet")
     row = records.read_rows(str(tmp_path / "r.parquet"))[0]
-    assert examples.fill("{b}", row, "row 1") == "y"
+    assert templates.fill("{b}", row, "row 1") == "y"
     if text is None:
         with pytest.raises(DataError, match=r"field 'a' is a .*, wanted text or a number"):
-            examples.fill("{a}", row, "row 1")
+            templates.fill("{a}", row, "row 1")
     else:
-        assert examples.fill("{a}", row, "row 1") == text
+        assert templates.fill("{a}", row, "row 1") == text
 
 
 def test_single_precision_is_the_same_text_from_parquet_and_from_a_saved_data_set(tmp_path):
@@ -166,7 +166,7 @@ def test_single_precision_is_the_same_text_from_parquet_and_from_a_saved_data_se
 def test_an_invisible_character_in_a_name_is_shown_where_the_name_is_missed(tmp_path, name):
     (tmp_path / "r.csv").write_text(f"b,{name}\n1,2\n", encoding="utf-8")
     with pytest.raises(DataError) as e:
-        examples.fill("{a}", records.read_rows(str(tmp_path / "r.csv"))[0], "row 1")
+        templates.fill("{a}", records.read_rows(str(tmp_path / "r.csv"))[0], "row 1")
     assert f"no field 'a'; there are b, {name!r}" in str(e.value)
 
 
