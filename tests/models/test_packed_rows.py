@@ -129,7 +129,7 @@ def test_which_architectures_keep_packed_rows_apart():
     spec = spec_from_file_location("architectures", Path(__file__).parents[1] / "cases" / "architectures.py")
     matrix = module_from_spec(spec)
     spec.loader.exec_module(matrix)
-    of_text = {name: (kind, said) for name, (kind, said, text, _) in matrix.ARCHS.items() if text == "ok"}
+    of_text = {name: (kind, said) for name, (kind, said, text, *_) in matrix.ARCHS.items() if text == "ok"}
     refused = set()
     for name, (kind, said) in of_text.items():
         handle = handle_on(getattr(transformers, kind)(**said), targets=[])
