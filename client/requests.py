@@ -14,8 +14,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, Queue
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -29,6 +30,7 @@ from fedft.security import sealed
 from fedft.security.sealed import About, Kind, Opened
 from fedft.update import Job, Plan
 from fedft.wire import messages
+from fedft.wire.table import Entry, decoded_bytes
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +53,8 @@ class Responder:
     disk: SiteDisk
     join: Callable[[Job], Client]
     """Makes the client of a job, or raises PlanRefused."""
-    check: Callable[[Plan], None]
-    """Raises PlanRefused for a plan that the site's policy does not allow."""
+    check: Callable[[Plan, int], None]
+    """(plan without tensors, bytes of what it makes the site hold) raises PlanRefused where the policy forbids it."""
     inline_bytes: int = INLINE_BYTES
     """Longest answer to TRAIN, in bytes, that is sent without being fetched."""
     _queue: Queue[tuple[Opened, Reply]] = field(default_factory=lambda: Queue(MAX_WAITING))
@@ -135,18 +137,30 @@ class Responder:
             raise PlanRefused("malformed", "the letter's digest is of another payload")
         if opened.kind is Kind.JOB:
             return self._enrol(messages.decode_job(opened.payload), opened.about)
-        plan = messages.decode_plan(opened.payload, max_bytes=MAX_PLAN_BYTES)
+        plan = messages.decode_plan(opened.payload, max_bytes=MAX_PLAN_BYTES, check=partial(self._check, opened))
+        client = self._enrolled(plan)
+        return client.carry_out(plan) if plan.evaluate else self._train(client, plan, opened.about)
+
+    def _check(self, opened: Opened, plan: Plan, entries: Mapping[str, Entry]) -> None:
+        """Raise PlanRefused or RejectedUpdate for a plan that is not to be carried out, before its tensors are decoded.
+
+        What is held counts where the plan's tensors are added to it, so that no history grows beyond the limit.
+        """
         if (plan.run, plan.round, plan.attempt) != (opened.about.run, opened.about.round, opened.about.attempt):
             raise PlanRefused("malformed", "the letter is about another request than its plan")
         if plan.evaluate != (opened.kind is Kind.EVALUATE):
             raise PlanRefused("malformed", f"a plan that does not fit a letter of kind {opened.kind.name}")
+        client, size = self._enrolled(plan), decoded_bytes(entries)
+        if plan.have is not None and client.memory.held and not client.recipe.replaces_what_is_held:
+            size += sum(t.nbytes for t in client.memory.held.tensors.values())
+        self.check(plan, size)
+        client.check_download(plan, entries)
+
+    def _enrolled(self, plan: Plan) -> Client:
         if self._client is None or self._job is None or self._job.run != plan.run:
             enrolled = self._job.run if self._job else "none"
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {enrolled}")
-        self.check(plan)
-        if plan.evaluate:
-            return self._client.carry_out(plan)
-        return self._train(self._client, plan, opened.about)
+        return self._client
 
     def _enrol(self, job: Job, about: About) -> bytes:
         if job.run != about.run:
