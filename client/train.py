@@ -26,7 +26,7 @@ from fedft.models.load import Base
 from fedft.randomness import philox
 from fedft.recipe import Recipe
 from fedft.training import evaluate
-from fedft.update import Job, Plan, Update
+from fedft.update import MEMORY_LOST, Job, Plan, Update
 from fedft.wire import messages
 from fedft.wire.table import Entry, check_download
 
@@ -114,7 +114,9 @@ class Client:
         except FloatingPointError as e:
             raise PlanRefused("nonfinite", str(e)) from e
         if self.recipe.keeps:
-            self.kept.keep(turn.plan.round, kept, turn.plan.counted)
+            if self.kept.has_lost(counted := turn.plan.counted):
+                metrics = {**metrics, MEMORY_LOST: 1.0}
+            self.kept.keep(turn.plan.round, kept, counted)
         return self._update(turn.plan, delta, len(self.train_rows), metrics)
 
     def _rows(self) -> ClientRows:

@@ -19,6 +19,8 @@ from typing import Any
 from fedft.arithmetic.tensors import Tensors
 
 Scalar = float | int | str | bool
+MEMORY_LOST = "memory_lost"
+"""Metric of an update whose client did not find what it had kept after its last one that counted: it began anew."""
 VERSION = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
