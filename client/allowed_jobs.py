@@ -1,7 +1,7 @@
 """What the site's operator allows, checked before any model is loaded; the site's file outranks the server.
 
     config = run_config(job, site)      the job's tables and the site's own, once
-    check_plan(plan, site.policy)       every round
+    check_plan(plan, size, site.policy) every round, before its tensors are decoded
 
 Whatever a server says, the outcome is work that the policy allows, or PlanRefused(code, one line):
 
@@ -9,6 +9,7 @@ Whatever a server says, the outcome is work that the policy allows, or PlanRefus
     policy_base            a base model that the site does not list
     policy_targets         layers that the site does not list
     policy_rank, policy_steps, policy_learning_rate, policy_batch_size, policy_tokens       above the site's limit
+    policy_download        tensors of a plan, with what they are added to, that take more memory than the site allows
     policy_metrics         a metric that the site does not list
     policy_options         anything else: an unknown key, a wrong type, an option that the strategy does not take
 
@@ -29,6 +30,8 @@ from fedft.data import template_checks, templates
 from fedft.errors import FedftError, PlanRefused, in_one_line
 from fedft.training.metrics import interface as metrics
 from fedft.update import Job, Plan
+from fedft.wire.frame import MAX_MESSAGE_BYTES
+from fedft.wire.table import MAX_TENSORS, max_table_bytes
 
 LOOKED_AT = {
     "data": {*template_checks.TEMPLATES, "label", "messages", "tokens", "chat_template"},
@@ -41,6 +44,7 @@ those of tables and options yet to come too, are held against what is built in a
 MAX_TEMPLATE = 4096  # characters; the longest prompt we know has 600
 MAX_FIELDS = 32  # in a template, and blocks: a row's text is multiplied by no more than this
 MAX_LABELS = 1000  # the head has a row for each
+MIB = 2**20
 MAX_WHOLE = 100  # modules_to_save, each of which is looked for among all names
 
 RUN = re.compile(r"[0-9a-f]{16}")
@@ -56,12 +60,15 @@ def check_job(job: Job, policy: Policy) -> None:
         _check_job(job, policy)
 
 
-def check_plan(plan: Plan, policy: Policy) -> None:
-    """Return None if the policy allows the round's work.
+def check_plan(plan: Plan, size: int, policy: Policy) -> None:
+    """Return None if the policy allows the round's work, and `size` bytes of tensors from the server in memory.
 
-    Raises PlanRefused and nothing else, whatever is in the plan.
+    The plan's own tensors are not looked at. Raises PlanRefused and nothing else, whatever is in the plan.
     """
     with _refusing():
+        if size > policy.max_download_mib * MIB:
+            said = f"{size / MIB:.1f} MiB of tensors, [policy] max_download_mib = {policy.max_download_mib}"
+            raise PlanRefused("policy_download", said)
         _at_most("policy_rank", "rank", plan.shape.largest, policy.max_rank)
         _at_most("policy_steps", "steps", plan.steps, policy.max_steps)
         if plan.steps < 1 and not plan.evaluate:
@@ -69,6 +76,11 @@ def check_plan(plan: Plan, policy: Policy) -> None:
         _at_most("policy_learning_rate", "learning_rate", plan.learning_rate, policy.max_learning_rate, (int, float))
         if not (isinstance(plan.evaluate, bool) and isinstance(plan.extra, Mapping)):
             raise PlanRefused("policy_options", "malformed plan: evaluate or extra is of a wrong type")
+
+
+def longest_message(policy: Policy) -> int:
+    """Bytes of the longest message of a server that is taken in: the tensors that may come, their table, a seal."""
+    return min(policy.max_download_mib * MIB + max_table_bytes(MAX_TENSORS) + MIB, MAX_MESSAGE_BYTES)
 
 
 def run_config(job: Job, site: SiteConfig) -> RunConfig:

@@ -50,21 +50,26 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "") -> None
     disk = SiteDisk(state)
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
+        longest = allowed_jobs.longest_message(site.policy)
         responder = Responder(site.site.name, signing, server, disk, Joiner(site), allowed)
         threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
         log.info("site %s, server %s", site.site.name, superlink or site.server.address)
         try:
-            way = _superlink(superlink, ca, node) if superlink else Node(site.server.address, ca, node)
+            way = (
+                _superlink(superlink, ca, node, longest)
+                if superlink
+                else Node(site.server.address, ca, node, max_bytes=longest)
+            )
         except ConfigError as e:
             raise ConfigError(f"{e}; [server] ca = {site.server.ca!r} is to be the server's ca.pem") from e
         way.run(lambda kind, payload, reply: responder.take(payload, reply), stop)
 
 
-def _superlink(address: str, ca: bytes, key: Path) -> Any:
+def _superlink(address: str, ca: bytes, key: Path, max_bytes: int) -> Any:
     """Flower's node, in place of our own."""
     from fedft.carriers.flower.site_node import Node as FlowerNode
 
-    return FlowerNode(address, ca, private_keys.load_ecdsa(key))
+    return FlowerNode(address, ca, private_keys.load_ecdsa(key), max_bytes=max_bytes)
 
 
 def _work(responder: Responder, stop: threading.Event) -> None:

@@ -1,5 +1,6 @@
-"""A site's files: the state it holds and the answer it sent last."""
+"""A site's files: the state it holds, the answer it sent last, and the record of all that it has sent."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fedft import durable
-from fedft.contract import State
+from fedft.arithmetic import tensors
+from fedft.client.sent_records import FILE, SentRecords
+from fedft.contract import State, Turn
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,15 @@ class Asked:
 
 
 class SiteDisk:
-    """A site's two files in `folder`, which is made if missing: the state it holds and the answer it sent last.
+    """A site's files in `folder`, which is made if missing: the state it holds, the answer it sent last, and `sent`.
 
-    A file whose SHA-256 is wrong counts as absent.
+    A file of the first two whose SHA-256 is wrong counts as absent.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._state, self._answer = folder / "state.fedft", folder / "answer.fedft"
+        self.sent = SentRecords(folder / FILE)
         self._last: tuple[Asked, bytes] | None = None
 
     def keep_answer(self, asked: Asked, payload: bytes) -> None:
@@ -74,3 +78,23 @@ class SiteDisk:
         except (SafetensorError, KeyError, ValueError):
             pass
         return None
+
+
+def work_of(turn: Turn) -> str:
+    """The digest, hexadecimal, of everything that decides an answer to TRAIN except the attempt's number."""
+    p = turn.plan
+    kept = tensors.digest(tensors.in_one(turn.kept)) if turn.kept else ""
+    asked = [
+        p.run,
+        p.round,
+        p.version,
+        p.rank,
+        dict(p.ranks),
+        p.steps,
+        p.learning_rate,
+        p.counted,
+        dict(p.extra),
+        turn.held_digest,
+        kept,
+    ]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

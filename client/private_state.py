@@ -45,26 +45,30 @@ class Kept:
         for number, path in self._files():
             body = durable.verified(path)
             try:
-                if body is not None and durable.metadata(body)["run"] == run:
+                if body is None:
+                    raise ValueError("torn or altered")
+                if durable.metadata(body)["run"] == run:
                     self._rounds[number] = tensors.drawers_of(load_tensors(body))
-            except (SafetensorError, KeyError, ValueError):
-                continue  # what does not verify is as if it were not there
+            except (SafetensorError, KeyError, ValueError) as e:
+                log.warning("%s cannot be read, and counts as lost: %s", path, e)
 
     def after(self, counted: int | None) -> Drawers:
         """What was kept after round `counted`; nothing for a client whose updates have not counted yet."""
         if counted is None:
             return {}
-        if counted not in self._rounds:
-            log.warning("what was kept after round %d is not here; this client begins anew", counted)
+        if self.has_lost(counted):
+            log.warning("what was kept after round %d is lost; this client begins anew and tells the server", counted)
         return self._rounds.get(counted, {})
+
+    def has_lost(self, counted: int | None) -> bool:
+        """Whether nothing is here of round `counted`, in which an update of this client counted."""
+        return counted is not None and counted not in self._rounds
 
     def keep(self, number: int, kept: Drawers, counted: int | None) -> None:
         """Keep the outcome of a turn of round `number`, durably. Raises RunPaused where the disk does not take it.
 
         `counted`: the round that the turn began from; it and the one before stay, what never counted goes.
         """
-        if not kept and not self._rounds:
-            return
         stay = sorted(n for n in self._rounds if counted is not None and n <= counted)[-COUNTED:]
         self._rounds = {n: self._rounds[n] for n in stay} | {number: kept}
         if self.folder is None:

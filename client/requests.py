@@ -13,22 +13,23 @@ things to one request, and trains once for a round if its disk lives.
 import hashlib
 import json
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, Queue
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedft.arithmetic import tensors
-from fedft.client.disk import Asked, SiteDisk
+from fedft.client.disk import Asked, SiteDisk, work_of
 from fedft.client.train import MAX_PLAN_BYTES, Client
-from fedft.contract import Turn
 from fedft.errors import FedftError, PlanRefused, Refusal, RejectedUpdate
 from fedft.security import sealed
 from fedft.security.sealed import About, Kind, Opened
 from fedft.update import Job, Plan
 from fedft.wire import messages
+from fedft.wire.table import Entry, decoded_bytes
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ class Responder:
     disk: SiteDisk
     join: Callable[[Job], Client]
     """Makes the client of a job, or raises PlanRefused."""
-    check: Callable[[Plan], None]
-    """Raises PlanRefused for a plan that the site's policy does not allow."""
+    check: Callable[[Plan, int], None]
+    """(plan without tensors, bytes of what it makes the site hold) raises PlanRefused where the policy forbids it."""
     inline_bytes: int = INLINE_BYTES
     """Longest answer to TRAIN, in bytes, that is sent without being fetched."""
     _queue: Queue[tuple[Opened, Reply]] = field(default_factory=lambda: Queue(MAX_WAITING))
@@ -134,19 +135,35 @@ class Responder:
         if opened.about.plan != opened.digest:
             raise PlanRefused("malformed", "the letter's digest is of another payload")
         if opened.kind is Kind.JOB:
-            return self._enrol(messages.decode_job(opened.payload), opened.about)
-        plan = messages.decode_plan(opened.payload, max_bytes=MAX_PLAN_BYTES)
+            said = self._enrol(messages.decode_job(opened.payload), opened.about)
+            return self._recorded("job", opened.about, said, 0)
+        plan = messages.decode_plan(opened.payload, max_bytes=MAX_PLAN_BYTES, check=partial(self._check, opened))
+        client = self._enrolled(plan)
+        if not plan.evaluate:
+            return self._train(client, plan, opened.about)
+        rows = len(client.test_rows[: client.config.eval.max_rows])
+        return self._recorded("evaluate", opened.about, client.carry_out(plan), rows)
+
+    def _check(self, opened: Opened, plan: Plan, entries: Mapping[str, Entry]) -> None:
+        """Raise PlanRefused or RejectedUpdate for a plan that is not to be carried out, before its tensors are decoded.
+
+        What is held counts where the plan's tensors are added to it, so that no history grows beyond the limit.
+        """
         if (plan.run, plan.round, plan.attempt) != (opened.about.run, opened.about.round, opened.about.attempt):
             raise PlanRefused("malformed", "the letter is about another request than its plan")
         if plan.evaluate != (opened.kind is Kind.EVALUATE):
             raise PlanRefused("malformed", f"a plan that does not fit a letter of kind {opened.kind.name}")
+        client, size = self._enrolled(plan), decoded_bytes(entries)
+        if plan.have is not None and client.memory.held and not client.recipe.replaces_what_is_held:
+            size += sum(t.nbytes for t in client.memory.held.tensors.values())
+        self.check(plan, size)
+        client.check_download(plan, entries)
+
+    def _enrolled(self, plan: Plan) -> Client:
         if self._client is None or self._job is None or self._job.run != plan.run:
             enrolled = self._job.run if self._job else "none"
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {enrolled}")
-        self.check(plan)
-        if plan.evaluate:
-            return self._client.carry_out(plan)
-        return self._train(self._client, plan, opened.about)
+        return self._client
 
     def _enrol(self, job: Job, about: About) -> bytes:
         if job.run != about.run:
@@ -173,14 +190,25 @@ class Responder:
                 raise PlanRefused("stale", f"attempt {plan.attempt}, answered attempt {asked.attempt} before")
         self._steps, client.step = plan.steps, 0
         turn = client.install(plan)
-        asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), _work(turn))
+        asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), work_of(turn))
         if kept is not None and kept[0].work == asked.work:
             payload = messages.relabelled(kept[1], round=plan.round, attempt=plan.attempt)
+            did = "no step, the work of another attempt"
         else:
             self._doing = (about.plan, "training", time.monotonic())
-            payload = client.encode(client.train(turn), turn)
+            update = client.train(turn)
+            payload = client.encode(update, turn)
+            did = f"{plan.steps} steps, loss {update.metrics.get('loss', math.nan):.4f}"
+        self._recorded("train", about, payload, len(client.train_rows))
         self.disk.keep_answer(asked, payload)
+        sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
+        log.info("round %d: %s, %d rows: %s to send", plan.round, did, len(client.train_rows), sent)
         return payload
+
+    def _recorded(self, kind: str, about: About, answer: bytes, rows: int) -> bytes:
+        """The answer, which stands in the site's record before it can leave."""
+        self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows)
+        return answer
 
     # -- at once ---------------------------------------------------------------------------------------------------
 
@@ -218,23 +246,3 @@ class Responder:
 
     def _seal(self, kind: Kind, about: About, payload: bytes) -> bytes:
         return sealed.seal(kind, about, payload, self.key)
-
-
-def _work(turn: Turn) -> str:
-    """The digest, hexadecimal, of everything that decides an answer to TRAIN except the attempt's number."""
-    p = turn.plan
-    kept = tensors.digest(tensors.in_one(turn.kept)) if turn.kept else ""
-    asked = [
-        p.run,
-        p.round,
-        p.version,
-        p.rank,
-        dict(p.ranks),
-        p.steps,
-        p.learning_rate,
-        p.counted,
-        dict(p.extra),
-        turn.held_digest,
-        kept,
-    ]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -139,6 +139,9 @@ class Policy:
     """Records per step."""
     max_tokens: int = 4096
     """Tokens per record, and per generated text."""
+    max_download_mib: int = 4096
+    """Memory, in MiB, of what a plan brings, and of what the site holds where that is added to it. A longer message is
+    refused before it is taken in, and no tensor is decoded of more."""
     metrics: list[str] = field(default_factory=lambda: ["exact_match", "rouge_l"])
     """Metrics, beside loss and accuracy, that may be measured on our held-out rows; exactly these, empty: none."""
 
@@ -233,7 +236,7 @@ def _check(c: SiteConfig, path: Path) -> None:
             raise ValueError("[data] value needs client, the field that says it")
         p = c.policy
         check.at_least(1, threads=c.local.threads, max_rank=p.max_rank, max_steps=p.max_steps)
-        check.at_least(1, max_batch_size=p.max_batch_size, max_tokens=p.max_tokens)
+        check.at_least(1, max_batch_size=p.max_batch_size, max_tokens=p.max_tokens, max_download_mib=p.max_download_mib)
         check.at_least(0, max_learning_rate=p.max_learning_rate)
         for digest in p.base or ():
             if not DIGEST.fullmatch(digest):

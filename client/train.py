@@ -5,7 +5,7 @@ train      Plan     -> Update: what the local steps changed
 evaluate   Plan     -> Update without tensors: metrics on the held-out rows
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,8 +26,9 @@ from fedft.models.load import Base
 from fedft.randomness import philox
 from fedft.recipe import Recipe
 from fedft.training import evaluate
-from fedft.update import Job, Plan, Update
+from fedft.update import MEMORY_LOST, Job, Plan, Update
 from fedft.wire import messages
+from fedft.wire.table import Entry, check_download
 
 MAX_PLAN_BYTES = 2**31 - 1
 
@@ -58,11 +59,14 @@ class Client:
         try:
             if kind == "query":
                 return self.enrol(messages.decode_job(payload))
-            return self.carry_out(
-                self.memory.cache.plan(payload, partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES))
-            )
+            read = partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES, check=self.check_download)
+            return self.carry_out(self.memory.cache.plan(payload, read))
         except (PlanRefused, RejectedUpdate) as e:
             return Refused(e.code, str(e)[:MAX_REASON])
+
+    def check_download(self, plan: Plan, entries: Mapping[str, Entry]) -> None:
+        """Raise RejectedUpdate where a plan's table has other tensors than the recipe sends, or in another codec."""
+        check_download(entries, self.recipe.downloads(self.handle.layout, plan), self.config.codec.plans)
 
     def carry_out(self, plan: Plan) -> bytes:
         """Train or evaluate as the plan says; returns the encoded update. Raises PlanRefused."""
@@ -110,7 +114,9 @@ class Client:
         except FloatingPointError as e:
             raise PlanRefused("nonfinite", str(e)) from e
         if self.recipe.keeps:
-            self.kept.keep(turn.plan.round, kept, turn.plan.counted)
+            if self.kept.has_lost(counted := turn.plan.counted):
+                metrics = {**metrics, MEMORY_LOST: 1.0}
+            self.kept.keep(turn.plan.round, kept, counted)
         return self._update(turn.plan, delta, len(self.train_rows), metrics)
 
     def _rows(self) -> ClientRows:

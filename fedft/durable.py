@@ -126,3 +126,21 @@ def alone(lock: Path, taken: str) -> Iterator[None]:
             except OSError:
                 log.warning("%s: this file system has no locks; see that nothing else uses the folder", lock.parent)
         yield
+
+
+def append(path: Path, at: int, line: bytes) -> None:
+    """Write `line` durably behind the first `at` bytes of the file `path`, which then ends; made if missing, mode 0600.
+
+    A crash leaves those bytes and a beginning of the line. Raises RunPaused with the disk's reason.
+    """
+    try:
+        new = not path.exists()
+        with open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as f:
+            f.truncate(at)  # what a crash, or a full disk, left of another line
+            f.write(line)
+            f.flush()
+            os.fsync(f.fileno())
+        if new:
+            _sync(path.parent)
+    except OSError as e:
+        raise RunPaused(f"{path}: cannot be written ({e.strerror}); nothing was lost, make room and resume") from e

@@ -16,7 +16,7 @@ and saved as they are. Whatever is linear in what clients send (`linear`) gets e
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -50,7 +50,7 @@ from fedft.contract import (
     Work,
 )
 from fedft.training.first_order import FirstOrder
-from fedft.update import Plan, Shape, Spec, Update
+from fedft.update import Download, Plan, Shape, Spec, TensorSpec, Update
 
 # What a strategy is written with; other names of this module are defaults of a `Recipe`'s parts.
 __all__ = [
@@ -106,6 +106,11 @@ def anything(delta: Tensors, plan: Plan) -> None:
     """The default of `Recipe.admit`: whatever fits the spec is admitted."""
 
 
+def spec_of(x: Tensors) -> Spec:
+    """Shapes and dtypes of tensors by name."""
+    return {n: TensorSpec(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in x.items()}
+
+
 def l2_norm(delta: Tensors, plan: Plan) -> float:
     """The L2 norm of all floats of an upload, taken as one vector."""
     return tensors.norm(tensors.floats(delta))
@@ -149,6 +154,9 @@ class Recipe:
     """(what the client held or None, plan with what came) -> what it holds now."""
     start: Callable[[Handle, Turn], None] = write_all
     """Put the model at `turn.held`. Needed where that is more than writing the trained tensors."""
+    download: Callable[[Layout, Plan], Download | None] | None = None
+    """(layout, plan without tensors) -> what may come down with it; checked before a tensor is decoded. Default: the
+    tensors of version 0, where `downlink` sends all of them or cuts them to a rank; any, where it is the recipe's."""
     upload: Callable[[Layout, Plan], Spec] | None = None
     """What a client uploads; default: what the space trains."""
     admit: Callable[[Tensors, Plan], None] = anything
@@ -228,6 +236,17 @@ class Recipe:
     def spec(self, layout: Layout, plan: Plan) -> Spec:
         """Names, shapes and dtypes of what a client with this plan uploads."""
         return self.upload(layout, plan) if self.upload else self.space.spec(layout, plan.shape)
+
+    def downloads(self, layout: Layout, plan: Plan) -> Download | None:
+        """What may come down with a plan, whose tensors are not looked at; None where the strategy does not say."""
+        if self.download is not None:
+            return self.download(layout, plan)
+        if self.downlink not in (everything, cut_to_rank):
+            return None
+        spec: Spec = self.space.spec(layout, plan.shape.largest)
+        if self.initial is not None:
+            spec = spec_of(self.first_state(layout, plan.shape.largest, 0).tensors)
+        return {n: replace(t, at_most=self.cuts_the_state) for n, t in spec.items()}.get
 
     def first_state(self, layout: Layout, rank: int, seed: int) -> State:
         """The state at version 0, for the largest `rank` of any client."""

@@ -11,13 +11,17 @@ other parameter goes under its own name.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedft.arithmetic.tensors import Tensors
 
 Scalar = float | int | str | bool
+MEMORY_LOST = "memory_lost"
+"""Metric of an update whose client did not find what it had kept after its last one that counted: it began anew."""
+VERSION = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,9 @@ class TensorSpec:
 
 
 Spec = Mapping[str, TensorSpec]
+Download = Callable[[str], "TensorSpec | None"]
+"""What may come down with a plan: a tensor's name -> what it must be, or at most (no dimension longer) where that is
+`at_most`; None where no tensor of this name comes."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,15 @@ class Plan:
     extra: Mapping[str, Scalar] = field(default_factory=dict)
     """Numbers and texts that a strategy says to its own client side."""
     tensors: Tensors = field(default_factory=dict)
+
+    def leads_from(self, version: str) -> bool:
+        """Whether this, in decimal digits, is a version whose change the plan may bring: `have`, or 0, or a later one.
+
+        >>> plan = Plan("", round=9, version=9, have=7)
+        >>> [v for v in ("6", "7", "8", "08", "9") if plan.leads_from(v)]
+        ['7', '8']
+        """
+        return VERSION.fullmatch(version) is not None and (self.have or 0) <= int(version) < self.version
 
     @property
     def shape(self) -> Shape:

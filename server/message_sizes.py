@@ -3,9 +3,9 @@
 from fedft.config import RunConfig
 from fedft.contract import Layout, Member, State
 from fedft.errors import ConfigError
-from fedft.recipe import Recipe
+from fedft.recipe import Recipe, spec_of
 from fedft.reports.quantities import size
-from fedft.update import Plan, Spec, TensorSpec
+from fedft.update import Plan, Spec
 from fedft.wire.body import body_bytes
 from fedft.wire.messages import MAX_MESSAGE_BYTES
 
@@ -61,8 +61,7 @@ def first_round(config: RunConfig, recipe: Recipe, layout: Layout, clients: int)
 
 def sent_down(recipe: Recipe, state: State, plan: Plan) -> Spec:
     """Names, shapes and dtypes of what is sent down to somebody new."""
-    sent = recipe.downlink(state, None, plan)
-    return {n: TensorSpec(tuple(x.shape), str(x.dtype).removeprefix("torch.")) for n, x in sent.items()}
+    return spec_of(recipe.downlink(state, None, plan))
 
 
 def message_bytes(spec: Spec, codec: str) -> int:

@@ -4,6 +4,7 @@ Every step that matters is durable before the next one starts: plans before the 
 it counts. So a process that is killed in a round finds there what it needs to end the round with the same bytes.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +18,10 @@ from fedft.server.aggregation_error import AggregationAudit
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.traffic import Traffic
-from fedft.update import Plan, Update
+from fedft.update import MEMORY_LOST, Plan, Update
 from fedft.wire import messages
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,10 +31,14 @@ class Admitted:
     examples: dict[str, int] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
     up: dict[str, int] = field(default_factory=dict)
+    began_anew: set[str] = field(default_factory=set)
+    """Clients that had lost what they kept between rounds."""
 
     def enter(self, client: str, update: Update, norm: float, up: int) -> None:
         """Count the update of one more client: its norm, and the bytes that it took on the wire."""
         self.examples[client], self.norms[client], self.up[client] = update.num_examples, norm, up
+        if MEMORY_LOST in update.metrics:
+            self.began_anew.add(client)
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,8 @@ class Round:
             update, norm = self._admit(payload, client, plans[client])
             run.store.journal(self.state.version, client, payload)
             self.admitted.enter(client, update, norm, self.traffic.up[client])
+            if client in self.admitted.began_anew:
+                log.warning("round %d: %s lost what it had kept, and began anew", self.state.version, client)
             told = {"round": self.state.version, "client": client, "metrics": update.metrics}
             run.observe("admitted", told)
 
@@ -224,6 +233,7 @@ class Round:
             "participants": list(weights),
             "weights": dict(weights),
             **({"cut_weights": cut} if (cut := admission.cut_shares(a.examples, weights)) else {}),
+            **({MEMORY_LOST: lost} if (lost := sorted(a.began_anew & weights.keys())) else {}),
             "refused": t.refused,
             **measured,
             "bytes": {

@@ -23,7 +23,7 @@ from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
 from fedft.reports import columns
-from fedft.update import Plan
+from fedft.update import MEMORY_LOST, Plan
 
 # packages whose versions config.toml notes: they may change a run's numbers
 VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
@@ -75,7 +75,8 @@ def summary_of(
 ) -> dict[str, Any]:
     """The content of summary.json: how the run ended, first and last evaluation, bytes, seconds, digests.
 
-    `cut_weights` is in how many rounds each client counted less than by its rows, by `max_share`.
+    `cut_weights` is in how many rounds each client counted less than by its rows, by `max_share`; `memory_lost`, in how
+    many it had lost what it kept between rounds.
     The arguments are those of `write_outputs`.
     """
     measured = [line for line in lines if "evaluation" in line]
@@ -99,6 +100,7 @@ def summary_of(
         "seconds": round(max(seconds, sum(sum(line["seconds"].values()) for line in lines)), 3),  # resumed: all of it
         "refused": sum(len(line.get("refused", [])) for line in lines),
         "max_share": config.limits.max_share,
+        MEMORY_LOST: dict(Counter(c for line in lines for c in line.get(MEMORY_LOST, ()))),
         "cut_weights": dict(Counter(c for line in lines for c in line.get("cut_weights", ()))),
         "state_digest": state.digest,
         "model": "model",

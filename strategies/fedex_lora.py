@@ -25,7 +25,7 @@ from fedft import check
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX, pairs_and_mean, to_names
-from fedft.recipe import Handle, Layout, LoRA, Recipe, Tensors, Turn, Update
+from fedft.recipe import Handle, Layout, LoRA, Plan, Recipe, Spec, Tensors, Turn, Update
 from fedft.strategies.parts import moving_base
 
 MEAN = ".mean"
@@ -51,7 +51,7 @@ def fedex_lora(
     check.one_of(("exact", "reference"), variant=variant)
     reference = variant == "reference"
     mean = partial(aggregate, rank=residual_rank, uniform=weights == "uniform" or reference, transposed=reference)
-    recipe = moving_base.of_moving_base("fedex_lora", mean, partial(_start, square=reference), _stand)
+    recipe = moving_base.of_moving_base("fedex_lora", mean, partial(_start, square=reference), _stand, _means)
     return replace(recipe, reveals_clients=residual_rank != 0)
 
 
@@ -69,7 +69,15 @@ def aggregate(updates: Iterable[Update], rank: int | None, uniform: bool, transp
 
 def _beside(trained: Tensors) -> dict[str, Tensor]:
     """The averaged tensors under the names that the state has for them: the plain ones of factors are the sum's."""
-    return {n + MEAN if n.endswith((A_SUFFIX, B_SUFFIX)) else n: x for n, x in trained.items()}
+    return {_name(n): x for n, x in trained.items()}
+
+
+def _name(trained: str) -> str:
+    return trained + MEAN if trained.endswith((A_SUFFIX, B_SUFFIX)) else trained
+
+
+def _means(layout: Layout, plan: Plan) -> Spec:
+    return {_name(n): t for n, t in LoRA().spec(layout, plan.shape).items()}
 
 
 def _start(layout: Layout, rank: int, seed: int, square: bool) -> dict[str, Tensor]:

@@ -90,6 +90,7 @@ def fedkseed(
         initial=pool.initial,
         server=pool.add,
         downlink=pool.downlink,
+        download=pool.download,
         start=pool.replay,
         upload=pairs.spec,
         admit=pairs.admit,

@@ -52,6 +52,7 @@ def fedsa_lora(*, realign: bool = False, share_b: bool = False, global_b: Litera
         server=private.server if sends else add,
         start=private.start,
         upload=private.upload,
+        download=private.download,
         upload_kind="values" if sends else "changes",
         ring_summable=True,
         keeps=True,

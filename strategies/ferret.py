@@ -115,6 +115,7 @@ def _recipe(coordinates: BlockCoordinates, scale: str, error_feedback: bool) -> 
         server=coordinates.grow,
         downlink=growing_history.since,
         receive=growing_history.with_news,
+        download=coordinates.download,
         start=coordinates.start,
         upload=coordinates.upload,
         admit=admit,

@@ -80,6 +80,7 @@ def flasc(
         initial=top_k.initial,
         server=on_vector(adamw if server_optimizer == "adamw" else GradientDescent(server_lr, decay), OWNER),
         downlink=top_k.downlink,
+        download=top_k.download,
         start=top_k.start,
         upload=top_k.upload,
         admit=top_k.admit,

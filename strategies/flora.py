@@ -17,7 +17,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedft.aggregation.factor_means import stacked_mean
-from fedft.recipe import Handle, Layout, LoRA, Recipe, Turn, product_norm
+from fedft.recipe import Handle, Layout, LoRA, Plan, Recipe, Spec, Turn, product_norm
 from fedft.strategies.parts import moving_base
 
 SPACE = LoRA()
@@ -25,13 +25,17 @@ SPACE = LoRA()
 
 def flora() -> Recipe:
     """Exact aggregation for unlike ranks; a head, if there is one, is averaged."""
-    recipe = moving_base.of_moving_base("flora", stacked_mean, _nothing_yet, _restart)
+    recipe = moving_base.of_moving_base("flora", stacked_mean, _nothing_yet, _restart, _head)
     return replace(recipe, unlike_ranks=True, norm=product_norm)
 
 
 def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
     head = {n: x for n, x in SPACE.initial(layout, rank, seed).items() if n in layout.head}
     return moving_base.nothing_yet(layout) | head
+
+
+def _head(layout: Layout, plan: Plan) -> Spec:
+    return {n: t for n, t in SPACE.spec(layout, plan.shape).items() if n in layout.head}
 
 
 def _restart(handle: Handle, turn: Turn) -> None:

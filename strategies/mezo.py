@@ -59,6 +59,7 @@ def mezo(how: Walk, *, space: Space = "full", family: str = "hadamard", table: T
         server=growing_history.grow,
         downlink=growing_history.since,
         receive=growing_history.with_news,
+        download=walks.download,
         start=stand,
         upload=walks.spec,
         admit=walks.admit,

@@ -24,6 +24,7 @@ def rolora() -> Recipe:
         local=FirstOrder(trains=lambda plan: (learns(plan.round),)),
         downlink=_what_changed,
         receive=_on_top,
+        download=lambda layout, plan: SPACE.spec(layout, plan.shape).get,
         upload=_one_factor,
         ring_summable=True,
     )

@@ -152,7 +152,7 @@ def _attend_as(name: str, folder: Path, setting: Setting, base: Base, handle: Mo
     rows: list[Any] = [None] * 10
     client = Client(name, rows, [], base, handle, setting.recipe, setting.config)
     signing, disk = private_keys.load_signing(own / "signing.key"), SiteDisk(own / "state")
-    responder = Responder(name, signing, server, disk, lambda job: client, lambda plan: None)
+    responder = Responder(name, signing, server, disk, lambda job: client, lambda plan, size: None)
 
     def work() -> None:
         while not stop.is_set():

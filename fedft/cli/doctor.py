@@ -136,7 +136,7 @@ def _policy(p: "Policy") -> "Finding":
         )
     base = "whatever [model] id is" if p.base is None else ", ".join(d[:12] for d in p.base) or "none"
     limits = f"rank {p.max_rank}, {p.max_steps} steps, learning rate {p.max_learning_rate:g}"
-    limits += f", batch {p.max_batch_size}, {p.max_tokens} tokens"
+    limits += f", batch {p.max_batch_size}, {p.max_tokens} tokens, {p.max_download_mib} MiB down"
     return Finding("policy", OK, f"{', '.join(p.strategies)} on {', '.join(p.targets)}; base: {base}; at most {limits}")
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import bench, deploy, doctor, keys, kinds
+from fedft.cli import bench, deploy, doctor, keys, kinds, records
 from fedft.cli.code import Allow, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, ConfigError, FedftError, Interrupted, RunPaused
 
@@ -227,6 +227,7 @@ def export(
 app.command()(bench.bench)
 app.command()(deploy.split)
 app.add_typer(keys.app, name="keys")
+app.add_typer(records.app, name="records")
 app.command()(deploy.server)
 app.command()(deploy.client)
 app.command()(doctor.doctor)

@@ -25,6 +25,7 @@ Tang, Yu, Lian, Zhang, Liu, "DoubleSqueeze: Parallel Stochastic Gradient Descent
 Compression", ICML 2019, arXiv:1905.05957, whose server compresses so.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,8 +36,10 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Layout, Next, State
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Recipe
-from fedft.update import Plan
+from fedft.update import Download, Plan, TensorSpec
 from fedft.wire import messages
+from fedft.wire.body import MAX_ENTRIES
+from fedft.wire.table import Entry, check_download
 
 OWNER, LOST, SENT = "delta_downloads", "lost.", "delta.sent."
 NO_RUN = "0" * 16
@@ -58,7 +61,9 @@ def unfit(recipe: Recipe) -> str:
 def wrapped(recipe: Recipe, changes: str) -> Recipe:
     """The recipe, which must not be `unfit`, with downloads that bring changes of its state in the codec `changes`."""
     d = Deltas(recipe, changes)
-    return replace(recipe, initial=d.initial, server=d.server, downlink=d.downlink, receive=d.receive)
+    return replace(
+        recipe, initial=d.initial, server=d.server, downlink=d.downlink, receive=d.receive, download=d.download
+    )
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Deltas:
         news = {n: t - x[n] for n, t in moved.items()}
         data = messages.encode_plan(Plan(NO_RUN, state.version, new.version, state.version, tensors=news), self.changes)
         try:
-            after = _after(x, data, state.version)
+            after = _after(x, data, state.version, self.changes)
         except RejectedUpdate:  # not finite, or beyond what a message may bring: it is for the engine to say so
             return whole_again
         lost |= {n: t - after[n] for n, t in moved.items()}
@@ -111,6 +116,18 @@ class Deltas:
                 return lacking
         return self.inner.downlink(state, have if have == state.version else None, plan)
 
+    def download(self, layout: Layout, plan: Plan) -> Download | None:
+        """The tensors of x, or encoded plans from the client's version on: int32, as long in memory as on the wire."""
+        if (of_x := self.inner.downloads(layout, plan)) is None:
+            return None
+
+        def wanted(name: str) -> TensorSpec | None:
+            if not name.startswith(SENT):
+                return of_x(name)
+            return TensorSpec((MAX_ENTRIES,), "int32", True) if plan.leads_from(name.removeprefix(SENT)) else None
+
+        return wanted
+
     def receive(self, held: State | None, plan: Plan) -> Tensors:
         """x after the messages that came.
 
@@ -127,7 +144,7 @@ class Deltas:
             packed = sent.get(f"{SENT}{version}")
             if packed is None or packed.dtype != torch.int32:
                 raise RejectedUpdate("malformed", f"malformed plan: no change from version {version}")
-            x = _after(x, _unpacked(packed), version)
+            x = _after(x, _unpacked(packed), version, self.changes)
         return x
 
     def _shared(self, state: State) -> Tensors | None:
@@ -145,10 +162,17 @@ def _alike(x: Tensors, y: Tensors) -> bool:
     )
 
 
-def _after(x: Tensors, data: bytes, version: int) -> dict[str, Tensor]:
-    """x moved by the message from `version` on. Same code, hence same bits, on both sides. Raises RejectedUpdate."""
-    shapes = {n: tuple(t.shape) for n, t in x.items() if t.dtype == torch.float32}
-    said = messages.decode_plan(data, max_bytes=len(data), within=shapes)
+def _after(x: Tensors, data: bytes, version: int, changes: str) -> dict[str, Tensor]:
+    """x moved by the message from `version` on, in the codec `changes`. Same code, hence same bits, on both sides.
+
+    Raises RejectedUpdate.
+    """
+    wanted = {n: TensorSpec(tuple(t.shape)) for n, t in x.items() if t.dtype == torch.float32}
+
+    def fits(plan: Plan, entries: Mapping[str, Entry]) -> None:
+        check_download(entries, wanted.get, changes)
+
+    said = messages.decode_plan(data, max_bytes=len(data), check=fits)
     if (said.have, said.version) != (version, version + 1) or any(
         t.dtype != torch.float32 for t in said.tensors.values()
     ):

@@ -30,6 +30,7 @@ RESERVED = frozenset(
             "participants",
             "weights",
             "cut_weights",
+            "memory_lost",
             "train_loss",
             "aggregation_error",
         ),

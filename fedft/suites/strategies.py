@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, reduce
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from fedft.recipe import Recipe
 from fedft.suites.promises import kept
 from fedft.suites.toy import CLIENTS, toy
 from fedft.wire import messages
+from fedft.wire.table import check_download, describe
 
 CLOSE = 1e-5  # of float32 numbers that were summed in another order, relative to the largest
 
@@ -152,6 +154,20 @@ def _what_is_private_never_travels(recipe: Recipe, clients: int = CLIENTS) -> No
         assert not [n for n, x in own if x in down], f"{[n for n, x in own if x in down]}: the server's own, and sent"
 
 
+def _what_comes_down_is_what_it_says(recipe: Recipe, clients: int = CLIENTS) -> None:
+    """For training and evaluation, whatever version a client holds."""
+    t = toy(recipe, clients)
+    state = t.state()
+    for _ in range(4):
+        for client, have, steps in product(range(len(t.ranks)), (None, *range(state.version + 1)), (4, 0)):
+            plan = t.plan(state, client, have, steps=steps)
+            try:
+                check_download(describe(plan.tensors, "fp32"), recipe.downloads(t.layout, plan), "fp32")
+            except RejectedUpdate as e:
+                raise AssertionError(f"version {state.version} from {have}: {e}") from e
+        state = t.step(state, [t.update(state, k) for k in range(len(t.ranks))])
+
+
 def _bytes_of(x: Tensor) -> bytes:
     return x.detach().contiguous().numpy().tobytes()
 
@@ -204,6 +220,7 @@ PROMISES: dict[str, Callable[..., None]] = {
     "a linear strategy adds up": _a_linear_strategy_adds_up,
     "an update that does not fit is refused": _a_misfit_is_refused,
     "what is private never travels": _what_is_private_never_travels,
+    "nothing comes down but what it says may": _what_comes_down_is_what_it_says,
     "it learns from token labels": _it_learns_from_tokens,
     "the sum that a linear strategy needs may be taken elsewhere": _sums_may_be_taken_elsewhere,
 }

@@ -48,8 +48,9 @@ What the decoders refuse, as `RejectedUpdate(code, message)`:
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -81,7 +82,7 @@ from fedft.wire.header import (
     read_fields,
     write_fields,
 )
-from fedft.wire.table import MAX_TENSORS, check_fit, describe, max_table_bytes, read_entries, write_rows
+from fedft.wire.table import MAX_TENSORS, Entry, check_fit, describe, max_table_bytes, read_entries, write_rows
 
 CODECS = PLAIN
 MAX_JOB_BYTES = 64 * 1024  # how much JSON a job makes a site parse; ours take one or two thousand
@@ -141,24 +142,25 @@ def encode_plan(plan: Plan, codec: str, seed: int = 0) -> bytes:
     return _encode(MessageKind.PLAN, plan, _PLAN_FIELDS, plan.tensors, codec, seed)
 
 
-def decode_plan(data: bytes, *, max_bytes: int, within: Mapping[str, tuple[int, ...]] | None = None) -> Plan:
+def decode_plan(
+    data: bytes, *, max_bytes: int, check: Callable[[Plan, Mapping[str, Entry]], None] | None = None
+) -> Plan:
     """The plan in `data`, whatever its tensors are called: at most 2 dimensions, all floats finite and within 1e4.
 
     Args:
         data: bytes from outside, of any kind and length; the codec stands in their table.
         max_bytes: the most that `data` may have.
-        within: shapes by name; a tensor that is not one of these is refused before anything is allocated for it.
+        check: (plan without its tensors, their entries in the table) raises what refuses it, before anything is
+            allocated for a tensor. Left out, a byte can claim 256 entries, a KiB of memory.
     Raises:
-        RejectedUpdate: the same error as for updates and nothing else, whatever the bytes.
+        RejectedUpdate: the same error as for updates and nothing else but what `check` raises, whatever the bytes.
     """
     with _refusing("plan"):
         header, table, body = frame.unpack(data, MessageKind.PLAN, max_bytes, max_table_bytes(MAX_TENSORS))
-        values = read_fields(header, _PLAN_FIELDS)
-        entries = read_entries(table)
-        for name, entry in entries.items():
-            if within is not None and within.get(name) != entry.shape:
-                raise RejectedUpdate("spec_mismatch", f"tensor {name!r} is {entry}, which is not in the state")
-        return Plan(tensors=read_body(entries, body), **values)
+        plan, entries = Plan(**read_fields(header, _PLAN_FIELDS)), read_entries(table)
+        if check is not None:
+            check(plan, entries)
+        return replace(plan, tensors=read_body(entries, body))
 
 
 def encode_job(job: Job) -> bytes:

@@ -14,7 +14,7 @@ from fedft.compression import codec_names, plain
 from fedft.compression.codec import Codec
 from fedft.compression.codec_names import received
 from fedft.errors import RejectedUpdate
-from fedft.update import Spec, TensorSpec
+from fedft.update import Download, Spec, TensorSpec
 from fedft.wire.header import MAX_NAME, NAME, as_count, want
 
 MAX_TENSORS = 8192  # rows that a peer makes us parse; an 80-layer model with all its modules adapted has about 1,100
@@ -178,6 +178,38 @@ def check_fit(entries: Mapping[str, Entry], spec: Spec, codec: str) -> None:
             continue
         message = f"tensor {name!r} is {found or 'missing'}, wanted {wanted}; do both sides have the same job?"
         raise RejectedUpdate("spec_mismatch", message)
+
+
+def check_download(entries: Mapping[str, Entry], download: Download | None, codec: str) -> None:
+    """Raise RejectedUpdate `spec_mismatch` unless every entry is a tensor that may come down, sent in `codec`.
+
+    `download` None: tensors of any name and shape may. None has to come.
+    """
+    types = {type_of(dtype, codec) for dtype in DTYPES.values()}
+    for name, found in entries.items():
+        if found.type not in types:
+            wanted = f"one in {codec}"
+        elif download is None:
+            continue
+        elif (t := download(name)) is None:
+            wanted = "no such tensor"
+        elif found.type != type_of(t.dtype, codec) or not _within(found.shape, t):
+            wanted = f"{'at most ' if t.at_most else ''}{Entry(type_of(t.dtype, codec), t.shape)}"
+        else:
+            continue
+        message = f"tensor {name!r} is {found}, wanted {wanted}; do both sides have the same job?"
+        raise RejectedUpdate("spec_mismatch", message)
+
+
+def decoded_bytes(entries: Mapping[str, Entry]) -> int:
+    """Bytes of the entries' tensors in memory, when they are decoded."""
+    return sum(math.prod(e.shape) * (2 if e.type in ("uint16", "numbers") else 4) for e in entries.values())
+
+
+def _within(found: tuple[int, ...], t: TensorSpec) -> bool:
+    if not t.at_most:
+        return found == t.shape
+    return len(found) == len(t.shape) and all(n <= most for n, most in zip(found, t.shape, strict=True))
 
 
 def _same_shape(found: tuple[int, ...], t: TensorSpec) -> bool:

@@ -9,7 +9,7 @@ model     w0 + sum over rounds of Z_l gamma_l, the same bits on every machine
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from fedft.randomness.directions import Directions
 from fedft.recipe import Full, Handle, Layout, LoRA, State, Trained, Turn
 from fedft.strategies.parts import growing_history, seeded_rows
 from fedft.strategies.parts.growing_history import Replay
-from fedft.update import Plan, Shape, TensorSpec, Update
+from fedft.update import Download, Plan, Shape, TensorSpec, Update
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the tensors that are trained, by name, in the model's order."""
@@ -59,6 +59,15 @@ class BlockCoordinates:
         if self.sketch.adaptive:
             spec["norms"] = TensorSpec((len(counts),))
         return {**spec, seeded_rows.SEED: seeded_rows.SPEC} if self.own_seeds else spec
+
+    def download(self, layout: Layout, plan: Plan) -> Download:
+        """Rounds of coordinates, of one mean or of every client, and of norms as their bits."""
+        spec = self.upload(layout, plan)
+        if self.own_seeds:
+            spec |= seeded_rows.spec_of_round("coordinates", spec["coordinates"].shape[0])
+        if "norms" in spec:
+            spec["norms"] = replace(spec["norms"], dtype="int32")
+        return growing_history.download(spec, plan)
 
     def send(self, changes: Tensors, turn: Turn, handle: Handle) -> Trained:
         """The upload of the changes D_l, and as a metric `largest_move`, the largest |Z gamma_l| / |w_l| of a block.

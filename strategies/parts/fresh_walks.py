@@ -14,11 +14,12 @@ from fedft.randomness.directions import Directions
 from fedft.randomness.hadamard_bits import BLOCK
 from fedft.randomness.source import Source
 from fedft.recipe import Data, Handle, Layout, Trained, Turn
-from fedft.strategies.parts import seeded_rows
+from fedft.strategies.parts import growing_history, seeded_rows
 from fedft.strategies.parts.scalar_bound import check_scalars
 from fedft.training import zeroth_order
 from fedft.training.zeroth_rules import Walk
-from fedft.update import Plan, TensorSpec
+from fedft.update import Download, Plan, TensorSpec
+from fedft.wire.body import MAX_ENTRIES
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Fresh:
     def spec(self, layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
         """Names, shapes and dtypes of that upload: 4 bytes per direction, and 8."""
         return {"scalar": TensorSpec((plan.steps * self.how.samples,)), seeded_rows.SEED: seeded_rows.SPEC}
+
+    def download(self, layout: Layout, plan: Plan) -> Download:
+        """Rounds of scalars, of however many clients; a round may have had more steps than this one."""
+        return growing_history.download(seeded_rows.spec_of_round("scalar", MAX_ENTRIES), plan)
 
     def admit(self, delta: Tensors, plan: Plan) -> None:
         """Raise RejectedUpdate for scalars beyond what clipped steps can reach."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Handle, State, Turn
-from fedft.update import Plan
+from fedft.update import Download, Plan, Spec, TensorSpec
 from fedft.wire.table import MAX_TENSORS
 
 
@@ -40,6 +40,16 @@ def since(state: State, have: int | None, plan: Plan) -> dict[str, Tensor]:
     """The rounds from version `have` on, or all of them."""
     first = have if have is not None and have <= state.version else 0
     return {n: x for n, x in state.tensors.items() if _version(n) >= first}
+
+
+def download(spec: Spec, plan: Plan) -> Download:
+    """What may come down where a round brings the tensors of `spec`: rounds from the client's version on."""
+
+    def wanted(name: str) -> TensorSpec | None:
+        version, _, tensor = name.partition(".")
+        return spec.get(tensor) if plan.leads_from(version) else None
+
+    return wanted
 
 
 def with_news(held: State | None, plan: Plan) -> Tensors:

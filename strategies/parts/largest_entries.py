@@ -15,7 +15,7 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.compression import sparse_vector
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Handle, Layout, LoRA, State, Trained, Turn
-from fedft.update import Plan, Spec, TensorSpec
+from fedft.update import Download, Plan, Spec, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,15 @@ class LargestEntries:
 
     def upload(self, layout: Layout, plan: Plan) -> Spec:
         """Exactly ceil(q P), or floor(q P), values and one bit for each of the P positions."""
+        return self._spec(layout, plan, self.up)
+
+    def download(self, layout: Layout, plan: Plan) -> Download:
+        """What `downlink` sends: so many values, and one bit for each position."""
+        return self._spec(layout, plan, self.down if plan.steps else 1.0).get
+
+    def _spec(self, layout: Layout, plan: Plan, density: float) -> Spec:
         entries = sum(math.prod(t.shape) for t in self.space.spec(layout, plan.shape).values())
-        values = TensorSpec((sparse_vector.count(self.up, entries, self.floor),))
+        values = TensorSpec((sparse_vector.count(density, entries, self.floor),))
         return {"values": values, "support": TensorSpec((sparse_vector.words(entries),), "int32")}
 
     def admit(self, delta: Tensors, plan: Plan) -> None:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import lowrank, named_pairs
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Handle, Layout, State, Turn
 from fedft.recipe import Recipe
 from fedft.training.first_order import FirstOrder
-from fedft.update import Plan, Update
+from fedft.update import Download, Plan, Spec, TensorSpec, Update
 
 STEP = "step."  # "step.<version>.<name>" is the stack that led from <version> to the next
 
@@ -30,8 +31,12 @@ def of_moving_base(
     aggregate: Callable[[Iterable[Update]], dict[str, Tensor]],
     initial: Callable[[Layout, int, int], Tensors],
     start: Callable[[Handle, Turn], None],
+    values: Callable[[Layout, Plan], Spec],
 ) -> Recipe:
-    """A recipe of LoRA whose clients send values of factors and whose `aggregate` gives a step of the base as pairs."""
+    """A recipe of LoRA whose clients send values of factors and whose `aggregate` gives a step of the base as pairs.
+
+    `values` says what the state has beside the pairs.
+    """
     return Recipe(
         name,
         LoRA(),
@@ -41,6 +46,7 @@ def of_moving_base(
         server=merge,
         downlink=since,
         receive=catch_up,
+        download=lambda layout, plan: download(layout, plan, values(layout, plan)),
         start=start,
         linear=False,
         reveals_clients=True,
@@ -75,6 +81,22 @@ def since(state: State, have: int | None, plan: Plan) -> Tensors:
     values = named_pairs.split(total)[1]
     lacking = {f"{STEP}{v}.{n}": x for v in range(have, state.version) for n, x in steps[v].items()} | values
     return lacking if _size(lacking) < _size(total) else total
+
+
+def download(layout: Layout, plan: Plan, values: Spec) -> Download:
+    """What may come down: pairs of rank at most min(o, i), of the sum and of each step, and the other values."""
+    pairs: dict[str, TensorSpec] = {}
+    for m, (o, i) in layout.modules.items():
+        r = min(o, i)
+        pairs |= {m + A_SUFFIX: TensorSpec((r, i), at_most=True), m + B_SUFFIX: TensorSpec((o, r), at_most=True)}
+
+    def wanted(name: str) -> TensorSpec | None:
+        if not name.startswith(STEP):
+            return pairs.get(name) or values.get(name)
+        version, _, tensor = name.removeprefix(STEP).partition(".")
+        return pairs.get(tensor) if plan.leads_from(version) else None
+
+    return wanted
 
 
 def catch_up(held: State | None, plan: Plan) -> Tensors:

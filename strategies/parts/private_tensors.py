@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
 from fedft.recipe import Course, Handle, Kind, Layout, Learning, State, Trained, Turn
-from fedft.update import Plan, Spec
+from fedft.update import Download, Plan, Spec
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class PrivateTensors:
     def upload(self, layout: Layout, plan: Plan) -> Spec:
         """What travels, in the shapes of this client."""
         return {n: t for n, t in self.space.spec(layout, plan.shape).items() if self.travels(n)}
+
+    def download(self, layout: Layout, plan: Plan) -> Download:
+        """The same: what travels comes down whole."""
+        return self.upload(layout, plan).get
 
     def start(self, handle: Handle, turn: Turn) -> None:
         """Put the model at what came and what this client kept."""

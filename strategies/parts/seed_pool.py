@@ -28,7 +28,7 @@ from fedft.randomness.directions import Directions
 from fedft.recipe import back_to_base
 from fedft.training import zeroth_rules
 from fedft.training.zeroth_rules import Walk
-from fedft.update import Plan
+from fedft.update import Download, Plan, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,17 @@ class SeedPool:
             q = probabilities(state.tensors["count"], state.tensors["magnitude"])
             sent["q"] = q.half().view(torch.uint16)
         return sent
+
+    def download(self, layout: Layout, plan: Plan) -> Download:
+        """Names, shapes and dtypes of that."""
+        sent = {"pool": TensorSpec((self.K,))}
+        if self.decays:
+            sent["rho"] = TensorSpec((1,), "int32")
+        if self.spares:
+            sent["spared"] = TensorSpec((self.K,))
+        if self.pro:
+            sent["q"] = TensorSpec((self.K,), "uint16")
+        return sent.get
 
     def add(self, state: State, change: Tensors) -> dict[str, Tensor]:
         """The next state: a := f a + sum_k p_k c_k and rho := f rho, f the round's mean decay; the rest adds up."""

@@ -13,9 +13,18 @@ from torch import Tensor
 from fedft.arithmetic.tensors import Tensors
 from fedft.randomness import philox
 from fedft.update import TensorSpec, Update
+from fedft.wire.body import MAX_ENTRIES
 
 SEED = "seed"
 SPEC = TensorSpec((2,), "int32")
+
+
+def spec_of_round(name: str, columns: int) -> dict[str, TensorSpec]:
+    """What a round has, of however many clients with at most so many numbers each."""
+    return {
+        name: TensorSpec((MAX_ENTRIES, columns), at_most=True),
+        SEED: TensorSpec((MAX_ENTRIES, *SPEC.shape), SPEC.dtype, at_most=True),
+    }
 
 
 def seed_of(update: Update) -> int:

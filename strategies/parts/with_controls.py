@@ -23,7 +23,7 @@ from fedft.training.control_variates import (
     without_controls,
 )
 from fedft.training.first_order import gradient_steps
-from fedft.update import Plan, TensorSpec
+from fedft.update import Download, Plan, TensorSpec
 
 
 def with_controls(inner: Recipe) -> Recipe:
@@ -47,6 +47,10 @@ def with_controls(inner: Recipe) -> Recipe:
     def upload(layout: Layout, plan: Plan) -> dict[str, TensorSpec]:
         return {p + n: s for n, s in inner.spec(layout, plan).items() for p in ("", CONTROL)}
 
+    def download(layout: Layout, plan: Plan) -> Download | None:
+        of_x = inner.downloads(layout, plan)
+        return None if of_x is None else lambda name: of_x(name.removeprefix(CONTROL))
+
     def admit(delta: Tensors, plan: Plan) -> None:
         inner.admit(without_controls(delta), plan)
 
@@ -59,6 +63,7 @@ def with_controls(inner: Recipe) -> Recipe:
         initial=initial,
         start=start,
         upload=upload,
+        download=download,
         admit=admit,
         check=rules,
         norm=norm,

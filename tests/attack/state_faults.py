@@ -3,7 +3,8 @@
     PYTHONPATH=tests/support python tests/attack/state_faults.py [--small FOLDER]
 
 Every file of a run that stopped in the middle is damaged in turn, a bit flipped, truncated, emptied or deleted, and the
-run goes on: its final digest must be that of the simulation, or the run must refuse to go on. With --small, a folder on
+run goes on: its final digest must be that of the simulation, or the run must refuse to go on, or say whose loss of
+memory made it another one. With --small, a folder on
 a file system of about 1 MB (a mounted tmpfs), the disk is filled as well. Prints one line of JSON.
 """
 
@@ -22,6 +23,7 @@ import torch
 from deployed import Deployment
 
 from fedft.errors import FedftError, RunPaused
+from fedft.update import MEMORY_LOST
 
 DAMAGES = ("flip", "truncate", "empty", "delete")
 LEFT = (
@@ -54,9 +56,14 @@ def damage(file: Path, how: str, draw: random.Random) -> None:
 
 
 def outcome(folder: Path, name: str, wanted: str) -> str:
-    """What going on in `folder` comes to: "equal", "refused", "WRONG" (another digest) or "crash"."""
+    """What going on in `folder` comes to: "equal", "refused", "crash", or another digest, "told" in metrics.jsonl by
+    whom (a site that lost what it keeps begins anew), or else "WRONG".
+    """
     try:
-        return "equal" if Deployment(folder, name).digest() == wanted else "WRONG"
+        d = Deployment(folder, name)
+        if d.digest() == wanted:
+            return "equal"
+        return "told" if any(line.get(MEMORY_LOST) for line in d.metrics.lines) else "WRONG"
     except FedftError:
         return "refused"
     except Exception:
@@ -67,7 +74,7 @@ def damaged(name: str, wanted: str) -> dict[str, Any]:
     """The outcomes over all files of a run of two rounds and all DAMAGES: how many, and which are wrong."""
     whole, draw = fresh(), random.Random(7)
     Deployment(whole, name, rounds=2).run()
-    found: dict[str, Any] = {"equal": 0, "refused": 0, "WRONG": [], "crash": []}
+    found: dict[str, Any] = {"equal": 0, "refused": 0, "told": [], "WRONG": [], "crash": []}
     for file in sorted(p for p in whole.rglob("*") if p.is_file() and p.name != "lock"):
         for how in DAMAGES:
             copy = fresh() / "copy"

@@ -395,9 +395,9 @@ PLAN = Plan("0" * 16, 3, 3, rank=64, steps=1000, learning_rate=1e-2)
 
 
 def test_a_plan_may_use_the_limits_up():
-    allowed_jobs.check_plan(PLAN, ALLOWED)
-    allowed_jobs.check_plan(Plan("0" * 16, 0, 0, steps=1), ALLOWED)
-    allowed_jobs.check_plan(replace(PLAN, evaluate=True, learning_rate=0, extra={"rouge": True}), ALLOWED)
+    allowed_jobs.check_plan(PLAN, 0, ALLOWED)
+    allowed_jobs.check_plan(Plan("0" * 16, 0, 0, steps=1), 0, ALLOWED)
+    allowed_jobs.check_plan(replace(PLAN, evaluate=True, learning_rate=0, extra={"rouge": True}), 0, ALLOWED)
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_a_plan_may_use_the_limits_up():
 @pytest.mark.parametrize("field", ["rank", "steps", "learning_rate"])
 def test_a_plan_beyond_the_limits_is_refused(field, value):
     with pytest.raises(PlanRefused) as e:
-        allowed_jobs.check_plan(replace(PLAN, **{field: value}), ALLOWED)
+        allowed_jobs.check_plan(replace(PLAN, **{field: value}), 0, ALLOWED)
     assert e.value.code in (f"policy_{field}", "policy_options")
     assert str(e.value).isprintable()
 
@@ -415,7 +415,7 @@ def test_a_plan_beyond_the_limits_is_refused(field, value):
 def test_a_plan_of_other_types_is_refused():
     for plan in (replace(PLAN, evaluate=1), replace(PLAN, extra=None), replace(PLAN, extra=[("rouge", True)])):
         with pytest.raises(PlanRefused):
-            allowed_jobs.check_plan(plan, ALLOWED)
+            allowed_jobs.check_plan(plan, 0, ALLOWED)
 
 
 junk = some.recursive(
@@ -492,4 +492,4 @@ def test_options_do_not_multiply_what_the_limits_bound(options, said):
 
 def test_a_plan_to_train_no_steps_is_refused():
     with pytest.raises(PlanRefused, match="nothing to train"):
-        allowed_jobs.check_plan(replace(PLAN, steps=0), ALLOWED)
+        allowed_jobs.check_plan(replace(PLAN, steps=0), 0, ALLOWED)

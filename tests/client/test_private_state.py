@@ -62,8 +62,19 @@ def test_what_is_damaged_is_as_if_it_were_not_there(tmp_path: Path, caplog: pyte
     opened(tmp_path).keep(0, of(1.0), None)
     (tmp_path / "kept-0.fedft").write_bytes(b"x" * 100)
     with caplog.at_level(logging.WARNING, logger="fedft.client.private_state"):
-        assert opened(tmp_path).after(0) == {}
-    assert "begins anew" in caplog.text
+        found = opened(tmp_path)
+    assert "kept-0.fedft cannot be read, and counts as lost: torn or altered" in caplog.text
+    assert found.after(0) == {}
+    assert found.has_lost(0)
+
+
+def test_only_what_was_there_once_is_lost(tmp_path: Path) -> None:
+    kept = opened(tmp_path)
+    kept.keep(0, {}, None)
+    again = opened(tmp_path)
+    assert not again.has_lost(None)
+    assert not again.has_lost(0)
+    assert again.has_lost(1)
 
 
 def test_a_recipe_that_keeps_something_has_to_say_so() -> None:

@@ -260,10 +260,10 @@ def test_whole_and_changes_do_not_come_together() -> None:
 def test_a_short_message_cannot_ask_for_memory_that_the_state_does_not_have() -> None:
     recipe = of("fedit", "ternary:0.5")
     states = history(recipe, 3)
-    bomb = forged(2, 3, "ternary:0.01", q__lora_A=torch.zeros(2**12, 2**12))
+    bomb = forged(2, 3, "ternary:0.5", q__lora_A=torch.zeros(2**12, 2**12))
     state, plan = State(2, newcomer(recipe, states[2])), sent(recipe, states[3], 2)
     tracemalloc.start()
-    with pytest.raises(RejectedUpdate, match="not in the state"):
+    with pytest.raises(RejectedUpdate, match="do both sides have the same job"):
         recipe.receive(state, told(plan, "delta.sent.2", bomb))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -40,6 +40,7 @@ ROOMS_TOO = {
     "fedft/cli/deploy.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/doctor.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/kinds.py": {"strategies"},
+    "fedft/cli/records.py": {"client"},
 }
 # Packages whose __init__ is imported for what it holds.
 GIVE_NAMES = {"fedft.contract", "fedft.quickstart", "fedft.strategies"}

@@ -9,6 +9,7 @@ from fedft import run_file, strategies, testing
 from fedft.errors import ConfigError
 from fedft.server import app, message_sizes
 from fedft.simulations import run as runs
+from fedft.update import TensorSpec
 from fedft.wire import messages
 
 
@@ -35,7 +36,7 @@ def test_the_limit_is_where_the_message_of_the_first_plan_and_update_ends(
 
 
 def test_a_shorter_codec_makes_it_fit_and_more_clients_make_stacks_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = {c: message_sizes.message_bytes({"x": message_sizes.TensorSpec((1000,))}, c) for c in ("fp32", "fp16")}
+    lengths = {c: message_sizes.message_bytes({"x": TensorSpec((1000,))}, c) for c in ("fp32", "fp16")}
     assert lengths["fp32"] - lengths["fp16"] == pytest.approx(2000, abs=1)
     toy = testing.toy(strategies.make("fedit", {}))
     for up, down in (("fp32", "fp16"), ("fp16", "fp32")):

@@ -85,7 +85,12 @@ class Site:
     def start(self) -> None:
         """A fresh process on the disk that is there."""
         self.responder = Responder(
-            self.name, key_of(self.name), SERVER_KEY.public_key(), SiteDisk(self.folder), self._join, lambda plan: None
+            self.name,
+            key_of(self.name),
+            SERVER_KEY.public_key(),
+            SiteDisk(self.folder),
+            self._join,
+            lambda plan, size: None,
         )
 
     def _join(self, job: Job) -> Client:
