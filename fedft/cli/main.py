@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import bench, deploy, doctor, keys, kinds
+from fedft.cli import bench, deploy, doctor, keys, kinds, watch
 from fedft.cli.code import Allow, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, ConfigError, FedftError, Interrupted, RunPaused
 
@@ -230,6 +230,7 @@ app.add_typer(keys.app, name="keys")
 app.command()(deploy.server)
 app.command()(deploy.client)
 app.command()(doctor.doctor)
+app.command()(watch.status)
 
 
 kinds.register(app)

@@ -1,0 +1,41 @@
+"""The commands that look at a run from outside: `fedft status` and `fedft board`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+REFRESH_S = 1.0
+
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, running or finished, or a race's.")]
+
+
+def status(
+    folder: Folder,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every second, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """How a run stands: round, who has answered, refusals, loss, bytes, deadline. The run is not disturbed."""
+    from fedft.board import status_text
+    from fedft.board.run_folders import FolderReader
+
+    reader = FolderReader(folder)
+    found = reader.status()
+    if as_json or not watch:
+        while True:
+            typer.echo(json.dumps(found) if as_json else "\n".join(status_text.lines(found)))
+            if not watch:
+                return
+            time.sleep(REFRESH_S)
+            found = reader.status()
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            live.update(Text("\n".join(status_text.lines(found))), refresh=True)
+            time.sleep(REFRESH_S)
+            found = reader.status()
