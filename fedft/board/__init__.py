@@ -1,7 +1,8 @@
 """A run seen from outside: where it stands, on the terminal, as a page, as JSON and as Prometheus' text.
 
     live_file       the one thing that a run does for this room: it keeps `status.json` in its folder up to date
-    run_status      what a run folder says, running or finished, from its files alone; run_folders: many runs in one
+    run_status      what a run folder says, running or finished, from its files alone; line_sums: its metrics.jsonl
+    run_folders     a folder with many runs in it
     status_text     the same as lines for a terminal
     page, curve     the same as an HTML page; metrics_text: as Prometheus reads it
     pages           which path of a request is answered with what; listener: HTTP, its limits, Host and token

@@ -25,12 +25,10 @@ A status has these keys, None where nothing is known:
     curve                    a list, a point per state: round, loss, train_loss, bytes, seconds; at most MAX_POINTS
 """
 
-import json
 import os
 import shutil
 import time
 import tomllib
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,13 +36,12 @@ from statistics import fmean
 from typing import Any
 
 from fedft.board import live_file
+from fedft.board.line_sums import MAX_REFUSALS, LineSums
 from fedft.errors import ConfigError
-from fedft.training.metrics.loss import LOSS
 
 SILENT_S = 20.0  # four beats of `status.json`: a busy machine may miss one
 DISK_S = 5.0  # between two looks at how large the folder is
 MAX_POINTS = 1000
-MAX_REFUSALS = 100
 SITE_STATES = ("waiting", "working", "answered", "refused", "idle", "absent", "barred")
 """waiting: asked and not heard of; working: asked, and says what it does; idle: not asked now; absent: never came."""
 
@@ -56,34 +53,24 @@ class RunReader:
         """`folder`: of a run; that it is one is asked by `status`."""
         self.folder = folder
         self._config: dict[str, Any] = {}
-        self._file, self._at = (0, 0), 0
-        self._start()
+        self._lines = LineSums(folder / "metrics.jsonl")
         self._disk, self._disk_at = 0, -DISK_S
-
-    def _start(self) -> None:
-        """Forget the lines that were read."""
-        self._at = 0
-        self._curve: list[dict[str, Any]] = []
-        self._refused: list[dict[str, Any]] = []
-        self._codes: Counter[str] = Counter()
-        self._of: dict[str, dict[str, Any]] = {}
-        self._last: dict[str, Any] = {}
-        self._took: list[float] = []
 
     def status(self) -> dict[str, Any]:
         """The run's status, see above. Raises ConfigError, in one line, for a folder that is no run."""
         config = self._settings()
-        self._read_lines()
+        lines = self._lines
+        lines.read()
         live, now = live_file.read(self.folder), time.time()
         done = (self.folder / "summary.json").exists()
         state = _state(live, done, now)
-        rounds, version = config["rounds"], self._last.get("version", 0)
-        measured = [p for p in self._curve if p["loss"] is not None]
+        rounds, version = config["rounds"], lines.version
+        measured = [p for p in lines.curve if p["loss"] is not None]
         left = None
-        if state == "running" and config["budget"] is None and self._took:
-            left = max(0, rounds - version) * fmean(self._took[-5:])
-        end = self._curve[-1] if self._curve else {}
-        refusals = (live or {}).get("refused") or self._refused
+        if state == "running" and config["budget"] is None and lines.took:
+            left = max(0, rounds - version) * fmean(lines.took)
+        end = lines.curve[-1] if lines.curve else {}
+        refusals = (live or {}).get("refused") or lines.refused
         return {
             "form": 1, "name": self.folder.resolve().name, "state": state,
             **{k: config[k] for k in ("strategy", "model", "seed")},
@@ -91,13 +78,13 @@ class RunReader:
             "updated": live["updated"] if live else None, "round": version, "rounds": rounds,
             "barred": self._barred(live),
             "loss": measured[-1]["loss"] if measured else None, "first_loss": measured[0]["loss"] if measured else None,
-            "train_loss": self._last.get("train_loss"),
+            "train_loss": lines.train_loss,
             "bytes_up": end.get("bytes_up", 0), "bytes_down": end.get("bytes_down", 0),
             "seconds": end.get("seconds", 0.0), "left_s": left,
             **self._room(), "adapter": (self.folder / "model").is_dir(),
             "sites": self._sites(live, state, now),
-            "refusals": list(reversed(refusals[-MAX_REFUSALS:])), "refused": dict(self._codes),
-            "curve": _thinned(self._curve),
+            "refusals": list(reversed(refusals[-MAX_REFUSALS:])), "refused": dict(lines.codes),
+            "curve": _thinned(lines.curve),
         }  # fmt: skip
 
     def _settings(self) -> dict[str, Any]:
@@ -116,60 +103,9 @@ class RunReader:
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise ConfigError(f"{path}: cannot be read as a run's config.toml; was it changed by hand?") from e
 
-    def _read_lines(self) -> None:
-        """Take in the lines that were added to metrics.jsonl; all of them where the file is another one now."""
-        try:
-            with open(self.folder / "metrics.jsonl", "rb") as f:
-                stat = os.fstat(f.fileno())
-                if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self._at:
-                    self._start()
-                    self._file = stat.st_dev, stat.st_ino
-                f.seek(self._at)
-                added = f.read()
-        except OSError:
-            return self._start()
-        for raw in added.splitlines(keepends=True):
-            if not raw.endswith(b"\n"):
-                break  # still being written
-            try:
-                self._take(json.loads(raw))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                break
-            self._at += len(raw)
-
-    def _take(self, line: Mapping[str, Any]) -> None:
-        """Add a line of metrics.jsonl to the sums."""
-        before = self._curve[-1] if self._curve else {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
-        took = sum(line["seconds"].values())
-        point = {
-            "round": line["version"], "loss": line.get(LOSS.name), "train_loss": line.get("train_loss"),
-            "bytes_up": before["bytes_up"] + line["bytes_up"],
-            "bytes_down": before["bytes_down"] + line["bytes_down"],
-            "seconds": before["seconds"] + took,
-        }  # fmt: skip
-        for client, way in line.get("bytes", {}).items():
-            for key in ("up", "down"):
-                self._client(client)[key] += way[key]
-        for client in line.get("participants", ()):
-            self._client(client)["counted"] += 1
-        for client, found in line.get("evaluation", {}).items():
-            self._client(client)["loss"] = found.get(LOSS.name)
-        for r in line.get("refused", ()):
-            self._refused = [*self._refused, {"time": None, "round": line.get("round", line["version"]), **r}]
-            self._refused = self._refused[-MAX_REFUSALS:]
-            self._codes[r["code"]] += 1
-            self._client(r["client"])["refused"] += 1
-        if "round" in line:
-            self._took = [*self._took, took][-5:]
-        self._curve.append(point)
-        self._last = {k: line.get(k) for k in ("version", "train_loss")}
-
-    def _client(self, name: str) -> dict[str, Any]:
-        return self._of.setdefault(name, {"counted": 0, "refused": 0, "up": 0, "down": 0, "loss": None})
-
     def _barred(self, live: Mapping[str, Any] | None) -> dict[str, str]:
         """Clients in quarantine, each with the last refusal of its own."""
-        why = {r["client"]: f"{r['code']}: {r['reason']}" for r in self._refused}
+        why = {r["client"]: f"{r['code']}: {r['reason']}" for r in self._lines.refused}
         return {c: why.get(c, "refused too often") for c in (live or {}).get("barred", ())}
 
     def _room(self) -> dict[str, int]:
@@ -188,8 +124,8 @@ class RunReader:
         told = live["sites"] if live else {}
         barred, asked = set((live or {}).get("barred", ())), set((live or {}).get("asked", ()))
         found = []
-        for name in sorted({*told, *self._of}, key=str.encode):
-            s, sums = told.get(name, {}), self._of.get(name, {})
+        for name in sorted({*told, *self._lines.clients}, key=str.encode):
+            s, sums = told.get(name, {}), self._lines.clients.get(name, {})
             took = fmean(s["took"]) if s.get("took") else None
             at = _site_state(s, name in asked, name in barred, state == "running", bool(sums.get("counted")))
             left = s.get("left_s")

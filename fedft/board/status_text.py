@@ -19,7 +19,10 @@ def lines(status: Mapping[str, Any], now: float | None = None) -> list[str]:
     `now` is the time, seconds since 1970, from which deadlines are counted; None: this machine's.
     """
     now = time.time() if now is None else now
-    return _many(status) if "runs" in status else [*_run(status, now), *_sites(status["sites"]), *_refusals(status)]
+    if "runs" in status:
+        return _many(status)
+    told = [f"{head:<9}{printable(text)}" for head, text in facts(status, now)]
+    return [*told, *_sites(status["sites"]), *_refusals(status)]
 
 
 def state_line(s: Mapping[str, Any], now: float) -> str:
@@ -40,7 +43,8 @@ def state_line(s: Mapping[str, Any], now: float) -> str:
     return f"{done}; between two rounds"
 
 
-def _run(s: Mapping[str, Any], now: float) -> list[str]:
+def facts(s: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
+    """(what it is, text) of the facts about a run that are no table; the text not made printable."""
     seed = "" if s["seed"] is None else f", seed {s['seed']}"
     told = [("run", f"{s['name']}: {s['strategy']} on {s['model']}{seed}"), ("state", state_line(s, now))]
     if s["missing"]:
@@ -58,7 +62,7 @@ def _run(s: Mapping[str, Any], now: float) -> list[str]:
     told += [("barred", f"{name}: {why}") for name, why in s["barred"].items()]
     if s["adapter"]:
         told.append(("adapter", "in model/"))
-    return [f"{head:<9}{printable(text)}" for head, text in told]
+    return told
 
 
 def _with_time(s: Mapping[str, Any], name: str) -> str:

@@ -231,6 +231,7 @@ app.command()(deploy.server)
 app.command()(deploy.client)
 app.command()(doctor.doctor)
 app.command()(watch.status)
+app.command()(watch.board)
 
 
 kinds.register(app)

@@ -1,11 +1,15 @@
 """The commands that look at a run from outside: `fedft status` and `fedft board`."""
 
 import json
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fedft.cli.deploy import address_of
 
 REFRESH_S = 1.0
 
@@ -39,3 +43,20 @@ def status(
             live.update(Text("\n".join(status_text.lines(found))), refresh=True)
             time.sleep(REFRESH_S)
             found = reader.status()
+
+
+def board(
+    folder: Folder,
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT; beyond this machine a token is asked for.")
+    ] = "127.0.0.1:8080",
+) -> None:
+    """The same as a page, with curves and sites, for browsers and Prometheus, until Ctrl-C. Read-only."""
+    from fedft.board import listener
+    from fedft.board.run_folders import FolderReader
+
+    FolderReader(folder).status()
+    with listener.serving(folder, *address_of(listen, "--listen"), "--listen") as address:
+        typer.echo(f"board  {address}")
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
