@@ -110,7 +110,7 @@ def _refusals(s: Mapping[str, Any]) -> str:
     rows = [
         (
             "-" if r["time"] is None else time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(r["time"])),
-            str(r["round"]), r["client"], r["code"], r["reason"],
+            "-" if r["round"] is None else str(r["round"]), r["client"], r["code"], r["reason"],
         )
         for r in s["refusals"]
     ]  # fmt: skip

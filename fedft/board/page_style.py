@@ -30,7 +30,8 @@ caption { text-align: left; color: var(--quiet); font-size: .87rem }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--rule); vertical-align: top;
   white-space: nowrap }
 thead th { font-weight: 400; color: var(--quiet) } tbody th { font-weight: 500 }
-th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6rem } th:first-child { padding-left: 0 }
+th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6rem }
+td.text:last-child { min-width: 14rem } th:first-child { padding-left: 0 }
 @media (max-width: 30rem) { body { padding: .8rem; font-size: 14px } dl { grid-template-columns: 1fr }
   dt { margin-top: .3rem } svg text { font-size: 16px } }
 @media print { .wide { overflow: visible } }
@@ -55,7 +56,7 @@ SCRIPT = """
         const ids = (page) => [...page.querySelectorAll("section")].map((x) => x.id);
         const same = ids(document).join() === ids(fresh).join();
         for (const id of same ? ["head", ...ids(fresh)] : ["head", "parts"]) place(fresh, id);
-        document.title = [fresh.querySelector("h1"), fresh.getElementById("head")].map((x) => x.textContent).join(": ");
+        document.title = ["h1", "#head"].map((x) => document.querySelector(x).textContent).join(": ");
         heard = true;
       }
     } catch (e) { heard = false; }

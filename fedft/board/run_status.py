@@ -43,7 +43,8 @@ SILENT_S = 20.0  # four beats of `status.json`: a busy machine may miss one
 DISK_S = 5.0  # between two looks at how large the folder is
 MAX_POINTS = 1000
 SITE_STATES = ("waiting", "working", "answered", "refused", "idle", "absent", "barred")
-"""waiting: asked and not heard of; working: asked, and says what it does; idle: not asked now; absent: never came."""
+"""waiting: asked and not heard of; working: asked, and says what it does; idle: not asked now; absent: not heard
+of since the run's process began."""
 
 
 class RunReader:
@@ -74,7 +75,7 @@ class RunReader:
         return {
             "form": 1, "name": self.folder.resolve().name, "state": state,
             **{k: config[k] for k in ("strategy", "model", "seed")},
-            **_at_work(live if state == "running" else None),
+            **_at_work(live if state == "running" else None, version),
             "updated": live["updated"] if live else None, "round": version, "rounds": rounds,
             "barred": self._barred(live),
             "loss": measured[-1]["loss"] if measured else None, "first_loss": measured[0]["loss"] if measured else None,
@@ -152,8 +153,14 @@ def _state(live: Mapping[str, Any] | None, done: bool, now: float) -> str:
     return "running" if now - live["updated"] < SILENT_S else "silent"
 
 
-def _at_work(live: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a running run does: phase, at_work, who is asked and who has answered, and until when."""
+def _at_work(live: Mapping[str, Any] | None, version: int) -> dict[str, Any]:
+    """What a running run does: phase, at_work, who is asked and who has answered, and until when.
+
+    `version` is that of the newest line of metrics.jsonl: a round that led there is over, whatever status.json still
+    says, which is up to a second behind.
+    """
+    if live is not None and live["phase"] == "training" and live["round"] < version:
+        live = {**live, "phase": "between", "round": version, "need": None, "deadline": None}
     if live is None:
         return {
             "phase": None,
@@ -176,13 +183,14 @@ def _site_state(site: Mapping[str, Any], asked: bool, barred: bool, running: boo
     """One of SITE_STATES."""
     if barred:
         return "barred"
-    if asked and running:
+    asked = asked and running
+    if asked and site.get("joined"):
         if site.get("answered") is not None:
             return "answered"
         if site.get("refused"):
             return "refused"
         return "working" if site.get("doing") else "waiting"
-    return "idle" if counted or site.get("joined") else "absent"
+    return "idle" if site.get("joined") or (counted and not asked) else "absent"
 
 
 def _thinned(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -101,8 +101,12 @@ def _refusals(s: Mapping[str, Any]) -> list[str]:
         return []
     total = sum(s["refused"].values())
     head = f"refused, the last {len(found)}" + (f" of {total}" if total > len(found) else "")
-    said = [printable(f"  round {r['round']}  {r['client']}  {r['code']}: {r['reason']}") for r in found]
+    said = [printable(f"  {_when(r['round'])}  {r['client']}  {r['code']}: {r['reason']}") for r in found]
     return ["", head, *said]
+
+
+def _when(number: int | None) -> str:
+    return "enrolment" if number is None else f"round {number}"
 
 
 def _many(status: Mapping[str, Any]) -> list[str]:

@@ -76,7 +76,8 @@ class WithoutCarl(Direct):
         return {name: node for name, node in super().nodes().items() if name != "carl"}
 
 
-def test_a_deployment_says_who_came_who_did_not_and_why(tmp_path: Path) -> None:
+def test_a_deployment_says_who_came_who_did_not_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_file, "WRITE_S", 0.005)
     plain = Deployment(tmp_path / "plain")
     sites = {s: Site(s, i, tmp_path / "sites" / s, plain.config) for i, s in enumerate(plain.names)}
     house = Deployment(tmp_path / "run", sites=sites, link=WithoutCarl(sites), quorum=0.6, grace_s=0.0, deadline_s=30.0)
@@ -84,12 +85,16 @@ def test_a_deployment_says_who_came_who_did_not_and_why(tmp_path: Path) -> None:
     live = LiveFile(tmp_path / "run")
     house.federation.observe = house.post.observe = live
     house.run()
+    ends = time.monotonic() + 20
+    while (live_file.read(tmp_path / "run") or {})["round"] != 4 and time.monotonic() < ends:
+        time.sleep(0.01)  # the file has a thread of its own
     found = watched_runs.check(RunReader(tmp_path / "run").status())
     live("ended", {"folder": tmp_path, "summary": None})
-    assert (found["state"], found["round"]) == ("running", 4)
+    assert (found["state"], found["round"], found["at_work"]) == ("running", 4, 4)
     states = {s["name"]: (s["counted"], s["refused"]) for s in found["sites"]}
     assert states["anna"] == states["bert"] == (4, 0)
     assert states["carl"][0] == 0
+    assert [s["state"] for s in found["sites"]] == ["answered", "answered", "absent"]
     assert found["refused"]["deadline"] == states["carl"][1] > 0
     assert {(r["client"], r["code"]) for r in found["refusals"]} == {("carl", "deadline")}
     stopped = RunReader(tmp_path / "run").status()
