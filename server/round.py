@@ -111,7 +111,8 @@ class Round:
         run.store.check_room()
         self.plans = run.durable_plans(self.state, asked)
         self._recover(asked)
-        run.observe("round", {"round": number, "asked": asked, "barred": list(self.barred)})
+        recovered = list(self.admitted.examples)
+        run.observe("round", {"round": number, "asked": asked, "barred": list(self.barred), "recovered": recovered})
         return asked
 
     def _recover(self, asked: list[str]) -> None:

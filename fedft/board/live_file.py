@@ -48,6 +48,7 @@ class LiveFile:
             "refused": before.get("refused", []),
         }  # fmt: skip
         self._grace_s: float | None = None
+        self._answers = 0
         self._changed, self._wrote, self._cost, self._told = True, 0.0, 0.0, False
         self._thread = threading.Thread(target=self._keep, name="status.json", daemon=True)
         self._write()
@@ -75,6 +76,8 @@ class LiveFile:
     def _round(self, info: Mapping[str, Any]) -> None:
         self._facts |= {"phase": "training", "round": info["round"], "barred": list(info.get("barred", ()))}
         self._begin(info["asked"])
+        for client in info.get("recovered", ()):  # in the journal of a process that was killed in this round
+            self._answer(client)
 
     def _evaluating(self, info: Mapping[str, Any]) -> None:
         self._facts |= {"phase": "evaluating", "round": info["version"]}
@@ -91,6 +94,7 @@ class LiveFile:
 
     def _begin(self, asked: list[str]) -> None:
         self._facts |= {"asked": list(asked), "need": None, "deadline": None}
+        self._answers = 0
         for site in self._facts["sites"].values():
             for key in ("asked", "answered", "refused", "loss", "doing", "step", "steps", "left_s"):
                 site.pop(key, None)
@@ -107,10 +111,10 @@ class LiveFile:
     def _answer(self, client: str) -> dict[str, Any]:
         """Note an answer that counts, and when the exchange ends if it is the last that was needed."""
         site = self._site(client)
+        self._answers += site.get("answered") is None
         site.update(answered=time.time(), joined=True, doing=None, step=None, steps=None, left_s=None)
-        f, sites = self._facts, self._facts["sites"]
-        answers = sum(sites[c].get("answered") is not None for c in f["asked"] if c in sites)
-        if f["deadline"] is not None and self._grace_s is not None and f["need"] and answers >= f["need"]:
+        f = self._facts
+        if f["deadline"] is not None and self._grace_s is not None and f["need"] and self._answers >= f["need"]:
             f["deadline"] = min(f["deadline"], site["answered"] + self._grace_s)
         return site
 

@@ -1,9 +1,11 @@
 """The commands that look at a run from outside: `fedft status` and `fedft board`."""
 
 import json
+import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -26,23 +28,34 @@ def status(
     from fedft.board.run_folders import FolderReader
 
     reader = FolderReader(folder)
-    found = reader.status()
-    if as_json or not watch:
+
+    def said() -> str:
+        found = reader.status()
+        return json.dumps(found) if as_json else "\n".join(status_text.lines(found))
+
+    text = said()
+    if not watch:
+        typer.echo(text)
+        return
+    with suppress(KeyboardInterrupt), _shown(sys.stdout.isatty() and not as_json) as show:
         while True:
-            typer.echo(json.dumps(found) if as_json else "\n".join(status_text.lines(found)))
-            if not watch:
-                return
+            show(text)
             time.sleep(REFRESH_S)
-            found = reader.status()
+            text = said()
+
+
+@contextmanager
+def _shown(in_place: bool) -> Iterator[Callable[[str], None]]:
+    """What shows a text: in place of the one before, or, where there is no terminal to draw on, below it."""
+    if not in_place:
+        yield typer.echo
+        return
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=Console(highlight=False), auto_refresh=False, vertical_overflow="crop") as live:
-        while True:
-            live.update(Text("\n".join(status_text.lines(found))), refresh=True)
-            time.sleep(REFRESH_S)
-            found = reader.status()
+        yield lambda text: live.update(Text(text), refresh=True)
 
 
 def board(

@@ -62,6 +62,16 @@ def test_the_deadline_is_the_grace_once_there_are_enough(live: LiveFile, tmp_pat
     assert until(tmp_path, lambda f: f["sites"].get("b", {}).get("answered"))["deadline"] < time.time() + 5.1
 
 
+def test_who_answered_before_the_process_was_killed_has_answered(live: LiveFile, tmp_path: Path) -> None:
+    live("round", {"round": 3, "asked": ["a", "b", "c"], "recovered": ["c"]})
+    live("asking", {**ASKING, "clients": ["a", "b"]})
+    assert until(tmp_path, lambda f: f["sites"].get("c", {}).get("answered"))["deadline"] > time.time() + 500
+    live("admitted", {"round": 3, "client": "a", "metrics": {}})
+    found = until(tmp_path, lambda f: f["sites"]["a"].get("answered"))
+    assert found["deadline"] < time.time() + 5.1  # two answers, as many as are needed
+    assert found["sites"]["c"]["took"] == []
+
+
 def test_whoever_reads_finds_a_whole_file(live: LiveFile, tmp_path: Path) -> None:
     """However often it is replaced meanwhile."""
     seen = set()
