@@ -72,4 +72,9 @@ def board(
     with listener.serving(folder, *address_of(listen, "--listen"), "--listen") as address:
         typer.echo(f"board  {address}")
         with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            _wait()
+
+
+def _wait() -> None:
+    """Wait for Ctrl-C."""
+    threading.Event().wait()
