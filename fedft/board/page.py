@@ -38,7 +38,7 @@ def page(status: Mapping[str, Any], nonce: str, token: str = "", run: str = "", 
     if "runs" in status:
         head, parts = f"{len(status['runs'])} runs", {"runs": _runs(status, link)}
     else:
-        head, parts = status_text.state_line(status, now), _parts(status, link, now)
+        head, parts = status_text.state_line(status, now), _parts(status, link, now, many=bool(run))
     return _whole(status["name"], head, parts, nonce)
 
 
@@ -60,8 +60,9 @@ def _whole(name: str, head: str, parts: Mapping[str, str], nonce: str) -> str:
 """
 
 
-def _parts(s: Mapping[str, Any], link: Any, now: float) -> dict[str, str]:
-    """The sections of a run's page by their id."""
+def _parts(s: Mapping[str, Any], link: Any, now: float, *, many: bool) -> dict[str, str]:
+    """The sections of a run's page by their id; `many`: it is one of several, which a link leads back to."""
+    back = f'<p><a href="{link("/", run="")}">All runs</a></p>' if many else ""
     told = [(head, text) for head, text in status_text.facts(s, now) if head != "state"]
     rows = "".join(f"<dt>{escape(head)}</dt><dd>{escape(text)}</dd>" for head, text in told)
     done = f'<progress max="{max(1, s["rounds"])}" value="{s["round"]}" aria-label="rounds done"></progress>'
@@ -69,7 +70,7 @@ def _parts(s: Mapping[str, Any], link: Any, now: float) -> dict[str, str]:
     if s["adapter"]:
         files = f'<a href="{link("/adapter.zip")}" download>Download the adapter</a> (zip) · {files}'
     return {
-        "facts": f"{done}<dl>{rows}</dl>",
+        "facts": f"{back}{done}<dl>{rows}</dl>",
         "curves": _curves(s["curve"]),
         "sites": _sites(s["sites"]),
         "refusals": _refusals(s),

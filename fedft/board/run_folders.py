@@ -36,7 +36,7 @@ class FolderReader:
         if name:
             if name not in names:
                 raise ConfigError(f"{self.folder}: has no run {name!r:.100}")
-            return self._reader(name).status()
+            return {**self._reader(name).status(), "name": name}
         if not names:
             what = "no such folder" if not self.folder.is_dir() else "holds no run (no config.toml) and no race"
             raise ConfigError(f"{self.folder}: {what}; wanted the folder of a run, as --out names it")

@@ -127,6 +127,8 @@ def test_the_page_of_a_race_leads_to_its_runs(tmp_path: Path) -> None:
     assert 'href="/?run=flora%2Fseed-0&amp;token=tok"' in text
     one = page.page(reader.status("flora/seed-0"), "nonce", token="tok", run="flora/seed-0")
     assert 'href="/status.json?run=flora%2Fseed-0&amp;token=tok"' in one
+    assert 'href="/?token=tok"' in one
+    assert "<h1>flora/seed-0</h1>" in one
 
 
 # Prometheus' text form
