@@ -49,10 +49,13 @@ def evaluate(
         if "loss" not in update.metrics:
             raise RejectedUpdate("malformed", "an evaluation without a finite loss")
         found[client] = dict(update.metrics)
+        federation.observe("measured", {"version": state.version, "client": client})
 
     able = [c for c in federation.members if federation.held_out.get(c) and c not in barred]
     panel = cohort.panel(able, federation.config.eval.clients, federation.job.seed)
-    federation.observe("evaluating", {"version": state.version, "asked": panel})
+    quorum = federation.quorum(len(panel))
+    terms = federation.until(quorum).to_dict(quorum)
+    federation.observe("evaluating", {"version": state.version, "asked": panel, **terms})
     extra = {"rouge": True} if rouge else {}
     plans = {c: replace(p, steps=0, evaluate=True, extra=extra) for c, p in federation.plans(state, panel).items()}
     whole = _of_the_whole(exchange, plans)

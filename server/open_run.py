@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import registry, strategies
+from fedft.board.live_file import LiveFile
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.contract import State
@@ -105,7 +106,7 @@ class HeldFolder:
     deployed: bool
 
     def begin(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
-        """Write `config.toml` and take up the metrics where the newest state stands.
+        """Write `config.toml`, take up the metrics where the newest state stands, and begin `status.json`.
 
         Args:
             here: the base model of the config with the recipe's handle on it.
@@ -113,6 +114,7 @@ class HeldFolder:
         """
         run_outputs.write_config(self.folder, self.config, here.base)
         run = self._on(here, who)
+        self.observe.add(LiveFile(self.folder))
         loggers.begin(self.observe, self.folder, self.config)
         return run
 

@@ -118,7 +118,8 @@ class Round:
         run.store.check_room()
         self.plans = run.durable_plans(self.state, asked)
         self._recover(asked)
-        run.observe("round", {"round": number, "asked": asked})
+        recovered = list(self.admitted.examples)
+        run.observe("round", {"round": number, "asked": asked, "barred": list(self.barred), "recovered": recovered})
         return asked
 
     def _recover(self, asked: list[str]) -> None:
@@ -172,8 +173,9 @@ class Round:
 
         up, limits = run.config.codec.up, run.config.limits
         longest = {c: admission.longest(run.recipe.spec(run.layout, plans[c]), up, limits) for c in clients}
-        need = quorum - len(self.admitted.examples)
-        self.exchange.ask("train", plans, self.state, accept, self.traffic, longest, run.until(need))
+        until = run.until(quorum - len(self.admitted.examples))
+        run.observe("asking", {"round": self.state.version, "clients": clients, **until.to_dict(quorum)})
+        self.exchange.ask("train", plans, self.state, accept, self.traffic, longest, until)
 
     def _admit(self, payload: bytes, client: str, plan: Plan, *, recovered: bool = False) -> tuple[Update, float]:
         run, limits = self.run, self.run.config.limits

@@ -34,6 +34,11 @@ class Until:
     deadline_s: float = math.inf
     """Seconds after which the exchange ends in any case."""
 
+    def to_dict(self, need: int) -> dict[str, float | None]:
+        """The terms for observers, None for no bound; `need` counts the answers that were there before, too."""
+        times = {"deadline_s": self.deadline_s, "grace_s": self.grace_s}
+        return {"need": need, **{k: s if math.isfinite(s) else None for k, s in times.items()}}
+
 
 @dataclass
 class Traffic:

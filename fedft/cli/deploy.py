@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -55,6 +56,7 @@ def server(
     ] = "",
     superlink_ca: Annotated[Path | None, typer.Option(help="CA certificate of that SuperLink (default: ours).")] = None,
     lift: Annotated[list[str] | None, typer.Option(metavar="SITE", help="End the quarantine of a site.")] = None,
+    board: Annotated[str, typer.Option(help="HOST:PORT of a page that shows the run, as `fedft board`.")] = "",
     set_: SetKeys = None,
     allow: Allow = None,
     log_: LogForm = "lines",
@@ -71,7 +73,8 @@ def server(
     place = app.Place(keys, None if superlink else address_of(listen, "--listen"), superlink, superlink_ca)
     _stop_on_sigterm()
     try:
-        summary = app.serve(config, place, out, lift=lift or (), observe=_say)
+        with _shown(out, board):
+            summary = app.serve(config, place, out, lift=lift or (), observe=_say)
     except KeyboardInterrupt as e:
         raise Interrupted(f"stopped; nothing is lost: the same command continues the run in {out}") from e
     log.info("finished: %s", json.dumps(summary, sort_keys=True))
@@ -104,6 +107,19 @@ def client(
         signal.signal(s, end)
     app.attend(config, stop, superlink)
     leave()
+
+
+@contextmanager
+def _shown(folder: Path, board: str) -> Iterator[None]:
+    """Show the run in `folder` inside the block, on the address `board` if it is not "". Raises ConfigError."""
+    if not board:
+        yield
+        return
+    from fedft.board import listener
+
+    with listener.serving(folder, *address_of(board, "--board"), "--board") as address:
+        log.info("board: %s", address)
+        yield
 
 
 def address_of(text: str, option: str) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import bench, deploy, doctor, keys, kinds, records
+from fedft.cli import bench, deploy, doctor, keys, kinds, records, watch
 from fedft.cli.code import Allow, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, ConfigError, FedftError, Interrupted, RunPaused
 
@@ -231,6 +231,8 @@ app.add_typer(records.app, name="records")
 app.command()(deploy.server)
 app.command()(deploy.client)
 app.command()(doctor.doctor)
+app.command()(watch.status)
+app.command()(watch.board)
 
 
 kinds.register(app)

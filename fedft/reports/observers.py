@@ -1,6 +1,6 @@
 """Observers: functions that are called with each event of a run. None of them can end the run by failing.
 
-def observer(kind, info): ...        kind "header", "round", "admitted", "line" (a line of metrics.jsonl), "ended", ...
+def observer(kind, info): ...      kind "header", "round", "admitted", "line" (of metrics.jsonl), "asking", "ended", ...
 """
 
 import logging

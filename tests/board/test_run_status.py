@@ -1,0 +1,193 @@
+"""The status of a run while it runs and after it, of a deployment's folder, of a race; it disturbs nothing."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import watched_runs
+from deployed import Deployment, Direct, Site
+
+from fedft import run_file
+from fedft.board import live_file, status_text
+from fedft.board.live_file import LiveFile
+from fedft.board.run_folders import FolderReader
+from fedft.board.run_status import MAX_POINTS, RunReader
+from fedft.cli import watch
+from fedft.errors import ConfigError
+from fedft.simulations import run as runs
+
+
+@pytest.fixture(scope="module")
+def small(tiny_base: Path) -> run_file.RunConfig:
+    """Two rounds of one step for two clients of the quickstart."""
+    sets = [f"model.id='{tiny_base}'", "clients.rank=4", "server.rounds=2", "local.steps=1", "local.batch_size=2"]
+    return run_file.load(runs.QUICKSTART, [*sets, "data.clients=2", "eval.max_rows=2", "server.loggers=[]"])
+
+
+def test_a_run_that_is_looked_at_says_where_it_is_and_ends_with_the_same_state(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_file, "WRITE_S", 0.005)
+    seen: list[dict[str, Any]] = []
+    reader = RunReader(tmp_path / "seen")
+
+    def look(kind: str, info: Any) -> None:
+        if kind in ("admitted", "measured", "line"):
+            time.sleep(0.05)  # for the file's own thread
+            seen.append(watched_runs.check(reader.status()))
+
+    watched = runs.simulate(small, out=tmp_path / "seen", observe=look)
+    unwatched = runs.simulate(small, out=tmp_path / "alone")
+    assert watched.summary["state_digest"] == unwatched.summary["state_digest"]
+
+    assert {s["state"] for s in seen} == {"running"}
+    assert {"training", "evaluating"} <= {s["phase"] for s in seen}
+    half = [s for s in seen if s["phase"] == "training" and len(s["answered"]) == 1 and len(s["missing"]) == 1]
+    assert half, "no look fell between the two answers of a round"
+    assert all({s["answered"][0], s["missing"][0]} == {x["name"] for x in s["sites"]} for s in half)
+    assert [s["round"] for s in seen] == sorted(s["round"] for s in seen)
+    assert {s["round"] for s in seen} >= {0, 1}
+
+    done = watched_runs.check(reader.status())
+    assert (done["state"], done["round"], done["rounds"], done["adapter"]) == ("finished", 2, 2, True)
+    assert done["loss"] == watched.summary["final"]["loss"]
+    assert done["bytes_up"] == watched.summary["bytes_up"]
+    assert [p["round"] for p in done["curve"]] == [0, 1, 2]
+    again = RunReader(tmp_path / "seen").status()
+    assert done == {**again, **{k: done[k] for k in ("disk_free", "disk_bytes")}}
+    assert again["disk_bytes"] > 10_000
+
+
+def test_looking_writes_nothing_and_takes_no_lock(tmp_path: Path) -> None:
+    folder = watched_runs.folder(tmp_path / "run", finished=True)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    FolderReader(folder).status()
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+class WithoutCarl(Direct):
+    """A network that does not reach one of the sites."""
+
+    def nodes(self) -> Any:
+        """All but carl."""
+        return {name: node for name, node in super().nodes().items() if name != "carl"}
+
+
+def test_a_deployment_says_who_came_who_did_not_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_file, "WRITE_S", 0.005)
+    plain = Deployment(tmp_path / "plain")
+    sites = {s: Site(s, i, tmp_path / "sites" / s, plain.config) for i, s in enumerate(plain.names)}
+    house = Deployment(tmp_path / "run", sites=sites, link=WithoutCarl(sites), quorum=0.6, grace_s=0.0, deadline_s=30.0)
+    (tmp_path / "run" / "config.toml").write_text(tomli_w.dumps(house.config.to_dict()))
+    live = LiveFile(tmp_path / "run")
+    house.federation.observe = house.post.observe = live
+    house.run()
+    ends = time.monotonic() + 20
+    while (live_file.read(tmp_path / "run") or {})["round"] != 4 and time.monotonic() < ends:
+        time.sleep(0.01)  # the file has a thread of its own
+    found = watched_runs.check(RunReader(tmp_path / "run").status())
+    live("ended", {"folder": tmp_path, "summary": None})
+    assert (found["state"], found["round"], found["at_work"]) == ("running", 4, 4)
+    states = {s["name"]: (s["counted"], s["refused"]) for s in found["sites"]}
+    assert states["anna"] == states["bert"] == (4, 0)
+    assert states["carl"][0] == 0
+    assert [s["state"] for s in found["sites"]] == ["answered", "answered", "absent"]
+    assert found["refused"]["deadline"] == states["carl"][1] > 0
+    assert {(r["client"], r["code"]) for r in found["refusals"]} == {("carl", "deadline")}
+    stopped = RunReader(tmp_path / "run").status()
+    assert stopped["state"] == "stopped"
+    assert {s["name"]: s["state"] for s in stopped["sites"]} == {"anna": "idle", "bert": "idle", "carl": "absent"}
+    assert "carl  deadline: no answer within" in "\n".join(status_text.lines(stopped))
+
+
+def test_a_run_without_a_sign_of_life_is_silent_and_one_in_quarantine_has_its_reason(tmp_path: Path) -> None:
+    folder = watched_runs.folder(tmp_path / "run")
+    live = LiveFile(folder)
+    live("enrolling", {"clients": ["south"]})
+    live("round", {"round": 3, "asked": ["south"], "barred": ["north"]})
+    live("ended", {"folder": folder, "summary": None})
+    facts = json.loads((folder / live_file.NAME).read_text())
+    (folder / live_file.NAME).write_text(json.dumps({**facts, "ended": False}))
+    assert watched_runs.check(RunReader(folder).status())["state"] == "running"
+    (folder / live_file.NAME).write_text(json.dumps({**facts, "ended": False, "updated": time.time() - 60}))
+    found = watched_runs.check(RunReader(folder).status())
+    assert (found["state"], found["phase"], found["deadline"]) == ("silent", None, None)
+    assert found["barred"] == {"north": "norm: norm 9 is above 5"}
+    assert {s["name"]: s["state"] for s in found["sites"]} == {"north": "barred", "south": "idle"}
+    text = "\n".join(status_text.lines(found))
+    assert "nothing heard of it for 60 s" in text
+    assert "barred   north: norm: norm 9 is above 5" in text
+
+
+def test_only_what_was_added_is_read_and_what_was_cut_off_is_forgotten(tmp_path: Path) -> None:
+    folder = watched_runs.folder(tmp_path / "run", versions=3)
+    reader = RunReader(folder)
+    assert reader.status()["bytes_up"] == 305
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write(json.dumps(watched_runs.line(4)) + "\n" + json.dumps(watched_runs.line(5))[:40])
+    assert (reader.status()["round"], reader.status()["bytes_up"]) == (4, 405)  # half a line is not there yet
+    watched_runs.folder(tmp_path / "shorter", versions=1)
+    (tmp_path / "shorter" / "metrics.jsonl").replace(folder / "metrics.jsonl")  # as a resumed run cuts it
+    found = watched_runs.check(reader.status())
+    assert (found["round"], found["bytes_up"], found["refused"]) == (1, 105, {"norm": 1})
+    assert found == {**RunReader(folder).status(), "disk_free": found["disk_free"], "disk_bytes": found["disk_bytes"]}
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_last_point(tmp_path: Path) -> None:
+    curve = RunReader(watched_runs.folder(tmp_path / "run", versions=2 * MAX_POINTS + 1)).status()["curve"]
+    assert MAX_POINTS / 2 < len(curve) <= MAX_POINTS
+    assert curve[-1]["round"] == 2 * MAX_POINTS + 1
+
+
+def test_a_race_is_a_line_for_each_of_its_runs(tmp_path: Path) -> None:
+    for method in ("fedit", "flora"):
+        watched_runs.folder(tmp_path / method / "seed-0", strategy=method, finished=method == "fedit")
+    (tmp_path / "local" / "seed-0").mkdir(parents=True)
+    result = {"before": 3.0, "after": 2.0, "rounds": 6.0, "bytes": 0.0}
+    (tmp_path / "local" / "seed-0" / "result.json").write_text(json.dumps(result))
+    found = FolderReader(tmp_path).status()
+    told = {r["name"]: (r["state"], r["round"], r["loss"]) for r in found["runs"]}
+    assert told["fedit/seed-0"] == ("finished", 3, 2.25)
+    assert told["flora/seed-0"] == ("stopped", 3, 2.25)
+    assert told["local/seed-0"] == ("finished", 6, 2.0)
+    assert len(status_text.lines(found)) == 4
+    assert FolderReader(tmp_path).status("flora/seed-0")["strategy"] == "flora"
+
+
+@pytest.mark.parametrize("name", ["../secret", "fedit/../../secret", "/etc", "nothing", "fedit"])
+def test_a_name_leads_to_no_other_folder(tmp_path: Path, name: str) -> None:
+    watched_runs.folder(tmp_path / "secret", finished=True)
+    watched_runs.folder(tmp_path / "race" / "fedit" / "seed-0")
+    reader = FolderReader(tmp_path / "race")
+    with pytest.raises(ConfigError, match="has no run"):
+        reader.status(name)
+    assert reader.adapter(name) is None
+
+
+def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[strategy]\nname = 3")
+    for folder, said in ((tmp_path, "cannot be read as a run's"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(ConfigError, match=said) as e:
+            watch.status(folder)
+        assert "\n" not in str(e.value)
+
+
+def test_what_others_wrote_moves_no_cursor(tmp_path: Path) -> None:
+    folder = watched_runs.folder(tmp_path / "run")
+    evil = {"client": "\x1b[2Jnorth\n", "code": "norm", "reason": "\x1b]0;owned\x07"}
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write(json.dumps(watched_runs.line(4, refused=[evil])) + "\n")
+    text = "\n".join(status_text.lines(RunReader(folder).status()))
+    assert "owned" in text
+    assert text.replace("\n", "").isprintable()
+
+
+def test_the_command_prints_lines_or_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = watched_runs.folder(tmp_path / "run", finished=True)
+    watch.status(folder)
+    assert "3 of 6 rounds done; finished" in capsys.readouterr().out
+    watch.status(folder, as_json=True)
+    watched_runs.check(json.loads(capsys.readouterr().out))
