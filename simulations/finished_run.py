@@ -13,7 +13,7 @@ from fedft import check
 from fedft.arithmetic.lowrank import LowRank
 from fedft.errors import ConfigError
 from fedft.models import adapter_folder, export, tasks
-from fedft.models.parameters import parameters_of
+from fedft.models.parameters import parameters_of, shared_names
 from fedft.server import run_outputs
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
@@ -97,7 +97,9 @@ def _merge(to: Path, place: runs.Workplace) -> str:
         with warnings.catch_warnings():
             # peft asks transformers for a name that is being renamed
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            whole = adapter_folder.in_its_weights(PeftModel.from_pretrained(fresh.model, str(to)))
+            warnings.filterwarnings("ignore", message=".*ensure_weight_tying")  # those of an encoder-decoder: export.py
+            shared = shared_names(fresh.model)
+            whole = adapter_folder.in_its_weights(PeftModel.from_pretrained(fresh.model, str(to)), shared)
     else:
         whole = fresh.model
         own = parameters_of(whole)

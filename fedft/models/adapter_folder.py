@@ -9,11 +9,12 @@ The last bits of merged weights, and so their digest, may differ between types o
 
 import os
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedft.errors import DataError, first_line
@@ -92,10 +93,11 @@ def merged(below: Base, source: str) -> Base:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")  # they would be random numbers
+            warnings.filterwarnings("ignore", message=".*ensure_weight_tying")  # `in_its_weights` ties what was tied
             model: Any = PeftModel.from_pretrained(below.model, folder, torch_device=str(below.model.device))
         changes = changes_of(model)
         saved = {n.removeprefix(INNER) for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
-        whole = in_its_weights(model)
+        whole = in_its_weights(model, shared)
         brings = (Path(folder) / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if brings else below.tokenizer
     except Exception as e:  # peft's and transformers', on whatever lies in the folder
@@ -123,14 +125,16 @@ def _not_apart(below: Base, shared: list[list[str]], saved: Collection[str], cha
     body = f"{model.base_model_prefix}."
     bad = {n for n in saved if n.startswith(body) and any(inside(m, {n}) for m in linear)}
     bad |= {n for of in shared for n in of if inside(n, saved) and not all(inside(o, saved) for o in of)}
+    bad |= {n for of in shared for n in of if model.get_parameter(n) is not model.get_parameter(of[0])}
     return bad | {n for of in shared for n in of if n.removesuffix(".weight") in changed}
 
 
-def in_its_weights(model: Any) -> Any:
+def in_its_weights(model: Any, shared: Sequence[Sequence[str]]) -> Any:
     """The base model of a peft model, with the adapter in its weights.
 
     Whether embeddings are tied stays as it was: peft looks at those of an encoder, finds that they are not the output's
-    and says so in the config, by which a saved model would then load with a random output.
+    and says so in the config, by which a saved model would then load with a random output. And parameters that were one
+    in the base, by their names in `shared`, are one again where they are equal: peft has a copy for each module.
     """
     tied = getattr(model.config, "tie_word_embeddings", None)
     with warnings.catch_warnings():
@@ -138,6 +142,11 @@ def in_its_weights(model: Any) -> Any:
         whole = model.merge_and_unload()
     if tied is not None:
         whole.config.tie_word_embeddings = tied
+    for first, *others in shared:
+        one = whole.get_parameter(first)
+        for module, _, name in (n.rpartition(".") for n in others):
+            if torch.equal(one, getattr(whole.get_submodule(module), name)):
+                setattr(whole.get_submodule(module), name, one)
     return whole
 
 

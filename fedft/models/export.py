@@ -79,7 +79,8 @@ def _as_peft(folder: Path, handle: ModelHandle, base: Base, base_name: str, pair
         task_type=tasks.of(base.task).peft,
         base_model_name_or_path=base_name,
         inference_mode=True,
-        ensure_weight_tying=any(inside(of[0], whole) for of in shared_names(base.model)),
+        # peft ties an output to an embedding; of the embeddings of an encoder-decoder it would make linear layers
+        ensure_weight_tying=any(len(of) == 2 and inside(of[0], whole) for of in shared_names(base.model)),
     )
     config.target_modules = targets  # peft has made it a set, which it would write in an order of this process's own
     config.save_pretrained(str(folder))

@@ -138,6 +138,21 @@ def test_a_run_goes_on_from_a_run_and_what_is_left_is_one_adapter_of_the_first_b
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.filterwarnings("ignore:.*ensure_weight_tying")
+def test_embeddings_of_both_sides_and_the_output_are_trained_as_one(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Exported so that peft loads them, of which it would tie the first two only; and one again in the next run."""
+    all_four = ["decoder.embed_tokens", "encoder.embed_tokens", "lm_head", "shared"]
+    first = run_of(folders, kind, "fedit", tmp_path / "one", model={"modules_to_save": all_four})
+    agree(first, capsys)
+    second = run_of({**folders, kind: first.model}, kind, "fedit", tmp_path / "two")
+    assert second.summary["initial"]["loss"] == pytest.approx(first.summary["final"]["loss"], abs=CLOSE)
+    assert second.summary["header"]["parameters"] == first.summary["header"]["parameters"], "one parameter, not four"
+    agree(second, capsys)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_clients_that_share_passes_learn_what_each_learns_alone(
     folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
