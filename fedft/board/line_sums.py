@@ -34,7 +34,7 @@ class LineSums:
         self.codes: Counter[str] = Counter()
         """How many refusals there were by code."""
         self.clients: dict[str, dict[str, Any]] = {}
-        """counted, refused, up, down (bytes of training) and the newest loss, by client."""
+        """counted, refused, up, down (bytes) and the newest loss, by client."""
         self.took: list[float] = []
         """Seconds of each of the last RECENT rounds."""
 
@@ -73,6 +73,10 @@ class LineSums:
         for client, way in line.get("bytes", {}).items():
             for key in ("up", "down"):
                 self._client(client)[key] += way[key]
+        evaluated = line.get("evaluation_bytes", {})
+        for key in ("up", "down"):
+            for client, size in evaluated.get(key, {}).items():
+                self._client(client)[key] += size
         for client in line.get("participants", ()):
             self._client(client)["counted"] += 1
         for client, found in line.get("evaluation", {}).items():

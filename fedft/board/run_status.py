@@ -20,7 +20,7 @@ A status has these keys, None where nothing is known:
     disk_bytes, disk_free    of the folder; of its disk
     adapter                  whether model/ is there
     sites                    a list: name, state (`SITE_STATES`), loss, doing, counted (rounds in which it counted),
-                             refused, up, down (bytes of training), took_s (mean of its last answers), left_s
+                             refused, up, down (bytes), took_s (mean of its last answers), left_s
     refusals                 a list, newest first: time, round, client, code, reason; refused: code -> how many
     curve                    a list, a point per state: round, loss, train_loss, bytes, seconds; at most MAX_POINTS
 """

@@ -54,7 +54,8 @@ def test_a_run_that_is_looked_at_says_where_it_is_and_ends_with_the_same_state(
     done = watched_runs.check(reader.status())
     assert (done["state"], done["round"], done["rounds"], done["adapter"]) == ("finished", 2, 2, True)
     assert done["loss"] == watched.summary["final"]["loss"]
-    assert done["bytes_up"] == watched.summary["bytes_up"]
+    for way in ("up", "down"):
+        assert done[f"bytes_{way}"] == watched.summary[f"bytes_{way}"] == sum(s[way] for s in done["sites"])
     assert [p["round"] for p in done["curve"]] == [0, 1, 2]
     again = RunReader(tmp_path / "seen").status()
     assert done == {**again, **{k: done[k] for k in ("disk_free", "disk_bytes")}}
@@ -66,6 +67,12 @@ def test_looking_writes_nothing_and_takes_no_lock(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     FolderReader(folder).status()
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def _between(folder: Path, version: int) -> bool:
+    """Whether the file says that nothing is asked any more behind this state."""
+    found = live_file.read(folder)
+    return found is not None and (found["phase"], found["round"]) == ("between", version)
 
 
 class WithoutCarl(Direct):
@@ -86,7 +93,7 @@ def test_a_deployment_says_who_came_who_did_not_and_why(tmp_path: Path, monkeypa
     house.federation.observe = house.post.observe = live
     house.run()
     ends = time.monotonic() + 20
-    while (live_file.read(tmp_path / "run") or {})["round"] != 4 and time.monotonic() < ends:
+    while not _between(tmp_path / "run", 4) and time.monotonic() < ends:
         time.sleep(0.01)  # the file has a thread of its own
     found = watched_runs.check(RunReader(tmp_path / "run").status())
     live("ended", {"folder": tmp_path, "summary": None})
