@@ -134,7 +134,7 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
         if metric not in policy.metrics:
             allowed = ", ".join(policy.metrics) or "none"
             raise PlanRefused("policy_metrics", f"metric {metric!r:.80} is not allowed here; allowed: {allowed}")
-    metrics.chosen(said.eval, said.model.task)  # listed here, and installed
+    metrics.chosen(said.eval, said.model)  # listed here, and installed
     space = strategies.make(name, options).space  # its options are of their types from here on
     for _, own in registry.tower(name, options):
         passes = said.local.steps * own.get("samples", 1)

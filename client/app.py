@@ -103,14 +103,15 @@ class Joiner:
         except (ConfigError, DataError) as e:
             log.error("run %s: %s", job.run, e)  # it may quote a record: for this site's operator only
             raise PlanRefused("site_unfit", "model or data of this site do not fit the job; its log says why") from None
-        for line in rows.lines(config.data.max_length, 1):
+        for line in rows.lines(config.data.max_length, 1, config.data.max_prompt):
             log.warning("run %s: %s", job.run, line)
         log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
         kept = Kept(Path(self.site.site.state) / "kept")
         return Client(name, train, test, here.base, here.handle, recipe, config, kept=kept)
 
     def _loaded(self, config: RunConfig, recipe: Recipe) -> Resident:
-        key = (config.model, config.data.max_length, recipe.space, config.server.seed)
+        learned = (config.local.objective, config.local.packing)  # a handle has its objective
+        key = (config.model, config.data.max_length, recipe.space, config.server.seed, learned)
         if self._resident is None or key != self._key:
             self._resident = None  # before the next one is loaded: there may be room for one only
             self._resident, self._key = resident.load(config, recipe), key

@@ -62,7 +62,7 @@ def alone(folder: Path) -> AbstractContextManager[None]:
 
 def check_plugins(config: RunConfig) -> None:
     """Import what the run measures with and who logs it. Raises ConfigError in one line, before there is a folder."""
-    metrics.chosen(config.eval, config.model.task)
+    metrics.chosen(config.eval, config.model)
     loggers.chosen(config.server.loggers)
 
 

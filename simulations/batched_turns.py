@@ -19,6 +19,7 @@ from fedft.contract import Data, Handle, LocalStep, Trained, Turn
 from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.training import batched_clients
 from fedft.training.batched_clients import Seat
+from fedft.training.batched_forward import Unlike
 from fedft.training.first_order import FirstOrder
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ class SharedPasses:
                 found = batched_clients.train(anyone.handle, local, seats, pad_id, check=not self.checked)
             except Exception as e:  # a model that we do not know may do anything; each alone says what is wrong
                 self.alone = not self.checked
-                log.warning("clients train one at a time: %s: %s", type(e).__name__, e)
+                why = str(e) if isinstance(e, Unlike) else f"{type(e).__name__}: {e}"
+                log.warning("[server] together: clients train one at a time: %s", why)
             else:
                 self.checked = True
                 return list(found)

@@ -38,7 +38,7 @@ def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ())
     if rouge and not tasks.of(place.config.model.task).generates:
         raise ConfigError(f"--rouge compares generated text; {folder} is a run of task {place.config.model.task}")
     more = [*more, *(["rouge_l"] if rouge else [])]
-    interface.load([*c.metrics, *more], place.config.model.task)
+    interface.load([*c.metrics, *more], place.config.model)
     found: dict[str, Metrics] = {}
     for name, client in place.clients.items():
         rows = client.test_rows[: c.max_rows]

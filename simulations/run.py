@@ -78,7 +78,7 @@ def simulate(
         place = workplace(config, held.recipe, folder=folder)
         able = sum(bool(c.test_rows) for c in place.clients.values())
         for line in (
-            *place.rows.lines(config.data.max_length, len(place.clients)),
+            *place.rows.lines(config.data.max_length, len(place.clients), config.data.max_prompt),
             *idle_options.lines(config, held.recipe, len(place.clients), able),
         ):
             log.warning("%s", line)

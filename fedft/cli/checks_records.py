@@ -28,7 +28,8 @@ def site_rows(site: "SiteConfig", own: "list[Row]") -> Iterator[Finding]:
     files = RunConfig(data=Data(train=d.train, test=d.test, holdout=0.0))
     train, held = client_datasets.of_site(files, site.site.name, d.client, d.value)
     said = client_datasets.said(d.train)
-    for template in (d.prompt, d.response, d.text):
+    texts = (d.prompt, d.response, d.text) if not pairs(d) else ()  # of pairs these may be lists of messages
+    for template in texts:
         for i, row in enumerate((*train, *held) if template is not None else (), 1):
             templates.fill(template or "", row, f"{said}, row {i} of this site")
     own += train
@@ -76,7 +77,7 @@ def encoded(data: "SiteData", own: "Sequence[Row]", base: "Base") -> Iterator[Fi
 
     Raises DataError as `client_datasets.encode` does.
     """
-    from fedft.config import Data, Model, RunConfig
+    from fedft.config import Data, Local, Model, RunConfig
     from fedft.data import client_datasets
     from fedft.data.row_counts import RowCounts
     from fedft.models import lengths, tasks
@@ -92,7 +93,8 @@ def encoded(data: "SiteData", own: "Sequence[Row]", base: "Base") -> Iterator[Fi
     labels = sorted({str(row.get(data.label or "label")) for row in looked})
     classes = form.keys() & {"text", "label"} and not form.keys() & {"prompt", "response", "messages", "tokens"}
     task = tasks.CLASSES.name if classes else base.task if tasks.of(base.task).generates else tasks.CAUSAL.name
-    config = RunConfig(Model(id=base.source, task=task, labels=labels if classes else []), Data(data.train, **form))
+    model = Model(id=base.source, task=task, labels=labels if classes else [])
+    config = RunConfig(model, Data(data.train, **form), local=Local(objective="dpo") if pairs(data) else Local())
     config = replace(config, data=replace(config.data, max_length=(longest := lengths.chosen(config))))
     client_datasets.encode({"this site": (list(looked), [])}, config, base, counts := RowCounts())
     counts.clients_without_test_rows.clear()  # nothing was held out here
@@ -102,5 +104,10 @@ def encoded(data: "SiteData", own: "Sequence[Row]", base: "Base") -> Iterator[Fi
         yield Finding("records", WARN, line, "DATA.md says what becomes of records")
 
 
-FORM = ("prompt", "response", "messages", "chat_template", "tokens", "text", "label")
+FORM = ("prompt", "response", "chosen", "rejected", "messages", "chat_template", "tokens", "text", "label")
 """Keys of `[data]` that say what a record is."""
+
+
+def pairs(data: "SiteData") -> bool:
+    """Whether a site's file says that its records are pairs of answers."""
+    return data.chosen is not None or data.rejected is not None

@@ -204,7 +204,7 @@ def evaluate(
     else:
         over_tokens = {"loss": mean.pop("token_loss")} if "token_loss" in mean else {}
         rows = [{"client": c, **m} for c, m in by_client.items()]
-        rows += [{"client": "mean over clients", **mean}, {"client": "over all tokens", **over_tokens}]
+        rows += [{"client": "mean over clients", **mean}, {"client": "over all held out", **over_tokens}]
         table(rows, tuple(dict.fromkeys(name for row in rows for name in row)))
 
 

@@ -38,9 +38,14 @@ class Pair:
         return self.chosen.input_ids
 
     @property
-    def prompt_length(self) -> int:
-        """How many of the first tokens are given, up to the last turn that is learned."""
-        return self.chosen.prompt_length
+    def given(self) -> list[int]:
+        """The tokens of the prompt, up to the last turn that is learned."""
+        return self.chosen.given
+
+    @property
+    def response(self) -> list[int]:
+        """The tokens of the chosen answer."""
+        return self.chosen.response
 
     @property
     def learned(self) -> int:

@@ -47,19 +47,18 @@ class RowCounts:
         self.learned_tokens_cut += lost
         return int(lost + prompt)
 
-    def lines(self, max_length: int | str, clients: int) -> list[str]:
+    def lines(self, max_length: int | str, clients: int, max_prompt: int | None = None) -> list[str]:
         """What a user has to be told, a line for each kind; nothing where nothing was left out."""
         said = []
+        most = f"max_length = {max_length}" + ("" if max_prompt is None else f" or max_prompt = {max_prompt}")
         if self.cut > self.dropped:
             all_tokens = self.learned_tokens + self.learned_tokens_cut
             said.append(
-                f"{self.cut} of {self.rows} rows are longer than max_length = {max_length} tokens and were cut; "
+                f"{self.cut} of {self.rows} rows are longer than {most} tokens and were cut; "
                 f"{self.learned_tokens_cut} of {all_tokens} tokens to learn are gone"
             )
         if self.dropped:
-            said.append(
-                f"{self.dropped} of {self.rows} rows are longer than max_length = {max_length} and were dropped"
-            )
+            said.append(f"{self.dropped} of {self.rows} rows are longer than {most} and were dropped")
         if self.empty:
             said.append(f"{self.empty} of {self.rows} rows were skipped: there is nothing to learn in them")
         if self.test_rows_of_nobody:

@@ -93,6 +93,8 @@ def merged(below: Base, source: str) -> Base:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys.*")  # they would be random numbers
+            # peft asks transformers for a name that is being renamed
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*ensure_weight_tying")  # `in_its_weights` ties what was tied
             model: Any = PeftModel.from_pretrained(below.model, folder, torch_device=str(below.model.device))
         changes = changes_of(model)

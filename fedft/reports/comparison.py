@@ -15,7 +15,7 @@ from fedft.training.metrics.loss import ACCURACY, LOSS
 BASELINES = ("local", "central")
 """Methods without federation: every client trained alone, and one model on all rows in one place."""
 
-LEGEND = "before, after and gain: held-out loss, mean over clients; token loss: over all held-out tokens"
+LEGEND = "before, after and gain: held-out loss, mean over clients; token loss: over all held-out tokens, rows or pairs"
 
 
 def row(method: str, results: Sequence[Result]) -> dict[str, Any]:

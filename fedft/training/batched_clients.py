@@ -21,7 +21,7 @@ from fedft.config import Local
 from fedft.contract import Batch, Course, Trained, Turn
 from fedft.models.handle import ModelHandle
 from fedft.recipe import Recipe
-from fedft.training.batched_forward import Unlike, client_forwards, client_losses
+from fedft.training.batched_forward import Unlike, client_forwards, client_losses, unfit_head
 from fedft.training.client_stack import ClientStack
 from fedft.training.first_order import FirstOrder, gradient_steps
 from fedft.training.objectives import OfLogits
@@ -64,6 +64,8 @@ def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
     if recipe.space.several(handle.model, handle.layout) is None:
         where = " on experts" if handle.layout.experts else ""
         return f"adapters of kind {recipe.space.name!r}{where} have no form for several clients"
+    if why := unfit_head(handle):
+        return why
     if not isinstance(handle.objective, OfLogits):
         return "the objective is no mean of terms, one for each learned place"
     if handle.two_sided and not hasattr(handle.model, "prepare_decoder_input_ids_from_labels"):

@@ -116,24 +116,40 @@ def client_forwards(handle: ModelHandle) -> Forwards:
     """The function that gives adapted layers and those of the head their forwards for several clients.
 
     Layers are looked up here, once for all steps: a look-up costs as much as a layer of a small model. The function
-    raises Unlike where the head is more than linear layers.
+    raises Unlike where a layer of the head is not learned. Heads of other layers: see `unfit_head`.
     """
     several = handle.kind.several(handle.model, handle.layout)
     assert several is not None, "`batched_clients.unfit` says so of a kind without this form"
-    output = getattr(handle.model, "get_output_embeddings", lambda: None)()
-    head = {m: handle.model.get_submodule(m) for m in {n.rpartition(".")[0] for n in handle.layout.head}}
+    head = _head_layers(handle)
 
     def forwards(leaves: Tensors, scales: Tensors) -> dict[nn.Module, Forward]:
         found: dict[nn.Module, Forward] = dict(several(leaves, scales))
         for m, layer in head.items():
-            if layer is output:  # it sees the learned places alone, of which clients have unlike numbers
-                raise Unlike(f"{m}, the output, is trained")
-            if type(layer) is not nn.Linear or m + ".weight" not in leaves:
-                raise Unlike(f"{m} of the head is more than a linear layer")
+            if m + ".weight" not in leaves:
+                raise Unlike(f"{m} of the head is not learned")
             found[layer] = partial(_linear, leaves[m + ".weight"], leaves.get(m + ".bias"))
         return found
 
     return forwards
+
+
+def unfit_head(handle: ModelHandle) -> str:
+    """Why what is trained whole has no form for several clients, in one line; "" where it is linear layers.
+
+    The output is none of them: it sees the learned places alone, of which clients have unlike numbers.
+    """
+    output = getattr(handle.model, "get_output_embeddings", lambda: None)()
+    for m, layer in _head_layers(handle).items():
+        if layer is output:
+            return f"{m}, the output, is trained whole"
+        if type(layer) is not nn.Linear:
+            return f"{m} is trained whole and no linear layer"
+    return ""
+
+
+def _head_layers(handle: ModelHandle) -> dict[str, nn.Module]:
+    """The layers that are trained whole, by name."""
+    return {m: handle.model.get_submodule(m) for m in sorted({n.rpartition(".")[0] for n in handle.layout.head})}
 
 
 def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

@@ -81,6 +81,17 @@ def test_each_form_is_one_line_and_what_a_run_makes_of_it_another(
     assert "at max_length = 512" in records.found
 
 
+def test_pairs_are_looked_at_as_pairs(looked: Any) -> None:
+    talks = {side: [*talk("1 + 1")["m"], {"role": "assistant", "content": side}] for side in ("up", "down")}
+    texts = {"q": "1 + 1", "up": "2", "down": "3"}
+    for row, more in ((texts, {"prompt": "{q}"}), (talks, {"chat_template": CHAT})):
+        rows, records, *said = looked([row] * 20, chosen="{up}", rejected="{down}", **more)
+        assert (rows.state, records.state, said) == (OK, OK, [])
+        assert "the first 20 rows have" in records.found
+    (failed,) = [f for f in looked([texts] * 2, prompt="{q}", chosen="{up}", rejected="{dow}") if f.state == FAIL]
+    assert "no field 'dow'" in failed.found
+
+
 @pytest.mark.parametrize(
     ("row", "form", "words"),
     [

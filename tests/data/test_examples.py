@@ -192,6 +192,7 @@ def test_rows_that_do_not_fit_are_cut_dropped_or_refused_and_counted():
     assert cut.lines(6, 1) == [
         "1 of 2 rows are longer than max_length = 6 tokens and were cut; 2 of 7 tokens to learn are gone"
     ]
+    assert " longer than max_length = 6 or max_prompt = 2 tokens and were cut" in cut.lines(6, 1, 2)[0]
     assert data.encode_all(rows, plain, "rows", dropped := RowCounts(), "drop") == both[:1]
     assert dropped.lines(6, 1) == ["1 of 2 rows are longer than max_length = 6 and were dropped"]
     with pytest.raises(DataError, match=r"rows, row 2: 4 tokens more than \[data\] max_length or max_prompt allow"):

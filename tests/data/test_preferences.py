@@ -116,7 +116,7 @@ def test_a_pair_of_conversations_learns_the_turns_behind_where_they_part(tokeniz
             tokenizer=tokenizer, max_length=400, where="",
         )  # fmt: skip
         assert example == alone
-    n = pairs[0].prompt_length
+    n = len(pairs[0].given)
     assert pairs[0].chosen.input_ids[:n] == pairs[0].rejected.input_ids[:n]
 
 

@@ -356,5 +356,9 @@ def test_dropout_and_other_local_steps_are_not_shared() -> None:
     assert "dropout" in unfit("fedit", gpt2(0.1))
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     assert "dropout" in unfit("fedit", BertForSequenceClassification(BertConfig(vocab_size=97, **sizes)))
+    for whole, why in (("lm_head", "the output, is trained whole"), ("norm", "is trained whole and no linear layer")):
+        net = llama()
+        chosen = layout.layout_of(load.Base(net, None, "causal-lm", "", ""), ["q_proj"], modules_to_save=[whole])
+        assert why in batched_clients.unfit(strategies.make("fedit", {}), ModelHandle(net, chosen, SPACE), Local())
     assert "not plain back-propagation" in unfit("fedkseed", llama())
     assert "'full'" in unfit("fedavg", llama())

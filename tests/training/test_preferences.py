@@ -14,7 +14,8 @@ from fedft import registry, run_file, strategies
 from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
 from fedft.contract import Layout
-from fedft.data.examples import IGNORED
+from fedft.data.examples import IGNORED, Example
+from fedft.data.preferences import Pair
 from fedft.errors import ConfigError
 from fedft.models.handle import ModelHandle
 from fedft.randomness.families import make
@@ -210,8 +211,8 @@ def test_options_that_make_no_sense_are_refused(objective):
 # -- runs
 
 
-def simulated(tmp_path, base, strategy, objective="dpo", **local):
-    """Two clients, who prefer the right sum to the wrong one, three rounds."""
+def simulated(tmp_path, base, strategy, objective="dpo", rounds=3, eval=None, **local):
+    """Two clients, who prefer the right sum to the wrong one."""
     rows = [
         {
             "client": "ab"[n % 2],
@@ -224,7 +225,7 @@ def simulated(tmp_path, base, strategy, objective="dpo", **local):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tables = {
         "model": {"id": str(base)}, "data": {"train": str(tmp_path / "rows.jsonl"), "max_length": 24},
-        "strategy": strategy, "server": {"rounds": 3}, "clients": {"rank": 2},
+        "strategy": strategy, "server": {"rounds": rounds}, "clients": {"rank": 2}, "eval": eval or {},
         "local": {"steps": 3, "batch_size": 4, "learning_rate": 2e-3, "objective": objective, **local},
     }  # fmt: skip
     return fedft.simulate(run_file.from_dict(tables), out=tmp_path / "run")
@@ -248,6 +249,15 @@ def test_every_method_with_adapters_learns_a_preference_from_log_2_on(tmp_path, 
         assert last["loss"] < LOG_2 - 0.01
         assert last["margin"] > 0.01
         assert last["accuracy"] == 1
+
+
+def test_what_is_generated_is_compared_with_the_chosen_answer(tmp_path, tiny_base, caplog):
+    measured = {"metrics": ["exact_match"], "rouge": True, "generate_tokens": 4}
+    run = simulated(tmp_path, tiny_base, {"name": "fedit"}, rounds=1, eval=measured)
+    assert "left out" not in caplog.text
+    assert run.summary["final"].keys() >= {"exact_match", "rouge_l"}
+    answers = Example([5, 6, 7], [-100, 6, 7], 1), Example([5, 8], [-100, 8], 1)
+    assert (Pair(*answers).given, Pair(*answers).response) == ([5], [6, 7])
 
 
 @pytest.mark.slow

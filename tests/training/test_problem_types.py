@@ -1,5 +1,6 @@
 """Several labels and numbers to fit: the loss is transformers' own, whatever computes it; means are over rows."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
 
 from fedft import registry, run_file, strategies
 from fedft.adapters.lora import LoRA
+from fedft.config import Model
 from fedft.data.examples import Example
 from fedft.data.labels import MULTI, REGRESSION, SINGLE
 from fedft.errors import ConfigError, DataError
@@ -23,6 +25,7 @@ from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
 from fedft.randomness import families
 from fedft.training import directional_derivatives, evaluate, objectives
+from fedft.training.metrics import interface
 from fedft.training.metrics.macro_f1 import macro_f1
 from fedft.training.objectives import Likelihood, OfLogits
 
@@ -122,6 +125,13 @@ def test_the_accuracy_and_f1_that_zeroth_order_steps_minimise_by_hand():
     assert directional_derivatives.lost_f1(said, {}) == pytest.approx(1 - 2 * 2 / (3 + 3))
     none = SimpleNamespace(predictions=lambda batch: (guess & False, true & False))
     assert directional_derivatives.lost_f1(none, {}) == 0
+
+
+def test_macro_f1_of_a_regression_is_refused_before_anything_is_loaded():
+    for kind, able in ((SINGLE, True), (MULTI, True), (REGRESSION, False)):
+        model = Model(task="sequence-classification", problem_type=kind, labels=["a", "b"])
+        with nullcontext() if able else pytest.raises(ConfigError, match="problem_type is regression"):
+            interface.load(["macro_f1"], model)
 
 
 def test_macro_f1_by_hand():

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedft import registry
-from fedft.config import Eval
+from fedft.config import Eval, Model
 from fedft.errors import ConfigError
 from fedft.reports.columns import Column, declare
 
@@ -50,7 +50,10 @@ class MeasuredModel(Protocol):
 
 
 class Metric(Protocol):
-    """A measurement on held-out rows. A metric that measures some tasks only says so in an attribute `tasks`."""
+    """A measurement on held-out rows.
+
+    A metric for some values of `[model] task` or `problem_type` only lists them in `tasks`, `problem_types`.
+    """
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -68,20 +71,20 @@ def asked(measured: Eval) -> list[str]:
     return [*measured.metrics, *(["rouge_l"] if measured.rouge else [])]
 
 
-def chosen(measured: Eval, task: str | None = None) -> dict[str, Metric]:
+def chosen(measured: Eval, model: Model | None = None) -> dict[str, Metric]:
     """Every metric that an `[eval]` table names, by name; their columns are declared from here on.
 
     Args:
         measured: the table.
-        task: `[model] task`; None: not checked.
+        model: `[model]` table of the run; None: task and problem type are not checked.
     Raises:
-        ConfigError: a name that is not known or cannot be imported, no metric behind it, not for this task, or a column
-            that another metric has.
+        ConfigError: a name that is not known or cannot be imported, no metric behind it, not for this task or problem
+            type, or a column that another metric has.
     """
-    return load(asked(measured), task)
+    return load(asked(measured), model)
 
 
-def load(wanted: Iterable[str], task: str | None = None) -> dict[str, Metric]:
+def load(wanted: Iterable[str], model: Model | None = None) -> dict[str, Metric]:
     """The metrics of these names, each once, by name. Arguments and errors as in `chosen`."""
     found: dict[str, Metric] = {}
     for name in dict.fromkeys(wanted):
@@ -91,8 +94,9 @@ def load(wanted: Iterable[str], task: str | None = None) -> dict[str, Metric]:
             raise ConfigError(f"metric {name!r}: columns is {columns!r:.80}, wanted a tuple of Column")
         if not callable(getattr(metric, "measure", None)):
             raise ConfigError(f"metric {name!r} is a {type(metric).__name__}, wanted a value with columns and measure")
-        if task is not None and task not in (tasks := getattr(metric, "tasks", None) or (task,)):
-            raise ConfigError(f"metric {name!r} is for task {', '.join(tasks)}; [model] task is {task}")
+        for key in ("task", "problem_type") if model is not None else ():
+            if (own := getattr(model, key)) not in (able := getattr(metric, f"{key}s", None) or (own,)):
+                raise ConfigError(f"metric {name!r} is for {key} {', '.join(able)}; [model] {key} is {own}")
         try:
             for column in columns:
                 declare(column)

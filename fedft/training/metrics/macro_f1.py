@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedft.data.examples import Example
+from fedft.data.labels import MULTI, SINGLE
 from fedft.reports.columns import Column
 from fedft.training.metrics.interface import MeasuredModel
 
@@ -17,6 +18,7 @@ class MacroF1:
 
     columns: tuple[Column, ...] = (Column("macro_f1", "macro F1", better="higher"),)
     tasks: tuple[str, ...] = ("sequence-classification",)
+    problem_types: tuple[str, ...] = (SINGLE, MULTI)
 
     def measure(self, model: MeasuredModel, rows: Sequence[Example]) -> Mapping[str, float]:
         """{"macro_f1": 0 to 1}, {} where no class or label occurs. Raises DataError for a regression."""
