@@ -94,8 +94,7 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
         form = {k: v for k, v in own.items() if v is not None}
         if form.keys() & {"prompt", "response", "messages", "tokens"}:  # another form here is not this site's
             form = {"messages": None, "tokens": None} | form
-        pairs = registry.named(said.local.objective, "objective")[0] in registry.PREFERENCES
-        if form.get("messages", said.data.messages) is None and not pairs:
+        if form.get("messages", said.data.messages) is None and not said.local.pairs:
             form["chat_template"] = None
         elif (theirs := said.data.chat_template) is not None and theirs != site.data.chat_template:
             why = "a program, which runs only where [data] of the site's own file says the same"

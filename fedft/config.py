@@ -16,7 +16,7 @@ from typing import Any, Literal, get_type_hints
 
 from fedft import check, quickstart
 from fedft.compression import codec_names
-from fedft.registry import IN_JOBS, Choice, Registry
+from fedft.registry import IN_JOBS, PREFERENCES, Choice, Registry, named
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -206,6 +206,11 @@ class Local:
     that do not keep such rows apart, which is tried before the run."""
     threads: int = 1
     """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the objective is one of this package that learns from pairs of answers."""
+        return named(self.objective, "objective")[0] in PREFERENCES
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _site_file(config: RunConfig, name: str, server: str) -> str:
             "plugins": _plugins(config),
             "codecs": _codecs(config),
             "metrics": metrics.asked(config.eval),
-            "targets": [targets] if isinstance(targets, str) else targets,
+            "targets": [*([targets] if isinstance(targets, str) else targets), *config.model.modules_to_save],
             "max_rank": max(config.ranks()),
             "max_steps": config.local.steps,
             "max_learning_rate": config.local.learning_rate,

@@ -67,7 +67,8 @@ def forms(data: "SiteData", own: "Sequence[Row]") -> Iterator[Finding]:
         )
     if (label := data.label) is not None:
         each = [label] if isinstance(label, str) else label
-        values = {str(value_of(row, f, place)) for f in each for row, place in zip(looked, where, strict=True)}
+        cells = [value_of(row, f, place) for f in each for row, place in zip(looked, where, strict=True)]
+        values = {str(v) for cell in cells for v in (cell if isinstance(cell, list) else [cell])}
         named = check.few([*map(repr, sorted(values))], 8)
         yield Finding("labels", OK, f"{seen} have {len(values)} of them: {named}; the run must have the same")
 
@@ -86,12 +87,13 @@ def encoded(data: "SiteData", own: "Sequence[Row]", base: "Base") -> Iterator[Fi
     if not form or not own:
         yield Finding("records", OK, "not looked at: the run says what becomes of them" if own else "there are none")
         return
-    if isinstance(data.label, list):
+    looked = own[:FIRST]
+    classes = form.keys() & {"text", "label"} and not form.keys() & {"prompt", "response", "messages", "tokens"}
+    cells = [row.get(data.label or "label") for row in looked] if not isinstance(data.label, list) else [data.label]
+    if classes and any(isinstance(cell, list) or str(cell).lstrip().startswith("[") for cell in cells):
         yield Finding("records", OK, "not looked at: the run says what its labels are")
         return
-    looked = own[:FIRST]
-    labels = sorted({str(row.get(data.label or "label")) for row in looked})
-    classes = form.keys() & {"text", "label"} and not form.keys() & {"prompt", "response", "messages", "tokens"}
+    labels = sorted({str(cell) for cell in cells})
     task = tasks.CLASSES.name if classes else base.task if tasks.of(base.task).generates else tasks.CAUSAL.name
     model = Model(id=base.source, task=task, labels=labels if classes else [])
     config = RunConfig(model, Data(data.train, **form), local=Local(objective="dpo") if pairs(data) else Local())

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fedft import check, quickstart, registry
+from fedft import check, quickstart
 from fedft.config import RunConfig
 from fedft.data import chat, examples, partition, preferences, records
 from fedft.data.control_tokens import ControlTokens
@@ -138,10 +138,10 @@ def encode(
             counts.clients_without_test_rows.append(client)
         found[client] = (own, held)
     counts.with_control_tokens, counts.control_tokens = control.rows, sorted(control.texts)
-    if d.messages is not None and chat.dated(d.chat_template, base.tokenizer):
-        counts.fixed_date = chat.DATE.strftime("%d %b %Y")
     if tasks.of(config.model.task).generates:
         first = next((row for train, _ in parts.values() for row in train), {})
+        if _talks(config, first) and chat.dated(d.chat_template, base.tokenizer):
+            counts.fixed_date = chat.DATE.strftime("%d %b %Y")
         counts.never_stops = _never_stops(config, base.tokenizer, first)
     return found
 
@@ -152,13 +152,18 @@ def _largest_id(example: Any) -> int:
     return max((*getattr(example, "input_ids", ()), *(labels if isinstance(labels, list) else ())), default=0)
 
 
+def _talks(config: RunConfig, row: Mapping[str, Any]) -> bool:
+    """Whether the run's records, `row` among them, are conversations."""
+    return bool(preferences.conversation(row, config.data.chosen)) if config.local.pairs else bool(config.data.messages)
+
+
 def _never_stops(config: RunConfig, tokenizer: Any, row: Mapping[str, Any]) -> str:
     """Why no end of a response or turn is learned, and what to do; "" where one is. `row`: one of the run's records."""
-    d, pairs = config.data, registry.named(config.local.objective, "objective")[0] in registry.PREFERENCES
+    d, pairs = config.data, config.local.pairs
     learned = d.chosen if pairs else d.response
     if d.tokens is not None:
         return ""  # nobody knows which of them is an end
-    if preferences.conversation(row, learned) if pairs else d.messages is not None:
+    if _talks(config, row):
         if chat.ends(d.chat_template, tokenizer):
             return ""
         return (

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fedft import registry
 from fedft.config import RunConfig
 from fedft.data.templates import FIELD
 from fedft.models import tasks
@@ -46,8 +45,7 @@ def fields(config: RunConfig) -> list[str]:
     if d.messages is not None:
         return [d.messages, "system", "tools"]
     writes = tasks.of(config.model.task).generates
-    pairs = registry.named(config.local.objective, "objective")[0] in registry.PREFERENCES
-    learned = (d.chosen, d.rejected) if pairs else (d.response,)
+    learned = (d.chosen, d.rejected) if config.local.pairs else (d.response,)
     templates = (d.prompt, *learned) if writes else (d.text,)
     return sorted({name for template in templates for name in FIELD.findall(template) if name})
 

@@ -81,6 +81,15 @@ def test_each_form_is_one_line_and_what_a_run_makes_of_it_another(
     assert "at max_length = 512" in records.found
 
 
+@pytest.mark.parametrize("written", [lambda names: names, json.dumps], ids=["list", "text"])
+def test_lists_of_labels_are_left_to_the_run_which_has_their_names(looked: Any, written: Any) -> None:
+    rows = [{"text": "a", "y": written(names)} for names in (["red"], [], ["red", "new"])]
+    found = looked(rows, text="{text}", label="y")
+    assert [f.state for f in found] == [OK] * 3
+    assert "the run says what its labels are" in found[2].found
+    assert "'new'" in found[1].found or written is json.dumps
+
+
 def test_pairs_are_looked_at_as_pairs(looked: Any) -> None:
     talks = {side: [*talk("1 + 1")["m"], {"role": "assistant", "content": side}] for side in ("up", "down")}
     texts = {"q": "1 + 1", "up": "2", "down": "3"}

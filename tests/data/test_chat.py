@@ -344,11 +344,15 @@ def test_a_template_as_llama_writes_dates_has_the_fixed_one_too(tokenizer):
 
 
 @pytest.mark.parametrize("dated", [True, False])
-def test_a_fixed_date_is_said_once(tokenizer, dated):
-    data = {"train": "f", "messages": "m", "chat_template": (DATED if dated else "") + CHATML, "max_length": 99}
+@pytest.mark.parametrize("objective", ["likelihood", "dpo"])
+def test_a_fixed_date_is_said_once(tokenizer, dated, objective):
+    data = {"train": "f", "chat_template": (DATED if dated else "") + CHATML, "max_length": 99}
+    data |= {"messages": "m"} if objective == "likelihood" else {}
     base = SimpleNamespace(tokenizer=tokenizer, ids=9999, source="base")
-    parts = {c: ([{"m": SHORT}] * 2, []) for c in "xy"}
-    client_datasets.encode(parts, run_file.from_dict({"data": data}), base, counts := RowCounts())
+    other = [*SHORT[:-1], {"role": "assistant", "content": "no"}]
+    parts = {c: ([{"m": SHORT, "chosen": SHORT, "rejected": other}] * 2, []) for c in "xy"}
+    config = run_file.from_dict({"data": data, "local": {"objective": objective}})
+    client_datasets.encode(parts, config, base, counts := RowCounts())
     said = [line for line in counts.lines(99, 2) if "date" in line]
     wanted = "the chat template writes the day's date; it is 26 Jul 2024 in all rows, on every site and day"
     assert said == ([wanted] if dated else [])

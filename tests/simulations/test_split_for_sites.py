@@ -125,6 +125,15 @@ def test_the_policy_of_a_site_allows_the_run_and_nothing_larger(run, tmp_path):
             allowed_jobs.check_job(job_of(run_file.from_dict(tables), DIGEST, b""), allowed)
 
 
+def test_the_policy_of_a_site_allows_the_modules_that_are_trained_whole(run, tmp_path):
+    simulated = run(model={"targets": ["q_proj"], "modules_to_save": ["norm"]}, strategy={"name": "fedit"})
+    allowed = with_keys(split(simulated, tmp_path / "sites", server="[::1]:9092")[0]).policy
+    allowed_jobs.check_job(job_of(simulated, DIGEST, b""), allowed)
+    other = run(model={"targets": ["q_proj"], "modules_to_save": ["lm_head"]}, strategy={"name": "fedit"})
+    with pytest.raises(allowed_jobs.PlanRefused, match="modules_to_save"):
+        allowed_jobs.check_job(job_of(other, DIGEST, b""), allowed)
+
+
 def test_a_site_s_file_has_the_run_s_chat_template(run, tmp_path):
     template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     plain = {"prompt": "{prompt}", "response": "{response}"}
