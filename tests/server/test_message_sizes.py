@@ -9,6 +9,7 @@ from fedft import run_file, strategies, testing
 from fedft.errors import ConfigError
 from fedft.server import app, message_sizes
 from fedft.simulations import run as runs
+from fedft.update import TensorSpec
 from fedft.wire import messages
 
 
@@ -17,6 +18,14 @@ def check(name: str, most: int, monkeypatch: pytest.MonkeyPatch, clients: int = 
     toy = testing.toy(strategies.make(name, {}))
     config = run_file.from_dict({"strategy": {"name": name}, "codec": codec, "clients": {"rank": 4}})
     message_sizes.check_sizes(config, toy.recipe, toy.layout, clients)
+
+
+def test_a_stack_of_matrices_is_refused_by_its_name() -> None:
+    """Experts that lie in one parameter, under full fine-tuning."""
+    spec = {"mlp.weight": TensorSpec((3, 4), "float32"), "mlp.experts.down_proj": TensorSpec((2, 3, 4), "float32")}
+    with pytest.raises(ConfigError, match=r"^mlp.experts.down_proj has 3 dimensions, messages carry up to 2; wanted"):
+        message_sizes.message_bytes(spec, "fp32")
+    assert message_sizes.message_bytes({"mlp.weight": spec["mlp.weight"]}, "fp32") > 48
 
 
 @pytest.mark.parametrize("name", ["fedit", "flora"])
