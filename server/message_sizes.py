@@ -65,5 +65,10 @@ def sent_down(recipe: Recipe, state: State, plan: Plan) -> Spec:
 
 
 def message_bytes(spec: Spec, codec: str) -> int:
-    """Bytes of a message with these tensors, within those of a header."""
+    """Bytes of a message with these tensors, within those of a header.
+
+    Raises ConfigError for a tensor that is neither a vector nor a matrix, such as experts in one parameter.
+    """
+    if stack := next((f"{n} has {len(t.shape)} dimensions" for n, t in spec.items() if len(t.shape) > 2), ""):
+        raise ConfigError(f"{stack}, messages carry up to 2; wanted a strategy with adapters, or of seeds and scalars")
     return HEADER_BYTES + sum(len(n) + ROW_BYTES for n in spec) + body_bytes(spec, codec)

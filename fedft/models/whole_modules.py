@@ -17,7 +17,7 @@ def whole_modules(base: Base, wanted: Sequence[str]) -> frozenset[str]:
         wanted: names, or endings of names at a dot, of modules with parameters: "lm_head", "embed_tokens", "norm".
     Raises:
         DataError: one that names no such module; one that shares a weight with a module that is not named, from which
-            peft would untie it; weights that are not floats; as `head_modules` does.
+            peft would untie it; weights that are not floats, or have more than two dimensions; as `head_modules` does.
     """
     found = head_modules(base)
     own = {n: m for n, m in base.model.named_modules(remove_duplicate=False) if any(True for _ in m.parameters())}
@@ -57,8 +57,13 @@ def inside(name: str, modules: Collection[str]) -> bool:
 
 
 def _check_tied(base: Base, found: Collection[str]) -> None:
-    """Raise DataError where a weight is a chosen module's and another one's, too, or holds no floats."""
+    """Raise DataError where a weight is a chosen module's and another one's, too, holds no floats, or is a stack."""
     for n, p in base.model.named_parameters():
+        if inside(n, found) and p.ndim > 2:  # experts, or a convolution: messages are of vectors and matrices
+            raise DataError(
+                f"[model] modules_to_save: {n} has {p.ndim} dimensions, and messages carry up to 2; experts get "
+                f"adapters, see targets"
+            )
         if inside(n, found) and not p.is_floating_point():
             raise DataError(f"[model] modules_to_save: {n} is packed into {p.dtype}, which cannot be trained")
     for of in shared_names(base.model):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from small_experts import drawn
 from small_models import TOKENS, base_of, factors, gpt2, llama, small
 
 import fedft
@@ -136,6 +137,15 @@ def test_without_the_adapter_they_are_the_bases_own():
 def test_where_all_layers_are_whole_none_is_left():
     with pytest.raises(DataError, match="'all-linear' finds no linear layer beside what is trained whole"):
         layout_of(base_of(llama(tied=False)), "all-linear", modules_to_save=["model"])
+
+
+def test_experts_in_one_parameter_are_not_trained_whole():
+    base = drawn("mixtral")
+    with pytest.raises(
+        DataError, match=r"experts\.gate_up_proj has 3 dimensions, .*; experts get adapters, see targets"
+    ):
+        whole_modules(base, ["experts"])
+    assert whole_modules(base, ["gate"]) == {f"model.layers.{i}.mlp.gate" for i in range(2)}
 
 
 def test_a_classifiers_head_is_whole_without_being_named():

@@ -20,6 +20,14 @@ def check(name: str, most: int, monkeypatch: pytest.MonkeyPatch, clients: int = 
     message_sizes.check_sizes(config, toy.recipe, toy.layout, clients)
 
 
+def test_a_stack_of_matrices_is_refused_by_its_name() -> None:
+    """Experts that lie in one parameter, under full fine-tuning."""
+    spec = {"mlp.weight": TensorSpec((3, 4), "float32"), "mlp.experts.down_proj": TensorSpec((2, 3, 4), "float32")}
+    with pytest.raises(ConfigError, match=r"^mlp.experts.down_proj has 3 dimensions, messages carry up to 2; wanted"):
+        message_sizes.message_bytes(spec, "fp32")
+    assert message_sizes.message_bytes({"mlp.weight": spec["mlp.weight"]}, "fp32") > 48
+
+
 @pytest.mark.parametrize("name", ["fedit", "flora"])
 def test_the_limit_is_where_the_message_of_the_first_plan_and_update_ends(
     name: str, monkeypatch: pytest.MonkeyPatch
