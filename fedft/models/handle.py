@@ -4,8 +4,7 @@ The base model is loaded once and stays; a turn of another client only copies it
 adapter (`fedft.contract.Kind`) puts itself into the model, one for each shape that is written (`mounted_adapters`).
 
 Beside the live model, float32 originals w0 are kept: of adapted weights once a merge has moved them (FLoRA), and of all
-parameters in full fine-tuning. A weight in half precision is thus always w0 + change, summed in float32 and rounded
-once, never a running sum of roundings.
+parameters in full fine-tuning. A weight in half precision is thus always w0 + change, summed and rounded once.
 """
 
 import inspect
