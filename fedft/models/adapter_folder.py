@@ -94,9 +94,9 @@ def merged(below: Base, source: str) -> Base:
         own = (Path(folder) / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if own else below.tokenizer
     except Exception as e:  # peft's and transformers', on whatever lies in the folder
-        own, wanted = classes.of_folder(Path(folder)), classes.of_config(below.model.config)
-        if below.task != "causal-lm" and own and len(own.names) != len(wanted.names):
-            classes.order(own, wanted, source)
+        theirs, wanted = classes.of_folder(Path(folder)), classes.of_config(below.model.config)
+        if below.task != "causal-lm" and theirs and len(theirs.names) != len(wanted.names):
+            classes.order(theirs, wanted, source)
         raise DataError(f"[model] id: cannot load the adapter in {source!r}: {first_line(e)}") from e
     if inside := {n for n in saved if n.split(".")[0] == getattr(whole, "base_model_prefix", "")}:
         raise DataError(
