@@ -52,8 +52,7 @@ def flasc(
         freeze_a: A stays as the run's seed draws it and never travels; only B (and a head) is trained and sparse.
         server_optimizer: `adamw`, or `sgd` for x + server_lr * mean change.
         server_lr: of the server's optimiser; the published 0.001 is for hundreds of rounds, `sgd` at 1 suits a few.
-        beta1: of the server's AdamW, decay of the first moment.
-        beta2: of the server's AdamW, decay of the second moment.
+        beta1, beta2: of the server's AdamW, decays of the first and second moment.
         weight_decay: of the server's optimiser, on all entries.
         weights: `examples` for p_k = n_k / sum n_j, or `uniform`.
         error_feedback: a client adds what it did not send to its next change (off in the paper).

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fedft.cli.code import Allow, SetKeys
+from fedft.cli.options import Allow, SetKeys
 from fedft.errors import ConfigError, Interrupted
 
 PATIENCE_S = 5.0  # for a goodbye to the server

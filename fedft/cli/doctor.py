@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedft.cli.code import Allow
+from fedft.cli.options import Allow
 
 if TYPE_CHECKING:
     from fedft.cli.checks_machine import Finding

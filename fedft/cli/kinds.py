@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli.code import named
+from fedft.cli.options import named
 from fedft.errors import ConfigError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]

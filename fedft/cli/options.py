@@ -1,4 +1,4 @@
-"""Which code outside fedft a command may import: what stands on the command line itself, `--allow` or anywhere else."""
+"""Options that many commands have. Which code outside fedft one may import: what stands on the command line itself."""
 
 from typing import Annotated
 
@@ -24,3 +24,4 @@ SetKeys = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", callback=named, help="Override, e.g. strategy.name=ffa_lora."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
