@@ -86,7 +86,7 @@ def client(
     log_: LogForm = "lines",
 ) -> None:
     """Serve one site: wait for the server, train on the site's own rows, send what the policy allows."""
-    from fedft.client import site_settings as sites
+    from fedft.client import site_file as sites
 
     _start_logging(log_)
     config = sites.load(site)

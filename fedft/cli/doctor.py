@@ -85,9 +85,9 @@ def _site(file: Path, no_model: bool) -> Iterator["Finding"]:
     loaded: list[SiteConfig] = []
 
     def load() -> Iterator[Finding]:
-        from fedft.client import site_settings
+        from fedft.client import site_file
 
-        loaded.append(site_settings.load(file))
+        loaded.append(site_file.load(file))
         yield Finding("site", OK, f"{loaded[0].site.name}, by {file}")
 
     yield from findings_of("site", load)

@@ -1,11 +1,12 @@
 """A site file says what it means, or what is wrong with it in one line."""
 
 import shutil
+import typing
 from pathlib import Path
 
 import pytest
 
-from fedft.client import site_settings
+from fedft.client import site_file, site_settings
 from fedft.errors import ConfigError
 
 EXAMPLE = Path(site_settings.__file__).with_name("site.toml")
@@ -31,11 +32,11 @@ def folder(tmp_path: Path) -> Path:
 
 def loaded(folder: Path, text: str) -> site_settings.SiteConfig:
     (folder / "site.toml").write_text(text, encoding="utf-8")
-    return site_settings.load(folder / "site.toml")
+    return site_file.load(folder / "site.toml")
 
 
 def test_the_example_loads_and_says_the_defaults(folder):
-    found = site_settings.load(Path(shutil.copy(EXAMPLE, folder)))
+    found = site_file.load(Path(shutil.copy(EXAMPLE, folder)))
     assert found.policy == site_settings.Policy(strategies=["flora"])
     assert (found.local, found.model) == (site_settings.SiteLocal(), site_settings.SiteModel("stdlib-base"))
     assert found.keys.folder == str(folder / "keys")
@@ -44,7 +45,7 @@ def test_the_example_loads_and_says_the_defaults(folder):
 def test_every_key_of_a_site_file_is_in_the_example():
     """As a value or commented out; so the example is the reference."""
     text = EXAMPLE.read_text(encoding="utf-8")
-    for name, kind in site_settings.typing.get_type_hints(site_settings.SiteConfig).items():
+    for name, kind in typing.get_type_hints(site_settings.SiteConfig).items():
         table = text.partition(f"[{name}]")[2].partition("\n[")[0]
         for key in kind.__dataclass_fields__.keys() - {"text", "label"}:
             assert f"\n{key} = " in table or f"\n# {key} = " in table, f"[{name}] {key}"
@@ -116,9 +117,9 @@ def test_a_mistake_is_one_line(folder, old, new, said):
 
 def test_a_file_that_is_none_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="no such site file"):
-        site_settings.load(tmp_path / "site.toml")
+        site_file.load(tmp_path / "site.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
-        site_settings.load(tmp_path)
+        site_file.load(tmp_path)
 
 
 def test_addresses_may_be_names_or_ip_6(folder):

@@ -28,7 +28,7 @@ from superlink import SuperLink
 
 import fedft
 from fedft import run_file
-from fedft.client import app, site_settings
+from fedft.client import app, site_file
 from fedft.errors import ConfigError
 from fedft.security import new_keys, private_keys, roster
 from fedft.server import app as server_app
@@ -69,9 +69,7 @@ def attended(*files: Path) -> Iterator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     ours, stop = logging.getLogger("fedft"), threading.Event()
-    threads = [
-        threading.Thread(target=app.attend, args=(site_settings.load(f), stop), name=f.parent.name) for f in files
-    ]
+    threads = [threading.Thread(target=app.attend, args=(site_file.load(f), stop), name=f.parent.name) for f in files]
     ours.addHandler(handler)
     try:
         for thread in threads:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from fedft import run_file
-from fedft.client import allowed_jobs, site_settings
+from fedft.client import allowed_jobs, site_file
 from fedft.data import client_datasets
 from fedft.durable import folder_name
 from fedft.errors import ConfigError, DataError
@@ -54,7 +54,7 @@ def with_keys(path):
     (path.parent / "keys").mkdir(exist_ok=True)
     for name in ("ca.pem", "server.pub", "signing.key", "node.key"):
         (path.parent / "keys" / name).touch()
-    return site_settings.load(path)
+    return site_file.load(path)
 
 
 KINDS = {
@@ -217,9 +217,7 @@ def test_with_the_server_s_keys_the_sites_are_enrolled(run, tmp_path):
 
     server = tmp_path / "server"
     new_keys.make_server(server, ["localhost"], 30)
-    found = [
-        site_settings.load(path) for path in split(run(), tmp_path / "sites", server="localhost:9092", keys=server)
-    ]
+    found = [site_file.load(path) for path in split(run(), tmp_path / "sites", server="localhost:9092", keys=server)]
     members = roster.load_roster(server / "roster.toml").members
     assert sorted(members) == sorted(own.site.name for own in found)
     for own in found:
