@@ -39,6 +39,7 @@ ROOMS_TOO = {
     "fedft/cli/bench.py": {"benchmarks"},
     "fedft/cli/deploy.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/doctor.py": set(ROOMS) - {"benchmarks"},
+    "fedft/cli/finished.py": {"simulations"},
     "fedft/cli/kinds.py": {"strategies"},
     "fedft/cli/records.py": {"client"},
 }
