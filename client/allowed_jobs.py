@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_type_hints
 
-from fedft import config, registry, run_file, strategies
+from fedft import check, config, registry, run_file, strategies
 from fedft.client.site_settings import Policy, SiteConfig
 from fedft.compression import codec_names
 from fedft.config import ALL, LOCAL, RunConfig
@@ -193,18 +193,9 @@ def _check_texts(tables: Mapping[str, Mapping[str, Any]], policy: Policy) -> Non
     foreign = {n for r in known for n in r.names()} - {n for r in known for n in r.built_in} - listed
     for table, said in tables.items():
         for key, value in said.items():
-            for text in _texts(value) if key not in LOOKED_AT.get(table, ()) else ():
+            for text in check.texts(value) if key not in LOOKED_AT.get(table, ()) else ():
                 if text not in listed and (":" in text or text in foreign):
                     raise PlanRefused("policy_options", f"[{table}] {key!s:.80} says {text!r:.80}: not allowed here")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a value of a table."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
 
 
 def _check_limits(said: RunConfig, policy: Policy) -> None:

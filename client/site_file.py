@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import typing
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fedft.client.site_settings import SiteConfig, SiteData
 from fedft.compression import codec_names
 from fedft.data import template_checks
 from fedft.errors import ConfigError
-from fedft.run_file import checked_table, read
+from fedft.run_file import check_tables, checked_table, read
 from fedft.security.sealed import site_name
 
 ADDRESS = re.compile(r"(?:[^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
@@ -38,13 +38,7 @@ def load(path: Path) -> SiteConfig:
     Paths may use `$VARIABLES` and `~`; relative ones mean relative to the file.
     """
     tables = read(path, "no such site file")
-    known = [f.name for f in fields(SiteConfig)]
-    for name, table in tables.items():
-        if name not in known:
-            there = check.nearest(name, known) or f"; a site file has {', '.join(known)}"
-            raise ConfigError(f"{path}: no table [{name}]{there}")
-        if not isinstance(table, dict):
-            raise ConfigError(f"{path}: {name} is a value, wanted a table [{name}]")
+    check_tables(SiteConfig, tables, f"{path}", "a site file")
     built: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(SiteConfig).items():
         where = f"{path}: [{name}]"

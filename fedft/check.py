@@ -10,7 +10,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -146,3 +146,16 @@ def nearest(word: str, known: Collection[str]) -> str:
     """
     close = get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a value, however deep in lists and tables; keys of tables are none.
+
+    >>> list(texts(["a", 1, {"k": ("b", None)}]))
+    ['a', 'b']
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from texts(inner)

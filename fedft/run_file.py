@@ -102,13 +102,8 @@ def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
 
 def _for_strategy(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The tables with the chosen strategy's sub-tables merged in and those of other strategies left out."""
-    known, strategies = [f.name for f in fields(RunConfig)], registry.strategies.names()
-    for name, table in tables.items():
-        if name not in known:
-            there = check.nearest(name, known) or f"; a run file has {', '.join(known)}"
-            raise ConfigError(f"{where}: no table [{name}]{there}")
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{where}: {name} is a value, wanted a table [{name}]")
+    check_tables(RunConfig, tables, where, "a run file")
+    strategies = registry.strategies.names()
     chosen = tables.get("strategy", {}).get("name", Strategy.name)
     if isinstance(chosen, str) and chosen not in strategies and ":" not in chosen:
         raise ConfigError(f"{where}: [strategy] name: {registry.strategies.unknown(chosen)}")
@@ -117,6 +112,20 @@ def _for_strategy(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
         own = {k: v for k, v in table.items() if k in strategies and isinstance(v, Mapping)}
         merged[name] = {k: v for k, v in table.items() if k not in own} | dict(own.get(chosen, {}))
     return merged
+
+
+def check_tables(kind: type, tables: Mapping[str, Any], where: str, what: str) -> None:
+    """Return None if every one of the tables is a field of the dataclass `kind`, which is `what`, and a table.
+
+    Raises ConfigError, beginning with `where`.
+    """
+    known = [f.name for f in fields(kind)]
+    for name, table in tables.items():
+        if name not in known:
+            there = check.nearest(name, known) or f"; {what} has {', '.join(known)}"
+            raise ConfigError(f"{where}: no table [{name}]{there}")
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{where}: {name} is a value, wanted a table [{name}]")
 
 
 def checked_table(kind: type, table: Mapping[str, Any], where: str) -> Any:

@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 from fedft.errors import RejectedUpdate
 
 Kind = Literal["query", "train", "evaluate"]
+Handle = Callable[[str, bytes, Callable[[bytes], None]], None]
+"""A site's: takes (kind, payload, reply) of a message; `reply(answer)` sends the answer."""
 
 MAX_REASON = 300  # characters of a peer's text that are kept, logged and shown
 SHORT_ANSWER_BYTES = 8192  # of an answer without tensors: its header has at most 4,096

@@ -5,9 +5,10 @@ meant. Rows are counted, not refused: some records are about such text, and some
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fedft import check
 from fedft.config import RunConfig
 from fedft.data.templates import FIELD
 from fedft.models import tasks
@@ -31,7 +32,7 @@ class ControlTokens:
         if self._expression is None:
             return
         for row in rows:
-            said = (text for name in self._fields for text in _texts(row.get(name)))
+            said = (text for name in self._fields for text in check.texts(row.get(name)))
             found = {name for text in said for name in self._expression.findall(text)}
             self.rows += bool(found)
             self.texts |= found
@@ -48,12 +49,3 @@ def fields(config: RunConfig) -> list[str]:
     learned = (d.chosen, d.rejected) if config.local.pairs else (d.response,)
     templates = (d.prompt, *learned) if writes else (d.text,)
     return sorted({name for template in templates for name in FIELD.findall(template) if name})
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a value, however deep; names of fields are none."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)

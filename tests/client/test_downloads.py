@@ -57,15 +57,20 @@ def undecoded(monkeypatch):
     monkeypatch.setattr(messages, "read_body", decode)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_every_strategy_says_what_may_come_down(name):
+def of_round_1(name):
+    """(a plan of the second round of a toy run, what the strategy says may come down with it)."""
     recipe = strategies.make(name, OPTIONS.get(name, {}))
     t = testing.toy(recipe)
     state = t.state()
     state = t.step(state, [t.update(state, k) for k in range(len(t.ranks))])
     plan = t.plan(state, 0)
+    return plan, recipe.downloads(t.layout, plan)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_strategy_says_what_may_come_down(name):
+    plan, wanted = of_round_1(name)
     assert plan.tensors
-    wanted = recipe.downloads(t.layout, plan)
     check_download(describe(plan.tensors, "fp32"), wanted, "fp32")
     for stranger in ("stranger", *(n + "x" for n in plan.tensors)):
         with pytest.raises(RejectedUpdate) as e:
@@ -75,12 +80,7 @@ def test_every_strategy_says_what_may_come_down(name):
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_no_shared_float_comes_down_larger_than_the_model_lets_it_be(name):
-    recipe = strategies.make(name, OPTIONS.get(name, {}))
-    t = testing.toy(recipe)
-    state = t.state()
-    state = t.step(state, [t.update(state, k) for k in range(len(t.ranks))])
-    plan = t.plan(state, 0)
-    wanted, found = recipe.downloads(t.layout, plan), 0
+    (plan, wanted), found = of_round_1(name), 0
     for n, x in plan.tensors.items():
         large = {n: torch.zeros([max(s, 1) * 1000 for s in x.shape], dtype=x.dtype)}
         if wanted(n).shape[0] < 2**31:  # a history of however many clients is bounded by the policy alone

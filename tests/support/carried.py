@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedft.carriers.stream import site_node
+from fedft.carriers.interface import Handle
 from fedft.carriers.stream.link import StreamLink
 from fedft.carriers.stream.site_node import Node
 from fedft.security import new_keys
@@ -36,9 +36,21 @@ def node_key(folder: Path, name: str) -> tuple[Path, bytes]:
     return file, node_bytes(key.public_key())
 
 
+DONE = threading.Event()
+"""What the sites work at in another thread is finished."""
+
+
+def echo(kind: str, payload: bytes, reply: Callable[[bytes], None]) -> None:
+    """What sites do: `train` is answered once DONE is set, `evaluate` with 3 MiB, others with what they say."""
+    if kind == "train":
+        threading.Thread(target=lambda: DONE.wait(30) and reply(payload)).start()
+    else:
+        reply(b"x" * 3 * 2**20 if kind == "evaluate" else payload)
+
+
 @contextmanager
-def running(*nodes: Node, handle: site_node.Handle) -> Iterator[None]:
-    """These nodes serve while the block lasts."""
+def running(*nodes: Any, handle: Handle, patience: float = PATIENCE_S) -> Iterator[None]:
+    """These nodes, of any carrier, serve while the block lasts, and end within `patience` seconds."""
     stop = threading.Event()
     threads = [threading.Thread(target=node.run, args=(handle, stop)) for node in nodes]
     for thread in threads:
@@ -48,7 +60,7 @@ def running(*nodes: Node, handle: site_node.Handle) -> Iterator[None]:
     finally:
         stop.set()
         for thread in threads:
-            thread.join(PATIENCE_S)
+            thread.join(patience)
             assert not thread.is_alive()
 
 

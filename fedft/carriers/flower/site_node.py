@@ -21,6 +21,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedft.carriers.flower import connection_faults, grid, message_objects
+from fedft.carriers.interface import Handle
 from fedft.errors import ConfigError, RejectedUpdate
 
 log = logging.getLogger(__name__)
@@ -31,9 +32,6 @@ POLL_S = 0.05, 1.0  # just after a message, and when idle for ten seconds and mo
 RETRY_S = 1.0, 30.0
 PATIENCE_S = 600.0  # with one request of a message or reply; then it is given up, and the server asks again
 WORKERS = 4  # messages fetched at a time
-
-Handle = Callable[[str, bytes, Callable[[bytes], None]], None]
-"""Takes (kind, payload, reply) of a message; `reply(answer)` sends the answer."""
 
 
 class Node:

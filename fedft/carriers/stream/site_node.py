@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from fedft.carriers.interface import Handle
 from fedft.carriers.stream import dial, frames, front, tls
 from fedft.carriers.stream.connection import Connection
 from fedft.carriers.stream.frames import Kind, Malformed
@@ -36,9 +37,6 @@ REASONS = {
     front.REPLACED: "server {} took another connection in place of this one: another process has this site's key",
     front.VERSION: "server {} speaks another version of the protocol: update the older of the two",
 }
-
-Handle = Callable[[str, bytes, Callable[[bytes], None]], None]
-"""Takes (kind, payload, reply) of a message; `reply(answer)` sends the answer."""
 
 
 class Node:

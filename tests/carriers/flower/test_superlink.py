@@ -10,15 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import carried
 import flwr
 import httpx
 import pytest
+from carried import DONE, echo
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -104,38 +107,8 @@ class House:
         return dict(self.link.nodes())
 
 
-def wait(until: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not until():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-DONE = threading.Event()
-"""What the sites work at in another thread is finished."""
-
-
-def echo(kind: str, payload: bytes, reply: Callable[[bytes], None]) -> None:
-    """What the sites do: `train` is answered once DONE is set, `evaluate` with 3 MiB."""
-    if kind == "train":
-        threading.Thread(target=lambda: DONE.wait(30) and reply(payload)).start()
-    else:
-        reply(b"x" * 3 * 2**20 if kind == "evaluate" else payload)
-
-
-@contextmanager
-def running(*nodes: Node, handle: site_node.Handle = echo) -> Iterator[None]:
-    stop = threading.Event()
-    threads = [threading.Thread(target=node.run, args=(handle, stop)) for node in nodes]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive()
+wait = partial(carried.wait, seconds=PATIENCE_S)
+running = partial(carried.running, handle=echo, patience=PATIENCE_S)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,28 +5,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from carried import MAX_REPLY, House, node_key, running, wait
+from carried import DONE, MAX_REPLY, House, echo, node_key, running, wait
 
 from fedft.carriers.interface import LinkLost, Refused
 from fedft.carriers.stream import site_node
 from fedft.carriers.stream.site_node import Node
 from fedft.errors import ConfigError, RejectedUpdate
 from fedft.security import new_keys
-
-DONE = threading.Event()
-"""What the sites work at in another thread is finished."""
-
-
-def echo(kind: str, payload: bytes, reply: Callable[[bytes], None]) -> None:
-    """What the sites do: `train` is answered once DONE is set, `evaluate` with 3 MiB."""
-    if kind == "train":
-        threading.Thread(target=lambda: DONE.wait(30) and reply(payload)).start()
-    else:
-        reply(b"x" * 3 * 2**20 if kind == "evaluate" else payload)
 
 
 @pytest.fixture(autouse=True, scope="module")
