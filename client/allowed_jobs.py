@@ -84,7 +84,7 @@ def longest_message(policy: Policy) -> int:
 
 
 def run_config(job: Job, site: SiteConfig) -> RunConfig:
-    """The run as this site carries it out: the job's tables, with the site's paths, device, threads and record format.
+    """The run as this site carries it out: the job's tables, with the site's paths, device, memory modes and record format.
 
     The strategy's options are checked: `strategies.make` takes them. Raises PlanRefused as `check_job` does.
     """
@@ -103,7 +103,7 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
             said,
             model=replace(said.model, id=site.model.id, device=site.model.device),
             data=replace(said.data, **form),
-            local=replace(said.local, threads=site.local.threads),
+            local=replace(said.local, **vars(site.local)),
         )
 
 

@@ -4,6 +4,7 @@ The server says what a run is; this file says where the model and the rows are, 
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ class SiteLocal:
 
     threads: int = 1
     """torch threads."""
+    micro_batch: int | Literal["auto"] | None = None
+    """Records in memory at once, as in a run file: gradients of so many are summed up to the run's `batch_size`."""
+    checkpointing: bool = False
+    """Compute activations again in place of keeping them: slower, for a small part of the memory."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fedft.contract import Batch, Turn
 from fedft.data import packing
 from fedft.data.batches import ClientRows
 from fedft.data.examples import Example
+from fedft.data.micro_batches import MicroBatch
 from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
@@ -51,8 +52,14 @@ class Client:
     kept: Kept = field(default_factory=Kept)
     step: int = 0
     """Local steps begun in the round at hand, for those who wait."""
+    _micro_batch: MicroBatch | None = field(init=False)
+    """Stays between rounds: what memory has shown to be enough for."""
     _run: str = ""
     _run_seed: int = 0
+
+    def __post_init__(self) -> None:
+        wanted = self.config.local.micro_batch
+        self._micro_batch = MicroBatch(may_shrink=True) if wanted == "auto" else wanted and MicroBatch(wanted)
 
     def answer(self, kind: Kind, payload: bytes) -> bytes | Refused:
         """The client's answer to a message of the server's; what it will not do is a refusal with a code."""
@@ -128,7 +135,7 @@ class Client:
         collate: Callable[[Sequence[Example]], Batch] = partial(self.handle.objective.collate, pad_id=self.base.pad_id)
         if self.config.local.packing:
             collate = partial(packing.collate, pad_id=self.base.pad_id, max_length=self.config.data.length)
-        return ClientRows(self.train_rows, self.config.local.batch_size, collate, begun)
+        return ClientRows(self.train_rows, self.config.local.batch_size, collate, begun, self._micro_batch)
 
     def evaluate(self, turn: Turn) -> Update:
         """The update without tensors whose metrics are those of the installed state on the client's held-out rows.

@@ -25,7 +25,7 @@ ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
     "model": frozenset({"id", "device"}),
     "data": frozenset({"train", "test", "partition", "client", "clients", "alpha", "min_rows"}),
-    "local": frozenset({"threads"}),
+    "local": frozenset({"threads", "micro_batch", "checkpointing"}),
     "server": ALL,
     "clients": ALL,
     "limits": frozenset({"max_norm", "norm_factor", "max_num_examples", "max_bytes", "quarantine_after"}),
@@ -34,8 +34,10 @@ LOCAL: Mapping[str, Collection[str]] = {
 """Keys by table that never travel with a job, or ALL of a table. Whatever else a run file has does, new tables too."""
 OTHER_TOOLS: Mapping[str, str] = {
     **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs", "local_epochs", "max_steps"), "[local] steps"),
-    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size"), "[local] batch_size"),
-    "gradient_accumulation_steps": "a larger [local] batch_size",
+    "per_device_train_batch_size": "[local] batch_size, or micro_batch",
+    "micro_batch_size": "[local] micro_batch",
+    "gradient_accumulation_steps": "[local] micro_batch, and a batch_size that is so many times as large",
+    "gradient_checkpointing": "[local] checkpointing",
     **dict.fromkeys(("lr", "eta"), "[local] learning_rate"),
     **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "warmup_steps"), "[local] learning_rate_decay, by round"),
     **dict.fromkeys(("r", "lora_r", "lora_rank"), "[clients] rank"),
@@ -204,6 +206,13 @@ class Local:
     """Rows of a batch are laid one behind the other into sequences of at most `max_length` tokens, in place of padding
     each to the longest: the same loss and gradients but for the rounding of sums, for fewer tokens. Refused for models
     that do not keep such rows apart, which is tried before the run."""
+    micro_batch: int | Literal["auto"] | None = None
+    """Records whose activations are in memory at once: gradients of so many are summed until `batch_size` have been
+    seen, each token with the weight that it has in the whole batch. The same step but for the rounding of sums, where
+    there is no dropout. "auto": all, and half as many each time that the device's memory is not enough. Left out: all."""
+    checkpointing: bool = False
+    """Activations of a layer are computed again when gradients need them, in place of being kept: about a third more
+    time, for a small part of the memory. The same step, bit for bit."""
     threads: int = 1
     """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
 

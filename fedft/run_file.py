@@ -190,6 +190,8 @@ def _check(c: RunConfig, where: str) -> None:
         check.one_of(("local", "ray"), **of("server", "mode"))
         if c.server.together != "auto":
             check.at_least(1, **of("server", "together"))
+        if c.local.micro_batch != "auto":
+            check.at_least(1, **of("local", "micro_batch"))
         if c.server.budget is not None:
             budget_of(c.server.budget)
         check.at_least(1, **of("local", "steps", "batch_size", "threads"), **of("server", "rounds", "attempts"))

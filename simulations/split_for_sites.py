@@ -18,7 +18,7 @@ from typing import Any
 import tomli_w
 
 from fedft import durable, registry
-from fedft.config import RunConfig
+from fedft.config import LOCAL, RunConfig
 from fedft.data.client_datasets import Rows, said
 from fedft.errors import ConfigError, DataError
 from fedft.models import dtypes
@@ -106,7 +106,7 @@ def _site_file(config: RunConfig, name: str, server: str) -> str:
         "keys": {"folder": "keys"},
         "model": {"id": _model(config.model.id), "device": config.model.device},
         "data": {"train": "train.jsonl"} | _data(config),
-        "local": {"threads": config.local.threads},
+        "local": {key: value for key in sorted(LOCAL["local"]) if (value := getattr(config.local, key))},
         "policy": {
             "strategies": _strategies(config),
             "plugins": _plugins(config),

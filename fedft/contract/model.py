@@ -65,6 +65,9 @@ class Handle(Protocol):
     def loss(self, batch: Batch) -> Tensor:
         """The run's objective on one batch: a float32 scalar, with a graph unless gradients are off."""
 
+    def shares(self, batch: Any) -> Sequence[tuple[Batch, float]]:
+        """The pieces of a batch that comes in pieces (`fedft.data.micro_batches`), each with its share of the mean."""
+
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(most likely class or token, the true one), int64, both [rows] for classes and [rows, length] for tokens.
 
@@ -107,6 +110,9 @@ class Objective(Protocol):
 
     def loss(self, handle: Any, batch: Batch) -> Tensor:
         """The mean loss of a batch: a float32 scalar with a graph, unless gradients are off."""
+
+    # weight(handle, batch) -> float: how many terms the loss of a batch is the mean of. Optional; `[local] micro_batch`
+    # needs it, to take a batch in pieces.
 
     def measure(self, handle: Any, batch: Batch) -> Mapping[str, tuple[float, float]]:
         """(sum, weight) of every metric on one batch of held-out rows; "loss" is among them. Gradients are off."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedft import check
 from fedft.data.examples import IGNORED, Example
+from fedft.data.micro_batches import InPieces, MicroBatch
 from fedft.errors import DataError
 
 
@@ -83,6 +84,8 @@ class ClientRows:
     """Rows -> a batch of tensors."""
     begun: Callable[[int], None] = lambda step: None
     """Is called with the number of every batch, from 1, when the batch is asked for."""
+    micro_batch: MicroBatch | None = None
+    """Batches can be taken in pieces of so many rows; None: they are whole."""
 
     def batch(self, rows: Sequence[Any]) -> Mapping[str, Tensor]:
         """These rows as one batch."""
@@ -93,7 +96,7 @@ class ClientRows:
         lists = drawn(self.rows, batch_size=self.batch_size, steps=turn.plan.steps, seed=turn.seed)
         for step, rows in enumerate(lists, 1):
             self.begun(step)
-            yield self.batch(rows)
+            yield self.batch(rows) if self.micro_batch is None else InPieces(rows, self.collate, self.micro_batch)
 
 
 def _shuffles(n: int, seed: int) -> Iterator[int]:

@@ -19,14 +19,16 @@ from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Batch, Kind, Layout, Objective, Settings
+from fedft.data.examples import IGNORED
+from fedft.data.micro_batches import InPieces
 from fedft.errors import DataError
-from fedft.models import tasks
+from fedft.models import learned_places, tasks
 from fedft.models.base_change import BaseChange, Originals
 from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
 from fedft.models.perturbation import Offset, Probe
 from fedft.randomness.directions import Directions
-from fedft.training.objectives import Likelihood, next_tokens, of_tokens
+from fedft.training.objectives import Likelihood, next_tokens, of_tokens, widened
 from fedft.update import Shape
 
 
@@ -173,9 +175,26 @@ class ModelHandle:
         return {n: self._value(n, p).contiguous() for n, p in {**self.adapter(), **self._live}.items()}
 
     def loss(self, batch: Batch) -> Tensor:
-        """The objective's mean loss on one batch, a float32 scalar; dropout is on only while gradients are."""
+        """The objective's mean loss on one batch, a float32 scalar; dropout is on only while gradients are.
+
+        Of a model in float64 it is one of float64.
+        """
         self.training(torch.is_grad_enabled())
-        return self.objective.loss(self, batch).float()
+        if isinstance(batch, InPieces):
+            return torch.stack([self.loss(piece) * share for piece, share in self.shares(batch)]).sum()
+        return widened(self.objective.loss(self, batch))
+
+    def shares(self, batch: InPieces) -> list[tuple[Batch, float]]:
+        """The pieces of a batch, each with its share of the batch's mean; those that count nothing are left out.
+
+        Where nothing is learned in any of them it is the whole batch, whose loss says so.
+        """
+        pieces = batch.pieces()
+        if len(pieces) == 1:
+            return [(pieces[0], 1.0)]
+        weights = [self.objective.weight(self, b) for b in pieces]  # type: ignore[attr-defined]
+        whole = sum(weights)
+        return [(b, w / whole) for b, w in zip(pieces, weights, strict=True) if w] or [(dict(batch), 1.0)]
 
     def training(self, on: bool) -> None:
         """Put the model and all its modules in training mode, or out of it."""
@@ -207,6 +226,27 @@ class ModelHandle:
         found = self.forward(inputs).logits
         labels = batch["labels"].to(found.device)
         return found, next_tokens(labels) if of_tokens(labels) and not self.two_sided else labels
+
+    def learned_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(logits, what each is to predict) of the n learned places of a batch, on the model's device.
+
+        [n, vocabulary] and int64 [n] for tokens; [n, classes] and int64 [n], or as in `logits`, for rows. Errors as of
+        `forward`. Logits of places where nothing is learned are not computed, where the model allows it.
+        """
+        labels = batch["labels"]
+        decoded = getattr(self._model, "prepare_decoder_input_ids_from_labels", None)
+        if not of_tokens(labels) or (self.two_sided and decoded is None):
+            logits, wanted = self.logits(batch)
+            if wanted.dtype != torch.int64:
+                return logits, wanted  # something is learned of every row
+            return logits[learned := wanted != IGNORED], wanted[learned]
+        labels = labels.to(next(self._model.parameters()).device)
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        if self.two_sided and decoded is not None and "decoder_input_ids" not in inputs:
+            inputs["decoder_input_ids"] = decoded(labels=labels)
+        wanted = labels if self.two_sided else next_tokens(labels)
+        with learned_places.only(self._model, learned := wanted != IGNORED) as chosen:
+            return chosen(self.forward(inputs).logits), wanted[learned]
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

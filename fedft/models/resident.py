@@ -8,7 +8,7 @@ import torch
 from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, dtypes, lengths, packed_rows, targets
+from fedft.models import adapter_folder, checkpointing, dtypes, lengths, packed_rows, targets
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.models.load import Base
@@ -36,8 +36,8 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     Sets torch's number of threads to `[local] threads`, and warns of a dtype that is slow on the device.
 
     Raises DataError for a model that cannot be loaded, is too short for `[data] max_length`, or does not keep packed
-    rows apart where `[local] packing` wants it; ConfigError for an objective that does not exist, or experts of the
-    model that the kind of adapter or dropout cannot have.
+    rows apart where `[local] packing` wants it; ConfigError for an objective that does not exist, experts of the
+    model that the kind of adapter or dropout cannot have, or a model that `[local] checkpointing` cannot work on.
     """
     torch.set_num_threads(config.local.threads)
     config = dtypes.resolved(config)
@@ -63,6 +63,8 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         dropout=m.lora_dropout,
         objective=objectives.of(config),
     )
+    if config.local.checkpointing:
+        checkpointing.switch_on(base.model, base.source)
     if config.local.packing:
         packed_rows.check_exact(handle, base, config.data.length)
     return Resident(base, handle.layout, handle)

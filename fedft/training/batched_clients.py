@@ -70,6 +70,8 @@ def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
         return "the objective is no mean of terms, one for each learned place"
     if handle.two_sided and not hasattr(handle.model, "prepare_decoder_input_ids_from_labels"):
         return "the model alone knows how its decoder's inputs are made of labels"
+    if local.micro_batch is not None or local.checkpointing:
+        return "[local] micro_batch and checkpointing are for one client at a time"
     if local.packing:
         return "[local] packing lays rows of a client one behind the other"
     if not elementwise(local):

@@ -17,6 +17,7 @@ from torch.nn import functional
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Batch
 from fedft.data.examples import IGNORED
+from fedft.models import learned_places
 from fedft.models.handle import ModelHandle
 from fedft.training.client_stack import ClientStack
 from fedft.training.objectives import OfLogits, next_tokens, of_tokens
@@ -49,24 +50,21 @@ def client_losses(
     model, here = cast(Any, handle.model), len(batches)
     batch: dict[str, Any] = {k: x.to(stack.grads.device) for k, x in side_by_side(batches, pad_id).items()}
     labels = batch.pop("labels")
-    output = None
-    if of_tokens(labels):
+    if tokens := of_tokens(labels):
         if handle.two_sided:
             batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         else:
             labels = next_tokens(labels)
-        output, batch["use_cache"] = model.get_output_embeddings(), False
+        batch["use_cache"] = False
     learned = labels != IGNORED if labels.dtype == torch.int64 else own_rows(batches).to(labels.device)
     with _replaced(forwards(stack.leaves(here), stack.scales(here))):
-        # logits only where something is learned: neither prompts nor padding need them
-        hook = output and output.register_forward_pre_hook(lambda _, x: (x[0][learned], *x[1:]))
-        try:
-            logits = model(**batch).logits.float()
-        finally:
-            if hook:
-                hook.remove()
-    terms = cast(OfLogits, handle.objective).terms(logits if output else logits[learned], labels[learned])
-    places = torch.zeros(learned.shape, device=terms.device).masked_scatter(learned, terms)
+        if tokens:
+            with learned_places.only(model, learned) as chosen:
+                logits = chosen(model(**batch).logits)
+        else:
+            logits = model(**batch).logits[learned]
+    terms = cast(OfLogits, handle.objective).each(logits, labels[learned])
+    places = torch.zeros(learned.shape, dtype=terms.dtype, device=terms.device).masked_scatter(learned, terms)
     return places.view(here, -1).sum(1) / learned.view(here, -1).sum(1)
 
 

@@ -6,6 +6,7 @@ result          trained - received, or the trained values;  then each term may a
 A step whose loss or gradient is not finite is left out.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 
 from fedft.arithmetic import tensors
 from fedft.contract import Batch, Course, Data, Handle, Learning, Metrics, Term, Trained, Turn
+from fedft.data.micro_batches import InPieces
 from fedft.training.optimizers import optimizer_of
 from fedft.update import Plan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,19 +104,49 @@ def _descend(
     losses = []
     with frozen(others):
         for _ in range(turn.plan.steps):
-            loss = handle.loss(next(batches))
-            loss.backward()
+            loss = differentiate(handle, next(batches), trained)
             if courses and torch.isfinite(loss) and _finite(trained):
                 for course in courses:
                     course.step()
             norm = torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
             if torch.isfinite(loss) and torch.isfinite(norm):
                 optimizer.step()
-                losses.append(float(loss.detach()))
+                losses.append(float(loss))
             optimizer.zero_grad(set_to_none=True)
     if not losses:
         raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
     return {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+
+
+def differentiate(handle: Handle, batch: Batch, trained: Sequence[nn.Parameter]) -> Tensor:
+    """Fill `.grad` with the gradients of the loss of a batch; the loss, a scalar without a graph.
+
+    A batch that comes in pieces (`[local] micro_batch`) is differentiated piece by piece. Where the device's memory is
+    not enough, and the pieces may get smaller, it is done anew with smaller ones, which stay for the batches to come.
+    `trained`: the parameters that get gradients, and have none before.
+    """
+    while isinstance(batch, InPieces):
+        try:
+            return _in_pieces(handle, batch)
+        except torch.OutOfMemoryError:
+            if not batch.size.halve(len(batch.rows)):
+                raise
+        for parameter in trained:
+            parameter.grad = None
+        torch.cuda.empty_cache()
+        log.warning("[local] micro_batch: memory is not enough; %d records at a time from now on", batch.size.rows)
+    loss = handle.loss(batch)
+    loss.backward()
+    return loss.detach()
+
+
+def _in_pieces(handle: Handle, batch: InPieces) -> Tensor:
+    total = torch.zeros(())
+    for piece, share in handle.shares(batch):
+        loss = handle.loss(piece) * share
+        loss.backward()
+        total = total.to(loss.device) + loss.detach()
+    return total
 
 
 @contextmanager

@@ -72,8 +72,7 @@ class LastLayers:
         """Compute and clip the gradients of these layers on a batch; whether loss and norm are finite."""
         self.forget()  # those of a step that was skipped
         with first_order.frozen(self._others):
-            loss = self._handle.loss(batch)
-            loss.backward()
+            loss = first_order.differentiate(self._handle, batch, list(self.live.values()))
         norm = torch.nn.utils.clip_grad_norm_(self.live.values(), self._max_norm)
         return bool(torch.isfinite(loss) and torch.isfinite(norm))
 

@@ -6,11 +6,13 @@ passes (`fedft.training.batched_clients`), since its terms can be told apart by 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from fedft import registry
 from fedft.config import RunConfig
@@ -18,6 +20,9 @@ from fedft.contract import Batch, Objective
 from fedft.data import batches, chat, encoder_decoder, examples, labels, token_columns
 from fedft.errors import ConfigError
 from fedft.models import tasks
+
+AT_ONCE = 2**24
+"""Logits that are in memory in float32 at once: 64 MiB of them."""
 
 
 def next_tokens(labels: Tensor) -> Tensor:
@@ -30,6 +35,11 @@ def next_tokens(labels: Tensor) -> Tensor:
     [[8, 9, -100]]
     """
     return functional.pad(labels[:, 1:], (0, 1), value=examples.IGNORED)
+
+
+def widened(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 where they are: sums of exponentials need it."""
+    return logits.float() if logits.element_size() < 4 else logits
 
 
 def of_tokens(labels: Tensor) -> bool:
@@ -50,7 +60,7 @@ class OfLogits(Objective):
         """The loss of every learned place, float32 [n].
 
         Args:
-            logits: float32 [n, vocabulary, classes, labels or outputs].
+            logits: float32 or float64 [n, vocabulary, classes, labels or outputs].
             wanted: the right token or class of each place, int64 [n]: cross entropy; the labels that a row has, bool
                 [n, labels]: the mean of their binary cross entropies; its numbers, float32 [n, outputs]: the mean of
                 squared errors.
@@ -87,9 +97,31 @@ class OfLogits(Objective):
         return batches.collate(rows, pad_id)
 
     def loss(self, handle: Any, batch: Batch) -> Tensor:
-        """The mean of the terms of a batch: a float32 scalar, with a graph unless gradients are off."""
-        logits, wanted = self._learned(handle, batch)
-        return self.terms(logits, wanted).mean()
+        """The mean of the terms of a batch: a scalar, with a graph unless gradients are off."""
+        logits, wanted = handle.learned_logits(batch)
+        return self.each(logits, wanted).mean()
+
+    def each(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """`terms` of logits in any dtype, few places at a time where they are many: no copy of all in float32 is made.
+
+        With a graph, what a piece computes is computed again for its gradient.
+        """
+        rows = max(1, AT_ONCE // max(1, logits.shape[-1]))
+        if len(logits) <= rows:
+            return self.terms(widened(logits), wanted)
+        pieces = zip(logits.split(rows), wanted.split(rows), strict=True)
+        if not logits.requires_grad:
+            return torch.cat([self.terms(widened(x), of) for x, of in pieces])
+        again = partial(checkpoint, lambda x, of: self.terms(widened(x), of), use_reentrant=False)
+        return torch.cat([again(x, of) for x, of in pieces])
+
+    def weight(self, handle: Any, batch: Batch) -> float:
+        """How many terms the loss of a batch is the mean of: its learned places."""
+        labels = batch["labels"]
+        if labels.dtype != torch.int64:
+            return float(len(labels))
+        moved = of_tokens(labels) and not handle.two_sided
+        return float(((labels[:, 1:] if moved else labels) != examples.IGNORED).sum())
 
     def measure(self, handle: Any, batch: Batch) -> Mapping[str, tuple[float, float]]:
         """(sum over learned places, number of learned places) of `loss`, and of what else there is to say.
@@ -97,7 +129,7 @@ class OfLogits(Objective):
         Of tokens and classes: `accuracy`. Of several labels: `accuracy`, the share of right decisions at 0.5, and
         `micro_f1`, as (2 hits, labels there + labels guessed). Of numbers: `mae`, the mean absolute error.
         """
-        logits, wanted = self._learned(handle, batch)
+        logits, wanted = handle.learned_logits(batch)
         count = float(len(wanted))
         found = {"loss": (self.total(logits, wanted), count)}
         if wanted.is_floating_point():
@@ -110,17 +142,8 @@ class OfLogits(Objective):
         return {**found, "accuracy": (float((logits.argmax(-1) == wanted).sum()), count)}
 
     def total(self, logits: Tensor, wanted: Tensor) -> float:
-        """The sum of the terms of learned places; arguments as in `terms`."""
-        return float(self.terms(logits, wanted).sum())
-
-    @staticmethod
-    def _learned(handle: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(logits, labels) of the n learned places of a batch, as in `terms`."""
-        logits, wanted = handle.logits(batch)
-        if wanted.dtype != torch.int64:
-            return logits.float(), wanted  # something is learned of every row
-        learned = wanted != examples.IGNORED
-        return logits.float()[learned], wanted[learned]
+        """The sum of the terms of learned places; arguments as in `each`."""
+        return float(self.each(logits, wanted).sum())
 
 
 class Likelihood(OfLogits):
@@ -129,24 +152,21 @@ class Likelihood(OfLogits):
     problem_types = (labels.SINGLE, labels.MULTI, labels.REGRESSION)
 
     def loss(self, handle: Any, batch: Batch) -> Tensor:
-        """The mean loss that the model itself computes from the batch's labels, a scalar."""
-        if (wanted := batch.get("labels")) is not None and wanted.dtype == torch.bool:
+        """The mean over learned tokens, or the loss that a classifier itself computes of its labels; a scalar."""
+        wanted = batch.get("labels")
+        if wanted is not None and of_tokens(wanted):
+            return super().loss(handle, batch)
+        if wanted is not None and wanted.dtype == torch.bool:
             batch = {**batch, "labels": wanted.float()}  # the model subtracts from them
         found: Tensor = handle.forward(batch).loss
         return found
-
-    def total(self, logits: Tensor, wanted: Tensor) -> float:
-        """The sum of the terms; of cross entropies in the order of torch's own reduction."""
-        if wanted.dtype != torch.int64:
-            return super().total(logits, wanted)
-        return float(functional.cross_entropy(logits, wanted, reduction="sum"))
 
 
 def of(config: RunConfig) -> Objective:
     """The objective that `[local] objective` names.
 
     Raises ConfigError if it does not exist, cannot be made, is not for the run's `[model] problem_type`, or if its
-    batches cannot be packed as `[local] packing` wants.
+    batches cannot be packed as `[local] packing` wants, or taken in pieces as `micro_batch` does.
     """
     found: Objective = registry.objectives.chosen(config.local.objective)
     name, m = registry.named(config.local.objective, "objective")[0], config.model
@@ -158,5 +178,10 @@ def of(config: RunConfig) -> Objective:
         raise ConfigError(
             f"[local] packing is for rows of tokens to learn, one after the other; task {m.task!r} with "
             f"objective {name!r} has other batches; packing = false would do"
+        )
+    if config.local.micro_batch is not None and not hasattr(found, "weight"):
+        raise ConfigError(
+            f"[local] micro_batch: objective {name!r} does not say what a piece of a batch counts (`weight`, see "
+            "`fedft.contract.Objective`); leave it out"
         )
     return found

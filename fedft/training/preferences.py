@@ -17,7 +17,7 @@ from fedft.data import batches, preferences
 from fedft.data.examples import IGNORED
 from fedft.data.preferences import Pair
 from fedft.reports.columns import Column, declare
-from fedft.training.objectives import next_tokens
+from fedft.training.objectives import OfLogits, next_tokens
 
 MARGIN = declare(Column("margin", "margin", better="higher"))
 """By how much the reward of the chosen answer is above that of the rejected one, mean over pairs."""
@@ -32,11 +32,10 @@ def log_probabilities(handle: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         handle: a `fedft.models.handle.ModelHandle`, in whatever mode it is in.
         batch: input_ids, attention_mask and labels, int64 [rows, length].
     """
-    logits = handle.forward({k: x for k, x in batch.items() if k != "labels"}).logits
-    wanted = next_tokens(batch["labels"]).to(logits.device)
-    learned = wanted != IGNORED
-    terms = -functional.cross_entropy(logits[learned].float(), wanted[learned], reduction="none")
-    places = torch.zeros(wanted.shape, dtype=terms.dtype, device=terms.device).masked_scatter(learned, terms)
+    logits, right = handle.learned_logits(batch)
+    learned = (next_tokens(batch["labels"]) != IGNORED).to(logits.device)
+    terms = -OfLogits().each(logits, right)
+    places = torch.zeros(learned.shape, dtype=terms.dtype, device=terms.device).masked_scatter(learned, terms)
     return places.sum(1), learned.sum(1)
 
 
@@ -61,6 +60,10 @@ class Preferences(Objective):
     def loss(self, handle: Any, batch: Batch) -> Tensor:
         """The mean over pairs, a scalar with a graph unless gradients are off."""
         return self.of_pairs(handle, batch)[0].mean()
+
+    def weight(self, handle: Any, batch: Batch) -> float:
+        """How many terms the loss of a batch is the mean of: its pairs."""
+        return len(batch["labels"]) / 2
 
     def measure(self, handle: Any, batch: Batch) -> Mapping[str, tuple[float, float]]:
         """{"loss", "accuracy", "margin"}: (sum over pairs, number of pairs) of each.

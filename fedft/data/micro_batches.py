@@ -1,0 +1,68 @@
+"""Batches that are taken a few rows at a time, so that the activations of so many are in memory at once.
+
+The gradient of a mean over n learned places is the sum over pieces of n_i / n times the gradient of the piece's own
+mean, n_i being the places in it: the same step as of the whole batch, also where rows are of unlike length.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+class MicroBatch:
+    """How many rows a pass takes at once, for all batches of a client: it is halved where memory is not enough."""
+
+    def __init__(self, rows: int | None = None, *, may_shrink: bool = False) -> None:
+        """`rows`: at most so many, None: all of a batch. `may_shrink`: whether `halve` is allowed."""
+        self.rows, self._may_shrink = rows, may_shrink
+
+    def halve(self, of: int) -> bool:
+        """Take half as many rows of a batch of `of` rows from now on; False where there is no less, or it is not allowed.
+
+        >>> size = MicroBatch(may_shrink=True)
+        >>> size.halve(6), size.rows, size.halve(6), size.rows, size.halve(6)
+        (True, 3, True, 1, False)
+        """
+        now = min(of, self.rows or of)
+        if not self._may_shrink or now < 2:
+            return False
+        self.rows = now // 2
+        return True
+
+
+class InPieces(Mapping[str, Tensor]):
+    """A batch that can be taken a few rows at a time; whoever looks its tensors up gets the whole batch.
+
+    >>> import torch
+    >>> batch = InPieces([[5], [6], [7]], lambda rows: {"ids": torch.tensor(rows)}, MicroBatch(2))
+    >>> [piece["ids"].tolist() for piece in batch.pieces()], batch["ids"].tolist()
+    ([[[5], [6]], [[7]]], [[5], [6], [7]])
+    """
+
+    def __init__(
+        self, rows: Sequence[Any], collate: Callable[[Sequence[Any]], Mapping[str, Tensor]], size: MicroBatch
+    ) -> None:
+        self.rows, self._collate, self.size = rows, collate, size
+        self._whole: Mapping[str, Tensor] | None = None
+
+    def pieces(self) -> list[Mapping[str, Tensor]]:
+        """The rows in order, as batches of at most `size.rows` rows, each padded by itself."""
+        step = self.size.rows or len(self.rows)
+        if step >= len(self.rows):
+            return [self._tensors()]
+        return [self._collate(self.rows[at : at + step]) for at in range(0, len(self.rows), step)]
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        if self._whole is None:
+            self._whole = self._collate(self.rows)
+        return self._whole
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors())
+
+    def __len__(self) -> int:
+        return len(self._tensors())

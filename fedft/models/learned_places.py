@@ -1,0 +1,38 @@
+"""Logits of learned places alone: neither prompts nor padding need any, and the output layer is often the largest.
+
+A hook before the output layer hands it the hidden states of learned places, [n, hidden] in place of [rows, length,
+hidden]; what a model does to its logits afterwards (a cap, a scale) it does to each by itself.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def only(model: nn.Module, learned: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Inside, one forward pass gives logits of learned places, where the model has an output layer that shows itself.
+
+    Args:
+        model: of transformers' kind; others give all logits.
+        learned: bool [rows, length], on the model's device.
+    Yields:
+        The function that makes the pass's logits those of the n learned places, [n, vocabulary], either way.
+    """
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    took: list[bool] = []
+
+    def select(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not given or given[0].shape[:2] != learned.shape:
+            return None
+        took.append(True)
+        return (given[0][learned], *given[1:])
+
+    hook = output.register_forward_pre_hook(select) if isinstance(output, nn.Module) else None
+    try:
+        yield lambda logits: logits if took else logits[learned]
+    finally:
+        if hook is not None:
+            hook.remove()
