@@ -84,7 +84,7 @@ def longest_message(policy: Policy) -> int:
 
 
 def run_config(job: Job, site: SiteConfig) -> RunConfig:
-    """The run as this site carries it out: the job's tables, with the site's paths, device, memory modes and record format.
+    """The run as this site carries it out: the job's tables, with the site's paths, device, memory and record format.
 
     The strategy's options are checked: `strategies.make` takes them. Raises PlanRefused as `check_job` does.
     """

@@ -39,7 +39,8 @@ OTHER_TOOLS: Mapping[str, str] = {
     "gradient_accumulation_steps": "[local] micro_batch, and a batch_size that is so many times as large",
     "gradient_checkpointing": "[local] checkpointing",
     **dict.fromkeys(("lr", "eta"), "[local] learning_rate"),
-    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "warmup_steps"), "[local] learning_rate_decay, by round"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type"), "[local] schedule"),
+    **dict.fromkeys(("warmup_steps", "warmup_ratio"), "[local] warmup, a share of the schedule"),
     **dict.fromkeys(("r", "lora_r", "lora_rank"), "[clients] rank"),
     **dict.fromkeys(("target_modules", "lora_target_modules"), "[model] targets"),
     **dict.fromkeys(("fp16", "bf16", "torch_dtype"), "[model] dtype"),
@@ -189,6 +190,13 @@ class Local:
     """Of the local optimiser; zeroth-order methods need much smaller ones."""
     learning_rate_decay: float = 1.0
     """Factor on the learning rate from one round to the next."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on behind the warm-up: as it is, or down to 0 in a line or half a wave."""
+    warmup: float = 0.0
+    """Share of the schedule in which the learning rate rises from almost 0; 0.03 to 0.1 is usual."""
+    schedule_over: Literal["run", "round"] = "run"
+    """What a schedule is long: all rounds of `[server] rounds`, a step from round to round, or the steps of each round
+    anew (of methods that back-propagate)."""
     optimizer: str = "adamw"
     """"adamw", "sgd", an installed one or "package.module:factory", fresh in every round."""
     objective: Choice = "likelihood"
@@ -209,7 +217,8 @@ class Local:
     micro_batch: int | Literal["auto"] | None = None
     """Records whose activations are in memory at once: gradients of so many are summed until `batch_size` have been
     seen, each token with the weight that it has in the whole batch. The same step but for the rounding of sums, where
-    there is no dropout. "auto": all, and half as many each time that the device's memory is not enough. Left out: all."""
+    there is no dropout. "auto": all, and half as many each time that the device's memory is too small. Left out: all.
+    """
     checkpointing: bool = False
     """Activations of a layer are computed again when gradients need them, in place of being kept: about a third more
     time, for a small part of the memory. The same step, bit for bit."""

@@ -203,6 +203,7 @@ def _check(c: RunConfig, where: str) -> None:
         check.at_least(0, **of("local", "learning_rate", "weight_decay", "momentum"), **of("server", "grace_s"))
         check.between(0, 2**53 - 1, **of("server", "seed"))  # what JSON keeps exactly
         check.between(0, 1, **of("server", "quorum"), **of("data", "holdout"), **of("model", "lora_dropout"))
+        check.between(0, 1, **of("local", "warmup"))
         check.above(0, **of("local", "learning_rate_decay", "max_grad_norm"), **of("server", "deadline_s"))
         check.above(0, **of("data", "alpha"), **of("limits", "norm_factor", "max_norm"), **of("model", "lora_alpha"))
         check.between(0.5, 1, **of("limits", "max_share"))

@@ -13,6 +13,7 @@ from fedft.recipe import Recipe
 from fedft.reports.observers import Observer
 from fedft.server.checkpoint import Store
 from fedft.server.traffic import Clock, Until
+from fedft.training import schedules
 from fedft.update import Job, Plan
 from fedft.wire import messages
 
@@ -94,7 +95,7 @@ class Federation:
         Raises ConfigError where the recipe's plan makes no sense.
         """
         c, version = self.config.local, state.version
-        lr = c.learning_rate * c.learning_rate_decay**version
+        lr = schedules.of_round(c, version, self.config.server.rounds)
         bare = Plan(self.job.run, version, version, steps=c.steps, learning_rate=lr)
         try:
             found = self.recipe.plans(state, self.members, bare, self.rank)

@@ -14,7 +14,8 @@ from fedft.config import RunConfig
 from fedft.contract import Kind, Member, State, Work
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
-from fedft.training import objectives
+from fedft.training import objectives, schedules
+from fedft.training.first_order import gradient_steps
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -42,6 +43,8 @@ def of(config: RunConfig) -> Recipe:
     lora = registry.named(config.model.adapter, "adapter")[0] == "lora"
     recipe = make(name, options) if lora else _on_kind(name, options, registry.adapters.chosen(config.model.adapter))
     registry.optimizers.load(config.local.optimizer)  # what cannot be imported is said before the run begins
+    if schedules.moves_in_rounds(config.local) and gradient_steps(recipe.local) is None:
+        raise ConfigError(f"[local] schedule_over = 'round': {name} does not back-propagate; 'run' would do")
     for below, said in registry.tower(name, options):
         if config.model.problem_type == "regression" and (what := said.get("objective")) in ("accuracy", "f1"):
             raise ConfigError(f"[strategy] {below}: objective = {what!r} is of classes; a regression has 'loss'")

@@ -18,7 +18,7 @@ class MicroBatch:
         self.rows, self._may_shrink = rows, may_shrink
 
     def halve(self, of: int) -> bool:
-        """Take half as many rows of a batch of `of` rows from now on; False where there is no less, or it is not allowed.
+        """Take half as many rows of a batch of `of` rows from now on; False where there is no less, or it may not.
 
         >>> size = MicroBatch(may_shrink=True)
         >>> size.halve(6), size.rows, size.halve(6), size.rows, size.halve(6)

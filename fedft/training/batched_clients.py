@@ -21,9 +21,10 @@ from fedft.config import Local
 from fedft.contract import Batch, Course, Trained, Turn
 from fedft.models.handle import ModelHandle
 from fedft.recipe import Recipe
+from fedft.training import schedules
 from fedft.training.batched_forward import Unlike, client_forwards, client_losses, unfit_head
 from fedft.training.client_stack import ClientStack
-from fedft.training.first_order import FirstOrder, gradient_steps
+from fedft.training.first_order import FirstOrder, gradient_steps, set_rate
 from fedft.training.objectives import OfLogits
 from fedft.training.optimizers import elementwise, optimizer_of
 
@@ -150,7 +151,8 @@ def train(
             losses[k] += [said[k]] if counted else []
         for parameter in stack.rows[here:]:
             parameter.grad = None  # the optimiser passes over those without
-        for optimizer in optimizers:
+        for turn, optimizer in optimizers:
+            set_rate(optimizer, turn, step)
             optimizer.step()
     done = {}
     for k, s in sorted(enumerate(rows), key=lambda pair: pair[1] is last):  # the handle ends where the last one does
@@ -176,16 +178,20 @@ def _clipped(grads: Tensor, limits: Tensor, courses: Sequence[Sequence[Course]],
     return [math.isfinite(loss) and math.isfinite(norm) for loss, norm in zip(losses, norms.tolist(), strict=True)]
 
 
-def _optimizers(seats: Sequence[Seat], parameters: Sequence[nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """One optimiser for all clients of the same learning rate and `[local]` table."""
-    alike: list[tuple[tuple[float, Local], list[nn.Parameter]]] = []  # tables of a run file have no hash
+def _optimizers(seats: Sequence[Seat], parameters: Sequence[nn.Parameter]) -> list[tuple[Turn, torch.optim.Optimizer]]:
+    """One optimiser for all clients of the same learning rate and `[local]` table, and the turn of one of them.
+
+    Where the rate moves within a round it depends on the number of steps too.
+    """
+    alike: list[tuple[tuple[float, Local, int], Turn, list[nn.Parameter]]] = []  # tables of a run file have no hash
     for s, p in zip(seats, parameters, strict=True):
-        how = s.turn.plan.learning_rate, s.turn.local
-        of = next((of for known, of in alike if known == how), None)
+        long = s.turn.plan.steps if schedules.moves_in_rounds(s.turn.local) else 0
+        how = s.turn.plan.learning_rate, s.turn.local, long
+        of = next((of for known, _, of in alike if known == how), None)
         if of is None:
-            alike.append((how, of := []))
+            alike.append((how, s.turn, of := []))
         of.append(p)
-    return [optimizer_of(of, *how) for how, of in alike]
+    return [(turn, optimizer_of(of, how[0], how[1])) for how, turn, of in alike]
 
 
 def _loss_alone(handle: ModelHandle, batch: Batch) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedft.arithmetic import tensors
 from fedft.contract import Batch, Course, Data, Handle, Learning, Metrics, Term, Trained, Turn
 from fedft.data.micro_batches import InPieces
+from fedft.training import schedules
 from fedft.training.optimizers import optimizer_of
 from fedft.update import Plan
 
@@ -103,11 +104,12 @@ def _descend(
     optimizer = optimizer_of(trained, turn.plan.learning_rate, turn.local)
     losses = []
     with frozen(others):
-        for _ in range(turn.plan.steps):
+        for step in range(turn.plan.steps):
             loss = differentiate(handle, next(batches), trained)
             if courses and torch.isfinite(loss) and _finite(trained):
                 for course in courses:
                     course.step()
+            set_rate(optimizer, turn, step)
             norm = torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
             if torch.isfinite(loss) and torch.isfinite(norm):
                 optimizer.step()
@@ -116,6 +118,14 @@ def _descend(
     if not losses:
         raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
     return {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+
+
+def set_rate(optimizer: torch.optim.Optimizer, turn: Turn, step: int) -> None:
+    """Give the optimiser the learning rate of this step, from 0, where the run's schedule moves it within a round."""
+    if schedules.moves_in_rounds(turn.local):
+        rate = turn.plan.learning_rate * schedules.of_step(turn.local, step, turn.plan.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
 
 def differentiate(handle: Handle, batch: Batch, trained: Sequence[nn.Parameter]) -> Tensor:

@@ -132,7 +132,9 @@ def test_auto_takes_fewer_rows_each_time_that_memory_is_not_enough(monkeypatch, 
     monkeypatch.setattr(handle, "loss", loss)
     trained = list(handle.parameters().values())
     first_order.differentiate(handle, InPieces(items, collate, room), trained)
-    assert sizes[:2] == [8, 4] and set(sizes[2:]) == {2} and room.rows == 2
+    assert sizes[:2] == [8, 4]
+    assert set(sizes[2:]) == {2}
+    assert room.rows == 2
     assert "2 records at a time" in caplog.text
     for n, p in handle.parameters().items():
         assert torch.allclose(p.grad, whole[n], rtol=1e-9, atol=1e-12)
@@ -165,7 +167,8 @@ def test_checkpointing_changes_no_bit_and_keeps_less(name: str) -> None:
             torch.manual_seed(1)  # dropout draws the same again
             found.append(step(handle, items, collate, None))
     (loss, grads), (again, same) = found
-    assert loss == again and all(torch.equal(grads[n], same[n]) for n in grads)
+    assert loss == again
+    assert all(torch.equal(grads[n], same[n]) for n in grads)
 
 
 def test_a_model_without_checkpoints_is_refused_in_one_line() -> None:
@@ -180,7 +183,8 @@ def test_a_run_in_pieces_is_the_run_but_for_rounding(tiny_base, tmp_path) -> Non
     for k, more in enumerate(([], ["local.micro_batch=1"], ["local.checkpointing=true", "local.micro_batch='auto'"])):
         config = run_file.load(runs.QUICKSTART, [*sets, *more])
         losses.append(runs.simulate(config, out=tmp_path / str(k)).summary["final"]["loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and losses[2] == losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == losses[0]
 
 
 def test_an_objective_that_cannot_weigh_its_pieces_is_refused(monkeypatch) -> None:
