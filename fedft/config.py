@@ -197,8 +197,11 @@ class Local:
     schedule_over: Literal["run", "round"] = "run"
     """What a schedule is long: all rounds of `[server] rounds`, a step from round to round, or the steps of each round
     anew (of methods that back-propagate)."""
-    optimizer: str = "adamw"
-    """"adamw", "sgd", an installed one or "package.module:factory", fresh in every round."""
+    optimizer: Choice = "adamw"
+    """"adamw", "sgd", another of torch ("adafactor", "adagrad", "adam", "adamax", "muon", "nadam", "radam", "rmsprop"),
+    of bitsandbytes ("adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "lion_8bit", "paged_lion_8bit") or of
+    schedulefree ("schedule_free_adamw", "schedule_free_sgd"), an installed one or "package.module:factory", or a table
+    of its name and options; fresh in every round."""
     objective: Choice = "likelihood"
     """What is learned: "likelihood", "dpo" or "orpo" (pairs of answers, see `chosen`), an installed one,
     "package.module:factory", or a table of its name and options, as in { name = "dpo", beta = 0.1 }."""

@@ -193,6 +193,11 @@ BUILT_IN = (
     "zo_fedavg",
 )
 """The strategies of this package."""
+MORE_OPTIMIZERS = (
+    "adafactor", "adagrad", "adam", "adamax", "nadam", "radam", "rmsprop", "muon", "adamw_8bit", "paged_adamw",
+    "paged_adamw_8bit", "lion", "lion_8bit", "paged_lion_8bit", "schedule_free_adamw", "schedule_free_sgd",
+)  # fmt: skip
+"""The optimisers of other libraries that have a name here."""
 PREFERENCES = ("dpo", "orpo")
 """The objectives of this package that learn from pairs of answers."""
 
@@ -211,7 +216,10 @@ objectives = Registry(
 optimizers = Registry(
     "optimizer",
     "fedft.optimizers",
-    {"adamw": "fedft.training.optimizers:adamw", "sgd": "fedft.training.optimizers:sgd"},
+    {
+        **{n: f"fedft.training.optimizers:{n}" for n in ("adamw", "sgd")},
+        **{n: f"fedft.training.more_optimizers:{n}" for n in MORE_OPTIMIZERS},
+    },
     called=False,
 )
 transforms = Registry("transform", "fedft.transforms", {})

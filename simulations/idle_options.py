@@ -2,6 +2,7 @@
 
 from fedft.config import RunConfig
 from fedft.recipe import Recipe
+from fedft.training.optimizers import named_in
 
 MANY = 50  # clients whose evaluation takes long beside their training
 FEW = 20  # clients that tell enough: above so many, and twice as many as train, a round may be mostly evaluation
@@ -35,8 +36,8 @@ def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> lis
         said.append(
             f"[clients] rank: the last {idle} of {len(config.ranks())} are nobody's, there are {clients} clients"
         )
-    if local.momentum and local.optimizer == "adamw":
-        said.append(f"[local] momentum = {local.momentum:g} has no effect on optimizer 'adamw'; \"sgd\" has momentum")
+    if local.momentum and (name := named_in(local)) != "sgd":
+        said.append(f'[local] momentum = {local.momentum:g} has no effect on optimizer {name!r}; "sgd" has momentum')
     if model.lora_dropout and recipe.space.of_base:
         said.append(
             f"[model] lora_dropout = {model.lora_dropout:g}: {recipe.name} trains no adapter, nothing is dropped"

@@ -16,6 +16,7 @@ from fedft.errors import ConfigError
 from fedft.recipe import Recipe
 from fedft.training import objectives, schedules
 from fedft.training.first_order import gradient_steps
+from fedft.training.optimizers import check_optimizer
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -42,7 +43,7 @@ def of(config: RunConfig) -> Recipe:
     name, options = config.strategy.name, config.strategy.options
     lora = registry.named(config.model.adapter, "adapter")[0] == "lora"
     recipe = make(name, options) if lora else _on_kind(name, options, registry.adapters.chosen(config.model.adapter))
-    registry.optimizers.load(config.local.optimizer)  # what cannot be imported is said before the run begins
+    check_optimizer(config.local)
     if schedules.moves_in_rounds(config.local) and gradient_steps(recipe.local) is None:
         raise ConfigError(f"[local] schedule_over = 'round': {name} does not back-propagate; 'run' would do")
     for below, said in registry.tower(name, options):

@@ -23,6 +23,7 @@ from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import RunConfig
 from fedft.recipe import Layout, Recipe, Shape
 from fedft.strategies.parts.wrapping import On, with_term, wrapped
+from fedft.training.optimizers import named_in
 from fedft.training.proximal import Near, NearProduct
 
 
@@ -46,7 +47,7 @@ def fedprox(*, mu: float = 0.01, on: On = "fedit", prox: Literal["factors", "pro
         """Raise ValueError for a learning rate at which every step jumps over the point it is pulled to."""
         inner.check(config)
         local, pull = config.local, mu * config.local.learning_rate
-        if local.optimizer == "sgd" and prox == "factors" and pull >= (most := 2 * (1 + local.momentum)):
+        if named_in(local) == "sgd" and prox == "factors" and pull >= (most := 2 * (1 + local.momentum)):
             raise ValueError(
                 f"mu x learning_rate is {pull:g}: from {most:g} on every step jumps over the point it is pulled to, "
                 "further each time"

@@ -28,7 +28,9 @@ def about(runs: Sequence[RunConfig]) -> dict[str, Any]:
         "clients per round": said(*(c.clients.per_round or "all" for c in runs)),
         "LoRA rank": said(*(", ".join(map(str, c.ranks())) for c in runs)),
         "local": said(*(f"{c.local.steps} steps of {c.local.batch_size} rows" for c in runs)),
-        "optimizer": said(*(f"{c.local.optimizer}, learning rate {c.local.learning_rate:g}" for c in runs)),
+        "optimizer": said(
+            *(f"{named(c.local.optimizer, 'optimizer')[0]}, learning rate {c.local.learning_rate:g}" for c in runs)
+        ),
         "codec": said(*(f"{c.codec.up} up, {c.codec.down} down" for c in runs)),
         "rounds": said(*(c.server.rounds for c in runs)),
         "budget": said(*(c.server.budget or "none" for c in runs)),

@@ -20,6 +20,7 @@ from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.config import Local
 from fedft.contract import Course, Handle, Learning, Trained, Turn
+from fedft.training.optimizers import named_in
 from fedft.update import Plan
 
 OWNER, CONTROL = "scaffold", "control."
@@ -68,11 +69,11 @@ def warn_unless_exact(local: Local) -> None:
             "method clips none; max_grad_norm = 1e9 is no clip",
             local.max_grad_norm,
         )
-    if local.optimizer != "sgd" or local.momentum or local.weight_decay:
+    if named_in(local) != "sgd" or local.momentum or local.weight_decay:
         log.warning(
             "scaffold with optimizer %r: control variates are mean gradients, but only steps of plain SGD (no momentum,"
             " no weight decay) are corrected exactly by them",
-            local.optimizer,
+            named_in(local),
         )
 
 

@@ -115,9 +115,16 @@ def _descend(
                 optimizer.step()
                 losses.append(float(loss))
             optimizer.zero_grad(set_to_none=True)
+    settle(optimizer)
     if not losses:
         raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
     return {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+
+
+def settle(optimizer: torch.optim.Optimizer) -> None:
+    """Behind the last step: put the parameters at the average of an optimiser that keeps one (schedulefree's)."""
+    if average := getattr(optimizer, "eval", None):
+        average()
 
 
 def set_rate(optimizer: torch.optim.Optimizer, turn: Turn, step: int) -> None:

@@ -81,6 +81,11 @@ class LastLayers:
         self._optimizer.step()
         self.forget()
 
+    def finish(self) -> None:
+        """Behind the last step: drop the gradients, and leave the layers where their optimiser wants them."""
+        self.forget()
+        first_order.settle(self._optimizer)
+
     def forget(self) -> None:
         """Drop the gradients."""
         self._optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedft import registry
 from fedft.config import Local
+from fedft.errors import ConfigError, in_one_line
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, local: Local) -> torch.optim.Optimizer:
@@ -32,12 +33,32 @@ adamw.elementwise = sgd.elementwise = True  # type: ignore[attr-defined]
 def optimizer_of(trained: list[nn.Parameter], lr: float, local: Local) -> torch.optim.Optimizer:
     """A fresh optimiser of these parameters, as the run's `[local]` table names it; `lr` is its learning rate.
 
-    Raises ConfigError for a name that does not exist.
+    Raises ConfigError for a name that does not exist, or options that it does not take.
     """
-    found: torch.optim.Optimizer = registry.optimizers.load(local.optimizer)(trained, lr, local)
+    name, options = registry.named(local.optimizer, "optimizer")
+    factory = registry.optimizers.load(name)
+    try:
+        found: torch.optim.Optimizer = factory(trained, lr, local, **options)
+    except ConfigError:
+        raise
+    except Exception as e:  # another package's code, and a run file's options
+        raise ConfigError(f"[local] optimizer {name!r}: {in_one_line(e)}") from e
     return found
+
+
+def check_optimizer(local: Local) -> None:
+    """Return None if the optimiser that `[local]` names can be made: its package is there, its options are right.
+
+    Raises ConfigError as `optimizer_of` does.
+    """
+    optimizer_of([nn.Parameter(torch.zeros(2, 2))], local.learning_rate, local)
+
+
+def named_in(local: Local) -> str:
+    """The name of the optimiser in a `[local]` table."""
+    return registry.named(local.optimizer, "optimizer")[0]
 
 
 def elementwise(local: Local) -> bool:
     """Whether the optimiser that `[local]` names works on every number by itself."""
-    return bool(getattr(registry.optimizers.load(local.optimizer), "elementwise", False))
+    return bool(getattr(registry.optimizers.load(named_in(local)), "elementwise", False))

@@ -85,7 +85,7 @@ def walk(
         if loss is not None:
             losses.append(loss)
     if progress.last_layers is not None:
-        progress.last_layers.forget()
+        progress.last_layers.finish()
     if not losses:
         raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
     metrics = {"loss": sum(losses) / len(losses), "steps": float(len(losses))}

@@ -100,7 +100,9 @@ class SeedPool:
                 f" got {decay}"
             )
         if not self.folded and (config.local.schedule != "constant" or config.local.warmup):
-            raise ValueError("variant 'reference' replays all rounds at one learning rate: no [local] schedule or warmup")
+            raise ValueError(
+                "variant 'reference' replays all rounds at one learning rate: no [local] schedule or warmup"
+            )
 
     def directions(self, run_seed: int) -> Directions:
         """z_1 .. z_K of a run, the same ones for every caller in this process."""

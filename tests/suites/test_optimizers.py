@@ -1,16 +1,19 @@
 """Built-in optimisers keep their contract; one that breaks a promise is told which."""
 
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from fedft import registry
+from fedft import registry, run_file, strategies
 from fedft.config import Local
+from fedft.errors import ConfigError
 from fedft.suites.optimizers import PROMISES, optimizer_contract
-from fedft.training import optimizers
+from fedft.training import first_order, optimizers
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 @pytest.mark.parametrize("promise", PROMISES)
 @pytest.mark.parametrize("name", registry.optimizers.built_in)
 def test_every_built_in_one_keeps_its_promises(name: str, promise: str) -> None:
@@ -73,3 +76,51 @@ def test_the_run_s_table_is_what_the_optimizer_gets(name: str) -> None:
     (group,) = optimizers.optimizer_of([torch.nn.Parameter(torch.ones(2))], 0.125, local).param_groups
     assert (group["lr"], group["weight_decay"]) == (0.125, 0.25)
     assert group.get("momentum", 0.5) == 0.5
+
+
+def test_an_option_of_the_class_behind_a_name_is_an_option_here() -> None:
+    local = Local(optimizer={"name": "adam", "betas": [0.5, 0.9]}, weight_decay=0.1)
+    made = optimizers.optimizer_of([torch.nn.Parameter(torch.zeros(2, 2))], 0.3, local)
+    group = made.param_groups[0]
+    assert (type(made), group["betas"], group["lr"], group["weight_decay"]) == (torch.optim.Adam, (0.5, 0.9), 0.3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [("adafactor", {"momentun": 1}, "momentun"), ("adamw", {"fused": True}, "fused")],
+)
+def test_a_wrong_option_is_one_line_before_the_run(name: str, options: dict[str, object], said: str) -> None:
+    config = run_file.from_dict({"local": {"optimizer": {"name": name, **options}}})
+    with pytest.raises(ConfigError, match=rf"\[local\] optimizer '{name}': .*{said}"):
+        strategies.of(config)
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    with pytest.raises(ConfigError, match="schedulefree has no AdamWScheduleFree here; pip install schedulefree"):
+        optimizers.check_optimizer(Local(optimizer="schedule_free_adamw"))
+
+
+def test_muon_moves_matrices_and_adamw_the_rest() -> None:
+    both = [torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(5))]
+    made = optimizers.optimizer_of(both, 0.1, Local(optimizer="muon"))
+    for p in both:
+        p.grad = torch.ones_like(p)
+    made.step()
+    assert [len(g["params"]) for g in made.param_groups] == [1, 1]
+    assert all(float((p.detach() - 1).abs().max()) > 1e-3 for p in both)
+
+
+def test_what_averages_its_iterates_ends_at_the_average() -> None:
+    """The loss at the end of a round is taken where schedulefree wants the model to be."""
+    pytest.importorskip("schedulefree")
+    p = torch.nn.Parameter(torch.ones(3))
+    made = optimizers.optimizer_of([p], 0.1, Local(optimizer="schedule_free_sgd"))
+    for _ in range(3):
+        p.grad = torch.ones(3)
+        made.step()
+    learning = p.detach().clone()
+    first_order.settle(made)
+    assert not torch.equal(learning, p.detach())
+    plain = torch.optim.SGD([p], lr=0.1)
+    first_order.settle(plain)
