@@ -101,7 +101,7 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
             raise PlanRefused("policy_options", f"[data] chat_template: {why}")
         return replace(
             said,
-            model=replace(said.model, id=site.model.id, device=site.model.device),
+            model=replace(said.model, **vars(site.model)),
             data=replace(said.data, **form),
             local=replace(said.local, **vars(site.local)),
         )

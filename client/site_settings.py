@@ -6,6 +6,8 @@ The server says what a run is; this file says where the model and the rows are, 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedft.config import Attention
+
 
 @dataclass(frozen=True)
 class Site:
@@ -45,6 +47,8 @@ class SiteModel:
     """Model folder, hub id, or "stdlib-base"."""
     device: str = "cpu"
     """torch device."""
+    attention: Attention | None = None
+    """How attention is computed, as in a run file; left out: what transformers chooses."""
 
 
 @dataclass(frozen=True)

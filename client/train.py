@@ -59,7 +59,10 @@ class Client:
 
     def __post_init__(self) -> None:
         wanted = self.config.local.micro_batch
-        self._micro_batch = MicroBatch(may_shrink=True) if wanted == "auto" else wanted and MicroBatch(wanted)
+        if wanted is None:
+            self._micro_batch = None
+        else:
+            self._micro_batch = MicroBatch(may_shrink=True) if wanted == "auto" else MicroBatch(wanted)
 
     def answer(self, kind: Kind, payload: bytes) -> bytes | Refused:
         """The client's answer to a message of the server's; what it will not do is a refusal with a code."""

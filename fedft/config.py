@@ -20,10 +20,12 @@ from fedft.registry import IN_JOBS, PREFERENCES, Choice, Registry, named
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16"}
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+"""No others: transformers takes the names of hub folders too, and runs the code in them."""
 BUDGETS = ("bytes", "steps", "seconds")
 ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
-    "model": frozenset({"id", "device"}),
+    "model": frozenset({"id", "device", "attention"}),
     "data": frozenset({"train", "test", "partition", "client", "clients", "alpha", "min_rows"}),
     "local": frozenset({"threads", "micro_batch", "checkpointing"}),
     "server": ALL,
@@ -98,6 +100,8 @@ class Model:
     for the long names."""
     device: str = "cpu"
     """torch device of the base model."""
+    attention: Attention | None = None
+    """How attention is computed, in transformers' words; left out: what transformers chooses."""
     labels: list[str] = field(default_factory=list)
     """Classification: the names of classes or labels, in order; of the outputs of a regression, left out: "value"."""
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = (
@@ -225,6 +229,11 @@ class Local:
     checkpointing: bool = False
     """Activations of a layer are computed again when gradients need them, in place of being kept: about a third more
     time, for a small part of the memory. The same step, bit for bit."""
+    autocast: bool = False
+    """Forward passes, and so gradients, multiply matrices in bfloat16 while adapters stay float32, as do optimiser and
+    updates: faster on devices that compute it, for less memory; other bytes than without."""
+    neftune_alpha: float | None = None
+    """Noise on the embeddings of a batch in training (NEFTune); 5 to 15 are usual. Left out: none."""
     threads: int = 1
     """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
 

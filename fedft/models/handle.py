@@ -9,7 +9,7 @@ parameters in full fine-tuning. A weight in half precision is thus always w0 + c
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class ModelHandle:
         lora_alpha: float | None = None,
         dropout: float = 0.0,
         objective: Objective | None = None,
+        autocast: bool = False,
     ) -> None:
         """Take over `model`: its parameters stop asking for gradients, and those that `kind` trains ask for them again.
 
@@ -54,10 +55,11 @@ class ModelHandle:
             lora_alpha: an adapter's scale is lora_alpha / rank; None: alpha = 2 rank, scale 2 at every rank.
             dropout: rate before the adapter in training, 0 to 1.
             objective: gives the loss; None: the likelihood of tokens or classes.
+            autocast: whether forward passes multiply matrices in bfloat16, whatever the parameters are in.
         """
         self.layout, self.kind = kind.layout(layout), kind
         self.objective: Objective = objective or Likelihood()
-        self._model = model
+        self._model, self._autocast = model, autocast
         half = any(p.dtype != torch.float32 for p in model.parameters())
         self._fixed = half and getattr(kind, "along_directions", False)
         if kind.of_base and not self._fixed:
@@ -212,8 +214,13 @@ class ModelHandle:
                 "labels or decoder_input_ids"
             )
         device = next(self._model.parameters()).device
-        with self._probe.watching_reads():
+        with self._probe.watching_reads(), self.casting():
             return self._model(**{k: v.to(device) for k, v in batch.items()}, **self._always)
+
+    def casting(self) -> AbstractContextManager[Any]:
+        """Inside, matrices are multiplied in bfloat16 if the run wants that; else nothing changes."""
+        device = next(self._model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16) if self._autocast else nullcontext()
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(logits, what each of them is to predict) of one batch, both on the model's device; errors as of `forward`.

@@ -58,7 +58,7 @@ class Base:
 
 def load(
     source: str, task: str, *, labels: Sequence[str] = (), problem_type: str = SINGLE, dtype: str = "float32",
-    device: str = "cpu", seed: int = 0,
+    device: str = "cpu", seed: int = 0, attention: str | None = None,
 ) -> Base:  # fmt: skip
     """The base model and tokenizer at `source`, in evaluation mode on `device`. Torch's global seed stays as it was.
 
@@ -71,6 +71,7 @@ def load(
         dtype: of the resident weights: float32, bfloat16 or float16.
         device: torch device.
         seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
+        attention: `[model] attention`.
     Raises:
         ValueError: another task.
         DataError: no model there, or one that does not do this task; weights that it lacks; a head of other classes;
@@ -99,8 +100,9 @@ def load(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             loaded: Any = kind.from_pretrained(
-                folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True
-            )
+                folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True,
+                attn_implementation=attention,
+            )  # fmt: skip
         model, told = loaded
         model.to(place).eval()
     except FedftError:

@@ -8,7 +8,7 @@ import torch
 from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, checkpointing, dtypes, lengths, packed_rows, targets
+from fedft.models import adapter_folder, checkpointing, dtypes, lengths, noisy_embeddings, packed_rows, targets
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.models.load import Base
@@ -45,7 +45,8 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
     head = {"labels": m.labels, "problem_type": m.problem_type}
-    base = adapter_folder.load(m.id, m.task, **head, dtype=m.dtype, device=m.device, seed=config.server.seed)
+    how = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
+    base = adapter_folder.load(m.id, m.task, **head, **how)
     lengths.check_lengths(base, config)
     if recipe.space.of_base:
         for key, value in _idle(m).items():
@@ -62,7 +63,10 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         lora_alpha=m.lora_alpha,
         dropout=m.lora_dropout,
         objective=objectives.of(config),
+        autocast=config.local.autocast,
     )
+    if config.local.neftune_alpha:
+        noisy_embeddings.switch_on(base.model, config.local.neftune_alpha)
     if config.local.checkpointing:
         checkpointing.switch_on(base.model, base.source)
     if config.local.packing:

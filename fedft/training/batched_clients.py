@@ -73,6 +73,8 @@ def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
         return "the model alone knows how its decoder's inputs are made of labels"
     if local.micro_batch is not None or local.checkpointing:
         return "[local] micro_batch and checkpointing are for one client at a time"
+    if local.neftune_alpha:
+        return "[local] neftune_alpha draws noise for each client apart"
     if local.packing:
         return "[local] packing lays rows of a client one behind the other"
     if not elementwise(local):

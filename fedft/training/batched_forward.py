@@ -57,7 +57,7 @@ def client_losses(
             labels = next_tokens(labels)
         batch["use_cache"] = False
     learned = labels != IGNORED if labels.dtype == torch.int64 else own_rows(batches).to(labels.device)
-    with _replaced(forwards(stack.leaves(here), stack.scales(here))):
+    with _replaced(forwards(stack.leaves(here), stack.scales(here))), handle.casting():
         if tokens:
             with learned_places.only(model, learned) as chosen:
                 logits = chosen(model(**batch).logits)

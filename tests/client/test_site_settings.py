@@ -98,7 +98,7 @@ def test_a_file_that_is_not_there_is_named_with_its_table_and_key(folder, name):
         ('"train.jsonl"', '"train.jsonl"\nvalue = "x"', "value needs client"),
         ('"train.jsonl"', '"train.jsonl"\nholdout = 0.2', r"\[data\] has no 'holdout'"),
         ("[data]", '[policy]\nstrategies = ["flra"]\n[data]', "no strategy 'flra'.*did you mean 'flora'"),
-        ("[data]", '[policy]\nplugins = ["adamv"]\n[data]', "transform 'adamv' is installed.*did you mean 'adamw'"),
+        ("[data]", '[policy]\nplugins = ["lorra"]\n[data]', "transform 'lorra' is installed.*did you mean .lora"),
         ("[data]", '[policy]\ncodecs = ["int9"]\n[data]', "codec is 'int9'.*did you mean"),
         ("[data]", '[policy]\nbase = ["abc"]\n[data]', "base holds 'abc'"),
         ("[data]", "[policy]\nmax_steps = 0\n[data]", "max_steps >= 1"),
