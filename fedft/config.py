@@ -35,7 +35,8 @@ LOCAL: Mapping[str, Collection[str]] = {
 }
 """Keys by table that never travel with a job, or ALL of a table. Whatever else a run file has does, new tables too."""
 OTHER_TOOLS: Mapping[str, str] = {
-    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs", "local_epochs", "max_steps"), "[local] steps"),
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "local_epochs"), "[local] epochs"),
+    "max_steps": "[local] steps",
     "per_device_train_batch_size": "[local] batch_size, or micro_batch",
     "micro_batch_size": "[local] micro_batch",
     "gradient_accumulation_steps": "[local] micro_batch, and a batch_size that is so many times as large",
@@ -188,6 +189,9 @@ class Local:
 
     steps: int = 40
     """Optimiser steps."""
+    epochs: float | None = None
+    """Passes over a client's own rows, in place of `steps`: as many steps as batches hold its rows so often, rounded
+    up. Whoever has more rows takes more steps then."""
     batch_size: int = 8
     """Records per step."""
     learning_rate: float = 1e-2
@@ -236,6 +240,14 @@ class Local:
     """Noise on the embeddings of a batch in training (NEFTune); 5 to 15 are usual. Left out: none."""
     threads: int = 1
     """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
+
+    def steps_over(self, rows: int) -> int:
+        """The optimiser steps of a round of a client with so many rows.
+
+        >>> Local(epochs=2, batch_size=8).steps_over(17), Local(steps=5).steps_over(17)
+        (5, 5)
+        """
+        return self.steps if self.epochs is None else max(1, math.ceil(self.epochs * rows / self.batch_size))
 
     @property
     def pairs(self) -> bool:

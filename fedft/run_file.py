@@ -206,7 +206,9 @@ def _check(c: RunConfig, where: str) -> None:
         check.between(0, 1, **of("local", "warmup"))
         check.above(0, **of("local", "learning_rate_decay", "max_grad_norm"), **of("server", "deadline_s"))
         check.above(0, **of("data", "alpha"), **of("limits", "norm_factor", "max_norm"), **of("model", "lora_alpha"))
-        check.above(0, **of("local", "neftune_alpha"))
+        check.above(0, **of("local", "neftune_alpha", "epochs"))
+        if c.local.epochs is not None and (c.server.budget or "").startswith("steps"):
+            raise ValueError("[server] budget: steps are unlike from client to client where [local] epochs says them")
         check.between(0.5, 1, **of("limits", "max_share"))
         if not c.model.targets or (isinstance(c.model.targets, list) and "" in c.model.targets):
             raise ValueError(f"[model] targets is {c.model.targets!r}, wanted 'all-linear' or name endings")

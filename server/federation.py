@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from fedft.carriers.interface import SHORT_ANSWER_BYTES, Post
-from fedft.config import RunConfig
+from fedft.config import Local, RunConfig
 from fedft.contract import Layout, Member, State
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
@@ -101,7 +101,8 @@ class Federation:
             found = self.recipe.plans(state, self.members, bare, self.rank)
         except ValueError as e:
             raise ConfigError(f"{self.recipe.name}, round {version}: {e}") from e
-        return {name: _counted(found[name], self.counted.get(name)) for name in clients}
+        mine = {name: _of_epochs(found[name], self.members[name], c) for name in clients}
+        return {name: _counted(plan, self.counted.get(name)) for name, plan in mine.items()}
 
     def durable_plans(self, state: State, clients: Collection[str]) -> dict[str, Plan]:
         """The training plans of a round, on disk before anybody is sent one; those of a run that was killed stand.
@@ -115,6 +116,13 @@ class Federation:
             encoded = {c: messages.encode_plan(found[c], "fp32") for c in found}
             self.store.keep_plans(state.version, encoded)
         return {c: found[c] for c in clients}
+
+
+def _of_epochs(plan: Plan, member: Member, local: Local) -> Plan:
+    """The plan with as many steps as `[local] epochs` are for the member's rows, unless somebody else chose them."""
+    if local.epochs is None or plan.steps != local.steps or "rows" not in member.profile:
+        return plan
+    return replace(plan, steps=local.steps_over(int(member.profile["rows"])))
 
 
 def _counted(plan: Plan, counted: int | None) -> Plan:

@@ -1,6 +1,6 @@
 """What a run file asks for and cannot have any effect in this run, or costs much: said before round 1, a line each."""
 
-from fedft.config import RunConfig
+from fedft.config import Local, RunConfig
 from fedft.recipe import Recipe
 from fedft.training.optimizers import named_in
 
@@ -38,6 +38,8 @@ def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> lis
         )
     if local.momentum and (name := named_in(local)) != "sgd":
         said.append(f'[local] momentum = {local.momentum:g} has no effect on optimizer {name!r}; "sgd" has momentum')
+    if local.epochs is not None and local.steps != Local().steps:
+        said.append(f"[local] steps = {local.steps} has no effect: epochs = {local.epochs:g} says how many there are")
     if model.lora_dropout and recipe.space.of_base:
         said.append(
             f"[model] lora_dropout = {model.lora_dropout:g}: {recipe.name} trains no adapter, nothing is dropped"

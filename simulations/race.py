@@ -160,6 +160,10 @@ def _planned(
         config = open_run.resolved(configs.load(file, [*overrides, *c.overrides, f"server.seed={seed}"]))
         if config.data.test is None and not config.data.holdout:
             raise ConfigError(f"{file.name}: {baselines.NO_ROWS}")
+        if config.local.epochs is not None:
+            raise ConfigError(
+                f"{file.name}: [local] epochs: a race compares by steps, which are then unlike; name steps"
+            )
         ranks = config.ranks()
         if len(set(ranks)) > 1 and (c.label in BASELINES or _needs_one_rank(config)):
             config = replace(config, clients=replace(config.clients, rank=round(fmean(ranks))))

@@ -27,6 +27,7 @@ def header(place: Workplace) -> dict[str, Any]:
     config, recipe, handle, rows = place.config, place.recipe, place.handle, place.rows
     ranks = [] if recipe.space.rank_free else sorted({*config.ranks()[: len(place.clients)]})
     trained = recipe.space.spec(place.layout, max(ranks, default=0))
+    train_rows = sum(len(c.train_rows) for c in place.clients.values())
     able = sum(bool(c.test_rows) for c in place.clients.values())
     asked = min(config.clients.per_round or len(place.clients), len(place.clients))
     up, down = _traffic(place, asked, min(config.eval.clients or able, able))
@@ -39,12 +40,12 @@ def header(place: Workplace) -> dict[str, Any]:
         "strategy": config.strategy.name,
         "adapter": recipe.space.name,
         "ranks": ranks,
-        "steps": config.local.steps,
+        "steps": config.local.steps_over(round(train_rows / max(1, len(place.clients)))),
         "rounds": config.server.rounds,
         "clients": len(place.clients),
         "asked": asked,
         "measured": min(config.eval.clients or able, able),
-        "train_rows": sum(len(c.train_rows) for c in place.clients.values()),
+        "train_rows": train_rows,
         "held_out_rows": sum(len(c.test_rows) for c in place.clients.values()),
         "cut": rows.cut - rows.dropped,
         "left_out": rows.dropped + rows.empty + rows.test_rows_of_nobody,

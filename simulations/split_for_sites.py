@@ -64,7 +64,7 @@ def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None)
         durable.write(folder / "train.jsonl", _json_lines(owned[client], said(config.data.train)))
         if config.data.test is not None:
             durable.write(folder / "test.jsonl", _json_lines(held[client], said(config.data.test)))
-        durable.write(folder / "site.toml", _site_file(config, names[client], server).encode())
+        durable.write(folder / "site.toml", _site_file(config, names[client], server, len(owned[client])).encode())
         if keys is not None:
             _enrol(folder / "keys", names[client], keys)
     return [folder / "site.toml" for folder in folders.values()]
@@ -98,7 +98,7 @@ def _json_lines(rows: Rows, source: str) -> bytes:
         raise DataError(f"{source}: a record cannot be written as JSON: {e}") from e
 
 
-def _site_file(config: RunConfig, name: str, server: str) -> str:
+def _site_file(config: RunConfig, name: str, server: str, rows: int) -> str:
     targets = config.model.targets
     tables: dict[str, dict[str, Any]] = {
         "site": {"name": name},
@@ -114,7 +114,7 @@ def _site_file(config: RunConfig, name: str, server: str) -> str:
             "metrics": metrics.asked(config.eval),
             "targets": [*([targets] if isinstance(targets, str) else targets), *config.model.modules_to_save],
             "max_rank": max(config.ranks()),
-            "max_steps": config.local.steps,
+            "max_steps": max(config.local.steps, config.local.steps_over(rows)),
             "max_learning_rate": config.local.learning_rate,
             "max_batch_size": max(config.local.batch_size, config.eval.batch_size),
             "max_tokens": _tokens(config),

@@ -46,6 +46,8 @@ def of(config: RunConfig) -> Recipe:
     check_optimizer(config.local)
     if schedules.moves_in_rounds(config.local) and gradient_steps(recipe.local) is None:
         raise ConfigError(f"[local] schedule_over = 'round': {name} does not back-propagate; 'run' would do")
+    if config.local.epochs is not None and gradient_steps(recipe.local) is None:
+        raise ConfigError(f"[local] epochs: {name} does not back-propagate, and counts directions; wanted steps")
     for below, said in registry.tower(name, options):
         if config.model.problem_type == "regression" and (what := said.get("objective")) in ("accuracy", "f1"):
             raise ConfigError(f"[strategy] {below}: objective = {what!r} is of classes; a regression has 'loss'")
