@@ -118,7 +118,9 @@ class Client:
         """
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(turn.seed)  # dropout
+                torch.default_generator.manual_seed(turn.seed)  # dropout
+                if torch.cuda.is_initialized():  # torch.manual_seed looks for every kind of device, present or not
+                    torch.cuda.manual_seed_all(turn.seed)
                 trained = self.recipe.local(self.handle, self._rows(), turn)
             delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
         except FloatingPointError as e:

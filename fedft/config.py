@@ -210,6 +210,9 @@ class Local:
     of bitsandbytes ("adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "lion_8bit", "paged_lion_8bit") or of
     schedulefree ("schedule_free_adamw", "schedule_free_sgd"), an installed one or "package.module:factory", or a table
     of its name and options; fresh in every round."""
+    keep_optimizer: bool = False
+    """What the optimiser remembers (moments, counts) stays with each client from a round that counted to its next one;
+    of methods that back-propagate."""
     objective: Choice = "likelihood"
     """What is learned: "likelihood", "dpo" or "orpo" (pairs of answers, see `chosen`), an installed one,
     "package.module:factory", or a table of its name and options, as in { name = "dpo", beta = 0.1 }."""

@@ -46,6 +46,10 @@ def of(config: RunConfig) -> Recipe:
     check_optimizer(config.local)
     if schedules.moves_in_rounds(config.local) and gradient_steps(recipe.local) is None:
         raise ConfigError(f"[local] schedule_over = 'round': {name} does not back-propagate; 'run' would do")
+    if config.local.keep_optimizer:
+        if gradient_steps(recipe.local) is None:
+            raise ConfigError(f"[local] keep_optimizer: {name} does not back-propagate; leave it out")
+        recipe = replace(recipe, keeps=True)
     if config.local.epochs is not None and gradient_steps(recipe.local) is None:
         raise ConfigError(f"[local] epochs: {name} does not back-propagate, and counts directions; wanted steps")
     for below, said in registry.tower(name, options):

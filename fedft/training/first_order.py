@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedft.arithmetic import tensors
 from fedft.contract import Batch, Course, Data, Handle, Learning, Metrics, Term, Trained, Turn
 from fedft.data.micro_batches import InPieces
-from fedft.training import schedules
+from fedft.training import optimizer_state, schedules
 from fedft.training.optimizers import optimizer_of
 from fedft.update import Plan
 
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """Local steps (`fedft.contract.LocalStep`) by back-propagation; the optimiser is fresh in every round."""
+    """Local steps (`fedft.contract.LocalStep`) by back-propagation; the optimiser is fresh in every round, or goes on where
+    the client left it where `[local] keep_optimizer` says so."""
 
     send: Literal["delta", "value"] = "delta"
     """What the result is: trained - received, or the trained values (where each client starts from its own draw)."""
@@ -48,8 +49,15 @@ class FirstOrder:
         """
         learning, received = self.learning(handle, turn), handle.read()
         courses = [term.begin(learning, turn) for term in self.terms]
-        metrics = _descend(handle, learning.live, data.batches(turn), turn, courses)
-        return self.result(handle, received, learning.live, metrics, courses)
+        optimizer = optimizer_of([*learning.live.values()], turn.plan.learning_rate, turn.local)
+        if turn.local.keep_optimizer:
+            optimizer_state.restore(optimizer, learning.live, turn.drawer(optimizer_state.OWNER))
+        metrics = _descend(handle, learning.live, data.batches(turn), turn, courses, optimizer)
+        trained = self.result(handle, received, learning.live, metrics, courses)
+        if not turn.local.keep_optimizer:
+            return trained
+        state = optimizer_state.taken(optimizer, learning.live)
+        return trained._replace(kept={**trained.kept, optimizer_state.OWNER: state})
 
     def learns(self, handle: Handle, turn: Turn) -> tuple[str, ...]:
         """Names of the tensors that learn in this turn, in the order of `handle.parameters`."""
@@ -97,11 +105,11 @@ def _descend(
     batches: Iterator[Batch],
     turn: Turn,
     courses: Sequence[Course],
+    optimizer: torch.optim.Optimizer,
 ) -> Metrics:
     """`plan.steps` optimiser steps on `live`; a step whose loss or gradient is not finite is left out."""
     trained = list(live.values())
     others = [p for n, p in handle.parameters().items() if n not in live]
-    optimizer = optimizer_of(trained, turn.plan.learning_rate, turn.local)
     losses = []
     with frozen(others):
         for step in range(turn.plan.steps):

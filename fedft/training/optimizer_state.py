@@ -1,0 +1,46 @@
+"""What an optimiser remembers of a client's tensors, as named tensors that stay with the client between rounds.
+
+"<tensor>/<key>"        moments and counts as the optimiser's own state has them, by the name of the tensor they are of
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedft.arithmetic.tensors import Tensors
+
+OWNER = "optimizer"
+"""The drawer on the client in which they lie."""
+
+
+def taken(optimizer: torch.optim.Optimizer, live: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Copies of the optimiser's state of the parameters `live`, on the CPU; what is neither tensor nor number is left.
+
+    Numbers become float64 scalars.
+    """
+    found = {}
+    for name, parameter in live.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                found[f"{name}/{key}"] = value.detach().to("cpu", copy=True).contiguous()
+            elif isinstance(value, int | float):
+                found[f"{name}/{key}"] = torch.tensor(float(value), dtype=torch.float64)
+    return found
+
+
+def restore(optimizer: torch.optim.Optimizer, live: Mapping[str, nn.Parameter], kept: Tensors) -> None:
+    """Give a fresh optimiser the state that `taken` found.
+
+    A parameter begins anew where nothing was kept of it, or moments of another shape: its rank has changed.
+    """
+    for name, parameter in live.items():
+        own: dict[str, Any] = {n.removeprefix(name + "/"): x for n, x in kept.items() if n.startswith(name + "/")}
+        shapes = {x.shape for x in own.values() if x.ndim == parameter.ndim}
+        if not own or (shapes and parameter.shape not in shapes):
+            continue
+        for key, x in own.items():
+            number = x.ndim == 0 and x.dtype == torch.float64
+            where = parameter.device if x.ndim else x.device  # torch's own counts stay on the CPU
+            optimizer.state[parameter][key] = (int(x) if float(x).is_integer() else float(x)) if number else x.to(where)

@@ -1,0 +1,66 @@
+"""What an optimiser remembers goes on in the client's next round: two rounds are then one of both rounds' steps."""
+
+import pytest
+import torch
+
+from fedft import run_file, strategies
+from fedft.config import Local
+from fedft.errors import ConfigError
+from fedft.simulations import run as runs
+from fedft.training import optimizer_state
+from fedft.training.optimizers import optimizer_of
+
+
+def steps(p: torch.nn.Parameter, optimizer: torch.optim.Optimizer, n: int) -> None:
+    for k in range(n):
+        p.grad = torch.sin(p.detach() + k)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "adagrad", "muon", "radam"])
+def test_two_rounds_are_one_of_both_rounds_steps(name: str) -> None:
+    local = Local(optimizer=name)
+    whole, halves = (torch.nn.Parameter(torch.arange(6.0).reshape(2, 3)) for _ in range(2))
+    one = optimizer_of([whole], 0.1, local)
+    steps(whole, one, 3)
+    steps(whole, one, 3)
+    first = optimizer_of([halves], 0.1, local)
+    steps(halves, first, 3)
+    kept = optimizer_state.taken(first, {"w": halves})
+    assert kept
+    second = optimizer_of([halves], 0.1, local)
+    optimizer_state.restore(second, {"w": halves}, kept)
+    steps(halves, second, 3)
+    assert torch.equal(whole, halves)
+
+
+def test_a_tensor_of_another_rank_begins_anew() -> None:
+    p, q = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4, 3))
+    before = optimizer_of([p], 0.1, Local())
+    steps(p, before, 2)
+    after = optimizer_of([q], 0.1, Local())
+    optimizer_state.restore(after, {"w": q}, optimizer_state.taken(before, {"w": p}))
+    assert not after.state
+    steps(q, after, 1)
+
+
+def test_a_run_with_it_differs_and_resumes_to_the_same_bytes(tiny_base, tmp_path) -> None:
+    sets = [f"model.id='{tiny_base}'", "data.clients=2", "local.steps=2", "server.loggers=[]", "strategy.name=fedit"]
+    sets += ["eval.max_rows=2"]
+
+    def run(name: str, *more: str) -> str:
+        done = runs.simulate(run_file.load(runs.QUICKSTART, [*sets, *more]), out=tmp_path / name)
+        return done.summary["state_sha256"] if "state_sha256" in done.summary else done.summary["final"]["loss"]
+
+    fresh = run("fresh", "server.rounds=3")
+    kept = run("kept", "server.rounds=3", "local.keep_optimizer=true")
+    assert kept != fresh
+    run("cut", "server.rounds=2", "local.keep_optimizer=true")
+    config = run_file.load(runs.QUICKSTART, [*sets, "server.rounds=3", "local.keep_optimizer=true"])
+    done = runs.simulate(config, out=tmp_path / "cut", resume=True)
+    assert done.summary["final"]["loss"] == runs.simulate(config, out=tmp_path / "again").summary["final"]["loss"]
+
+
+def test_methods_without_gradients_have_none() -> None:
+    with pytest.raises(ConfigError, match="keep_optimizer: mezo does not back-propagate"):
+        strategies.of(run_file.load(None, ["strategy.name=mezo", "local.keep_optimizer=true"]))
