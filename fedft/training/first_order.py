@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """Local steps (`fedft.contract.LocalStep`) by back-propagation; the optimiser is fresh in every round, or goes on where
-    the client left it where `[local] keep_optimizer` says so."""
+    """Local steps (`fedft.contract.LocalStep`) by back-propagation.
+
+    The optimiser is fresh in every round, or goes on where the client left it if `[local] keep_optimizer` says so.
+    """
 
     send: Literal["delta", "value"] = "delta"
     """What the result is: trained - received, or the trained values (where each client starts from its own draw)."""

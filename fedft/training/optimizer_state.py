@@ -1,6 +1,9 @@
 """What an optimiser remembers of a client's tensors, as named tensors that stay with the client between rounds.
 
-"<tensor>/<key>"        moments and counts as the optimiser's own state has them, by the name of the tensor they are of
+    "<tensor>/<key>"    moments and counts as the optimiser's own state has them, by the name of the tensor
+    "<tensor>/"         the shape of that tensor, int64
+
+Those of a tensor whose shape has changed since are dropped.
 """
 
 from collections.abc import Mapping
@@ -22,6 +25,8 @@ def taken(optimizer: torch.optim.Optimizer, live: Mapping[str, nn.Parameter]) ->
     """
     found = {}
     for name, parameter in live.items():
+        if parameter in optimizer.state:
+            found[name + "/"] = torch.tensor(parameter.shape, dtype=torch.int64)
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 found[f"{name}/{key}"] = value.detach().to("cpu", copy=True).contiguous()
@@ -33,12 +38,11 @@ def taken(optimizer: torch.optim.Optimizer, live: Mapping[str, nn.Parameter]) ->
 def restore(optimizer: torch.optim.Optimizer, live: Mapping[str, nn.Parameter], kept: Tensors) -> None:
     """Give a fresh optimiser the state that `taken` found.
 
-    A parameter begins anew where nothing was kept of it, or moments of another shape: its rank has changed.
+    A parameter begins anew where nothing was kept of it, or it had another shape then: its rank has changed.
     """
     for name, parameter in live.items():
         own: dict[str, Any] = {n.removeprefix(name + "/"): x for n, x in kept.items() if n.startswith(name + "/")}
-        shapes = {x.shape for x in own.values() if x.ndim == parameter.ndim}
-        if not own or (shapes and parameter.shape not in shapes):
+        if (shape := own.pop("", None)) is None or shape.tolist() != [*parameter.shape]:
             continue
         for key, x in own.items():
             number = x.ndim == 0 and x.dtype == torch.float64
