@@ -56,11 +56,10 @@ def enrol(
     folder: ServerFolder,
     cards: Annotated[list[Path], typer.Argument(metavar="CARD...", help="Cards, as `fedft keys site` makes them.")],
 ) -> None:
-    """Add sites to the roster."""
+    """Add sites to the roster, all or none."""
     from fedft.security import roster as keys
 
-    for card in cards:
-        member = keys.enrol(folder / "roster.toml", card)
+    for member in keys.enrol_all(folder / "roster.toml", cards):
         typer.echo(f"enrolled {member.name}; fingerprint {member.fingerprint()}")
     typer.echo("next: compare each fingerprint with the one that `fedft keys site` showed to the site's operator")
     typer.echo("a running server takes new sites in at its next start; it goes on where it was")

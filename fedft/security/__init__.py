@@ -1,6 +1,6 @@
 """Keys, certificates, the roster of sites, and signed letters: who may speak, and that it was them.
 
-    roster         the sites that count, as a file: read, added to, revoked in
+    roster         the sites that count, as a file: read, added to, revoked in; roster_text keeps its comments
     site_table     one site as TOML: a table of the roster, or a card
     sealed         bytes signed by their sender, bound to run, round, attempt, site and plan
     new_keys       make all of the files below; private_keys and key_files read and write them
