@@ -4,9 +4,11 @@ Every change writes the whole file durably, or nothing; what the operator wrote 
 waits for others who do, by a lock file beside it; a running server reads it again when it has changed.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,6 +106,29 @@ def revoke(roster: Path, name: str) -> None:
         _check_known(roster, [name], members)
         if not members[name].revoked:
             _replace(roster, roster_text.with_value(text, list(members).index(name), "revoked", True, roster))
+
+
+def remove(roster: Path, names: Sequence[str]) -> None:
+    """Take the tables of these sites out of the file `roster`, all or none; what stands between tables stays.
+
+    What each table was is first added to `roster.log` beside the file, a line of JSON each: put back by hand, it is the
+    site again. Raises ConfigError for a name that is not there.
+    """
+    with _changing(roster) as (text, members):
+        _check_known(roster, names, members)
+        order = list(members)
+        edited, gone = roster_text.without(text, {order.index(name) for name in names}, roster)
+        _note(roster, [{"act": "removed", "site": order[i], "table": table} for i, table in gone.items()])
+        _replace(roster, edited)
+
+
+def _note(roster: Path, acts: Sequence[Mapping[str, str]]) -> None:
+    """Add a line for each act to the roster's log, durably. Raises RunPaused where the disk does not take it."""
+    path = roster.with_name("roster.log")
+    there = path.read_bytes() if path.exists() else b""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    lines = "".join(json.dumps({"at": now, **act}) + "\n" for act in acts)
+    durable.append(path, there.rfind(b"\n") + 1, lines.encode())
 
 
 @contextmanager

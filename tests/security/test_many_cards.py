@@ -5,23 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cards import new_card
 from typer.testing import CliRunner
 
 from fedft import durable
 from fedft.cli.keys import app
 from fedft.errors import ConfigError
-from fedft.security import new_keys, private_keys, roster
-from fedft.security.site_table import card_text
-
-
-def new_card(folder: Path, name: str) -> Path:
-    """A card without the private keys behind it, for speed."""
-    signing, node = Ed25519PrivateKey.generate().public_key(), ec.generate_private_key(ec.SECP384R1()).public_key()
-    path = folder / f"{name}.card.toml"
-    path.write_text(card_text(name, signing, private_keys.node_bytes(node)), encoding="utf-8")
-    return path
+from fedft.security import new_keys, roster
 
 
 def test_many_cards_are_enrolled_in_their_order(server: Path, tmp_path: Path) -> None:
