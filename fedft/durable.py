@@ -9,9 +9,11 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fedft.errors import ConfigError, RunPaused
 
@@ -23,6 +25,7 @@ except ImportError:  # not on Windows
 log = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
+LOOK_S = 0.02  # between two looks at a lock that another holds
 PLAIN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 HASHED = re.compile(r".*-[0-9a-f]{16}|[0-9a-f]{16}")
 Part = bytes | memoryview
@@ -106,12 +109,12 @@ def metadata(body: bytes) -> dict[str, str]:
 
 
 @contextmanager
-def alone(lock: Path, taken: str) -> Iterator[None]:
-    """Hold the lock file `lock` inside, so that no other process is inside with the same file.
+def alone(lock: Path, taken: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `lock` inside, so that no other process or thread is inside with the same file.
 
     The operating system ends the lock of a process that is killed. On Windows, and on file systems without locks, where
-    a warning is logged, others are not kept out. Raises ConfigError with the text `taken` if another process holds the
-    lock, or if the file cannot be written.
+    a warning is logged, others are not kept out. Raises ConfigError with the text `taken` if another holds the lock for
+    longer than `wait_s` seconds, or if the file cannot be written.
     """
     try:
         file = lock.open("wb")
@@ -119,13 +122,23 @@ def alone(lock: Path, taken: str) -> Iterator[None]:
         raise ConfigError(f"{lock}: cannot be written: {e.strerror}") from e
     with file:
         if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise ConfigError(taken) from e
-            except OSError:
-                log.warning("%s: this file system has no locks; see that nothing else uses the folder", lock.parent)
+            end = time.monotonic() + wait_s
+            while not _locked(file, lock.parent):
+                if time.monotonic() >= end:
+                    raise ConfigError(taken)
+                time.sleep(LOOK_S)
         yield
+
+
+def _locked(file: BinaryIO, folder: Path) -> bool:
+    """Whether we have the lock on `file` now, or there are none on its file system, which is told."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        log.warning("%s: this file system has no locks; see that nothing else uses the folder", folder)
+    return True
 
 
 def append(path: Path, at: int, line: bytes) -> None:

@@ -33,9 +33,7 @@ def server(
     hosts = host or ["localhost", "127.0.0.1"]
     new_keys.make_server(folder, hosts, days)
     typer.echo(f"made {folder}, for sites that connect to {', '.join(hosts)}; back it up, and let nobody else read it")
-    typer.echo(
-        f"next: hand {folder / 'ca.pem'} and {folder / 'server.pub'} to every site, and enrol the cards they send"
-    )
+    typer.echo(f"next: enrol the cards that sites send, and hand each a kit, `fedft keys kit {folder} SITE`")
 
 
 @app.command()
@@ -48,7 +46,7 @@ def site(
 
     card = new_keys.make_site(folder, name)
     typer.echo(f"made {folder}; fingerprint {roster.read_card(card).fingerprint()}")
-    typer.echo(f"next: hand {card} to the server's operator, and copy the server's ca.pem and server.pub to {folder}")
+    typer.echo(f"next: hand {card} to the server's operator, who enrols it and sends a kit back")
 
 
 @app.command()
@@ -56,11 +54,10 @@ def enrol(
     folder: ServerFolder,
     cards: Annotated[list[Path], typer.Argument(metavar="CARD...", help="Cards, as `fedft keys site` makes them.")],
 ) -> None:
-    """Add sites to the roster."""
+    """Add sites to the roster, all or none."""
     from fedft.security import roster as keys
 
-    for card in cards:
-        member = keys.enrol(folder / "roster.toml", card)
+    for member in keys.enrol_all(folder / "roster.toml", cards):
         typer.echo(f"enrolled {member.name}; fingerprint {member.fingerprint()}")
     typer.echo("next: compare each fingerprint with the one that `fedft keys site` showed to the site's operator")
     typer.echo("a running server takes new sites in at its next start; it goes on where it was")
@@ -74,6 +71,63 @@ def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The s
     keys.revoke(folder / "roster.toml", name)
     typer.echo(f"revoked {name}")
     typer.echo("a running server takes no more of its answers from now on, and no longer waits for it after a restart")
+
+
+@app.command()
+def remove(
+    folder: ServerFolder,
+    names: Annotated[list[str], typer.Argument(metavar="SITE...", help="Names in the roster.")],
+) -> None:
+    """Take sites out of the roster; what they were stays in roster.log beside it."""
+    from fedft.security import roster as keys
+
+    keys.remove(folder / "roster.toml", names)
+    for name in names:
+        typer.echo(f"removed {name}")
+    typer.echo(f"what they were is in {folder / 'roster.log'}; a card enrols a site of these names again")
+
+
+@app.command()
+def kit(
+    folder: ServerFolder,
+    name: Annotated[str, typer.Argument(metavar="SITE", help="The site's name in the roster.")],
+    to: Annotated[Path | None, typer.Option(help="File to write (default: SITE.kit.toml).")] = None,
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT of the server (default: the certificate's first name, port 9443).")
+    ] = "",
+) -> None:
+    """Write one file with all that a site needs of the server; nothing in it is secret."""
+    from fedft import durable
+    from fedft.security import key_files, kits
+
+    made = kits.made(folder, name, address)
+    path = to or Path(f"{durable.folder_name(name)}.kit.toml")
+    key_files.write_new(path, made.text().encode(), key_files.PUBLIC)
+    typer.echo(f"made {path}, for {made.site} at {made.address}; fingerprint {made.fingerprint()}")
+    typer.echo(f"next: hand it to the site's operator, who runs `fedft keys unpack {path.name} keys`")
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="KIT", help="As the server's `fedft keys kit` makes it.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The site's own key folder.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Trust this server in place of the one before.")] = False,
+) -> None:
+    """Put the server's public files where a site's keys are, and a first site file beside that folder."""
+    from fedft.client import suggested_file
+    from fedft.security import key_files, kits
+
+    found = kits.read(file)
+    new = kits.unpack(found, folder, replace=replace)
+    typer.echo(f"{folder}: {', '.join(new) or 'nothing'} new, of {found.address}; fingerprint {found.fingerprint()}")
+    typer.echo("next: compare it with the one that `fedft keys kit` showed to the server's operator")
+    site_file = folder.absolute().parent / "site.toml"
+    if site_file.exists():
+        typer.echo(f"{site_file} is there, and stays; its [server] address should be {found.address}")
+        return
+    text = suggested_file.suggested(found.site, found.address, folder.absolute().name)
+    key_files.write_new(site_file, text.encode(), key_files.PUBLIC)
+    typer.echo(f"made {site_file}: it allows nothing yet; say where model and rows are, and what [policy] allows")
 
 
 @app.command(name="list")

@@ -1,7 +1,8 @@
 """Keys, certificates, the roster of sites, and signed letters: who may speak, and that it was them.
 
-    roster         the sites that count, as a file: read, added to, revoked in
+    roster         the sites that count, as a file: read, added to, revoked in; roster_text keeps its comments
     site_table     one site as TOML: a table of the roster, or a card
+    kits           what a site needs of its server, as one public file
     sealed         bytes signed by their sender, bound to run, round, attempt, site and plan
     new_keys       make all of the files below; private_keys and key_files read and write them
     certificates   X.509: the server's own authority, and whether sites will accept a certificate
@@ -12,10 +13,11 @@ What lies where:
                        server.key, server.pem   TLS, for the names and addresses under which sites reach it
                        signing.key, server.pub  Ed25519: what the server sends is sealed with it
                        roster.toml              the sites, one [[site]] table each
+                       roster.log               sites that were removed, a line of JSON each
     site's folder      signing.key              Ed25519: what the site sends is sealed with it
                        node.key                 ECDSA P-384: the transport's login
                        NAME.card.toml           the public halves, for the server's operator
-                       ca.pem, server.pub       copied from the server's folder
+                       ca.pem, server.pub       the server's, as they come in a kit
 
 Private keys are PKCS #8 in PEM, unencrypted, mode 0600; they never leave their folder, and no message shows them. All
 keys come from the operating system's generator. A private key that cannot be used is a KeyFault, all else a user may

@@ -1,8 +1,10 @@
 """Files of keys: read within a bound, written once, with the rights they need."""
 
 import os
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fedft import durable
 from fedft.errors import ConfigError, RunPaused
@@ -54,3 +56,11 @@ def read_text(path: Path, remedy: str, most: int = MAX_FILE_BYTES) -> str:
     if len(data) > most:
         raise ConfigError(f"{path}: more than {most} bytes; {remedy}")
     return text
+
+
+def tables_of(text: str, path: Path) -> dict[str, Any]:
+    """What a text of TOML says. Raises ConfigError, which names the file `path`, for what is none."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as e:  # a date that is none is a plain ValueError
+        raise ConfigError(f"{path}: not valid TOML: {' '.join(str(e).split())[:200]}") from e

@@ -15,7 +15,7 @@ from fedft.security import certificates
 from fedft.security.certificates import CA_DAYS, Certificate
 from fedft.security.key_files import PRIVATE, PUBLIC, check_absent, read_text, write_new
 from fedft.security.private_keys import load_ecdsa, node_bytes, private_bytes
-from fedft.security.roster import ROSTER
+from fedft.security.roster_text import ROSTER
 from fedft.security.sealed import site_name
 from fedft.security.site_table import card_text
 

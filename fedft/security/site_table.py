@@ -14,7 +14,6 @@ Files are read and written by `roster.py`.
 
 import base64
 import hashlib
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedft import check
 from fedft.errors import ConfigError
+from fedft.security.key_files import tables_of
 from fedft.security.private_keys import node_bytes
 from fedft.security.sealed import site_name
 
@@ -68,8 +68,14 @@ class Site:
 
         They are the beginning of a SHA-256 over the site's name and public keys.
         """
-        h = hashlib.sha256(self.name.encode() + b"\0" + self.signing.public_bytes_raw() + self.node).hexdigest()
-        return " ".join(h[i : i + 4] for i in range(0, 32, 4))
+        return grouped(
+            hashlib.sha256(self.name.encode() + b"\0" + self.signing.public_bytes_raw() + self.node).hexdigest()
+        )
+
+
+def grouped(digits: str) -> str:
+    """The first 32 of hexadecimal digits in groups of four, for people to read to each other."""
+    return " ".join(digits[i : i + 4] for i in range(0, 32, 4))
 
 
 def site_tables(text: str, path: Path) -> list[dict[str, Any]]:
@@ -77,10 +83,7 @@ def site_tables(text: str, path: Path) -> list[dict[str, Any]]:
 
     Raises ConfigError, which names the file `path`, for what is not TOML or has anything but such tables.
     """
-    try:
-        found = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
-        raise ConfigError(f"{path}: not valid TOML: {' '.join(str(e).split())}") from e
+    found = tables_of(text, path)
     for name in found:
         if name != "site":
             raise ConfigError(

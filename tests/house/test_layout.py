@@ -40,6 +40,7 @@ ROOMS_TOO = {
     "fedft/cli/deploy.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/doctor.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/finished.py": {"simulations"},
+    "fedft/cli/keys.py": {"client"},
     "fedft/cli/kinds.py": {"strategies"},
     "fedft/cli/records.py": {"client"},
 }

@@ -254,7 +254,7 @@ def test_the_command_leads_from_keys_to_an_enrolled_site(tmp_path: Path, monkeyp
 
     said = run("server", "srv")
     assert "localhost, 127.0.0.1" in said
-    assert "next: hand srv/ca.pem and srv/server.pub to every site" in said
+    assert "hand each a kit, `fedft keys kit srv SITE`" in said
     assert "next: fedft keys enrol srv CARD" in run("list", "srv")
     assert json.loads(run("list", "srv", "--json")) == []
     said = run("site", "one", "clinic-1")
