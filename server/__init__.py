@@ -15,6 +15,7 @@
     aggregation_error   how far the aggregate is from the exact mean
     run_outputs         config.toml, summary.json and model/
     sealed_post         letters to sites over a network that is not trusted: signed, sent again, answered once
+    roster_file         the roster, read again when it changes; audit: audit.jsonl
     open_letter         when one such letter is due; site_reports: what sites say about themselves
 
 One thread runs all of it. Not here: what a strategy does (`fedft.strategies`), bytes of messages (`fedft.wire`), the

@@ -25,7 +25,7 @@ from fedft.errors import RejectedUpdate
 from fedft.security import sealed
 from fedft.security.roster import Roster
 from fedft.security.sealed import Kind, Opened
-from fedft.server.app import Audit
+from fedft.server.audit import Audit
 from fedft.update import Plan, Update
 from fedft.wire import messages
 
