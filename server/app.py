@@ -79,14 +79,15 @@ def serve(
         link = _link(place, roster, most)
         try:
             post = SealedPost(link, roster, key, run.job.run, audit)
-            caps = {name: m.max_examples for name, m in roster.members.items()}
-            state = run.loop(post, caps=caps, lift=lift).run(sites)
+            loop = run.loop(post, roll=roster, lift=lift)
+            state = loop.run(sites)
         finally:
             link.close()
-        absent = run_outputs.never_took_part(sites, run.metrics.lines)
+        members = loop.federation.membership.places
+        absent = run_outputs.never_took_part(members, run.metrics.lines)
         for site, why in absent.items():
             log.warning("no update of %s counted in the whole run: %s", site, why)
-        return run.finish(state, len(sites), {"never_took_part": absent})
+        return run.finish(state, len(members), {"never_took_part": absent})
 
 
 def _taking_part(roster: RosterFile, place: Place, lift: Collection[str]) -> list[str]:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class RosterFile:
-    """The roster's file, read again when it changes: the revoked are out at once, the new are in at the next start.
+    """A roster's file, read again when it has changed: whom it takes in or out counts, or does not, from then on.
 
     Any thread may ask.
     """
@@ -26,7 +26,7 @@ class RosterFile:
         self._path, self._read_at = path, (0, 0)
         self._lock = threading.Lock()
         self._roster = keys.load_roster(path)
-        self._nodes = {m.name: m.node for m in self.members.values() if m.state() != "revoked"}
+        self._nodes = _nodes(self._roster)
 
     @property
     def members(self) -> Mapping[str, Site]:
@@ -43,6 +43,17 @@ class RosterFile:
         self._reload()
         return self._nodes
 
+    def present(self) -> Mapping[str, int]:
+        """Most examples that an update may claim, by name of each site whose messages count now."""
+        self._reload()
+        return {m.name: m.max_examples for m in self.members.values() if m.state() == "enrolled"}
+
+    def why_not(self, client: str) -> str:
+        """Why a site's messages do not count now: "revoked", "expired", "not yet valid", "removed"; "" if they do."""
+        site = self.members.get(client)
+        state = "removed" if site is None else site.state()
+        return "" if state == "enrolled" else state
+
     def _reload(self) -> None:
         with self._lock, suppress(OSError):
             found = self._path.stat()
@@ -51,10 +62,10 @@ class RosterFile:
             self._read_at = stamp
             try:
                 self._roster = keys.load_roster(self._path)
+                self._nodes = _nodes(self._roster)
             except FedftError as e:
                 log.error("%s; going on with the roster as it was", e)
-            gone = [n for n in self._nodes if n not in self.members or self.members[n].state() == "revoked"]
-            for name in gone:
-                log.warning("%s is revoked", name)
-            if gone:
-                self._nodes = {name: key for name, key in self._nodes.items() if name not in gone}
+
+
+def _nodes(roster: keys.Roster) -> dict[str, bytes]:
+    return {m.name: m.node for m in roster.members.values() if not m.revoked}

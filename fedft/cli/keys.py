@@ -63,7 +63,7 @@ def enrol(
         member = keys.enrol(folder / "roster.toml", card)
         typer.echo(f"enrolled {member.name}; fingerprint {member.fingerprint()}")
     typer.echo("next: compare each fingerprint with the one that `fedft keys site` showed to the site's operator")
-    typer.echo("a running server takes new sites in at its next start; it goes on where it was")
+    typer.echo("a running server takes new sites in at its next round")
 
 
 @app.command()
@@ -73,7 +73,7 @@ def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The s
 
     keys.revoke(folder / "roster.toml", name)
     typer.echo(f"revoked {name}")
-    typer.echo("a running server takes no more of its answers from now on, and no longer waits for it after a restart")
+    typer.echo("a running server takes no more of its answers from now on, and no longer waits for it")
 
 
 @app.command(name="list")

@@ -33,6 +33,18 @@ def test_a_revocation_takes_effect_while_the_server_runs(roster: Path) -> None:
     live.key_of("anna")
 
 
+def test_who_is_enrolled_while_the_server_runs_may_come_and_who_is_taken_out_may_not(roster: Path) -> None:
+    live = RosterFile(roster)
+    before = roster.read_text()
+    assert set(live.nodes()) == set(live.present()) == {"anna", "bert"}
+    keys.enrol(roster, new_keys.make_site(roster.parents[1] / "carl", "carl"))
+    assert set(live.nodes()) == set(live.present()) == {"anna", "bert", "carl"}
+    live.key_of("carl")
+    roster.write_text(before)
+    assert set(live.nodes()) == set(live.present()) == {"anna", "bert"}
+    assert [live.why_not(name) for name in ("anna", "carl")] == ["", "removed"]
+
+
 def test_a_roster_that_became_unreadable_is_told_of_and_the_old_one_holds(
     roster: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
