@@ -128,10 +128,11 @@ def alone(lock: Path, taken: str) -> Iterator[None]:
         yield
 
 
-def append(path: Path, at: int, line: bytes) -> None:
+def append(path: Path, at: int, line: bytes, *, sync: bool = True) -> None:
     """Write `line` durably behind the first `at` bytes of the file `path`, which then ends; made if missing, mode 0600.
 
-    A crash leaves those bytes and a beginning of the line. Raises RunPaused with the disk's reason.
+    A crash leaves those bytes and a beginning of the line. Without `sync` the line survives the process, and not yet a
+    crash of the machine. Raises RunPaused with the disk's reason.
     """
     try:
         new = not path.exists()
@@ -139,7 +140,8 @@ def append(path: Path, at: int, line: bytes) -> None:
             f.truncate(at)  # what a crash, or a full disk, left of another line
             f.write(line)
             f.flush()
-            os.fsync(f.fileno())
+            if sync:
+                os.fsync(f.fileno())
         if new:
             _sync(path.parent)
     except OSError as e:

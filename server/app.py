@@ -22,6 +22,7 @@ from fedft.errors import ConfigError, StateDamaged
 from fedft.models import resident
 from fedft.reports.observers import Audience, Observers
 from fedft.security import new_keys, private_keys
+from fedft.server import audit as audits
 from fedft.server import message_sizes, open_run, run_outputs
 from fedft.server.audit import Audit
 from fedft.server.roster_file import RosterFile
@@ -67,14 +68,14 @@ def serve(
     """
     roster, key = RosterFile(place.keys / "roster.toml"), private_keys.load_signing(place.keys / "signing.key")
     sites = _taking_part(roster, place, lift)
-    audit = Audit(folder / "audit.jsonl", Audience(observe))
+    audit = Audit(folder / audits.FILE, Audience(observe))
     resume = (folder / "config.toml").exists()
     with open_run.opened(config, folder, resume=resume, observe=audit, deployed=True) as held:
         salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
         here = resident.load(held.config, held.recipe)
         message_sizes.check_sizes(held.config, held.recipe, here.layout, len(sites))
         run = held.begin(here, salt)
-        audit.path.touch()
+        audit.begin(run.job.run, held.version)
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
         link = _link(place, roster, most)
         try:

@@ -98,6 +98,8 @@ class Loop:
                 "its config, base model or data have changed since; start in another folder"
             )
         lifted = {*self.lift} & {*notes["barred"]}
+        for client in sorted(lifted):
+            run.observe("lifted", {"client": client})
         notes["barred"] = [c for c in notes["barred"] if c not in lifted]
         notes["refusals"] = [r for r in notes["refusals"] if r[1] not in lifted]
         if lifted or "members" not in notes:  # a run of before places were kept: they are dealt once more, as ever
@@ -170,6 +172,9 @@ class Loop:
         refusals = recent + [[number, c] for c in sorted(outcome.blamed | self._contradicted, key=str.encode)]
         self._contradicted = set()
         barred = _barred(refusals, run.config.limits.quarantine_after)
+        for client in sorted(set(barred) - {*notes["barred"]}):
+            log.warning("round %d: %s is quarantined, and not asked any more", number, client)
+            run.observe("quarantined", {"client": client, "round": number})
         kept = {
             "run": run.job.run,
             "norms": [*notes["norms"], outcome.norms][-NORM_ROUNDS:],

@@ -58,12 +58,22 @@ def test_a_roster_that_became_unreadable_is_told_of_and_the_old_one_holds(
 def test_every_refusal_is_a_line_of_the_audit_without_its_text(tmp_path: Path) -> None:
     heard: list[Any] = []
     audit = Audit(tmp_path / "audit.jsonl", lambda kind, info: heard.append(kind))
+    audit.begin("f" * 16, -1)
     audit("round", {"round": 7})
     refusal = {"client": "anna", "code": "norm", "reason": "words of a peer", "size": 9, "sha256": "ab", "proven": True}
     audit("refused", refusal)
-    (line,) = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    _, line = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
     assert line.pop("time")
-    assert line == {"round": 7, "site": "anna", "code": "norm", "size": 9, "sha256": "ab", "proven": True}
+    assert len(line.pop("before")) == 64
+    assert line == {
+        "event": "refused",
+        "round": 7,
+        "site": "anna",
+        "code": "norm",
+        "size": 9,
+        "sha256": "ab",
+        "proven": True,
+    }
     assert heard == ["round", "refused"]
 
 
