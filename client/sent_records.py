@@ -9,30 +9,23 @@
     rows      that the answer was made from; 0 of a job, which says how many there are
     before    SHA-256 of the line before, without its newline; 64 zeros in the first
 
-Lines are only added, and each holds the digest of the one before: who changes, removes or adds one in the middle breaks
-the chain. A whole chain can be made anew, and lines at its end can be left out; so note the last line's digest, which
+`fedft.security.chained_lines` says what such a chain shows, and what not; so note the last line's digest, which
 `fedft records verify` prints, elsewhere now and then.
 """
 
 import hashlib
-import json
-import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fedft import durable
-from fedft.errors import ConfigError
-
-log = logging.getLogger(__name__)
+from fedft.security import chained_lines
+from fedft.security.chained_lines import DIGEST, Chain, ChainedLines
 
 FILE = "sent.jsonl"
-FIRST = "0" * 64
 KINDS = ("train", "evaluate", "job")
-DIGEST = re.compile(r"[0-9a-f]{64}")
 TEXTS = {
     "at": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"),
     "kind": re.compile("|".join(KINDS)),
@@ -44,20 +37,6 @@ TEXTS = {
 NUMBERS = ("round", "attempt", "bytes", "rows")
 
 
-class Chain(NamedTuple):
-    """A record whose lines hold together."""
-
-    lines: int
-    last: str
-    """SHA-256 of the last line; of 64 zeros where there is none."""
-    torn: int
-    """Bytes behind the last whole line: a line that was cut off while it was written."""
-
-
-class BrokenChain(Exception):
-    """A record that is not as it was written; the text names the line and what is wrong with it."""
-
-
 @dataclass
 class SentRecords:
     """The record in the file `path`, to which one process adds lines. A torn last line is cut off, with a warning."""
@@ -65,23 +44,9 @@ class SentRecords:
     path: Path
     clock: Callable[[], float] = time.time
     """Seconds since 1970, UTC."""
-    _end: int = 0
-    _last: str = FIRST
-    _entry: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        data = self.path.read_bytes() if self.path.exists() else b""
-        whole, newline, torn = data.rpartition(b"\n")
-        self._end = len(whole) + len(newline)
-        if torn:
-            log.warning("%s: the last line, of %d bytes, is not whole, and is left out", self.path, len(torn))
-        if newline:
-            line = whole.rpartition(b"\n")[2]
-            self._last = hashlib.sha256(line).hexdigest()
-            try:
-                self._entry = dict(json.loads(line))
-            except (ValueError, TypeError):
-                log.error("%s: the last line is not what was written; see `fedft records verify`", self.path)
+        self._lines = ChainedLines(self.path)
 
     def add(self, kind: str, run: str, round: int, attempt: int, plan: str, answer: bytes, rows: int) -> None:
         """Record an answer durably, before it is sent; see the module's docstring for what of it.
@@ -91,12 +56,9 @@ class SentRecords:
         """
         said = {"kind": kind, "run": run, "round": round, "attempt": attempt, "plan": plan, "bytes": len(answer)}
         entry = {**said, "sha256": hashlib.sha256(answer).hexdigest(), "rows": rows}
-        if entry.items() <= self._entry.items():
+        if entry.items() <= self._lines.last.items():
             return
-        entry |= {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock())), "before": self._last}
-        line = json.dumps(entry, sort_keys=True).encode()
-        durable.append(self.path, self._end, line + b"\n")
-        self._end, self._last, self._entry = self._end + len(line) + 1, hashlib.sha256(line).hexdigest(), entry
+        self._lines.add(entry | {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock()))})
 
 
 def verify(state: Path) -> Chain:
@@ -106,24 +68,11 @@ def verify(state: Path) -> Chain:
     line that is not as it was written, ConfigError where there is no record.
     """
     path = state / FILE if state.is_dir() else state
-    try:
-        *lines, torn = path.read_bytes().split(b"\n")
-    except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}; wanted a site's state folder, or its {FILE}") from e
-    last = FIRST
-    for number, line in enumerate(lines, 1):
-        if why := _fault(line, last):
-            raise BrokenChain(f"{path}, line {number}: {why}")
-        last = hashlib.sha256(line).hexdigest()
-    return Chain(len(lines), last, len(torn))
+    return chained_lines.verify(path, _fault, f"a site's state folder, or its {FILE}")
 
 
-def _fault(line: bytes, last: str) -> str:
-    """What is wrong with a line behind one of the digest `last`; "" if nothing is."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return "it is not JSON"
+def _fault(entry: Any) -> str:
+    """What is wrong with a line's JSON; "" if nothing is."""
     if not isinstance(entry, dict) or entry.keys() != {*TEXTS, *NUMBERS}:
         return f"wanted an object with {', '.join(sorted({*TEXTS, *NUMBERS}))}"
     for name, form in TEXTS.items():
@@ -132,6 +81,4 @@ def _fault(line: bytes, last: str) -> str:
     for name in NUMBERS:
         if type(entry[name]) is not int or entry[name] < 0:
             return f"{name} is {entry[name]!r:.80}"
-    if entry["before"] != last:
-        return f"before is {entry['before'][:12]}..., the line before has {last[:12]}...: one was changed or is missing"
     return ""

@@ -141,10 +141,11 @@ def _locked(file: BinaryIO, folder: Path) -> bool:
     return True
 
 
-def append(path: Path, at: int, line: bytes) -> None:
+def append(path: Path, at: int, line: bytes, *, sync: bool = True) -> None:
     """Write `line` durably behind the first `at` bytes of the file `path`, which then ends; made if missing, mode 0600.
 
-    A crash leaves those bytes and a beginning of the line. Raises RunPaused with the disk's reason.
+    A crash leaves those bytes and a beginning of the line. Without `sync` the line survives the process, and not yet a
+    crash of the machine. Raises RunPaused with the disk's reason.
     """
     try:
         new = not path.exists()
@@ -152,7 +153,8 @@ def append(path: Path, at: int, line: bytes) -> None:
             f.truncate(at)  # what a crash, or a full disk, left of another line
             f.write(line)
             f.flush()
-            os.fsync(f.fileno())
+            if sync:
+                os.fsync(f.fileno())
         if new:
             _sync(path.parent)
     except OSError as e:

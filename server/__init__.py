@@ -5,16 +5,18 @@
     run_folder          the folder: made or taken up again, held by one process
     job                 what clients are told of a run, and the run's identifier
     federation          one run's fixed facts and its clients, with the plans of a round
+    membership          who takes part, and the rank that each was dealt, for good
     loop                the engine: rounds, evaluations and lines of metrics, until the budget is spent
-    round               one round of training; evaluation_round: one evaluation
+    round               one round of training; admitted: what it has and comes to; evaluation_round: one evaluation
     cohort              who is asked: drawn from the run's seed
-    exchange            letters out, answers in; traffic: what they cost, who was refused, who is to blame
+    exchange, sending   letters out, answers in; traffic: what they cost, who was refused, who is to blame
     admission           whether an update counts; candidate_gates: whether a new state does
     checkpoint          states, plans and admitted updates on disk
     budget              when a run ends
     aggregation_error   how far the aggregate is from the exact mean
     run_outputs         config.toml, summary.json and model/
     sealed_post         letters to sites over a network that is not trusted: signed, sent again, answered once
+    roster_file         the roster, read again when it changes; audit: audit.jsonl
     open_letter         when one such letter is due; site_reports: what sites say about themselves
 
 One thread runs all of it. Not here: what a strategy does (`fedft.strategies`), bytes of messages (`fedft.wire`), the

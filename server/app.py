@@ -6,31 +6,26 @@ All that must survive is in the run folder. Links keep messages in memory only: 
 sent again.
 """
 
-import json
 import logging
 import secrets
 import ssl
-import threading
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedft import durable
 from fedft.carriers.interface import Link
 from fedft.carriers.stream.link import StreamLink
 from fedft.config import RunConfig
-from fedft.errors import ConfigError, FedftError, StateDamaged
+from fedft.errors import ConfigError, StateDamaged
 from fedft.models import resident
-from fedft.reports.observers import Audience, Observer, Observers
+from fedft.reports.observers import Audience, Observers
 from fedft.security import new_keys, private_keys
-from fedft.security import roster as keys
-from fedft.security.site_table import Site
+from fedft.server import audit as audits
 from fedft.server import message_sizes, open_run, run_outputs
+from fedft.server.audit import Audit
+from fedft.server.roster_file import RosterFile
 from fedft.server.sealed_post import SealedPost
 from fedft.wire import messages
 
@@ -71,31 +66,32 @@ def serve(
         ConfigError, DataError, KeyFault: a mistake of the operator's, before any work.
         RunPaused: the run stopped where it can go on.
     """
-    roster, key = _Roster(place.keys / "roster.toml"), private_keys.load_signing(place.keys / "signing.key")
+    roster, key = RosterFile(place.keys / "roster.toml"), private_keys.load_signing(place.keys / "signing.key")
     sites = _taking_part(roster, place, lift)
-    audit = Audit(folder / "audit.jsonl", Audience(observe))
+    audit = Audit(folder / audits.FILE, Audience(observe))
     resume = (folder / "config.toml").exists()
     with open_run.opened(config, folder, resume=resume, observe=audit, deployed=True) as held:
         salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
         here = resident.load(held.config, held.recipe)
         message_sizes.check_sizes(held.config, held.recipe, here.layout, len(sites))
         run = held.begin(here, salt)
-        audit.path.touch()
+        audit.begin(run.job.run, held.version)
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
         link = _link(place, roster, most)
         try:
             post = SealedPost(link, roster, key, run.job.run, audit)
-            caps = {name: m.max_examples for name, m in roster.members.items()}
-            state = run.loop(post, caps=caps, lift=lift).run(sites)
+            loop = run.loop(post, roll=roster, lift=lift)
+            state = loop.run(sites)
         finally:
             link.close()
-        absent = run_outputs.never_took_part(sites, run.metrics.lines)
+        members = loop.federation.membership.places
+        absent = run_outputs.never_took_part(members, run.metrics.lines)
         for site, why in absent.items():
             log.warning("no update of %s counted in the whole run: %s", site, why)
-        return run.finish(state, len(sites), {"never_took_part": absent})
+        return run.finish(state, len(members), {"never_took_part": absent})
 
 
-def _taking_part(roster: "_Roster", place: Place, lift: Collection[str]) -> list[str]:
+def _taking_part(roster: RosterFile, place: Place, lift: Collection[str]) -> list[str]:
     """The sites that are not revoked. Raises ConfigError and KeyFault for what is wrong with the server's own files."""
     if place.listen is not None:
         private_keys.load_ecdsa(place.keys / "server.key")
@@ -109,48 +105,6 @@ def _taking_part(roster: "_Roster", place: Place, lift: Collection[str]) -> list
     return sites
 
 
-class _Roster:
-    """The roster's file, read again when it changes: the revoked are out at once, the new are in at the next start.
-
-    Any thread may ask.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._read_at = path, (0, 0)
-        self._lock = threading.Lock()
-        self._roster = keys.load_roster(path)
-        self._nodes = {m.name: m.node for m in self.members.values() if m.state() != "revoked"}
-
-    @property
-    def members(self) -> Mapping[str, Site]:
-        return self._roster.members
-
-    def key_of(self, name: str) -> Ed25519PublicKey:
-        self._reload()
-        return self._roster.key_of(name)
-
-    def nodes(self) -> Mapping[str, bytes]:
-        """The public node key of each site that may come."""
-        self._reload()
-        return self._nodes
-
-    def _reload(self) -> None:
-        with self._lock, suppress(OSError):
-            found = self._path.stat()
-            if (stamp := (found.st_mtime_ns, found.st_size)) == self._read_at:
-                return
-            self._read_at = stamp
-            try:
-                self._roster = keys.load_roster(self._path)
-            except FedftError as e:
-                log.error("%s; going on with the roster as it was", e)
-            gone = [n for n in self._nodes if n not in self.members or self.members[n].state() == "revoked"]
-            for name in gone:
-                log.warning("%s is revoked", name)
-            if gone:
-                self._nodes = {name: key for name, key in self._nodes.items() if name not in gone}
-
-
 def _salt(path: Path) -> bytes:
     """What tells this run from another one of the same config: drawn once, kept with the state."""
     if (salt := durable.verified(path)) is None:
@@ -161,27 +115,7 @@ def _salt(path: Path) -> bytes:
     return salt
 
 
-@dataclass
-class Audit:
-    """Passes events on and writes a line for every refusal: who, why, how large, digest; never what was in it."""
-
-    path: Path
-    observe: Observer
-    _round: int = -1
-
-    def __call__(self, kind: str, info: Mapping[str, Any]) -> None:
-        """Take one event of the run; a refusal is appended to the file before it is passed on, and not fsynced."""
-        if kind == "round":
-            self._round = info["round"]
-        if kind == "refused":
-            kept = {k: info[k] for k in ("code", "size", "sha256", "proven")}
-            line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "round": self._round, **kept}
-            with suppress(OSError), open(self.path, "a", encoding="utf-8") as f:  # a full disk is told elsewhere
-                f.write(json.dumps({**line, "site": info["client"]}, sort_keys=True) + "\n")
-        self.observe(kind, info)
-
-
-def _link(place: Place, roster: _Roster, most: int) -> Link:
+def _link(place: Place, roster: RosterFile, most: int) -> Link:
     """The way to the sites, which listens already where it is ours. Raises ConfigError if it cannot."""
     if place.listen is not None:
         own = StreamLink(*place.listen, place.keys / "server.pem", place.keys / "server.key", roster.nodes, most)

@@ -3,6 +3,7 @@
     state/gen-00000003.fedft         SHA-256 of the rest, then a safetensors body: the shared tensors as
                                      "/<name>", the server's own as "<owner>/<name>"; version, notes
     state/journal/00000003/plans     SHA-256 of the rest, then JSON: client -> its encoded plan, hexadecimal
+    state/journal/00000003/members   SHA-256 of the rest, then JSON: who takes part, where that changed with the round
     state/journal/00000003/<client>  SHA-256 of the rest, then the admitted bytes as they came
     state/attempt                    SHA-256 of the rest, then the number of the last attempt at a round, in decimal
 
@@ -117,6 +118,15 @@ class Store:
         """The encoded plans of a round by client; {} if there are none that verify."""
         body = durable.verified(self._journal / f"{round:08d}" / "plans")
         return {} if body is None else {c: bytes.fromhex(data) for c, data in json.loads(body).items()}
+
+    def keep_members(self, round: int, members: Mapping[str, Any]) -> None:
+        """Make the membership of a round durable (plain JSON); called before anybody in it is asked."""
+        durable.commit(self._journal / f"{round:08d}" / "members", json.dumps(members).encode())
+
+    def members(self, round: int) -> dict[str, Any] | None:
+        """The membership that was kept for a round; None if there is none that verifies."""
+        body = durable.verified(self._journal / f"{round:08d}" / "members")
+        return None if body is None else json.loads(body)
 
     def journal(self, round: int, client: str, payload: bytes) -> None:
         """Make an admitted update durable, in the bytes that came: from then on it counts, whatever happens."""

@@ -15,7 +15,7 @@ from fedft.recipe import WHOLE
 from fedft.reports.columns import Column, declare
 from fedft.server import cohort
 from fedft.server.exchange import Exchange
-from fedft.server.traffic import Traffic
+from fedft.server.traffic import Traffic, Until
 from fedft.update import Plan, Shape
 from fedft.wire import messages
 
@@ -51,10 +51,12 @@ def evaluate(
         found[client] = dict(update.metrics)
         federation.observe("measured", {"version": state.version, "client": client})
 
-    able = [c for c in federation.members if federation.held_out.get(c) and c not in barred]
-    panel = cohort.panel(able, federation.config.eval.clients, federation.job.seed)
-    quorum = federation.quorum(len(panel))
-    terms = federation.until(quorum).to_dict(quorum)
+    size, held_out = federation.config.eval.clients, federation.held_out
+    able = [c for c in federation.still(federation.members) if held_out.get(c) and c not in barred]
+    founders = [c for c in able if federation.membership.is_founder(c)]
+    enough = size is not None and len(founders) >= size  # who joins does not change the panel
+    panel = cohort.panel(founders if enough else able, size, federation.job.seed)
+    terms = federation.until(panel).to_dict()
     federation.observe("evaluating", {"version": state.version, "asked": panel, **terms})
     extra = {"rouge": True} if rouge else {}
     plans = {c: replace(p, steps=0, evaluate=True, extra=extra) for c, p in federation.plans(state, panel).items()}
@@ -64,7 +66,11 @@ def evaluate(
 
     def measured(asked: Mapping[str, Plan]) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
-        limits, until = dict.fromkeys(asked, SHORT_ANSWER_BYTES), federation.until(federation.quorum(len(asked)))
+        limits = dict.fromkeys(asked, SHORT_ANSWER_BYTES)
+
+        def until() -> Until:
+            return federation.until(federation.still(asked))
+
         exchange.ask("evaluate", asked, state, partial(accept, found), traffic, limits, until)
         return found
 

@@ -1,9 +1,11 @@
 """What everything in one run shares: how letters travel, the recipe, who takes part, and the plans of a round."""
 
+import logging
 import math
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fedft.carriers.interface import SHORT_ANSWER_BYTES, Post
 from fedft.config import Local, RunConfig
@@ -11,12 +13,17 @@ from fedft.contract import Layout, Member, State
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
 from fedft.reports.observers import Observer
+from fedft.server import message_sizes
 from fedft.server.checkpoint import Store
+from fedft.server.membership import Membership, Roll
 from fedft.server.traffic import Clock, Until
 from fedft.training import schedules
 from fedft.update import Job, Plan
 from fedft.wire import messages
 
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0  # between two looks at who may take part: a roster of thousands costs nothing to speak of
 DEADLINE_S = 3600.0  # of a round in a deployment whose run file sets none: it ends whatever the sites do
 
 
@@ -40,21 +47,84 @@ class Federation:
     """Sites come and go: whoever is not there is waited for up to quorum and deadline, and never an error."""
     caps: Mapping[str, int] = field(default_factory=dict)
     """Most examples that a client may claim, where that is less than `[limits] max_num_examples`."""
+    roll: Roll | None = None
+    """Who may take part at this moment; None: whoever `enter` names, to the end."""
+    membership: Membership = field(default_factory=lambda: Membership(()))
+    """The run's members, by place."""
     members: dict[str, Member] = field(default_factory=dict)
-    """All who may take part, in roster order (bytewise by name)."""
+    """The members of the round at work, in roster order (bytewise by name)."""
+    profiles: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What each client has said of itself, also of those who have left."""
+    gone: frozenset[str] = frozenset()
+    """Members that may not take part any more, when last looked."""
     counted: dict[str, int] = field(default_factory=dict)
     """The last round in which a client's update counted, where clients keep something."""
 
-    def enter(self, clients: Collection[str]) -> None:
-        """Give each client its place in `members`, and the rank that the run file deals out.
+    _looked: float = -math.inf
+    _turned_away: frozenset[str] = frozenset()
 
-        Raises ConfigError if there are no clients.
+    def enter(self, clients: Collection[str], kept: Mapping[str, Any] | None = None) -> None:
+        """Make `clients` the founders of the run, each with its place and the rank that the run file deals out.
+
+        `kept` is the membership that stands with the state; then that holds. Raises ConfigError if nobody is there.
         """
         if not clients:
             raise ConfigError("no clients: nobody is enrolled")
         ranks = [0] if self.recipe.space.rank_free else self.config.ranks()
-        names = sorted(clients, key=str.encode)
-        self.members = {name: Member(ranks[i % len(ranks)]) for i, name in enumerate(names)}
+        self._take(Membership.of(ranks, kept) if kept else Membership.founded(ranks, clients))
+        self.look(now=True)
+
+    def seat(self, number: int, asked: Collection[str]) -> None:
+        """Make those who may take part now the members of round `number`, durably.
+
+        A round that was begun before a restart keeps its members; `asked` are those who have a plan of it.
+        """
+        self.look(now=True)
+        members = Membership.of(self.membership.ranks, self.membership.to_dict())
+        if asked:
+            if (kept := self.store.members(number)) is not None:
+                members = Membership.of(members.ranks, kept)
+            members.seat({*members.present, *asked})
+        elif self.roll is not None:
+            there = self._with_room({*self.roll.present()})
+            came, left = members.seat(there)
+            for name in came:
+                log.info("%s takes part from round %d on", name, number)
+                self.observe("joined", {"client": name, "round": number, "rank": members.rank(name)})
+            if came or left:
+                self.store.keep_members(number, members.to_dict())
+        self._take(members)
+        self.look(now=True)
+
+    def _take(self, members: Membership) -> None:
+        self.membership = members
+        self.members = {c: Member(members.rank(c), self.profiles.get(c, {})) for c in members.present}
+
+    def _with_room(self, there: set[str]) -> set[str]:
+        """Those of `there` with whom the run's messages are not too long for the carrier: all, or the old members."""
+        news = frozenset(there - self.membership.places.keys())
+        if news:
+            try:
+                message_sizes.check_sizes(self.config, self.recipe, self.layout, len(there))
+            except ConfigError as e:
+                if news != self._turned_away:
+                    log.error("%s cannot be taken in: %s", ", ".join(sorted(news)), e)
+                self._turned_away = news
+                return there - news
+        return there
+
+    def look(self, *, now: bool = False) -> None:
+        """See who may not take part any more, at most once a second unless `now`."""
+        if self.roll is None or not (now or self.clock.monotonic() >= self._looked + LOOK_S):
+            return
+        self._looked = self.clock.monotonic()
+        self.caps = self.roll.present()
+        gone = frozenset(c for c in self.members if c not in self.caps)
+        for name in sorted(gone - self.gone):
+            why = self.roll.why_not(name)
+            log.warning("%s takes no part any more: %s", name, why)
+            self.observe("left", {"client": name, "why": why})
+        self.gone = gone
 
     def enrolled(self, client: str, payload: bytes) -> None:
         """Take a client's answer to the job: its held-out rows and its profile. RejectedUpdate for other bytes."""
@@ -63,7 +133,8 @@ class Federation:
         self.observe("enrolled", {"client": client})
 
     def know(self, client: str, profile: Mapping[str, float]) -> None:
-        """Note what a member said of itself, for plans to go by; a client that is no member is passed over."""
+        """Note what a client said of itself, for plans to go by."""
+        self.profiles[client] = dict(profile)
         if client in self.members:
             self.members[client] = Member(self.members[client].rank, dict(profile))
 
@@ -75,19 +146,29 @@ class Federation:
 
     @property
     def rank(self) -> int:
-        """The largest rank of any member: the state's."""
-        return max(member.rank for member in self.members.values())
+        """The state's: the largest that any founder was dealt."""
+        return self.membership.largest
 
     def quorum(self, asked: int) -> int:
         """How many of `asked` clients must answer: the share `[server] quorum`, and one at least."""
         return max(1, math.ceil(self.config.server.quorum * asked - 1e-9))
 
-    def until(self, need: int) -> Until:
-        """When an exchange ends of which `need` answers are enough, by `[server] deadline_s` and `grace_s`."""
+    def until(self, asked: Collection[str], before: int = 0) -> Until:
+        """When an exchange ends, by `[server] quorum`, `deadline_s` and `grace_s`.
+
+        Args:
+            asked: all whose answers are wanted and may still count.
+            before: answers that were there before the exchange.
+        """
+        need = self.quorum(len(asked)) - before
         limit, grace = self.config.server.deadline_s, self.config.server.grace_s
         if limit is None and not self.deployed:
-            return Until(need)
-        return Until(need, grace, limit or DEADLINE_S)
+            return Until(need, before=before)
+        return Until(need, grace, limit or DEADLINE_S, before)
+
+    def still(self, clients: Collection[str]) -> Collection[str]:
+        """Those of `clients` who may take part, in their order."""
+        return [c for c in clients if c not in self.gone] if self.gone else clients
 
     def plans(self, state: State, clients: Collection[str]) -> dict[str, Plan]:
         """What each of these clients is to do from this state on, without the tensors that bring the client there.

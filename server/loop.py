@@ -16,11 +16,12 @@ from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
 from fedft.server import budget
+from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import evaluate
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
-from fedft.server.round import Outcome, Round
+from fedft.server.round import Round
 from fedft.server.traffic import Traffic, Until
 from fedft.training.metrics.loss import LOSS, over_clients
 
@@ -53,7 +54,7 @@ class Loop:
         """Carry the run to its last round and return the final state.
 
         Args:
-            clients: names of all who may take part.
+            clients: names of all who may take part; of a run that was begun, its members are those kept with the state.
         Raises:
             ConfigError: the state found belongs to another run, or a client of a simulation does not take part.
             ClientFailed: a client of a simulation failed, and would again; as `LocalPost.pull` also other errors.
@@ -61,13 +62,12 @@ class Loop:
                 continues.
         """
         run = self.federation
-        run.enter(clients)
-        state, notes = self._found()
+        state, notes = self._found(clients)
         run.counted = notes.get("counted", {})
         for client, profile in notes.get("profiles", {}).items():
             run.know(client, profile)
         self._exchange.have = {c: (version, label) for c, (version, label) in notes.get("have", {}).items()}
-        self._enrol([c for c in run.members if c not in notes["barred"]])
+        self._enrol([c for c in run.still(run.members) if c not in notes["barred"]])
         if self.metrics.has(state.version) and budget.over(run.config, self.metrics.lines):
             log.warning("nothing is left to do: %s", _all_there_is(run.config, state.version))
         self._report(state, notes)
@@ -76,16 +76,19 @@ class Loop:
             self._report(state, notes)
         return state
 
-    def _found(self) -> tuple[State, dict[str, Any]]:
-        """The state to go on from: the newest on disk, or the first."""
+    def _found(self, clients: Collection[str]) -> tuple[State, dict[str, Any]]:
+        """The state to go on from: the newest on disk, or the first, whose founders are `clients`."""
         run = self.federation
         found = run.store.latest()
+        run.enter(clients, found[1].get("members") if found else None)
+        members = run.membership.to_dict()
         if found is None:
             try:
                 state = run.recipe.first_state(run.layout, run.rank, run.job.seed)
             except ValueError as e:  # options that do not fit this model
                 raise ConfigError(f"{run.recipe.name}: {e}") from e
             notes: dict[str, Any] = {"run": run.job.run, "norms": [], "refusals": [], "barred": [], "record": {}}
+            notes["members"] = members
             run.store.save(state, notes)
         else:
             state, notes = found
@@ -94,9 +97,13 @@ class Loop:
                 f"the state found is of run {notes['run']}, this is run {run.job.run}: "
                 "its config, base model or data have changed since; start in another folder"
             )
-        if lifted := {*self.lift} & {*notes["barred"]}:
-            notes["barred"] = [c for c in notes["barred"] if c not in lifted]
-            notes["refusals"] = [r for r in notes["refusals"] if r[1] not in lifted]
+        lifted = {*self.lift} & {*notes["barred"]}
+        for client in sorted(lifted):
+            run.observe("lifted", {"client": client})
+        notes["barred"] = [c for c in notes["barred"] if c not in lifted]
+        notes["refusals"] = [r for r in notes["refusals"] if r[1] not in lifted]
+        if lifted or "members" not in notes:  # a run of before places were kept: they are dealt once more, as ever
+            notes["members"] = members
             run.store.save(state, notes)
         return state, notes
 
@@ -104,7 +111,10 @@ class Loop:
         """Send clients the job. A site of a deployment that is not there yet is sent the job before its first plan."""
         run = self.federation
         run.observe("enrolling", {"clients": clients})
-        until = Until(run.quorum(len(clients)), run.config.server.grace_s) if run.deployed else Until()
+
+        def until() -> Until:
+            return Until(run.quorum(len(run.still(clients))), run.config.server.grace_s) if run.deployed else Until()
+
         traffic = Traffic()
         self._exchange.enrol(clients, traffic, until)
         for refusal in traffic.refused:
@@ -117,6 +127,10 @@ class Loop:
         gates: list[Gate] = [Travels(run.recipe, run.rank), *self.gates]
         try:
             outcome = Round(self._exchange, state, norms, gates, notes["barred"]).carry_out()
+        except EverybodyLeft as e:
+            log.warning("%s: it begins anew with those who are there now", e)
+            run.store.drop(state.version)
+            return state, notes
         except FloatingPointError as e:
             raise ClientFailed(f"{e}; {self._why_not_finite()}") from None
         self._say_what_is_cut(outcome.record)
@@ -158,6 +172,9 @@ class Loop:
         refusals = recent + [[number, c] for c in sorted(outcome.blamed | self._contradicted, key=str.encode)]
         self._contradicted = set()
         barred = _barred(refusals, run.config.limits.quarantine_after)
+        for client in sorted(set(barred) - {*notes["barred"]}):
+            log.warning("round %d: %s is quarantined, and not asked any more", number, client)
+            run.observe("quarantined", {"client": client, "round": number})
         kept = {
             "run": run.job.run,
             "norms": [*notes["norms"], outcome.norms][-NORM_ROUNDS:],
@@ -165,7 +182,8 @@ class Loop:
             "barred": sorted({*notes["barred"], *barred}, key=str.encode),
             "record": outcome.record,
             "have": dict(self._exchange.have),
-            "profiles": {c: member.profile for c, member in run.members.items() if member.profile},
+            "profiles": {c: profile for c, profile in run.profiles.items() if profile},
+            "members": run.membership.to_dict(),
         }
         if run.recipe.keeps:
             kept["counted"] = run.counted = {**run.counted, **dict.fromkeys(outcome.counted, number)}

@@ -31,6 +31,7 @@ from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
+from fedft.server.membership import Roll
 from fedft.update import Job
 
 
@@ -57,19 +58,19 @@ class OpenRun:
         self,
         post: Post,
         *,
-        caps: Mapping[str, int] | None = None,
+        roll: Roll | None = None,
         lift: Collection[str] = (),
     ) -> Loop:
         """The run's engine with these means to reach its clients.
 
         Args:
             post: reaches the run's clients.
-            caps: see `Federation`.
+            roll: who may take part at a moment, see `Federation`.
             lift: clients whose quarantine ends now.
         """
         federation = Federation(
             post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe,
-            deployed=self.deployed, caps=caps or {},
+            deployed=self.deployed, roll=roll,
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         return Loop(federation, self.metrics, lift, gates)

@@ -7,54 +7,22 @@ it counts. So a process that is killed in a round finds there what it needs to e
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.server import admission, cohort
+from fedft.server.admitted import Admitted, EverybodyLeft, Outcome
 from fedft.server.aggregation_error import AggregationAudit
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
-from fedft.server.traffic import Traffic
+from fedft.server.traffic import Traffic, Until
 from fedft.update import MEMORY_LOST, Plan, Update
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Admitted:
-    """The updates of a round that are durable: examples, norm and upload bytes by client."""
-
-    examples: dict[str, int] = field(default_factory=dict)
-    norms: dict[str, float] = field(default_factory=dict)
-    up: dict[str, int] = field(default_factory=dict)
-    began_anew: set[str] = field(default_factory=set)
-    """Clients that had lost what they kept between rounds."""
-
-    def enter(self, client: str, update: Update, norm: float, up: int) -> None:
-        """Count the update of one more client: its norm, and the bytes that it took on the wire."""
-        self.examples[client], self.norms[client], self.up[client] = update.num_examples, norm, up
-        if MEMORY_LOST in update.metrics:
-            self.began_anew.add(client)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A round that met its quorum. Its updates are durable, its new state is not yet."""
-
-    after: State
-    """The next state, which the gates have agreed to."""
-    record: dict[str, Any]
-    """The round's part of its line in metrics.jsonl."""
-    norms: list[float]
-    """Norms of the updates that counted, in roster order."""
-    counted: list[str]
-    """Clients whose updates counted, in roster order."""
-    blamed: set[str]
-    """Clients at fault, see `Traffic.blamed`."""
 
 
 @dataclass
@@ -84,7 +52,8 @@ class Round:
         """Ask the cohort, wait for its quorum, aggregate, and return the outcome, which the caller commits.
 
         Raises RunPaused below quorum and where a gate refuses the next state. Updates that were admitted stay on disk
-        in the first case, for the next attempt, and are dropped in the second.
+        in the first case, for the next attempt, and are dropped in the second. Raises EverybodyLeft where none of those
+        who were asked may take part any more.
         """
         started = time.monotonic()
         asked = self._begin()
@@ -111,10 +80,16 @@ class Round:
         return Outcome(after, record, norms, list(weights), self.traffic.blamed)
 
     def _begin(self) -> list[str]:
-        """Draw the cohort, make its plans durable, and take in what a run that was killed here had admitted."""
+        """Seat the members, draw the cohort, make its plans durable, and take in what was admitted before a kill.
+
+        A round that was begun asks those of its plans, whoever has come or gone since.
+        """
         run, number = self.run, self.state.version
-        allowed = [c for c in run.members if c not in self.barred]
-        asked = cohort.cohort(allowed, run.config.clients.per_round, run.job.seed, number)
+        asked = sorted(run.store.plans(number), key=str.encode)
+        run.seat(number, asked)
+        if not asked:
+            allowed = [c for c in run.members if c not in self.barred]
+            asked = cohort.cohort(allowed, run.config.clients.per_round, run.job.seed, number)
         run.store.check_room()
         self.plans = run.durable_plans(self.state, asked)
         self._recover(asked)
@@ -140,25 +115,38 @@ class Round:
             self.exchange.have[c] = self.state.version, self.state.label
 
     def _collect_to_quorum(self, asked: list[str]) -> None:
-        run, quorum = self.run, self.run.quorum(len(asked))
+        run, attempts = self.run, 0
         # clients of a simulation do the same again: whoever was refused would be refused again
-        attempts = run.config.server.attempts if run.deployed else 1
-        for _ in range(attempts):
-            if missing := [c for c in asked if c not in self.admitted.examples]:
-                self._collect(missing, quorum)
-            if len(self.admitted.examples) >= quorum:
+        while attempts < (run.config.server.attempts if run.deployed else 1):
+            attempts += 1
+            if missing := [c for c in run.still(asked) if c not in self.admitted.examples]:
+                self._collect(missing, asked)
+            if asked and not self._counted(asked):
+                raise EverybodyLeft(f"round {self.state.version}: all who were asked have left")
+            if len(self.admitted.examples) >= run.quorum(len(self._counted(asked))):
                 return
-        barred = f"; quarantined: {', '.join(self.barred)}" if self.barred else ""
-        few = f"round {self.state.version}: {len(self.admitted.examples)} of {len(asked)} updates admitted"
-        if run.deployed:
-            few += f" in {attempts} attempts, quorum is {quorum}{barred}; run again to continue"
-        else:
-            why = f"; {r['client']} was refused: {r['reason']}" if (r := next(iter(self.traffic.refused), None)) else ""
-            few += f", quorum is {quorum}{barred}{why}"
-        raise RunPaused(few)
+        raise RunPaused(self._too_few(asked, attempts))
 
-    def _collect(self, clients: list[str], quorum: int) -> None:
-        """Ask these clients; what is admitted is durable when it enters `admitted`."""
+    def _too_few(self, asked: Collection[str], attempts: int) -> str:
+        """Why the round has stayed below quorum, and what to do."""
+        run, counted, admitted = self.run, self._counted(asked), len(self.admitted.examples)
+        barred = f"; quarantined: {', '.join(self.barred)}" if self.barred else ""
+        if not asked:
+            return f"round {self.state.version}: nobody is left to ask{barred}; run again to continue"
+        few = f"round {self.state.version}: {admitted} of {len(counted)} updates admitted"
+        quorum = f"quorum is {run.quorum(len(counted))}{barred}"
+        if run.deployed:
+            return f"{few} in {attempts} attempts, {quorum}; run again to continue"
+        why = f"; {r['client']} was refused: {r['reason']}" if (r := next(iter(self.traffic.refused), None)) else ""
+        return f"{few}, {quorum}{why}"
+
+    def _counted(self, asked: Collection[str]) -> Collection[str]:
+        """Those of whom a quorum is taken: they may still take part, or had their update admitted before they left."""
+        gone = self.run.gone
+        return [c for c in asked if c not in gone or c in self.admitted.examples] if gone else asked
+
+    def _collect(self, clients: list[str], asked: Collection[str]) -> None:
+        """Ask these clients of all that the round asks; what is admitted is durable when it enters `admitted`."""
         run, attempt = self.run, self.run.store.next_attempt()
         plans = {c: replace(self.plans[c], attempt=attempt) for c in clients}
 
@@ -173,8 +161,12 @@ class Round:
 
         up, limits = run.config.codec.up, run.config.limits
         longest = {c: admission.longest(run.recipe.spec(run.layout, plans[c]), up, limits) for c in clients}
-        until = run.until(quorum - len(self.admitted.examples))
-        run.observe("asking", {"round": self.state.version, "clients": clients, **until.to_dict(quorum)})
+        before = len(self.admitted.examples)
+
+        def until() -> Until:
+            return run.until(self._counted(asked), before)
+
+        run.observe("asking", {"round": self.state.version, "clients": clients, **until().to_dict()})
         self.exchange.ask("train", plans, self.state, accept, self.traffic, longest, until)
 
     def _admit(self, payload: bytes, client: str, plan: Plan, *, recovered: bool = False) -> tuple[Update, float]:

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,11 +34,17 @@ class Until:
     """Seconds for which answers are still taken once there are enough."""
     deadline_s: float = math.inf
     """Seconds after which the exchange ends in any case."""
+    before: int = 0
+    """Answers that were there before the exchange, of an earlier attempt: `need` are as many more."""
 
-    def to_dict(self, need: int) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, float | None]:
         """The terms for observers, None for no bound; `need` counts the answers that were there before, too."""
-        times = {"deadline_s": self.deadline_s, "grace_s": self.grace_s}
-        return {"need": need, **{k: s if math.isfinite(s) else None for k, s in times.items()}}
+        terms = {"need": self.need + self.before, "deadline_s": self.deadline_s, "grace_s": self.grace_s}
+        return {k: x if math.isfinite(x) else None for k, x in terms.items()}
+
+
+Terms = Callable[[], Until]
+"""When an exchange ends, asked anew while it goes on: fewer are enough once somebody who was asked has left."""
 
 
 @dataclass

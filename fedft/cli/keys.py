@@ -60,7 +60,7 @@ def enrol(
     for member in keys.enrol_all(folder / "roster.toml", cards):
         typer.echo(f"enrolled {member.name}; fingerprint {member.fingerprint()}")
     typer.echo("next: compare each fingerprint with the one that `fedft keys site` showed to the site's operator")
-    typer.echo("a running server takes new sites in at its next start; it goes on where it was")
+    typer.echo("a running server takes new sites in at its next round")
 
 
 @app.command()
@@ -70,7 +70,7 @@ def revoke(folder: ServerFolder, name: Annotated[str, typer.Argument(help="The s
 
     keys.revoke(folder / "roster.toml", name)
     typer.echo(f"revoked {name}")
-    typer.echo("a running server takes no more of its answers from now on, and no longer waits for it after a restart")
+    typer.echo("a running server takes no more of its answers from now on, and no longer waits for it")
 
 
 @app.command()

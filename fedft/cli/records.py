@@ -1,4 +1,4 @@
-"""`fedft records`: what a site has written down of the answers that left it."""
+"""`fedft records`: what a site has written down of the answers that left it, and a server of its run."""
 
 import json
 from pathlib import Path
@@ -16,20 +16,26 @@ app = typer.Typer(
 
 @app.callback()  # without it, typer makes an app of one command that command
 def _records() -> None:
-    """A site's own record of what it has sent: sent.jsonl in its state folder."""
+    """Records that show whether they were changed: a site's sent.jsonl, and audit.jsonl in a server's run folder."""
 
 
 @app.command()
 def verify(
-    state: Annotated[Path, typer.Argument(metavar="STATE", help="A site's state folder, or a sent.jsonl.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A site's state folder, a server's run folder, or a record out of one."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
 ) -> None:
     """Whether every line is there, unchanged and in its place; exit code 1 with the line that is not."""
     from fedft.client import sent_records
+    from fedft.security.chained_lines import BrokenChain
+    from fedft.server import audit
 
+    of_run = folder.name == audit.FILE or (folder / audit.FILE).exists() or (folder / "config.toml").exists()
     try:
-        chain = sent_records.verify(state)
-    except sent_records.BrokenChain as e:
+        chain = audit.verify(folder) if of_run else sent_records.verify(folder)
+    except BrokenChain as e:
         typer.echo(json.dumps({"broken": str(e)})) if as_json else typer.echo(f"fedft: {e}", err=True)
         raise typer.Exit(1) from e
     if as_json:

@@ -3,6 +3,7 @@
     roster         the sites that count, as a file: read, added to, revoked in; roster_text keeps its comments
     site_table     one site as TOML: a table of the roster, or a card
     kits           what a site needs of its server, as one public file
+    chained_lines  records that show whether a line was changed: a site's, and a server's
     sealed         bytes signed by their sender, bound to run, round, attempt, site and plan
     new_keys       make all of the files below; private_keys and key_files read and write them
     certificates   X.509: the server's own authority, and whether sites will accept a certificate

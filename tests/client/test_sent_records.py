@@ -12,8 +12,9 @@ from deployed import SITES, Deployment
 
 from fedft import durable
 from fedft.client import sent_records
-from fedft.client.sent_records import FILE, FIRST, BrokenChain, SentRecords
+from fedft.client.sent_records import FILE, SentRecords
 from fedft.errors import ConfigError, RunPaused
+from fedft.security.chained_lines import FIRST, BrokenChain
 
 RUN, PLAN = "0123456789abcdef", "d" * 64
 
@@ -149,7 +150,7 @@ def test_every_answer_of_a_run_is_there_with_its_bytes(tmp_path: Path) -> None:
 
 
 def test_nothing_leaves_that_could_not_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, at: int, line: bytes) -> None:
+    def full(path: Path, at: int, line: bytes, *, sync: bool) -> None:
         raise RunPaused(f"{path}: cannot be written (No space left on device)")
 
     monkeypatch.setattr(durable, "append", full)

@@ -25,7 +25,7 @@ from fedft.errors import RejectedUpdate
 from fedft.security import sealed
 from fedft.security.roster import Roster
 from fedft.security.sealed import Kind, Opened
-from fedft.server.app import Audit
+from fedft.server.audit import Audit
 from fedft.update import Plan, Update
 from fedft.wire import messages
 
@@ -415,17 +415,18 @@ class Met:
         run.post.roster = Roster({s: replace(m, revoked=s in gone) for s, m in members.items()})
         self.audit = folder / "audit.jsonl"
         audit = Audit(self.audit, lambda kind, info: run.events.append((kind, info)))
+        audit.begin(run.job.run, -1)
         run.post.observe = run.federation.observe = audit
         self.digest = run.digest()
 
     def codes(self, site: str) -> set[str]:
         """All codes told of a site."""
-        return {line["code"] for line in self.told(site)}
+        return {line["code"] for line in self.told(site) if line["event"] == "refused"}
 
     def told(self, site: str) -> list[dict[str, Any]]:
         """The audit's lines about a site."""
         lines = map(json.loads, self.audit.read_text().splitlines()) if self.audit.exists() else ()
-        return [line for line in lines if line["site"] == site]
+        return [line for line in lines if line.get("site") == site and line["event"] == "refused"]
 
     def notes(self) -> dict[str, Any]:
         """What the server keeps beside its state."""
@@ -479,7 +480,10 @@ def _told_in_few_words(met: Met) -> None:
             assert len(info["reason"]) <= 600
     for text in met.audit.read_text().splitlines():
         line = json.loads(text)
-        assert line.keys() == {"time", "round", "site", "code", "size", "sha256", "proven"}
+        if line["event"] != "refused":
+            assert line.keys() <= {"time", "round", "event", "before", "site", "run", "version"}
+            continue
+        assert line.keys() == {"time", "round", "event", "before", "site", "code", "size", "sha256", "proven"}
         assert line["site"] in met.link.sites
         assert line["size"] <= max(met.link.limits)
 

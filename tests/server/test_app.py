@@ -11,6 +11,8 @@ from fedft.errors import RejectedUpdate
 from fedft.security import new_keys
 from fedft.security import roster as keys
 from fedft.server import app, run_outputs
+from fedft.server.audit import Audit
+from fedft.server.roster_file import RosterFile
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def roster(tmp_path: Path) -> Path:
 
 
 def test_a_revocation_takes_effect_while_the_server_runs(roster: Path) -> None:
-    live = app._Roster(roster)
+    live = RosterFile(roster)
     live.key_of("bert")
     keys.revoke(roster, "bert")
     with pytest.raises(RejectedUpdate, match="revoked"):
@@ -31,10 +33,22 @@ def test_a_revocation_takes_effect_while_the_server_runs(roster: Path) -> None:
     live.key_of("anna")
 
 
+def test_who_is_enrolled_while_the_server_runs_may_come_and_who_is_taken_out_may_not(roster: Path) -> None:
+    live = RosterFile(roster)
+    before = roster.read_text()
+    assert set(live.nodes()) == set(live.present()) == {"anna", "bert"}
+    keys.enrol(roster, new_keys.make_site(roster.parents[1] / "carl", "carl"))
+    assert set(live.nodes()) == set(live.present()) == {"anna", "bert", "carl"}
+    live.key_of("carl")
+    roster.write_text(before)
+    assert set(live.nodes()) == set(live.present()) == {"anna", "bert"}
+    assert [live.why_not(name) for name in ("anna", "carl")] == ["", "removed"]
+
+
 def test_a_roster_that_became_unreadable_is_told_of_and_the_old_one_holds(
     roster: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    live = app._Roster(roster)
+    live = RosterFile(roster)
     roster.write_text("[[site]\n")
     with caplog.at_level(logging.ERROR):
         live.key_of("bert")
@@ -43,13 +57,23 @@ def test_a_roster_that_became_unreadable_is_told_of_and_the_old_one_holds(
 
 def test_every_refusal_is_a_line_of_the_audit_without_its_text(tmp_path: Path) -> None:
     heard: list[Any] = []
-    audit = app.Audit(tmp_path / "audit.jsonl", lambda kind, info: heard.append(kind))
+    audit = Audit(tmp_path / "audit.jsonl", lambda kind, info: heard.append(kind))
+    audit.begin("f" * 16, -1)
     audit("round", {"round": 7})
     refusal = {"client": "anna", "code": "norm", "reason": "words of a peer", "size": 9, "sha256": "ab", "proven": True}
     audit("refused", refusal)
-    (line,) = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+    _, line = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
     assert line.pop("time")
-    assert line == {"round": 7, "site": "anna", "code": "norm", "size": 9, "sha256": "ab", "proven": True}
+    assert len(line.pop("before")) == 64
+    assert line == {
+        "event": "refused",
+        "round": 7,
+        "site": "anna",
+        "code": "norm",
+        "size": 9,
+        "sha256": "ab",
+        "proven": True,
+    }
     assert heard == ["round", "refused"]
 
 

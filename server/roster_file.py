@@ -1,0 +1,71 @@
+"""The roster of a running server: its file, read again whenever it changes."""
+
+import logging
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedft.errors import FedftError
+from fedft.security import roster as keys
+from fedft.security.site_table import Site
+
+log = logging.getLogger(__name__)
+
+
+class RosterFile:
+    """A roster's file, read again when it has changed: whom it takes in or out counts, or does not, from then on.
+
+    Any thread may ask.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """`path`: of the roster. Raises ConfigError for a file that is none."""
+        self._path, self._read_at = path, (0, 0)
+        self._lock = threading.Lock()
+        self._roster = keys.load_roster(path)
+        self._nodes = _nodes(self._roster)
+
+    @property
+    def members(self) -> Mapping[str, Site]:
+        """All sites of the file by name, as it was when last read; the revoked too."""
+        return self._roster.members
+
+    def key_of(self, name: str) -> Ed25519PublicKey:
+        """The public key that the site signs with. Raises RejectedUpdate for a site that does not count now."""
+        self._reload()
+        return self._roster.key_of(name)
+
+    def nodes(self) -> Mapping[str, bytes]:
+        """The public node key of each site that may come."""
+        self._reload()
+        return self._nodes
+
+    def present(self) -> Mapping[str, int]:
+        """Most examples that an update may claim, by name of each site whose messages count now."""
+        self._reload()
+        return {m.name: m.max_examples for m in self.members.values() if m.state() == "enrolled"}
+
+    def why_not(self, client: str) -> str:
+        """Why a site's messages do not count now: "revoked", "expired", "not yet valid", "removed"; "" if they do."""
+        site = self.members.get(client)
+        state = "removed" if site is None else site.state()
+        return "" if state == "enrolled" else state
+
+    def _reload(self) -> None:
+        with self._lock, suppress(OSError):
+            found = self._path.stat()
+            if (stamp := (found.st_mtime_ns, found.st_size)) == self._read_at:
+                return
+            self._read_at = stamp
+            try:
+                self._roster = keys.load_roster(self._path)
+                self._nodes = _nodes(self._roster)
+            except FedftError as e:
+                log.error("%s; going on with the roster as it was", e)
+
+
+def _nodes(roster: keys.Roster) -> dict[str, bytes]:
+    return {m.name: m.node for m in roster.members.values() if not m.revoked}

@@ -1,0 +1,154 @@
+"""Letters of one exchange on their way: pushed, answered, answered otherwise than hoped, or not waited for any more."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fedft.carriers.interface import Letter, Refused, Reply
+from fedft.errors import ClientFailed, RejectedUpdate
+from fedft.server.federation import Federation
+from fedft.server.traffic import Terms, Traffic, Until
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.05, 0.5  # between two looks for answers: after one has come, and up to, when none has for ten seconds
+MAX_HELP = 5  # times in one exchange that a client may have forgotten the run, or the state: killed so often, or a liar
+SAY_S = 60.0  # between two lines of the log about who is missing
+SHOWN = 10  # names in such a line
+Accept = Callable[[str, bytes], None]
+"""Takes a client's name and answer; raises RejectedUpdate if the answer must not count."""
+
+
+@dataclass
+class Sending:
+    """One `Exchange.send` under way: the letters that wait for an answer, and how many answers were accepted."""
+
+    federation: Federation
+    asked: Mapping[str, Letter]
+    """The letter meant for each client; the job may have to go before it."""
+    enrolment: Callable[[str], Letter]
+    """Makes the letter with the job."""
+    join: Accept
+    """Takes the answer to it."""
+    accept: Accept
+    traffic: Traffic
+    until: Terms
+    behind: Callable[[str, str], None] | None
+    """See `Exchange.send`."""
+    waiting: dict[str, Letter] = field(default_factory=dict)
+    """Letters without an answer by ticket."""
+    started: float = 0.0
+    """By the federation's clock."""
+    _terms: Until = field(default_factory=Until)
+    """When the exchange ends, as last looked."""
+    _accepted: int = 0
+    _enough_at: float = math.inf
+    _helped: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def push(self, letter: Letter) -> None:
+        """Send a letter and wait for its answer; bytes count as needed where it is the one meant for its client."""
+        ticket, size = self.federation.post.push(letter)
+        self.waiting[ticket] = letter
+        if letter is self.asked[letter.client]:
+            self.traffic.needed.setdefault(letter.client, size)
+        self.traffic.down[letter.client] = self.traffic.down.get(letter.client, 0) + size
+
+    def listen(self) -> None:
+        """Take answers until nothing waits, or `until` says that it is over."""
+        post, clock = self.federation.post, self.federation.clock
+        self.started = heard = clock.monotonic()
+        self._terms = self.until()
+        while self._look():
+            came = False
+            for reply in post.pull(self.waiting):
+                came, heard = True, clock.monotonic()
+                self._hear(reply)
+                if self._over():
+                    return
+            if self._over():
+                return
+            if self._accepted >= self._terms.need and all(post.gone(letter.client) for letter in self.waiting.values()):
+                return
+            if not came:
+                clock.sleep(min(max((clock.monotonic() - heard) / 20, POLL_S[0]), POLL_S[1]))
+
+    def _look(self) -> bool:
+        """See who has left and when the exchange ends now; whether any letter waits for its answer."""
+        run = self.federation
+        run.look()
+        for ticket in [t for t, letter in self.waiting.items() if letter.client in run.gone] if run.gone else ():
+            client = self.waiting.pop(ticket).client
+            run.post.cancel([ticket])
+            left = RejectedUpdate("left", "takes no part any more")
+            self.traffic.refuse(Reply("", client, left, proven=False), left, run.observe)
+        if (terms := self.until()) != self._terms:
+            self._terms = terms
+            run.observe("terms", {**terms.to_dict(), "elapsed_s": run.clock.monotonic() - self.started})
+        self._see_whether_enough()
+        return bool(self.waiting)
+
+    def _see_whether_enough(self) -> None:
+        enough = self._accepted >= self._terms.need
+        self._enough_at = min(self._enough_at, self.federation.clock.monotonic()) if enough else math.inf
+
+    def _over(self) -> bool:
+        ends = min(self.started + self._terms.deadline_s, self._enough_at + self._terms.grace_s)
+        return self.federation.clock.monotonic() > ends
+
+    def _hear(self, reply: Reply) -> None:
+        """Take one reply; what must not count is told as a refusal."""
+        known = self.waiting.pop(reply.ticket) if reply.ticket in self.waiting else None
+        try:
+            if known is not None:
+                self._accepted += self._take(reply, known)
+            elif isinstance(reply.answer, RejectedUpdate):  # nothing waits for it, but it may have to be told
+                raise reply.answer
+        except RejectedUpdate as e:
+            if known is not None and not self.federation.deployed:
+                _end_where_it_would_fail_again(known, e)
+            counts = known is not None or e.code == "equivocation"
+            self.traffic.refuse(reply, e, self.federation.observe, counts)
+        self._see_whether_enough()
+
+    def _take(self, reply: Reply, letter: Letter) -> bool:
+        """Whether an answer was accepted. Raises RejectedUpdate."""
+        if isinstance(reply.answer, RejectedUpdate):
+            raise reply.answer
+        if isinstance(reply.answer, Refused):
+            if not self._help(letter.client, reply.answer):
+                raise RejectedUpdate(reply.answer.code, reply.answer.reason)
+            return False
+        self.traffic.up[letter.client] = self.traffic.up.get(letter.client, 0) + len(reply.answer)
+        if letter is self.asked[letter.client]:
+            self.accept(letter.client, reply.answer)
+            return True
+        self.join(letter.client, reply.answer)
+        self.push(self.asked[letter.client])
+        return False
+
+    def _help(self, client: str, answer: Refused) -> bool:
+        """Send what the client lacks; False if that is not why it refused, or no longer believed."""
+        why = (client, answer.code)
+        if self.behind is None or answer.code not in ("behind", "wrong_run") or self._helped[why] >= MAX_HELP:
+            return False
+        self._helped[why] += 1
+        if answer.code == "behind":
+            self.behind(client, answer.reason)
+            self.push(self.asked[client])
+        else:
+            self.push(self.enrolment(client))
+        return True
+
+
+def _end_where_it_would_fail_again(letter: Letter, e: RejectedUpdate) -> None:
+    """Raise what ends a simulation where a client crashed, or its numbers went out of bounds: they would do so again.
+
+    Raises ClientFailed or FloatingPointError. Other refusals, such as by `[limits]`, cost only who is refused.
+    """
+    said = f"round {letter.round}: client {letter.client!r} failed: {e}"
+    if e.code in ("nonfinite", "out_of_bounds"):
+        raise FloatingPointError(said) from None
+    if e.code == "client_error":
+        raise ClientFailed(said) from None
