@@ -85,6 +85,9 @@ class SiteLocal:
 
     threads: int = 1
     """torch threads."""
+    max_models: int = 1
+    """Base models in memory at a time, where runs need unlike ones; the one used longest ago is unloaded for the next,
+    and loaded again when its run goes on."""
 
 
 @dataclass(frozen=True)
