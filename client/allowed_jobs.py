@@ -103,7 +103,7 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
             said,
             model=replace(said.model, **vars(site.model)),
             data=replace(said.data, **form),
-            local=replace(said.local, **vars(site.local)),
+            local=replace(said.local, **{k: v for k, v in vars(site.local).items() if k in LOCAL["local"]}),
         )
 
 

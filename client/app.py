@@ -1,13 +1,14 @@
-"""`fedft client`: one site, until it is told to stop. Base model and data are loaded once and stay.
+"""`fedft client`: one site, until it is told to stop. Base model and data stay loaded, several runs may share them.
 
 main thread     the connection to the server                               (Node)
 message thread  takes messages, answers STATUS at once                     (Responder.take)
-worker thread   the one request at hand: joins a run, trains, evaluates    (Responder.work)
+worker thread   the one request at hand, of whichever run: joins a run, trains, evaluates    (Responder.work)
 """
 
 import logging
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,12 @@ from fedft.client import allowed_jobs
 from fedft.client.disk import SiteDisk
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
+from fedft.client.resident_models import ResidentModels
 from fedft.client.site_settings import SiteConfig
 from fedft.client.train import Client
-from fedft.config import RunConfig
 from fedft.data import client_datasets
 from fedft.data.row_counts import RowCounts
 from fedft.errors import ConfigError, DataError, PlanRefused
-from fedft.models import resident
-from fedft.models.resident import Resident
-from fedft.recipe import Recipe
 from fedft.security import private_keys
 from fedft.update import Job
 
@@ -51,7 +49,9 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "") -> None
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
         longest = allowed_jobs.longest_message(site.policy)
-        responder = Responder(site.site.name, signing, server, disk, Joiner(site), allowed)
+        joiner = Joiner(site, disk, ResidentModels(site.local.max_models))
+        responder = Responder(site.site.name, signing, server, disk, joiner, allowed)
+        joiner.let_go = responder.runs.let_go
         threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
         log.info("site %s, server %s", site.site.name, superlink or site.server.address)
         try:
@@ -82,11 +82,13 @@ def _work(responder: Responder, stop: threading.Event) -> None:
 
 @dataclass
 class Joiner:
-    """Makes a job's client under the site's policy. What is loaded stays: a run like the last one starts at once."""
+    """Makes a job's client under the site's policy, on a base model that stays loaded while it is used."""
 
     site: SiteConfig
-    _key: Any = None
-    _resident: Resident | None = field(default=None)
+    disk: SiteDisk
+    models: ResidentModels
+    let_go: Callable[[str], None] = lambda run: None
+    """Called with a run whose client is to be forgotten, so that its model can be unloaded."""
 
     def __call__(self, job: Job) -> Client:
         """The client that takes part in `job`.
@@ -98,7 +100,8 @@ class Joiner:
             recipe = strategies.of(config)
             name, data = self.site.site.name, self.site.data
             parts = client_datasets.of_site(config, name, data.client, data.value)
-            here = self._loaded(config, recipe)
+            user = (self.site.site.state, job.run)
+            here, turn = self.models.of(config, recipe, user, lambda: self.let_go(job.run))
             train, test = client_datasets.encode({name: parts}, config, here.base, rows := RowCounts())[name]
         except (ConfigError, DataError) as e:
             log.error("run %s: %s", job.run, e)  # it may quote a record: for this site's operator only
@@ -106,13 +109,5 @@ class Joiner:
         for line in rows.lines(config.data.max_length, 1, config.data.max_prompt):
             log.warning("run %s: %s", job.run, line)
         log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
-        kept = Kept(Path(self.site.site.state) / "kept")
-        return Client(name, train, test, here.base, here.handle, recipe, config, kept=kept)
-
-    def _loaded(self, config: RunConfig, recipe: Recipe) -> Resident:
-        learned = (config.local.objective, config.local.packing)  # a handle has its objective
-        key = (config.model, config.data.max_length, recipe.space, config.server.seed, learned)
-        if self._resident is None or key != self._key:
-            self._resident = None  # before the next one is loaded: there may be room for one only
-            self._resident, self._key = resident.load(config, recipe), key
-        return self._resident
+        kept = Kept(self.disk.kept(job.run))
+        return Client(name, train, test, here.base, here.handle, recipe, config, kept=kept, ready=turn)

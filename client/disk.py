@@ -1,7 +1,18 @@
-"""A site's files: the state it holds, the answer it sent last, and the record of all that it has sent."""
+"""A site's files: for each run the state it holds and the answer it sent last; and the record of all that it has sent.
+
+    state-<run>.fedft, answer-<run>.fedft     see `received_state`
+    kept/<run>/                               see `private_state`
+    sent.jsonl                                see `sent_records`
+
+A site of an earlier version knew one run: its state.fedft, answer.fedft and kept/kept-*.fedft are taken over.
+"""
 
 import hashlib
 import json
+import logging
+import re
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +24,11 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.client.sent_records import FILE, SentRecords
 from fedft.contract import State, Turn
+from fedft.update import RUNS_AT_ONCE
+
+log = logging.getLogger(__name__)
+
+RUN = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -29,34 +45,38 @@ class Asked:
 
 
 class SiteDisk:
-    """A site's files in `folder`, which is made if missing: the state it holds, the answer it sent last, and `sent`.
+    """A site's files in `folder`, which is made if missing; see the module's docstring.
 
-    A file of the first two whose SHA-256 is wrong counts as absent.
+    A file of a state or an answer whose SHA-256 is wrong counts as absent. Any thread may read, one writes.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._state, self._answer = folder / "state.fedft", folder / "answer.fedft"
+        self._folder = folder
         self.sent = SentRecords(folder / FILE)
         self._last: tuple[Asked, bytes] | None = None
+        for name, run_of in (("answer", _run_of_answer), ("state", _run_of_state)):
+            if (run := run_of(durable.verified(folder / f"{name}.fedft"))) is not None:
+                (folder / f"{name}.fedft").replace(self._file(name, run))
 
     def keep_answer(self, asked: Asked, payload: bytes) -> None:
         """Make an answer durable before it is sent, so that a repeated request gets the same bytes.
 
-        It takes the place of the answer kept before. Raises RunPaused where the disk does not take it.
+        It takes the place of the answer kept before in the same run. Raises RunPaused where the disk does not take it.
         """
-        durable.commit(self._answer, json.dumps(asdict(asked)).encode() + b"\n", payload)
+        durable.commit(self._file("answer", asked.run), json.dumps(asdict(asked)).encode() + b"\n", payload)
         self._last = asked, payload
 
-    def answer(self) -> tuple[Asked, bytes] | None:
-        """(request, payload) of the answer that was kept last; None if there is none that can be read."""
-        if self._last is None:
+    def answer(self, run: str) -> tuple[Asked, bytes] | None:
+        """(request, payload) of the answer that was kept last in `run`; None if there is none that can be read."""
+        last = self._last  # the last of all is in memory, others are read each time
+        if last is None or last[0].run != run:
             try:
-                head, _, payload = (durable.verified(self._answer) or b"").partition(b"\n")
-                self._last = Asked(**json.loads(head)), payload
+                head, _, payload = (durable.verified(self._file("answer", run)) or b"").partition(b"\n")
+                last = Asked(**json.loads(head)), payload
             except (ValueError, TypeError):
                 return None
-        return self._last
+        return last if last[0].run == run else None
 
     def keep_state(self, run: str, label: str, state: State) -> None:
         """Make the state that the site holds in a run durable, with the server's `label` of it.
@@ -65,11 +85,13 @@ class SiteDisk:
         not take it.
         """
         meta = {"run": run, "version": str(state.version), "label": label}
-        durable.commit(self._state, save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta))
+        durable.commit(
+            self._file("state", run), save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
+        )
 
     def state(self, run: str) -> tuple[str, State] | None:
         """(label, state) that the site holds in `run`; None if no state of that run can be read."""
-        body = durable.verified(self._state)
+        body = durable.verified(self._file("state", run))
         try:
             if body is not None:
                 meta = durable.metadata(body)
@@ -78,6 +100,56 @@ class SiteDisk:
         except (SafetensorError, KeyError, ValueError):
             pass
         return None
+
+    def kept(self, run: str) -> Path:
+        """The folder of what the site's client keeps for itself in `run`; it may not exist."""
+        old, own = self._folder / "kept", self._folder / "kept" / run
+        for path in old.glob("kept-*.fedft"):
+            if _run_of_state(durable.verified(path)) == run:
+                own.mkdir(exist_ok=True)
+                path.replace(own / path.name)
+        return own
+
+    def keep_runs(self, present: Collection[str]) -> None:
+        """Keep the files of the `present` runs, and of as many others, the newest, as make up RUNS_AT_ONCE.
+
+        So a server that begins run after run does not fill the disk. What is removed is told of in the log.
+        """
+        found: dict[str, list[Path]] = {}
+        for path in [*self._folder.glob("*-*.fedft"), *self._folder.glob("kept/*/*.fedft")]:
+            run = path.parent.name if path.parent.parent.name == "kept" else path.stem.rpartition("-")[2]
+            if RUN.fullmatch(run):
+                found.setdefault(run, []).append(path)
+        others = sorted(found.keys() - set(present), key=lambda run: max(map(_changed, found[run])))
+        for run in others[: max(0, len(others) + len(present) - RUNS_AT_ONCE)]:
+            log.warning("run %s: what was kept of it is removed, there are %d newer runs", run, RUNS_AT_ONCE)
+            for path in found[run]:
+                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                (self._folder / "kept" / run).rmdir()
+
+    def _file(self, name: str, run: str) -> Path:
+        return self._folder / f"{name}-{run}.fedft"
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns
+
+
+def _run_of_answer(body: bytes | None) -> str | None:
+    """The run that an answer's file is of; None if it does not say."""
+    with suppress(ValueError, KeyError, TypeError):
+        run = json.loads((body or b"").partition(b"\n")[0])["run"]
+        return run if RUN.fullmatch(run) else None
+    return None
+
+
+def _run_of_state(body: bytes | None) -> str | None:
+    """The run that a state's file, or one of what a client keeps, is of; None if it does not say."""
+    with suppress(ValueError, KeyError, TypeError):
+        run = durable.metadata(body or b"")["run"]
+        return run if RUN.fullmatch(run) else None
+    return None
 
 
 def work_of(turn: Turn) -> str:

@@ -1,9 +1,10 @@
 """What a client keeps between rounds: the state it stands at. A server that is told "behind" sends what is missing.
 
-A site of a deployment keeps it on its disk, beside the answer it sent last:
+A site of a deployment keeps it on its disk, beside the answer it sent last, for each run:
 
-    state.fedft     SHA-256 of the rest, then a safetensors body: tensors, run, version
-    answer.fedft    SHA-256 of the rest, then a line of JSON (what was asked, what work it took) and the answer's bytes
+    state-<run>.fedft     SHA-256 of the rest, then a safetensors body: tensors, run, version
+    answer-<run>.fedft    SHA-256 of the rest, then a line of JSON (what was asked, what work it took) and the answer's
+                          bytes
 """
 
 from collections.abc import Callable

@@ -5,6 +5,9 @@
     FETCH             the long answer                                 ANSWER
     STATUS            at once, whatever the worker is at              PROGRESS
 
+Several runs of the server may go on at once: each has its own client, state and answer here, one request is carried out
+at a time, and the others wait in the order in which they came.
+
 An answer to TRAIN is on the site's disk before it is sent. The same request again gets the same bytes; an older one is
 refused; a later attempt at the same work is answered from what is there. So a site that was killed never says two
 things to one request, and trains once for a round if its disk lives.
@@ -23,18 +26,19 @@ from queue import Empty, Queue
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedft.client.disk import Asked, SiteDisk, work_of
+from fedft.client.joined_runs import JoinedRuns
 from fedft.client.train import MAX_PLAN_BYTES, Client
 from fedft.errors import FedftError, PlanRefused, Refusal, RejectedUpdate
 from fedft.security import sealed
 from fedft.security.sealed import About, Kind, Opened
-from fedft.update import Job, Plan
+from fedft.update import RUNS_AT_ONCE, Job, Plan
 from fedft.wire import messages
 from fedft.wire.table import Entry, decoded_bytes
 
 log = logging.getLogger(__name__)
 
 INLINE_BYTES = 4 * 2**20  # longer answers wait until they are fetched
-MAX_WAITING = 8  # requests in the queue; a server has one open at a time
+MAX_WAITING = 2 * RUNS_AT_ONCE  # requests in the queue; a run has one open at a time, and one that it gave up
 
 Reply = Callable[[bytes], None]
 
@@ -60,9 +64,10 @@ class Responder:
     _doing: tuple[bytes, str, float] = (b"", "", 0.0)
     """Plan digest of the request that `work` is at, what it does about it, and since when in monotonic seconds."""
     _waiting: set[bytes] = field(default_factory=set)
-    _client: Client | None = None
-    _job: Job | None = None
     _steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.runs = JoinedRuns(self.join, self.disk, self._loading)
 
     def take(self, data: bytes, reply: Reply) -> None:
         """Accept a message from the network; `reply` sends sealed bytes back, now or when `work` is done with it.
@@ -106,17 +111,17 @@ class Responder:
             else:
                 reply(self._seal(Kind.ANSWER, about, payload))
         except Refusal as e:
-            log.warning("round %d: refused what the server asks: %s: %s", about.round, e.code, e)
+            log.warning("%s: refused what the server asks: %s: %s", self.runs.round(about), e.code, e)
             reply(self._refusal(about, e.code, str(e)))
         except FedftError as e:
-            log.error("round %d: %s", about.round, e)
+            log.error("%s: %s", self.runs.round(about), e)
             why = "this site failed; its log says why"  # the error's own text may quote a record
             reply(self._refusal(about, "site_error", why))
         except Exception as e:
-            log.exception("round %d: this site failed", about.round)
+            log.exception("%s: this site failed", self.runs.round(about))
             reply(self._refusal(about, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
-        memory = self._client.memory if self._client else None
+        memory = client.memory if (client := self.runs.loaded(about.run)) else None
         if opened.kind is Kind.TRAIN and memory is not None and memory.held is not None:
             try:
                 self.disk.keep_state(about.run, memory.label, memory.held)
@@ -138,7 +143,7 @@ class Responder:
             said = self._enrol(messages.decode_job(opened.payload), opened.about)
             return self._recorded("job", opened.about, said, 0)
         plan = messages.decode_plan(opened.payload, max_bytes=MAX_PLAN_BYTES, check=partial(self._check, opened))
-        client = self._enrolled(plan)
+        client = self.runs.of(plan.run)
         if not plan.evaluate:
             return self._train(client, plan, opened.about)
         rows = len(client.test_rows[: client.config.eval.max_rows])
@@ -153,36 +158,23 @@ class Responder:
             raise PlanRefused("malformed", "the letter is about another request than its plan")
         if plan.evaluate != (opened.kind is Kind.EVALUATE):
             raise PlanRefused("malformed", f"a plan that does not fit a letter of kind {opened.kind.name}")
-        client, size = self._enrolled(plan), decoded_bytes(entries)
+        client, size = self.runs.of(plan.run), decoded_bytes(entries)
         if plan.have is not None and client.memory.held and not client.recipe.replaces_what_is_held:
             size += sum(t.nbytes for t in client.memory.held.tensors.values())
         self.check(plan, size)
         client.check_download(plan, entries)
 
-    def _enrolled(self, plan: Plan) -> Client:
-        if self._client is None or self._job is None or self._job.run != plan.run:
-            enrolled = self._job.run if self._job else "none"
-            raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {enrolled}")
-        return self._client
-
     def _enrol(self, job: Job, about: About) -> bytes:
         if job.run != about.run:
             raise PlanRefused("malformed", "the letter is about another run than its job")
-        if self._client is None or job != self._job:
-            self._doing = (about.plan, "loading", time.monotonic())
-            self._client = self._job = None
-            client = self.join(job)
-            said = client.enrol(job)
-            if (kept := self.disk.state(job.run)) is not None:
-                label, held = kept
-                client.memory.hold(held.version, label, held.tensors)
-            self._client, self._job = client, job
-            return said
-        return self._client.enrol(job)
+        return self.runs.take(job).enrol(job)
+
+    def _loading(self) -> None:
+        self._doing = (self._doing[0], "loading", time.monotonic())
 
     def _train(self, client: Client, plan: Plan, about: About) -> bytes:
-        kept = self.disk.answer()
-        if kept is not None and kept[0].run == plan.run:
+        kept = self.disk.answer(plan.run)
+        if kept is not None:
             asked, payload = kept
             if (asked.attempt, asked.plan) == (plan.attempt, about.plan.hex()):
                 return payload
@@ -202,7 +194,7 @@ class Responder:
         self._recorded("train", about, payload, len(client.train_rows))
         self.disk.keep_answer(asked, payload)
         sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
-        log.info("round %d: %s, %d rows: %s to send", plan.round, did, len(client.train_rows), sent)
+        log.info("%s: %s, %d rows: %s to send", self.runs.round(about), did, len(client.train_rows), sent)
         return payload
 
     def _recorded(self, kind: str, about: About, answer: bytes, rows: int) -> bytes:
@@ -217,8 +209,8 @@ class Responder:
         plan, doing, since = self._doing
         if plan == about.plan:
             said: dict[str, object] = {"doing": doing}
-            if doing == "training" and self._client is not None:
-                step, seconds = self._client.step, time.monotonic() - since
+            if doing == "training" and (client := self.runs.loaded(about.run)) is not None:
+                step, seconds = client.step, time.monotonic() - since
                 said |= {"step": step, "steps": self._steps}
                 if step > 1:
                     said["left_s"] = round(seconds / (step - 1) * (self._steps - step + 1), 1)
@@ -235,11 +227,11 @@ class Responder:
             reply(self._seal(Kind.ANSWER, about, payload))
 
     def _answer_to(self, about: About) -> bytes | None:
-        if (kept := self.disk.answer()) is None:
+        if (kept := self.disk.answer(about.run)) is None:
             return None
         asked, payload = kept
-        mine = (asked.run, asked.round, asked.attempt, asked.plan)
-        return payload if mine == (about.run, about.round, about.attempt, about.plan.hex()) else None
+        mine = (asked.round, asked.attempt, asked.plan)
+        return payload if mine == (about.round, about.attempt, about.plan.hex()) else None
 
     def _refusal(self, about: About, code: str, reason: str) -> bytes:
         return self._seal(Kind.REFUSAL, about, json.dumps({"code": code, "reason": reason[:300]}).encode())

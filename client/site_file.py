@@ -102,7 +102,8 @@ def _check(c: SiteConfig, path: Path) -> None:
         if c.data.value is not None and c.data.client is None:
             raise ValueError("[data] value needs client, the field that says it")
         p = c.policy
-        check.at_least(1, threads=c.local.threads, max_rank=p.max_rank, max_steps=p.max_steps)
+        check.at_least(1, threads=c.local.threads, max_models=c.local.max_models)
+        check.at_least(1, max_rank=p.max_rank, max_steps=p.max_steps)
         if isinstance(c.local.micro_batch, int):
             check.at_least(1, micro_batch=c.local.micro_batch)
         check.at_least(1, max_batch_size=p.max_batch_size, max_tokens=p.max_tokens, max_download_mib=p.max_download_mib)

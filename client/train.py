@@ -50,6 +50,8 @@ class Client:
     config: RunConfig
     memory: Memory = field(default_factory=Memory)
     kept: Kept = field(default_factory=Kept)
+    ready: Callable[[], None] = lambda: None
+    """Called before the client's turn on the model, which others may have had turns on."""
     step: int = 0
     """Local steps begun in the round at hand, for those who wait."""
     _micro_batch: MicroBatch | None = field(init=False)
@@ -164,6 +166,7 @@ class Client:
         had = self.memory.held
         if plan.have is not None and (had is None or (had.version, self.memory.label) != (plan.have, plan.have_label)):
             raise PlanRefused("behind", f"{had.version} {self.memory.label}" if had else "none")
+        self.ready()
         held = self.memory.cache.received(had, plan, self.recipe.receive)
         if not self.recipe.is_held(plan):
             digest = tensors.digest(held)

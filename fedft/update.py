@@ -74,6 +74,9 @@ class Shape:
         return f"r{self.rank}-{hashlib.sha256(table.encode()).hexdigest()[:12]}"
 
 
+RUNS_AT_ONCE = 8  # of one server that a site takes part in, each with rows, a state and a file of its last answer
+
+
 @dataclass(frozen=True)
 class Job:
     """What server and clients agree on once, before the first round; all of it JSON."""

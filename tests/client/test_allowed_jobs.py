@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as some
 
-from fedft import config, registry, run_file, strategies
-from fedft.client import allowed_jobs, app, site_settings
+from fedft import config, registry, run_file
+from fedft.client import allowed_jobs, site_settings
 from fedft.client.site_settings import Policy
 from fedft.data import examples, templates
 from fedft.errors import DataError, PlanRefused
@@ -50,19 +50,6 @@ def refused(code: str, said: Job, allowed: Policy = ALLOWED) -> str:
         assert str(e.value).isprintable()
         assert len(str(e.value)) <= 300
     return str(e.value)
-
-
-def test_a_site_loads_again_for_another_objective_alone(monkeypatch):
-    """A handle has its objective: a run with another one, or another beta, is not trained by the one before it."""
-    loaded = []
-    monkeypatch.setattr(app.resident, "load", lambda config, recipe: loaded.append(config.local) or config.local)
-    of, recipe = app.Joiner(SITE), strategies.of(RUN)
-    for objective in ("likelihood", "orpo", {"name": "orpo", "beta": 0.5}):
-        said = replace(RUN, local=replace(RUN.local, objective=objective))
-        for steps in (1, 2):
-            now = replace(said, local=replace(said.local, steps=steps))
-            assert of._loaded(now, recipe).objective == objective
-    assert [local.objective for local in loaded] == ["likelihood", "orpo", {"name": "orpo", "beta": 0.5}]
 
 
 def test_an_allowed_job_is_the_server_s_run_on_the_site_s_files():

@@ -134,12 +134,12 @@ def test_a_history_grows_no_further_than_the_policy_allows(tmp_path):
     codes = []
     for version in range(1, 8):
         news = {f"{version - 1}.scalar": torch.zeros(12, 4096), f"{version - 1}.seed": seeds}
-        had = site._client.memory
+        had = site.runs.loaded(d.job.run).memory
         plan = Plan(d.job.run, 0, version, version - 1 if had.held else None, have_label=had.label, tensors=news)
         plan = replace(plan, evaluate=True)
         codes.append(answer(site, letter(d.job.run, messages.encode_plan(plan, "fp32"), Kind.EVALUATE)))
     assert codes == ["answer"] * 5 + ["policy_download"] * 2
-    assert sum(t.nbytes for t in site._client.memory.held.tensors.values()) <= 2**20
+    assert sum(t.nbytes for t in site.runs.loaded(d.job.run).memory.held.tensors.values()) <= 2**20
 
 
 @pytest.mark.parametrize("name", ["7.scalar", "3.scalar", "05.scalar", "-5.scalar", "5.other", "scalar", "5"])

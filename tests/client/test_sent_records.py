@@ -145,7 +145,7 @@ def test_every_answer_of_a_run_is_there_with_its_bytes(tmp_path: Path) -> None:
         assert found[0]["kind"] == "job"
         assert {e["rows"] for e in found if e["kind"] == "evaluate"} == {1}
         assert {e["run"] for e in found} == {d.job.run}
-        (_, payload) = d.sites[site].responder.disk.answer() or (None, b"")
+        (_, payload) = d.sites[site].responder.disk.answer(d.job.run) or (None, b"")
         assert trained[-1]["sha256"] == hashlib.sha256(payload).hexdigest()
 
 
@@ -157,7 +157,7 @@ def test_nothing_leaves_that_could_not_be_recorded(tmp_path: Path, monkeypatch: 
     d = Deployment(tmp_path, "fedit", rounds=1)
     with pytest.raises(RunPaused):
         d.run()
-    assert all(site.responder.disk.answer() is None for site in d.sites.values())
+    assert all(site.responder.disk.answer(d.job.run) is None for site in d.sites.values())
 
 
 def test_a_site_says_each_round_in_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -205,15 +205,15 @@ def test_the_kept_answer_and_state_of_a_site_survive_it_and_damage_is_seen(tmp_p
     run = deployed(tmp_path)
     run.run()
     disk = SiteDisk(run.sites["anna"].folder)
-    kept, state = disk.answer(), disk.state(run.job.run)
+    kept, state = disk.answer(run.job.run), disk.state(run.job.run)
     assert kept is not None
     assert kept[0].round == 3
     assert state is not None
     assert state[1].version == 3
     assert disk.state("f" * 16) is None
-    for name in ("answer.fedft", "state.fedft"):
-        path = run.sites["anna"].folder / name
+    for name in ("answer", "state"):
+        path = run.sites["anna"].folder / f"{name}-{run.job.run}.fedft"
         path.write_bytes(path.read_bytes()[:-1])
     after = SiteDisk(run.sites["anna"].folder)
-    assert after.answer() is None
+    assert after.answer(run.job.run) is None
     assert after.state(run.job.run) is None

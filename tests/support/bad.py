@@ -68,7 +68,7 @@ class Kept(SiteDisk):
         """See `SiteDisk`."""
         self._kept = asked, payload
 
-    def answer(self) -> tuple[Asked, bytes] | None:
+    def answer(self, run: str) -> tuple[Asked, bytes] | None:
         """See `SiteDisk`."""
         return self._kept
 
@@ -95,7 +95,7 @@ class BadSite(Site):
     def start(self) -> None:
         """A process whose disk is memory: a crowd of these would spend its time on fsync."""
         super().start()
-        self.responder.disk = Kept(self.folder)
+        self.responder.disk = self.responder.runs.disk = Kept(self.folder)
 
     def says(self, data: bytes) -> Sequence[Said] | None:
         """Answers to a message, or None: not yet."""
