@@ -16,6 +16,7 @@ from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.site_node import Node
 from fedft.client import allowed_jobs
 from fedft.client.disk import SiteDisk
+from fedft.client.held_letters import Door, HeldLetters
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
 from fedft.client.site_settings import SiteConfig
@@ -33,10 +34,11 @@ from fedft.update import Job
 log = logging.getLogger(__name__)
 
 
-def attend(site: SiteConfig, stop: threading.Event, superlink: str = "") -> None:
+def attend(site: SiteConfig, stop: threading.Event, superlink: str = "", file: Path = Path("site.toml")) -> None:
     """Serve the site until `stop` is set.
 
     `superlink`, host:port, is where Flower's SuperLink carries the messages, in place of the server's own address.
+    `file` is the site file, as commands that the log proposes name it.
     Raises ConfigError or KeyFault for what is wrong with the site's own files; all else is retried and logged.
     """
     own, state = Path(site.keys.folder), Path(site.site.state)
@@ -51,7 +53,8 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "") -> None
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
         longest = allowed_jobs.longest_message(site.policy)
-        responder = Responder(site.site.name, signing, server, disk, Joiner(site), allowed)
+        held = HeldLetters(Door(site, file).closed)
+        responder = Responder(site.site.name, signing, server, disk, Joiner(site), allowed, held)
         threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
         log.info("site %s, server %s", site.site.name, superlink or site.server.address)
         try:

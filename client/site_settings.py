@@ -4,6 +4,7 @@ The server says what a run is; this file says where the model and the rows are, 
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,9 @@ class Policy:
     max_download_mib: int = 4096
     """Memory, in MiB, of what a plan brings, and of what the site holds where that is added to it. A longer message is
     refused before it is taken in, and no tensor is decoded of more."""
+    approve: Literal["auto", "ask"] = "auto"
+    """"ask": a run that this policy allows waits until `fedft site approve` says yes; "auto": it is taken up at once.
+    A run that was refused by hand stays refused in both."""
     metrics: list[str] = field(default_factory=lambda: ["exact_match", "rouge_l"])
     """Metrics, beside loss and accuracy, that may be measured on our held-out rows; exactly these, empty: none."""
 

@@ -4,22 +4,27 @@ The words are signed, so they are the site's; beyond that they are not trusted. 
 """
 
 import json
+import re
 from typing import Any
 
 from fedft.carriers.interface import Refused, refused
 
+WAITING = re.compile("waiting for approval")
+"""What a site may say that it waits for: its operator."""
 DOING = ("loading", "queued", "working", "training", "ready", "unknown")
-"""What a site may say that it is doing. `ready`: a long answer waits to be fetched; `unknown`: no such letter here."""
+"""What else a site may say that it is doing. `ready`: a long answer waits to be fetched; `unknown`: no such letter
+here."""
 MAX_BYTES = 4096  # of a report, which is parsed as JSON
 MAX_NUMBER = 1e9  # of steps and seconds: they are shown in a line
 NUMBERS = ("step", "steps", "left_s")
 
 
 def progress(payload: bytes) -> tuple[str, dict[str, float]]:
-    """(a word of DOING or "?", those of NUMBERS that the site gives) of a report of progress; never raises."""
+    """(a word of DOING, what WAITING says, or "?", those of NUMBERS that the site gives) of a report; never raises."""
     words = _words(payload)
     doing = words.get("doing")
-    return doing if doing in DOING else "?", {k: words[k] for k in NUMBERS if _plain(words.get(k))}
+    known = isinstance(doing, str) and (doing in DOING or WAITING.fullmatch(doing))
+    return str(doing) if known else "?", {k: words[k] for k in NUMBERS if _plain(words.get(k))}
 
 
 def refusal(payload: bytes) -> Refused:
