@@ -9,12 +9,13 @@ quorum or deadline without the site, and it counts towards no quarantine.
 
 import logging
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedft.client import allowed_jobs
+from fedft.client import allowed_jobs, open_hours
 from fedft.client.known_runs import KnownRuns, digest_of
 from fedft.client.site_settings import SiteConfig
 from fedft.errors import FedftError, PlanRefused
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MOST = 64  # runs, and requests, that are remembered; one that is forgotten is sent again, and waits anew
 APPROVAL = "waiting for approval"
+OUTSIDE = "outside its hours until"
 
 
 class Waits(Exception):
@@ -79,16 +81,27 @@ def _remember(found: dict[Any, Job], key: Any, job: Job) -> None:
 
 @dataclass
 class Door:
-    """Decides for a site which requests wait, by `[policy] approve`. What its policy forbids it refuses at once."""
+    """Decides for a site which requests wait: by `[policy] approve`, then by `[site] hours`.
+
+    What its policy forbids is refused at once, at any hour. A request that was begun within the hours is finished.
+    """
 
     site: SiteConfig
     file: Path
     """The site file, as the operator names it in a command."""
+    clock: Callable[[], float] = time.time
+    """Gives seconds since 1970."""
     _looked: Job | None = None
     _told: str = ""
+    """Digest of the job whose command was logged last."""
+    _shut: str = ""
+    """Until when the site is closed, as it was logged last."""
 
     def __post_init__(self) -> None:
-        self._known = KnownRuns(Path(self.site.site.state))
+        self._known = KnownRuns(Path(self.site.site.state), self.clock)
+        self._hours = open_hours.parsed(self.site.site.hours) if self.site.site.hours is not None else None
+        if self._hours is not None:
+            log.info("hours: %s", self._hours.said(self.clock()))
 
     def closed(self, job: Job) -> str:
         """Why requests of this run wait; "" if they need not. A run that was not asked for before is noted, durably.
@@ -102,12 +115,16 @@ class Door:
         decision = self._known.decision(job)
         if decision == "refused":
             raise PlanRefused("not_approved", "this site's operator has refused the run")
-        if decision == "approved" or self.site.policy.approve == "auto":
-            return ""
-        self._tell(job)
-        return APPROVAL
+        if decision != "approved" and self.site.policy.approve == "ask":
+            self._tell_how(job)
+            return APPROVAL
+        until = self._hours.closed(self.clock()) if self._hours is not None else ""
+        if until and until != self._shut:
+            log.info("outside the hours until %s: what the server asks for waits", until)
+        self._shut = until
+        return f"{OUTSIDE} {until}" if until else ""
 
-    def _tell(self, job: Job) -> None:
+    def _tell_how(self, job: Job) -> None:
         """Log once what is to be typed."""
         digest = digest_of(job)
         if digest != self._told:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import check, quickstart
+from fedft.client import open_hours
 from fedft.client.site_settings import SiteConfig, SiteData
 from fedft.compression import codec_names
 from fedft.data import template_checks
@@ -93,6 +94,8 @@ def _found(table: str, key: str, value: str | list[str] | None, folder: Path, wh
 def _check(c: SiteConfig, path: Path) -> None:
     try:
         site_name(c.site.name)
+        if c.site.hours is not None:
+            open_hours.parsed(c.site.hours)
         address = ADDRESS.fullmatch(c.server.address)
         if not (address and 0 < int(address["port"]) < 65536):
             raise ValueError(f"[server] address is {c.server.address!r}, wanted host:port")

@@ -15,6 +15,9 @@ class Site:
     """As the server's operator enrolled us; at most 64 bytes."""
     state: str = "fedft-site"
     """Folder of what we keep between rounds: memory, uploads that are not yet acknowledged. Made when needed."""
+    hours: str | None = None
+    """When the site trains and evaluates, as in "22:00-06:00, sat-sun" (this machine's time) or
+    "mon-fri 20:00-07:00, Europe/Berlin"; what was begun is finished. Left out: always."""
 
 
 @dataclass(frozen=True)

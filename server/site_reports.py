@@ -9,8 +9,11 @@ from typing import Any
 
 from fedft.carriers.interface import Refused, refused
 
-WAITING = re.compile("waiting for approval")
-"""What a site may say that it waits for: its operator."""
+WAITING = re.compile(
+    r"waiting for approval|"
+    r"outside its hours until ((Mon|Tue|Wed|Thu|Fri|Sat|Sun) )?[0-2][0-9]:[0-5][0-9] \(UTC[+-][0-9]{2}:[0-9]{2}\)"
+)
+"""What a site may say that it waits for: its operator, or the hour."""
 DOING = ("loading", "queued", "working", "training", "ready", "unknown")
 """What else a site may say that it is doing. `ready`: a long answer waits to be fetched; `unknown`: no such letter
 here."""
