@@ -60,6 +60,8 @@ class Responder:
     """Decides which requests wait, and knows those that do."""
     inline_bytes: int = INLINE_BYTES
     """Longest answer to TRAIN, in bytes, that is sent without being fetched."""
+    receiving: Callable[[], bool] = lambda: False
+    """Whether messages are on their way in: what a slow line brings is not lost."""
     _queue: Queue[tuple[Opened, Reply]] = field(default_factory=lambda: Queue(MAX_WAITING))
     _doing: tuple[bytes, str, float] = (b"", "", 0.0)
     """Plan digest of the request that `work` is at, what it does about it, and since when in monotonic seconds."""
@@ -234,7 +236,7 @@ class Responder:
         if queued:
             return {"doing": "queued"}
         known = "ready" if self._answer_to(about) is not None else self.held.doing(about)
-        return {"doing": known or "unknown"}
+        return {"doing": known or ("receiving" if self.receiving() else "unknown")}
 
     def _fetch(self, about: About, reply: Reply) -> None:
         payload = self._answer_to(about)

@@ -18,6 +18,8 @@ class Site:
     hours: str | None = None
     """When the site trains and evaluates, as in "22:00-06:00, sat-sun" (this machine's time) or
     "mon-fri 20:00-07:00, Europe/Berlin"; what was begun is finished. Left out: always."""
+    max_mbit_s: float | None = None
+    """Most megabits a second to the server, and as many from it; 1 or more. Left out: as the network carries."""
 
 
 @dataclass(frozen=True)

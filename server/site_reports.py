@@ -14,9 +14,9 @@ WAITING = re.compile(
     r"outside its hours until ((Mon|Tue|Wed|Thu|Fri|Sat|Sun) )?[0-2][0-9]:[0-5][0-9] \(UTC[+-][0-9]{2}:[0-9]{2}\)"
 )
 """What a site may say that it waits for: its operator, or the hour."""
-DOING = ("loading", "queued", "working", "training", "ready", "unknown")
-"""What else a site may say that it is doing. `ready`: a long answer waits to be fetched; `unknown`: no such letter
-here."""
+DOING = ("receiving", "loading", "queued", "working", "training", "ready", "unknown")
+"""What else a site may say that it is doing. `receiving`: the letter may be what is on its way in; `ready`: a long
+answer waits to be fetched; `unknown`: no such letter here."""
 MAX_BYTES = 4096  # of a report, which is parsed as JSON
 MAX_NUMBER = 1e9  # of steps and seconds: they are shown in a line
 NUMBERS = ("step", "steps", "left_s")

@@ -2,19 +2,25 @@
 
 import json
 import logging
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asked_site import SITE, Clock, job
+from asked_site import SITE, Clock, job, site_file
 from deployed import SITES, Deployment, Site
 
-from fedft.client import asked_of_site
+from fedft.carriers.interface import Letter
+from fedft.client import app, asked_of_site
+from fedft.client import site_file as site_files
 from fedft.client.held_letters import APPROVAL, Door, HeldLetters
 from fedft.client.known_runs import KnownRuns, digest_of
 from fedft.client.site_settings import SiteConfig
 from fedft.errors import ConfigError, PlanRefused
+from fedft.security.sealed import About
+from fedft.server import site_reports
+from fedft.server.open_letter import OpenLetter
 from fedft.update import Job
 
 
@@ -214,9 +220,34 @@ def test_a_refusal_by_hand_in_the_middle_of_a_run_ends_it_here_without_quarantin
     assert found[1]["barred"] == []
 
 
-def test_a_word_that_no_site_says_is_none(caplog: pytest.LogCaptureFixture) -> None:
-    from fedft.server import site_reports
+def test_a_letter_that_a_slow_line_still_brings_is_not_taken_for_lost(tmp_path: Path) -> None:
+    responder = Deployment(tmp_path).sites["anna"].responder
+    about = About(job().run, 0, 1, "anna", b"p" * 32)
+    assert responder._progress(about) == {"doing": "unknown"}
+    responder.receiving = lambda: True
+    assert responder._progress(about) == {"doing": "receiving"}
+    o = OpenLetter(Letter("anna", "train", bytes), b"p" * 32, 10, 0.0)
+    o.sent(0.0)
+    assert o.report(site_reports.progress(b'{"doing": "receiving"}')[0], 6.0)
+    assert o.pushed, "it does not go out again"
 
+
+@pytest.mark.parametrize("rate", ["0.5", "0", "-3", "nan", "inf"])
+def test_a_rate_below_what_the_server_waits_for_is_one_line(tmp_path: Path, rate: str) -> None:
+    with pytest.raises(ConfigError, match=r"\[site\] max_mbit_s is .*, wanted 1 or more") as e:
+        site_files.load(site_file(tmp_path, f"max_mbit_s = {rate}\n"))
+    assert "\n" not in str(e.value)
+    assert site_files.load(site_file(tmp_path, "max_mbit_s = 5\n")).site.max_mbit_s == 5
+
+
+def test_a_rate_under_a_superlink_is_refused_in_a_line(tmp_path: Path) -> None:
+    found = site_files.load(site_file(tmp_path, "max_mbit_s = 5\n"))
+    with pytest.raises(ConfigError, match=r"max_mbit_s is for our own carrier") as e:
+        app.attend(found, threading.Event(), "127.0.0.1:9")
+    assert "\n" not in str(e.value)
+
+
+def test_a_word_that_no_site_says_is_none(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert site_reports.progress(json.dumps({"doing": f"{APPROVAL}!"}).encode())[0] == "?"
         assert site_reports.progress(json.dumps({"doing": APPROVAL}).encode())[0] == APPROVAL
