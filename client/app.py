@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fedft import allowed_code, durable, strategies
+from fedft.carriers.stream.pace import MBIT
 from fedft.carriers.stream.site_node import Node
 from fedft.client import allowed_jobs
 from fedft.client.disk import SiteDisk
+from fedft.client.held_letters import Door, HeldLetters
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
 from fedft.client.resident_models import ResidentModels
@@ -31,13 +33,17 @@ from fedft.update import Job
 log = logging.getLogger(__name__)
 
 
-def attend(site: SiteConfig, stop: threading.Event, superlink: str = "") -> None:
+def attend(site: SiteConfig, stop: threading.Event, superlink: str = "", file: Path = Path("site.toml")) -> None:
     """Serve the site until `stop` is set.
 
     `superlink`, host:port, is where Flower's SuperLink carries the messages, in place of the server's own address.
+    `file` is the site file, as commands that the log proposes name it.
     Raises ConfigError or KeyFault for what is wrong with the site's own files; all else is retried and logged.
     """
     own, state = Path(site.keys.folder), Path(site.site.state)
+    if superlink and site.site.max_mbit_s is not None:
+        raise ConfigError("[site] max_mbit_s is for our own carrier; with --superlink leave it out, and bound the "
+                          "rate in the proxy or the machine's network")  # fmt: skip
     try:
         state.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -50,19 +56,27 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "") -> None
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
         longest = allowed_jobs.longest_message(site.policy)
         joiner = Joiner(site, disk, ResidentModels(site.local.max_models))
-        responder = Responder(site.site.name, signing, server, disk, joiner, allowed)
+        held = HeldLetters(Door(site, file).closed)
+        responder = Responder(site.site.name, signing, server, disk, joiner, allowed, held)
         joiner.let_go = responder.runs.let_go
         threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
         log.info("site %s, server %s", site.site.name, superlink or site.server.address)
         try:
-            way = (
-                _superlink(superlink, ca, node, longest)
-                if superlink
-                else Node(site.server.address, ca, node, max_bytes=longest)
-            )
+            way = _superlink(superlink, ca, node, longest) if superlink else _own(site, ca, node, longest, responder)
         except ConfigError as e:
             raise ConfigError(f"{e}; [server] ca = {site.server.ca!r} is to be the server's ca.pem") from e
         way.run(lambda kind, payload, reply: responder.take(payload, reply), stop)
+
+
+def _own(site: SiteConfig, ca: bytes, key: Path, max_bytes: int, responder: Responder) -> Node:
+    """Our own node, which tells the responder what is on its way."""
+    rate = site.site.max_mbit_s
+    bytes_s = None if rate is None else rate * MBIT
+    if rate is not None:
+        log.info("at most %g Mbit/s each way", rate)
+    found = Node(site.server.address, ca, key, max_bytes=max_bytes, bytes_s=bytes_s)
+    responder.receiving = found.receiving
+    return found
 
 
 def _superlink(address: str, ca: bytes, key: Path, max_bytes: int) -> Any:

@@ -3,6 +3,7 @@
     JOB               agree on the run, under the site's policy       ANSWER: rows to train on, rows held out
     TRAIN, EVALUATE   one at a time, in a worker's thread             ANSWER, or PROGRESS "ready" where it is long
     FETCH             the long answer                                 ANSWER
+                      or PROGRESS with why it waits: it is sent again once STATUS says "unknown" (`held_letters`)
     STATUS            at once, whatever the worker is at              PROGRESS
 
 Several runs of the server may go on at once: each has its own client, state and answer here, one request is carried out
@@ -26,6 +27,7 @@ from queue import Empty, Queue
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedft.client.disk import Asked, SiteDisk, work_of
+from fedft.client.held_letters import HeldLetters, Waits
 from fedft.client.joined_runs import JoinedRuns
 from fedft.client.train import MAX_PLAN_BYTES, Client
 from fedft.errors import FedftError, PlanRefused, Refusal, RejectedUpdate
@@ -58,8 +60,12 @@ class Responder:
     """Makes the client of a job, or raises PlanRefused."""
     check: Callable[[Plan, int], None]
     """(plan without tensors, bytes of what it makes the site hold) raises PlanRefused where the policy forbids it."""
+    held: HeldLetters = field(default_factory=HeldLetters)
+    """Decides which requests wait, and knows those that do."""
     inline_bytes: int = INLINE_BYTES
     """Longest answer to TRAIN, in bytes, that is sent without being fetched."""
+    receiving: Callable[[], bool] = lambda: False
+    """Whether messages are on their way in: what a slow line brings is not lost."""
     _queue: Queue[tuple[Opened, Reply]] = field(default_factory=lambda: Queue(MAX_WAITING))
     _doing: tuple[bytes, str, float] = (b"", "", 0.0)
     """Plan digest of the request that `work` is at, what it does about it, and since when in monotonic seconds."""
@@ -110,6 +116,8 @@ class Responder:
                 reply(self._seal(Kind.PROGRESS, about, said))
             else:
                 reply(self._seal(Kind.ANSWER, about, payload))
+        except Waits as e:
+            reply(self._seal(Kind.PROGRESS, about, json.dumps({"doing": str(e)}).encode()))
         except Refusal as e:
             log.warning("%s: refused what the server asks: %s: %s", self.runs.round(about), e.code, e)
             reply(self._refusal(about, e.code, str(e)))
@@ -139,9 +147,11 @@ class Responder:
     def _deal_with(self, opened: Opened) -> bytes:
         if opened.about.plan != opened.digest:
             raise PlanRefused("malformed", "the letter's digest is of another payload")
-        if opened.kind is Kind.JOB:
-            said = self._enrol(messages.decode_job(opened.payload), opened.about)
-            return self._recorded("job", opened.about, said, 0)
+        job = messages.decode_job(opened.payload) if opened.kind is Kind.JOB else None
+        if self._answer_to(opened.about) is None:
+            self.held.check(opened.about, job)
+        if job is not None:
+            return self._recorded("job", opened.about, self._enrol(job, opened.about), 0)
         plan = messages.decode_plan(opened.payload, max_bytes=MAX_PLAN_BYTES, check=partial(self._check, opened))
         client = self.runs.of(plan.run)
         if not plan.evaluate:
@@ -217,7 +227,8 @@ class Responder:
             return said
         if queued:
             return {"doing": "queued"}
-        return {"doing": "ready" if self._answer_to(about) is not None else "unknown"}
+        known = "ready" if self._answer_to(about) is not None else self.held.doing(about)
+        return {"doing": known or ("receiving" if self.receiving() else "unknown")}
 
     def _fetch(self, about: About, reply: Reply) -> None:
         payload = self._answer_to(about)

@@ -4,6 +4,7 @@ Unknown tables and keys are refused with the nearest known one, and every file t
 """
 
 import glob
+import math
 import os
 import re
 import typing
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import check, quickstart
+from fedft.client import open_hours
 from fedft.client.site_settings import SiteConfig, SiteData
 from fedft.compression import codec_names
 from fedft.data import template_checks
@@ -22,6 +24,7 @@ from fedft.security.sealed import site_name
 ADDRESS = re.compile(r"(?:[^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 DIGEST = re.compile(r"[0-9a-f]{12,64}")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+LEAST_MBIT_S = 1  # the server gives an answer's place to the next at 0.8, see `open_letter`
 PATHS = {
     "site": {"state": "a folder"},
     "server": {"ca": "a file", "key": "a file"},
@@ -93,6 +96,11 @@ def _found(table: str, key: str, value: str | list[str] | None, folder: Path, wh
 def _check(c: SiteConfig, path: Path) -> None:
     try:
         site_name(c.site.name)
+        if c.site.hours is not None:
+            open_hours.parsed(c.site.hours)
+        if (rate := c.site.max_mbit_s) is not None and not LEAST_MBIT_S <= rate < math.inf:
+            wanted = f"wanted {LEAST_MBIT_S} or more: a slower answer is asked for twice"
+            raise ValueError(f"[site] max_mbit_s is {rate:g}, {wanted}")
         address = ADDRESS.fullmatch(c.server.address)
         if not (address and 0 < int(address["port"]) < 65536):
             raise ValueError(f"[server] address is {c.server.address!r}, wanted host:port")

@@ -17,6 +17,11 @@ class Site:
     """As the server's operator enrolled us; at most 64 bytes."""
     state: str = "fedft-site"
     """Folder of what we keep between rounds: memory, uploads that are not yet acknowledged. Made when needed."""
+    hours: str | None = None
+    """When the site trains and evaluates, as in "22:00-06:00, sat-sun" (this machine's time) or
+    "mon-fri 20:00-07:00, Europe/Berlin"; what was begun is finished. Left out: always."""
+    max_mbit_s: float | None = None
+    """Most megabits a second to the server, and as many from it; 1 or more. Left out: as the network carries."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,9 @@ class Policy:
     max_download_mib: int = 4096
     """Memory, in MiB, of what a plan brings, and of what the site holds where that is added to it. A longer message is
     refused before it is taken in, and no tensor is decoded of more."""
+    approve: Literal["auto", "ask"] = "auto"
+    """"ask": a run that this policy allows waits until `fedft site approve` says yes; "auto": it is taken up at once.
+    A run that was refused by hand stays refused in both."""
     metrics: list[str] = field(default_factory=lambda: ["exact_match", "rouge_l"])
     """Metrics, beside loss and accuracy, that may be measured on our held-out rows; exactly these, empty: none."""
 

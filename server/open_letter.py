@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from fedft.carriers.interface import Letter
+from fedft.server.site_reports import WAITING
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class OpenLetter:
     """Until when nothing is sent about the letter."""
     tries: int = 0
     """How often the letter was lost, up to 10."""
+    waits: str = ""
+    """What its site waits for before it deals with the letter, as it says."""
     forgeries: int = 0
     """Answers to the letter that are nobody's."""
 
@@ -74,13 +77,18 @@ class OpenLetter:
         """Whether the long answer takes longer than its size excuses: others wait for its place."""
         return now >= self.fetched_at + FETCH_S + self.letter.max_bytes / FETCH_BYTES_S
 
-    def report(self, doing: str, now: float) -> None:
-        """Take what the site says it is doing, a word of `site_reports.DOING`."""
+    def report(self, doing: str, now: float) -> bool:
+        """Take what the site says it is doing, as `site_reports.progress` gives it; whether that is news.
+
+        That it waits for the same still, perhaps for hours, is none.
+        """
+        before, self.waits = self.waits, doing if WAITING.fullmatch(doing) else ""
         if doing == "unknown":  # it restarted after the letter had reached it
             self.lose(now, "does not know of the letter")
         if doing == "ready":
             self.not_before = now + READY_S * self.fetching
             self.ready, self.fetching = True, False
+        return not self.waits or self.waits != before
 
     def lose(self, now: float, why: str) -> None:
         """The letter or its answer is lost: the letter goes out once more, in a while."""

@@ -220,8 +220,8 @@ class SealedPost:
 
     def _progress(self, o: OpenLetter, payload: bytes) -> None:
         doing, numbers = site_reports.progress(payload)
-        o.report(doing, self.clock.monotonic())
-        self.observe("progress", {"client": o.letter.client, "round": o.letter.round, "doing": doing, **numbers})
+        if o.report(doing, self.clock.monotonic()):
+            self.observe("progress", {"client": o.letter.client, "round": o.letter.round, "doing": doing, **numbers})
 
     def _answer(self, ticket: str, site: str, opened: Opened) -> Reply | None:
         """The reply for a signed answer: the first to a letter counts, others are dropped, equivocations, or late."""

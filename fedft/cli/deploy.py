@@ -105,7 +105,7 @@ def client(
 
     for s in (signal.SIGTERM, signal.SIGINT):
         signal.signal(s, end)
-    app.attend(config, stop, superlink)
+    app.attend(config, stop, superlink, site)
     leave()
 
 

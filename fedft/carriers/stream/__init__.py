@@ -9,6 +9,7 @@
     desk         the server's sessions and messages, in the thread of the network
     link         the server's end: `Link`
     dial         a site's way to its server, through a proxy if there is one
+    pace         a bounded rate below TLS, for sites that want one
     site_node    the site's end
 
 No gRPC: behind a front that asks for TLS 1.3 and holds strangers off, grpcio takes 1.9 times the server's CPU time of a

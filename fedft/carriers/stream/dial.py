@@ -6,6 +6,7 @@ import ssl
 import urllib.parse
 import urllib.request
 
+from fedft.carriers.stream import pace
 from fedft.carriers.stream.connection import said
 
 CONNECT_S = 10.0  # for each step
@@ -16,13 +17,16 @@ class ProxyRefused(OSError):
     """The proxy does not connect to the server."""
 
 
-def connect(address: str, context: ssl.SSLContext, *, proxies: bool = True) -> ssl.SSLSocket:
+def connect(
+    address: str, context: ssl.SSLContext, *, proxies: bool = True, bytes_s: float | None = None
+) -> ssl.SSLSocket:
     """A connection to the server at `address` over TLS, which does not block from now on. Waits CONNECT_S a step.
 
     Args:
         address: host:port; an IPv6 address stands in brackets.
         context: what is trusted, and who we are.
         proxies: whether HTTPS_PROXY and NO_PROXY count.
+        bytes_s: most bytes a second each way; None: as many as the network carries.
     Raises:
         OSError (ssl.SSLError is one), with a meaning that `reason` says.
     """
@@ -35,6 +39,8 @@ def connect(address: str, context: ssl.SSLContext, *, proxies: bool = True) -> s
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if proxy:
             _through(sock, proxy, address)
+        if bytes_s is not None:
+            sock = pace.paced(sock, bytes_s)
         found = context.wrap_socket(sock, server_hostname=host)
     except BaseException:
         sock.close()

@@ -126,6 +126,10 @@ class Session:
         """Bytes of messages that the peer does not have yet."""
         return sum(parcel.size for parcel in self._out.values())
 
+    def coming(self) -> int:
+        """How many messages are on their way in, or wait for room."""
+        return len(self._in)
+
     def _source(self) -> bytes | None:
         """The next frame: announcements, then pieces in turn, so that a short message does not wait for a long one."""
         while self._new:

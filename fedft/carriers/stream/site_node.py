@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fedft.carriers.interface import Handle
@@ -47,13 +48,16 @@ class Node:
         ca: PEM certificates to trust, and no others.
         key: file of the node's private key; the server's operator has its public half.
         max_bytes: of one message from the server.
+        bytes_s: most bytes a second each way; None: as many as the network carries.
     Raises:
         ConfigError: address or certificates cannot be used.
         KeyFault: the key cannot be used.
     """
 
-    def __init__(self, address: str, ca: bytes, key: Path, *, max_bytes: int = 2**31 - 1) -> None:
-        self._address, self._max_bytes = address, max_bytes
+    def __init__(
+        self, address: str, ca: bytes, key: Path, *, max_bytes: int = 2**31 - 1, bytes_s: float | None = None
+    ) -> None:
+        self._address, self._max_bytes, self._bytes_s = address, max_bytes, bytes_s
         try:
             self._context = tls.for_site(ca, key)
         except (ssl.SSLError, UnicodeDecodeError) as e:
@@ -86,6 +90,10 @@ class Node:
                 with self._leaving:
                     self._leaving.notify_all()
 
+    def receiving(self) -> bool:
+        """Whether messages of the server are on their way in, or wait for room; any thread may ask."""
+        return self._session.coming() > 0
+
     # The connection
 
     async def _serve(self, stop: threading.Event) -> None:
@@ -104,7 +112,8 @@ class Node:
     async def _once(self, stop: threading.Event) -> str | None:
         """Connect and serve until that ends: the reason, or None if it was in use before."""
         try:
-            sock = await self._loop.run_in_executor(None, dial.connect, self._address, self._context)
+            connect = partial(dial.connect, self._address, self._context, bytes_s=self._bytes_s)
+            sock = await self._loop.run_in_executor(None, connect)
         except (OSError, ValueError) as e:
             return dial.reason(e, self._address)
         ended: asyncio.Future[str] = self._loop.create_future()
