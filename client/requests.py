@@ -96,6 +96,7 @@ class Responder:
         except Empty:
             return False
         about = opened.about
+        of = {"run": about.run}
         self._doing = (about.plan, "working", time.monotonic())
         self._waiting.discard(about.plan)
         try:
@@ -106,14 +107,14 @@ class Responder:
             else:
                 reply(self._seal(Kind.ANSWER, about, payload))
         except Refusal as e:
-            log.warning("round %d: refused what the server asks: %s: %s", about.round, e.code, e)
+            log.warning("round %d: refused what the server asks: %s: %s", about.round, e.code, e, extra=of)
             reply(self._refusal(about, e.code, str(e)))
         except FedftError as e:
-            log.error("round %d: %s", about.round, e)
+            log.error("round %d: %s", about.round, e, extra=of)
             why = "this site failed; its log says why"  # the error's own text may quote a record
             reply(self._refusal(about, "site_error", why))
         except Exception as e:
-            log.exception("round %d: this site failed", about.round)
+            log.exception("round %d: this site failed", about.round, extra=of)
             reply(self._refusal(about, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
         memory = self._client.memory if self._client else None
@@ -202,7 +203,8 @@ class Responder:
         self._recorded("train", about, payload, len(client.train_rows))
         self.disk.keep_answer(asked, payload)
         sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
-        log.info("round %d: %s, %d rows: %s to send", plan.round, did, len(client.train_rows), sent)
+        said = "round %d: %s, %d rows: %s to send"
+        log.info(said, plan.round, did, len(client.train_rows), sent, extra={"run": about.run})
         return payload
 
     def _recorded(self, kind: str, about: About, answer: bytes, rows: int) -> bytes:

@@ -103,7 +103,7 @@ class Loop:
     def _enrol(self, clients: list[str]) -> None:
         """Send clients the job. A site of a deployment that is not there yet is sent the job before its first plan."""
         run = self.federation
-        run.observe("enrolling", {"clients": clients})
+        run.observe("enrolling", {"clients": clients, "run": run.job.run})
         until = Until(run.quorum(len(clients)), run.config.server.grace_s) if run.deployed else Until()
         traffic = Traffic()
         self._exchange.enrol(clients, traffic, until)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from fedft.cli import logs
+from fedft.cli import json_log, logs
 from fedft.cli.options import Allow, SetKeys
 from fedft.errors import ConfigError, Interrupted
 
@@ -87,6 +87,7 @@ def client(
 
     logs.start(log_)
     config = sites.load(site)
+    json_log.know(site=config.site.name)
     from fedft.client import app
 
     stop = threading.Event()

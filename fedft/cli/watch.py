@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedft.cli import logs
 from fedft.cli.deploy import address_of
 from fedft.errors import ConfigError
 
@@ -115,8 +116,11 @@ def board(
     listen: Annotated[
         str, typer.Option(help="HOST:PORT; beyond this machine a token is asked for.")
     ] = "127.0.0.1:8080",
+    log_: logs.LogForm = "lines",
 ) -> None:
     """The same as a page, with curves and sites, for browsers and Prometheus, until Ctrl-C. Read-only."""
+    if log_ == "json":
+        logs.start(log_)
     from fedft.board import listener
     from fedft.board.run_folders import FolderReader
 
