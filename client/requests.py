@@ -107,6 +107,7 @@ class Responder:
         except Empty:
             return False
         about = opened.about
+        of = {"run": about.run}
         self._doing = (about.plan, "working", time.monotonic())
         self._waiting.discard(about.plan)
         try:
@@ -119,14 +120,14 @@ class Responder:
         except Waits as e:
             reply(self._seal(Kind.PROGRESS, about, json.dumps({"doing": str(e)}).encode()))
         except Refusal as e:
-            log.warning("%s: refused what the server asks: %s: %s", self.runs.round(about), e.code, e)
+            log.warning("%s: refused what the server asks: %s: %s", self.runs.round(about), e.code, e, extra=of)
             reply(self._refusal(about, e.code, str(e)))
         except FedftError as e:
-            log.error("%s: %s", self.runs.round(about), e)
+            log.error("%s: %s", self.runs.round(about), e, extra=of)
             why = "this site failed; its log says why"  # the error's own text may quote a record
             reply(self._refusal(about, "site_error", why))
         except Exception as e:
-            log.exception("%s: this site failed", self.runs.round(about))
+            log.exception("%s: this site failed", self.runs.round(about), extra=of)
             reply(self._refusal(about, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
         memory = client.memory if (client := self.runs.loaded(about.run)) else None
@@ -204,7 +205,8 @@ class Responder:
         self._recorded("train", about, payload, len(client.train_rows))
         self.disk.keep_answer(asked, payload)
         sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
-        log.info("%s: %s, %d rows: %s to send", self.runs.round(about), did, len(client.train_rows), sent)
+        said = "%s: %s, %d rows: %s to send"
+        log.info(said, self.runs.round(about), did, len(client.train_rows), sent, extra={"run": about.run})
         return payload
 
     def _recorded(self, kind: str, about: About, answer: bytes, rows: int) -> bytes:

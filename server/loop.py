@@ -110,7 +110,7 @@ class Loop:
     def _enrol(self, clients: list[str]) -> None:
         """Send clients the job. A site of a deployment that is not there yet is sent the job before its first plan."""
         run = self.federation
-        run.observe("enrolling", {"clients": clients})
+        run.observe("enrolling", {"clients": clients, "run": run.job.run})
 
         def until() -> Until:
             return Until(run.quorum(len(run.still(clients))), run.config.server.grace_s) if run.deployed else Until()

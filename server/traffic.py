@@ -82,6 +82,6 @@ class Traffic:
             sent = not isinstance(reply.answer, Refused) or e.code in ("behind", "wrong_run")
             if reply.proven and sent and e.code != "deadline":
                 self.blamed.add(client)
-        log.warning("%s refused: %s: %s", client, e.code, e)
+        log.warning("%s refused: %s: %s", client, e.code, e, extra={"site": client})
         said = {"client": client, "code": e.code, "reason": str(e), "size": size, "sha256": digest}
         observe("refused", {**said, "proven": reply.proven})

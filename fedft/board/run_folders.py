@@ -39,7 +39,9 @@ class FolderReader:
             return {**self._reader(name).status(), "name": name}
         if not names:
             what = "no such folder" if not self.folder.is_dir() else "holds no run (no config.toml) and no race"
-            raise ConfigError(f"{self.folder}: {what}; wanted the folder of a run, as --out names it")
+            raise ConfigError(
+                f"{self.folder}: {what}; wanted the folder of a run, as --out names it, or HOST:PORT of a board"
+            )
         runs = [found for n in names[:MAX_RUNS] if (found := self._short(n)) is not None]
         name = self.folder.resolve().name
         return {"form": 1, "name": name, "runs": runs, "left_out": max(0, len(names) - MAX_RUNS)}

@@ -59,7 +59,9 @@ def facts(s: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
     told.append(("disk", f"{size(s['disk_bytes'])} used, {size(s['disk_free'])} free"))
     left = "" if s["left_s"] is None else f"; about {duration(s['left_s'])} more"
     told.append(("time", f"{duration(s['seconds'])} of rounds{left}"))
-    told += [("barred", f"{name}: {why}") for name, why in s["barred"].items()]
+    told += [("barred", f"{name}: {why}") for name, why in list(s["barred"].items())[:MAX_NAMES]]
+    if len(s["barred"]) > MAX_NAMES:
+        told.append(("barred", f"and {len(s['barred']) - MAX_NAMES} more"))
     if s["adapter"]:
         told.append(("adapter", "in model/"))
     return told
@@ -86,8 +88,8 @@ def _sites(sites: Sequence[Mapping[str, Any]]) -> list[str]:
     heads = ("site", "state", "loss", "counted", "refused", "up", "down", "answers in")
     rows = [
         (
-            printable(s["name"])[:32], s["state"], LOSS.text(s["loss"]), str(s["counted"]), str(s["refused"]),
-            size(s["up"]), size(s["down"]), "-" if s["took_s"] is None else duration(s["took_s"]),
+            printable(s["name"])[:32], printable(s["state"]), LOSS.text(s["loss"]), str(s["counted"]),
+            str(s["refused"]), size(s["up"]), size(s["down"]), "-" if s["took_s"] is None else duration(s["took_s"]),
         )
         for s in sites[:MAX_SITES]
     ]  # fmt: skip
@@ -116,7 +118,7 @@ def _many(status: Mapping[str, Any]) -> list[str]:
         known = r["round"] is not None
         rows.append(
             (
-                printable(r["name"]), r["state"], f"{r['round']}/{r['rounds']}" if known else "-",
+                printable(r["name"]), printable(r["state"]), f"{r['round']}/{r['rounds']}" if known else "-",
                 LOSS.text(r["first_loss"]), LOSS.text(r["loss"]),
                 size(round(r["bytes_up"] + r["bytes_down"])) if known else "-",
                 "-" if r["left_s"] is None else duration(r["left_s"]),

@@ -4,25 +4,22 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
+from fedft.cli import json_log, logs
 from fedft.cli.options import Allow, SetKeys
 from fedft.errors import ConfigError, Interrupted
 
 PATIENCE_S = 5.0  # for a goodbye to the server
 
 log = logging.getLogger("fedft")
-
-LogForm = Annotated[Literal["lines", "json"], typer.Option("--log", help="Form of the log on stdout.")]
 
 
 def split(
@@ -59,12 +56,12 @@ def server(
     board: Annotated[str, typer.Option(help="HOST:PORT of a page that shows the run, as `fedft board`.")] = "",
     set_: SetKeys = None,
     allow: Allow = None,
-    log_: LogForm = "lines",
+    log_: logs.LogForm = "lines",
 ) -> None:
     """Coordinate a run over the network. Starting again resumes; SIGTERM and Ctrl-C stop, nothing is lost."""
     from fedft import run_file as configs
 
-    _start_logging(log_)
+    logs.start(log_)
     config = configs.load(run, set_ or ())
     from fedft.server import app
 
@@ -74,7 +71,7 @@ def server(
     _stop_on_sigterm()
     try:
         with _shown(out, board):
-            summary = app.serve(config, place, out, lift=lift or (), observe=_say)
+            summary = app.serve(config, place, out, lift=lift or (), observe=logs.say)
     except KeyboardInterrupt as e:
         raise Interrupted(f"stopped; nothing is lost: the same command continues the run in {out}") from e
     log.info("finished: %s", json.dumps(summary, sort_keys=True))
@@ -83,13 +80,14 @@ def server(
 def client(
     site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file; client/site.toml is an example.")],
     superlink: Annotated[str, typer.Option(help="HOST:PORT of the server's SuperLink, where one carries.")] = "",
-    log_: LogForm = "lines",
+    log_: logs.LogForm = "lines",
 ) -> None:
     """Serve one site: wait for the server, train on the site's own rows, send what the policy allows."""
     from fedft.client import site_file as sites
 
-    _start_logging(log_)
+    logs.start(log_)
     config = sites.load(site)
+    json_log.know(site=config.site.name)
     from fedft.client import app
 
     stop = threading.Event()
@@ -136,52 +134,3 @@ def _stop_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-
-
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)), "level": record.levelname}
-        line |= {"logger": record.name, "message": record.getMessage()}
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def _start_logging(form: str) -> None:
-    handler = logging.StreamHandler(sys.stdout)
-    lines = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    lines.converter = time.gmtime
-    handler.setFormatter(_Json() if form == "json" else lines)
-    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    for noisy in ("httpx", "flwr", "transformers", "datasets"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-
-
-def _say(kind: str, info: Mapping[str, Any]) -> None:
-    """The engine's events as log lines; refusals are logged where they happen."""
-    if kind == "preparing":
-        log.info("loading the base model; run folder %s", info["folder"])
-    elif kind == "enrolling":
-        log.info("waiting for %s", ", ".join(info["clients"]))
-    elif kind == "enrolled":
-        log.info("%s has joined", info["client"])
-    elif kind == "round":
-        log.info("round %d: asking %s", info["round"], ", ".join(info["asked"]))
-    elif kind == "progress" and {"step", "steps"} <= info.keys():
-        left = f", about {info['left_s']:.0f} s left" if "left_s" in info else ""
-        log.info("round %d: %s at step %d of %d%s", info["round"], info["client"], info["step"], info["steps"], left)
-    elif kind == "progress":
-        log.info("round %d: %s: %s", info["round"], info["client"], info["doing"])
-    elif kind == "admitted":
-        loss = info["metrics"].get("loss")
-        log.info("round %d: %s admitted%s", info["round"], info["client"], f", loss {loss:.4f}" if loss else "")
-    elif kind == "line":
-        from fedft.reports import columns
-
-        looks = [columns.of(name) for name in columns.measured(info)]
-        measured = "".join(f", {c.heading} {c.text(info[c.name])}" for c in looks)
-        seconds = sum(info["seconds"].values())
-        log.info(
-            "state %d%s; %d bytes up, %d down; %.2f s; %d refused",
-            info["version"], measured, info["bytes_up"], info["bytes_down"], seconds, len(info["refused"]),
-        )  # fmt: skip

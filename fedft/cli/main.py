@@ -10,13 +10,12 @@ import logging
 import os
 import re
 import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import bench, deploy, doctor, finished, keys, kinds, records, site, watch
+from fedft.cli import bench, deploy, doctor, finished, keys, kinds, logs, records, site, watch
 from fedft.cli.options import Allow, AsJson, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
 
@@ -189,20 +188,19 @@ def main() -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logs.start_early(sys.argv[1:])
     try:
         code = app(standalone_mode=False)  # typer returns the code of an Exit, and 130 for a KeyboardInterrupt
     except FedftError as e:
-        if isinstance(e, ClientFailed) and e.__cause__ is not None:
-            traceback.print_exception(e.__cause__)  # a bug, ours or a plug-in's
-        typer.echo(f"fedft: {e}", err=True)
+        logs.fail(str(e), e.__cause__ if isinstance(e, ClientFailed) else None)
         sys.exit(e.exit_code)
     except Exception as e:
         if hasattr(e, "format_message") and hasattr(e, "exit_code"):  # of typer and click
-            typer.echo(f"fedft: {_usage(e)}", err=True)
+            logs.fail(_usage(e))
             sys.exit(2)
         raise
     if code == EXIT_INTERRUPTED:
-        typer.echo("fedft: interrupted", err=True)
+        logs.fail("interrupted")
     sys.exit(code if isinstance(code, int) else 0)
 
 

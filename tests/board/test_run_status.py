@@ -178,7 +178,7 @@ def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[strategy]\nname = 3")
     for folder, said in ((tmp_path, "cannot be read as a run's"), (tmp_path / "none", "no such folder")):
         with pytest.raises(ConfigError, match=said) as e:
-            watch.status(folder)
+            watch.status(str(folder))
         assert "\n" not in str(e.value)
 
 
@@ -194,7 +194,7 @@ def test_what_others_wrote_moves_no_cursor(tmp_path: Path) -> None:
 
 def test_the_command_prints_lines_or_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = watched_runs.folder(tmp_path / "run", finished=True)
-    watch.status(folder)
+    watch.status(str(folder))
     assert "3 of 6 rounds done; finished" in capsys.readouterr().out
-    watch.status(folder, as_json=True)
+    watch.status(str(folder), as_json=True)
     watched_runs.check(json.loads(capsys.readouterr().out))

@@ -20,7 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedft import strategies, testing
 from fedft.carriers.interface import Refused
-from fedft.cli import deploy
+from fedft.cli import logs
 from fedft.errors import RejectedUpdate
 from fedft.security import sealed
 from fedft.security.roster import Roster
@@ -472,7 +472,7 @@ def _longest(name: str, met: Met, rank: int) -> int:
 def _told_in_few_words(met: Met) -> None:
     """All that was observed can be logged; the audit holds who, why, how large, and nothing of what was in it."""
     for kind, info in met.deployed.events:
-        deploy._say(kind, info)
+        logs.say(kind, info)
         if kind == "progress":
             assert info["doing"].isprintable()
         if kind == "refused":
