@@ -14,7 +14,7 @@ from typing import Any
 
 from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.site_node import Node
-from fedft.client import allowed_jobs
+from fedft.client import allowed_jobs, contact
 from fedft.client.disk import SiteDisk
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
@@ -62,6 +62,7 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "") -> None
             )
         except ConfigError as e:
             raise ConfigError(f"{e}; [server] ca = {site.server.ca!r} is to be the server's ca.pem") from e
+        threading.Thread(target=contact.keep, args=(state, way.connected, stop), name="contact", daemon=True).start()
         way.run(lambda kind, payload, reply: responder.take(payload, reply), stop)
 
 

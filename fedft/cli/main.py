@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import bench, deploy, doctor, finished, keys, kinds, records, watch
+from fedft.cli import bench, deploy, doctor, finished, keys, kinds, probe, records, watch
 from fedft.cli.options import Allow, AsJson, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
 
@@ -175,6 +175,7 @@ app.add_typer(records.app, name="records")
 app.command()(deploy.server)
 app.command()(deploy.client)
 app.command()(doctor.doctor)
+app.command()(probe.probe)
 app.command()(watch.status)
 app.command()(watch.board)
 

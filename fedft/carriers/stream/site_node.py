@@ -86,6 +86,11 @@ class Node:
                 with self._leaving:
                     self._leaving.notify_all()
 
+    def connected(self) -> bool:
+        """Whether the server has been heard within SILENT_S. Any thread may ask."""
+        connection = self._session.connection
+        return connection is not None and self._loop.time() - connection.heard < SILENT_S
+
     # The connection
 
     async def _serve(self, stop: threading.Event) -> None:
