@@ -1,16 +1,22 @@
 # make quickstart   a first federated run, on this machine          make test    every test
 # make check        format, lint, types and the quick tests         make format  rewrite files as `check` wants them
+# make hashes       what `pip install --require-hashes` takes, for this Python on this machine: two files, here
+# make release      source archive, wheel, list of packages and their sums, of the commit; see RELEASING.md
 # make architectures   one tiny round of every architecture of model with four strategies: what works, a line for each
 #
 # All of it happens in a virtual environment of its own, made when it is not there and brought up to date when the
 # sources, pyproject.toml or constraints.txt have changed. What runs is the installed package, not the checkout.
 #
 # PYTHON   which Python makes the environment                       VENV    where it lies
-# OUT      run folder of the quickstart; empty: a new one under fedft-runs/
+# OUT      run folder of the quickstart; empty: a new one under fedft-runs/      EXTRAS  of fedft, for the hashes
+# KEY      an SSH key that signs the release                        DIST    the release's folder, new or empty
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?=
+EXTRAS ?=
+KEY ?=
+DIST ?= dist
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
@@ -21,7 +27,7 @@ SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 INSTALL = echo "installing into $(VENV) (minutes the first time)" && rm -rf build/lib build/bdist.* && \
 	$(PIP) install --constraint constraints.txt
 
-.PHONY: quickstart test check lint format architectures
+.PHONY: quickstart test check lint format architectures hashes release
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.fedft
@@ -46,6 +52,12 @@ lint: $(VENV)/.fedft-test
 format: $(VENV)/.fedft-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+hashes: | $(BIN)/python
+	$(BIN)/python release/hashes.py $(EXTRAS:%=--extra %)
+
+release: $(VENV)/.fedft
+	$(BIN)/python release/build.py --to "$(DIST)" $(if $(KEY),--key "$(KEY)")
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(VENV)"

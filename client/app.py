@@ -16,7 +16,7 @@ from typing import Any
 from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.pace import MBIT
 from fedft.carriers.stream.site_node import Node
-from fedft.client import allowed_jobs
+from fedft.client import allowed_jobs, contact
 from fedft.client.disk import SiteDisk
 from fedft.client.held_letters import Door, HeldLetters
 from fedft.client.private_state import Kept
@@ -65,6 +65,7 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "", file: P
             way = _superlink(superlink, ca, node, longest) if superlink else _own(site, ca, node, longest, responder)
         except ConfigError as e:
             raise ConfigError(f"{e}; [server] ca = {site.server.ca!r} is to be the server's ca.pem") from e
+        threading.Thread(target=contact.keep, args=(state, way.connected, stop), name="contact", daemon=True).start()
         way.run(lambda kind, payload, reply: responder.take(payload, reply), stop)
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import bench, deploy, doctor, finished, keys, kinds, logs, records, site, watch
+from fedft.cli import bench, deploy, doctor, finished, keys, kinds, logs, probe, records, site, watch
 from fedft.cli.options import Allow, AsJson, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
 
@@ -175,6 +175,7 @@ app.add_typer(site.app, name="site")
 app.command()(deploy.server)
 app.command()(deploy.client)
 app.command()(doctor.doctor)
+app.command()(probe.probe)
 app.command()(watch.status)
 app.command()(watch.board)
 

@@ -1,20 +1,14 @@
-"""What operators copy works as it stands: unit files, compose files, and every command in DEPLOYMENT.md."""
+"""What operators copy works as it stands: unit files, every command in DEPLOYMENT.md. Containers: tests/shipping."""
 
 import inspect
 import itertools
 import re
 import shlex
-import shutil
-import subprocess
-import sys
-import tomllib
-import zipfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-import yaml
 from typer.main import get_command
 
 from fedft import errors, registry, strategies
@@ -25,7 +19,6 @@ from fedft.client.site_settings import Policy, SiteConfig
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
 UNITS = {"server": ROOT / "server" / "fedft-server.service", "client": ROOT / "client" / "fedft-client.service"}
-COMPOSED = {"server": ROOT / "server" / "compose.yaml", "client": ROOT / "client" / "compose.yaml"}
 
 
 def _parse(command: list[str]) -> dict[str, Any]:
@@ -70,12 +63,6 @@ def _service(name: str) -> dict[str, str]:
     section = _unit(UNITS[name])["Service"]
     assert all(len(values) == 1 for values in section.values())
     return {key: value for key, (value,) in section.items()}
-
-
-def _composed(name: str) -> dict[str, Any]:
-    services = yaml.safe_load(COMPOSED[name].read_text(encoding="utf-8"))["services"]
-    assert list(services) == [name]
-    return dict(services[name])
 
 
 @pytest.mark.parametrize("command", _commands())
@@ -187,74 +174,3 @@ def test_a_unit_may_do_no_more_than_it_needs(name: str) -> None:
 def _options(name: str) -> list[tuple[str, str]]:
     words = shlex.split(_service(name)["ExecStart"])
     return list(itertools.pairwise(words))
-
-
-# -- compose ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", COMPOSED)
-def test_a_container_starts_what_the_unit_starts(name: str) -> None:
-    assert _composed(name)["command"] == shlex.split(_service(name)["ExecStart"])[1:]
-
-
-def test_only_the_server_s_listening_port_is_published() -> None:
-    ports = _composed("server")["ports"]
-    listening = dict(_options("server"))["--listen"].rpartition(":")[2]
-    assert ports == [f"{listening}:{listening}"]
-    assert not {"ports", "expose", "network_mode"} & _composed("client").keys()
-
-
-@pytest.mark.parametrize("name", COMPOSED)
-def test_a_container_may_do_no_more_than_it_needs(name: str) -> None:
-    found = _composed(name)
-    assert found["read_only"] is True
-    assert found["cap_drop"] == ["ALL"]
-    assert found["security_opt"] == ["no-new-privileges:true"]
-    etc, var = found["volumes"]
-    assert etc.endswith(":/etc/fedft:ro")
-    assert var.endswith(":/var/lib/fedft")
-    assert found["environment"]["HF_HUB_OFFLINE"] == "1"
-
-
-@pytest.mark.parametrize("name", COMPOSED)
-def test_an_image_is_built_of_all_that_the_package_needs_and_of_no_private_registry(name: str) -> None:
-    lines = _composed(name)["build"]["dockerfile_inline"].splitlines()
-    (base,) = [line.split()[1] for line in lines if line.startswith("FROM ")]
-    assert "/" not in base
-    assert "." not in base.partition(":")[0]
-    copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
-    assert {"pyproject.toml", "constraints.txt", "fedft", "strategies", "client", "server", "simulations"} <= copied
-    assert all((ROOT / word).exists() for word in copied)
-    assert not any(re.search(r"https?://|--index-url|--extra-index", line) for line in lines)
-    assert _composed("server")["build"] == _composed("client")["build"]
-
-
-@pytest.mark.slow
-def test_the_files_that_an_image_copies_are_all_that_its_package_is_built_of(tmp_path: Path) -> None:
-    """The image's `pip install /src`, without the dependencies: every module of the checkout's packages is in it."""
-    copies = [line.split()[1:] for line in _dockerfile() if line.startswith("COPY ")]
-    for *words, to in copies:
-        for word in words:
-            at = tmp_path / to.lstrip("/") / word if to.endswith("/") else tmp_path / to.lstrip("/")
-            at.parent.mkdir(parents=True, exist_ok=True)
-            if (ROOT / word).is_dir():
-                shutil.copytree(ROOT / word, at, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(ROOT / word, at)
-    (installed,) = [line for line in _dockerfile() if " pip install " in line]
-    assert installed.split(" && ")[0].endswith(" /src")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(tmp_path / "src")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("fedft-*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    rooms = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-dir"]
-    for package, room in rooms.items():
-        modules = {p.relative_to(ROOT / room) for p in (ROOT / room).rglob("*.py") if "deployment" not in p.parts}
-        assert {f"{package.replace('.', '/')}/{m.as_posix()}" for m in modules} <= names
-    assert {p.relative_to(ROOT).as_posix() for p in (ROOT / "fedft").rglob("*.py")} <= names
-
-
-def _dockerfile() -> list[str]:
-    return str(_composed("server")["build"]["dockerfile_inline"]).splitlines()

@@ -98,6 +98,10 @@ class Node:
             fetchers.shutdown(wait=False, cancel_futures=True)
             self._leave()
 
+    def connected(self) -> bool:
+        """Whether the last request to the server was answered. Any thread may ask."""
+        return bool(self._node) and not self._said
+
     def _activate(self) -> None:
         request = fleet_pb2.ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
         self._node = self._fleet.ActivateNode(request).node_id

@@ -94,6 +94,11 @@ class Node:
         """Whether messages of the server are on their way in, or wait for room; any thread may ask."""
         return self._session.coming() > 0
 
+    def connected(self) -> bool:
+        """Whether the server has been heard within SILENT_S. Any thread may ask."""
+        connection = self._session.connection
+        return connection is not None and self._loop.time() - connection.heard < SILENT_S
+
     # The connection
 
     async def _serve(self, stop: threading.Event) -> None:
