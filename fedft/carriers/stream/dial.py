@@ -3,9 +3,11 @@
 import base64
 import socket
 import ssl
+import time
 import urllib.parse
 import urllib.request
 
+from fedft.carriers.stream.channel import Channel
 from fedft.carriers.stream.connection import said
 
 CONNECT_S = 10.0  # for each step
@@ -16,7 +18,7 @@ class ProxyRefused(OSError):
     """The proxy does not connect to the server."""
 
 
-def connect(address: str, context: ssl.SSLContext, *, proxies: bool = True) -> ssl.SSLSocket:
+def connect(address: str, context: ssl.SSLContext, *, proxies: bool = True) -> Channel:
     """A connection to the server at `address` over TLS, which does not block from now on. Waits CONNECT_S a step.
 
     Args:
@@ -35,11 +37,17 @@ def connect(address: str, context: ssl.SSLContext, *, proxies: bool = True) -> s
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if proxy:
             _through(sock, proxy, address)
-        found = context.wrap_socket(sock, server_hostname=host)
+        found = Channel(sock, context, host)
+        until = time.monotonic() + CONNECT_S
+        done = found.shake(read=False)
+        while not done:
+            done = found.shake()
+            if time.monotonic() > until:
+                raise TimeoutError
     except BaseException:
         sock.close()
         raise
-    found.setblocking(False)
+    sock.setblocking(False)
     return found
 
 
