@@ -9,11 +9,13 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from fedft.carriers.stream import dial, frames, front, tls
+from fedft.carriers.stream.channel import Channel
 from fedft.carriers.stream.frames import Kind, Malformed, Reader
 
 TIMEOUT_S = dial.CONNECT_S
@@ -63,26 +65,34 @@ def knock(
         raise Unreachable("the CA file holds no certificates in PEM", "copy ca.pem from the server's operator") from e
     started = time.monotonic()
     try:
-        with dial.connect(address, context, proxies=proxies) as sock:
-            until = ssl.cert_time_to_seconds(str((sock.getpeercert() or {})["notAfter"]))
-            known = _asked(sock) if node else None
+        with closing(dial.connect(address, context, proxies=proxies)) as channel:
+            until = ssl.cert_time_to_seconds(str(channel.named()["notAfter"]))
+            known = _asked(channel) if node else None
     except (OSError, ValueError, Malformed) as e:
         raise _unreachable(address, e) from e
     return Reached(time.monotonic() - started, datetime.fromtimestamp(until, UTC), known)
 
 
-def _asked(sock: ssl.SSLSocket) -> bool:
+def _asked(channel: Channel) -> bool:
     """Whether the server knows the key that the connection was made with. Raises OSError, Malformed."""
-    sock.settimeout(TIMEOUT_S)
-    sock.sendall(frames.frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 1)))
-    reader = Reader()
-    while data := sock.recv(4096):
+    channel.settimeout(TIMEOUT_S)
+    channel.send(memoryview(frames.frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 1))))
+    reader, until = Reader(), time.monotonic() + TIMEOUT_S
+    while time.monotonic() < until:
+        try:
+            data = channel.recv()
+        except BlockingIOError:  # a record that is not whole
+            continue
+        if not data:
+            break
         for kind, _, body in reader.feed(memoryview(data)):
             if kind is Kind.WELCOME:
                 return True
             if kind is Kind.REFUSE and bytes(body) == front.UNKNOWN.encode():
                 return False
             raise Malformed(bytes(body).decode("ascii", "replace") if kind is Kind.REFUSE else kind.name)
+    else:
+        raise TimeoutError
     raise ConnectionResetError("closed without an answer")
 
 

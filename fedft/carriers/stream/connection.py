@@ -1,23 +1,26 @@
 """Frames over one TLS socket, in an event loop.
 
 The socket is read and written by callbacks of the loop: asyncio's own TLS holds half a megabyte for each connection,
-and this one nothing but what is being sent.
+and this one what it reads and writes at a time. Who says much in little, be it short frames, small records or new keys
+of TLS, is read no faster than SMALL allows, and the others notice nothing of it.
 """
 
 import asyncio
-import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 
 from fedft.carriers.stream import frames
+from fedft.carriers.stream.allowance import Allowance
+from fedft.carriers.stream.channel import Channel
 from fedft.carriers.stream.frames import Kind, Malformed, Reader
 
-RECORD = 16384  # of TLS: no read gives more
-READS, WRITES = 8, 4  # before the other connections have their turn
+READS, WRITES = 8, 16  # before the other connections have their turn
 UNREAD = 64 * 1024  # bytes of short frames that wait for a peer to read them: then it is no use
-FINAL_S = 5.0  # for a last word to leave
+FINAL_S, FINAL_READS = 5.0, 16  # for a last word to leave; records that are still read until then
+SMALL = 2000.0, 8000.0  # short frames and small records a second, and at once; an honest round has ten
+STRANGE = 10.0, 100.0  # the same from one who has not said who it is
+RECORD_BYTES = 22  # of a record beside what is in it
+LARGE_BYTES = 4096  # received pay for a frame or a record
 
 OnFrame = Callable[["Connection", Kind, int, bytes | memoryview], None]
 OnLost = Callable[["Connection", str], None]
@@ -28,29 +31,35 @@ class Connection:
 
     Args:
         loop: whose callbacks read and write.
-        sock: not blocking; the connection's own from now on.
+        channel: not blocking, its handshake done; the connection's own from now on.
         on_frame: hears of each frame. May raise Malformed.
         on_lost: hears once of the end, with the reason; not of one by `close`.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: ssl.SSLSocket, on_frame: OnFrame, on_lost: OnLost
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, channel: Channel, on_frame: OnFrame, on_lost: OnLost) -> None:
         self.on_frame, self.on_lost = on_frame, on_lost
         self.source: Callable[[], bytes | None] = lambda: None
         """Gives the next frame of what is sent when there is nothing more urgent."""
-        self.heard = loop.time()
-        """When the peer was last heard, by the loop's clock."""
+        self.heard = self.since = loop.time()
+        """When the peer was last heard, and when it came, by the loop's clock."""
         self.closed = False
-        self._loop, self._sock, self._fd = loop, sock, sock.fileno()
+        self.slowed = 0
+        """How many times the peer was not read for a while, because it said too much in too little."""
+        self._loop, self._channel, self._fd = loop, channel, channel.fileno()
+        self._small = Allowance(*STRANGE, self.heard)
+        self._overhead = channel.overhead
+        self._reads: int | None = None
         self._reader = Reader()
         self._urgent: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._sending: memoryview | None = None
         self._writing = self._last = False
         loop.add_reader(self._fd, self._readable)
-        if sock.pending():
-            loop.call_soon(self._readable)
+        loop.call_soon(self._readable)  # some may be here already
+
+    def trust(self) -> None:
+        """Let the peer say as much as one does who is known."""
+        self._small = Allowance(*SMALL, self._loop.time())
 
     def say(self, kind: Kind, number: int = 0, body: bytes = b"") -> None:
         """Send a short frame before all that `source` has. A peer that does not read is left."""
@@ -65,7 +74,7 @@ class Connection:
     def refuse(self, why: str) -> None:
         """Say REFUSE, and end the connection when that has left, or after a while."""
         if not self.closed:
-            self._last = True
+            self._last, self._reads = True, FINAL_READS
             self.source = lambda: None
             self.on_frame, self.on_lost = lambda *_: None, lambda *_: None
             self._loop.call_later(FINAL_S, self.close)
@@ -82,8 +91,7 @@ class Connection:
             self.closed = True
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
-            with suppress(OSError):
-                self._sock.close()
+            self._channel.close()
             self._urgent.clear()
             self._sending = None
 
@@ -98,22 +106,48 @@ class Connection:
             if self.closed:
                 return
             try:
-                data = self._sock.recv(RECORD)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+                data = self._channel.recv()
+            except BlockingIOError:
+                if wait := self._paid(0, 0):
+                    self._rest(wait)
                 return
             except OSError as e:
                 return self.lose(said(e))
             if not data:
                 return self.lose("the connection was closed")
             self.heard = self._loop.time()
+            found = 0
             try:
                 for kind, number, body in self._reader.feed(memoryview(data)):
+                    found += 1
                     self.on_frame(self, kind, number, body)
                     if self.closed:
                         return
             except Malformed as e:
                 return self.lose(str(e))
+            if wait := self._paid(found, len(data)):
+                return self._rest(wait)
+            if self._reads is not None:
+                self._reads -= 1
+                if self._reads < 0:
+                    return self.close()
         self._loop.call_soon(self._readable)  # what TLS has read already wakes nobody
+
+    def _paid(self, found: int, size: int) -> float:
+        """Count frames, and what TLS needed beside them; how many seconds the peer is not to be read for."""
+        overhead, self._overhead = self._channel.overhead - self._overhead, self._channel.overhead
+        return self._small.spend(found + overhead / RECORD_BYTES - size / LARGE_BYTES, self._loop.time())
+
+    def _rest(self, seconds: float) -> None:
+        """Read no more for a while."""
+        self.slowed += 1
+        self._loop.remove_reader(self._fd)
+        self._loop.call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        if not self.closed:
+            self._loop.add_reader(self._fd, self._readable)
+            self._readable()
 
     def _writable(self) -> None:
         try:
@@ -121,14 +155,16 @@ class Connection:
                 if self._sending is None and (following := self._next()) is not None:
                     self._sending = memoryview(following)
                 if self._sending is None:
+                    if not self._channel.flush():
+                        break
                     self._watch(False)
                     if self._last:
-                        self._sock.shutdown(socket.SHUT_WR)
+                        self._channel.shutdown()
                         self._last = False
                     return
-                sent = self._sock.send(self._sending)
+                sent = self._channel.send(self._sending)
                 self._sending = self._sending[sent:] if sent < len(self._sending) else None
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+        except BlockingIOError:
             pass
         except OSError as e:
             return self.lose(said(e))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ SILENT_S = 45.0  # after which a site that says nothing is gone; it says PING af
 LINGER_S = 10.0  # for which a site whose connection broke is not yet out of reach
 STALL_S = 30.0  # in which something of a granted answer must come
 KEPT_S = 60.0  # for which a part of an answer waits for its site to come back
+AGE_S = 6 * 3600.0, 8 * 3600.0  # of a connection; then it ends, wherever it is, and the next one goes on from there
 
 Answer = bytes | Refused | RejectedUpdate
 
@@ -36,6 +38,10 @@ class Peer:
     """Messages without an answer so far."""
     lost_at: float = 0.0
     """When its connection broke, if it did."""
+    renew_at: float = 0.0
+    """When its connection is old enough; not all end at once."""
+    told: bool = False
+    """Whether it was said that this site is slowed down."""
 
 
 @dataclass
@@ -76,7 +82,7 @@ class Desk:
             peer.session.connection.close()
         connection.on_frame = lambda c, kind, number, body: self._hear(peer, c, kind, number, body)
         connection.on_lost = lambda c, why: self._lost(peer, why)
-        peer.lost_at = 0.0
+        peer.lost_at, peer.renew_at = 0.0, self.loop.time() + random.uniform(*AGE_S)
         peer.session.attach(connection)
         self._look()
 
@@ -110,12 +116,19 @@ class Desk:
             if peer.site not in members:
                 self._end(peer, front.UNKNOWN)
                 del self._peers[peer.site]
+            elif self._room.crowded() and peer.session.late(now, STALL_S if connection else KEPT_S):
+                log.warning("%s: its answer comes too slowly while others wait: it is behind them now", peer.site)
+                if connection:
+                    connection.lose("its answer comes too slowly")
             elif connection is None:
-                peer.session.stalled(now - KEPT_S)
+                peer.session.late(now, KEPT_S)
             elif connection.heard < now - SILENT_S:
                 connection.lose("it was silent for too long")
-            elif self._room.crowded() and peer.session.stalled(now - STALL_S):
-                connection.lose("its answer does not come")
+            elif now > peer.renew_at:
+                connection.lose("it is old")
+            elif connection.slowed and not peer.told:
+                peer.told = True
+                log.warning("%s: it says too much in too little, and is read slowly", peer.site)
         self._look()
 
     def close(self) -> None:
@@ -126,8 +139,13 @@ class Desk:
 
     def _enter(self, site: str, start: bytes) -> Peer:
         self._count += 1
-        session = Session(self._room, lambda n, size: self._wanted(peer, n, size), lambda *a: self._take(peer, *a),
-                          lambda n, why: self._gone(peer, n, why))  # fmt: skip
+        session = Session(
+            self.loop.time,
+            self._room,
+            lambda n, size: self._wanted(peer, n, size),
+            lambda *a: self._take(peer, *a),
+            lambda n, why: self._gone(peer, n, why),
+        )
         peer = self._peers[site] = self._nodes[self._count] = Peer(site, self._count, start, session)
         return peer
 
@@ -149,7 +167,7 @@ class Desk:
             del self._peers[peer.site]
             self._look()
         else:
-            peer.session.hear(kind, number, body, connection.heard)
+            peer.session.hear(kind, number, body)
 
     def _lost(self, peer: Peer, why: str) -> None:
         log.debug("%s: %s", peer.site, why)

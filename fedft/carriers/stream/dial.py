@@ -3,10 +3,12 @@
 import base64
 import socket
 import ssl
+import time
 import urllib.parse
 import urllib.request
 
 from fedft.carriers.stream import pace
+from fedft.carriers.stream.channel import Channel
 from fedft.carriers.stream.connection import said
 
 CONNECT_S = 10.0  # for each step
@@ -19,7 +21,7 @@ class ProxyRefused(OSError):
 
 def connect(
     address: str, context: ssl.SSLContext, *, proxies: bool = True, bytes_s: float | None = None
-) -> ssl.SSLSocket:
+) -> Channel:
     """A connection to the server at `address` over TLS, which does not block from now on. Waits CONNECT_S a step.
 
     Args:
@@ -41,11 +43,17 @@ def connect(
             _through(sock, proxy, address)
         if bytes_s is not None:
             sock = pace.paced(sock, bytes_s)
-        found = context.wrap_socket(sock, server_hostname=host)
+        found = Channel(sock, context, host)
+        until = time.monotonic() + CONNECT_S
+        done = found.shake(read=False)
+        while not done:
+            done = found.shake()
+            if time.monotonic() > until:
+                raise TimeoutError
     except BaseException:
         sock.close()
         raise
-    found.setblocking(False)
+    sock.setblocking(False)
     return found
 
 

@@ -5,22 +5,25 @@
 Before HELLO a connection is a stranger's. Until its ClientHello is here, whole, it costs a file and no memory of ours;
 of these there may be SILENT. In the handshake each costs some 50 KiB; of these there may be SHAKING. One more takes the
 place of one that has not come as far, of addresses from which no site has come before others, the oldest first. So
-silent strangers cannot shut the port.
+silent strangers cannot shut the port. Steps of handshakes take turns with what the sites send, and addresses with each
+other, so that noisy ones cannot either. A key that comes again and again is told to come later.
 """
 
 import asyncio
-import ipaddress
 import logging
 import socket
 import ssl
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fedft.carriers.stream import frames, tls
+from fedft.carriers.stream.allowance import Allowance
+from fedft.carriers.stream.channel import Channel
 from fedft.carriers.stream.connection import Connection
 from fedft.carriers.stream.frames import Kind, Malformed
+from fedft.carriers.stream.strangers import Places, Stranger, Turns, network
 
 log = logging.getLogger(__name__)
 
@@ -28,76 +31,14 @@ FIRST_S = 10.0  # from being accepted to HELLO
 SILENT, SHAKING = (2048, 1024), (512, 128)
 """Most strangers in all, and from one address (IPv6: one /64): sites behind one router begin together."""
 MAX_HELLO = 4096  # bytes of a ClientHello; ours has some 300
+SHAKES = 4  # steps of handshakes, a millisecond each, before the others have their turn
+COMES = 0.5, 60.0  # connections of one key in a second, and at once
 AGAIN_S = 0.2  # until somebody is looked at again who has sent a part of it
 ACCEPTS = 64  # before the others have their turn
 SEEN = 4096  # addresses from which a site has come, remembered
 FULL_S = 0.2  # to wait where the system has no more files
-REPLACED, UNKNOWN, VERSION = "replaced", "unknown", "version"
+REPLACED, UNKNOWN, VERSION, OFTEN = "replaced", "unknown", "version", "often"
 """Reasons of REFUSE."""
-
-
-@dataclass(eq=False)
-class Stranger:
-    """A connection that has not said who it is."""
-
-    sock: socket.socket
-    fd: int
-    address: str
-    since: float
-    tls: ssl.SSLSocket | None = None
-    connection: Connection | None = None
-    key: bytes = b""
-    refused: bool = False
-    left: bool = False
-
-    def far(self) -> int:
-        """How far it has come: not as a site does, a ClientHello of ours, the handshake."""
-        if self.refused or self.tls is None or self.tls.selected_alpn_protocol() is None:
-            return 0
-        return 2 if self.connection else 1
-
-
-class Places:
-    """Strangers of one kind, the oldest first."""
-
-    def __init__(self, most: int, per_address: int) -> None:
-        self._most, self._per_address = most, per_address
-        self._there: OrderedDict[Stranger, None] = OrderedDict()
-        self._of: Counter[str] = Counter()
-
-    def __iter__(self) -> Iterator[Stranger]:
-        return iter(list(self._there))
-
-    def enter(self, stranger: Stranger) -> str | None:
-        """Take a stranger in: None if there is room, "" if somebody must leave, else the address of which."""
-        self._there[stranger] = None
-        self._of[stranger.address] += 1
-        if self._of[stranger.address] > self._per_address:
-            return stranger.address
-        return "" if len(self._there) > self._most else None
-
-    def leave(self, stranger: Stranger) -> None:
-        """Let a stranger go, if it is here."""
-        if stranger in self._there:
-            del self._there[stranger]
-            self._of[stranger.address] -= 1
-            if not self._of[stranger.address]:
-                del self._of[stranger.address]
-
-    def oldest(self) -> Stranger | None:
-        """Who has been here the longest."""
-        return next(iter(self._there), None)
-
-    def worst(self, address: str, seen: Collection[str]) -> Stranger | None:
-        """Who should leave first, of this address or ("") of all."""
-        rank = lambda s: (s.far(), s.address in seen)  # noqa: E731
-        found: Stranger | None = None
-        for stranger in self._there:
-            if address in ("", stranger.address) and (found is None or rank(stranger) < rank(found)):
-                found = stranger
-                if rank(found) == (0, False):
-                    break
-        return found
 
 
 @dataclass
@@ -117,6 +58,11 @@ class Front:
     _silent: Places = field(default_factory=lambda: Places(*SILENT))
     _shaking: Places = field(default_factory=lambda: Places(*SHAKING))
     _seen: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _comes: dict[bytes, Allowance] = field(default_factory=dict)
+    """By key, of those that are known."""
+
+    def __post_init__(self) -> None:
+        self._turns = Turns(self.loop, SHAKES)
 
     def start(self) -> None:
         """Accept from now on."""
@@ -151,7 +97,7 @@ class Front:
             sock.setblocking(False)
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            stranger = Stranger(sock, sock.fileno(), _network(peer[0]), self.loop.time())
+            stranger = Stranger(sock, sock.fileno(), network(peer[0]), self.loop.time())
             self.loop.add_reader(stranger.fd, self._begins, stranger)
             self._make_room(self._silent, self._silent.enter(stranger))
 
@@ -174,14 +120,19 @@ class Front:
             if len(head) < max(size, 6):
                 self.loop.call_later(AGAIN_S, self._wait, stranger)
                 return
-            stranger.tls = self.context.wrap_socket(stranger.sock, server_side=True, do_handshake_on_connect=False)
         except BlockingIOError:
             return
         except OSError:
             return self._leave(stranger)
+        self._turns.add(stranger.address, lambda: self._open(stranger))
+
+    def _open(self, stranger: Stranger) -> None:
+        """Answer a ClientHello."""
+        if stranger.left:
+            return
+        stranger.channel = Channel(stranger.sock, self.context)
         self._silent.leave(stranger)
         full = self._shaking.enter(stranger)
-        self.loop.add_reader(stranger.fd, self._shake, stranger)
         self._shake(stranger)
         if not stranger.left:  # it is told apart from others by what it has said
             self._make_room(self._shaking, full)
@@ -190,25 +141,44 @@ class Front:
         if not stranger.left:
             self.loop.add_reader(stranger.fd, self._begins, stranger)
 
+    def _more(self, stranger: Stranger) -> None:
+        """More of a handshake is here, or may leave."""
+        self.loop.remove_reader(stranger.fd)
+        self.loop.remove_writer(stranger.fd)
+        self._turns.add(stranger.address, lambda: self._shake(stranger))
+
     def _shake(self, stranger: Stranger) -> None:
         """Go on with the handshake."""
-        assert stranger.tls
+        if stranger.left:
+            return
+        assert stranger.channel
+        done = False
         try:
-            stranger.tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self.loop.remove_writer(stranger.fd)
-        except ssl.SSLWantWriteError:
-            self.loop.add_writer(stranger.fd, self._shake, stranger)
+            with suppress(BlockingIOError):
+                done = stranger.channel.shake()
+            if stranger.channel.protocol() is None:  # known from the ClientHello on
+                return self._leave(stranger)
+            left = stranger.channel.flush()
         except OSError:
-            self._leave(stranger)
-        else:
-            self.loop.remove_writer(stranger.fd)
-            stranger.key = tls.key_of(stranger.tls.getpeercert(binary_form=True)) or b""
-            on_frame = lambda c, kind, _, body: self._hello(stranger, c, kind, bytes(body))  # noqa: E731
-            stranger.connection = Connection(self.loop, stranger.tls, on_frame, lambda *_: self._leave(stranger))
-            if not self.known(stranger.key):
-                stranger.refused = True  # it counts until that has left
-                stranger.connection.refuse(UNKNOWN)
+            return self._leave(stranger)
+        if not done:
+            self.loop.add_reader(stranger.fd, self._more, stranger)
+            if not left:
+                self.loop.add_writer(stranger.fd, self._more, stranger)
+            return
+        stranger.key = tls.key_of(stranger.channel.certificate()) or b""
+        on_frame = lambda c, kind, _, body: self._hello(stranger, c, kind, bytes(body))  # noqa: E731
+        stranger.connection = Connection(self.loop, stranger.channel, on_frame, lambda *_: self._leave(stranger))
+        if not self.known(stranger.key):
+            self._refuse(stranger, UNKNOWN)
+        elif self._comes.setdefault(stranger.key, Allowance(*COMES, self.loop.time())).spend(1, self.loop.time()):
+            self._refuse(stranger, OFTEN)
+
+    def _refuse(self, stranger: Stranger, why: str) -> None:
+        """Say why, and count the stranger until that has left."""
+        assert stranger.connection
+        stranger.refused = True
+        stranger.connection.refuse(why)
 
     def _hello(self, stranger: Stranger, connection: Connection, kind: Kind, body: bytes) -> None:
         if kind is not Kind.HELLO or len(body) != frames.HELLO.size:
@@ -232,15 +202,9 @@ class Front:
         elif not stranger.left:
             self.loop.remove_reader(stranger.fd)
             self.loop.remove_writer(stranger.fd)
-            (stranger.tls or stranger.sock).close()
+            stranger.sock.close()
         stranger.left = True
 
     def _forget(self, stranger: Stranger) -> None:
         self._silent.leave(stranger)
         self._shaking.leave(stranger)
-
-
-def _network(host: str) -> str:
-    """What counts as one address."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))

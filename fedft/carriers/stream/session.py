@@ -1,13 +1,12 @@
 """Messages to and from one peer. They outlive connections: after one broke, they go on where they were.
 
-    session = Session(room, take=..., drop=...)
+    session = Session(loop.time, room, take=..., drop=...)
     session.attach(connection)          what is not across is announced again
     session.send(7, "train", [head, body])
 
 Used in the thread of the connection's loop alone.
 """
 
-import io
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,46 +14,8 @@ from dataclasses import dataclass, field
 from fedft.carriers.stream import frames
 from fedft.carriers.stream.connection import Connection
 from fedft.carriers.stream.frames import Kind, Malformed
+from fedft.carriers.stream.parcels import Incoming, Parcel
 from fedft.carriers.stream.room import Room
-
-
-@dataclass
-class Parcel:
-    """A message on its way out."""
-
-    number: int
-    kind: str
-    parts: Sequence[bytes]
-    """The message is these, one after the other; other messages may share them."""
-    size: int
-    offset: int = 0
-    """Bytes that the peer has, or will have once the connection has brought them."""
-
-    def piece(self, most: int) -> bytes:
-        """The frame of the next bytes, at most so many; moves on."""
-        at, found, left = self.offset, [], most
-        for part in self.parts:
-            if at < len(part) and left:
-                found.append(memoryview(part)[at : at + left])
-                left -= len(found[-1])
-            at = max(0, at - len(part))
-        self.offset += most - left
-        return frames.frame(Kind.PIECE, self.number, *found)
-
-
-@dataclass
-class Incoming:
-    """A message on its way in, longer than INLINE_BYTES."""
-
-    kind: str
-    size: int
-    got: io.BytesIO = field(default_factory=io.BytesIO)  # it hands its bytes over without a copy
-    placed: bool = False
-    """Whether it holds a place of the room."""
-    granted: bool = False
-    """Whether the present connection may bring the rest."""
-    moved: float = 0.0
-    """When anything of it last came, or it was granted, by the loop's clock."""
 
 
 @dataclass
@@ -64,6 +25,8 @@ class Session:
     Frames that are none of these (HELLO, PING and so on) are for the owner, who calls `hear` with the others.
     """
 
+    now: Callable[[], float]
+    """The loop's clock, in seconds."""
     room: Room
     wanted: Callable[[int, int], str]
     """(number, size) of a message that is announced: "" takes it, "taken" says that it is here, else a reason."""
@@ -86,6 +49,7 @@ class Session:
         """Go on over this connection."""
         self.detach()
         self.connection = connection
+        connection.trust()
         connection.source = self._source
         self._new.extend(self._out.values())
         connection.pump()
@@ -95,6 +59,8 @@ class Session:
         self.connection = None
         self._new.clear()
         self._granted.clear()
+        for parcel in self._out.values():
+            parcel.granted = False
         for number, incoming in list(self._in.items()):
             incoming.granted = False
             if not incoming.placed:
@@ -148,12 +114,12 @@ class Session:
 
     # In
 
-    def hear(self, kind: Kind, number: int, body: bytes | memoryview, now: float) -> None:
-        """Take a frame; `now` by the loop's clock. Raises Malformed for what no honest peer sends."""
+    def hear(self, kind: Kind, number: int, body: bytes | memoryview) -> None:
+        """Take a frame. Raises Malformed for what no honest peer sends."""
         if kind is Kind.MESSAGE:
             self._announced(number, *frames.announced(bytes(body)))
         elif kind is Kind.PIECE:
-            self._piece(number, body, now)
+            self._piece(number, body)
         elif kind is Kind.GRANT:
             self._grant(number, body)
         elif kind is Kind.TAKEN:
@@ -165,15 +131,16 @@ class Session:
         else:
             raise Malformed(f"a frame {kind.name} where none belongs")
 
-    def stalled(self, before: float) -> bool:
-        """Forget messages that hold a place of the room, and of which nothing has come since; whether there were any.
+    def late(self, now: float, still_s: float) -> bool:
+        """Forget messages that hold a place of the room and come too slowly, or not at all for `still_s` seconds.
 
-        If there is a connection it is of no use any more: it was told to bring what is forgotten now.
+        Returns whether there were any. If there is a connection it is of no use any more: it was told to bring what is
+        forgotten now. When it comes back, the message is announced again, and waits behind the others.
         """
-        still = [n for n, incoming in self._in.items() if incoming.placed and incoming.moved < before]
-        for number in still:
+        late = [n for n, x in self._in.items() if x.placed and (x.moved < now - still_s or x.slow(now))]
+        for number in late:
             self._lose(number)
-        return bool(still)
+        return bool(late)
 
     def _announced(self, number: int, kind: str, size: int, inline: bytes) -> None:
         assert self.connection
@@ -195,19 +162,20 @@ class Session:
     def _place(self, number: int) -> None:
         """There is room for the message."""
         incoming = self._in[number]
-        incoming.placed = True
+        if not incoming.placed:
+            incoming.placed, incoming.since = True, self.now()
         if self.connection and not incoming.granted:
-            incoming.granted, incoming.moved = True, self.connection.heard
+            incoming.granted, incoming.moved = True, self.now()
             self.connection.say(Kind.GRANT, number, frames.OFFSET.pack(incoming.got.tell()))
 
-    def _piece(self, number: int, body: bytes | memoryview, now: float) -> None:
+    def _piece(self, number: int, body: bytes | memoryview) -> None:
         incoming = self._in.get(number)
         if incoming is None:
             return  # given up while it was on its way
         if not incoming.granted or incoming.got.tell() + len(body) > incoming.size:
             raise Malformed("bytes that were not granted")
         incoming.got.write(body)
-        incoming.moved = now
+        incoming.moved = self.now()
         if incoming.got.tell() == incoming.size and self.connection:
             del self._in[number]
             self.connection.say(Kind.TAKEN, number)
@@ -217,9 +185,9 @@ class Session:
         parcel = self._out.get(number)
         (have,) = frames.OFFSET.unpack(body) if len(body) == frames.OFFSET.size else (-1,)
         if parcel is not None and self.connection:
-            if not 0 <= have < parcel.size or any(p is parcel for p in self._granted):
-                raise Malformed("a grant of what is not there")
-            parcel.offset = have
+            if not 0 <= have < parcel.size or parcel.granted:
+                raise Malformed("a grant of what is not there, or was granted before")
+            parcel.offset, parcel.granted = have, True
             self._granted.append(parcel)
             self.connection.pump()
 

@@ -36,6 +36,7 @@ WAITING = 64  # messages that wait for `handle`
 REASONS = {
     front.UNKNOWN: "server {} does not know this site's node key: not enrolled, or revoked",
     front.REPLACED: "server {} took another connection in place of this one: another process has this site's key",
+    front.OFTEN: "server {} takes no more connections of this site for now: it came too often",
     front.VERSION: "server {} speaks another version of the protocol: update the older of the two",
 }
 
@@ -64,7 +65,14 @@ class Node:
             raise ConfigError(f"server {address}: not an address and CA certificates that can be used: {e}") from None
         self._start = secrets.token_bytes(16)
         self._epoch = b""
-        self._session = Session(Room(ROOM), self._wanted, self._take, self._dropped, lambda number: self._sent(number))
+        self._session = Session(
+            lambda: self._loop.time(),
+            Room(ROOM),
+            self._wanted,
+            self._take,
+            self._dropped,
+            lambda number: self._sent(number),
+        )
         self._open: OrderedDict[int, None] = OrderedDict()
         """Messages that are here and have no answer at the server yet."""
         self._messages: queue.Queue[tuple[int, str, bytes, bool] | None] = queue.Queue()
@@ -182,7 +190,7 @@ class Node:
         elif self._session.connection is None:
             raise Malformed("it does not say WELCOME first")
         else:
-            self._session.hear(kind, number, body, connection.heard)
+            self._session.hear(kind, number, body)
 
     def _wanted(self, number: int, size: int) -> str:
         if number in self._open:
@@ -190,7 +198,7 @@ class Node:
         if size > self._max_bytes:
             log.warning("a message of the server is refused: %d bytes, at most %d allowed", size, self._max_bytes)
             return f"at most {self._max_bytes} bytes are taken here"
-        return "too many messages wait" if self._messages.qsize() >= WAITING else ""
+        return "too many messages wait" if self._messages.qsize() + self._session.coming() >= WAITING else ""
 
     def _take(self, number: int, kind: str, data: bytes, held: bool) -> None:
         self._open[number] = None

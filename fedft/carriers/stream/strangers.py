@@ -1,0 +1,107 @@
+"""Connections that have not said who they are, counted in all and by address, and who of them is dealt with next."""
+
+import asyncio
+import ipaddress
+import socket
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+from fedft.carriers.stream.channel import Channel
+from fedft.carriers.stream.connection import Connection
+
+
+@dataclass(eq=False)
+class Stranger:
+    """A connection that has not said who it is."""
+
+    sock: socket.socket
+    fd: int
+    address: str
+    since: float
+    channel: Channel | None = None
+    connection: Connection | None = None
+    key: bytes = b""
+    refused: bool = False
+    left: bool = False
+
+    def far(self) -> int:
+        """How far it has come: not as a site does, a ClientHello of ours, the handshake."""
+        if self.refused or self.channel is None or self.channel.protocol() is None:
+            return 0
+        return 2 if self.connection else 1
+
+
+class Places:
+    """Strangers of one kind, the oldest first."""
+
+    def __init__(self, most: int, per_address: int) -> None:
+        self._most, self._per_address = most, per_address
+        self._there: OrderedDict[Stranger, None] = OrderedDict()
+        self._of: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Stranger]:
+        return iter(list(self._there))
+
+    def enter(self, stranger: Stranger) -> str | None:
+        """Take a stranger in: None if there is room, "" if somebody must leave, else the address of which."""
+        self._there[stranger] = None
+        self._of[stranger.address] += 1
+        if self._of[stranger.address] > self._per_address:
+            return stranger.address
+        return "" if len(self._there) > self._most else None
+
+    def leave(self, stranger: Stranger) -> None:
+        """Let a stranger go, if it is here."""
+        if stranger in self._there:
+            del self._there[stranger]
+            self._of[stranger.address] -= 1
+            if not self._of[stranger.address]:
+                del self._of[stranger.address]
+
+    def oldest(self) -> Stranger | None:
+        """Who has been here the longest."""
+        return next(iter(self._there), None)
+
+    def worst(self, address: str, seen: Collection[str]) -> Stranger | None:
+        """Who should leave first, of this address or ("") of all."""
+        rank = lambda s: (s.far(), s.address in seen)  # noqa: E731
+        found: Stranger | None = None
+        for stranger in self._there:
+            if address in ("", stranger.address) and (found is None or rank(stranger) < rank(found)):
+                found = stranger
+                if rank(found) == (0, False):
+                    break
+        return found
+
+
+@dataclass
+class Turns:
+    """Steps that take long: a few of them before everything else in the loop has its turn, and addresses by turns."""
+
+    loop: asyncio.AbstractEventLoop
+    most: int
+    """Steps at a time."""
+    _waiting: OrderedDict[str, deque[Callable[[], None]]] = field(default_factory=OrderedDict)
+
+    def add(self, address: str, step: Callable[[], None]) -> None:
+        """Have a step done for somebody at this address."""
+        if not self._waiting:
+            self.loop.call_soon(self._go_on)
+        self._waiting.setdefault(address, deque()).append(step)
+
+    def _go_on(self) -> None:
+        for _ in range(min(self.most, sum(map(len, self._waiting.values())))):
+            address, steps = self._waiting.popitem(last=False)
+            step = steps.popleft()
+            if steps:
+                self._waiting[address] = steps
+            step()
+        if self._waiting:
+            self.loop.call_soon(self._go_on)
+
+
+def network(host: str) -> str:
+    """What counts as one address."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
