@@ -28,7 +28,7 @@ from fedft.errors import FedftError, PlanRefused, Refusal, RejectedUpdate
 from fedft.security import sealed
 from fedft.security.sealed import About, Kind, Opened
 from fedft.update import Job, Plan
-from fedft.wire import messages
+from fedft.wire import frame, messages
 from fedft.wire.table import Entry, decoded_bytes
 
 log = logging.getLogger(__name__)
@@ -77,9 +77,9 @@ class Responder:
             log.warning("a message that is not from our server, for us, was dropped: %s: %s", e.code, e)
             return
         if opened.kind is Kind.STATUS:
-            reply(self._seal(Kind.PROGRESS, opened.about, json.dumps(self._progress(opened.about)).encode()))
+            reply(self._seal(Kind.PROGRESS, opened, json.dumps(self._progress(opened.about)).encode()))
         elif opened.kind is Kind.FETCH:
-            self._fetch(opened.about, reply)
+            self._fetch(opened, reply)
         elif opened.kind in (Kind.JOB, Kind.TRAIN, Kind.EVALUATE):
             if opened.about.plan in self._waiting or self._queue.full():
                 return  # a repetition: the one that waits is answered
@@ -102,19 +102,19 @@ class Responder:
             payload = self._deal_with(opened)
             if opened.kind is Kind.TRAIN and len(payload) > self.inline_bytes:
                 said = json.dumps({"doing": "ready", "size": len(payload)}).encode()
-                reply(self._seal(Kind.PROGRESS, about, said))
+                reply(self._seal(Kind.PROGRESS, opened, said))
             else:
-                reply(self._seal(Kind.ANSWER, about, payload))
+                reply(self._seal(Kind.ANSWER, opened, payload))
         except Refusal as e:
             log.warning("round %d: refused what the server asks: %s: %s", about.round, e.code, e)
-            reply(self._refusal(about, e.code, str(e)))
+            reply(self._refusal(opened, e.code, str(e)))
         except FedftError as e:
             log.error("round %d: %s", about.round, e)
             why = "this site failed; its log says why"  # the error's own text may quote a record
-            reply(self._refusal(about, "site_error", why))
+            reply(self._refusal(opened, "site_error", why))
         except Exception as e:
             log.exception("round %d: this site failed", about.round)
-            reply(self._refusal(about, "crashed", f"{type(e).__name__}"))
+            reply(self._refusal(opened, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
         memory = self._client.memory if self._client else None
         if opened.kind is Kind.TRAIN and memory is not None and memory.held is not None:
@@ -136,13 +136,13 @@ class Responder:
             raise PlanRefused("malformed", "the letter's digest is of another payload")
         if opened.kind is Kind.JOB:
             said = self._enrol(messages.decode_job(opened.payload), opened.about)
-            return self._recorded("job", opened.about, said, 0)
+            return self._recorded("job", opened, said, 0)
         plan = messages.decode_plan(opened.payload, max_bytes=MAX_PLAN_BYTES, check=partial(self._check, opened))
         client = self._enrolled(plan)
         if not plan.evaluate:
-            return self._train(client, plan, opened.about)
+            return self._train(client, plan, opened)
         rows = len(client.test_rows[: client.config.eval.max_rows])
-        return self._recorded("evaluate", opened.about, client.carry_out(plan), rows)
+        return self._recorded("evaluate", opened, client.carry_out(plan), rows)
 
     def _check(self, opened: Opened, plan: Plan, entries: Mapping[str, Entry]) -> None:
         """Raise PlanRefused or RejectedUpdate for a plan that is not to be carried out, before its tensors are decoded.
@@ -180,33 +180,36 @@ class Responder:
             return said
         return self._client.enrol(job)
 
-    def _train(self, client: Client, plan: Plan, about: About) -> bytes:
-        kept = self.disk.answer()
-        if kept is not None and kept[0].run == plan.run:
-            asked, payload = kept
-            if (asked.attempt, asked.plan) == (plan.attempt, about.plan.hex()):
-                return payload
-            if asked.attempt >= plan.attempt:
-                raise PlanRefused("stale", f"attempt {plan.attempt}, answered attempt {asked.attempt} before")
+    def _train(self, client: Client, plan: Plan, opened: Opened) -> bytes:
+        kept, about = self.disk.answer(), opened.about
+        answered = kept[0].attempt if kept is not None and kept[0].run == plan.run else -1
+        if kept is not None and (answered, kept[0].plan) == (plan.attempt, about.plan.hex()):
+            return kept[1]
+        stale = PlanRefused("stale", f"attempt {plan.attempt}, answered attempt {answered} before")
+        if answered > plan.attempt:
+            raise stale
         self._steps, client.step = plan.steps, 0
         turn = client.install(plan)
         asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), work_of(turn))
         if kept is not None and kept[0].work == asked.work:
             payload = messages.relabelled(kept[1], round=plan.round, attempt=plan.attempt)
             did = "no step, the work of another attempt"
+        elif answered == plan.attempt:  # the same in other words is asked where one side was updated meanwhile
+            raise stale
         else:
             self._doing = (about.plan, "training", time.monotonic())
             update = client.train(turn)
             payload = client.encode(update, turn)
             did = f"{plan.steps} steps, loss {update.metrics.get('loss', math.nan):.4f}"
-        self._recorded("train", about, payload, len(client.train_rows))
+        payload = self._recorded("train", opened, payload, len(client.train_rows))
         self.disk.keep_answer(asked, payload)
         sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
         log.info("round %d: %s, %d rows: %s to send", plan.round, did, len(client.train_rows), sent)
         return payload
 
-    def _recorded(self, kind: str, about: About, answer: bytes, rows: int) -> bytes:
-        """The answer, which stands in the site's record before it can leave."""
+    def _recorded(self, kind: str, opened: Opened, answer: bytes, rows: int) -> bytes:
+        """The answer in the version of the question, which stands in the site's record before it can leave."""
+        about, answer = opened.about, messages.in_version(answer, frame.version_of(opened.payload))
         self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows)
         return answer
 
@@ -227,12 +230,12 @@ class Responder:
             return {"doing": "queued"}
         return {"doing": "ready" if self._answer_to(about) is not None else "unknown"}
 
-    def _fetch(self, about: About, reply: Reply) -> None:
-        payload = self._answer_to(about)
+    def _fetch(self, opened: Opened, reply: Reply) -> None:
+        payload = self._answer_to(opened.about)
         if payload is None:
-            reply(self._seal(Kind.PROGRESS, about, json.dumps({"doing": "unknown"}).encode()))
+            reply(self._seal(Kind.PROGRESS, opened, json.dumps({"doing": "unknown"}).encode()))
         else:
-            reply(self._seal(Kind.ANSWER, about, payload))
+            reply(self._seal(Kind.ANSWER, opened, payload))
 
     def _answer_to(self, about: About) -> bytes | None:
         if (kept := self.disk.answer()) is None:
@@ -241,8 +244,9 @@ class Responder:
         mine = (asked.run, asked.round, asked.attempt, asked.plan)
         return payload if mine == (about.run, about.round, about.attempt, about.plan.hex()) else None
 
-    def _refusal(self, about: About, code: str, reason: str) -> bytes:
-        return self._seal(Kind.REFUSAL, about, json.dumps({"code": code, "reason": reason[:300]}).encode())
+    def _refusal(self, opened: Opened, code: str, reason: str) -> bytes:
+        return self._seal(Kind.REFUSAL, opened, json.dumps({"code": code, "reason": reason[:300]}).encode())
 
-    def _seal(self, kind: Kind, about: About, payload: bytes) -> bytes:
-        return sealed.seal(kind, about, payload, self.key)
+    def _seal(self, kind: Kind, opened: Opened, payload: bytes) -> bytes:
+        """An answer to what was opened, sealed in the version of its seal."""
+        return sealed.seal(kind, opened.about, payload, self.key, opened.version)

@@ -74,7 +74,7 @@ def knock(
 def _asked(sock: ssl.SSLSocket) -> bool:
     """Whether the server knows the key that the connection was made with. Raises OSError, Malformed."""
     sock.settimeout(TIMEOUT_S)
-    sock.sendall(frames.frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 1)))
+    sock.sendall(frames.frame(Kind.HELLO, 0, frames.hello(bytes(16), knocks=True)))
     reader = Reader()
     while data := sock.recv(4096):
         for kind, _, body in reader.feed(memoryview(data)):
@@ -82,7 +82,8 @@ def _asked(sock: ssl.SSLSocket) -> bool:
                 return True
             if kind is Kind.REFUSE and bytes(body) == front.UNKNOWN.encode():
                 return False
-            raise Malformed(bytes(body).decode("ascii", "replace") if kind is Kind.REFUSE else kind.name)
+            why = bytes(body).decode("ascii", "replace") if kind is Kind.REFUSE else kind.name
+            raise Malformed(frames.versions_in(why) or why)
     raise ConnectionResetError("closed without an answer")
 
 
