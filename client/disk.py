@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.client.sent_records import FILE, SentRecords
 from fedft.contract import State, Turn
+from fedft.errors import OtherVersion
+
+FORMAT = 1  # of state, answer, record and what is kept
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,16 @@ class Asked:
 class SiteDisk:
     """A site's files in `folder`, which is made if missing: the state it holds, the answer it sent last, and `sent`.
 
-    A file of the first two whose SHA-256 is wrong counts as absent.
+    A file of the first two whose SHA-256 is wrong counts as absent. Raises OtherVersion for a folder that a fedft of a
+    later format has written to: an answer that it kept could be lost on us.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._state, self._answer = folder / "state.fedft", folder / "answer.fedft"
+        by = durable.written_by(folder)
+        if (found := re.search(r"format (\d{1,9})$", by)) and int(found[1]) > FORMAT:
+            raise OtherVersion(f"{folder}: written by {by}, this fedft reads format {FORMAT}; start that version")
+        self._folder, self._state, self._answer = folder, folder / "state.fedft", folder / "answer.fedft"
         self.sent = SentRecords(folder / FILE)
         self._last: tuple[Asked, bytes] | None = None
 
@@ -45,6 +53,7 @@ class SiteDisk:
 
         It takes the place of the answer kept before. Raises RunPaused where the disk does not take it.
         """
+        durable.mark(self._folder, FORMAT)
         durable.commit(self._answer, json.dumps(asdict(asked)).encode() + b"\n", payload)
         self._last = asked, payload
 
@@ -65,6 +74,7 @@ class SiteDisk:
         not take it.
         """
         meta = {"run": run, "version": str(state.version), "label": label}
+        durable.mark(self._folder, FORMAT)
         durable.commit(self._state, save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta))
 
     def state(self, run: str) -> tuple[str, State] | None:

@@ -62,6 +62,8 @@ def facts(s: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
     told += [("barred", f"{name}: {why}") for name, why in s["barred"].items()]
     if s["adapter"]:
         told.append(("adapter", "in model/"))
+    if s["written_by"]:
+        told.append(("state of", s["written_by"]))
     return told
 
 
