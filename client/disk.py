@@ -24,10 +24,12 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.client.sent_records import FILE, SentRecords
 from fedft.contract import State, Turn
+from fedft.errors import OtherVersion
 from fedft.update import RUNS_AT_ONCE
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1  # of state, answer, record and what is kept
 RUN = re.compile(r"[0-9a-f]{16}")
 
 
@@ -48,10 +50,15 @@ class SiteDisk:
     """A site's files in `folder`, which is made if missing; see the module's docstring.
 
     A file of a state or an answer whose SHA-256 is wrong counts as absent. Any thread may read, one writes.
+    Raises OtherVersion for a folder that a fedft of a later format has written to: an answer that it kept could be lost
+    on us.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        by = durable.written_by(folder)
+        if (found := re.search(r"format (\d{1,9})$", by)) and int(found[1]) > FORMAT:
+            raise OtherVersion(f"{folder}: written by {by}, this fedft reads format {FORMAT}; start that version")
         self._folder = folder
         self.sent = SentRecords(folder / FILE)
         self._last: tuple[Asked, bytes] | None = None
@@ -64,6 +71,7 @@ class SiteDisk:
 
         It takes the place of the answer kept before in the same run. Raises RunPaused where the disk does not take it.
         """
+        durable.mark(self._folder, FORMAT)
         durable.commit(self._file("answer", asked.run), json.dumps(asdict(asked)).encode() + b"\n", payload)
         self._last = asked, payload
 
@@ -85,6 +93,7 @@ class SiteDisk:
         not take it.
         """
         meta = {"run": run, "version": str(state.version), "label": label}
+        durable.mark(self._folder, FORMAT)
         durable.commit(
             self._file("state", run), save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
         )

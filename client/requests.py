@@ -34,7 +34,7 @@ from fedft.errors import FedftError, PlanRefused, Refusal, RejectedUpdate
 from fedft.security import sealed
 from fedft.security.sealed import About, Kind, Opened
 from fedft.update import RUNS_AT_ONCE, Job, Plan
-from fedft.wire import messages
+from fedft.wire import frame, messages
 from fedft.wire.table import Entry, decoded_bytes
 
 log = logging.getLogger(__name__)
@@ -88,9 +88,9 @@ class Responder:
             log.warning("a message that is not from our server, for us, was dropped: %s: %s", e.code, e)
             return
         if opened.kind is Kind.STATUS:
-            reply(self._seal(Kind.PROGRESS, opened.about, json.dumps(self._progress(opened.about)).encode()))
+            reply(self._seal(Kind.PROGRESS, opened, json.dumps(self._progress(opened.about)).encode()))
         elif opened.kind is Kind.FETCH:
-            self._fetch(opened.about, reply)
+            self._fetch(opened, reply)
         elif opened.kind in (Kind.JOB, Kind.TRAIN, Kind.EVALUATE):
             if opened.about.plan in self._waiting or self._queue.full():
                 return  # a repetition: the one that waits is answered
@@ -114,21 +114,21 @@ class Responder:
             payload = self._deal_with(opened)
             if opened.kind is Kind.TRAIN and len(payload) > self.inline_bytes:
                 said = json.dumps({"doing": "ready", "size": len(payload)}).encode()
-                reply(self._seal(Kind.PROGRESS, about, said))
+                reply(self._seal(Kind.PROGRESS, opened, said))
             else:
-                reply(self._seal(Kind.ANSWER, about, payload))
+                reply(self._seal(Kind.ANSWER, opened, payload))
         except Waits as e:
-            reply(self._seal(Kind.PROGRESS, about, json.dumps({"doing": str(e)}).encode()))
+            reply(self._seal(Kind.PROGRESS, opened, json.dumps({"doing": str(e)}).encode()))
         except Refusal as e:
             log.warning("%s: refused what the server asks: %s: %s", self.runs.round(about), e.code, e, extra=of)
-            reply(self._refusal(about, e.code, str(e)))
+            reply(self._refusal(opened, e.code, str(e)))
         except FedftError as e:
             log.error("%s: %s", self.runs.round(about), e, extra=of)
             why = "this site failed; its log says why"  # the error's own text may quote a record
-            reply(self._refusal(about, "site_error", why))
+            reply(self._refusal(opened, "site_error", why))
         except Exception as e:
             log.exception("%s: this site failed", self.runs.round(about), extra=of)
-            reply(self._refusal(about, "crashed", f"{type(e).__name__}"))
+            reply(self._refusal(opened, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
         memory = client.memory if (client := self.runs.loaded(about.run)) else None
         if opened.kind is Kind.TRAIN and memory is not None and memory.held is not None:
@@ -152,13 +152,13 @@ class Responder:
         if self._answer_to(opened.about) is None:
             self.held.check(opened.about, job)
         if job is not None:
-            return self._recorded("job", opened.about, self._enrol(job, opened.about), 0)
+            return self._recorded("job", opened, self._enrol(job, opened.about), 0)
         plan = messages.decode_plan(opened.payload, max_bytes=MAX_PLAN_BYTES, check=partial(self._check, opened))
         client = self.runs.of(plan.run)
         if not plan.evaluate:
-            return self._train(client, plan, opened.about)
+            return self._train(client, plan, opened)
         rows = len(client.test_rows[: client.config.eval.max_rows])
-        return self._recorded("evaluate", opened.about, client.carry_out(plan), rows)
+        return self._recorded("evaluate", opened, client.carry_out(plan), rows)
 
     def _check(self, opened: Opened, plan: Plan, entries: Mapping[str, Entry]) -> None:
         """Raise PlanRefused or RejectedUpdate for a plan that is not to be carried out, before its tensors are decoded.
@@ -183,34 +183,37 @@ class Responder:
     def _loading(self) -> None:
         self._doing = (self._doing[0], "loading", time.monotonic())
 
-    def _train(self, client: Client, plan: Plan, about: About) -> bytes:
-        kept = self.disk.answer(plan.run)
-        if kept is not None:
-            asked, payload = kept
-            if (asked.attempt, asked.plan) == (plan.attempt, about.plan.hex()):
-                return payload
-            if asked.attempt >= plan.attempt:
-                raise PlanRefused("stale", f"attempt {plan.attempt}, answered attempt {asked.attempt} before")
+    def _train(self, client: Client, plan: Plan, opened: Opened) -> bytes:
+        kept, about = self.disk.answer(plan.run), opened.about
+        answered = kept[0].attempt if kept is not None else -1
+        if kept is not None and (answered, kept[0].plan) == (plan.attempt, about.plan.hex()):
+            return kept[1]
+        stale = PlanRefused("stale", f"attempt {plan.attempt}, answered attempt {answered} before")
+        if answered > plan.attempt:
+            raise stale
         self._steps, client.step = plan.steps, 0
         turn = client.install(plan)
         asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), work_of(turn))
         if kept is not None and kept[0].work == asked.work:
             payload = messages.relabelled(kept[1], round=plan.round, attempt=plan.attempt)
             did = "no step, the work of another attempt"
+        elif answered == plan.attempt:  # the same in other words is asked where one side was updated meanwhile
+            raise stale
         else:
             self._doing = (about.plan, "training", time.monotonic())
             update = client.train(turn)
             payload = client.encode(update, turn)
             did = f"{plan.steps} steps, loss {update.metrics.get('loss', math.nan):.4f}"
-        self._recorded("train", about, payload, len(client.train_rows))
+        payload = self._recorded("train", opened, payload, len(client.train_rows))
         self.disk.keep_answer(asked, payload)
         sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
         said = "%s: %s, %d rows: %s to send"
         log.info(said, self.runs.round(about), did, len(client.train_rows), sent, extra={"run": about.run})
         return payload
 
-    def _recorded(self, kind: str, about: About, answer: bytes, rows: int) -> bytes:
-        """The answer, which stands in the site's record before it can leave."""
+    def _recorded(self, kind: str, opened: Opened, answer: bytes, rows: int) -> bytes:
+        """The answer in the version of the question, which stands in the site's record before it can leave."""
+        about, answer = opened.about, messages.in_version(answer, frame.version_of(opened.payload))
         self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows)
         return answer
 
@@ -232,12 +235,12 @@ class Responder:
         known = "ready" if self._answer_to(about) is not None else self.held.doing(about)
         return {"doing": known or ("receiving" if self.receiving() else "unknown")}
 
-    def _fetch(self, about: About, reply: Reply) -> None:
-        payload = self._answer_to(about)
+    def _fetch(self, opened: Opened, reply: Reply) -> None:
+        payload = self._answer_to(opened.about)
         if payload is None:
-            reply(self._seal(Kind.PROGRESS, about, json.dumps({"doing": "unknown"}).encode()))
+            reply(self._seal(Kind.PROGRESS, opened, json.dumps({"doing": "unknown"}).encode()))
         else:
-            reply(self._seal(Kind.ANSWER, about, payload))
+            reply(self._seal(Kind.ANSWER, opened, payload))
 
     def _answer_to(self, about: About) -> bytes | None:
         if (kept := self.disk.answer(about.run)) is None:
@@ -246,8 +249,9 @@ class Responder:
         mine = (asked.round, asked.attempt, asked.plan)
         return payload if mine == (about.round, about.attempt, about.plan.hex()) else None
 
-    def _refusal(self, about: About, code: str, reason: str) -> bytes:
-        return self._seal(Kind.REFUSAL, about, json.dumps({"code": code, "reason": reason[:300]}).encode())
+    def _refusal(self, opened: Opened, code: str, reason: str) -> bytes:
+        return self._seal(Kind.REFUSAL, opened, json.dumps({"code": code, "reason": reason[:300]}).encode())
 
-    def _seal(self, kind: Kind, about: About, payload: bytes) -> bytes:
-        return sealed.seal(kind, about, payload, self.key)
+    def _seal(self, kind: Kind, opened: Opened, payload: bytes) -> bytes:
+        """An answer to what was opened, sealed in the version of its seal."""
+        return sealed.seal(kind, opened.about, payload, self.key, opened.version)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from fedft import __version__
 from fedft.errors import ConfigError, RunPaused
 
 try:
@@ -29,6 +30,8 @@ LOOK_S = 0.02  # between two looks at a lock that another holds
 PLAIN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 HASHED = re.compile(r".*-[0-9a-f]{16}|[0-9a-f]{16}")
 Part = bytes | memoryview
+WRITTEN_BY = "written-by"
+"""File of a state folder that says which fedft wrote there last, and in which format."""
 
 
 def folder_name(name: str) -> str:
@@ -97,6 +100,21 @@ def verified(path: Path) -> bytes | None:
     except OSError:
         return None
     return body if hashlib.sha256(body).digest() == digest else None
+
+
+def mark(folder: Path, form: int) -> None:
+    """Have `folder` say that this fedft writes there, in the format of this number; durable, RunPaused as `write`."""
+    if (text := f"fedft {__version__}, format {form}") != written_by(folder):
+        write(folder / WRITTEN_BY, f"{text}\n".encode())
+
+
+def written_by(folder: Path) -> str:
+    """What `mark` wrote last, as "fedft 0.1.0, format 1"; "" for a folder of before there were marks, or of none."""
+    try:
+        with open(folder / WRITTEN_BY, encoding="utf-8", errors="replace") as f:
+            return "".join(c for c in f.readline(80) if c.isprintable())
+    except OSError:
+        return ""
 
 
 def metadata(body: bytes) -> dict[str, str]:

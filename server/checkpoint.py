@@ -1,7 +1,8 @@
 """The run's durable memory: generations of the state, and a journal of admitted updates.
 
     state/gen-00000003.fedft         SHA-256 of the rest, then a safetensors body: the shared tensors as
-                                     "/<name>", the server's own as "<owner>/<name>"; version, notes
+                                     "/<name>", the server's own as "<owner>/<name>"; version, notes, format
+    state/written-by                 the fedft and the format that wrote here last, in words
     state/journal/00000003/plans     SHA-256 of the rest, then JSON: client -> its encoded plan, hexadecimal
     state/journal/00000003/members   SHA-256 of the rest, then JSON: who takes part, where that changed with the round
     state/journal/00000003/<client>  SHA-256 of the rest, then the admitted bytes as they came
@@ -29,6 +30,7 @@ from fedft.arithmetic import tensors
 from fedft.contract import State
 from fedft.errors import OtherVersion, RunPaused, StateDamaged, in_one_line
 
+FORMAT = 1  # of generations, their notes and the journal; one without a number is of the first
 KEEP_LAST = 3  # generations: the newest may turn out to be damaged, and the one before
 KEEP_EVERY = 10  # of the older generations, every so many are kept, for people to look at
 
@@ -50,7 +52,8 @@ class Store:
 
         Durable when it returns. A run that is killed before that finds the generation before it and the whole journal.
         """
-        meta = {"version": str(state.version), "notes": json.dumps(notes)}
+        durable.mark(self._folder, FORMAT)
+        meta = {"version": str(state.version), "notes": json.dumps(notes), "format": str(FORMAT)}
         body = save_tensors(tensors.in_one({"": state.tensors, **state.own}), meta)
         durable.commit(self._path(state.version), body)
         self._keep_journal(range(state.version, 2**63))
@@ -83,13 +86,16 @@ class Store:
         """The state and the notes in the bytes of a generation that is whole."""
         try:
             meta = durable.metadata(body)
+            if (form := meta.get("format", "1")) != str(FORMAT):
+                raise ValueError(f"format {form:.20}, this one reads {FORMAT}")
             own = tensors.drawers_of(load_tensors(body))
             shared = own.pop("", {})
             return State(int(meta["version"]), shared, own), json.loads(meta["notes"])
         except (SafetensorError, KeyError, ValueError, TypeError) as e:
+            by = durable.written_by(self._folder) or "of before versions were noted"
             raise OtherVersion(
-                f"{self._path(version)}: written by another version of fedft ({in_one_line(e)}); go on, measure and "
-                "export with that version; nothing was changed"
+                f"{self._path(version)}: written by another version of fedft ({by}: {in_one_line(e)}); go on, measure "
+                "and export with that version; nothing was changed"
             ) from e
 
     def next_attempt(self) -> int:

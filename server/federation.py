@@ -10,7 +10,7 @@ from typing import Any
 from fedft.carriers.interface import SHORT_ANSWER_BYTES, Post
 from fedft.config import Local, RunConfig
 from fedft.contract import Layout, Member, State
-from fedft.errors import ConfigError
+from fedft.errors import ConfigError, OtherVersion, RejectedUpdate
 from fedft.recipe import Recipe
 from fedft.reports.observers import Observer
 from fedft.server import message_sizes
@@ -188,10 +188,15 @@ class Federation:
     def durable_plans(self, state: State, clients: Collection[str]) -> dict[str, Plan]:
         """The training plans of a round, on disk before anybody is sent one; those of a run that was killed stand.
 
-        What is admitted and aggregated is judged by these and by no plan that is made later.
+        What is admitted and aggregated is judged by these and by no plan that is made later. Raises OtherVersion where
+        a newer fedft has begun the round.
         """
         kept = self.store.plans(state.version)
-        found = {c: messages.decode_plan(data, max_bytes=len(data)) for c, data in kept.items()}
+        try:
+            found = {c: messages.decode_plan(data, max_bytes=len(data)) for c, data in kept.items()}
+        except RejectedUpdate as e:
+            where = f"the plans of round {state.version} on disk cannot be read ({e})"
+            raise OtherVersion(f"{where}; end the round with the fedft that began it; nothing was changed") from e
         if missing := [c for c in clients if c not in found]:
             found |= self.plans(state, missing)
             encoded = {c: messages.encode_plan(found[c], "fp32") for c in found}

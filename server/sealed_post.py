@@ -26,8 +26,10 @@ from fedft.security import sealed
 from fedft.security.roster import Keyring
 from fedft.security.sealed import About, Kind, Opened
 from fedft.server import site_reports
+from fedft.server.last_payload import LastPayload
 from fedft.server.open_letter import OpenLetter
 from fedft.server.traffic import Clock
+from fedft.wire import versions
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +64,9 @@ class SealedPost:
     """Node by site, of those that could be reached when last looked."""
     _count: int = 0
     """Tickets given."""
-    _hashed: tuple[bytes, bytes] = (b"", sealed.digest(b""))
-    """The last payload and its SHA-256."""
+    _last: LastPayload = field(default_factory=LastPayload)
+    _unsaid: list[Reply] = field(default_factory=list)
+    """Letters that cannot be written in the version of their site."""
     _down_until: float = 0.0
     """When the network is tried again."""
 
@@ -72,7 +75,7 @@ class SealedPost:
         payload = letter.payload()
         self._count += 1
         ticket = str(self._count)
-        self._open[ticket] = OpenLetter(letter, self._digest(payload), len(payload), self.clock.monotonic())
+        self._open[ticket] = OpenLetter(letter, self._last.digest(payload), len(payload), self.clock.monotonic())
         if self.clock.monotonic() >= self._down_until:
             self._linked(lambda: self._deliver(ticket, payload))
         return ticket, len(payload)
@@ -85,8 +88,10 @@ class SealedPost:
         """
         if self.clock.monotonic() < self._down_until:
             return
-        self._hashed = b"", sealed.digest(b"")  # lets go of the payload
+        self._last.let_go()
         self._linked(self._send_due)
+        unsaid, self._unsaid = self._unsaid, []
+        yield from unsaid
         try:
             limit = max([o.letter.max_bytes for o in self._open.values()], default=LATE_BYTES)
             for mid, found in self.link.pull(list(self._ids), limit + sealed.OVERHEAD):
@@ -135,22 +140,23 @@ class SealedPost:
         if not self._online:
             self._online = self.link.nodes()
         if o.letter.client in self._online:
-            o.digest = self._digest(payload)
+            try:
+                payload = self._last.spoken(payload, self.link.speaks(self._online[o.letter.client]))
+            except RejectedUpdate as e:  # what the letter asks cannot be said to so old a site
+                del self._open[ticket]
+                self._unsaid.append(Reply(ticket, o.letter.client, e, proven=False))
+                return
+            o.digest = self._last.digest(payload)
             self._send(ticket, KINDS[o.letter.kind], payload, o.digest)
             o.sent(self.clock.monotonic())
 
-    def _digest(self, payload: bytes) -> bytes:
-        """SHA-256 of a payload, taken once of the plan that many sites are sent."""
-        if payload is not self._hashed[0]:
-            self._hashed = payload, sealed.digest(payload)
-        return self._hashed[1]
-
     def _send(self, ticket: str, kind: Kind, payload: bytes, sha256: bytes | None = None) -> None:
         letter = self._open[ticket].letter
+        node = self._online[letter.client]
         about = About(self.run, letter.round, letter.attempt, letter.client, self._open[ticket].digest)
-        head = sealed.head(kind, about, payload, self.key, sha256)
+        head = sealed.head(kind, about, payload, self.key, sha256, versions.SEALS[self.link.speaks(node)])
         flower = "query" if kind in (Kind.STATUS, Kind.FETCH) else letter.kind
-        mid = self.link.push(self._online[letter.client], flower, [head, payload], str(letter.round))
+        mid = self.link.push(node, flower, [head, payload], str(letter.round))
         self._ids[mid] = (ticket, letter.client, kind)
 
     def _linked(self, act: Callable[[], None]) -> None:

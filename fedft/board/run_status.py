@@ -19,6 +19,7 @@ A status has these keys, None where nothing is known:
     seconds, left_s          of all rounds; about how many the rounds that are left will take
     disk_bytes, disk_free    of the folder; of its disk
     adapter                  whether model/ is there
+    written_by               which fedft wrote the state last, and in which format
     sites                    a list: name, state (`SITE_STATES`), loss, doing, counted (rounds in which it counted),
                              refused, up, down (bytes), took_s (mean of its last answers), left_s
     refusals                 a list, newest first: time, round, client, code, reason; refused: code -> how many
@@ -35,6 +36,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedft import durable
 from fedft.board import live_file
 from fedft.board.line_sums import MAX_REFUSALS, LineSums
 from fedft.errors import ConfigError
@@ -83,6 +85,7 @@ class RunReader:
             "bytes_up": end.get("bytes_up", 0), "bytes_down": end.get("bytes_down", 0),
             "seconds": end.get("seconds", 0.0), "left_s": left,
             **self._room(), "adapter": (self.folder / "model").is_dir(),
+            "written_by": durable.written_by(self.folder / "state") or None,
             "sites": self._sites(live, state, now),
             "refusals": list(reversed(refusals[-MAX_REFUSALS:])), "refused": dict(lines.codes),
             "curve": _thinned(lines.curve),

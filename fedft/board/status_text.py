@@ -64,6 +64,8 @@ def facts(s: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
         told.append(("barred", f"and {len(s['barred']) - MAX_NAMES} more"))
     if s["adapter"]:
         told.append(("adapter", "in model/"))
+    if s["written_by"]:
+        told.append(("state of", s["written_by"]))
     return told
 
 

@@ -76,7 +76,7 @@ def knock(
 def _asked(channel: Channel) -> bool:
     """Whether the server knows the key that the connection was made with. Raises OSError, Malformed."""
     channel.settimeout(TIMEOUT_S)
-    channel.send(memoryview(frames.frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 1))))
+    channel.send(memoryview(frames.frame(Kind.HELLO, 0, frames.hello(bytes(16), knocks=True))))
     reader, until = Reader(), time.monotonic() + TIMEOUT_S
     while time.monotonic() < until:
         try:
@@ -90,7 +90,8 @@ def _asked(channel: Channel) -> bool:
                 return True
             if kind is Kind.REFUSE and bytes(body) == front.UNKNOWN.encode():
                 return False
-            raise Malformed(bytes(body).decode("ascii", "replace") if kind is Kind.REFUSE else kind.name)
+            why = bytes(body).decode("ascii", "replace") if kind is Kind.REFUSE else kind.name
+            raise Malformed(frames.versions_in(why) or why)
     else:
         raise TimeoutError
     raise ConnectionResetError("closed without an answer")

@@ -109,6 +109,9 @@ class Link(Protocol):
     def nodes(self) -> Mapping[str, int]:
         """Node id by site, of those that can be reached now. Raises LinkLost."""
 
+    def speaks(self, node: int) -> int:
+        """The version of the protocol (`fedft.wire.versions`) to be spoken with a node that `nodes` gave."""
+
     def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Send a payload to a node; returns the message's id. Raises LinkLost.
 

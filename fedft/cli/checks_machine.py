@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from fedft import __version__, durable
 from fedft.errors import FedftError
 
 if TYPE_CHECKING:
@@ -148,6 +149,12 @@ def disk(name: str, folder: Path) -> Iterator[Finding]:
         yield Finding(name, WARN, found, "make room: a full disk pauses the run")
     else:
         yield Finding(name, OK, found)
+
+
+def written(name: str, folder: Path) -> Iterator[Finding]:
+    """Which fedft wrote to a state folder last; nothing for one that none has written to."""
+    if by := durable.written_by(folder):
+        yield Finding(name, OK, f"{folder}: written by {by}; this is fedft {__version__}")
 
 
 def proxies(host: str | None = None) -> Iterator[Finding]:

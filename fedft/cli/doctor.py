@@ -106,6 +106,7 @@ def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
     own, data = Path(site.keys.folder), site.data
     rows: list[Row] = []
     yield from findings_of("state", lambda: doctor.disk("state", Path(site.site.state)))
+    yield from findings_of("state", lambda: doctor.written("state", Path(site.site.state)))
     yield from findings_of("keys", lambda: checks_deployment.site_keys(own, Path(site.server.key)))
     yield from findings_of(
         "server",
@@ -164,6 +165,7 @@ def _server(
     device = loaded[0].model.device if loaded else "cpu"
     yield from _machine(loaded[0].local.threads if loaded else 1, device)
     yield from findings_of("run folder", lambda: doctor.disk("run folder", out))
+    yield from findings_of("run folder", lambda: doctor.written("run folder", out / "state"))
     yield from findings_of("certificate", lambda: doctor_deploy.certificate(keys, hosts))
     yield from findings_of("keys", lambda: doctor_deploy.server_keys(keys))
     quorum = loaded[0].server.quorum if loaded else None

@@ -11,7 +11,7 @@ The format, little endian, nothing between the fields:
 
     offset  bytes
          0      4   magic "FDSE"
-         4      2   protocol, unsigned: 1
+         4      2   version of the seal, unsigned: 1
          6      1   kind: 1 job, 2 train, 3 evaluate, 4 status, 5 fetch; 11 answer, 12 refusal, 13 progress
          7      1   n, bytes of the site's name: 1 to 64
          8      8   run
@@ -29,7 +29,7 @@ that cuts messages into pieces and names them by content then holds the rest onc
 RejectedUpdate carries one of
 
     bad_magic        not a sealed message
-    version          another protocol
+    version          one that belongs to no protocol of `fedft.wire.versions`
     malformed        shorter than its own fields, an unknown kind, a name that is none
     bad_signature    not sealed by this site's key, or altered since
     unknown_client   from `key_of`: no key for this name
@@ -46,8 +46,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedft.errors import RejectedUpdate
+from fedft.wire import versions
 
-MAGIC, PROTOCOL = b"FDSE", 1
+MAGIC = b"FDSE"
 MAX_NAME_BYTES = 64
 _DOMAIN = b"fedft sealed 1\0"  # a signature of this key over anything else is never one of ours
 _FIELDS = struct.Struct("<4sHBB8sII32s")
@@ -108,6 +109,8 @@ class Opened:
     payload: bytes
     digest: bytes
     """SHA-256 of the payload."""
+    version: int
+    """Version of the seal, in which the answer is to be sealed, too."""
 
 
 def site_name(name: str) -> str:
@@ -132,19 +135,28 @@ def digest(payload: bytes) -> bytes:
     return hashlib.sha256(payload).digest()
 
 
-def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, sha256: bytes | None = None) -> bytes:
+def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, version: int | None = None) -> bytes:
     """The sealed message of `payload`, signed with `key`: `head`, and then the payload, which is copied once."""
-    return head(kind, about, payload, key, sha256) + payload
+    return head(kind, about, payload, key, version=version) + payload
 
 
-def head(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, sha256: bytes | None = None) -> bytes:
+def head(
+    kind: Kind,
+    about: About,
+    payload: bytes,
+    key: Ed25519PrivateKey,
+    sha256: bytes | None = None,
+    version: int | None = None,
+) -> bytes:
     """What stands before `payload` in its sealed message, signed with `key`: OVERHEAD bytes.
 
-    `sha256` is the payload's digest, to be given by a caller that has it; None computes it.
+    `sha256` is the payload's digest, to be given by a caller that has it; None computes it. `version` is that of the
+    seal; None is the newest.
     """
+    version = version or versions.SEALS[versions.newest()]
     site = about.site.encode()
     fields = _FIELDS.pack(
-        MAGIC, PROTOCOL, Kind(kind), len(site), bytes.fromhex(about.run), about.round, about.attempt, about.plan
+        MAGIC, version, Kind(kind), len(site), bytes.fromhex(about.run), about.round, about.attempt, about.plan
     )
     signature = key.sign(_signed(fields, site, sha256 or digest(payload)))
     return b"".join((fields, signature, site.ljust(MAX_NAME_BYTES, b"\0")))
@@ -164,8 +176,9 @@ def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opene
         raise RejectedUpdate("bad_magic", f"expected a sealed message beginning {MAGIC!r}, got {bytes(data[:4])!r}")
     if len(data) < 6:
         raise RejectedUpdate("malformed", f"sealed message of {len(data)} bytes, shorter than its fields")
-    if (protocol := int.from_bytes(data[4:6], "little")) != PROTOCOL:
-        raise RejectedUpdate("version", f"sealed message of protocol {protocol}, this is {PROTOCOL}; update the older")
+    if (version := int.from_bytes(data[4:6], "little")) not in (known := sorted({*versions.SEALS.values()})):
+        which, read = ("this side" if version > known[-1] else "the peer"), " and ".join(map(str, known))
+        raise RejectedUpdate("version", f"a seal of version {version}, here {read} is read: update {which}")
     if len(data) < OVERHEAD:
         raise RejectedUpdate("malformed", f"sealed message of {len(data)} bytes, shorter than its fields")
     view = memoryview(data)
@@ -186,7 +199,7 @@ def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opene
         raise RejectedUpdate(
             "bad_signature", f"message in the name of {about.site!r}: altered, or not signed by its key"
         ) from e
-    return Opened(kind, about, bytes(payload), sha256)
+    return Opened(kind, about, bytes(payload), sha256, version)
 
 
 def _signed(fields: bytes | memoryview, site: bytes, sha256: bytes) -> bytes:

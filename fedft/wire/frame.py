@@ -2,7 +2,8 @@
 
     magic "FDFT" | protocol u16 | kind u8 | header length u16 | table length u32 | header | table | body
 
-Little endian, nothing is padded. Header and table are JSON, the body is bytes.
+Little endian, nothing is padded. Header and table are JSON, the body is bytes. The protocol is one of
+`fedft.wire.versions`.
 """
 
 import struct
@@ -11,9 +12,10 @@ from enum import IntEnum
 from typing import Any
 
 from fedft.errors import RejectedUpdate
+from fedft.wire import versions
 from fedft.wire.header import json_bytes, parse_json
 
-MAGIC, PROTOCOL = b"FDFT", 2
+MAGIC = b"FDFT"
 FRAME = struct.Struct("<4sHBHI")
 MAX_MESSAGE_BYTES = 2**31 - 1  # the transport's messages are protobuf: signed 32-bit lengths
 MAX_HEADER_BYTES = 4096  # how much JSON a peer makes us parse; ours take about 80, 32 metrics of the longest names fit
@@ -28,8 +30,8 @@ class MessageKind(IntEnum):
     JOB = 3
 
 
-def pack(kind: MessageKind, header: Any, table: Any, body: Sequence[bytes | memoryview]) -> bytes:
-    """The message of a JSON header, a JSON table and a body in parts, which are copied once.
+def pack(kind: MessageKind, header: Any, table: Any, body: Sequence[bytes | memoryview], protocol: int) -> bytes:
+    """The message of a JSON header, a JSON table and a body in parts, which are copied once, in a version.
 
     Raises ValueError if the header is longer than a receiver accepts, or the message than MAX_MESSAGE_BYTES.
     """
@@ -37,11 +39,11 @@ def pack(kind: MessageKind, header: Any, table: Any, body: Sequence[bytes | memo
     size = FRAME.size + len(head) + len(rows) + sum(len(part) for part in body)
     if len(head) > _header_limit(kind) or size > MAX_MESSAGE_BYTES:
         raise ValueError(f"header of {len(head)} bytes, message of {size}: too long for one message")
-    return b"".join([FRAME.pack(MAGIC, PROTOCOL, kind, len(head), len(rows)), head, rows, *body])
+    return b"".join([FRAME.pack(MAGIC, protocol, kind, len(head), len(rows)), head, rows, *body])
 
 
-def unpack(data: bytes, kind: MessageKind, max_bytes: int, max_table_bytes: int) -> tuple[Any, Any, memoryview]:
-    """(header, table, body) of a message: parsed JSON twice, then a view of the bytes that follow.
+def unpack(data: bytes, kind: MessageKind, max_bytes: int, max_table_bytes: int) -> tuple[int, Any, Any, memoryview]:
+    """(version, header, table, body) of a message: parsed JSON twice, then a view of the bytes that follow.
 
     Args:
         data: bytes from outside, of any kind and length.
@@ -57,21 +59,28 @@ def unpack(data: bytes, kind: MessageKind, max_bytes: int, max_table_bytes: int)
     if data[:4] != MAGIC:
         raise RejectedUpdate("bad_magic", f"message begins {bytes(data[:4])!r}, wanted {MAGIC!r}")
     _, protocol, found, head, rows = FRAME.unpack_from(data)
-    if protocol != PROTOCOL:
-        raise RejectedUpdate("version", f"protocol {protocol}, wanted {PROTOCOL}; is the peer's fedft as new as ours?")
+    if protocol not in versions.SEALS:
+        which = versions.older(protocol, "this side", "the peer")
+        raise RejectedUpdate("version", f"a message of protocol {protocol}, here is {versions.here()}: update {which}")
     if found != kind:
         raise ValueError(f"message of kind {found}, wanted {kind:d}")
     if head > _header_limit(kind) or rows > max_table_bytes or FRAME.size + head + rows > len(data):
         raise ValueError(f"header of {head} and table of {rows} bytes in a message of {len(data)}")
     view = memoryview(data)[FRAME.size :]
-    return parse_json(view[:head]), parse_json(view[head : head + rows]), view[head + rows :]
+    return protocol, parse_json(view[:head]), parse_json(view[head : head + rows]), view[head + rows :]
 
 
-def with_header(data: bytes, header: Any) -> bytes:
-    """A message that `unpack` accepts, under another JSON header; table and body stay byte for byte."""
+def version_of(data: bytes) -> int:
+    """The version that a message says it is in. Raises struct.error for what is shorter than a frame."""
+    protocol: int = FRAME.unpack_from(data)[1]
+    return protocol
+
+
+def with_header(data: bytes, header: Any, protocol: int) -> bytes:
+    """A message that `unpack` accepts, under another JSON header and version; table and body stay byte for byte."""
     _, _, kind, head, rows = FRAME.unpack_from(data)
     new = json_bytes(header)
-    frame = FRAME.pack(MAGIC, PROTOCOL, kind, len(new), rows)
+    frame = FRAME.pack(MAGIC, protocol, kind, len(new), rows)
     return b"".join([frame, new, memoryview(data)[FRAME.size + head :]])
 
 

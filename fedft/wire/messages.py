@@ -1,6 +1,6 @@
 """`Plan`, `Update` and `Job` <-> bytes. Pure functions; this docstring is the format.
 
-    frame    magic "FDFT" | protocol u16 | kind u8 | header length u16 | table length u32 | header | table | body
+    frame    magic "FDFT" | protocol u16: 2 | kind u8 | header length u16 | table length u32 | header | table | body
     kind     1 plan, 2 update, 3 job; all numbers little endian, nothing is padded or aligned
     header   JSON object of at most 4,096 bytes (a plan's: 65,536) with one-letter keys; a field at its default is left
              out
@@ -43,14 +43,14 @@ What the decoders refuse, as `RejectedUpdate(code, message)`:
 
     too_large      longer than the limit                  spec_mismatch  names, shapes, wire types are not the spec's
     bad_magic      does not begin "FDFT"                  weight         num_examples is not an integer >= 1
-    version        another protocol                       nonfinite      NaN or infinity in a float tensor
+    version        a protocol not in `FORMS`              nonfinite      NaN or infinity in a float tensor
     malformed      anything else in this docstring        out_of_bounds  a decoded float beyond +-1e4
 """
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -60,12 +60,11 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.compression.codec_names import PLAIN, received
 from fedft.errors import RejectedUpdate
 from fedft.update import Job, Plan, Spec, Update
-from fedft.wire import frame
+from fedft.wire import frame, versions
 from fedft.wire.body import MAX_ABS as MAX_ABS
 from fedft.wire.body import body_bytes as body_bytes
 from fedft.wire.body import read_body, seen_tensors, write_body
 from fedft.wire.frame import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
-from fedft.wire.frame import PROTOCOL as PROTOCOL
 from fedft.wire.frame import MessageKind
 from fedft.wire.header import (
     Field,
@@ -99,7 +98,7 @@ def encode_update(update: Update, codec: str, seed: int = 0) -> bytes:
         ValueError: no receiver could accept a field or a tensor (wrong type, over 2 dimensions). A number in a float
             tensor never raises: the receiver refuses a diverged update, and so hears of it.
     """
-    return _encode(MessageKind.UPDATE, update, _UPDATE_FIELDS, update.delta, codec, seed)
+    return _encode(MessageKind.UPDATE, update, update.delta, codec, seed)
 
 
 def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None = None) -> Update:
@@ -119,27 +118,54 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
     legal = max_update_bytes(spec, codec)  # a spec or codec that is wrong raises here: that is our mistake
     limit = legal if max_bytes is None else min(max_bytes, legal)
     with _refusing("update"):
-        header, table, body = frame.unpack(data, MessageKind.UPDATE, limit, max_table_bytes(len(spec)))
-        values = read_fields(header, _UPDATE_FIELDS)
+        version, header, table, body = frame.unpack(data, MessageKind.UPDATE, limit, max_table_bytes(len(spec)))
+        values = read_fields(header, FORMS[version].update)
         entries = read_entries(table)
         check_fit(entries, spec, codec)
         return Update(delta=read_body(entries, body), **values)
 
 
 def relabelled(data: bytes, *, round: int, attempt: int) -> bytes:
-    """An encoded update under another round and attempt, its tensors' bytes as they were.
+    """An encoded update under another round and attempt, its version and its tensors' bytes as they were.
 
     To decode and encode again would be another update where a codec rounds once more. Raises as `decode_update` does.
     """
     with _refusing("update"):
-        header, _, _ = frame.unpack(data, MessageKind.UPDATE, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
-        said = Update(delta={}, **(read_fields(header, _UPDATE_FIELDS) | {"round": round, "attempt": attempt}))
-        return frame.with_header(data, write_fields(said, _UPDATE_FIELDS))
+        version, header, _, _ = frame.unpack(data, MessageKind.UPDATE, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
+        fields = FORMS[version].update
+        said = Update(delta={}, **(read_fields(header, fields) | {"round": round, "attempt": attempt}))
+        return frame.with_header(data, write_fields(said, fields), version)
+
+
+def in_version(data: bytes, version: int) -> bytes:
+    """A message of ours (plan, update or job) in another version of the protocol: the same values.
+
+    The newest version is what the encoders write; this is how an older peer is spoken to, and how an answer that was
+    kept over an update of fedft leaves. `data` itself where it is of that version.
+
+    Raises RejectedUpdate: `version` where the message says something that the other version has no field for, and as
+    the decoders for what is no message.
+    """
+    with _refusing("message"):
+        if (found := frame.version_of(data)) == version:
+            return data
+        kind = MessageKind(data[6])
+        _, header, _, _ = frame.unpack(data, kind, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
+        here, there = FORMS[found].of(kind), FORMS[version].of(kind)
+        values = read_fields(header, here)
+        if lost := values.keys() - {f.name for f in there}:
+            raise RejectedUpdate("version", f"protocol {version} cannot say {min(lost)!r}: update the peer")
+        made: dict[MessageKind, Callable[..., Any]] = {
+            MessageKind.PLAN: Plan,
+            MessageKind.UPDATE: partial(Update, {}),
+            MessageKind.JOB: Job,
+        }
+        return frame.with_header(data, write_fields(made[kind](**values), there), version)
 
 
 def encode_plan(plan: Plan, codec: str, seed: int = 0) -> bytes:
     """The bytes of `plan`, float tensors in `codec`, which draws by `seed`. Raises ValueError as for an update."""
-    return _encode(MessageKind.PLAN, plan, _PLAN_FIELDS, plan.tensors, codec, seed)
+    return _encode(MessageKind.PLAN, plan, plan.tensors, codec, seed)
 
 
 def decode_plan(
@@ -156,8 +182,8 @@ def decode_plan(
         RejectedUpdate: the same error as for updates and nothing else but what `check` raises, whatever the bytes.
     """
     with _refusing("plan"):
-        header, table, body = frame.unpack(data, MessageKind.PLAN, max_bytes, max_table_bytes(MAX_TENSORS))
-        plan, entries = Plan(**read_fields(header, _PLAN_FIELDS)), read_entries(table)
+        version, header, table, body = frame.unpack(data, MessageKind.PLAN, max_bytes, max_table_bytes(MAX_TENSORS))
+        plan, entries = Plan(**read_fields(header, FORMS[version].plan)), read_entries(table)
         if check is not None:
             check(plan, entries)
         return replace(plan, tensors=read_body(entries, body))
@@ -165,7 +191,9 @@ def decode_plan(
 
 def encode_job(job: Job) -> bytes:
     """The bytes of `job`, at most 64 KiB; tuples become lists. Raises ValueError if it is longer or not plain JSON."""
-    data = frame.pack(MessageKind.JOB, write_fields(job, _JOB_FIELDS), write_fields(job, _JOB_TABLE), [])
+    version = versions.newest()
+    header, table = write_fields(job, FORMS[version].job), write_fields(job, JOB_TABLE)
+    data = frame.pack(MessageKind.JOB, header, table, [], version)
     if len(data) > MAX_JOB_BYTES:
         raise ValueError(f"expected a job of at most {MAX_JOB_BYTES} bytes, got {len(data)}")
     return data
@@ -174,10 +202,10 @@ def encode_job(job: Job) -> bytes:
 def decode_job(data: bytes) -> Job:
     """The job in `data`. Raises RejectedUpdate, the same error as for updates and nothing else, whatever the bytes."""
     with _refusing("job"):
-        header, table, body = frame.unpack(data, MessageKind.JOB, MAX_JOB_BYTES, MAX_JOB_BYTES)
+        version, header, table, body = frame.unpack(data, MessageKind.JOB, MAX_JOB_BYTES, MAX_JOB_BYTES)
         if body:
             raise ValueError(f"{len(body)} bytes after the job")
-        return Job(**read_fields(header, _JOB_FIELDS), **read_fields(table, _JOB_TABLE))
+        return Job(**read_fields(header, FORMS[version].job), **read_fields(table, JOB_TABLE))
 
 
 def roundtrip(tensors: Tensors, codec: str, seed: int = 0) -> dict[str, Tensor]:
@@ -197,10 +225,11 @@ def max_update_bytes(spec: Spec, codec: str) -> int:
     return min(-(-largest * 21 // 20) + 64 * 1024, MAX_MESSAGE_BYTES)
 
 
-def _encode(kind: MessageKind, value: Any, fields: tuple[Field, ...], tensors: Tensors, codec: str, seed: int) -> bytes:
-    entries = describe(tensors, codec)
+def _encode(kind: MessageKind, value: Any, tensors: Tensors, codec: str, seed: int) -> bytes:
+    version, entries = versions.newest(), describe(tensors, codec)
     body = write_body(entries, received(codec).across(tensors), seed)
-    return frame.pack(kind, write_fields(value, fields), write_rows(entries, received(codec)), body)
+    header = write_fields(value, FORMS[version].of(kind))
+    return frame.pack(kind, header, write_rows(entries, received(codec)), body, version)
 
 
 @contextmanager
@@ -244,4 +273,21 @@ _JOB_FIELDS = (
     Field("b", "base", as_digest),
     Field("k", "tokenizer", as_digest, ""),
 )
-_JOB_TABLE = (Field("t", "tables", as_tables),)
+JOB_TABLE = (Field("t", "tables", as_tables),)
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The fields of the messages' headers in one version of the protocol."""
+
+    update: tuple[Field, ...]
+    plan: tuple[Field, ...]
+    job: tuple[Field, ...]
+
+    def of(self, kind: MessageKind) -> tuple[Field, ...]:
+        """The fields of the header of a kind of message."""
+        return {MessageKind.UPDATE: self.update, MessageKind.PLAN: self.plan, MessageKind.JOB: self.job}[kind]
+
+
+FORMS = {2: Forms(_UPDATE_FIELDS, _PLAN_FIELDS, _JOB_FIELDS)}
+"""By version of the protocol: those that are read and written, the same as in `fedft.wire.versions.SEALS`."""

@@ -29,7 +29,7 @@ from fedft.carriers.stream import frames, tls
 from fedft.carriers.stream.frames import Kind, frame
 from fedft.security.private_keys import private_bytes
 
-HELLO = frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 0))
+HELLO = frame(Kind.HELLO, 0, frames.hello(bytes(16)))
 SAID = {
     "nothing": b"",
     "http": b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
@@ -37,7 +37,7 @@ SAID = {
     "noise": os.urandom(4096),
     "no hello": frame(Kind.PING),
     "long hello": frames.HEAD.pack(Kind.HELLO, 2**31, 0),
-    "another version": frame(Kind.HELLO, 0, frames.HELLO.pack(7, bytes(16), 0)),
+    "another version": frame(Kind.HELLO, 0, frames.HELLO.pack(7, bytes(16), 0, 7)),
     "hello": HELLO,
 }
 """What somebody says after the handshake."""

@@ -16,7 +16,7 @@ from fedft.compression.codec_names import parse
 from fedft.compression.entropy_coder import bits_per_place
 from fedft.errors import RejectedUpdate
 from fedft.update import Plan, TensorSpec, Update
-from fedft.wire import messages
+from fedft.wire import messages, versions
 
 NAMES = (
     "int4",
@@ -525,7 +525,7 @@ def test_a_short_table_out_of_the_format_is_refused(table):
     body = bytes(20)
     head = f'{{"r":"{RUN}","t":0,"v":0}}'
     data = (
-        struct.pack("<4sHBHI", b"FDFT", messages.PROTOCOL, 1, len(head), len(table))
+        struct.pack("<4sHBHI", b"FDFT", versions.newest(), 1, len(head), len(table))
         + head.encode()
         + table.encode()
         + body

@@ -23,7 +23,7 @@ from fedft.client.received_state import Memory
 from fedft.client.requests import Responder
 from fedft.client.train import Client
 from fedft.reports.metric_log import MetricsFile
-from fedft.security.sealed import About
+from fedft.security.sealed import Opened
 from fedft.server import admission
 from fedft.server.open_letter import OpenLetter
 from fedft.server.round import Round
@@ -68,11 +68,11 @@ def stuck(memory: Memory, version: int, label: str, held: Tensors) -> None:
     HOLD(memory, version, label, memory.held.tensors if memory.held else held)
 
 
-def forgetful(responder: Responder, client: Client, plan: Plan, about: About) -> bytes:
+def forgetful(responder: Responder, client: Client, plan: Plan, opened: Opened) -> bytes:
     """A site that never looks at what it answered before."""
     turn = client.install(plan)
     payload = client.encode(client.train(turn), turn)
-    responder.disk.keep_answer(Asked(plan.run, plan.round, plan.attempt, about.plan.hex()), payload)
+    responder.disk.keep_answer(Asked(plan.run, plan.round, plan.attempt, opened.about.plan.hex()), payload)
     return payload
 
 

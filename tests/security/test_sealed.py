@@ -83,7 +83,7 @@ def allowed(name: str) -> bool:
 @settings(deadline=None, max_examples=200)
 def test_what_was_sealed_opens_as_it_was(kind: Kind, about: About, payload: bytes) -> None:
     data = seal(kind, about, payload, KEY)
-    assert open_sealed(data, only(about.site)) == Opened(kind, about, payload, sealed.digest(payload))
+    assert open_sealed(data, only(about.site)) == Opened(kind, about, payload, sealed.digest(payload), 1)
     assert len(data) == len(payload) + OVERHEAD
     assert data[OVERHEAD:] == payload, "at the same place, whatever the name"
 
@@ -92,7 +92,7 @@ def test_the_longest_name_takes_all_of_the_overhead() -> None:
     about = replace(ABOUT, site="é" * 32)
     data = seal(Kind.JOB, about, b"", KEY)
     assert len(data) == OVERHEAD
-    assert open_sealed(data, anybody) == Opened(Kind.JOB, about, b"", sealed.digest(b""))
+    assert open_sealed(data, anybody) == Opened(Kind.JOB, about, b"", sealed.digest(b""), 1)
 
 
 def test_any_flipped_bit_is_refused() -> None:

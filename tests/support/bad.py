@@ -26,7 +26,7 @@ from fedft.errors import RejectedUpdate
 from fedft.security import sealed
 from fedft.security.sealed import Kind, Opened
 from fedft.update import Plan, Update
-from fedft.wire import messages
+from fedft.wire import messages, versions
 from fedft.wire.table import Entry, form
 
 NOBODY, SEEDS, REFUSES = 0, 15, 16
@@ -208,7 +208,7 @@ class Frame:
     index: int | None = None
     """Length of the table as declared, if that is a lie."""
     kind: int = 2
-    protocol: int = messages.PROTOCOL
+    protocol: int = versions.newest()
 
     @classmethod
     def of(cls, payload: bytes) -> "Frame":

@@ -29,6 +29,7 @@ from fedft.server.federation import Federation
 from fedft.server.loop import Loop
 from fedft.server.sealed_post import SealedPost
 from fedft.update import Job, Update
+from fedft.wire import versions
 
 SITES = ("anna", "bert", "carl")
 OPTIONS: dict[str, dict[str, Any]] = {"fedkseed": {"K": 64}, "ferret": {"K": 64}}
@@ -120,6 +121,10 @@ class Direct:
     def nodes(self) -> Mapping[str, int]:
         """All of them."""
         return {name: i for i, name in enumerate(self.sites)}
+
+    def speaks(self, node: int) -> int:
+        """The newest."""
+        return versions.newest()
 
     def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Keep it for `pull`."""

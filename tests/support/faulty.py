@@ -24,6 +24,7 @@ from fedft.contract import Layout, Trained, Turn
 from fedft.errors import RejectedUpdate
 from fedft.recipe import Recipe
 from fedft.update import Job, Update
+from fedft.wire import versions
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class Network:
         self._call()
         seen = (site for site in self._sites.values() if site.reachable() or self._world.now < site.seen_until)
         return {site.name: self._first + site.index for site in seen}
+
+    def speaks(self, node: int) -> int:
+        """The newest."""
+        return versions.newest()
 
     def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Send, as far as it goes."""

@@ -33,6 +33,7 @@ class Service:
 
     def __init__(self, log: Path, *command: str) -> None:
         self.log, self.command = log, command
+        self.program: Sequence[str] = FEDFT
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._from = 0
@@ -48,7 +49,7 @@ class Service:
         with open(self.log, "ab") as log:
             self._from = log.tell()
             self._process = subprocess.Popen(
-                [*FEDFT, *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*self.program, *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         self.starts += 1
         return self

@@ -11,6 +11,7 @@ KEYS: dict[str, Any] = {
     "loss": float | None, "first_loss": float | None, "train_loss": float | None, "bytes_up": int, "bytes_down": int,
     "seconds": float, "left_s": float | None, "disk_bytes": int, "disk_free": int, "adapter": bool, "sites": list,
     "refusals": list, "refused": dict, "curve": list,
+    "written_by": str | None,
 }  # fmt: skip
 SITE: dict[str, Any] = {
     "name": str, "state": str, "doing": str | None, "loss": float | None, "counted": int, "refused": int, "up": int,

@@ -18,7 +18,7 @@ import torch
 
 from fedft.errors import RejectedUpdate
 from fedft.update import Job, Plan, TensorSpec, Update
-from fedft.wire import messages
+from fedft.wire import messages, versions
 
 SEED = 20240611
 UPDATES_PER_CODEC, PLANS, JOBS = 2000, 1500, 500
@@ -194,7 +194,7 @@ def split(data: bytes) -> tuple[str, str, bytes]:
 
 def join(head: Any, table: Any, body: Any) -> bytes:
     h, t = head.encode("utf-8", "surrogatepass"), table.encode("utf-8", "surrogatepass")
-    return PREFIX.pack(b"FDFT", messages.PROTOCOL, 2, len(h) % 65536, len(t)) + h + t + body
+    return PREFIX.pack(b"FDFT", versions.newest(), 2, len(h) % 65536, len(t)) + h + t + body
 
 
 MUTATIONS = [

@@ -19,6 +19,7 @@ from fedft.carriers.flower import grid, message_objects
 from fedft.carriers.flower.superlink_session import NoTask, Session
 from fedft.carriers.interface import LinkLost, Refused
 from fedft.errors import RejectedUpdate
+from fedft.wire import versions
 
 NODES_S = 1.0  # how old the list of nodes may be: it is asked for in every look for answers
 
@@ -53,6 +54,10 @@ class FlowerLink:
             }
             session.nodes_at = time.monotonic()
         return session.nodes
+
+    def speaks(self, node: int) -> int:
+        """The oldest version of the protocol: nobody says HELLO here, and a site may be as old as that."""
+        return versions.oldest()
 
     def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Send a payload to a node; returns the message's id. A node that is gone is told of by `pull`."""

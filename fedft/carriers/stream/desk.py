@@ -34,6 +34,8 @@ class Peer:
     node: int
     start: bytes
     session: Session
+    version: int
+    """Of the protocol, as agreed."""
     asked: set[int] = field(default_factory=set)
     """Messages without an answer so far."""
     lost_at: float = 0.0
@@ -57,6 +59,8 @@ class Desk:
     """Gives the longest answer in bytes."""
     online: dict[str, int] = field(default_factory=dict)
     """Node by site, of those that can be reached. Replaced, never changed: any thread may read it."""
+    versions: dict[int, int] = field(default_factory=dict)
+    """Version of the protocol by node, of the same; likewise."""
     _peers: dict[str, Peer] = field(default_factory=dict)
     _nodes: dict[int, Peer] = field(default_factory=dict)
     _asked: dict[int, Peer] = field(default_factory=dict)
@@ -68,8 +72,8 @@ class Desk:
         """Whether a key is that of a site."""
         return key in self.members().values()
 
-    def welcome(self, connection: Connection, key: bytes, start: bytes) -> None:
-        """A site has come, or come back; a connection that it had is replaced."""
+    def welcome(self, connection: Connection, key: bytes, start: bytes, version: int) -> None:
+        """A site has come, or come back, and speaks this version; a connection that it had is replaced."""
         site = next((name for name, k in self.members().items() if k == key), None)
         if site is None:
             return connection.refuse(front.UNKNOWN)
@@ -77,7 +81,7 @@ class Desk:
         if peer is None or peer.start != start:
             if peer is not None:
                 self._end(peer, front.REPLACED)
-            peer = self._enter(site, start)
+            peer = self._enter(site, start, version)
         elif peer.session.connection:
             peer.session.connection.close()
         connection.on_frame = lambda c, kind, number, body: self._hear(peer, c, kind, number, body)
@@ -137,7 +141,7 @@ class Desk:
             if peer.session.connection:
                 peer.session.connection.close()
 
-    def _enter(self, site: str, start: bytes) -> Peer:
+    def _enter(self, site: str, start: bytes, version: int) -> Peer:
         self._count += 1
         session = Session(
             self.loop.time,
@@ -146,7 +150,7 @@ class Desk:
             lambda *a: self._take(peer, *a),
             lambda n, why: self._gone(peer, n, why),
         )
-        peer = self._peers[site] = self._nodes[self._count] = Peer(site, self._count, start, session)
+        peer = self._peers[site] = self._nodes[self._count] = Peer(site, self._count, start, session, version)
         return peer
 
     def _end(self, peer: Peer, why: str) -> None:
@@ -201,7 +205,9 @@ class Desk:
     def _look(self) -> None:
         """Who is online."""
         since = self.loop.time() - LINGER_S
-        self.online = {p.site: p.node for p in self._peers.values() if p.session.connection or p.lost_at > since}
+        there = [p for p in self._peers.values() if p.session.connection or p.lost_at > since]
+        self.versions = {p.node: p.version for p in there}  # before `online`, which is looked at first
+        self.online = {p.site: p.node for p in there}
 
 
 def _lost(why: str) -> Refused:

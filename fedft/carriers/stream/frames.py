@@ -7,8 +7,9 @@
          8      8   number of the message that the frame is about; 0 where it is about none
         16      n   body
 
-    kind  1 HELLO    site, first   version (2), number of this start of the site (16), 1 if it only knocks (1)
-          2 WELCOME  server        version (2), number of this start of the server (16)
+    kind  1 HELLO    site, first   newest version of the protocol that it speaks (2), number of this start of the site
+                                   (16), 1 if it only knocks (1), oldest version (2)
+          2 WELCOME  server        the version that is spoken from now on (2), number of this start of the server (16)
           3 REFUSE   server        why, in ASCII; then the connection ends
           4 MESSAGE  both          size (8), bytes of the kind (1), kind; the message itself if it has at most INLINE
           5 GRANT    both          where to go on (8): there is room for the rest of the message
@@ -18,22 +19,28 @@
           9 PING    10 PONG        nothing
          11 BYE      site          it leaves, and forgets everything
 
+These three, and the 16 bytes before every body, are the same in every version of the protocol (`fedft.wire.versions`):
+nothing is agreed before them.
+
 The server numbers its messages; an answer has the number of what it answers. After a connection broke, both sides say
 MESSAGE again for what was not TAKEN, and GRANT says how much of it came. A receiver grants a message when it has room
 for all of it, so no sender decides how much memory is taken. The bytes themselves are not summed up here: what is
 carried is sealed, with a SHA-256 under its signature (`fedft.security.sealed`), and a wrong join is found there.
 """
 
+import re
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
 
-VERSION = 1
+from fedft.wire import versions
+
 PIECE_BYTES = 128 * 1024
 INLINE_BYTES = 32 * 1024
 MAX_WHY = 64
+OTHER_VERSION = "version"
 HEAD = struct.Struct("<B3xIQ")
-HELLO = struct.Struct("<H16sB")
+HELLO = struct.Struct("<H16sBH")
 WELCOME = struct.Struct("<H16s")
 SIZE = struct.Struct("<QB")
 OFFSET = struct.Struct("<Q")
@@ -78,6 +85,29 @@ class Malformed(Exception):
 def frame(kind: Kind, number: int = 0, *body: bytes | memoryview) -> bytes:
     """The bytes of a frame; its body may come in parts."""
     return b"".join((HEAD.pack(kind, sum(map(len, body)), number), *body))
+
+
+def hello(start: bytes, knocks: bool = False) -> bytes:
+    """The body of HELLO by a site that speaks what is spoken here; `start` is the number of its start."""
+    return HELLO.pack(versions.newest(), start, knocks, versions.oldest())
+
+
+def other_version() -> str:
+    """Why a site is refused that speaks no version which is spoken here; `versions_in` reads it."""
+    return f"{OTHER_VERSION} {versions.oldest()} {versions.newest()}"
+
+
+def versions_in(why: str) -> str | None:
+    """What the other side speaks, and which side is to be updated, by the reason of a REFUSE; None for other reasons.
+
+    >>> versions_in("version 8 9")
+    'it speaks protocol 8 to 9, this side protocol 2: update this side'
+    """
+    if not (found := re.fullmatch(rf"{OTHER_VERSION} (\d{{1,5}}) (\d{{1,5}})", why)):
+        return None
+    first, last = int(found[1]), int(found[2])
+    which = versions.older(last, "this side", "the server")
+    return f"it speaks {versions.told(first, last)}, this side {versions.here()}: update {which}"
 
 
 def announcement(number: int, kind: str, size: int, *inline: bytes | memoryview) -> bytes:

@@ -24,6 +24,7 @@ from fedft.carriers.stream.channel import Channel
 from fedft.carriers.stream.connection import Connection
 from fedft.carriers.stream.frames import Kind, Malformed
 from fedft.carriers.stream.strangers import Places, Stranger, Turns, network
+from fedft.wire import versions
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ AGAIN_S = 0.2  # until somebody is looked at again who has sent a part of it
 ACCEPTS = 64  # before the others have their turn
 SEEN = 4096  # addresses from which a site has come, remembered
 FULL_S = 0.2  # to wait where the system has no more files
-REPLACED, UNKNOWN, VERSION, OFTEN = "replaced", "unknown", "version", "often"
-"""Reasons of REFUSE."""
+REPLACED, UNKNOWN, OFTEN = "replaced", "unknown", "often"
+"""Reasons of REFUSE, beside `frames.other_version`."""
 
 
 @dataclass
@@ -51,13 +52,14 @@ class Front:
     context: ssl.SSLContext
     known: Callable[[bytes], bool]
     """Whether a public key is one of the roster's."""
-    welcome: Callable[[Connection, bytes, bytes], None]
-    """Takes (connection, key, number of this start of the site) of somebody who is known."""
+    welcome: Callable[[Connection, bytes, bytes, int], None]
+    """Takes (connection, key, number of this start of the site, version agreed) of somebody who is known."""
     epoch: bytes
     """Number of this start of the server, 16 bytes."""
     _silent: Places = field(default_factory=lambda: Places(*SILENT))
     _shaking: Places = field(default_factory=lambda: Places(*SHAKING))
     _seen: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _told: set[str] = field(default_factory=set)
     _comes: dict[bytes, Allowance] = field(default_factory=dict)
     """By key, of those that are known."""
 
@@ -183,17 +185,21 @@ class Front:
     def _hello(self, stranger: Stranger, connection: Connection, kind: Kind, body: bytes) -> None:
         if kind is not Kind.HELLO or len(body) != frames.HELLO.size:
             raise Malformed("it does not say HELLO first")
-        version, start, knocks = frames.HELLO.unpack(body)
-        if version != frames.VERSION:
-            return connection.refuse(VERSION)
+        newest, start, knocks, oldest = frames.HELLO.unpack(body)
+        if (version := versions.common(oldest, newest)) is None:
+            said = f"a site at {stranger.address} speaks {versions.told(oldest, newest)}, this server {versions.here()}"
+            if said not in self._told and len(self._told) < SEEN:
+                self._told.add(said)
+                log.warning("%s: update %s", said, versions.older(newest, "this server", "the site"))
+            return connection.refuse(frames.other_version())
         self._seen[stranger.address] = None
         self._seen.move_to_end(stranger.address)
         while len(self._seen) > SEEN:
             self._seen.popitem(last=False)
-        connection.say(Kind.WELCOME, 0, frames.WELCOME.pack(frames.VERSION, self.epoch))
+        connection.say(Kind.WELCOME, 0, frames.WELCOME.pack(version, self.epoch))
         if not knocks and not connection.closed:
             self._forget(stranger)
-            self.welcome(connection, stranger.key, start)
+            self.welcome(connection, stranger.key, start, version)
 
     def _leave(self, stranger: Stranger) -> None:
         self._forget(stranger)

@@ -15,6 +15,7 @@ from fedft.carriers.stream import tls
 from fedft.carriers.stream.desk import Answer, Desk
 from fedft.carriers.stream.front import Front
 from fedft.errors import ConfigError, RejectedUpdate
+from fedft.wire import versions
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,10 @@ class StreamLink:
         """Node id by site, of those with a connection, or that had one a moment ago. Raises LinkLost."""
         self._running()
         return self._desk.online
+
+    def speaks(self, node: int) -> int:
+        """The version of the protocol that a node's HELLO agreed on; the newest for a node that is gone."""
+        return self._desk.versions.get(node, versions.newest())
 
     def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Send a payload to a node; returns the message's id. A node that is gone is told of by `pull`."""

@@ -22,6 +22,7 @@ from fedft.carriers.stream.frames import Kind, Malformed
 from fedft.carriers.stream.room import Room
 from fedft.carriers.stream.session import Session
 from fedft.errors import ConfigError
+from fedft.wire import versions
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,6 @@ REASONS = {
     front.UNKNOWN: "server {} does not know this site's node key: not enrolled, or revoked",
     front.REPLACED: "server {} took another connection in place of this one: another process has this site's key",
     front.OFTEN: "server {} takes no more connections of this site for now: it came too often",
-    front.VERSION: "server {} speaks another version of the protocol: update the older of the two",
 }
 
 
@@ -137,7 +137,7 @@ class Node:
 
         connection = Connection(self._loop, sock, self._hear, lost)
         self._refused = ""
-        connection.say(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, self._start, 0))
+        connection.say(Kind.HELLO, 0, frames.hello(self._start))
         pinged = self._loop.time()
         while not ended.done():
             await asyncio.wait([ended], timeout=TICK_S)
@@ -173,13 +173,17 @@ class Node:
         if kind is Kind.REFUSE:
             why = bytes(body).decode("ascii", "replace")
             self._refused = REASONS.get(why, "server {} refuses us").format(self._address)
+            if found := frames.versions_in(why):
+                self._refused = f"server {self._address} cannot be spoken to: {found}"
             connection.lose(why)
         elif kind is Kind.PONG:
             return
         elif kind is Kind.WELCOME:
             if len(body) != frames.WELCOME.size or self._session.connection:
                 raise Malformed("a welcome of another form")
-            _, epoch = frames.WELCOME.unpack(body)
+            version, epoch = frames.WELCOME.unpack(body)
+            if versions.common(version, version) is None:
+                raise Malformed(f"a welcome in protocol {version}, this site speaks {versions.here()}")
             if epoch != self._epoch:  # another start of the server, which knows of nothing before it
                 self._session.end()
                 self._open.clear()

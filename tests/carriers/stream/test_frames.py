@@ -22,7 +22,7 @@ def read(data: bytes, step: int) -> list[tuple[Kind, int, bytes]]:
 
 @pytest.mark.parametrize("step", [1, 7, 16, 1000, 10**6])
 def test_frames_come_out_as_they_went_in_however_they_are_cut(step: int) -> None:
-    sent = [(Kind.HELLO, 0, bytes(19)), (Kind.PIECE, 7, b"x" * 5000), (Kind.TAKEN, 2**64 - 1, b"")]
+    sent = [(Kind.HELLO, 0, bytes(21)), (Kind.PIECE, 7, b"x" * 5000), (Kind.TAKEN, 2**64 - 1, b"")]
     sent += [(Kind.DROP, 3, b"why"), (Kind.PIECE, 8, b"y"), (Kind.PING, 0, b"")]
     assert read(b"".join(frame(kind, number, body) for kind, number, body in sent), step) == sent
 

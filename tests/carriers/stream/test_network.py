@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from carried import MAX_REPLY, House, node_key, running, wait
+from next_version import spoken
 
 from fedft.carriers.interface import Refused
-from fedft.carriers.stream import desk, dial, front, site_node
+from fedft.carriers.stream import desk, dial, frames, front, site_node, tls
 from fedft.carriers.stream.link import StreamLink
 from fedft.errors import ConfigError
 
@@ -278,3 +279,45 @@ def test_a_server_is_reached_by_ipv6(tmp_path: Path) -> None:
     with running(house.node("ann", f"[::1]:{house.link.port}"), handle=echo):
         assert house.ask(house.online("ann")["ann"], b"six") == b"six"
     house.link.close()
+
+
+def first_word(house: House, newest: int, oldest: int) -> tuple[frames.Kind, bytes]:
+    """The server's answer to a HELLO of a site that speaks these versions."""
+    with dial.connect(house.address, tls.for_site(house.ca, house.keys["ann"])) as sock:
+        sock.settimeout(30)
+        body = frames.HELLO.pack(newest, bytes(16), 1, oldest)
+        sock.sendall(frames.frame(frames.Kind.HELLO, 0, body))
+        reader = frames.Reader()
+        while True:
+            for kind, _, said in reader.feed(memoryview(sock.recv(4096))):
+                return kind, bytes(said)
+
+
+def test_a_hello_agrees_on_a_version_or_names_both_and_which_side_to_update(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    with spoken(2, 3):
+        for site, agreed in (((2, 2), 2), ((3, 2), 3), ((4, 3), 3)):
+            kind, said = first_word(house, *site)
+            assert (kind, said[:2]) == (frames.Kind.WELCOME, agreed.to_bytes(2, "little"))
+        for site, which in (((1, 1), "the site"), ((5, 4), "this server"), ((5, 4), "")):
+            caplog.clear()
+            assert first_word(house, *site) == (frames.Kind.REFUSE, b"version 2 3")
+            told = f"speaks protocol {site[1]}{f' to {site[0]}' * (site[0] > site[1])}, this server protocol 2 to 3"
+            assert [which in r.message for r in caplog.records if told in r.message] == [True] * bool(which)
+    assert frames.versions_in("version 2 3") == "it speaks protocol 2 to 3, this side protocol 2: update this side"
+    with spoken(3, 4):
+        wanted = "it speaks protocol 2, this side protocol 3 to 4: update the server"
+        assert frames.versions_in("version 2 2") == wanted
+    assert frames.versions_in("unknown") is frames.versions_in("version 2") is frames.versions_in("version x y") is None
+
+
+def test_a_site_that_is_too_new_says_what_to_update_and_goes_on_trying(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(frames, "hello", lambda start, knocks=False: frames.HELLO.pack(9, start, knocks, 8))
+    monkeypatch.setattr(frames, "versions_in", lambda why: f"it speaks {why.split(' ', 1)[1]}, this side 8 9")
+    with running(house.node("ann"), handle=echo):
+        wait(lambda: any("cannot be spoken to: it speaks 2 2, this side 8 9" in r.message for r in caplog.records))
+        monkeypatch.undo()
+        house.online("ann")
