@@ -12,12 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.site_node import Node
 from fedft.client import allowed_jobs
 from fedft.client.disk import SiteDisk
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
+from fedft.client.server_trust import ServerTrust
 from fedft.client.site_settings import SiteConfig
 from fedft.client.train import Client
 from fedft.config import RunConfig
@@ -45,24 +48,30 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "") -> None
     except OSError as e:
         raise ConfigError(f"[site] state = {str(state)!r}: cannot be made: {e.strerror}") from e
     signing, node = private_keys.load_signing(own / "signing.key"), own / "node.key"
-    server, ca = private_keys.load_public(Path(site.server.key)), Path(site.server.ca).read_bytes()
+    trust = ServerTrust(Path(site.server.key), Path(site.server.ca), state)
     allowed_code.allow([*site.policy.strategies, *site.policy.metrics])  # listed by the operator's own hand
     disk = SiteDisk(state)
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
         longest = allowed_jobs.longest_message(site.policy)
-        responder = Responder(site.site.name, signing, server, disk, Joiner(site), allowed)
+        responder = Responder(site.site.name, signing, trust.key, disk, Joiner(site), allowed)
         threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
         log.info("site %s, server %s", site.site.name, superlink or site.server.address)
         try:
             way = (
-                _superlink(superlink, ca, node, longest)
+                _superlink(superlink, trust.ca, node, longest)
                 if superlink
-                else Node(site.server.address, ca, node, max_bytes=longest)
+                else Node(site.server.address, trust.ca, node, max_bytes=longest)
             )
         except ConfigError as e:
             raise ConfigError(f"{e}; [server] ca = {site.server.ca!r} is to be the server's ca.pem") from e
-        way.run(lambda kind, payload, reply: responder.take(payload, reply), stop)
+
+        def go_over(key: Ed25519PublicKey, authority: bytes) -> None:
+            responder.server = key
+            if not superlink:  # there, from the next start on
+                way.trust(authority)
+
+        way.run(lambda kind, payload, reply: responder.take(trust.message(payload, go_over), reply), stop)
 
 
 def _superlink(address: str, ca: bytes, key: Path, max_bytes: int) -> Any:

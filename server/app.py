@@ -18,8 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from fedft import durable
 from fedft.carriers.interface import Link
 from fedft.carriers.stream.link import StreamLink
@@ -29,9 +27,12 @@ from fedft.models import resident
 from fedft.reports.observers import Audience, Observer, Observers
 from fedft.security import new_keys, private_keys
 from fedft.security import roster as keys
+from fedft.security.sealed import Verifies
 from fedft.security.site_table import Site
 from fedft.server import message_sizes, open_run, run_outputs
 from fedft.server.sealed_post import SealedPost
+from fedft.server.succession_link import announced
+from fedft.update import MEMORY_LOST
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def serve(
         run = held.begin(here, salt)
         audit.path.touch()
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
-        link = _link(place, roster, most)
+        link = announced(_link(place, roster, most), place.keys)
         try:
             post = SealedPost(link, roster, key, run.job.run, audit)
             caps = {name: m.max_examples for name, m in roster.members.items()}
@@ -119,20 +120,20 @@ class _Roster:
         self._path, self._read_at = path, (0, 0)
         self._lock = threading.Lock()
         self._roster = keys.load_roster(path)
-        self._nodes = {m.name: m.node for m in self.members.values() if m.state() != "revoked"}
+        self._names = [m.name for m in self.members.values() if m.state() != "revoked"]
 
     @property
     def members(self) -> Mapping[str, Site]:
         return self._roster.members
 
-    def key_of(self, name: str) -> Ed25519PublicKey:
+    def key_of(self, name: str) -> Verifies:
         self._reload()
         return self._roster.key_of(name)
 
-    def nodes(self) -> Mapping[str, bytes]:
-        """The public node key of each site that may come."""
+    def nodes(self) -> Mapping[str, tuple[bytes, ...]]:
+        """The public node keys with which each site may come."""
         self._reload()
-        return self._nodes
+        return {name: self.members[name].nodes() for name in self._names}
 
     def _reload(self) -> None:
         with self._lock, suppress(OSError):
@@ -144,11 +145,11 @@ class _Roster:
                 self._roster = keys.load_roster(self._path)
             except FedftError as e:
                 log.error("%s; going on with the roster as it was", e)
-            gone = [n for n in self._nodes if n not in self.members or self.members[n].state() == "revoked"]
+            gone = [n for n in self._names if n not in self.members or self.members[n].state() == "revoked"]
             for name in gone:
                 log.warning("%s is revoked", name)
             if gone:
-                self._nodes = {name: key for name, key in self._nodes.items() if name not in gone}
+                self._names = [name for name in self._names if name not in gone]
 
 
 def _salt(path: Path) -> bytes:
@@ -163,7 +164,10 @@ def _salt(path: Path) -> bytes:
 
 @dataclass
 class Audit:
-    """Passes events on and writes a line for every refusal: who, why, how large, digest; never what was in it."""
+    """Passes events on and writes a line for every refusal: who, why, how large, digest; never what was in it.
+
+    A site that has lost what it keeps is a line, too, of the code `memory_lost`.
+    """
 
     path: Path
     observe: Observer
@@ -173,8 +177,8 @@ class Audit:
         """Take one event of the run; a refusal is appended to the file before it is passed on, and not fsynced."""
         if kind == "round":
             self._round = info["round"]
-        if kind == "refused":
-            kept = {k: info[k] for k in ("code", "size", "sha256", "proven")}
+        if kind in ("refused", MEMORY_LOST):
+            kept = {k: info[k] for k in ("code", "size", "sha256", "proven")} if kind == "refused" else {"code": kind}
             line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "round": self._round, **kept}
             with suppress(OSError), open(self.path, "a", encoding="utf-8") as f:  # a full disk is told elsewhere
                 f.write(json.dumps({**line, "site": info["client"]}, sort_keys=True) + "\n")
