@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.pace import MBIT
 from fedft.carriers.stream.site_node import Node
@@ -22,6 +24,7 @@ from fedft.client.held_letters import Door, HeldLetters
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
 from fedft.client.resident_models import ResidentModels
+from fedft.client.server_trust import ServerTrust
 from fedft.client.site_settings import SiteConfig
 from fedft.client.train import Client
 from fedft.data import client_datasets
@@ -49,7 +52,7 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "", file: P
     except OSError as e:
         raise ConfigError(f"[site] state = {str(state)!r}: cannot be made: {e.strerror}") from e
     signing, node = private_keys.load_signing(own / "signing.key"), own / "node.key"
-    server, ca = private_keys.load_public(Path(site.server.key)), Path(site.server.ca).read_bytes()
+    trust = ServerTrust(Path(site.server.key), Path(site.server.ca), state)
     allowed_code.allow([*site.policy.strategies, *site.policy.metrics])  # listed by the operator's own hand
     disk = SiteDisk(state)
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
@@ -57,16 +60,26 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "", file: P
         longest = allowed_jobs.longest_message(site.policy)
         joiner = Joiner(site, disk, ResidentModels(site.local.max_models))
         held = HeldLetters(Door(site, file).closed)
-        responder = Responder(site.site.name, signing, server, disk, joiner, allowed, held)
+        responder = Responder(site.site.name, signing, trust.key, disk, joiner, allowed, held)
         joiner.let_go = responder.runs.let_go
         threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
         log.info("site %s, server %s", site.site.name, superlink or site.server.address)
         try:
-            way = _superlink(superlink, ca, node, longest) if superlink else _own(site, ca, node, longest, responder)
+            way: Any = (
+                _superlink(superlink, trust.ca, node, longest)
+                if superlink
+                else _own(site, trust.ca, node, longest, responder)
+            )
         except ConfigError as e:
             raise ConfigError(f"{e}; [server] ca = {site.server.ca!r} is to be the server's ca.pem") from e
+
+        def go_over(key: Ed25519PublicKey, authority: bytes) -> None:
+            responder.server = key
+            if not superlink:  # there, from the next start on
+                way.trust(authority)
+
         threading.Thread(target=contact.keep, args=(state, way.connected, stop), name="contact", daemon=True).start()
-        way.run(lambda kind, payload, reply: responder.take(payload, reply), stop)
+        way.run(lambda kind, payload, reply: responder.take(trust.message(payload, go_over), reply), stop)
 
 
 def _own(site: SiteConfig, ca: bytes, key: Path, max_bytes: int, responder: Responder) -> Node:

@@ -27,6 +27,7 @@ from fedft.server import message_sizes, open_run, run_outputs
 from fedft.server.audit import Audit
 from fedft.server.roster_file import RosterFile
 from fedft.server.sealed_post import SealedPost
+from fedft.server.succession_link import announced
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def serve(
         run = held.begin(here, salt)
         audit.begin(run.job.run, held.version)
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
-        link = _link(place, roster, most)
+        link = announced(_link(place, roster, most), place.keys)
         try:
             post = SealedPost(link, roster, key, run.job.run, audit)
             loop = run.loop(post, roll=roster, lift=lift)

@@ -6,6 +6,7 @@
     admitted      site: its update is durable and counts; `recovered` where that was before a kill and is told now
     refused       site, code, size and sha256 of what came, proven: whether the site certainly sent it
     quarantined, lifted    site
+    memory_lost   site: it had lost what it keeps between rounds, and began anew
     changed       keys: key -> [before, after], by: whose change it is
     admin         act, uid, and what it is about; failed: why nothing came of it
     stopped       finished: whether the run is at its end
@@ -27,6 +28,7 @@ from fedft.errors import RunPaused
 from fedft.reports.observers import Observer
 from fedft.security import chained_lines
 from fedft.security.chained_lines import Chain, ChainedLines
+from fedft.update import MEMORY_LOST
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ FACTS: Mapping[str, tuple[str, ...]] = {
     "quarantined": (),
     "lifted": (),
     "changed": ("keys", "by"),
+    MEMORY_LOST: (),
 }
 """What a line has of an event of the run, beside the client."""
 EVENTS = ("started", "stopped", "admin", *FACTS)

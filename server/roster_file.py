@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from fedft.errors import FedftError
 from fedft.security import roster as keys
+from fedft.security.sealed import Verifies
 from fedft.security.site_table import Site
 
 log = logging.getLogger(__name__)
@@ -26,22 +25,21 @@ class RosterFile:
         self._path, self._read_at = path, (0, 0)
         self._lock = threading.Lock()
         self._roster = keys.load_roster(path)
-        self._nodes = _nodes(self._roster)
 
     @property
     def members(self) -> Mapping[str, Site]:
         """All sites of the file by name, as it was when last read; the revoked too."""
         return self._roster.members
 
-    def key_of(self, name: str) -> Ed25519PublicKey:
-        """The public key that the site signs with. Raises RejectedUpdate for a site that does not count now."""
+    def key_of(self, name: str) -> Verifies:
+        """What verifies the signatures of a site. Raises RejectedUpdate for a site that does not count now."""
         self._reload()
         return self._roster.key_of(name)
 
-    def nodes(self) -> Mapping[str, bytes]:
-        """The public node key of each site that may come."""
+    def nodes(self) -> Mapping[str, tuple[bytes, ...]]:
+        """The public node keys with which each site may come, now."""
         self._reload()
-        return self._nodes
+        return {m.name: m.nodes() for m in self.members.values() if not m.revoked}
 
     def present(self) -> Mapping[str, int]:
         """Most examples that an update may claim, by name of each site whose messages count now."""
@@ -62,10 +60,5 @@ class RosterFile:
             self._read_at = stamp
             try:
                 self._roster = keys.load_roster(self._path)
-                self._nodes = _nodes(self._roster)
             except FedftError as e:
                 log.error("%s; going on with the roster as it was", e)
-
-
-def _nodes(roster: keys.Roster) -> dict[str, bytes]:
-    return {m.name: m.node for m in roster.members.values() if not m.revoked}

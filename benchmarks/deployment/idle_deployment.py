@@ -85,7 +85,7 @@ def serve(folder: Path) -> None:
     """The server's process; ends after the last round. Notes go to `server.jsonl`."""
     setting, note, place = Setting(folder), Notes(folder / "server.jsonl"), folder / "keys"
     roster = keys.load_roster(place / "roster.toml")
-    members = {name: m.node for name, m in roster.members.items()}
+    members = {name: m.nodes() for name, m in roster.members.items()}
     link = StreamLink("127.0.0.1", 0, place / "server.pem", place / "server.key", lambda: members, 2**31 - 1)
     link.start()
     note("listens", port=link.port)

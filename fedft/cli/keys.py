@@ -173,3 +173,39 @@ def renew(
     facts = new_keys.certificate_facts(folder / "server.pem")
     typer.echo(f"made {facts.path}, for {', '.join(facts.names)}, valid until {facts.not_after:%Y-%m-%d}")
     typer.echo("next: restart the server if it runs; the sites keep their ca.pem and do nothing")
+
+
+@app.command()
+def rotate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A server's key folder, or a site's.")],
+    finish: Annotated[bool, typer.Option("--finish", help="End the overlap: only the new keys stay.")] = False,
+    early: Annotated[bool, typer.Option("--early", help="A server's: end it before its date.")] = False,
+    days: Annotated[int, typer.Option(help="A server's: days in which its sites go over.")] = 30,
+) -> None:
+    """Replace keys by new ones that the old ones sign for, without a round lost; then --finish."""
+    from fedft.security import enrolment, kits, roster, rotation
+
+    if rotation.is_server(folder):
+        if finish:
+            rotation.finish_server(folder, early=early)
+            typer.echo(f"{folder}: a new certificate by the new authority, which is the only one now")
+            typer.echo("next: restart the server; a site that was away all the time needs a new kit (`fedft keys kit`)")
+            return
+        found = rotation.rotate_server(folder, days)
+        typer.echo(
+            f"{folder}: a new signing key, and a new authority beside the old; fingerprint {kits.fingerprint(folder)}"
+        )
+        typer.echo("next: restart the server, and back its keys up; sites that it asks go over by themselves")
+        typer.echo(f"from {found.until:%Y-%m-%d} on: `fedft keys rotate {folder} --finish`")
+        return
+    if finish:
+        made = rotation.finish_site(folder)
+        typer.echo(f"{folder}: only the new keys are left; fingerprint {made.fingerprint()}")
+        typer.echo("next: restart `fedft client`")
+        return
+    card = rotation.rotate_site(folder)
+    typer.echo(f"{folder}: next keys beside those in use; fingerprint {roster.read_card(card).fingerprint()}")
+    typer.echo(f"next: hand {card} to the server's operator, who enrols it; the old key has signed it")
+    typer.echo(
+        f"then: `fedft keys rotate {folder} --finish`, and restart `fedft client`, within {enrolment.OVERLAP.days} days"
+    )

@@ -1,10 +1,12 @@
 """Keys, certificates, the roster of sites, and signed letters: who may speak, and that it was them.
 
-    roster         the sites that count, as a file: read, added to, revoked in; roster_text keeps its comments
+    roster         the sites that count, as a file: read, added to, revoked in; roster_text keeps its comments,
+                   enrolment looks at cards, card_proofs at who signed them
     site_table     one site as TOML: a table of the roster, or a card
     kits           what a site needs of its server, as one public file
     chained_lines  records that show whether a line was changed: a site's, and a server's
     sealed         bytes signed by their sender, bound to run, round, attempt, site and plan
+    rotation       new keys in place of those in use; a server tells its sites of its own by successions
     new_keys       make all of the files below; private_keys and key_files read and write them
     certificates   X.509: the server's own authority, and whether sites will accept a certificate
 

@@ -64,19 +64,23 @@ class Certificate:
         return host in self.names
 
 
-def facts(path: Path, found: x509.Certificate, ca: x509.Certificate) -> Certificate:
-    """The facts of the certificate `found`, read from `path`; `ca` is the authority that should have signed it."""
+def facts(path: Path, found: x509.Certificate, authorities: Sequence[x509.Certificate]) -> Certificate:
+    """The facts of the certificate `found`, read from `path`; one of `authorities` should have signed it."""
     try:
         alternatives = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = tuple(str(n.value) for n in alternatives if isinstance(n, x509.DNSName | x509.IPAddress))
     except (x509.ExtensionNotFound, ValueError):
         names = ()
+    signed = any(_issued(found, ca) for ca in authorities)
+    return Certificate(path, names, found.not_valid_before_utc, found.not_valid_after_utc, signed)
+
+
+def _issued(found: x509.Certificate, ca: x509.Certificate) -> bool:
     try:
         found.verify_directly_issued_by(ca)
-        signed = True
     except (ValueError, TypeError, InvalidSignature):
-        signed = False
-    return Certificate(path, names, found.not_valid_before_utc, found.not_valid_after_utc, signed)
+        return False
+    return True
 
 
 def subjects(hosts: Sequence[str]) -> list[x509.GeneralName]:

@@ -14,6 +14,7 @@ is written is made anew from the values that were read, under names that are fix
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fedft import check
 from fedft.errors import ConfigError
 from fedft.security import private_keys
 from fedft.security.key_files import PUBLIC, read_text, tables_of, write_new
-from fedft.security.new_keys import certificate_facts
+from fedft.security.new_keys import authorities, certificate_facts
 from fedft.security.roster import load_roster
 from fedft.security.sealed import site_name
 from fedft.security.site_table import Site, grouped
@@ -58,8 +59,7 @@ class Kit:
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits in groups of four, of the server's key and authorities, to compare by telephone."""
-        parts = [self.server.public_bytes_raw(), *(a.public_bytes(pem.Encoding.DER) for a in self.authorities)]
-        return grouped(hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest())
+        return _fingerprint(self.server, self.authorities)
 
     def files(self) -> dict[str, bytes]:
         """The site's two files of the server by name."""
@@ -88,16 +88,24 @@ def made(folder: Path, name: str, address: str = "") -> Kit:
     facts = certificate_facts(folder / "server.pem")
     host = next((n for n in facts.names if not n.startswith("*.")), "localhost")
     address = address or f"{f'[{host}]' if ':' in host else host}:{PORT}"
-    ca = read_text(folder / "ca.pem", "`fedft keys server` makes one")
     try:
         _checked_address(address)
-        authorities = _authorities(ca)
     except ValueError as e:
-        raise ConfigError(f"fedft keys kit: {e}") from e
+        raise ConfigError(f"--address: {e}") from e
     for fault in facts.faults(address.rpartition(":")[0].strip("[]")):
         raise ConfigError(fault)
     server = private_keys.load_public(folder / "server.pub")
-    return Kit(name, members[name].fingerprint(), address, server, authorities)
+    return Kit(name, members[name].fingerprint(), address, server, tuple(authorities(folder / "ca.pem")))
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the kits of the server's key folder `folder`, as it is now."""
+    return _fingerprint(private_keys.load_public(folder / "server.pub"), authorities(folder / "ca.pem"))
+
+
+def _fingerprint(server: Ed25519PublicKey, authorities: Sequence[x509.Certificate]) -> str:
+    parts = [server.public_bytes_raw(), *(a.public_bytes(pem.Encoding.DER) for a in authorities)]
+    return grouped(hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest())
 
 
 def read(path: Path) -> Kit:

@@ -19,6 +19,8 @@ from fedft.security.roster_text import ROSTER
 from fedft.security.sealed import site_name
 from fedft.security.site_table import card_text
 
+DAYS = 365  # that a server's certificate is valid
+
 
 def make_site(folder: Path, name: str) -> Path:
     """Make a site's signing key, node key and card in `folder`; returns the path of the card, `<name>.card.toml`.
@@ -34,7 +36,7 @@ def make_site(folder: Path, name: str) -> Path:
     return card
 
 
-def make_server(folder: Path, hosts: Sequence[str], days: int = 365) -> None:
+def make_server(folder: Path, hosts: Sequence[str], days: int = DAYS) -> None:
     """Make a server's keys, certificates and empty roster in `folder`: the seven files of `fedft.security`.
 
     Args:
@@ -59,7 +61,7 @@ def make_server(folder: Path, hosts: Sequence[str], days: int = 365) -> None:
     write_new(folder / "roster.toml", ROSTER.encode(), PUBLIC)
 
 
-def renew(folder: Path, hosts: Sequence[str] = (), days: int = 365) -> None:
+def renew(folder: Path, hosts: Sequence[str] = (), days: int = DAYS) -> None:
     """Replace server.pem in a server's folder by a new certificate of the same authority and key.
 
     Sites trust the authority, so no site has to do anything. `hosts` and `days` as for `make_server`; without hosts,
@@ -68,7 +70,7 @@ def renew(folder: Path, hosts: Sequence[str] = (), days: int = 365) -> None:
     """
     _checked_days(days)
     names = certificates.subjects(hosts or certificate_facts(folder / "server.pem").names)
-    ca, ca_key = _certificate(folder / "ca.pem"), load_ecdsa(folder / "ca.key")
+    ca, ca_key = authorities(folder / "ca.pem")[0], load_ecdsa(folder / "ca.key")
     if ca.public_key() != ca_key.public_key():
         raise ConfigError(f"{folder / 'ca.pem'}: not the certificate of ca.key beside it; both come from one backup")
     if ca.not_valid_after_utc <= datetime.now(UTC):
@@ -97,11 +99,15 @@ def certificate_facts(path: Path) -> Certificate:
 
     Raises ConfigError if one of the two is absent or no certificate in PEM.
     """
-    return certificates.facts(path, _certificate(path), _certificate(path.with_name("ca.pem")))
+    return certificates.facts(path, authorities(path)[0], authorities(path.with_name("ca.pem")))
 
 
-def _certificate(path: Path) -> x509.Certificate:
+def authorities(path: Path) -> list[x509.Certificate]:
+    """The certificates in the file `path`, a `ca.pem`: one, or the present authority and the next one.
+
+    Raises ConfigError if the file is absent, or holds no certificate in PEM.
+    """
     try:
-        return x509.load_pem_x509_certificate(read_text(path, "`fedft keys server` makes one").encode())
+        return x509.load_pem_x509_certificates(read_text(path, "`fedft keys server` makes one").encode())
     except ValueError as e:
         raise ConfigError(f"{path}: not a certificate in PEM; `fedft keys server` makes one") from e

@@ -12,13 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from fedft import check, durable
 from fedft.errors import ConfigError, RejectedUpdate
 from fedft.security import roster_text
+from fedft.security.enrolment import Enrolment, keys_of, replaced
 from fedft.security.key_files import MAX_FILE_BYTES, PUBLIC, read_text, write_new
-from fedft.security.private_keys import load_public
+from fedft.security.sealed import Verifies
 from fedft.security.site_table import Site, card_text, site_of, site_of_card, site_tables
 
 MAX_CARD_BYTES = 2**14  # a card comes from somebody else and takes 400 bytes
@@ -33,8 +32,8 @@ class Keyring(Protocol):
     def members(self) -> Mapping[str, Any]:
         """The sites by name."""
 
-    def key_of(self, name: str) -> Ed25519PublicKey:
-        """The public key that the site signs with. Raises RejectedUpdate for a site that does not count."""
+    def key_of(self, name: str) -> Verifies:
+        """What the site's messages are verified with. Raises RejectedUpdate for a site that does not count."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Roster:
 
     members: Mapping[str, Site]
 
-    def key_of(self, name: str) -> Ed25519PublicKey:
-        """The public key that site `name` signs its messages with.
+    def key_of(self, name: str) -> Verifies:
+        """What the messages of site `name` are verified with: its key, or either of two while an old one counts.
 
         Raises RejectedUpdate with code `unknown_client` for a name that is not in the roster, and `revoked` for a site
         that is revoked, expired or not yet valid.
@@ -54,7 +53,7 @@ class Roster:
             raise RejectedUpdate("unknown_client", f"no site {name!r} in the roster")
         if (state := site.state()) != "enrolled":
             raise RejectedUpdate("revoked", f"the key of site {name!r} does not count: {state}")
-        return site.signing
+        return site.key()
 
 
 def load_roster(path: Path) -> Roster:
@@ -82,18 +81,32 @@ def enrol(roster: Path, card: Path) -> Site:
 def enrol_all(roster: Path, cards: Sequence[Path]) -> list[Site]:
     """Add the sites of card files to the roster file `roster`, all or none; returns the sites, in order of the cards.
 
-    The roster's text so far stays as it is, and a card that is enrolled already changes nothing. Raises ConfigError,
-    with a line for each card at fault, for a file that is no card, for a name or key that another site (or another
-    card, or the server) has, and for a revoked site.
+    The roster's text so far stays as it is, and a card that is enrolled already changes nothing. A card with other keys
+    of a site that is here, signed by the key that is here (`fedft keys rotate`), replaces its keys: the old ones count
+    for OVERLAP more, and what they were is in roster.log. Raises ConfigError, with a line for each card at fault, for a
+    file that is no card, for a name or key that another site (or another card, or the server) has, and for a revoked
+    site.
     """
     with _changing(roster) as (text, members):
-        found = _Enrolment(roster, members)
-        sites = [site for card in cards if (site := found.take(card)) is not None]
-        if found.faults:
-            raise ConfigError(_in_lines(found.faults, len(cards)))
+        found = Enrolment(roster, members)
+        sites, faults = [], []
+        for card in cards:
+            try:
+                sites.append(found.take(read_card(card), card))
+            except ConfigError as e:
+                faults.append(str(e))
+        if faults:
+            raise ConfigError(_in_lines(faults, len(cards)))
+        edited, order = text, list(members)
+        for site in found.other:
+            edited = roster_text.with_values(edited, order.index(site.name), replaced(members[site.name], site), roster)
         if found.new:
             tables = [card_text(site.name, site.signing, site.node) for site in found.new]
-            _replace(roster, "\n\n".join([text.rstrip(), *map(str.rstrip, tables)]) + "\n")
+            edited = "\n\n".join([edited.rstrip(), *map(str.rstrip, tables)]) + "\n"
+        if edited != text:
+            before = [(site.name, members[site.name]) for site in found.other]
+            _note(roster, [{"act": "replaced", "site": n, "table": card_text(n, m.signing, m.node)} for n, m in before])
+            _replace(roster, edited)
         return sites
 
 
@@ -105,7 +118,7 @@ def revoke(roster: Path, name: str) -> None:
     with _changing(roster) as (text, members):
         _check_known(roster, [name], members)
         if not members[name].revoked:
-            _replace(roster, roster_text.with_value(text, list(members).index(name), "revoked", True, roster))
+            _replace(roster, roster_text.with_values(text, list(members).index(name), {"revoked": True}, roster))
 
 
 def remove(roster: Path, names: Sequence[str]) -> None:
@@ -124,6 +137,8 @@ def remove(roster: Path, names: Sequence[str]) -> None:
 
 def _note(roster: Path, acts: Sequence[Mapping[str, str]]) -> None:
     """Add a line for each act to the roster's log, durably. Raises RunPaused where the disk does not take it."""
+    if not acts:
+        return
     path = roster.with_name("roster.log")
     there = path.read_bytes() if path.exists() else b""
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -154,49 +169,6 @@ def _check_known(roster: Path, names: Sequence[str], members: Mapping[str, Site]
             raise ConfigError(f"{roster}: no site {name!r}{check.nearest(name, members)}")
 
 
-class _Enrolment:
-    """Cards that are looked at one after the other: which sites are new, and what is wrong with the others."""
-
-    def __init__(self, roster: Path, members: Mapping[str, Site]) -> None:
-        self.new: list[Site] = []
-        self.faults: list[str] = []
-        self._roster, self._members, self._there = roster, dict(members), set(members)
-        self._owners = {key: site.name for site in members.values() for key in _keys(site)}
-        server = roster.with_name("server.pub")
-        self._server = load_public(server).public_bytes_raw() if server.exists() else b""
-
-    def take(self, card: Path) -> Site | None:
-        """The site of a card, in the roster or to be added; None for a card at fault."""
-        try:
-            site = read_card(card)
-            known = self._members.get(site.name)
-            if known is None:
-                self._check_keys(site, card)
-                self._members[site.name] = site
-                self._owners |= dict.fromkeys(_keys(site), site.name)
-                self.new.append(site)
-                return site
-            if known.fingerprint() != site.fingerprint():
-                there = f"{self._roster} has" if site.name in self._there else "another card is of"
-                remedy = "; `fedft keys remove` it first to replace them" * (site.name in self._there)
-                raise ConfigError(f"{card}: {there} a site {site.name!r} with other keys{remedy}")
-            if known.revoked:
-                remedy = f"delete `revoked` in {self._roster} to take it back"
-                raise ConfigError(f"{card}: site {site.name!r} is revoked; {remedy}")
-            return known
-        except ConfigError as e:
-            self.faults.append(str(e))
-            return None
-
-    def _check_keys(self, site: Site, card: Path) -> None:
-        for name, key in zip(("signing", "node"), _keys(site), strict=True):
-            if key in self._owners:
-                other = self._owners[key]
-                raise ConfigError(f"{card}: [[site]] {name}: the key of {site.name!r} is also that of {other!r}")
-            if key == self._server:
-                raise ConfigError(f"{card}: [[site]] {name} is the server's own key")
-
-
 def _in_lines(faults: Sequence[str], cards: int) -> str:
     """A line for each of the faults, up to MAX_FAULTS, and what became of the other cards."""
     lines = list(faults[:MAX_FAULTS])
@@ -204,10 +176,6 @@ def _in_lines(faults: Sequence[str], cards: int) -> str:
         more = f", {len(faults) - MAX_FAULTS} of them not shown" * (len(faults) > MAX_FAULTS)
         lines.append(f"nothing was enrolled: {len(faults)} of {cards} cards are at fault{more}")
     return "\n".join(lines)
-
-
-def _keys(site: Site) -> tuple[bytes, bytes]:
-    return site.signing.public_bytes_raw(), site.node
 
 
 def _roster(text: str, path: Path) -> Roster:
@@ -219,7 +187,7 @@ def _roster(text: str, path: Path) -> Roster:
         site = site_of(table, where)
         if site.name in members:
             raise ConfigError(f"{where} name: a second site {site.name!r}")
-        for key, value in zip(("signing", "node"), _keys(site), strict=True):
+        for key, value in keys_of(site).items():
             if value in owners:
                 raise ConfigError(f"{where} {key}: the key of {site.name!r} is also that of {owners[value]!r}")
             owners[value] = site.name

@@ -20,19 +20,30 @@ ROSTER = """\
 _HEAD = re.compile(r"^[ \t]*\[\[[ \t]*site[ \t]*\]\].*$", re.MULTILINE)
 _TAIL = re.compile(r"\n(?:[ \t]*(?:#.*)?(?:\n|\Z))*\Z")
 """Empty lines and comments at the end of a text."""
+_VALUE = r"""^[ \t]*{}[ \t]*=[ \t]*(\"\"\".*?\"\"\"|'''.*?'''|"[^"\n]*"|'[^'\n]*'|[^\s#]+)"""
+"""A key at the beginning of a line, and its value."""
 
 
-def with_value(text: str, index: int, key: str, value: bool, path: Path) -> str:
-    """The text with `key = value` in its table number `index`, right under its head; `path` is named in errors.
+def with_values(text: str, index: int, values: Mapping[str, Any], path: Path) -> str:
+    """The text with these values by key in its table number `index`; `path` is named in errors.
 
-    Where that is not what comes out (a table written in another way, or one that has the key), the whole roster is
-    written anew, without comments.
+    A key that the table has gets its new value where it stands, the others stand right under its head. Where that is
+    not what comes out (a table written in another way), the whole roster is written anew, without comments.
     """
     tables = site_tables(text, path)
-    wanted = [dict(t, **{key: value}) if i == index else t for i, t in enumerate(tables)]
+    wanted = [dict(t, **values) if i == index else t for i, t in enumerate(tables)]
     heads = list(_HEAD.finditer(text))
-    end = heads[index].end() if len(heads) == len(tables) else 0
-    return _checked(f"{text[:end]}\n{key} = {str(value).lower()}{text[end:]}", wanted)
+    if len(heads) != len(tables):
+        return _checked("", wanted)
+    begin, end = heads[index].end(), heads[index + 1].start() if index + 1 < len(heads) else len(text)
+    body, above = text[begin:end], ""
+    for key, value in values.items():
+        line = tomli_w.dumps({key: value}, multiline_strings=True).rstrip("\n")
+        if key in tables[index]:
+            body = re.sub(_VALUE.format(key), lambda _, line=line: line, body, count=1, flags=re.MULTILINE | re.DOTALL)  # type: ignore[misc]
+        else:
+            above += f"\n{line}"
+    return _checked(text[:begin] + above + body + text[end:], wanted)
 
 
 def without(text: str, indices: Collection[int], path: Path) -> tuple[str, dict[int, str]]:

@@ -41,9 +41,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedft.errors import RejectedUpdate
 from fedft.wire import versions
@@ -162,7 +163,14 @@ def head(
     return b"".join((fields, signature, site.ljust(MAX_NAME_BYTES, b"\0")))
 
 
-def open_sealed(data: bytes, key_of: Callable[[str], Ed25519PublicKey]) -> Opened:
+class Verifies(Protocol):
+    """A public key, or several of which any will do."""
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        """Raise InvalidSignature unless `signature` is by the private key, over `data`."""
+
+
+def open_sealed(data: bytes, key_of: Callable[[str], Verifies]) -> Opened:
     """The content of a sealed message, once its signature is found to be by the site that it names.
 
     Args:

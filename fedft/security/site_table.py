@@ -8,6 +8,10 @@
     not_before = 2027-01-01T00:00:00Z
     not_after = 2027-12-31T00:00:00Z
     max_examples = 20000
+    old_signing = "...", old_node = "..."     keys that were replaced, which count until
+    old_until = 2027-03-01T00:00:00Z
+
+    proof = "..."                             in a card only: what the site's old key signs of the new ones
 
 Files are read and written by `roster.py`.
 """
@@ -21,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -31,7 +35,7 @@ from fedft import check
 from fedft.errors import ConfigError
 from fedft.security.key_files import tables_of
 from fedft.security.private_keys import node_bytes
-from fedft.security.sealed import site_name
+from fedft.security.sealed import Verifies, site_name
 
 CARD_KEYS = ("name", "signing", "node")  # what a site says of itself; the rest is the server's operator's to say
 
@@ -50,6 +54,24 @@ class Site:
     not_after: datetime | None = None
     max_examples: int = 1_000_000
     """The most examples that one update of the site may claim."""
+    old_signing: Ed25519PublicKey | None = None
+    old_node: bytes | None = None
+    """Keys that the site had before; None for none."""
+    old_until: datetime | None = None
+    """Until when these count as well."""
+    proof: bytes = b""
+    """Of a card: the signature by the site's old key, see `card_proofs`; b"" for none."""
+
+    def nodes(self, now: datetime | None = None) -> tuple[bytes, ...]:
+        """The node keys with which the site may come: its own, and its old one while that counts."""
+        return (self.node, self.old_node) if self.old_node is not None and self._old(now) else (self.node,)
+
+    def key(self, now: datetime | None = None) -> Verifies:
+        """What the site's messages are verified with: its key, or either of the two while the old one counts."""
+        return _Either(self.signing, self.old_signing) if self.old_signing and self._old(now) else self.signing
+
+    def _old(self, now: datetime | None) -> bool:
+        return self.old_until is not None and (now or datetime.now(UTC)) < self.old_until
 
     def state(self, now: datetime | None = None) -> str:
         """Whether the site's messages count: "enrolled" if they do, else "revoked", "expired" or "not yet valid".
@@ -71,6 +93,20 @@ class Site:
         return grouped(
             hashlib.sha256(self.name.encode() + b"\0" + self.signing.public_bytes_raw() + self.node).hexdigest()
         )
+
+
+@dataclass(frozen=True)
+class _Either:
+    """Two keys, either of which will do."""
+
+    first: Ed25519PublicKey
+    second: Ed25519PublicKey
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        try:
+            self.first.verify(signature, data)
+        except InvalidSignature:
+            self.second.verify(signature, data)
 
 
 def grouped(digits: str) -> str:
@@ -100,18 +136,26 @@ def site_of_card(text: str, card: Path) -> Site:
     tables = site_tables(text, card)
     if len(tables) != 1:
         raise ConfigError(f"{card}: {len(tables)} [[site]] tables, wanted one: a card is of one site")
-    if more := sorted((set(tables[0]) & set(_KEYS)) - set(CARD_KEYS)):
+    if more := sorted((set(tables[0]) & set(_KEYS)) - {*CARD_KEYS, "proof"}):
         raise ConfigError(f"{card}: [[site]] has {more[0]!r}, which the server's roster says and no site of itself")
     return site_of(tables[0], f"{card}: [[site]]")
 
 
-def card_text(name: str, signing: Ed25519PublicKey, node: bytes) -> str:
+def card_text(name: str, signing: Ed25519PublicKey, node: bytes, proof: bytes = b"") -> str:
     """The text of a card: one [[site]] table with a site's name and public keys, and nothing else.
 
-    `node` is the site's ECDSA P-384 key as the transport registers it: PEM, SubjectPublicKeyInfo.
+    `node` is the site's ECDSA P-384 key as the transport registers it: PEM, SubjectPublicKeyInfo. `proof` is that of
+    `card_proofs.proof_of`, b"" for none.
     """
-    site = {"name": name, "signing": base64.b64encode(signing.public_bytes_raw()).decode(), "node": node.decode()}
+    site = {"name": name, "signing": encoded(signing), "node": node.decode()}
+    if proof:
+        site["proof"] = base64.b64encode(proof).decode()
     return tomli_w.dumps({"site": [site]}, multiline_strings=True)
+
+
+def encoded(signing: Ed25519PublicKey) -> str:
+    """A signing key as a table has it: base64 of its 32 bytes."""
+    return base64.b64encode(signing.public_bytes_raw()).decode()
 
 
 def site_of(table: Mapping[str, Any], where: str) -> Site:
@@ -131,6 +175,8 @@ def site_of(table: Mapping[str, Any], where: str) -> Site:
     site = Site(**values)
     if site.not_before and site.not_after and site.not_before >= site.not_after:
         raise ConfigError(f"{where} not_after: {site.not_after}, wanted a time after not_before, {site.not_before}")
+    if len({site.old_signing is None, site.old_node is None, site.old_until is None}) > 1:
+        raise ConfigError(f"{where} has old_signing, old_node and old_until all three, or none of them")
     return site
 
 
@@ -149,6 +195,16 @@ def _node(value: object) -> bytes:
     if not (isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)):
         raise ValueError("not an ECDSA P-384 public key")
     return node_bytes(key)
+
+
+def _proof(value: object) -> bytes:
+    try:
+        proof = base64.b64decode(check.typed(str, value, "it"), validate=True)
+    except ValueError:
+        proof = b""
+    if len(proof) != 64:
+        raise ValueError("not the 64 bytes of a signature in base64")
+    return proof
 
 
 def _time(value: object) -> datetime:
@@ -170,4 +226,8 @@ _KEYS: dict[str, Callable[[object], Any]] = {
     "not_before": _time,
     "not_after": _time,
     "max_examples": _examples,
+    "old_signing": _signing,
+    "old_node": _node,
+    "old_until": _time,
+    "proof": _proof,
 }

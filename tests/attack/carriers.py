@@ -294,7 +294,7 @@ def ours_server(folder, mib, out):
     (folder / "ours-ca.pem").write_bytes((own / "ca.pem").read_bytes())
 
     def members():
-        return {p.name: p.read_bytes() for p in folder.glob("*.public")}
+        return {p.name: (p.read_bytes(),) for p in folder.glob("*.public")}
 
     plan = os.urandom(mib * MIB)
     link = StreamLink("127.0.0.1", 0, own / "server.pem", own / "server.key", members, 2**40)

@@ -52,10 +52,10 @@ class Server:
             self.port = self.link.port
         self.address = f"127.0.0.1:{self.port}"
 
-    def _nodes(self) -> dict[str, bytes]:
+    def _nodes(self) -> dict[str, tuple[bytes, ...]]:
         assert self.folder is not None
         found = {} if self.empty else roster.load_roster(self.folder / "roster.toml").members
-        return {name: site.node for name, site in found.items()}
+        return {name: site.nodes() for name, site in found.items()}
 
     def __enter__(self) -> "Server":
         if self.folder is None:

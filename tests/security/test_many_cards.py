@@ -38,7 +38,11 @@ def test_one_card_at_fault_and_nothing_is_enrolled(server: Path, tmp_path: Path)
     assert path.read_bytes() == before
     *lines, last = str(e.value).splitlines()
     assert [line.partition(": ")[0] for line in lines] == [str(c) for c in (stolen, again, here, none, bad)]
-    said = ("the key of 'stolen' is also that of 'good'", "another card is of a site 'twice'", "`fedft keys remove` it")
+    said = (
+        "the key of 'stolen' is also that of 'good'",
+        "another card is of a site 'twice'",
+        "`fedft keys rotate` at the",
+    )
     assert all(text in line for text, line in zip(said, lines, strict=False))
     assert last == "nothing was enrolled: 5 of 7 cards are at fault"
     assert [s.name for s in roster.enrol_all(path, [good, twice, good])] == ["good", "twice", "good"]

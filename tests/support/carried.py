@@ -80,11 +80,13 @@ class House:
     def listen(self, port: int = 0) -> StreamLink:
         """A link on this port."""
         own = self.folder / "server"
-        link = StreamLink(
-            "127.0.0.1", port, own / "server.pem", own / "server.key", lambda: dict(self.members), MAX_REPLY
-        )
+        link = StreamLink("127.0.0.1", port, own / "server.pem", own / "server.key", self.nodes, MAX_REPLY)
         link.start()
         return link
+
+    def nodes(self) -> dict[str, tuple[bytes, ...]]:
+        """The members, each with its one key."""
+        return {name: (key,) for name, key in self.members.items()}
 
     @property
     def address(self) -> str:

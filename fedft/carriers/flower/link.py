@@ -30,12 +30,12 @@ class FlowerLink:
     Args:
         address: host:port of the SuperLink.
         ca: PEM certificates to trust, and no others.
-        members: gives the public node key of each site that may come now; other nodes are left alone.
+        members: gives the public node keys with which each site may come now; other nodes are left alone.
 
     Used by one thread. Connects when first used, and again after each LinkLost.
     """
 
-    def __init__(self, address: str, ca: bytes, members: Callable[[], Mapping[str, bytes]]) -> None:
+    def __init__(self, address: str, ca: bytes, members: Callable[[], Mapping[str, tuple[bytes, ...]]]) -> None:
         self._address, self._ca, self._members = address, ca, members
         self._session: Session | None = None
 
@@ -44,11 +44,10 @@ class FlowerLink:
         session = self._connected()
         if time.monotonic() - session.nodes_at > NODES_S:
             with self._guarded():
-                members = self._members()
-                if session.keys != set(members.values()):
-                    session.register(members)
+                site_of = self._site_of()
+                if session.keys != site_of.keys():
+                    session.register(site_of)
                 listed = session.control.ListNodes(control_pb2.ListNodesRequest()).nodes_info
-            site_of = {key: site for site, key in members.items()}
             session.nodes = {
                 site_of[n.public_key]: n.node_id for n in listed if n.status == "online" and n.public_key in site_of
             }
@@ -58,6 +57,9 @@ class FlowerLink:
     def speaks(self, node: int) -> int:
         """The oldest version of the protocol: nobody says HELLO here, and a site may be as old as that."""
         return versions.oldest()
+
+    def _site_of(self) -> dict[bytes, str]:
+        return {key: site for site, keys in self._members().items() for key in keys}
 
     def push(self, node: int, kind: str, payload: Sequence[bytes], group: str) -> str:
         """Send a payload to a node; returns the message's id. A node that is gone is told of by `pull`."""
@@ -171,7 +173,7 @@ class FlowerLink:
     def _connected(self) -> Session:
         if self._session is None:
             with self._guarded():
-                self._session = Session(self._client, self._members())
+                self._session = Session(self._client, self._site_of())
         elif self._session.over.is_set():
             self._reset()
             raise LinkLost("the SuperLink has ended our run")

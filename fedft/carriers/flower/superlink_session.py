@@ -42,12 +42,12 @@ class Session:
 
     Args:
         client: makes an HTTP client of one of Flower's classes, given the class and interceptors.
-        members: the public node key of each site.
+        site_of: the site of each public node key.
     Raises:
         NoTask, httpx.HTTPError: there is no session; nothing is left open.
     """
 
-    def __init__(self, client: Callable[..., Any], members: Mapping[str, bytes]) -> None:
+    def __init__(self, client: Callable[..., Any], site_of: Mapping[bytes, str]) -> None:
         self.sent: set[str] = set()  # ids of messages that may still be answered
         self.unsendable: set[str] = set()  # of those, the ones that the SuperLink did not take
         self.forgotten: set[str] = set()  # ids given up, whose replies are thrown away
@@ -59,7 +59,7 @@ class Session:
         self.control = client(ControlHttpClient)
         self.runtime: Any = None
         try:
-            self.register(members)
+            self.register(site_of)
             fab = _app()
             request = control_pb2.StartRunRequest(
                 fab=fab_pb2.Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab)
@@ -73,10 +73,10 @@ class Session:
             raise
         threading.Thread(target=self._beat, name="superlink-heartbeat", daemon=True).start()
 
-    def register(self, members: Mapping[str, bytes]) -> None:
-        """Register the members' node keys. Raises httpx.HTTPError."""
-        _register(self.control, members)
-        self.keys = set(members.values())
+    def register(self, site_of: Mapping[bytes, str]) -> None:
+        """Register the node keys of the sites. Raises httpx.HTTPError."""
+        _register(self.control, site_of)
+        self.keys = set(site_of)
 
     def close(self) -> None:
         """Free the connections; the run is left to end by itself."""
@@ -94,12 +94,12 @@ class Session:
                 continue  # whoever calls next hears of it
 
 
-def _register(control: Any, members: Mapping[str, bytes]) -> None:
+def _register(control: Any, site_of: Mapping[bytes, str]) -> None:
     """Make the SuperLink's nodes those of the roster."""
     listed = control.ListNodes(control_pb2.ListNodesRequest()).nodes_info
     there = {n.public_key for n in listed if n.status != "unregistered"}
     gone = {n.public_key for n in listed} - there
-    for site, key in members.items():
+    for key, site in site_of.items():
         if key in gone:
             log.warning("site %s: its node key was taken out of this SuperLink, which takes no key twice", site)
         elif key not in there:

@@ -38,6 +38,8 @@ class Peer:
     """Of the protocol, as agreed."""
     asked: set[int] = field(default_factory=set)
     """Messages without an answer so far."""
+    key: bytes = b""
+    """The public key that it came with last."""
     lost_at: float = 0.0
     """When its connection broke, if it did."""
     renew_at: float = 0.0
@@ -51,8 +53,8 @@ class Desk:
     """Messages to the sites and their answers; a site is one key, one process at a time, and one connection."""
 
     loop: asyncio.AbstractEventLoop
-    members: Callable[[], Mapping[str, bytes]]
-    """Gives the public key of each site that may come, now."""
+    members: Callable[[], Mapping[str, tuple[bytes, ...]]]
+    """Gives the public keys with which each site may come, now: one, or two while a new one takes over."""
     done: Callable[[int, Answer], None]
     """Takes (number, answer) of what is answered; the bytes of a long one hold a place until `free`."""
     limit: Callable[[], int]
@@ -70,11 +72,11 @@ class Desk:
 
     def known(self, key: bytes) -> bool:
         """Whether a key is that of a site."""
-        return key in self.members().values()
+        return any(key in keys for keys in self.members().values())
 
     def welcome(self, connection: Connection, key: bytes, start: bytes, version: int) -> None:
         """A site has come, or come back, and speaks this version; a connection that it had is replaced."""
-        site = next((name for name, k in self.members().items() if k == key), None)
+        site = next((name for name, keys in self.members().items() if key in keys), None)
         if site is None:
             return connection.refuse(front.UNKNOWN)
         peer = self._peers.get(site)
@@ -86,6 +88,7 @@ class Desk:
             peer.session.connection.close()
         connection.on_frame = lambda c, kind, number, body: self._hear(peer, c, kind, number, body)
         connection.on_lost = lambda c, why: self._lost(peer, why)
+        peer.key = key
         peer.lost_at, peer.renew_at = 0.0, self.loop.time() + random.uniform(*AGE_S)
         peer.session.attach(connection)
         self._look()
@@ -117,7 +120,7 @@ class Desk:
         now, members = self.loop.time(), self.members()
         for peer in list(self._peers.values()):
             connection = peer.session.connection
-            if peer.site not in members:
+            if peer.key not in members.get(peer.site, ()):  # revoked, or its old key's time is over
                 self._end(peer, front.UNKNOWN)
                 del self._peers[peer.site]
             elif self._room.crowded() and peer.session.late(now, STALL_S if connection else KEPT_S):

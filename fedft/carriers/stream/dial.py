@@ -19,9 +19,7 @@ class ProxyRefused(OSError):
     """The proxy does not connect to the server."""
 
 
-def connect(
-    address: str, context: ssl.SSLContext, *, proxies: bool = True, bytes_s: float | None = None
-) -> Channel:
+def connect(address: str, context: ssl.SSLContext, *, proxies: bool = True, bytes_s: float | None = None) -> Channel:
     """A connection to the server at `address` over TLS, which does not block from now on. Waits CONNECT_S a step.
 
     Args:

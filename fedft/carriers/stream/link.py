@@ -30,12 +30,19 @@ class StreamLink:
     Args:
         host, port: where it listens; port 0 takes a free one.
         cert, key: PEM files of the server's TLS certificate and private key.
-        members: gives the public node key of each site that may come now; called often, and from the network's thread.
+        members: gives the public node keys with which each site may come now, one or two; called often, and from the
+            network's thread.
         max_bytes: the longest answer there is, until `pull` says it.
     """
 
     def __init__(
-        self, host: str, port: int, cert: Path, key: Path, members: Callable[[], Mapping[str, bytes]], max_bytes: int
+        self,
+        host: str,
+        port: int,
+        cert: Path,
+        key: Path,
+        members: Callable[[], Mapping[str, tuple[bytes, ...]]],
+        max_bytes: int,
     ) -> None:
         self.host, self.port = host, port
         self._cert, self._key, self._members, self._limit = cert, key, members, max_bytes

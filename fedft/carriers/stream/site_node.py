@@ -80,6 +80,10 @@ class Node:
         self._unsent = 0
         self._said = self._refused = ""
 
+    def trust(self, authority: bytes) -> None:
+        """Trust one more certificate authority, in PEM, from the next connection on."""
+        self._context.load_verify_locations(cadata=authority.decode("ascii"))
+
     def run(self, handle: Handle, stop: threading.Event) -> None:
         """Connect, and serve until `stop` is set: `handle` is called for each message, one at a time.
 

@@ -89,7 +89,7 @@ class House:
         (folder / "ca.pem").write_bytes(self.ca)
         self.superlink = SuperLink(folder, free_port())
         self.address = f"127.0.0.1:{self.superlink.port}"
-        self.link = FlowerLink(self.address, self.ca, lambda: self.members)
+        self.link = FlowerLink(self.address, self.ca, lambda: {n: (k,) for n, k in self.members.items()})
 
     def answer(self, ids: set[str], max_bytes: int = MAX_REPLY) -> dict[str, Any]:
         """All replies to these messages."""

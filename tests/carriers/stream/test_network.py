@@ -271,7 +271,7 @@ def test_a_server_is_reached_by_ipv6(tmp_path: Path) -> None:
     house = House(tmp_path, "ann")
     house.link.close()
     own = tmp_path / "server"
-    house.link = StreamLink("::1", 0, own / "server.pem", own / "server.key", lambda: house.members, MAX_REPLY)
+    house.link = StreamLink("::1", 0, own / "server.pem", own / "server.key", house.nodes, MAX_REPLY)
     try:
         house.link.start()
     except ConfigError:
