@@ -1,13 +1,14 @@
 """Statuses (`run_status`) in Prometheus' text form, version 0.0.4: what `/metrics` answers.
 
-Every sample has the label `run`. Counters fall where a run that was killed did its last round again: Prometheus takes
-that for a restart, which it was.
+Every sample has the label `run`. Counters never fall, whatever becomes of the server: they count the lines of
+metrics.jsonl, and stand still where some were cut off (`counters`).
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fedft.board import counters
 from fedft.board.run_status import SITE_STATES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,11 +23,13 @@ PLAIN = (
     ("fedft_bytes_up_total", "counter", "Bytes from all clients.", "bytes_up"),
     ("fedft_bytes_down_total", "counter", "Bytes to all clients.", "bytes_down"),
     ("fedft_round_seconds_total", "counter", "Seconds of all rounds.", "seconds"),
+    ("fedft_last_round_seconds", "gauge", "Seconds of the newest round.", "round_s"),
     ("fedft_left_seconds", "gauge", "About how long the rounds that are left will take.", "left_s"),
     ("fedft_deadline_timestamp_seconds", "gauge", "When the exchange under way ends.", "deadline"),
     ("fedft_heard_timestamp_seconds", "gauge", "When the run last said something.", "updated"),
     ("fedft_disk_bytes", "gauge", "Bytes of the run folder.", "disk_bytes"),
     ("fedft_disk_free_bytes", "gauge", "Bytes that its disk has left.", "disk_free"),
+    ("fedft_memory_bytes", "gauge", "Main memory of the run's process.", "memory_bytes"),
 )
 """(name, type, help, key of the status); a value that is not known has no sample."""
 
@@ -36,7 +39,7 @@ Samples = Iterable[tuple[Mapping[str, Any], Any]]
 
 def text(statuses: Mapping[str, Mapping[str, Any]]) -> str:
     """The metrics of these runs by their name, as text with a line end behind every line."""
-    runs = [({"run": name}, s) for name, s in statuses.items()]
+    runs = [({"run": name}, _raised(s)) for name, s in statuses.items()]
     out = [_metric(name, kind, told, [(run, s[key]) for run, s in runs]) for name, kind, told, key in PLAIN]
     states = [({**run, "state": x}, int(s["state"] == x)) for run, s in runs for x in STATES]
     out.append(_metric("fedft_state", "gauge", "1 for the state that the run is in.", states))
@@ -55,6 +58,18 @@ def text(statuses: Mapping[str, Mapping[str, Any]]) -> str:
         each = [({**run, "site": x["name"]}, x[key]) for run, s in runs for x in s["sites"][:MAX_SITES]]
         out.append(_metric(name, kind, told, each))
     return "".join(out)
+
+
+def _raised(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A status whose counters are nowhere below its floor."""
+    if status["floor"] is None:
+        return status
+    counted = {site["name"]: site["counted"] for site in status["sites"]}
+    found = counters.most(
+        status["floor"], {**{k: status[k] for k in counters.NONE if k != "counted"}, "counted": counted}
+    )
+    sites = [{**site, "counted": found["counted"][site["name"]]} for site in status["sites"]]
+    return {**status, **found, "sites": sites}
 
 
 def _metric(name: str, kind: str, told: str, samples: Samples) -> str:
