@@ -5,7 +5,7 @@ metrics.jsonl, and stand still where some were cut off (`counters`).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fedft.board import counters
@@ -31,33 +31,43 @@ PLAIN = (
     ("fedft_disk_free_bytes", "gauge", "Bytes that its disk has left.", "disk_free"),
     ("fedft_memory_bytes", "gauge", "Main memory of the run's process.", "memory_bytes"),
 )
-"""(name, type, help, key of the status); a value that is not known has no sample."""
+OF_SITES = (
+    ("fedft_site_loss", "gauge", "Loss on a site's held-out rows.", "loss"),
+    ("fedft_site_counted_total", "counter", "Rounds in which a site's update counted.", "counted"),
+    ("fedft_site_answer_seconds", "gauge", "Seconds that a site takes to answer, mean of its last.", "took_s"),
+)
+"""(name, type, help, key of the status, or of a site in it); a value that is not known has no sample."""
 
 Samples = Iterable[tuple[Mapping[str, Any], Any]]
 """(labels, value) of a metric's samples; a value of None is left out."""
 
 
+Family = tuple[str, str, str, Samples]
+"""Name, type, help and samples of a metric."""
+
+
 def text(statuses: Mapping[str, Mapping[str, Any]]) -> str:
     """The metrics of these runs by their name, as text with a line end behind every line."""
+    return "".join(_metric(*family) for family in families(statuses))
+
+
+def families(statuses: Mapping[str, Mapping[str, Any]]) -> Iterator[Family]:
+    """Every metric there is, with its samples of these runs by their name."""
     runs = [({"run": name}, _raised(s)) for name, s in statuses.items()]
-    out = [_metric(name, kind, told, [(run, s[key]) for run, s in runs]) for name, kind, told, key in PLAIN]
+    for name, kind, told, key in PLAIN:
+        yield name, kind, told, [(run, s[key]) for run, s in runs]
     states = [({**run, "state": x}, int(s["state"] == x)) for run, s in runs for x in STATES]
-    out.append(_metric("fedft_state", "gauge", "1 for the state that the run is in.", states))
+    yield "fedft_state", "gauge", "1 for the state that the run is in.", states
     counts = [(run, Counter(site["state"] for site in s["sites"])) for run, s in runs]
-    sites = [({**run, "state": x}, found[x]) for run, found in counts for x in SITE_STATES]
-    out.append(_metric("fedft_sites", "gauge", "Sites in each state.", sites))
+    sites = [({**run, "state": x}, found[x]) for run, found in counts for x in dict.fromkeys((*SITE_STATES, *found))]
+    yield "fedft_sites", "gauge", "Sites in each state.", sites
     refused = [({**run, "code": code}, n) for run, s in runs for code, n in s["refused"].items()]
-    out.append(_metric("fedft_refused_total", "counter", "What was refused, by code.", refused))
+    yield "fedft_refused_total", "counter", "What was refused, by code.", refused
     left_out = [(run, max(0, len(s["sites"]) - MAX_SITES)) for run, s in runs]
-    out.append(_metric("fedft_sites_left_out", "gauge", "Sites without series of their own.", left_out))
-    for name, kind, told, key in (
-        ("fedft_site_loss", "gauge", "Loss on a site's held-out rows.", "loss"),
-        ("fedft_site_counted_total", "counter", "Rounds in which a site's update counted.", "counted"),
-        ("fedft_site_answer_seconds", "gauge", "Seconds that a site takes to answer, mean of its last.", "took_s"),
-    ):
+    yield "fedft_sites_left_out", "gauge", "Sites without series of their own.", left_out
+    for name, kind, told, key in OF_SITES:
         each = [({**run, "site": x["name"]}, x[key]) for run, s in runs for x in s["sites"][:MAX_SITES]]
-        out.append(_metric(name, kind, told, each))
-    return "".join(out)
+        yield name, kind, told, each
 
 
 def _raised(status: Mapping[str, Any]) -> Mapping[str, Any]:
