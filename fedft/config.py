@@ -321,8 +321,9 @@ class Server:
     attempts: int = 3
     """Tries per round below quorum before the run pauses."""
     loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """Who else is told of every line of metrics: "tensorboard" (the folder events/ of the run), or another package's by
-    its name or as "package.module:logger". []: nobody."""
+    """Who else is told of every line of metrics: "tensorboard" (the folder events/ of the run), "otel" (a collector of
+    OpenTelemetry, where this machine's OTEL_EXPORTER_OTLP_ENDPOINT names one), or another package's by its name or as
+    "package.module:logger". []: nobody."""
 
 
 @dataclass(frozen=True)

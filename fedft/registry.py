@@ -241,7 +241,10 @@ metrics = Registry(
     called=False,
 )
 loggers = Registry(
-    "logger", "fedft.loggers", {"tensorboard": "fedft.reports.loggers.tensorboard:tensorboard"}, called=False
+    "logger",
+    "fedft.loggers",
+    {n: f"fedft.reports.loggers.{n}:{n}" for n in ("otel", "tensorboard")},
+    called=False,
 )
 
 IN_JOBS = (adapters, objectives, optimizers, transforms)

@@ -114,8 +114,8 @@ class HeldFolder:
             who: tells the run from others of this config, see `job_of`; read once `config.toml` is written.
         """
         run_outputs.write_config(self.folder, self.config, here.base)
+        self.observe.add(LiveFile(self.folder, self.version))  # before lines are cut off: counters never fall
         run = self._on(here, who)
-        self.observe.add(LiveFile(self.folder))
         loggers.begin(self.observe, self.folder, self.config)
         return run
 

@@ -2,6 +2,7 @@
 
     live_file       the one thing that a run does for this room: it keeps `status.json` in its folder up to date
     run_status      what a run folder says, running or finished, from its files alone; line_sums: its metrics.jsonl
+    counters        what of it only grows
     run_folders     a folder with many runs in it
     status_text     the same as lines for a terminal
     page            the same as an HTML page, with page_style and, for its figures, curve

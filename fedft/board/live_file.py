@@ -10,6 +10,8 @@
     sites              name -> joined, asked, answered, loss, took (its last times to answer), doing, step, steps,
                        left_s
     refused            the last refusals: time, round, client, code, reason
+    memory             bytes of main memory that the run's process has, None where it cannot be asked
+    floor              counters (`counters`) of lines that were cut off when the run was taken up again; None mostly
 
 Times are seconds since 1970, by this machine's clock. The file is written by a thread of its own, at most once a second
 and not fsynced: the run never waits for it, and nothing of the run depends on it. It is written whole or not at all.
@@ -24,6 +26,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedft.board import counters, status_form
+from fedft.board.line_sums import LineSums
+
 log = logging.getLogger(__name__)
 
 NAME = "status.json"
@@ -37,15 +42,19 @@ KEEP_TIMES = 5  # of a site's answers: what it takes now, rather than what it on
 class LiveFile:
     """An observer of one run that keeps `status.json` in its folder up to date until it hears "ended"."""
 
-    def __init__(self, folder: Path) -> None:
-        """Begin the file; what one of an earlier process says of answers and refusals is taken over."""
+    def __init__(self, folder: Path, version: int | None = None) -> None:
+        """Begin the file; what one of an earlier process says of answers and refusals is taken over.
+
+        `version`: of the state from which the run goes on, whose later lines of metrics.jsonl are about to be cut off;
+        None: none are.
+        """
         self._path, self._lock, self._stop = folder / NAME, threading.Lock(), threading.Event()
         before = read(folder) or {}
         sites = {name: {"joined": False, "took": s["took"]} for name, s in before.get("sites", {}).items()}
         self._facts: dict[str, Any] = {
             "form": FORM, "began": time.time(), "ended": False, "finished": False, "phase": "enrolling", "round": None,
             "asked": [], "barred": [], "need": None, "deadline": None, "sites": sites,
-            "refused": before.get("refused", []),
+            "refused": before.get("refused", []), "floor": _floor(folder, version, before.get("floor")),
         }  # fmt: skip
         self._grace_s: float | None = None
         self._answers = 0
@@ -154,7 +163,7 @@ class LiveFile:
         began = time.monotonic()
         with self._lock:
             self._changed = False
-            text = json.dumps({**self._facts, "updated": time.time()})
+            text = json.dumps({**self._facts, "memory": memory(), "updated": time.time()})
         aside = self._path.with_name(NAME + ".tmp")
         try:
             aside.write_text(text, encoding="utf-8")
@@ -174,11 +183,32 @@ EVENTS = frozenset(
 """Kinds of events that change the file; each is a method of `LiveFile` behind an underscore."""
 
 
+def _floor(folder: Path, version: int | None, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How far the counters are before lines are cut off, or once were; None where none ever was."""
+    lines = LineSums(folder / "metrics.jsonl")
+    if version is not None:
+        lines.read()
+    if version is None or lines.version <= version:
+        return before
+    return counters.most(counters.of(lines), before or counters.NONE)
+
+
+def memory() -> int | None:
+    """Bytes of main memory that this process has; None where the system does not say so in /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def read(folder: Path) -> dict[str, Any] | None:
     """The facts in a run folder's `status.json`; None if there is no such file, or none that this version reads."""
     try:
         found = json.loads((folder / NAME).read_text(encoding="utf-8"))
         whole = found["form"] == FORM and all("took" in site for site in found["sites"].values())
+        floor = found.get("floor")
+        whole = whole and (floor is None or not status_form.wrong(floor, status_form.FLOOR))
         return found if whole and isinstance(found["refused"], list) else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -17,7 +17,10 @@ A status has these keys, None where nothing is known:
     loss, first_loss, train_loss
     bytes_up, bytes_down     of all clients and rounds, evaluations too
     seconds, left_s          of all rounds; about how many the rounds that are left will take
+    round_s                  seconds of the newest round
     disk_bytes, disk_free    of the folder; of its disk
+    memory_bytes             main memory of the run's process, while it is running
+    floor                    counters of a time before lines were cut off (`counters`); None mostly
     adapter                  whether model/ is there
     written_by               which fedft wrote the state last, and in which format
     sites                    a list: name, state (`SITE_STATES`), loss, doing, counted (rounds in which it counted),
@@ -84,6 +87,9 @@ class RunReader:
             "train_loss": lines.train_loss,
             "bytes_up": end.get("bytes_up", 0), "bytes_down": end.get("bytes_down", 0),
             "seconds": end.get("seconds", 0.0), "left_s": left,
+            "round_s": lines.took[-1] if lines.took else None,
+            "memory_bytes": live.get("memory") if live and state == "running" else None,
+            "floor": live.get("floor") if live else None,
             **self._room(), "adapter": (self.folder / "model").is_dir(),
             "written_by": durable.written_by(self.folder / "state") or None,
             "sites": self._sites(live, state, now),

@@ -67,13 +67,16 @@ RUN: dict[str, Test] = {
     "need": known(whole), "deadline": known(moment), "updated": known(moment), "round": whole, "rounds": whole,
     "barred": map_to(text), "loss": known(number), "first_loss": known(number), "train_loss": known(number),
     "bytes_up": number, "bytes_down": number, "seconds": number, "left_s": known(number), "disk_bytes": number,
-    "disk_free": number, "adapter": lambda x: isinstance(x, bool), "sites": list_of(having(SITE)),
-    "refusals": list_of(having(REFUSAL)), "refused": map_to(whole),
+    "disk_free": number, "memory_bytes": known(number), "adapter": lambda x: isinstance(x, bool),
+    "sites": list_of(having(SITE)), "refusals": list_of(having(REFUSAL)), "refused": map_to(whole),
 }  # fmt: skip
 SHORT: dict[str, Test] = {
     "name": text, "state": text, "strategy": known(text), "round": known(whole), "rounds": known(whole),
     "loss": known(number), "first_loss": known(number), "bytes_up": known(number), "bytes_down": known(number),
     "left_s": known(number),
+}  # fmt: skip
+FLOOR: dict[str, Test] = {
+    "bytes_up": number, "bytes_down": number, "seconds": number, "refused": map_to(whole), "counted": map_to(whole),
 }  # fmt: skip
 SUMS = ("rounds", "bytes_up", "bytes_down")
 """What is known of a run among others if its round is."""

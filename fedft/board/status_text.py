@@ -57,6 +57,8 @@ def facts(s: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
         told.append(("loss", f"{LOSS.text(s['first_loss'])} -> {LOSS.text(s['loss'])} held out{trained}"))
     told.append(("bytes", f"{size(s['bytes_up'])} up, {size(s['bytes_down'])} down"))
     told.append(("disk", f"{size(s['disk_bytes'])} used, {size(s['disk_free'])} free"))
+    if s["memory_bytes"] is not None:
+        told.append(("memory", size(s["memory_bytes"])))
     left = "" if s["left_s"] is None else f"; about {duration(s['left_s'])} more"
     told.append(("time", f"{duration(s['seconds'])} of rounds{left}"))
     told += [("barred", f"{name}: {why}") for name, why in list(s["barred"].items())[:MAX_NAMES]]

@@ -36,7 +36,9 @@ def test_a_run_that_is_looked_at_says_where_it_is_and_ends_with_the_same_state(
 
     def look(kind: str, info: Any) -> None:
         if kind in ("admitted", "measured", "line"):
-            time.sleep(0.05)  # for the file's own thread
+            happened, ends = time.time(), time.monotonic() + 20
+            while (live_file.read(tmp_path / "seen") or {})["updated"] < happened and time.monotonic() < ends:
+                time.sleep(0.005)  # the file has a thread of its own
             seen.append(watched_runs.check(reader.status()))
 
     watched = runs.simulate(small, out=tmp_path / "seen", observe=look)

@@ -59,6 +59,7 @@ DOORS = {
     "flwr_datasets": {"fedft/data/"},
     "matplotlib": {"fedft/reports/plots.py"},
     "numba": {"fedft/arithmetic/", "fedft/randomness/hadamard_numba.py"},
+    "opentelemetry": {"fedft/reports/loggers/otel.py"},
     "triton": {"fedft/randomness/hadamard_triton.py"},
 }
 

@@ -9,7 +9,8 @@ KEYS: dict[str, Any] = {
     "at_work": int | None, "asked": list, "answered": list, "missing": list, "need": int | None,
     "deadline": float | None, "updated": float | None, "round": int, "rounds": int, "barred": dict,
     "loss": float | None, "first_loss": float | None, "train_loss": float | None, "bytes_up": int, "bytes_down": int,
-    "seconds": float, "left_s": float | None, "disk_bytes": int, "disk_free": int, "adapter": bool, "sites": list,
+    "seconds": float, "left_s": float | None, "round_s": float | None, "disk_bytes": int, "disk_free": int,
+    "memory_bytes": int | None, "floor": dict | None, "adapter": bool, "sites": list,
     "refusals": list, "refused": dict, "curve": list,
     "written_by": str | None,
 }  # fmt: skip
