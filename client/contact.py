@@ -10,16 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 
 FILE = "contact"
-EVERY_S = 10.0  # between two looks
+EVERY_S, SOON_S = 10.0, 1.0  # between two looks, while there is contact and while there is none
 
 
 def keep(state: Path, connected: Callable[[], bool], stop: threading.Event) -> None:
     """Until `stop` is set, bring the file of the state folder `state` up to date while `connected` says so."""
     while not stop.is_set():
-        if connected():
+        if heard := connected():
             with suppress(OSError):  # a full disk is told of where something is lost by it
                 (state / FILE).touch()
-        stop.wait(EVERY_S)
+        stop.wait(EVERY_S if heard else SOON_S)
 
 
 def seconds_ago(state: Path) -> float | None:

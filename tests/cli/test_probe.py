@@ -116,6 +116,7 @@ def test_a_site_is_well_while_its_server_was_heard_lately(site: Path, capsys: py
 def test_contact_is_noted_while_there_is_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after the file was lost; no longer than the server is heard; a folder that is gone ends nothing."""
     monkeypatch.setattr(contact, "EVERY_S", 0.01)
+    monkeypatch.setattr(contact, "SOON_S", 0.01)
     connected, stop, looks = True, threading.Event(), [0]
 
     def now() -> bool:

@@ -87,6 +87,7 @@ def test_each_package_has_the_hash_of_the_file_that_pip_chooses(house: Path) -> 
     assert lines(house / "requirements.build.txt") == {"frame-work==2.1": of["Frame_Work-2.1"]}
 
 
+@pytest.mark.slow
 def test_what_is_written_installs_and_a_changed_file_does_not(house: Path) -> None:
     assert run(house).returncode == 0
     done = install(house, "requirements.hashed.txt")

@@ -29,8 +29,8 @@ def git(folder: Path, *words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The release of a commit of this checkout as it lies here, in a repository of its own, which is clean."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A commit of this checkout as it lies here, in a repository of its own, which is clean."""
     clone = tmp_path_factory.mktemp("clone")
     listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").split()
     for name in listed:
@@ -40,20 +40,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(clone, "init", "--quiet")
     git(clone, "add", "--all")
     git(clone, "commit", "--quiet", "--message", "all of it")
-    to = clone.parent / "release"
+    return clone
+
+
+@pytest.fixture(scope="module")
+def made(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its release, not signed, with the list of what pytest needs."""
+    to = tmp_path_factory.mktemp("release")
     BUILD["release"](clone, to, None, "pytest")
     return to
 
 
 @pytest.mark.slow
-def test_two_builds_have_the_same_bytes_whoever_builds_them(made: Path, tmp_path: Path) -> None:
+def test_two_builds_have_the_same_bytes_whoever_builds_them(clone: Path, made: Path, tmp_path: Path) -> None:
     """In another folder, and by a user with another umask."""
-    root = made.parent / "clone0"
-    epoch = BUILD["committed"](root)
+    epoch = BUILD["committed"](clone)
     before = os.umask(0o077)
     try:
         (tmp_path / "far" / "away").mkdir(parents=True)
-        again = BUILD["archives"](root, tmp_path / "far" / "away", epoch)
+        again = BUILD["archives"](clone, tmp_path / "far" / "away", epoch)
     finally:
         os.umask(before)
     for path in again:
@@ -61,8 +66,8 @@ def test_two_builds_have_the_same_bytes_whoever_builds_them(made: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_archives_tell_the_commit_s_time_and_nobody_s_name(made: Path) -> None:
-    epoch = BUILD["committed"](made.parent / "clone0")
+def test_archives_tell_the_commit_s_time_and_nobody_s_name(clone: Path, made: Path) -> None:
+    epoch = BUILD["committed"](clone)
     with tarfile.open(next(made.glob("*.tar.gz"))) as sources:
         members = sources.getmembers()
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(epoch, 0, 0, "", "")}
