@@ -75,8 +75,8 @@ class Chaos:
     down: set[str] = field(default_factory=set)
     """The server and clients that have been struck and are not back yet."""
 
-    def run(self, planned: list[Kill], patience_s: float) -> bool:
-        """Disturb until the run is finished; False if it is stuck."""
+    def run(self, planned: list[Kill], patience_s: float, look: Callable[[], bool] = lambda: False) -> bool:
+        """Disturb until the run is finished, or `look`, which is called all the time, says so; False if it is stuck."""
         begun = time.monotonic()
         waiting, due = list(planned), None
         while True:
@@ -85,7 +85,7 @@ class Chaos:
             for item in [x for x in self._later if x[0] <= now]:
                 self._later.remove(item)
                 item[1]()
-            if self._finished():
+            if self._finished() or look():
                 return True
             if waiting:
                 kill = waiting[0]
