@@ -41,16 +41,15 @@ class Kill:
     """Seconds until it is restarted, thawed or mended."""
 
 
-def plan(kills: int, seed: int, rounds: int, sites: list[str]) -> list[Kill]:
-    """Kills spread over the rounds."""
+def plan(kinds: list[str], seed: int, rounds: int, sites: list[str]) -> list[Kill]:
+    """Kills of these kinds (keys of HOW), one after the other, spread over the rounds."""
     rng = random.Random(seed)
     planned = []
-    for i in range(kills):
-        what = rng.choice(list(HOW))
+    for i, what in enumerate(kinds):
         how = rng.choice(HOW[what])
         lasts = how in ("freeze", "cut", "stall")
         away = rng.uniform(0.5, AWAY_S) if lasts else rng.choice([0.0, rng.uniform(0, PAUSE_S)])
-        after = 0.97 * rounds * (i + rng.random()) / kills
+        after = 0.97 * rounds * (i + rng.random()) / len(kinds)
         planned.append(
             Kill(after, rng.uniform(0, 3), i > 0 and rng.random() < BURST, what, how, rng.choice(sites), away)
         )
