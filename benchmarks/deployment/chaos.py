@@ -10,19 +10,21 @@ from the simulation's, or if the run gets stuck.
 """
 
 import json
+import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests" / "support"))
 
-from disturbances import Chaos, plan
+from disturbances import HOW, TOO_SOON, Chaos, plan
 from network import Wire
 from processes import FEDFT, Deployment
 
@@ -36,32 +38,57 @@ def main(
     patience: Annotated[float, typer.Option(help="Seconds without a new state that count as stuck.")] = 180,
 ) -> None:
     """Disturb a deployment and compare it with an undisturbed simulation."""
+    rng = random.Random(seed)
+    ended = disturb(out, run, list(set_ or ()), [rng.choice(list(HOW)) for _ in range(kills)], seed, patience)
+    typer.echo(ended.line)
+    if ended.digest:
+        typer.echo(f"state digest {ended.digest}")
+    raise typer.Exit(0 if ended.equal and not ended.wrong else 1)
+
+
+@dataclass(frozen=True)
+class End:
+    """How a disturbed deployment ended."""
+
+    equal: bool
+    """Whether all states are the simulation's."""
+    wrong: list[str]
+    """What no disturbance explains."""
+    line: str
+    """The same for people, with figures."""
+    digest: str
+    """Of the last state; empty for a deployment that got stuck."""
+    done: list[dict[str, Any]]
+    """What was done to it."""
+    rounds: int
+
+
+def disturb(out: Path | None, run: Path, sets: list[str], what: list[str], seed: int, patience: float) -> End:
+    """Simulate a run file, deploy it, strike what `what` says ("server", "client", "network"), and compare the two."""
     from fedft import run_file
 
     folder = out or Path(mkdtemp(prefix="fedft-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
-    overrides = [*(set_ or ()), "server.quorum=1.0", f"server.deadline_s={10 * patience}"]
+    overrides = [*sets, "server.quorum=1.0", f"server.deadline_s={10 * patience}"]
     rounds = run_file.load(run, overrides).server.rounds
     simulated_s = simulate(run, overrides, folder / "simulated")
     typer.echo(f"simulated {rounds} rounds in {simulated_s:.0f} s; {folder}")
     with Deployment(folder, run, overrides) as deployment:
         chaos, names = deployed(deployment)
         started = time.monotonic()
-        finished = chaos.run(plan(kills, seed, rounds, names), patience)
+        finished = chaos.run(plan(what, seed, rounds, names), patience)
         wall_s = time.monotonic() - started
         end(chaos, finished)
     found = digests(deployment.out) if finished else []
     equal = finished and found == digests(folder / "simulated")
     slowest_s = show(chaos, started)
     verdict = "stuck" if not finished else "all states equal" if equal else "UNEQUAL"
-    typer.echo(
-        f"{verdict}: {len(chaos.done)} of {kills} kills, {rounds} rounds, {wall_s:.0f} s "
+    line = (
+        f"{verdict}: {len(chaos.done)} of {len(what)} kills, {rounds} rounds, {wall_s:.0f} s "
         f"(simulation {simulated_s:.0f} s); at most {slowest_s:.1f} s from a return to the next state; "
         f"{len(chaos.wrong)} things wrong"
     )
-    if finished:
-        typer.echo(f"state digest {found[-1]}")
-    raise typer.Exit(0 if equal and not chaos.wrong else 1)
+    return End(equal, chaos.wrong, line, found[-1] if found else "", chaos.done, rounds)
 
 
 def simulate(run: Path, overrides: list[str], out: Path) -> float:
@@ -88,7 +115,7 @@ def end(chaos: Chaos, finished: bool) -> None:
     """Stop the clients; what does not end well after a finished run, or is left of it, is noted as wrong."""
     for name, client in chaos.clients.items():
         client.send(signal.SIGCONT)
-        if finished and name not in chaos.down and (code := client.stop()) != 0:
+        if finished and name not in chaos.down and (code := client.stop()) not in (0, TOO_SOON):
             chaos.wrong.append(f"{name}: exit code {code} after SIGTERM at the end")
 
 

@@ -41,16 +41,15 @@ class Kill:
     """Seconds until it is restarted, thawed or mended."""
 
 
-def plan(kills: int, seed: int, rounds: int, sites: list[str]) -> list[Kill]:
-    """Kills spread over the rounds."""
+def plan(kinds: list[str], seed: int, rounds: int, sites: list[str]) -> list[Kill]:
+    """Kills of these kinds (keys of HOW), one after the other, spread over the rounds."""
     rng = random.Random(seed)
     planned = []
-    for i in range(kills):
-        what = rng.choice(list(HOW))
+    for i, what in enumerate(kinds):
         how = rng.choice(HOW[what])
         lasts = how in ("freeze", "cut", "stall")
         away = rng.uniform(0.5, AWAY_S) if lasts else rng.choice([0.0, rng.uniform(0, PAUSE_S)])
-        after = 0.97 * rounds * (i + rng.random()) / kills
+        after = 0.97 * rounds * (i + rng.random()) / len(kinds)
         planned.append(
             Kill(after, rng.uniform(0, 3), i > 0 and rng.random() < BURST, what, how, rng.choice(sites), away)
         )
@@ -75,8 +74,8 @@ class Chaos:
     down: set[str] = field(default_factory=set)
     """The server and clients that have been struck and are not back yet."""
 
-    def run(self, planned: list[Kill], patience_s: float) -> bool:
-        """Disturb until the run is finished; False if it is stuck."""
+    def run(self, planned: list[Kill], patience_s: float, look: Callable[[], bool] = lambda: False) -> bool:
+        """Disturb until the run is finished, or `look`, which is called all the time, says so; False if it is stuck."""
         begun = time.monotonic()
         waiting, due = list(planned), None
         while True:
@@ -85,7 +84,7 @@ class Chaos:
             for item in [x for x in self._later if x[0] <= now]:
                 self._later.remove(item)
                 item[1]()
-            if self._finished():
+            if self._finished() or look():
                 return True
             if waiting:
                 kill = waiting[0]

@@ -143,6 +143,16 @@ def test_strangers_at_the_port_get_nothing_and_cost_little(attacked: tuple[Deplo
     assert max(x["rss_peak"] for x in said) - by["odd"]["rss_before"] < 64
 
 
+def test_floods_above_and_below_tls_leave_an_honest_site_its_rounds(tmp_path: Path) -> None:
+    """Figures of a second each; what the floods are is counted by `tests/carriers/stream/test_limits.py`."""
+    said = attack("stream_floods.py", "--seconds", 2, "--processes", 1, tmp=tmp_path)
+    by = {x["attack"]: x for x in said}
+    assert len(by) == 13
+    assert all(sum(x["did"].values()) for name, x in by.items() if name != "nobody"), "nobody attacked"
+    assert all(x["rounds_per_s"] > 0 for x in said)
+    assert max(x["mib"][1] for x in said) - by["nobody"]["mib"][0] < 64
+
+
 def test_a_site_that_answers_with_noise_is_refused_before_it_has_sent_it(
     attacked: tuple[Deployment, int], tmp_path: Path
 ) -> None:

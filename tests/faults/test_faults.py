@@ -1,7 +1,7 @@
 """Everything fails, and the run is right: the engine and its sites on a simulated network and disk, from one seed.
 
-FEDFT_FAULT_SEED=123 pytest tests/test_faults.py -k replay                one run again
-FEDFT_FAULT_ROUNDS=100000 pytest tests/test_faults.py -k many -n 2        more of them, in two processes
+FEDFT_FAULT_SEED=123 pytest tests/faults -k replay                one run again; FEDFT_FAULT_STREAM=1 over our carrier
+FEDFT_FAULT_ROUNDS=100000 pytest tests/faults -k many -n 2        more of them, in two processes
 
 Before a release, and after a change of the engine, of what a site keeps or of what is written: 20,000 rounds at least.
 """
@@ -9,6 +9,7 @@ Before a release, and after a change of the engine, of what a site keeps or of w
 import os
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ import pytest
 from faults import Odds
 from faulty import FastKey
 from scenario import NAMES, Scenario, Tally, many, simulate
+from wires import StreamOdds
 
 from fedft.arithmetic.tensors import Tensors
+from fedft.carriers.stream import frames
+from fedft.carriers.stream.frames import Kind
+from fedft.carriers.stream.session import Session
 from fedft.client.disk import Asked
 from fedft.client.received_state import Memory
 from fedft.client.requests import Responder
@@ -38,6 +43,25 @@ def test_whatever_fails_200_rounds_come_out_right(tmp_path: Path, record_propert
     record_property("told", many(200, tmp_path, 10**6).told(time.perf_counter() - started))
 
 
+def test_whatever_fails_of_our_carrier_100_rounds_come_out_right(tmp_path: Path, record_property: Tell) -> None:
+    """Wires are cut in the middle of a plan or an answer, seen by one end, slow; sites come twice, the server anew."""
+    started, tally = time.perf_counter(), many(100, tmp_path, 2 * 10**6, stream=True)
+    assert all(tally.counts[f"stream: {f.name}"] for f in fields(StreamOdds)), tally.counts
+    assert tally.counts["stream: cut"] > 100
+    assert tally.counts["stream: resumed"] > 20
+    record_property("told", tally.told(time.perf_counter() - started))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("first", [3 * 10**6, 4 * 10**6])
+def test_whatever_fails_of_our_carrier_many_rounds_come_out_right(
+    tmp_path: Path, record_property: Tell, first: int
+) -> None:
+    rounds, started = int(os.environ.get("FEDFT_FAULT_ROUNDS", "2000")), time.perf_counter()
+    record_property("told", many(rounds // 2, tmp_path, first, stream=True).told(time.perf_counter() - started))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("first", [0, 500_000])
@@ -50,7 +74,10 @@ def test_whatever_fails_many_rounds_come_out_right(tmp_path: Path, record_proper
 def test_replay_of_one_seed(tmp_path: Path, record_property: Tell) -> None:
     if "FEDFT_FAULT_SEED" not in os.environ:
         pytest.skip("FEDFT_FAULT_SEED names no run")
-    started, done = time.perf_counter(), simulate(int(os.environ["FEDFT_FAULT_SEED"]), tmp_path)
+    started, done = (
+        time.perf_counter(),
+        simulate(int(os.environ["FEDFT_FAULT_SEED"]), tmp_path, stream="FEDFT_FAULT_STREAM" in os.environ),
+    )
     tally = Tally(1, done.witness.commits, done.world.counts)
     record_property("told", tally.told(time.perf_counter() - started))
 
@@ -96,6 +123,22 @@ def test_an_engine_that_is_broken_is_found_out(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(*BROKEN[said])
     with pytest.raises(AssertionError, match=said):
         many(1000, tmp_path, 0)
+
+
+def from_the_beginning(session: Session, number: int) -> None:
+    """A receiver that says GRANT as if nothing had come."""
+    PLACE(session, number)
+    if session.connection:
+        session.connection.say(Kind.GRANT, number, frames.OFFSET.pack(0))
+
+
+PLACE = Session._place
+
+
+def test_a_carrier_that_is_broken_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "_place", from_the_beginning)
+    with pytest.raises(AssertionError, match="an honest peer is taken for another"):
+        many(20, tmp_path, 0, stream=True)
 
 
 def killed_at(call: int, folder: Path) -> Scenario:

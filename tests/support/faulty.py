@@ -55,6 +55,9 @@ def key_of(site: str) -> FastKey:
 class Network:
     """The sites, and a `Link` to them that does everything but forge a signature."""
 
+    keeps_answers = False
+    """Whether what a site says while it cannot be reached is sent later."""
+
     def __init__(self, world: World, sites: Mapping[str, "FaultySite"]) -> None:
         self._world, self._sites = world, sites
         self._first = 0
@@ -73,6 +76,12 @@ class Network:
         self._down_until = self._world.now + down_s
         self._sent.clear()
         self._replies.clear()
+
+    def started(self, site: "FaultySite") -> None:
+        """A site's process begins."""
+
+    def died(self, site: "FaultySite") -> None:
+        """A site's process has ended."""
 
     def _call(self) -> None:
         w = self._world
@@ -197,7 +206,8 @@ class Network:
 class FaultySite(Site):
     """A site's process and disk. It is killed, and started again after a while."""
 
-    network: Network
+    network: Any
+    """A `Network`, or one of `wires`."""
 
     def __init__(
         self,
@@ -226,6 +236,8 @@ class FaultySite(Site):
         self.responder.server = FastKey(SERVER)  # type: ignore[assignment]
         self.responder.inline_bytes = self._inline_bytes
         self.up, self.starts = True, self.starts + 1
+        if self.starts > 1:
+            self.network.started(self)
         self.deliver()
 
     def _join(self, job: Job) -> ToyClient:
@@ -264,7 +276,7 @@ class FaultySite(Site):
 
         def reply(data: bytes) -> None:
             self._signed(self.name, data)
-            if life == self.starts and self.reachable():
+            if life == self.starts and (self.network.keeps_answers or self.reachable()):
                 send(data)
 
         return reply
@@ -294,6 +306,7 @@ class FaultySite(Site):
         w = self._world
         w.counts["crashes of sites"] += 1
         self.up = False
+        self.network.died(self)
         self._disk.crashed(self.name)
         if w.rng.random() < 0.5:
             self.seen_until = w.now + 20 * w.rng.random()

@@ -1,5 +1,6 @@
 """One run under faults: who takes part, how rounds end and what goes wrong all follow from a seed."""
 
+import contextlib
 import functools
 import logging
 import random
@@ -14,6 +15,7 @@ import torch
 from deployed import OPTIONS, ToyBase
 from faults import SERVER, Disk, Killed, Odds, World, installed
 from faulty import FastKey, FaultyClient, FaultySite, Network, hashed, key_of
+from wires import StreamNetwork, small_frames
 from witness import Witness
 
 from fedft import run_file, strategies, testing
@@ -56,6 +58,8 @@ class Scenario:
     names: tuple[str, ...] = ()
     rounds: int = 0
     kill_at: int = 0
+    stream: bool = False
+    """Our own carrier, on wires that break, in place of a network that does everything."""
     world: World = field(init=False)
     starts: int = 0
     calm_commits: int = 0
@@ -104,12 +108,12 @@ class Scenario:
         self.witness = Witness(self.recipe, self.layout, fresh, self.up)
         disk = Disk(w, self.witness.torn)
         self.sites = {n: self._site(n, i, disk) for i, n in enumerate(self.names)}
-        self.network = Network(w, self.sites)
+        self.network = StreamNetwork(w, self.sites) if self.stream else Network(w, self.sites)
         w.tired = self._calm
-        with installed(w, disk):
+        with installed(w, disk), small_frames() if self.stream else contextlib.nullcontext():
             while not self._served(disk):
                 disk.crashed(SERVER)
-                if self.joint:
+                if self.joint or self.stream:
                     self.network.lose()
                 w.live(w.now + 10 * w.rng.random())
                 if self.starts > MAX_STARTS:
@@ -235,7 +239,7 @@ def simulate(seed: int, folder: Path, **fixed: Any) -> Scenario:
         e.add_note(
             f"seed {seed}, {scenario.strategy}, sites {scenario.names}, {scenario.server}, {scenario.world.odds}, "
             f"virtual time {scenario.world.now:.1f} s\n"
-            f"again: FEDFT_FAULT_SEED={seed} pytest tests/test_faults.py -k replay"
+            f"again: FEDFT_FAULT_SEED={seed} {'FEDFT_FAULT_STREAM=1 ' * scenario.stream}pytest tests/faults -k replay"
         )
         raise
     finally:
@@ -262,13 +266,13 @@ class Tally:
         return f"{rounds}, {crashes} crashes; {faults}"
 
 
-def many(rounds: int, folder: Path, first: int) -> Tally:
+def many(rounds: int, folder: Path, first: int, **fixed: Any) -> Tally:
     """Runs from seed `first` on, until so many rounds were committed."""
     torch.set_num_threads(1)
     tally = Tally(0, 0, Counter())
     while tally.rounds < rounds:
         place = folder / str(first + tally.runs)
-        done = simulate(first + tally.runs, place)
+        done = simulate(first + tally.runs, place, **fixed)
         tally += Tally(1, done.witness.commits, done.world.counts)
         shutil.rmtree(place)
     return tally

@@ -92,14 +92,16 @@ class Connection:
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
             self._channel.close()
+            self.on_frame, self.on_lost, self.source = lambda *_: None, lambda *_: None, lambda: None  # they hold us
             self._urgent.clear()
             self._sending = None
 
     def lose(self, why: str) -> None:
         """End the connection and tell its owner."""
         if not self.closed:
+            on_lost = self.on_lost
             self.close()
-            self.on_lost(self, why)
+            on_lost(self, why)
 
     def _readable(self) -> None:
         for _ in range(READS):

@@ -22,6 +22,7 @@ LINGER_S = 10.0  # for which a site whose connection broke is not yet out of rea
 STALL_S = 30.0  # in which something of a granted answer must come
 KEPT_S = 60.0  # for which a part of an answer waits for its site to come back
 AGE_S = 6 * 3600.0, 8 * 3600.0  # of a connection; then it ends, wherever it is, and the next one goes on from there
+TELL_S = 600.0  # between two lines of the log about one site
 
 Answer = bytes | Refused | RejectedUpdate
 
@@ -44,8 +45,6 @@ class Peer:
     """When its connection broke, if it did."""
     renew_at: float = 0.0
     """When its connection is old enough; not all end at once."""
-    told: bool = False
-    """Whether it was said that this site is slowed down."""
 
 
 @dataclass
@@ -69,6 +68,8 @@ class Desk:
     _holders: dict[int, Session] = field(default_factory=dict)
     _room: Room = field(default_factory=lambda: Room(ROOM))
     _count: int = 0
+    _told: dict[str, float] = field(default_factory=dict)
+    """When something was said of a site."""
 
     def known(self, key: bytes) -> bool:
         """Whether a key is that of a site."""
@@ -124,7 +125,7 @@ class Desk:
                 self._end(peer, front.UNKNOWN)
                 del self._peers[peer.site]
             elif self._room.crowded() and peer.session.late(now, STALL_S if connection else KEPT_S):
-                log.warning("%s: its answer comes too slowly while others wait: it is behind them now", peer.site)
+                self._tell(peer.site, "its answer comes too slowly while others wait: it is behind them now")
                 if connection:
                     connection.lose("its answer comes too slowly")
             elif connection is None:
@@ -133,9 +134,9 @@ class Desk:
                 connection.lose("it was silent for too long")
             elif now > peer.renew_at:
                 connection.lose("it is old")
-            elif connection.slowed and not peer.told:
-                peer.told = True
-                log.warning("%s: it says too much in too little, and is read slowly", peer.site)
+            elif connection.slowed:
+                connection.slowed = 0
+                self._tell(peer.site, "it says too much in too little, and is read slowly")
         self._look()
 
     def close(self) -> None:
@@ -204,6 +205,12 @@ class Desk:
         peer.asked.discard(number)
         self._asked.pop(number, None)
         self.done(number, answer)
+
+    def _tell(self, site: str, what: str) -> None:
+        """Log something of a site, now and then."""
+        if self.loop.time() > self._told.get(site, -TELL_S) + TELL_S:
+            self._told[site] = self.loop.time()
+            log.warning("%s: %s", site, what)
 
     def _look(self) -> None:
         """Who is online."""

@@ -5,8 +5,8 @@
 Before HELLO a connection is a stranger's. Until its ClientHello is here, whole, it costs a file and no memory of ours;
 of these there may be SILENT. In the handshake each costs some 50 KiB; of these there may be SHAKING. One more takes the
 place of one that has not come as far, of addresses from which no site has come before others, the oldest first. So
-silent strangers cannot shut the port. Steps of handshakes take turns with what the sites send, and addresses with each
-other, so that noisy ones cannot either. A key that comes again and again is told to come later.
+silent strangers cannot shut the port. Handshakes take half of the loop's time at most, and addresses take turns, so
+that noisy ones cannot either. A key that comes again and again is told to come later.
 """
 
 import asyncio
@@ -32,7 +32,6 @@ FIRST_S = 10.0  # from being accepted to HELLO
 SILENT, SHAKING = (2048, 1024), (512, 128)
 """Most strangers in all, and from one address (IPv6: one /64): sites behind one router begin together."""
 MAX_HELLO = 4096  # bytes of a ClientHello; ours has some 300
-SHAKES = 4  # steps of handshakes, a millisecond each, before the others have their turn
 COMES = 0.5, 60.0  # connections of one key in a second, and at once
 AGAIN_S = 0.2  # until somebody is looked at again who has sent a part of it
 ACCEPTS = 64  # before the others have their turn
@@ -64,7 +63,7 @@ class Front:
     """By key, of those that are known."""
 
     def __post_init__(self) -> None:
-        self._turns = Turns(self.loop, SHAKES)
+        self._turns = Turns(self.loop)
 
     def start(self) -> None:
         """Accept from now on."""
@@ -126,12 +125,10 @@ class Front:
             return
         except OSError:
             return self._leave(stranger)
-        self._turns.add(stranger.address, lambda: self._open(stranger))
+        self._turns.add(stranger, lambda: self._open(stranger))
 
     def _open(self, stranger: Stranger) -> None:
         """Answer a ClientHello."""
-        if stranger.left:
-            return
         stranger.channel = Channel(stranger.sock, self.context)
         self._silent.leave(stranger)
         full = self._shaking.enter(stranger)
@@ -147,12 +144,10 @@ class Front:
         """More of a handshake is here, or may leave."""
         self.loop.remove_reader(stranger.fd)
         self.loop.remove_writer(stranger.fd)
-        self._turns.add(stranger.address, lambda: self._shake(stranger))
+        self._turns.add(stranger, lambda: self._shake(stranger))
 
     def _shake(self, stranger: Stranger) -> None:
         """Go on with the handshake."""
-        if stranger.left:
-            return
         assert stranger.channel
         done = False
         try:
@@ -212,5 +207,6 @@ class Front:
         stranger.left = True
 
     def _forget(self, stranger: Stranger) -> None:
+        self._turns.leave(stranger)
         self._silent.leave(stranger)
         self._shaking.leave(stranger)

@@ -3,7 +3,7 @@
 import asyncio
 import ipaddress
 import socket
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -70,35 +70,48 @@ class Places:
         for stranger in self._there:
             if address in ("", stranger.address) and (found is None or rank(stranger) < rank(found)):
                 found = stranger
-                if rank(found) == (0, False):
+                far, known = rank(found)
+                if not far and (address or not known):  # nobody behind is worse
                     break
         return found
 
 
 @dataclass
 class Turns:
-    """Steps that take long: a few of them before everything else in the loop has its turn, and addresses by turns."""
+    """Steps that take long, one at a time, addresses by turns; between two the loop has as long for all else.
+
+    Of one address the newest comes first: in a flood, the oldest would be thrown out before its turn, all of them.
+    """
 
     loop: asyncio.AbstractEventLoop
-    most: int
-    """Steps at a time."""
-    _waiting: OrderedDict[str, deque[Callable[[], None]]] = field(default_factory=OrderedDict)
+    _waiting: OrderedDict[str, dict[Stranger, Callable[[], None]]] = field(default_factory=OrderedDict)
+    _called: bool = False
 
-    def add(self, address: str, step: Callable[[], None]) -> None:
-        """Have a step done for somebody at this address."""
-        if not self._waiting:
-            self.loop.call_soon(self._go_on)
-        self._waiting.setdefault(address, deque()).append(step)
+    def add(self, stranger: Stranger, step: Callable[[], None]) -> None:
+        """Have a step done for somebody, one at a time."""
+        self._waiting.setdefault(stranger.address, {})[stranger] = step
+        self._call(0.0)
+
+    def leave(self, stranger: Stranger) -> None:
+        """Do nothing more for somebody."""
+        if (steps := self._waiting.get(stranger.address)) and steps.pop(stranger, None) and not steps:
+            del self._waiting[stranger.address]
+
+    def _call(self, seconds: float) -> None:
+        if self._waiting and not self._called:
+            self._called = True
+            self.loop.call_later(seconds, self._go_on)
 
     def _go_on(self) -> None:
-        for _ in range(min(self.most, sum(map(len, self._waiting.values())))):
-            address, steps = self._waiting.popitem(last=False)
-            step = steps.popleft()
+        began, self._called = self.loop.time(), True
+        for address in list(self._waiting)[:1]:  # it may be empty by now
+            steps = self._waiting.pop(address)
+            _, step = steps.popitem()
             if steps:
                 self._waiting[address] = steps
             step()
-        if self._waiting:
-            self.loop.call_soon(self._go_on)
+        self._called = False
+        self._call(self.loop.time() - began)
 
 
 def network(host: str) -> str:

@@ -18,7 +18,7 @@ from hostile_tls import HostileTls, client_hello, long_chain
 from fedft.carriers.stream import channel, connection, desk, frames, front, parcels, site_node, tls
 from fedft.carriers.stream.allowance import Allowance
 from fedft.carriers.stream.frames import Kind, frame
-from fedft.carriers.stream.strangers import Turns
+from fedft.carriers.stream.strangers import Stranger, Turns
 
 HELLO = frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 0))
 
@@ -93,24 +93,33 @@ def test_what_is_spent_comes_back_and_no_more_than_there_was() -> None:
     assert a.spend(1, 1000.0) > 0, "more came back than there was"
 
 
-def test_addresses_take_turns_and_everything_else_has_its_own() -> None:
-    """The only step of `b` is among the first four, and what was due anyway comes before the fifth step."""
+def test_addresses_take_turns_and_everything_else_has_as_long() -> None:
+    """Steps of 10 ms: what is due every millisecond goes on between them, and the only one at `b` is the second."""
 
     async def steps() -> list[str]:
         done: list[str] = []
-        turns = Turns(asyncio.get_running_loop(), 4)
-        for _ in range(9):
-            turns.add("a", lambda: done.append("a"))
-        turns.add("b", lambda: done.append("b"))
-        asyncio.get_running_loop().call_soon(lambda: done.append("site"))
-        while len(done) < 11:
-            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        turns = Turns(loop)
+
+        def slow(name: str) -> None:
+            time.sleep(0.01)
+            done.append(name)
+
+        with socket.socket() as sock:
+            for name in ("a1", "a2", "gone", "a3", "b1"):
+                stranger = Stranger(sock, 0, name[0], 0.0)
+                turns.add(stranger, lambda name=name: slow(name))  # type: ignore[misc]
+                if name == "gone":
+                    turns.leave(stranger)
+        while len(done) - done.count("site") < 4:
+            await asyncio.sleep(0.001)
+            done.append("site")
         return done
 
     done = asyncio.run(steps())
-    assert "b" in done[:2]
-    assert done.index("site") == 4
-    assert sorted(done) == ["a"] * 9 + ["b", "site"]
+    assert [x for x in done if x != "site"] == ["a3", "b1", "a2", "a1"]
+    between = "".join("." if x == "site" else "s" for x in done).strip(".").split("s")[1:-1]
+    assert all(between), "a step came right behind another"
 
 
 def test_an_old_connection_is_renewed_and_nothing_on_its_way_is_lost(
