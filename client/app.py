@@ -18,13 +18,12 @@ from fedft.carriers.stream.site_node import Node
 from fedft.client import allowed_jobs
 from fedft.client.disk import SiteDisk
 from fedft.client.held_letters import Door, HeldLetters
+from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
 from fedft.client.site_settings import SiteConfig
 from fedft.client.train import Client
 from fedft.config import RunConfig
-from fedft.data import client_datasets
-from fedft.data.row_counts import RowCounts
 from fedft.errors import ConfigError, DataError, PlanRefused
 from fedft.models import resident
 from fedft.models.resident import Resident
@@ -110,18 +109,15 @@ class Joiner:
         config = allowed_jobs.run_config(job, self.site)
         try:
             recipe = strategies.of(config)
-            name, data = self.site.site.name, self.site.data
-            parts = client_datasets.of_site(config, name, data.client, data.value)
+            parts = (rows := OwnRows(self.site, config, job.run)).read()
             here = self._loaded(config, recipe)
-            train, test = client_datasets.encode({name: parts}, config, here.base, rows := RowCounts())[name]
+            train, test = rows.encoded(parts, here.base)
         except (ConfigError, DataError) as e:
             log.error("run %s: %s", job.run, e)  # it may quote a record: for this site's operator only
             raise PlanRefused("site_unfit", "model or data of this site do not fit the job; its log says why") from None
-        for line in rows.lines(config.data.max_length, 1, config.data.max_prompt):
-            log.warning("run %s: %s", job.run, line)
         log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
         kept = Kept(Path(self.site.site.state) / "kept")
-        return Client(name, train, test, here.base, here.handle, recipe, config, kept=kept)
+        return Client(self.site.site.name, train, test, here.base, here.handle, recipe, config, kept=kept, rows=rows)
 
     def _loaded(self, config: RunConfig, recipe: Recipe) -> Resident:
         learned = (config.local.objective, config.local.packing)  # a handle has its objective

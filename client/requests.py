@@ -151,8 +151,9 @@ class Responder:
         client = self._enrolled(plan)
         if not plan.evaluate:
             return self._train(client, plan, opened.about)
+        client.renew_rows()
         rows = len(client.test_rows[: client.config.eval.max_rows])
-        return self._recorded("evaluate", opened.about, client.carry_out(plan), rows)
+        return self._recorded("evaluate", opened.about, client.carry_out(plan), rows, client.rows_digest)
 
     def _check(self, opened: Opened, plan: Plan, entries: Mapping[str, Entry]) -> None:
         """Raise PlanRefused or RejectedUpdate for a plan that is not to be carried out, before its tensors are decoded.
@@ -188,6 +189,7 @@ class Responder:
                 client.memory.hold(held.version, label, held.tensors)
             self._client, self._job = client, job
             return said
+        self._client.renew_rows()
         return self._client.enrol(job)
 
     def _train(self, client: Client, plan: Plan, about: About) -> bytes:
@@ -199,8 +201,10 @@ class Responder:
             if asked.attempt >= plan.attempt:
                 raise PlanRefused("stale", f"attempt {plan.attempt}, answered attempt {asked.attempt} before")
         self._steps, client.step = plan.steps, 0
+        client.renew_rows()
         turn = client.install(plan)
-        asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), work_of(turn))
+        work = work_of(turn, client.rows_digest)
+        asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), work)
         if kept is not None and kept[0].work == asked.work:
             payload = messages.relabelled(kept[1], round=plan.round, attempt=plan.attempt)
             did = "no step, the work of another attempt"
@@ -209,15 +213,15 @@ class Responder:
             update = client.train(turn)
             payload = client.encode(update, turn)
             did = f"{plan.steps} steps, loss {update.metrics.get('loss', math.nan):.4f}"
-        self._recorded("train", about, payload, len(client.train_rows))
+        self._recorded("train", about, payload, len(client.train_rows), client.rows_digest)
         self.disk.keep_answer(asked, payload)
         sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
         log.info("round %d: %s, %d rows: %s to send", plan.round, did, len(client.train_rows), sent)
         return payload
 
-    def _recorded(self, kind: str, about: About, answer: bytes, rows: int) -> bytes:
+    def _recorded(self, kind: str, about: About, answer: bytes, rows: int, data: str = "") -> bytes:
         """The answer, which stands in the site's record before it can leave."""
-        self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows)
+        self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows, data)
         return answer
 
     # -- at once ---------------------------------------------------------------------------------------------------
