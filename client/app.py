@@ -21,14 +21,13 @@ from fedft.carriers.stream.site_node import Node
 from fedft.client import allowed_jobs, contact
 from fedft.client.disk import SiteDisk
 from fedft.client.held_letters import Door, HeldLetters
+from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
 from fedft.client.resident_models import ResidentModels
 from fedft.client.server_trust import ServerTrust
 from fedft.client.site_settings import SiteConfig
 from fedft.client.train import Client
-from fedft.data import client_datasets
-from fedft.data.row_counts import RowCounts
 from fedft.errors import ConfigError, DataError, PlanRefused
 from fedft.security import private_keys
 from fedft.update import Job
@@ -126,16 +125,13 @@ class Joiner:
         config = allowed_jobs.run_config(job, self.site)
         try:
             recipe = strategies.of(config)
-            name, data = self.site.site.name, self.site.data
-            parts = client_datasets.of_site(config, name, data.client, data.value)
+            parts = (rows := OwnRows(self.site, config, job.run)).read()
             user = (self.site.site.state, job.run)
             here, turn = self.models.of(config, recipe, user, lambda: self.let_go(job.run))
-            train, test = client_datasets.encode({name: parts}, config, here.base, rows := RowCounts())[name]
+            train, test = rows.encoded(parts, here.base)
         except (ConfigError, DataError) as e:
             log.error("run %s: %s", job.run, e)  # it may quote a record: for this site's operator only
             raise PlanRefused("site_unfit", "model or data of this site do not fit the job; its log says why") from None
-        for line in rows.lines(config.data.max_length, 1, config.data.max_prompt):
-            log.warning("run %s: %s", job.run, line)
         log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
-        kept = Kept(self.disk.kept(job.run))
-        return Client(name, train, test, here.base, here.handle, recipe, config, kept=kept, ready=turn)
+        kept, name = Kept(self.disk.kept(job.run)), self.site.site.name
+        return Client(name, train, test, here.base, here.handle, recipe, config, kept=kept, ready=turn, rows=rows)

@@ -161,8 +161,11 @@ def _run_of_state(body: bytes | None) -> str | None:
     return None
 
 
-def work_of(turn: Turn) -> str:
-    """The digest, hexadecimal, of everything that decides an answer to TRAIN except the attempt's number."""
+def work_of(turn: Turn, rows: str = "") -> str:
+    """The digest, hexadecimal, of everything that decides an answer to TRAIN except the attempt's number.
+
+    `rows`: the digest of the rows that are trained on.
+    """
     p = turn.plan
     kept = tensors.digest(tensors.in_one(turn.kept)) if turn.kept else ""
     asked = [
@@ -177,5 +180,6 @@ def work_of(turn: Turn) -> str:
         dict(p.extra),
         turn.held_digest,
         kept,
+        rows,
     ]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

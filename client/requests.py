@@ -157,8 +157,9 @@ class Responder:
         client = self.runs.of(plan.run)
         if not plan.evaluate:
             return self._train(client, plan, opened)
+        client.renew_rows()
         rows = len(client.test_rows[: client.config.eval.max_rows])
-        return self._recorded("evaluate", opened, client.carry_out(plan), rows)
+        return self._recorded("evaluate", opened, client.carry_out(plan), rows, client.rows_digest)
 
     def _check(self, opened: Opened, plan: Plan, entries: Mapping[str, Entry]) -> None:
         """Raise PlanRefused or RejectedUpdate for a plan that is not to be carried out, before its tensors are decoded.
@@ -178,7 +179,9 @@ class Responder:
     def _enrol(self, job: Job, about: About) -> bytes:
         if job.run != about.run:
             raise PlanRefused("malformed", "the letter is about another run than its job")
-        return self.runs.take(job).enrol(job)
+        client = self.runs.take(job)
+        client.renew_rows()
+        return client.enrol(job)
 
     def _loading(self) -> None:
         self._doing = (self._doing[0], "loading", time.monotonic())
@@ -192,8 +195,10 @@ class Responder:
         if answered > plan.attempt:
             raise stale
         self._steps, client.step = plan.steps, 0
+        client.renew_rows()
         turn = client.install(plan)
-        asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), work_of(turn))
+        work = work_of(turn, client.rows_digest)
+        asked = Asked(plan.run, plan.round, plan.attempt, about.plan.hex(), work)
         if kept is not None and kept[0].work == asked.work:
             payload = messages.relabelled(kept[1], round=plan.round, attempt=plan.attempt)
             did = "no step, the work of another attempt"
@@ -204,17 +209,17 @@ class Responder:
             update = client.train(turn)
             payload = client.encode(update, turn)
             did = f"{plan.steps} steps, loss {update.metrics.get('loss', math.nan):.4f}"
-        payload = self._recorded("train", opened, payload, len(client.train_rows))
+        payload = self._recorded("train", opened, payload, len(client.train_rows), client.rows_digest)
         self.disk.keep_answer(asked, payload)
         sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
         said = "%s: %s, %d rows: %s to send"
         log.info(said, self.runs.round(about), did, len(client.train_rows), sent, extra={"run": about.run})
         return payload
 
-    def _recorded(self, kind: str, opened: Opened, answer: bytes, rows: int) -> bytes:
+    def _recorded(self, kind: str, opened: Opened, answer: bytes, rows: int, data: str = "") -> bytes:
         """The answer in the version of the question, which stands in the site's record before it can leave."""
         about, answer = opened.about, messages.in_version(answer, frame.version_of(opened.payload))
-        self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows)
+        self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows, data)
         return answer
 
     # -- at once ---------------------------------------------------------------------------------------------------

@@ -53,7 +53,9 @@ class ResidentModels:
             user: tells runs and sites from each other.
             let_go: called when the model is to be unloaded: nothing may refer to it then.
         """
-        m, learned = config.model, (config.local.objective, config.local.packing)  # a handle has its objective
+        m, local = config.model, config.local
+        how = (local.autocast, local.neftune_alpha, local.checkpointing)
+        learned = (local.objective, local.packing, *how)  # of a handle and its model
         seed = None if tasks.of(m.task).generates else config.server.seed  # of a head that is drawn
         key = (m, config.data.max_length, recipe.space, seed, learned)
         found = next((x for x in self._loaded if x.key == key), None)

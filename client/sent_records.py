@@ -7,6 +7,7 @@
     bytes     length of the answer
     sha256    of the answer
     rows      that the answer was made from; 0 of a job, which says how many there are
+    data      SHA-256 over the files that these rows came from (`own_rows`); left out where there are none, and of a job
     before    SHA-256 of the line before, without its newline; 64 zeros in the first
 
 `fedft.security.chained_lines` says what such a chain shows, and what not; so note the last line's digest, which
@@ -34,6 +35,7 @@ TEXTS = {
     "sha256": DIGEST,
     "before": DIGEST,
 }
+MAYBE = {"data"}  # a digest, which lines may lack
 NUMBERS = ("round", "attempt", "bytes", "rows")
 
 
@@ -48,14 +50,16 @@ class SentRecords:
     def __post_init__(self) -> None:
         self._lines = ChainedLines(self.path)
 
-    def add(self, kind: str, run: str, round: int, attempt: int, plan: str, answer: bytes, rows: int) -> None:
+    def add(
+        self, kind: str, run: str, round: int, attempt: int, plan: str, answer: bytes, rows: int, data: str = ""
+    ) -> None:
         """Record an answer durably, before it is sent; see the module's docstring for what of it.
 
         Nothing is added for the answer that was recorded last, which is sent once more. Raises RunPaused where the disk
         does not take it.
         """
         said = {"kind": kind, "run": run, "round": round, "attempt": attempt, "plan": plan, "bytes": len(answer)}
-        entry = {**said, "sha256": hashlib.sha256(answer).hexdigest(), "rows": rows}
+        entry = {**said, "sha256": hashlib.sha256(answer).hexdigest(), "rows": rows} | ({"data": data} if data else {})
         if entry.items() <= self._lines.last.items():
             return
         self._lines.add(entry | {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock()))})
@@ -73,9 +77,9 @@ def verify(state: Path) -> Chain:
 
 def _fault(entry: Any) -> str:
     """What is wrong with a line's JSON; "" if nothing is."""
-    if not isinstance(entry, dict) or entry.keys() != {*TEXTS, *NUMBERS}:
+    if not isinstance(entry, dict) or entry.keys() - MAYBE != {*TEXTS, *NUMBERS}:
         return f"wanted an object with {', '.join(sorted({*TEXTS, *NUMBERS}))}"
-    for name, form in TEXTS.items():
+    for name, form in {**TEXTS, **dict.fromkeys(MAYBE & entry.keys(), DIGEST)}.items():
         if not (isinstance(entry[name], str) and form.fullmatch(entry[name])):
             return f"{name} is {entry[name]!r:.80}"
     for name in NUMBERS:

@@ -13,6 +13,7 @@ import torch
 
 from fedft.arithmetic import tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
+from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.config import LOCAL, RunConfig
@@ -52,6 +53,8 @@ class Client:
     kept: Kept = field(default_factory=Kept)
     ready: Callable[[], None] = lambda: None
     """Called before the client's turn on the model, which others may have had turns on."""
+    rows: OwnRows | None = None
+    """Where the rows come from, if their files are looked at again; None: they never change."""
     step: int = 0
     """Local steps begun in the round at hand, for those who wait."""
     _micro_batch: MicroBatch | None = field(init=False)
@@ -75,6 +78,19 @@ class Client:
             return self.carry_out(self.memory.cache.plan(payload, read))
         except (PlanRefused, RejectedUpdate) as e:
             return Refused(e.code, str(e)[:MAX_REASON])
+
+    @property
+    def rows_digest(self) -> str:
+        """SHA-256 over the files of the rows in use; "" where nobody looks at them."""
+        return self.rows.digest if self.rows is not None else ""
+
+    def renew_rows(self) -> None:
+        """Take up the rows anew if their files hold something else by now.
+
+        Raises PlanRefused, `site_unfit`, while they cannot be read.
+        """
+        if self.rows is not None and (found := self.rows.renewed(self.base)) is not None:
+            self.train_rows, self.test_rows = found
 
     def check_download(self, plan: Plan, entries: Mapping[str, Entry]) -> None:
         """Raise RejectedUpdate where a plan's table has other tensors than the recipe sends, or in another codec."""
