@@ -278,6 +278,9 @@ class Server:
     loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Who else is told of every line of metrics: "tensorboard" (the folder events/ of the run), or another package's by
     its name or as "package.module:logger". []: nobody."""
+    archive: bool = False
+    """Keep every round's plans and updates, compressed, in the folder archive/ of the run, in a chain of digests; grows
+    by what is sent up. `fedft records verify` checks it. May change when a run is resumed."""
 
 
 @dataclass(frozen=True)

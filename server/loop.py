@@ -164,6 +164,7 @@ class Loop:
             "refusals": refusals,
             "barred": sorted({*notes["barred"], *barred}, key=str.encode),
             "record": outcome.record,
+            "roster": len(run.members),
             "have": dict(self._exchange.have),
             "profiles": {c: member.profile for c, member in run.members.items() if member.profile},
         }

@@ -41,7 +41,7 @@ ROOMS_TOO = {
     "fedft/cli/doctor.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/finished.py": {"simulations"},
     "fedft/cli/kinds.py": {"strategies"},
-    "fedft/cli/records.py": {"client"},
+    "fedft/cli/records.py": {"client", "server"},
 }
 # Packages whose __init__ is imported for what it holds.
 GIVE_NAMES = {"fedft.contract", "fedft.quickstart", "fedft.strategies"}
