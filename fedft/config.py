@@ -324,6 +324,9 @@ class Server:
     """Who else is told of every line of metrics: "tensorboard" (the folder events/ of the run), "otel" (a collector of
     OpenTelemetry, where this machine's OTEL_EXPORTER_OTLP_ENDPOINT names one), or another package's by its name or as
     "package.module:logger". []: nobody."""
+    archive: bool = False
+    """Keep every round's plans and updates, compressed, in the folder archive/ of the run, in a chain of digests; grows
+    by what is sent up. `fedft records verify` checks it. May change when a run is resumed."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -67,6 +67,11 @@ def write(path: Path, *parts: Part, mode: int = 0o666) -> None:
     `mode` are permission bits, less the umask's; the file has them before it has content. Raises RunPaused with the
     disk's reason; the file is then as it was.
     """
+    stream(path, parts, mode)
+
+
+def stream(path: Path, parts: Iterable[Part], mode: int) -> None:
+    """As `write`, of parts that are made one after the other, so that not all of them are in memory."""
     aside = path.with_name(path.name + ".tmp")
     try:
         if not path.parent.exists():

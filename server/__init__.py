@@ -12,6 +12,7 @@
     exchange, sending   letters out, answers in; traffic: what they cost, who was refused, who is to blame
     admission           whether an update counts; candidate_gates: whether a new state does
     checkpoint          states, plans and admitted updates on disk
+    archive             past rounds, kept on request; archive_check: whether all is there, and a round computed anew
     budget              when a run ends
     aggregation_error   how far the aggregate is from the exact mean
     run_outputs         config.toml, summary.json and model/

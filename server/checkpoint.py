@@ -14,6 +14,7 @@ recovery: the newest generation that verifies is the state; a damaged one is put
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import time
@@ -29,6 +30,9 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.contract import State
 from fedft.errors import OtherVersion, RunPaused, StateDamaged, in_one_line
+from fedft.server.archive import Archive
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # of generations, their notes and the journal; one without a number is of the first
 KEEP_LAST = 3  # generations: the newest may turn out to be damaged, and the one before
@@ -42,8 +46,9 @@ class Store:
     run then goes on from what was durable before.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, archive: Archive | None = None) -> None:
+        """`archive` takes each round whose state is committed, before its journal is dropped; None: nothing does."""
+        self._folder, self._archive = folder, archive
         self._journal = folder / "journal"
         self._journal.mkdir(parents=True, exist_ok=True)
 
@@ -56,6 +61,7 @@ class Store:
         meta = {"version": str(state.version), "notes": json.dumps(notes), "format": str(FORMAT)}
         body = save_tensors(tensors.in_one({"": state.tensors, **state.own}), meta)
         durable.commit(self._path(state.version), body)
+        self._keep_round(state, notes)
         self._keep_journal(range(state.version, 2**63))
         versions = self._versions()
         for v in versions[:-KEEP_LAST]:
@@ -74,6 +80,7 @@ class Store:
             if (body := durable.verified(self._path(v))) is not None:
                 found = self._read(v, body)
                 if recover:
+                    self._keep_round(*found)  # a crash may have come before that
                     self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
                 return found
             if recover:
@@ -112,6 +119,7 @@ class Store:
         """Raise RunPaused if the disk has no room for two more generations: better before a round than in it."""
         versions = self._versions()
         need = 2 * self._path(versions[-1]).stat().st_size if versions else 0
+        need += self._archive.room if self._archive else 0
         if (free := shutil.disk_usage(self._folder).free) < need:
             raise RunPaused(f"{self._folder}: {free} bytes free, a round needs {need}; make room and resume")
 
@@ -145,6 +153,20 @@ class Store:
     def drop(self, round: int) -> None:
         """Drop the plans and admitted updates of this round and of later ones."""
         self._keep_journal(range(round))
+
+    def _keep_round(self, state: State, notes: Mapping[str, Any]) -> None:
+        """Have the archive take the round that led to a state that is committed, if it has not, from the journal."""
+        number = state.version - 1
+        if self._archive is None or number < 0 or self._archive.holds(number, state.digest):
+            return
+        weights, before = notes.get("record", {}).get("weights", {}), durable.verified(self._path(number))
+        updates = ((c, self.read(number, c)) for c in weights)
+        if before is None or any(data is None for _, data in updates) or not weights or "roster" not in notes:
+            log.warning("round %d is not archived: its journal is not there any more", number)
+            return
+        facts = {"run": notes["run"], "round": number, "before": self._read(number, before)[0].digest,
+                 "after": state.digest, "roster": notes["roster"], "weights": weights}  # fmt: skip
+        self._archive.add(facts, self.plans(number), ((c, self.read(number, c) or b"") for c in weights))
 
     def _keep_journal(self, rounds: range) -> None:
         for entry in self._journal.iterdir():

@@ -181,6 +181,7 @@ class Loop:
             "refusals": refusals,
             "barred": sorted({*notes["barred"], *barred}, key=str.encode),
             "record": outcome.record,
+            "roster": len(run.members),
             "have": dict(self._exchange.have),
             "profiles": {c: profile for c, profile in run.profiles.items() if profile},
             "members": run.membership.to_dict(),

@@ -26,7 +26,8 @@ from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import run_folder, run_outputs
+from fedft.server import archive, run_folder, run_outputs
+from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
 from fedft.server.job import job_of
@@ -160,7 +161,8 @@ def opened(
     audience = Audience(observe)
     with run_folder.alone(folder), told_of_the_end(audience, folder) as ended:
         began = time.monotonic()
-        store = Store(folder / "state")
+        kept = Archive(folder / archive.FOLDER, config.codec.up) if config.server.archive else None
+        store = Store(folder / "state", kept)
         found = store.latest()
         run_folder.check_rounds(folder, found, config)
         audience("preparing", {"folder": folder})

@@ -66,12 +66,12 @@ def check_plugins(config: RunConfig) -> None:
     loggers.chosen(config.server.loggers)
 
 
-FREE = {("server", "rounds"), ("server", "budget"), ("server", "loggers")}
+FREE = {("server", "rounds"), ("server", "budget"), ("server", "loggers"), ("server", "archive")}
 """(table, key) that may change when a run is resumed."""
 
 
 def changed(before: RunConfig, now: RunConfig) -> list[str]:
-    """`table.key` of each key that differs, but for FREE: a run may be made longer, and logged elsewhere."""
+    """`table.key` of each key that differs, but for FREE: a run may be made longer, logged elsewhere, and archived."""
     a, b = before.to_dict(), now.to_dict()
     keys = [(t, k) for t in b for k in sorted(a[t].keys() | b[t].keys()) if a[t].get(k) != b[t].get(k)]
     return [f"{t}.{k}" for t, k in keys if (t, k) not in FREE]

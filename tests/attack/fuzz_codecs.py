@@ -85,7 +85,7 @@ def seed_input(kind, name, rng):
             "local": {"steps": 2, "learning_rate": 1e-3},
             "model": {"task": "causal-lm"},
             "codec": {"up": name},
-            "data": {"prompt": "{a}\n", "response": "{b}"},
+            "data": {"prompt": "{a}\n", "response": "{b}", "max_length": 64},
         }
         return messages.encode_job(Job(run, rng.getrandbits(40), "0" * 64, tables))
     if kind == "plan":

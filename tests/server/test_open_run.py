@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fedft import run_file
 from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.errors import ConfigError
 from fedft.server import open_run
+from fedft.server.archive import blocks
 
 HERE: Any = SimpleNamespace(base=SimpleNamespace(digest="d" * 64, tokenizer_digest="e" * 64), layout=None, handle=None)
 
@@ -110,3 +112,19 @@ def test_the_largest_share_of_a_client_is_written_down_as_it_is_resolved(
         assert run.job.table("limits") == {"max_share": wanted}
         again = open_run.resolved(run_file.load(folder / "config.toml"), deployed=not deployed)
         assert again.limits.max_share == wanted
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_rounds_are_archived_where_the_run_file_says_so(tmp_path: Path, on: bool) -> None:
+    state = State(0, {"w": torch.zeros(2)})
+    record = {"record": {"weights": {"anna": 3}}, "run": "0" * 16, "roster": 1}
+    with open_run.opened(_config(archive=on), tmp_path, resume=False, observe=_quiet) as held:
+        held.store.save(state, {})
+        held.store.keep_plans(0, {"anna": b"plan"})
+        held.store.journal(0, "anna", b"update")
+        held.store.save(replace(state, version=1), record)
+        assert held.store.read(0, "anna") is None, "the journal is dropped"
+    assert (tmp_path / "archive").exists() == on
+    if on:
+        kept = [(b.said["what"], b.data) for b in blocks(tmp_path / "archive" / "round-00000000.fedft")]
+        assert kept == [("round", b""), ("plan", b"plan"), ("update", b"update")]
