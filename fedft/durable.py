@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -63,6 +63,14 @@ def write(path: Path, *parts: Part, mode: int = 0o666) -> None:
 
     `mode` are permission bits, less the umask's; the file has them before it has content. Raises RunPaused with the
     disk's reason; the file is then as it was.
+    """
+    write_from(path, parts, mode)
+
+
+def write_from(path: Path, parts: Iterable[Part], mode: int = 0o666) -> None:
+    """Write the file `path` as `write` does, of parts that are made one after the other: they need not fit in memory.
+
+    What making them raises leaves the file as it was.
     """
     aside = path.with_name(path.name + ".tmp")
     try:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import bench, deploy, doctor, finished, keys, kinds, records, watch
+from fedft.cli import backup, bench, deploy, doctor, finished, keys, kinds, records, watch
 from fedft.cli.options import Allow, AsJson, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
 
@@ -177,6 +177,8 @@ app.command()(deploy.client)
 app.command()(doctor.doctor)
 app.command()(watch.status)
 app.command()(watch.board)
+app.command()(backup.backup)
+app.command()(backup.restore)
 
 
 kinds.register(app)
