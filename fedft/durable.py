@@ -67,11 +67,14 @@ def write(path: Path, *parts: Part, mode: int = 0o666) -> None:
     `mode` are permission bits, less the umask's; the file has them before it has content. Raises RunPaused with the
     disk's reason; the file is then as it was.
     """
-    stream(path, parts, mode)
+    write_from(path, parts, mode)
 
 
-def stream(path: Path, parts: Iterable[Part], mode: int) -> None:
-    """As `write`, of parts that are made one after the other, so that not all of them are in memory."""
+def write_from(path: Path, parts: Iterable[Part], mode: int = 0o666) -> None:
+    """Write the file `path` as `write` does, of parts that are made one after the other: they need not fit in memory.
+
+    What making them raises leaves the file as it was.
+    """
     aside = path.with_name(path.name + ".tmp")
     try:
         if not path.parent.exists():

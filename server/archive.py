@@ -92,7 +92,7 @@ class Archive:
                 size += len(part)
                 yield part
 
-        durable.stream(self.folder / name, counted(), mode=0o600)
+        durable.write_from(self.folder / name, counted(), mode=0o600)
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock()))
         entry = {k: facts[k] for k in ("round", "before", "after")}
         entry |= {"file": name, "bytes": size, "sha256": digest.hexdigest(), "at": at, "last": self._last}

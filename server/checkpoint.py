@@ -35,6 +35,7 @@ from fedft.server.archive import Archive
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of generations, their notes and the journal; one without a number is of the first
+JUMP, MAX_AHEAD = 2**16, 2**30  # of attempts' numbers: at a time, and beyond the seconds since 1970 in all
 KEEP_LAST = 3  # generations: the newest may turn out to be damaged, and the one before
 KEEP_EVERY = 10  # of the older generations, every so many are kept, for people to look at
 
@@ -50,6 +51,7 @@ class Store:
         """`archive` takes each round whose state is committed, before its journal is dropped; None: nothing does."""
         self._folder, self._archive = folder, archive
         self._journal = folder / "journal"
+        self._attempt = folder / "attempt"
         self._journal.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: State, notes: Mapping[str, Any]) -> None:
@@ -107,13 +109,29 @@ class Store:
 
     def next_attempt(self) -> int:
         """A number greater than any given before in this run, durable when returned: no two attempts share one."""
-        path = self._folder / "attempt"
-        if (body := durable.verified(path)) is not None:
-            number = int(body) + 1
-        else:  # never given, or damaged: then a number far beyond what can have been given
-            number = int(max(path.stat().st_mtime, time.time())) if path.exists() else 0
-        durable.commit(path, str(number).encode())
+        if (last := self._last_attempt()) is not None:
+            number = last + 1
+        elif not self._attempt.exists() and self._versions() in ([], [0]):
+            number = 0
+        else:  # damaged, or lost: a number far beyond what can have been given
+            number = int(max(self._attempt.stat().st_mtime if self._attempt.exists() else 0, time.time()))
+        durable.commit(self._attempt, str(number).encode())
         return number
+
+    def jump(self) -> bool:
+        """Have the next attempt's number lie far beyond those given, of which some are not known here.
+
+        Durable when it returns. False, and nothing is changed, for a number that would be beyond all bounds.
+        """
+        number = max((self._last_attempt() or 0) + JUMP, int(time.time()))
+        if number > time.time() + MAX_AHEAD:
+            return False
+        durable.commit(self._attempt, str(number).encode())
+        return True
+
+    def _last_attempt(self) -> int | None:
+        body = durable.verified(self._attempt)
+        return None if body is None else int(body)
 
     def check_room(self) -> None:
         """Raise RunPaused if the disk has no room for two more generations: better before a round than in it."""

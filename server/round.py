@@ -42,6 +42,8 @@ class Round:
     traffic: Traffic = field(default_factory=Traffic)
     plans: dict[str, Plan] = field(default_factory=dict)
     """By client, without tensors; durable before the first is sent."""
+    _jumped: bool = False
+    """Whether a site's word has sent the numbers of attempts ahead in this round."""
 
     @property
     def run(self) -> Federation:
@@ -156,18 +158,25 @@ class Round:
             self.admitted.enter(client, update, norm, self.traffic.up[client])
             if client in self.admitted.began_anew:
                 log.warning("round %d: %s lost what it had kept, and began anew", self.state.version, client)
+                run.observe(MEMORY_LOST, {"round": self.state.version, "client": client})
             told = {"round": self.state.version, "client": client, "metrics": update.metrics}
             run.observe("admitted", told)
 
         up, limits = run.config.codec.up, run.config.limits
         longest = {c: admission.longest(run.recipe.spec(run.layout, plans[c]), up, limits) for c in clients}
-        before = len(self.admitted.examples)
+        before, told = len(self.admitted.examples), len(self.traffic.refused)
 
         def until() -> Until:
             return run.until(self._counted(asked), before)
 
         run.observe("asking", {"round": self.state.version, "clients": clients, **until().to_dict()})
         self.exchange.ask("train", plans, self.state, accept, self.traffic, longest, until)
+        stale = [r["client"] for r in self.traffic.refused[told:] if r["code"] == "stale" and r["client"] in plans]
+        if stale and run.deployed and not self._jumped and run.store.jump():
+            self._jumped = True  # once a round: no site sends the numbers on and on
+            log.warning("round %d: %s answered later attempts than this run knows of, as after a restore; asking anew",
+                        self.state.version, ", ".join(stale))  # fmt: skip
+            self._collect(stale, asked)
 
     def _admit(self, payload: bytes, client: str, plan: Plan, *, recovered: bool = False) -> tuple[Update, float]:
         run, limits = self.run, self.run.config.limits

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import bench, deploy, doctor, finished, keys, kinds, logs, probe, records, site, watch
+from fedft.cli import backup, bench, deploy, doctor, finished, keys, kinds, logs, probe, records, site, watch
 from fedft.cli.options import Allow, AsJson, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
 
@@ -178,6 +178,8 @@ app.command()(doctor.doctor)
 app.command()(probe.probe)
 app.command()(watch.status)
 app.command()(watch.board)
+app.command()(backup.backup)
+app.command()(backup.restore)
 
 
 kinds.register(app)

@@ -1,4 +1,4 @@
-"""`fedft records`: what a site has written down of the answers that left it, and a server of its run and past rounds."""
+"""`fedft records`: what a site has written down of the answers that left it, a server of its run and past rounds."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ app = typer.Typer(
 
 @app.callback()  # without it, typer makes an app of one command that command
 def _records() -> None:
-    """Records that show whether they were changed: a site's sent.jsonl, a server's audit.jsonl and archive of rounds."""
+    """Records that show whether they were changed: sent.jsonl of a site, audit.jsonl and archive of a server."""
 
 
 @app.command()
