@@ -76,7 +76,7 @@ def deployed(folder: Path, names: list[str], mib: int, rounds: int, together: bo
     said: dict[str, Any] = {"mib": mib, "rounds": rounds + 1}
     (folder / "said.json").write_text(json.dumps(said))
     notes = folder / "server.jsonl"
-    with _ending(folder) as start:
+    with ending(folder) as start:
         server = start("serve")
         while not (found := round_notes.read(notes)):
             _still_well(server, folder)
@@ -106,7 +106,7 @@ def _still_well(server: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 @contextmanager
-def _ending(folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def ending(folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Gives a function that starts a process of the deployment in `folder`; all of them end with the block."""
     started: list[subprocess.Popen[bytes]] = []
 

@@ -109,3 +109,15 @@ def test_a_soak_says_how_memory_grows(tiny_base: Path, tmp_path: Path) -> None:
     lines = curve.read_text().splitlines()
     assert lines[0] == "seconds,process,pid,mib,files,state"
     assert len(lines) > 30
+
+
+@pytest.mark.slow
+def test_rounds_close_while_strangers_come(tmp_path: Path) -> None:
+    out = tmp_path / "strangers.json"
+    _run("strangers.py", "--strangers", "50", "--seconds", "3", "--sites", "2", "--quiet", "5", "--json", str(out))
+    row = json.loads(out.read_text())
+    assert row["equal"]
+    assert row["came"] >= 50
+    assert row["rounds"]["with"] > 0
+    assert row["rounds"]["without"] >= 8
+    assert row["ratio"] > 0
