@@ -66,3 +66,22 @@ class InPieces(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors())
+
+
+def shares(
+    batch: InPieces, weight: Callable[[Mapping[str, Tensor]], float]
+) -> list[tuple[Mapping[str, Tensor], float]]:
+    """The pieces of a batch, each with its share of the batch's mean; those that count nothing are left out.
+
+    Where nothing is learned in any of them it is the whole batch, whose loss says so.
+
+    Args:
+        batch: in as many pieces as its size says.
+        weight: gives how many terms the mean loss of a piece is of.
+    """
+    pieces = batch.pieces()
+    if len(pieces) == 1:
+        return [(pieces[0], 1.0)]
+    weights = [weight(b) for b in pieces]
+    whole = sum(weights)
+    return [(b, w / whole) for b, w in zip(pieces, weights, strict=True) if w] or [(dict(batch), 1.0)]

@@ -10,6 +10,7 @@ parameters in full fine-tuning. A weight in half precision is thus always w0 + c
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Batch, Kind, Layout, Objective, Settings
-from fedft.data.examples import IGNORED
+from fedft.data import micro_batches
 from fedft.data.micro_batches import InPieces
 from fedft.errors import DataError
 from fedft.models import learned_places, tasks
@@ -187,16 +188,9 @@ class ModelHandle:
         return widened(self.objective.loss(self, batch))
 
     def shares(self, batch: InPieces) -> list[tuple[Batch, float]]:
-        """The pieces of a batch, each with its share of the batch's mean; those that count nothing are left out.
-
-        Where nothing is learned in any of them it is the whole batch, whose loss says so.
-        """
-        pieces = batch.pieces()
-        if len(pieces) == 1:
-            return [(pieces[0], 1.0)]
-        weights = [self.objective.weight(self, b) for b in pieces]  # type: ignore[attr-defined]
-        whole = sum(weights)
-        return [(b, w / whole) for b, w in zip(pieces, weights, strict=True) if w] or [(dict(batch), 1.0)]
+        """The pieces of a batch, each with its share of the batch's mean; see `micro_batches.shares`."""
+        weight = partial(self.objective.weight, self)  # type: ignore[attr-defined]
+        return micro_batches.shares(batch, weight)
 
     def training(self, on: bool) -> None:
         """Put the model and all its modules in training mode, or out of it."""
@@ -240,20 +234,7 @@ class ModelHandle:
         [n, vocabulary] and int64 [n] for tokens; [n, classes] and int64 [n], or as in `logits`, for rows. Errors as of
         `forward`. Logits of places where nothing is learned are not computed, where the model allows it.
         """
-        labels = batch["labels"]
-        decoded = getattr(self._model, "prepare_decoder_input_ids_from_labels", None)
-        if not of_tokens(labels) or (self.two_sided and decoded is None):
-            logits, wanted = self.logits(batch)
-            if wanted.dtype != torch.int64:
-                return logits, wanted  # something is learned of every row
-            return logits[learned := wanted != IGNORED], wanted[learned]
-        labels = labels.to(next(self._model.parameters()).device)
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        if self.two_sided and decoded is not None and "decoder_input_ids" not in inputs:
-            inputs["decoder_input_ids"] = decoded(labels=labels)
-        wanted = labels if self.two_sided else next_tokens(labels)
-        with learned_places.only(self._model, learned := wanted != IGNORED) as chosen:
-            return chosen(self.forward(inputs).logits), wanted[learned]
+        return learned_places.logits(self, batch)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

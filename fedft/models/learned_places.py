@@ -8,7 +8,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from fedft.contract import Batch
+from fedft.data.examples import IGNORED
+from fedft.training.objectives import next_tokens, of_tokens
+
+
+def logits(handle: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(logits, what each is to predict) of the n learned places of a batch; see `ModelHandle.learned_logits`."""
+    labels, model = batch["labels"], handle.model
+    decoded = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if not of_tokens(labels) or (handle.two_sided and decoded is None):
+        found, wanted = handle.logits(batch)
+        if wanted.dtype != torch.int64:
+            return found, wanted  # something is learned of every row
+        return found[learned := wanted != IGNORED], wanted[learned]
+    labels = labels.to(next(model.parameters()).device)
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    if handle.two_sided and decoded is not None and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = decoded(labels=labels)
+    wanted = labels if handle.two_sided else next_tokens(labels)
+    with only(model, learned := wanted != IGNORED) as chosen:
+        return chosen(handle.forward(inputs).logits), wanted[learned]
 
 
 @contextmanager

@@ -50,11 +50,11 @@ def test_every_label_that_is_shown_or_summed_by_is_there(offered: dict[str, set[
 
 
 def test_every_metric_is_documented(offered: dict[str, set[str]]) -> None:
-    text = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
+    text = (ROOT / "OPERATING.md").read_text(encoding="utf-8")
     missing = [name for name in offered if f"`{name}`" not in text]
-    assert not missing, f"DEPLOYMENT.md does not name {missing}"
+    assert not missing, f"OPERATING.md does not name {missing}"
     strange = set(re.findall(r"`(fedft_\w+)`", text)) - set(offered)
-    assert not strange, f"DEPLOYMENT.md names {strange}, which /metrics does not offer"
+    assert not strange, f"OPERATING.md names {strange}, which /metrics does not offer"
 
 
 def test_it_has_the_form_that_grafana_imports() -> None:

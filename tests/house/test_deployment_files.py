@@ -1,4 +1,7 @@
-"""What operators copy works as it stands: unit files, every command in DEPLOYMENT.md. Containers: tests/shipping."""
+"""What operators copy works as it stands: unit files, every command in DEPLOYMENT.md and OPERATING.md.
+
+Containers: tests/shipping.
+"""
 
 import inspect
 import itertools
@@ -17,7 +20,7 @@ from fedft.client import allowed_jobs
 from fedft.client.site_settings import Policy, SiteConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT = (ROOT / "DEPLOYMENT.md").read_text(encoding="utf-8")
+DOCUMENT, OPERATING = ((ROOT / f"{n}.md").read_text(encoding="utf-8") for n in ("DEPLOYMENT", "OPERATING"))
 UNITS = {"server": ROOT / "server" / "fedft-server.service", "client": ROOT / "client" / "fedft-client.service"}
 
 
@@ -35,13 +38,13 @@ def _parse(command: list[str]) -> dict[str, Any]:
 
 
 def _blocks() -> list[str]:
-    lines = "\n".join(re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)).splitlines()
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", DOCUMENT + OPERATING, re.DOTALL)).splitlines()
     return [line.partition(" #")[0].strip() for line in lines if line.startswith("fedft ")]
 
 
 def _commands() -> list[str]:
     """Each command of the code blocks, and between backticks in the text; a group of them is none."""
-    spoken = re.findall(r"`(fedft [^`]+)`", re.sub(r"```.*?```", "", DOCUMENT, flags=re.DOTALL))
+    spoken = re.findall(r"`(fedft [^`]+)`", re.sub(r"```.*?```", "", DOCUMENT + OPERATING, flags=re.DOTALL))
     return [c for c in (*_blocks(), *spoken) if c != "fedft keys"]
 
 
@@ -83,6 +86,7 @@ def test_the_document_shows_the_commands_of_a_deployment() -> None:
 
 def test_the_document_is_short() -> None:
     assert len(DOCUMENT.splitlines()) <= 240
+    assert len(OPERATING.splitlines()) <= 200
 
 
 def test_every_key_of_the_policy_is_explained() -> None:

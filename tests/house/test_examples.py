@@ -198,15 +198,19 @@ def test_the_document_s_way_to_keys_works(fedft: Fedft, tmp_path: Path, monkeypa
     server, site = tmp_path / "server", tmp_path / "site"
     for place in (server, site):
         place.mkdir()
-    first, second, third, *_ = _lines("From nothing to a federation")
+    first, second, third, fourth, fifth, *_ = _lines("From nothing to a federation")
     for place, line in ((server, first), (site, second)):
         monkeypatch.chdir(place)
         fedft(line)
     shutil.copy(site / "keys" / "north.card.toml", server)
     monkeypatch.chdir(server)
-    for line in (third, "fedft keys list keys", "fedft keys renew keys", "fedft keys revoke keys north"):
+    for line in (third, fourth, "fedft keys list keys", "fedft keys renew keys", "fedft keys revoke keys north"):
         assert fedft(line), line
-    assert {"ca.pem", "server.pub"} <= {p.name for p in (server / "keys").iterdir()}
+    shutil.copy(server / "north.kit.toml", site)
+    monkeypatch.chdir(site)
+    fedft(fifth)
+    assert {"ca.pem", "server.pub"} <= {p.name for p in (site / "keys").iterdir()}
+    assert (site / "site.toml").exists()
 
 
 def test_the_document_s_rehearsal_makes_the_folders_that_it_names(fedft: Fedft, run_toml: Path) -> None:
