@@ -12,6 +12,7 @@ clients), a sample of modules is measured in place of all.
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,8 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Kind, Layout, State, Turn
 from fedft.recipe import Recipe
 from fedft.update import Plan, Shape, Update
+
+log = logging.getLogger(__name__)
 
 HELD = 2**26  # numbers of clients' factors that are held: 256 MiB
 WORK = 4e10  # multiplications of the factors' products: some seconds of a core
@@ -95,6 +98,14 @@ class AggregationAudit:
             return factors <= self._start(self.plan.shape).values.keys()
         except AttributeError:  # it does more with a model than to set factors and base
             return False
+
+    def sampled(self, clients: int) -> "AggregationAudit":
+        """This, of as many modules as can be measured for so many clients; that it is a sample is logged."""
+        self.modules = sampled(self.layout, self.plan.shape.largest, clients)
+        if len(self.modules) < len(self.layout.modules):
+            log.info("round %d: aggregation_error is of %d of %d modules; [eval] exactness = false measures none",
+                     self.state.version, len(self.modules), len(self.layout.modules))  # fmt: skip
+        return self
 
     def see(self, update: Update, plan: Plan) -> None:
         """Take one update that counts, and the plan that its client was sent. Neither is modified."""

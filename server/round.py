@@ -13,7 +13,7 @@ from typing import Any
 
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
-from fedft.server import admission, aggregation_error, cohort
+from fedft.server import admission, cohort
 from fedft.server.aggregation_error import AggregationAudit
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
@@ -194,14 +194,10 @@ class Round:
     def _audit(self, client: str) -> AggregationAudit | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""
         run, plan = self.run, self.plans[client]
-        modules = aggregation_error.sampled(run.layout, plan.shape.largest, len(self.plans))
-        audit = AggregationAudit(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed, modules)
-        if not (run.config.eval.exactness and audit.possible()):
+        if not run.config.eval.exactness:
             return None
-        if len(modules) < len(run.layout.modules):
-            log.info("round %d: aggregation_error of %d of %d modules, a sample: [eval] exactness = false measures none",
-                     self.state.version, len(modules), len(run.layout.modules))  # fmt: skip
-        return audit
+        audit = AggregationAudit(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
+        return audit.sampled(len(self.plans)) if audit.possible() else None
 
     def _updates(
         self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: AggregationAudit | None
