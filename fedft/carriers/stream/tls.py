@@ -69,7 +69,7 @@ def key_of(certificate: bytes | None) -> bytes | None:
     """The public key of a peer's certificate (DER) as the roster has it; None for one of a kind that no site has."""
     try:
         key = x509.load_der_x509_certificate(certificate or b"").public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         return None
     return node_bytes(key) if isinstance(key, ec.EllipticCurvePublicKey) else None
 
