@@ -121,12 +121,8 @@ class Responder:
             log.exception("%s: this site failed", self.runs.round(about))
             reply(self._refusal(about, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
-        memory = client.memory if (client := self.runs.loaded(about.run)) else None
-        if opened.kind is Kind.TRAIN and memory is not None and memory.held is not None:
-            try:
-                self.disk.keep_state(about.run, memory.label, memory.held)
-            except FedftError as e:
-                log.warning("%s", e)  # the server sends it again if it is missed
+        if opened.kind is Kind.TRAIN:
+            self.runs.keep(about.run)
         return True
 
     def _server_key(self, site: str) -> Ed25519PublicKey:

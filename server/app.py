@@ -11,14 +11,16 @@ import logging
 import secrets
 import ssl
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedft import durable
 from fedft.carriers.interface import Link
@@ -32,6 +34,7 @@ from fedft.security import roster as keys
 from fedft.security.site_table import Site
 from fedft.server import message_sizes, open_run, run_outputs
 from fedft.server.sealed_post import SealedPost
+from fedft.server.traffic import Clock
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -71,8 +74,47 @@ def serve(
         ConfigError, DataError, KeyFault: a mistake of the operator's, before any work.
         RunPaused: the run stopped where it can go on.
     """
-    roster, key = _Roster(place.keys / "roster.toml"), private_keys.load_signing(place.keys / "signing.key")
-    sites = _taking_part(roster, place, lift)
+    office = Office.at(place, lift)
+    return coordinate(config, office, folder, partial(link_of, office), lift=lift, observe=observe)
+
+
+@dataclass(frozen=True)
+class Office:
+    """What the runs of one server share: its keys, and the sites."""
+
+    place: Place
+    roster: "_Roster"
+    key: Ed25519PrivateKey
+    """Signs all letters."""
+
+    @classmethod
+    def at(cls, place: Place, lift: Collection[str] = ()) -> Self:
+        """The office of a key folder. Raises ConfigError and KeyFault for what is wrong with the server's own files."""
+        office = cls(place, _Roster(place.keys / "roster.toml"), private_keys.load_signing(place.keys / "signing.key"))
+        _taking_part(office.roster, place, lift)
+        return office
+
+
+def coordinate(
+    config: RunConfig,
+    office: Office,
+    folder: Path,
+    link_of: Callable[[int], Link],
+    *,
+    lift: Collection[str] = (),
+    observe: Observers = (),
+    clock: Clock = time,
+) -> dict[str, Any]:
+    """Coordinate a run of the office to its end, as `serve` does; returns its summary.
+
+    Args:
+        config, folder, lift, observe: as there.
+        office: keys and roster.
+        link_of: given the longest answer of the run in bytes, the way to the sites, which is closed at the end.
+        clock: by which the run waits for answers.
+    """
+    roster = office.roster
+    sites = [site for site in _taking_part(roster, office.place, lift) if site in roster.nodes()]
     audit = Audit(folder / "audit.jsonl", Audience(observe))
     resume = (folder / "config.toml").exists()
     with open_run.opened(config, folder, resume=resume, observe=audit, deployed=True) as held:
@@ -82,11 +124,11 @@ def serve(
         run = held.begin(here, salt)
         audit.path.touch()
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
-        link = _link(place, roster, most)
+        link = link_of(most)
         try:
-            post = SealedPost(link, roster, key, run.job.run, audit)
+            post = SealedPost(link, roster, office.key, run.job.run, audit, clock)
             caps = {name: m.max_examples for name, m in roster.members.items()}
-            state = run.loop(post, caps=caps, lift=lift).run(sites)
+            state = run.loop(post, caps=caps, lift=lift, clock=clock).run(sites)
         finally:
             link.close()
         absent = run_outputs.never_took_part(sites, run.metrics.lines)
@@ -181,8 +223,12 @@ class Audit:
         self.observe(kind, info)
 
 
-def _link(place: Place, roster: _Roster, most: int) -> Link:
-    """The way to the sites, which listens already where it is ours. Raises ConfigError if it cannot."""
+def link_of(office: Office, most: int) -> Link:
+    """The way to the sites, which listens already where it is ours. Raises ConfigError if it cannot.
+
+    `most`: bytes of the longest answer.
+    """
+    place, roster = office.place, office.roster
     if place.listen is not None:
         own = StreamLink(*place.listen, place.keys / "server.pem", place.keys / "server.key", roster.nodes, most)
         own.start()

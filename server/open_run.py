@@ -31,6 +31,7 @@ from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
+from fedft.server.traffic import Clock
 from fedft.update import Job
 
 
@@ -59,6 +60,7 @@ class OpenRun:
         *,
         caps: Mapping[str, int] | None = None,
         lift: Collection[str] = (),
+        clock: Clock = time,
     ) -> Loop:
         """The run's engine with these means to reach its clients.
 
@@ -66,9 +68,10 @@ class OpenRun:
             post: reaches the run's clients.
             caps: see `Federation`.
             lift: clients whose quarantine ends now.
+            clock: see `Federation`.
         """
         federation = Federation(
-            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe,
+            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
             deployed=self.deployed, caps=caps or {},
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]

@@ -1,4 +1,4 @@
-"""The commands of a deployment: `fedft split`, and the services `fedft server` and `fedft client`, which log."""
+"""The commands of a deployment: `fedft split`, and the services that log: `fedft server`, `queue` and `client`."""
 
 import json
 import logging
@@ -78,6 +78,37 @@ def server(
     except KeyboardInterrupt as e:
         raise Interrupted(f"stopped; nothing is lost: the same command continues the run in {out}") from e
     log.info("finished: %s", json.dumps(summary, sort_keys=True))
+
+
+def queue(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN.toml...", help="Run files, in the order of their runs.")],
+    keys: Annotated[Path, typer.Option(help="The server's key folder; `fedft keys server` makes one.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run folders, each called as its run file.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT on which sites reach us.")] = "127.0.0.1:9443",
+    together: Annotated[int, typer.Option(help="How many runs go on side by side.")] = 1,
+    board: Annotated[str, typer.Option(help="HOST:PORT of a page that shows the runs, as `fedft board`.")] = "",
+    set_: SetKeys = None,
+    allow: Allow = None,
+    log_: LogForm = "lines",
+) -> None:
+    """Coordinate several runs on one port, in order or side by side. Starting again resumes, finished runs stay."""
+    _start_logging(log_)
+    from fedft.server import app, queue_runs
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(queue_runs.NamesTheRun())
+    planned = queue_runs.planned(runs, out, set_ or ())
+    place = app.Place(keys, address_of(listen, "--listen"))
+    whole = queue_runs.Queue(planned, place, out, together=together, observe=_say)
+    _stop_on_sigterm()
+    try:
+        with _shown(out, board):
+            failed = whole.carry_out()
+    except KeyboardInterrupt as e:
+        raise Interrupted(f"stopped; nothing is lost: the same command continues the runs in {out}") from e
+    if failed:
+        raise queue_runs.failure(failed, len(planned))
+    log.info("finished: all %d runs", len(planned))
 
 
 def client(
