@@ -23,6 +23,8 @@ class JoinedRuns:
     """Has the state that the site holds in each run."""
     loading: Callable[[], None]
     """Called before a client is made, which can take long."""
+    told_apart: bool = False
+    """Whether the log names a run's identifier even if there is no other: other servers' runs are in the same log."""
     _jobs: dict[str, Job] = field(default_factory=dict)
     """By run, the one that was used last at the end."""
     _clients: dict[str, Client] = field(default_factory=dict)
@@ -56,7 +58,8 @@ class JoinedRuns:
 
     def round(self, about: About) -> str:
         """The round that a letter is about, for the log: with the run's identifier where there are several runs."""
-        return f"round {about.round}" if len(self._jobs) < 2 else f"run {about.run}, round {about.round}"
+        alone = len(self._jobs) < 2 and not self.told_apart
+        return f"round {about.round}" if alone else f"run {about.run}, round {about.round}"
 
     def let_go(self, run: str) -> None:
         """Forget the client of a run, whose model is to make room for another: it is made anew when it is needed."""

@@ -112,15 +112,21 @@ def queue(
 
 
 def client(
-    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file; client/site.toml is an example.")],
+    site: Annotated[
+        list[Path],
+        typer.Argument(metavar="SITE.toml...", help="The site file, as client/site.toml; several: of several servers."),
+    ],
     superlink: Annotated[str, typer.Option(help="HOST:PORT of the server's SuperLink, where one carries.")] = "",
     log_: LogForm = "lines",
 ) -> None:
-    """Serve one site: wait for the server, train on the site's own rows, send what the policy allows."""
+    """Serve a site: wait for the server, train on the site's own rows, send what the policy allows.
+
+    Sites of several servers in one process have a connection each and take turns to train.
+    """
     from fedft.client import site_file as sites
 
     _start_logging(log_)
-    config = sites.load(site)
+    configs = [sites.load(file) for file in site]
     from fedft.client import app
 
     stop = threading.Event()
@@ -136,7 +142,7 @@ def client(
 
     for s in (signal.SIGTERM, signal.SIGINT):
         signal.signal(s, end)
-    app.attend(config, stop, superlink)
+    app.attend_all(configs, stop, superlink)
     leave()
 
 

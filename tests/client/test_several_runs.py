@@ -162,7 +162,7 @@ def test_no_more_requests_wait_than_the_runs_there_can_be(tmp_path: Path) -> Non
     site, _ = site_in(tmp_path)
     for n in range(3 * MAX_WAITING):
         site.responder.take(letter(Kind.TRAIN, A, str(n).encode()), lambda data: None)
-    assert site.responder._queue.qsize() == len(site.responder._waiting) == MAX_WAITING
+    assert site.responder.requests.qsize() == len(site.responder._waiting) == MAX_WAITING
 
 
 def test_what_a_site_of_one_run_had_on_its_disk_is_taken_over(tmp_path: Path) -> None:

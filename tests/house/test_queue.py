@@ -118,3 +118,33 @@ def test_runs_one_after_another_go_on_behind_one_that_cannot(
         assert digest(tmp_path / name) == digest(d.folder / "simulated" / name), name
     for client in clients:
         assert client.stop() == 0
+
+
+def test_one_process_of_a_site_serves_two_servers(queue: tuple[Deployment, list[str]], tmp_path: Path) -> None:
+    """Each run ends with the bytes of its simulation, also where a site is killed; two processes share a device."""
+    d, words = queue
+    second = Deployment(tmp_path / "second", d.run, d.overrides)
+    with second:
+        assert second.rehearse() == SITES
+        files: dict[str, list[str]] = {}
+        for name in SITES:
+            for deployment in (d, second):
+                site = deployment.site(name) / "site.toml"
+                text = site.read_text().replace("threads = 1", f'threads = 1\ndevice_lock = "{tmp_path / "lock"}"', 1)
+                site.write_text(text.replace('"flora",', '"flora", "scaffold",').replace("rate = 0.01", "rate = 0.3"))
+                files.setdefault(name, []).append(str(site))
+        clients = {name: second._service(name, "client", *files[name]) for name in SITES}
+        servers = []
+        for deployment, file in ((d, words[0]), (second, words[1])):
+            where = ["--keys", str(deployment.keys), "--listen", f"127.0.0.1:{deployment.port}"]
+            out = tmp_path / Path(file).stem
+            servers.append((out, second._service(out.name, "server", file, *where, "--out", str(out))))
+        wait(lambda: all(lines(out) >= 1 for out, _ in servers), servers[0][1])
+        clients[SITES[0]].kill()
+        clients[SITES[0]] = second._service(SITES[0], "client", *files[SITES[0]])
+        for out, server in servers:
+            assert server.ended(240) == 0, server.said()
+            assert digest(out) == digest(d.folder / "simulated" / out.name), out.name
+        for client in clients.values():
+            assert client.stop() == 0
+            assert "Traceback" not in client.said()
