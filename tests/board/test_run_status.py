@@ -11,7 +11,7 @@ import watched_runs
 from deployed import Deployment, Direct, Site
 
 from fedft import run_file
-from fedft.board import live_file, status_text
+from fedft.board import live_file, page, status_text
 from fedft.board.live_file import LiveFile
 from fedft.board.run_folders import FolderReader
 from fedft.board.run_status import MAX_POINTS, RunReader
@@ -164,6 +164,29 @@ def test_a_race_is_a_line_for_each_of_its_runs(tmp_path: Path) -> None:
     assert told["local/seed-0"] == ("finished", 6, 2.0)
     assert len(status_text.lines(found)) == 4
     assert FolderReader(tmp_path).status("flora/seed-0")["strategy"] == "flora"
+
+
+def test_the_runs_of_a_queue_stand_in_its_order_with_those_that_wait(tmp_path: Path) -> None:
+    waiting = [{"name": n, "state": "waiting", "why": ""} for n in ("z", "b", "a", "..", "x/y")]
+    (tmp_path / "queue.json").write_text(json.dumps({"form": 1, "runs": waiting}))
+    told = [(r["name"], r["state"]) for r in FolderReader(tmp_path).status()["runs"]]
+    assert told == [("z", "waiting"), ("b", "waiting"), ("a", "waiting")]
+    watched_runs.folder(tmp_path / "z", finished=True)
+    watched_runs.folder(tmp_path / "by hand")
+    found = FolderReader(tmp_path).status()
+    told = [(r["name"], r["state"]) for r in found["runs"]]
+    assert told == [("z", "finished"), ("b", "waiting"), ("a", "waiting"), ("by hand", "stopped")]
+    assert len(status_text.lines(found)) == 5
+    assert "waiting" in page.page(found, "nonce")
+    with pytest.raises(ConfigError, match="no run"):
+        FolderReader(tmp_path).status("a")
+
+
+@pytest.mark.parametrize("said", ["", "[]", '{"runs": 1}', '{"runs": [{"name": []}]}', '{"runs": [1]}'])
+def test_a_queue_s_file_that_says_nothing_is_passed_over(tmp_path: Path, said: str) -> None:
+    watched_runs.folder(tmp_path / "z")
+    (tmp_path / "queue.json").write_text(said)
+    assert [r["name"] for r in FolderReader(tmp_path).status()["runs"]] == ["z"]
 
 
 @pytest.mark.parametrize("name", ["../secret", "fedit/../../secret", "/etc", "nothing", "fedit"])
