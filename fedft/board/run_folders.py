@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedft.board.run_status import RunReader
+from fedft.board.run_status import RunReader, shown_state
 from fedft.errors import ConfigError
 
 MAX_RUNS = 200
@@ -81,7 +81,7 @@ class FolderReader:
                 found = self._reader(name).status()
             except ConfigError:
                 return {"name": name, "state": "unreadable", **dict.fromkeys(SHOWN[1:])}
-            return {"name": name, **{k: found[k] for k in SHOWN}}
+            return {"name": name, **{k: found[k] for k in SHOWN}, "state": shown_state(found)}
         try:
             found = json.loads((self.folder / name / "result.json").read_text(encoding="utf-8"))
             rounds = round(found["rounds"])
