@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,6 +14,10 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.client.sent_records import FILE, SentRecords
 from fedft.contract import State, Turn
+from fedft.update import Plan
+
+PLAN = ("rank", "ranks", "learning_rate", "counted")
+"""What a plan says beside its state that decides how the model stands at it."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class SiteDisk:
         self._state, self._answer = folder / "state.fedft", folder / "answer.fedft"
         self.sent = SentRecords(folder / FILE)
         self._last: tuple[Asked, bytes] | None = None
+        self._saved: dict[str, str] = {}
+        """What the file of a state was last said to hold."""
 
     def keep_answer(self, asked: Asked, payload: bytes) -> None:
         """Make an answer durable before it is sent, so that a repeated request gets the same bytes.
@@ -58,14 +65,19 @@ class SiteDisk:
                 return None
         return self._last
 
-    def keep_state(self, run: str, label: str, state: State) -> None:
+    def keep_state(self, run: str, label: str, state: State, plan: Plan | None = None) -> None:
         """Make the state that the site holds in a run durable, with the server's `label` of it.
 
-        The file may be lost at any time: the server then sends the state again. Raises RunPaused where the disk does
-        not take it.
+        `plan`: that brought the site there; its numbers are kept, too. Nothing is written where the file holds just
+        this already. The file may be lost at any time: the server then sends the state again. Raises RunPaused where
+        the disk does not take it.
         """
-        meta = {"run": run, "version": str(state.version), "label": label}
+        meta = {"run": run, "version": str(state.version), "label": label, "digest": state.digest, **_numbers(plan)}
+        if meta == self._saved:
+            return
+        self._saved = {}
         durable.commit(self._state, save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta))
+        self._saved = meta
 
     def state(self, run: str) -> tuple[str, State] | None:
         """(label, state) that the site holds in `run`; None if no state of that run can be read."""
@@ -78,6 +90,21 @@ class SiteDisk:
         except (SafetensorError, KeyError, ValueError):
             pass
         return None
+
+
+def _numbers(plan: Plan | None) -> dict[str, str]:
+    """What a plan says of the adapter that stands at its state."""
+    return {} if plan is None else {"plan": json.dumps({key: getattr(plan, key) for key in PLAN}, default=dict)}
+
+
+def plan_of(meta: Mapping[str, str]) -> Plan:
+    """The plan, without tensors, that leaves a client at the state of a file with this metadata.
+
+    Raises KeyError or ValueError for a file without one, such as one that an earlier version wrote.
+    """
+    said, version, label = json.loads(meta["plan"]), int(meta["version"]), meta["label"]
+    bare = Plan(meta["run"], version, version, have=version, label=label, have_label=label)
+    return replace(bare, **{key: said[key] for key in PLAN})
 
 
 def work_of(turn: Turn, rows: str = "") -> str:

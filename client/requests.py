@@ -124,10 +124,10 @@ class Responder:
             log.exception("round %d: this site failed", about.round)
             reply(self._refusal(about, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
-        memory = self._client.memory if self._client else None
-        if opened.kind is Kind.TRAIN and memory is not None and memory.held is not None:
+        client = self._client if opened.kind is not Kind.JOB else None
+        if client is not None and client.at is not None and (held := client.memory.held) is not None:
             try:
-                self.disk.keep_state(about.run, memory.label, memory.held)
+                self.disk.keep_state(about.run, client.memory.label, held, client.at)
             except FedftError as e:
                 log.warning("%s", e)  # the server sends it again if it is missed
         return True

@@ -52,7 +52,7 @@ FLAT = 14  # files that may lie flat in fedft/: the nouns that everybody shares
 DOORS = {
     "flwr": {"fedft/carriers/flower/", "simulations/workers.py"},
     "transformers": {"fedft/models/", "fedft/quickstart/"},
-    "peft": {"fedft/models/", "fedft/adapters/", "simulations/finished_run.py"},
+    "peft": {"fedft/models/", "fedft/adapters/"},
     "datasets": {"fedft/data/"},
     "flwr_datasets": {"fedft/data/"},
     "matplotlib": {"fedft/reports/plots.py"},
