@@ -37,6 +37,7 @@ MAY_IMPORT = {
 ROOMS_TOO = {
     "fedft/cli/main.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/bench.py": {"benchmarks"},
+    "fedft/cli/checks_site.py": {"client"},
     "fedft/cli/deploy.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/doctor.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/finished.py": {"simulations"},
