@@ -69,9 +69,9 @@ class JoinedRuns:
     def keep(self, run: str) -> None:
         """Put the state that the run's client holds on the disk; where that fails, the server sends it again."""
         client = self._clients.get(run)
-        if client is not None and client.memory.held is not None:
+        if client is not None and client.at is not None and client.memory.held is not None:
             try:
-                self.disk.keep_state(run, client.memory.label, client.memory.held)
+                self.disk.keep_state(run, client.memory.label, client.memory.held, client.at)
             except FedftError as e:
                 log.warning("%s", e)
 

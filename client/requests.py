@@ -142,7 +142,7 @@ class Responder:
             log.exception("%s: this site failed", self.runs.round(about), extra=of)
             reply(self._refusal(opened, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
-        if opened.kind is Kind.TRAIN:
+        if opened.kind is not Kind.JOB:
             self.runs.keep(about.run)
 
     def _server_key(self, site: str) -> Ed25519PublicKey:
