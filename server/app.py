@@ -22,9 +22,10 @@ from fedft.errors import ConfigError, StateDamaged
 from fedft.models import resident
 from fedft.reports.observers import Audience, Observers
 from fedft.security import new_keys, private_keys
+from fedft.server import admin, message_sizes, open_run, run_outputs
 from fedft.server import audit as audits
-from fedft.server import message_sizes, open_run, run_outputs
 from fedft.server.audit import Audit
+from fedft.server.membership import Without
 from fedft.server.roster_file import RosterFile
 from fedft.server.sealed_post import SealedPost
 from fedft.wire import messages
@@ -80,8 +81,10 @@ def serve(
         link = _link(place, roster, most)
         try:
             post = SealedPost(link, roster, key, run.job.run, audit)
-            loop = run.loop(post, roll=roster, lift=lift)
-            state = loop.run(sites)
+            loop = run.loop(post, roll=Without(roster, lambda: run.steering.removed), lift=lift)
+            acts = admin.Acts(loop.federation, run.steering, roster, place.keys / "roster.toml", folder, audit)
+            with admin.listening(folder, acts.answer):
+                state = loop.run(sites)
         finally:
             link.close()
         members = loop.federation.membership.places
