@@ -180,7 +180,9 @@ class Round:
 
     def _admit(self, payload: bytes, client: str, plan: Plan, *, recovered: bool = False) -> tuple[Update, float]:
         run, limits = self.run, self.run.config.limits
-        cap = min(run.caps.get(client, limits.max_num_examples), limits.max_num_examples)
+        cap = limits.max_num_examples  # of what was admitted before, the roster's holds no more
+        if not recovered:
+            cap = min(run.caps.get(client, cap), cap)
         limits = replace(limits, max_num_examples=cap)
         up = run.config.codec.up
         return admission.admit(
