@@ -207,7 +207,7 @@ class Local:
     anew (of methods that back-propagate)."""
     optimizer: Choice = "adamw"
     """"adamw", "sgd", another of torch ("adafactor", "adagrad", "adam", "adamax", "muon", "nadam", "radam", "rmsprop"),
-    of bitsandbytes ("adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "lion_8bit", "paged_lion_8bit") or of
+    of bitsandbytes ("adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit") or of
     schedulefree ("schedule_free_adamw", "schedule_free_sgd"), an installed one or "package.module:factory", or a table
     of its name and options; fresh in every round."""
     keep_optimizer: bool = False

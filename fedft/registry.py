@@ -195,7 +195,7 @@ BUILT_IN = (
 """The strategies of this package."""
 MORE_OPTIMIZERS = (
     "adafactor", "adagrad", "adam", "adamax", "nadam", "radam", "rmsprop", "muon", "adamw_8bit", "paged_adamw",
-    "paged_adamw_8bit", "lion", "lion_8bit", "paged_lion_8bit", "schedule_free_adamw", "schedule_free_sgd",
+    "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit", "schedule_free_adamw", "schedule_free_sgd",
 )  # fmt: skip
 """The optimisers of other libraries that have a name here."""
 PREFERENCES = ("dpo", "orpo")

@@ -89,8 +89,8 @@ class Office:
     @classmethod
     def at(cls, place: Place, lift: Collection[str] = ()) -> Self:
         """The office of a key folder. Raises ConfigError and KeyFault for what is wrong with the server's own files."""
-        key = private_keys.load_signing(place.keys / "signing.key")
-        office = cls(place, RosterFile(place.keys / "roster.toml"), key)
+        roster = RosterFile(place.keys / "roster.toml")
+        office = cls(place, roster, private_keys.load_signing(place.keys / "signing.key"))
         _taking_part(office.roster, place, lift)
         return office
 

@@ -32,6 +32,7 @@ def _of(module: str, name: str, *, elementwise: bool = False, package: str = "",
             begin()  # schedulefree's has to be told
         return found
 
+    factory.__doc__ = f"{name} of {module.partition('.')[0]}, with its own options."
     factory.elementwise = elementwise  # type: ignore[attr-defined]
     return factory
 
@@ -50,7 +51,6 @@ rmsprop = _of("torch.optim", "RMSprop", elementwise=True)
 adamw_8bit = _of_bitsandbytes("AdamW8bit")
 paged_adamw = _of_bitsandbytes("PagedAdamW")
 paged_adamw_8bit = _of_bitsandbytes("PagedAdamW8bit")
-lion = _of_bitsandbytes("Lion")
 lion_8bit = _of_bitsandbytes("Lion8bit")
 paged_lion_8bit = _of_bitsandbytes("PagedLion8bit")
 schedule_free_adamw = _of("schedulefree", "AdamWScheduleFree", package="schedulefree")

@@ -75,7 +75,7 @@ class Told:
 def stream(data: bytes) -> None:
     """A connection of a peer who says these bytes, in two parts."""
     reader, taken = frames.Reader(), []
-    session = Session(Room(2**20), lambda number, size: "too many" if size > 2**16 else "",
+    session = Session(lambda: 0.0, Room(2**20), lambda number, size: "too many" if size > 2**16 else "",
                       lambda *message: taken.append(message), lambda number, why: None)  # fmt: skip
     session.connection = SimpleNamespace(say=lambda *frame: None, pump=lambda: None, heard=0.0, source=None)  # type: ignore[assignment]
     for number in (1, 2):
@@ -88,7 +88,7 @@ def stream(data: bytes) -> None:
             elif kind is Kind.REFUSE:
                 frames.versions_in(bytes(body).decode("ascii", "replace"))
             elif kind not in (Kind.HELLO, Kind.WELCOME, Kind.PING, Kind.PONG, Kind.BYE):
-                session.hear(kind, number, body, 0.0)
+                session.hear(kind, number, body)
 
 
 def on_a_connection(rng: random.Random) -> bytes:

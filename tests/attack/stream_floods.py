@@ -58,7 +58,7 @@ class Target:
 
     def hello(self) -> bytes:
         """HELLO of another start of the site each time."""
-        return frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, os.urandom(16), 0))
+        return frame(Kind.HELLO, 0, frames.hello(os.urandom(16)))
 
 
 def _keys(target: Target, both: bool) -> Iterator[bool]:

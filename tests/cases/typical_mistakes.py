@@ -51,11 +51,11 @@ RUN_FILES = [
     m("SIM SET trainer.steps=1", "no table [trainer]", "a run file has model, data, strategy, local"),
     m("SIM SET local.stpes=1", "[local] has no 'stpes'", "did you mean 'steps'?"),
     m("SIM SET local.rounds=1", "[local] has no 'rounds'", "it is a key of [server]"),
-    m("SIM SET local.epochs=3", "[local] has no 'epochs'", "wanted [local] steps"),
+    m("SIM SET local.num_train_epochs=3", "[local] has no 'num_train_epochs'", "wanted [local] epochs"),
     m(
         "SIM SET local.gradient_accumulation_steps=4",
         "'gradient_accumulation_steps'",
-        "wanted a larger [local] batch_size",
+        "wanted [local] micro_batch, and a batch_size",
     ),
     m("SIM SET model.load_in_4bit=true", "[model] has no 'load_in_4bit'", "wanted [model] dtype"),
     m("SIM SET model.target_modules=q_proj", "[model] has no 'target_modules'", "wanted [model] targets"),
@@ -84,7 +84,12 @@ NAMES = [
     m("SIM SET strategy.name=scaffold SET strategy.on=mezo", "scaffold cannot be on mezo", "corrects gradients"),
     m("SIM SET codec.up=zstd", "[codec] up: codec is 'zstd'", "wanted one of bf16"),
     m("SIM SET codec.up=int4 SET strategy.name=flora", "[codec] up = 'int4': flora sends whole factors", "wanted fp32"),
-    m("SIM SET local.optimizer=adam", "[local] optimizer: no optimizer 'adam'", "there are adamw, sgd", "'adamw'?"),
+    m(
+        "SIM SET local.optimizer=adamv",
+        "[local] optimizer: no optimizer 'adamv'",
+        "there are adafactor",
+        "did you mean",
+    ),
     m(
         "SIM SET 'eval.metrics=[\"bleu\"]'",
         "[eval] metrics: no metric 'bleu'",

@@ -147,7 +147,7 @@ def test_a_round_closes_without_a_site_that_waits_and_nobody_is_blamed(tmp_path:
     lines = run.metrics.lines[1:]
     assert [line["participants"] for line in lines] == [["anna", "bert"]] * 5
     assert run.sites["carl"].trained == 0
-    assert run.sites["carl"].responder._client is None, "nothing was loaded"
+    assert run.sites["carl"].responder.runs.loaded(run.job.run) is None, "nothing was loaded"
     assert {r["code"] for line in lines for r in line["refused"]} == {"deadline"}
     found = run.store.latest()
     assert found is not None

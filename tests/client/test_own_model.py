@@ -17,6 +17,7 @@ from fedft.client import allowed_jobs, app, own_model, site_file
 from fedft.client.disk import SiteDisk
 from fedft.client.held_letters import Door, HeldLetters
 from fedft.client.requests import Responder
+from fedft.client.resident_models import ResidentModels
 from fedft.errors import ConfigError
 from fedft.security import new_keys, private_keys
 from fedft.server import app as server_app
@@ -44,7 +45,7 @@ class Ended:
         self.files = {file.parent.name: file for file in files}
         self.sites = {name: SimpleNamespace(responder=self._responder(file)) for name, file in self.files.items()}
         with pytest.MonkeyPatch.context() as m:
-            m.setattr(server_app, "_link", lambda *_: Direct(self.sites))  # type: ignore[arg-type]
+            m.setattr(server_app, "link_of", lambda *_: Direct(self.sites))  # type: ignore[arg-type]
             server_app.serve(self.config, server_app.Place(keys, ("127.0.0.1", 9443)), self.out)
         self.line: dict[str, Any] = json.loads((self.out / "metrics.jsonl").read_text().splitlines()[-1])
 
@@ -57,12 +58,12 @@ class Ended:
             private_keys.load_public(Path(site.server.key)),
         )
         state, check = SiteDisk(Path(site.site.state)), partial(allowed_jobs.check_plan, policy=site.policy)
-        held = HeldLetters(Door(site, file).closed)
-        return Responder(site.site.name, signing, server, state, app.Joiner(site), check, held)
+        held, joiner = HeldLetters(Door(site, file).closed), app.Joiner(site, state, ResidentModels())
+        return Responder(site.site.name, signing, server, state, joiner, check, held)
 
     def rows(self, name: str) -> list[Any]:
         """The site's rows on which it was measured."""
-        client = self.sites[name].responder._client
+        client = self.sites[name].responder.runs.loaded(run_of(self, name))
         assert client is not None
         return list(client.test_rows[:4])
 

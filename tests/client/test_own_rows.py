@@ -15,11 +15,14 @@ from deployed import SITES, Deployment
 
 from fedft import run_file
 from fedft.client import app, own_rows, sent_records
+from fedft.client.disk import SiteDisk
 from fedft.client.own_rows import OwnRows
+from fedft.client.resident_models import ResidentModels
 from fedft.client.site_settings import SiteConfig
 from fedft.client.train import Client
 from fedft.errors import PlanRefused
 from fedft.models import adapter_folder
+from fedft.security.chained_lines import BrokenChain
 from fedft.server.job import job_of
 
 RUN = {
@@ -49,7 +52,9 @@ def client(tmp_path: Path, tiny_base: Path) -> Client:
     """A site's client that has joined a run: eight rows, two of them held out."""
     site = site_of(tmp_path, tiny_base)
     config = run_file.from_dict(RUN)
-    return app.Joiner(site)(job_of(config, adapter_folder.load(str(tiny_base), "causal-lm").digest, b""))
+    return app.Joiner(site, SiteDisk(tmp_path / "state"), ResidentModels())(
+        job_of(config, adapter_folder.load(str(tiny_base), "causal-lm").digest, b"")
+    )
 
 
 def counts(client: Client) -> tuple[int, int]:
@@ -177,14 +182,14 @@ def watched(folder: Path) -> tuple[Deployment, dict[str, Renewed]]:
     run = Deployment(folder)
     rows = {name: Renewed() for name in SITES}
     for name, site in run.sites.items():
-        join = site.responder.join
+        join = site.responder.runs.join
 
         def joined(job: Any, name: str = name, join: Any = join) -> Any:
             client = join(job)
             client.rows = rows[name]
             return client
 
-        site.responder.join = joined
+        site.responder.runs.join = joined
     return run, rows
 
 
@@ -209,7 +214,7 @@ def test_the_server_hears_of_new_rows_with_the_next_update_and_the_record_holds_
     assert sent_records.verify(state).lines == len(lines)
     altered = (state / sent_records.FILE).read_text().replace("b" * 64, "c" * 64, 1)
     (state / sent_records.FILE).write_text(altered)
-    with pytest.raises(sent_records.BrokenChain):
+    with pytest.raises(BrokenChain):
         sent_records.verify(state)
 
 

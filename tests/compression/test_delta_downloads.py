@@ -423,7 +423,9 @@ def test_a_site_that_missed_rounds_is_brought_up_by_what_it_lacks(tmp_path: Path
     anna = run.metrics.lines[5]["evaluation_bytes"]["down"]["anna"]
     assert 1.5 * anna < carl < whole
     assert digest == run.store.latest()[0].digest
-    held = {s: tensors.digest(site.responder._client.memory.held.tensors) for s, site in run.sites.items()}
+    held = {
+        s: tensors.digest(site.responder.runs.loaded(run.job.run).memory.held.tensors) for s, site in run.sites.items()
+    }
     assert len(set(held.values())) == 1
 
 
@@ -450,7 +452,7 @@ def test_after_the_server_lost_a_generation_everybody_stands_where_it_stands(tmp
     lines = {line["version"]: line for line in again.metrics.lines}
     assert lines[4]["participants"] == ["anna", "bert", "carl"]
     assert lines[4]["state_digest"] != lost
-    held = {s: site.responder._client.memory.held.tensors for s, site in again.sites.items()}
+    held = {s: site.responder.runs.loaded(again.job.run).memory.held.tensors for s, site in again.sites.items()}
     assert all(torch.equal(run_again.tensors[n], t) for x in held.values() for n, t in x.items())
     assert own(run_again)
     assert run_again.tensors.keys() == held["anna"].keys(), "what is the server's stays there"

@@ -33,6 +33,8 @@ def _parse(command: list[str]) -> dict[str, Any]:
         assert words, f"fedft {shlex.join(command)}: names no command"
         assert words[0] in found.commands, f"fedft {shlex.join(command)}: no command {words[0]!r}"
         found, words = found.commands[words[0]], words[1:]
+        if hasattr(found, "commands"):  # a group may have arguments of its own: `fedft admin RUN ...`
+            words = words[sum(p.param_type_name == "argument" for p in found.params) :]
     context = found.make_context(command[0], words)
     return dict(context.params)
 
@@ -45,7 +47,7 @@ def _blocks() -> list[str]:
 def _commands() -> list[str]:
     """Each command of the code blocks, and between backticks in the text; a group of them is none."""
     spoken = re.findall(r"`(fedft [^`]+)`", re.sub(r"```.*?```", "", DOCUMENT + OPERATING, flags=re.DOTALL))
-    return [c for c in (*_blocks(), *spoken) if c != "fedft keys"]
+    return [c for c in (*_blocks(), *spoken) if c not in ("fedft keys", "fedft site")]
 
 
 def _unit(path: Path) -> dict[str, dict[str, list[str]]]:

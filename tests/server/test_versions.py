@@ -157,7 +157,7 @@ def test_the_plans_of_a_newer_version_end_the_run_with_its_name(tmp_path: Path) 
     run = federation(tmp_path / "a", "fedit")
     with spoken(*NEW):
         run.federation.enter(SITES)
-        state, _ = run.loop._found()
+        state, _ = run.loop._found(SITES)
         run.federation.durable_plans(state, SITES)
     again = federation(tmp_path / "a", "fedit")
     before = Store(tmp_path / "a" / "state").plans(0)

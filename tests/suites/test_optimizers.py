@@ -12,7 +12,7 @@ from fedft.errors import ConfigError
 from fedft.suites.optimizers import PROMISES, optimizer_contract
 from fedft.training import first_order, optimizers
 
-BITSANDBYTES = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion", "lion_8bit", "paged_lion_8bit")
+BITSANDBYTES = ("adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit")
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")

@@ -29,6 +29,7 @@ from fedft.carriers.stream.frames import Kind, Malformed
 from fedft.carriers.stream.link import StreamLink
 from fedft.carriers.stream.site_node import Node
 from fedft.errors import RejectedUpdate
+from fedft.wire import versions
 
 WINDOW = 400  # bytes on their way, as in a socket's buffers
 INLINE, PIECE, ROOM = 100, 64, 600  # bytes, in place of the carrier's own
@@ -194,7 +195,7 @@ class Process:
         end.on_frame, end.on_lost = self._hear, lambda *_: self._lost()
         self._network.accept(wire.far, self.site.name)
         self.node._refused = ""
-        end.say(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, self.node._start, 0))
+        end.say(Kind.HELLO, 0, frames.hello(self.node._start))
         w.at(WATCH_S, lambda: self._watch(end))
 
     def die(self) -> None:
@@ -268,6 +269,10 @@ class StreamNetwork:
         w.counts[f"stream: {kind}"] += 1
         return True
 
+    def speaks(self, node: int) -> int:
+        """Version of the protocol that a node speaks."""
+        return versions.newest()
+
     def reachable(self, site: FaultySite) -> bool:
         """Whether a site's connection would be accepted."""
         w = self.world
@@ -279,9 +284,9 @@ class StreamNetwork:
         self._ends = [e for e in self._ends if not e.closed] + [end]
 
         def hello(end: End, kind: Kind, number: int, body: bytes | memoryview) -> None:
-            _, start, _ = frames.HELLO.unpack(body)
-            end.say(Kind.WELCOME, 0, frames.WELCOME.pack(frames.VERSION, epoch))
-            desk.welcome(end, site.encode(), start)  # type: ignore[arg-type]
+            newest, start, _, _ = frames.HELLO.unpack(body)
+            end.say(Kind.WELCOME, 0, frames.WELCOME.pack(newest, epoch))
+            desk.welcome(end, site.encode(), start, newest)  # type: ignore[arg-type]
 
         end.on_frame = hello
 

@@ -19,7 +19,7 @@ from fedft.carriers.stream import channel, connection, desk, frames, front, parc
 from fedft.carriers.stream.allowance import Allowance
 from fedft.carriers.stream.frames import Kind, frame
 
-HELLO = frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 0))
+HELLO = frame(Kind.HELLO, 0, frames.hello(bytes(16)))
 
 
 @pytest.fixture(autouse=True)
