@@ -32,6 +32,7 @@ from fedft.server.sealed_post import SealedPost
 from fedft.update import Job
 
 NAMES = ("anna", "bert", "carl", "dora", "emil")
+RECONNECT_S = 90.0  # virtual: the longest pause of a site between two connections, and what it takes to notice
 CALM_ROUNDS = 4  # at the end of each run, in which nothing fails
 MAX_STARTS = 60  # of the server, until nothing fails any more
 
@@ -63,6 +64,7 @@ class Scenario:
     world: World = field(init=False)
     starts: int = 0
     calm_commits: int = 0
+    rested: bool = False
 
     def __post_init__(self) -> None:
         rng = random.Random(f"scenario {self.seed}")
@@ -185,6 +187,11 @@ class Scenario:
             self._be_patient()
             if state.version >= self.rounds - CALM_ROUNDS:
                 self._calm()
+            if self.stream and self.world.calm and not self.rested:
+                self.rested = True
+                self.world.live(
+                    self.world.now + RECONNECT_S
+                )  # a site waits so long before it tries again: none is away by now
 
         def journalled(round: int, client: str, payload: bytes) -> None:
             self.witness.journals(round, client, payload)
