@@ -124,6 +124,28 @@ def test_what_was_accepted_holds_until_another_server_pub_is_there(tmp_path: Pat
     assert trust(tmp_path, folder).key == SERVER_KEY.public_key(), "damaged, it counts as absent"
 
 
+def test_a_site_that_restarts_in_a_second_rotation_still_reaches_the_server(tmp_path: Path, folder: Path) -> None:
+    """Its certificate is by the authority of the first rotation then, which is in no ca.pem of the site."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for made in (first, second):
+        new_keys.make_server(made, ["localhost"])
+    site = trust(tmp_path, folder)
+    site.message(front(first), lambda key, ca: None)
+    for restarted in (False, True):
+        site = trust(tmp_path, folder) if restarted else site
+        ends, then = datetime.now(UTC) + timedelta(days=1), Ed25519PrivateKey.generate()
+        site.message(
+            successions.signed(NEW, then.public_key(), ends, (second / "ca.pem").read_bytes()), lambda *_: None
+        )
+        assert site.key != NEW.public_key()
+        again = trust(tmp_path, folder)
+        assert again.key == site.key
+        for place in (folder, first, second):
+            assert (place / "ca.pem").read_bytes() in again.ca
+        (tmp_path / "state" / "server.trust").unlink()
+        trust(tmp_path, folder).message(front(first), lambda key, ca: None)
+
+
 def test_what_cannot_be_kept_is_not_acted_on(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     went: list[Ed25519PublicKey] = []
     site = trust(tmp_path, folder)
