@@ -18,7 +18,8 @@ from fedft.backups import archive, snapshot
 from fedft.cli.main import app
 from fedft.client import sent_records
 from fedft.errors import ConfigError, FedftError, PlanRefused, StateDamaged
-from fedft.server import checkpoint
+from fedft.server import archive_check, checkpoint
+from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 
 
@@ -123,6 +124,7 @@ def test_a_site_goes_on_from_its_backup(tmp_path: Path) -> None:
     half.run()
     bert = tmp_path / "sites" / "bert"
     (bert / "lock").write_bytes(b"")
+    (bert / "contact").write_bytes(b"")
     with open(bert / "sent.jsonl", "ab") as f:
         f.write(b'{"half')
     command("backup", bert, "--to", tmp_path / "bert.tar")
@@ -130,6 +132,7 @@ def test_a_site_goes_on_from_its_backup(tmp_path: Path) -> None:
     said = command("restore", tmp_path / "bert.tar", "--to", bert)
     assert "goes on from there" in said
     assert not (bert / "lock").exists()
+    assert not (bert / "contact").exists(), "its time would say that the server was heard just now"
     assert sent_records.verify(bert).torn == 0
     again = Deployment(tmp_path, "scaffold")
     assert again.digest() == Deployment(tmp_path / "simulated", "scaffold").simulated()
@@ -162,6 +165,31 @@ def test_the_newest_whole_generation_is_taken_and_a_backup_of_none_is_none(tmp_p
         path.write_bytes(b"x")
     with pytest.raises(StateDamaged, match="nothing to back up"), snapshot.taken(tmp_path / "run"):
         pass
+
+
+def test_an_archive_of_past_rounds_goes_on_from_a_backup(tmp_path: Path) -> None:
+    """A round that is archived in the middle of the backup has no line in it, and then a file that has none."""
+
+    def archived(folder: Path, **more: Any) -> Deployment:
+        run = deployment(folder, "fedit", **more)
+        run.store = run.federation.store = Store(folder / "state", Archive(folder / "archive", run.config.codec.up))
+        return run
+
+    first = archived(tmp_path / "run")
+    taken_at(first, "admitted", 2, tmp_path / "b.tar")
+    digest = first.digest()
+    command("restore", tmp_path / "b.tar", "--to", tmp_path / "again")
+    assert archive_check.verify(tmp_path / "again").rounds == 2
+    again = archived(tmp_path / "again", sites=first.sites)
+    assert again.digest() == digest
+    found = archive_check.verify(tmp_path / "again")
+    assert (found.rounds, found.missing, found.again, found.strays) == (4, [], [], [])
+    (tmp_path / "run" / "archive" / "round-00000009.fedft").write_bytes(b"of a crash")
+    with snapshot.taken(tmp_path / "run") as taken:
+        assert [p.name for p in taken.parts if p.name.startswith("archive/")][::5] == [
+            "archive/index.jsonl",
+            "archive/round-00000009.fedft",
+        ]
 
 
 def test_links_and_strange_names_are_left_out_and_said(tmp_path: Path) -> None:
