@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TRIES, AGAIN_S = 5, 0.2
 GENERATION = re.compile(r"gen-(\d{8})\.fedft")
 ARCHIVE, INDEX = "archive", "index.jsonl"  # as `fedft.server.archive` writes them
-LIVE = {"lock", "status.json", "contact", "backup.json"}
+LIVE = {"lock", "admin.sock", "status.json", "contact", "backup.json"}
 """Names of files that say something about a process, or would say it about another backup."""
 SITES = ("sent.jsonl", "state.fedft", "answer.fedft", "kept")
 """What shows that a folder is a site's state."""
