@@ -2,12 +2,12 @@
 
 main thread     the connection to the server                               (Node)
 message thread  takes messages, answers STATUS at once                     (Responder.take)
-worker thread   the one request at hand, of whichever run: joins a run, trains, evaluates    (Responder.work)
+worker thread   the one request at hand, of whichever run: joins a run, trains, evaluates    (Worker)
 """
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.pace import MBIT
 from fedft.carriers.stream.site_node import Node
-from fedft.client import allowed_jobs, contact
+from fedft.client import allowed_jobs, contact, device_lock
 from fedft.client.disk import SiteDisk
 from fedft.client.held_letters import Door, HeldLetters
+from fedft.client.one_worker import Worker
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
@@ -35,8 +36,58 @@ from fedft.update import Job
 log = logging.getLogger(__name__)
 
 
-def attend(site: SiteConfig, stop: threading.Event, superlink: str = "", file: Path = Path("site.toml")) -> None:
+def attend_all(
+    sites: Sequence[SiteConfig], stop: threading.Event, superlink: str = "", files: Sequence[Path] = ()
+) -> None:
+    """Serve sites, each of another server, until `stop` is set: a connection for each, and one worker for all.
+
+    `files` are the site files, as commands that the log proposes name them. Errors as of `attend`; also ConfigError for
+    two that are the same site.
+    """
+    for n, site in enumerate(sites):
+        for other in sites[:n]:
+            if site.site.state == other.site.state:
+                raise ConfigError(f"[site] state = {site.site.state!r} is in two site files; each needs its own folder")
+            if (site.site.name, site.server.address) == (other.site.name, other.server.address):
+                raise ConfigError(f"site {site.site.name!r} of server {site.server.address} is in two site files")
+    named = [*files] or [Path("site.toml")] * len(sites)
+    if len(sites) == 1:
+        return attend(sites[0], stop, superlink, named[0])
+    if superlink:
+        raise ConfigError("--superlink is of one server; give its site file alone, and a process to each other one")
+    worker, failed = Worker(max(site.local.max_models for site in sites)), list[Exception]()
+
+    def serve(site: SiteConfig, file: Path) -> None:
+        try:
+            attend(site, stop, file=file, worker=worker)
+        except Exception as e:
+            failed.append(e)
+            stop.set()
+
+    threads = [
+        threading.Thread(target=serve, args=of, name=f"site {of[0].site.name}")
+        for of in list(zip(sites, named, strict=True))[1:]
+    ]
+    for thread in threads:
+        thread.start()
+    worker.start(stop)
+    serve(sites[0], named[0])
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def attend(
+    site: SiteConfig,
+    stop: threading.Event,
+    superlink: str = "",
+    file: Path = Path("site.toml"),
+    worker: Worker | None = None,
+) -> None:
     """Serve the site until `stop` is set.
+
+    `worker` carries out the requests, with those of other sites; None: one of this site's own.
 
     `superlink`, host:port, is where Flower's SuperLink carries the messages, in place of the server's own address.
     `file` is the site file, as commands that the log proposes name it.
@@ -57,11 +108,16 @@ def attend(site: SiteConfig, stop: threading.Event, superlink: str = "", file: P
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
         longest = allowed_jobs.longest_message(site.policy)
-        joiner = Joiner(site, disk, ResidentModels(site.local.max_models))
+        common = worker or Worker(site.local.max_models)
+        joiner = Joiner(site, disk, common.models)
         held = HeldLetters(Door(site, file).closed)
-        responder = Responder(site.site.name, signing, trust.key, disk, joiner, allowed, held)
-        joiner.let_go = responder.runs.let_go
-        threading.Thread(target=_work, args=(responder, stop), name="worker", daemon=True).start()
+        responder = Responder(site.site.name, signing, trust.key, disk, joiner, allowed, held, requests=common.requests)
+        joiner.let_go, responder.runs.told_apart = responder.runs.let_go, worker is not None
+        if lock := site.local.device_lock:
+            device_lock.check(lock)
+            responder.device = partial(device_lock.held, lock)
+        if worker is None:
+            common.start(stop)
         log.info("site %s, server %s", site.site.name, superlink or site.server.address)
         try:
             way: Any = (
@@ -97,14 +153,6 @@ def _superlink(address: str, ca: bytes, key: Path, max_bytes: int) -> Any:
     from fedft.carriers.flower.site_node import Node as FlowerNode
 
     return FlowerNode(address, ca, private_keys.load_ecdsa(key), max_bytes=max_bytes)
-
-
-def _work(responder: Responder, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            responder.work(1.0)
-        except Exception:  # an answer that could not be sent; the server asks again
-            log.exception("the worker failed")
 
 
 @dataclass

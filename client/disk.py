@@ -11,9 +11,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -25,12 +25,14 @@ from fedft.arithmetic import tensors
 from fedft.client.sent_records import FILE, SentRecords
 from fedft.contract import State, Turn
 from fedft.errors import OtherVersion
-from fedft.update import RUNS_AT_ONCE
+from fedft.update import RUNS_AT_ONCE, Plan
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of state, answer, record and what is kept
 RUN = re.compile(r"[0-9a-f]{16}")
+PLAN = ("rank", "ranks", "learning_rate", "counted")
+"""What a plan says beside its state that decides how the model stands at it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class SiteDisk:
         self._folder = folder
         self.sent = SentRecords(folder / FILE)
         self._last: tuple[Asked, bytes] | None = None
+        self._saved: dict[str, dict[str, str]] = {}
+        """What the file of a run's state was last said to hold, by run."""
         for name, run_of in (("answer", _run_of_answer), ("state", _run_of_state)):
             if (run := run_of(durable.verified(folder / f"{name}.fedft"))) is not None:
                 (folder / f"{name}.fedft").replace(self._file(name, run))
@@ -86,17 +90,21 @@ class SiteDisk:
                 return None
         return last if last[0].run == run else None
 
-    def keep_state(self, run: str, label: str, state: State) -> None:
+    def keep_state(self, run: str, label: str, state: State, plan: Plan | None = None) -> None:
         """Make the state that the site holds in a run durable, with the server's `label` of it.
 
-        The file may be lost at any time: the server then sends the state again. Raises RunPaused where the disk does
-        not take it.
+        `plan`: that brought the site there; its numbers are kept, too. Nothing is written where the file holds just
+        this already. The file may be lost at any time: the server then sends the state again. Raises RunPaused where
+        the disk does not take it.
         """
-        meta = {"run": run, "version": str(state.version), "label": label}
+        meta = {"run": run, "version": str(state.version), "label": label, "digest": state.digest, **_numbers(plan)}
+        if meta == self._saved.get(run):
+            return
+        self._saved.pop(run, None)
         durable.mark(self._folder, FORMAT)
-        durable.commit(
-            self._file("state", run), save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
-        )
+        body = save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
+        durable.commit(self._file("state", run), body)
+        self._saved[run] = meta
 
     def state(self, run: str) -> tuple[str, State] | None:
         """(label, state) that the site holds in `run`; None if no state of that run can be read."""
@@ -159,6 +167,21 @@ def _run_of_state(body: bytes | None) -> str | None:
         run = durable.metadata(body or b"")["run"]
         return run if RUN.fullmatch(run) else None
     return None
+
+
+def _numbers(plan: Plan | None) -> dict[str, str]:
+    """What a plan says of the adapter that stands at its state."""
+    return {} if plan is None else {"plan": json.dumps({key: getattr(plan, key) for key in PLAN}, default=dict)}
+
+
+def plan_of(meta: Mapping[str, str]) -> Plan:
+    """The plan, without tensors, that leaves a client at the state of a file with this metadata.
+
+    Raises KeyError or ValueError for a file without one, such as one that an earlier version wrote.
+    """
+    said, version, label = json.loads(meta["plan"]), int(meta["version"]), meta["label"]
+    bare = Plan(meta["run"], version, version, have=version, label=label, have_label=label)
+    return replace(bare, **{key: said[key] for key in PLAN})
 
 
 def work_of(turn: Turn, rows: str = "") -> str:

@@ -1,13 +1,16 @@
 """The runs that a site takes part in at a time: the job of each, and its client while the run's model is loaded."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fedft.client.disk import SiteDisk
 from fedft.client.train import Client
-from fedft.errors import PlanRefused
+from fedft.errors import FedftError, PlanRefused
 from fedft.security.sealed import About
 from fedft.update import RUNS_AT_ONCE, Job
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -20,6 +23,8 @@ class JoinedRuns:
     """Has the state that the site holds in each run."""
     loading: Callable[[], None]
     """Called before a client is made, which can take long."""
+    told_apart: bool = False
+    """Whether the log names a run's identifier even if there is no other: other servers' runs are in the same log."""
     _jobs: dict[str, Job] = field(default_factory=dict)
     """By run, the one that was used last at the end."""
     _clients: dict[str, Client] = field(default_factory=dict)
@@ -53,11 +58,22 @@ class JoinedRuns:
 
     def round(self, about: About) -> str:
         """The round that a letter is about, for the log: with the run's identifier where there are several runs."""
-        return f"round {about.round}" if len(self._jobs) < 2 else f"run {about.run}, round {about.round}"
+        alone = len(self._jobs) < 2 and not self.told_apart
+        return f"round {about.round}" if alone else f"run {about.run}, round {about.round}"
 
     def let_go(self, run: str) -> None:
         """Forget the client of a run, whose model is to make room for another: it is made anew when it is needed."""
+        self.keep(run)
         self._clients.pop(run, None)
+
+    def keep(self, run: str) -> None:
+        """Put the state that the run's client holds on the disk; where that fails, the server sends it again."""
+        client = self._clients.get(run)
+        if client is not None and client.at is not None and client.memory.held is not None:
+            try:
+                self.disk.keep_state(run, client.memory.label, client.memory.held, client.at)
+            except FedftError as e:
+                log.warning("%s", e)
 
     def _client(self, job: Job) -> Client:
         """The client of a job, which holds the state that the site's disk has of the run."""

@@ -20,6 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, Queue
@@ -66,9 +67,12 @@ class Responder:
     """Longest answer to TRAIN, in bytes, that is sent without being fetched."""
     receiving: Callable[[], bool] = lambda: False
     """Whether messages are on their way in: what a slow line brings is not lost."""
-    _queue: Queue[tuple[Opened, Reply]] = field(default_factory=lambda: Queue(MAX_WAITING))
+    requests: "Requests" = field(default_factory=Queue)
+    """Requests that wait, in the order in which they came: this site's, and those of sites that share its worker."""
+    device: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Inside, the site may use its device."""
     _doing: tuple[bytes, str, float] = (b"", "", 0.0)
-    """Plan digest of the request that `work` is at, what it does about it, and since when in monotonic seconds."""
+    """Plan digest of the request at work, what is done about it, and since when in monotonic seconds."""
     _waiting: set[bytes] = field(default_factory=set)
     _steps: int = 0
 
@@ -92,26 +96,35 @@ class Responder:
         elif opened.kind is Kind.FETCH:
             self._fetch(opened, reply)
         elif opened.kind in (Kind.JOB, Kind.TRAIN, Kind.EVALUATE):
-            if opened.about.plan in self._waiting or self._queue.full():
+            if opened.about.plan in self._waiting or len(self._waiting) >= MAX_WAITING:
                 return  # a repetition: the one that waits is answered
             self._waiting.add(opened.about.plan)
-            self._queue.put((opened, reply))
+            self.requests.put((self, opened, reply))
 
     def work(self, timeout_s: float | None = None) -> bool:
-        """Deal with one waiting request and answer it; False if none came within `timeout_s` (None: waits for ever).
+        """Carry out one waiting request; False if none came within `timeout_s` (None: waits for ever)."""
+        try:
+            owner, opened, reply = (
+                self.requests.get(timeout=timeout_s) if timeout_s != 0 else self.requests.get_nowait()
+            )
+        except Empty:
+            return False
+        owner.carry_out(opened, reply)
+        return True
+
+    def carry_out(self, opened: Opened, reply: Reply) -> None:
+        """Deal with a request that waited, and answer it; one at a time, in one thread.
 
         Whatever goes wrong is answered with a refusal; nothing is raised.
         """
-        try:
-            opened, reply = self._queue.get(timeout=timeout_s) if timeout_s != 0 else self._queue.get_nowait()
-        except Empty:
-            return False
         about = opened.about
         of = {"run": about.run}
-        self._doing = (about.plan, "working", time.monotonic())
+        self._doing = (about.plan, "queued", time.monotonic())
         self._waiting.discard(about.plan)
         try:
-            payload = self._deal_with(opened)
+            with self.device():
+                self._doing = (about.plan, "working", time.monotonic())
+                payload = self._deal_with(opened)
             if opened.kind is Kind.TRAIN and len(payload) > self.inline_bytes:
                 said = json.dumps({"doing": "ready", "size": len(payload)}).encode()
                 reply(self._seal(Kind.PROGRESS, opened, said))
@@ -124,26 +137,18 @@ class Responder:
             reply(self._refusal(opened, e.code, str(e)))
         except FedftError as e:
             log.error("%s: %s", self.runs.round(about), e, extra=of)
-            why = "this site failed; its log says why"  # the error's own text may quote a record
-            reply(self._refusal(opened, "site_error", why))
+            reply(self._refusal(opened, "site_error", "this site failed; its log says why"))  # it may quote a record
         except Exception as e:
             log.exception("%s: this site failed", self.runs.round(about), extra=of)
             reply(self._refusal(opened, "crashed", f"{type(e).__name__}"))
         self._doing = (b"", "", 0.0)
-        memory = client.memory if (client := self.runs.loaded(about.run)) else None
-        if opened.kind is Kind.TRAIN and memory is not None and memory.held is not None:
-            try:
-                self.disk.keep_state(about.run, memory.label, memory.held)
-            except FedftError as e:
-                log.warning("%s", e)  # the server sends it again if it is missed
-        return True
+        if opened.kind is not Kind.JOB:
+            self.runs.keep(about.run)
 
     def _server_key(self, site: str) -> Ed25519PublicKey:
         if site != self.site:
             raise RejectedUpdate("unknown_client", f"it is addressed to {site!r}")
         return self.server
-
-    # -- requests --------------------------------------------------------------------------------------------------
 
     def _deal_with(self, opened: Opened) -> bytes:
         if opened.about.plan != opened.digest:
@@ -222,8 +227,6 @@ class Responder:
         self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows, data)
         return answer
 
-    # -- at once ---------------------------------------------------------------------------------------------------
-
     def _progress(self, about: About) -> dict[str, object]:
         queued = about.plan in self._waiting  # before the rest: the worker moves it from here to there
         plan, doing, since = self._doing
@@ -260,3 +263,7 @@ class Responder:
     def _seal(self, kind: Kind, opened: Opened, payload: bytes) -> bytes:
         """An answer to what was opened, sealed in the version of its seal."""
         return sealed.seal(kind, opened.about, payload, self.key, opened.version)
+
+
+Requests = Queue[tuple[Responder, Opened, Reply]]
+"""Requests that wait for a worker: whose they are, the request, and what sends the answer."""

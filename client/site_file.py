@@ -29,6 +29,7 @@ PATHS = {
     "site": {"state": "a folder"},
     "server": {"ca": "a file", "key": "a file"},
     "keys": {"folder": "a folder"},
+    "local": {"device_lock": "a file, in a folder that is there"},
     "model": {"id": "a model folder or a hub id owner/name"},
     "data": {"train": "a file, a folder or a pattern of files", "test": "a file, a folder or a pattern of files"},
 }
@@ -86,6 +87,8 @@ def _found(table: str, key: str, value: str | list[str] | None, folder: Path, wh
     there = os.path.isdir(path) if wanted != "a file" else os.path.isfile(path)
     if table == "data":
         there = os.path.exists(path) or any(glob.iglob(path, recursive=True))
+    if key == "device_lock" and (not expanded or os.path.isfile(path) or os.path.isdir(os.path.dirname(path))):
+        return path if expanded else ""
     if expanded and (there or (key == "state" and not os.path.lexists(path))):
         return path
     if key == "id" and HUB_ID.fullmatch(expanded):

@@ -102,6 +102,9 @@ class SiteLocal:
     max_models: int = 1
     """Base models in memory at a time, where runs need unlike ones; the one used longest ago is unloaded for the next,
     and loaded again when its run goes on."""
+    device_lock: str = ""
+    """File that processes which share a GPU or CPU name, so that one of them carries out a request at a time; "": none.
+    What each has loaded stays in memory."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ evaluate   Plan     -> Update without tensors: metrics on the held-out rows
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -55,6 +55,8 @@ class Client:
     """Called before the client's turn on the model, which others may have had turns on."""
     rows: OwnRows | None = None
     """Where the rows come from, if their files are looked at again; None: they never change."""
+    at: Plan | None = None
+    """The plan that brought the client to the state that it holds; without tensors."""
     step: int = 0
     """Local steps begun in the round at hand, for those who wait."""
     _micro_batch: MicroBatch | None = field(init=False)
@@ -188,6 +190,7 @@ class Client:
             digest = tensors.digest(held)
         else:
             self.memory.hold(plan.version, plan.label, held)
+            self.at = replace(plan, tensors={})
             assert self.memory.held is not None
             held, digest = self.memory.held.tensors, self.memory.held.digest
         own = philox.derive(self._run_seed, "client", self.name, plan.round)

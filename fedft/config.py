@@ -377,7 +377,8 @@ class Eval:
     batch_size: int = 16
     """Rows per forward pass."""
     exactness: bool = True
-    """Measure every round how far the aggregate of LoRA pairs is from the mean of their products."""
+    """Measure every round how far the aggregate of LoRA pairs is from the mean of their products; on a sample of the
+    modules, which the log names the size of, where all would take much time or memory."""
     rouge: bool = False
     """ROUGE-L of greedy generations (not of a classifier) at the last state and the first."""
     generate_tokens: int = 48

@@ -1,6 +1,7 @@
 """The server's side of a run: rounds, who is asked, what is admitted, and the state that survives any crash.
 
     app                 `fedft server`: a deployment, from keys and addresses to the end of its run
+    queue_runs          `fedft queue`: several runs of one server; queue_link: the link that they share
     open_run            open a run's folder, run it, write its results: for simulations, deployments and benches alike
     run_folder          the folder: made or taken up again, held by one process
     job                 what clients are told of a run, and the run's identifier

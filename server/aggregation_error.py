@@ -6,9 +6,14 @@
 Zero, up to float32, for a method whose aggregate is exact, where `[limits] max_share` cuts no weight; for FedIT it is
 the covariance of the factors, |sum_k p_k (B_k - B)(A_k - A)| / |sum_k p_k B_k A_k|. All products stay factored. Where a
 strategy puts a model is found by letting it put an imaginary one there, so no strategy has code for this.
+
+Where the factors of all clients would take much memory, or their products much time (it grows with the square of the
+clients), a sample of modules is measured in place of all.
 """
 
-from collections.abc import Mapping
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +27,27 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Kind, Layout, State, Turn
 from fedft.recipe import Recipe
 from fedft.update import Plan, Shape, Update
+
+log = logging.getLogger(__name__)
+
+HELD = 2**26  # numbers of clients' factors that are held: 256 MiB
+WORK = 4e10  # multiplications of the factors' products: some seconds of a core
+
+
+def sampled(layout: Layout, rank: int, clients: int) -> list[str]:
+    """The modules that a round of so many clients with adapters of this rank is measured on; all, where that is cheap.
+
+    Else as many as are, the same ones in every run: those whose names have the smallest digests.
+
+    >>> layout = Layout(modules={f"layers.{k}": (4096, 4096) for k in range(32)}, parameters={})
+    >>> len(sampled(layout, 8, 4)), len(sampled(layout, 16, 100))
+    (32, 1)
+    """
+    sizes = {m: sum(shape) for m, shape in layout.modules.items()}
+    total, r = sum(sizes.values()), rank * clients
+    share = min(1.0, HELD / max(1, total * r), WORK / max(1, total * r * r))
+    kept = sorted(sizes, key=lambda m: hashlib.sha256(m.encode()).digest())[: max(1, int(share * len(sizes)))]
+    return [m for m in layout.modules if m in set(kept)]
 
 
 @dataclass
@@ -54,8 +80,13 @@ class AggregationAudit:
     local: Any
     """The run file's `[local]`."""
     run_seed: int
+    modules: Sequence[str] = ()
+    """That are measured; none named: all."""
     _begun: dict[str, _Noted] = field(default_factory=dict)
     _trained: list[tuple[dict[str, LowRank], float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.modules = self.modules or [*self.layout.modules]
 
     def possible(self) -> bool:
         """Whether the strategy sends factors of LoRA pairs whose other half is known here."""
@@ -68,11 +99,20 @@ class AggregationAudit:
         except AttributeError:  # it does more with a model than to set factors and base
             return False
 
+    def sampled(self, clients: int) -> "AggregationAudit":
+        """This, of as many modules as can be measured for so many clients; that it is a sample is logged."""
+        self.modules = sampled(self.layout, self.plan.shape.largest, clients)
+        if len(self.modules) < len(self.layout.modules):
+            log.info("round %d: aggregation_error is of %d of %d modules; [eval] exactness = false measures none",
+                     self.state.version, len(self.modules), len(self.layout.modules))  # fmt: skip
+        return self
+
     def see(self, update: Update, plan: Plan) -> None:
         """Take one update that counts, and the plan that its client was sent. Neither is modified."""
         begun, now = self._start(plan.shape).values, {}
-        for name, x in begun.items():
-            sent = update.delta.get(name)
+        wanted = {m + s for m in self.modules for s in (A_SUFFIX, B_SUFFIX)}
+        for name in wanted & begun.keys():
+            x, sent = begun[name], update.delta.get(name)
             now[name] = x if sent is None else sent if self.recipe.upload_kind == "values" else x + sent
         self._trained.append((self._pairs(now), update.num_examples))
 
@@ -81,7 +121,7 @@ class AggregationAudit:
         begun, new = next(iter(self._begun.values())), self._model(after, Shape(rank))
         applied = self._pairs(new.values)
         wrong, right = 0.0, 0.0
-        for m in self.layout.modules:
+        for m in self.modules:
             exact = lowrank.stack([(pairs[m], n) for pairs, n in self._trained])
             moved = applied[m] + _minus(new.change.get(m), begun.change.get(m), self.layout.modules[m])
             wrong += (moved + -exact).norm() ** 2
@@ -104,7 +144,7 @@ class AggregationAudit:
         return noted
 
     def _pairs(self, values: Tensors) -> dict[str, LowRank]:
-        return {m: LowRank(values[m + A_SUFFIX], values[m + B_SUFFIX]) for m in self.layout.modules}
+        return {m: LowRank(values[m + A_SUFFIX], values[m + B_SUFFIX]) for m in self.modules}
 
 
 def _minus(new: LowRank | None, old: LowRank | None, shape: tuple[int, int]) -> LowRank:

@@ -9,10 +9,14 @@ sent again.
 import logging
 import secrets
 import ssl
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedft import durable
 from fedft.carriers.interface import Link
@@ -28,6 +32,7 @@ from fedft.server.audit import Audit
 from fedft.server.roster_file import RosterFile
 from fedft.server.sealed_post import SealedPost
 from fedft.server.succession_link import announced
+from fedft.server.traffic import Clock
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -67,8 +72,48 @@ def serve(
         ConfigError, DataError, KeyFault: a mistake of the operator's, before any work.
         RunPaused: the run stopped where it can go on.
     """
-    roster, key = RosterFile(place.keys / "roster.toml"), private_keys.load_signing(place.keys / "signing.key")
-    sites = _taking_part(roster, place, lift)
+    office = Office.at(place, lift)
+    return coordinate(config, office, folder, partial(link_of, office), lift=lift, observe=observe)
+
+
+@dataclass(frozen=True)
+class Office:
+    """What the runs of one server share: its keys, and the sites."""
+
+    place: Place
+    roster: RosterFile
+    key: Ed25519PrivateKey
+    """Signs all letters."""
+
+    @classmethod
+    def at(cls, place: Place, lift: Collection[str] = ()) -> Self:
+        """The office of a key folder. Raises ConfigError and KeyFault for what is wrong with the server's own files."""
+        key = private_keys.load_signing(place.keys / "signing.key")
+        office = cls(place, RosterFile(place.keys / "roster.toml"), key)
+        _taking_part(office.roster, place, lift)
+        return office
+
+
+def coordinate(
+    config: RunConfig,
+    office: Office,
+    folder: Path,
+    link_of: Callable[[int], Link],
+    *,
+    lift: Collection[str] = (),
+    observe: Observers = (),
+    clock: Clock = time,
+) -> dict[str, Any]:
+    """Coordinate a run of the office to its end, as `serve` does; returns its summary.
+
+    Args:
+        config, folder, lift, observe: as there.
+        office: keys and roster.
+        link_of: given the longest answer of the run in bytes, the way to the sites, which is closed at the end.
+        clock: by which the run waits for answers.
+    """
+    roster = office.roster
+    sites = _taking_part(roster, office.place, lift)
     audit = Audit(folder / audits.FILE, Audience(observe))
     resume = (folder / "config.toml").exists()
     with open_run.opened(config, folder, resume=resume, observe=audit, deployed=True) as held:
@@ -78,10 +123,10 @@ def serve(
         run = held.begin(here, salt)
         audit.begin(run.job.run, held.version)
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
-        link = announced(_link(place, roster, most), place.keys)
+        link = announced(link_of(most), office.place.keys)
         try:
-            post = SealedPost(link, roster, key, run.job.run, audit)
-            loop = run.loop(post, roll=roster, lift=lift)
+            post = SealedPost(link, roster, office.key, run.job.run, audit, clock)
+            loop = run.loop(post, roll=roster, lift=lift, clock=clock)
             state = loop.run(sites)
         finally:
             link.close()
@@ -116,8 +161,12 @@ def _salt(path: Path) -> bytes:
     return salt
 
 
-def _link(place: Place, roster: RosterFile, most: int) -> Link:
-    """The way to the sites, which listens already where it is ours. Raises ConfigError if it cannot."""
+def link_of(office: Office, most: int) -> Link:
+    """The way to the sites, which listens already where it is ours. Raises ConfigError if it cannot.
+
+    `most`: bytes of the longest answer.
+    """
+    place, roster = office.place, office.roster
     if place.listen is not None:
         own = StreamLink(*place.listen, place.keys / "server.pem", place.keys / "server.key", roster.nodes, most)
         own.start()

@@ -33,6 +33,7 @@ from fedft.server.federation import Federation
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
 from fedft.server.membership import Roll
+from fedft.server.traffic import Clock
 from fedft.update import Job
 
 
@@ -61,6 +62,7 @@ class OpenRun:
         *,
         roll: Roll | None = None,
         lift: Collection[str] = (),
+        clock: Clock = time,
     ) -> Loop:
         """The run's engine with these means to reach its clients.
 
@@ -68,9 +70,10 @@ class OpenRun:
             post: reaches the run's clients.
             roll: who may take part at a moment, see `Federation`.
             lift: clients whose quarantine ends now.
+            clock: see `Federation`.
         """
         federation = Federation(
-            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe,
+            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
             deployed=self.deployed, roll=roll,
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]

@@ -195,8 +195,10 @@ class Round:
     def _audit(self, client: str) -> AggregationAudit | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""
         run, plan = self.run, self.plans[client]
+        if not run.config.eval.exactness:
+            return None
         audit = AggregationAudit(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
-        return audit if run.config.eval.exactness and audit.possible() else None
+        return audit.sampled(len(self.plans)) if audit.possible() else None
 
     def _updates(
         self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: AggregationAudit | None

@@ -59,15 +59,10 @@ def write_outputs(
         seconds: since this process opened the run; if it was resumed, the lines may say more.
         more: what else the summary says, by its key.
     """
-    export.save_adapter(folder / "model", handle, base, base_name(base))
+    export.save_adapter(folder / "model", handle, base, export.base_name(base))
     summary = {**summary_of(config, base, clients, state, lines, seconds), **(more or {})}
     _json(folder / "summary.json", summary)
     return summary
-
-
-def base_name(base: Base) -> str:
-    """The name or path of a base model that `from_pretrained` takes on this machine."""
-    return str(getattr(base.model.config, "_name_or_path", "") or base.source)
 
 
 def summary_of(

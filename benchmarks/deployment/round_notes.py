@@ -11,6 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from own_loopback import loopback_bytes
+
 from fedft.security.sealed import Kind
 
 PHASES = ("down", "site", "up", "aggregate", "commit", "rest")
@@ -74,6 +76,7 @@ class Watch:
         self._path = server
         self._pids = pids
         self._cpu: list[dict[str, float]] = []
+        self._carried: list[int] = []
         self._rounds, self._started, self._looked = 0, time.monotonic(), 0.0
         self._peak: dict[str, float] = {}
         self._resident: list[dict[str, float]] = []
@@ -84,6 +87,7 @@ class Watch:
         if ended != self._rounds:
             self._rounds = ended
             self._cpu.append({name: _cpu_s(pid) for name, pid in self._pids.items()})
+            self._carried.append(loopback_bytes())
         if time.monotonic() > self._looked + 0.5:
             self._looked = time.monotonic()
             now = {name: _memory_mib(pid) for name, pid in self._pids.items()}
@@ -92,11 +96,12 @@ class Watch:
             self._resident.append({"s": round(self._looked - self._started, 1), "server": now["server"][0]})
 
     def found(self) -> dict[str, Any]:
-        """CPU seconds per round after the first one, peak and resident memory in MiB."""
+        """CPU seconds and bytes on loopback per round after the first one, peak and resident memory in MiB."""
         a, b = self._cpu[1], self._cpu[-1] if self._cpu[-1]["server"] else self._cpu[-2]
         rounds = max(1, len(self._cpu) - (2 if self._cpu[-1]["server"] else 3))
         cpu = {name: round((b[name] - a[name]) / rounds, 3) for name in self._pids}
-        return {"cpu_s": cpu, "peak_mib": self._peak, "resident_mib": self._resident}
+        carried = (self._carried[-1] - self._carried[1]) / max(1, len(self._carried) - 2)
+        return {"cpu_s": cpu, "loopback": round(carried), "peak_mib": self._peak, "resident_mib": self._resident}
 
 
 def _cpu_s(pid: int) -> float:

@@ -12,6 +12,9 @@ after, and subtracted.
     up         until the last answer is in the journal   rest       digests, metrics, the next round's beginning
     fsync      of all that, the server's waits for the disk
 
+Bytes on loopback are what the kernel counts of the whole machine; in a namespace of its own (`own_loopback.py`) they
+are this script's alone, headers of TCP and TLS included.
+
 Sites are processes of their own, or with --together threads of one (many of them fit into memory then).
 """
 
@@ -154,7 +157,7 @@ def show(r: dict[str, Any]) -> None:
         f"{r['mib']} MiB, {r['sites']} sites, load {r['load'][0]:.1f} to {r['load'][1]:.1f}\n"
         f"  round  {s['median']:.2f} s (from {s['min']:.2f} to {s['max']:.2f}): {spent}\n"
         f"  bytes  {both['up']} up, {both['down']} down; bare TLS {r['tls_s']:.2f} s, bare disk {r['disk_s']:.2f} s, "
-        f"beyond them {r['beyond_s']:.2f} s\n"
+        f"beyond them {r['beyond_s']:.2f} s; loopback {r['loopback'] / (both['up'] + both['down']):.3f} times as many\n"
         f"  CPU s  {cpu} per round; peak MiB {peak}; sites' processes {r['site_pids']}, "
         f"{r['same_pids']} of {len(r['site_pids'])} still the same; "
         f"status asked {r['status_per_round']}, refused {r['refused']}"

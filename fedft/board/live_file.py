@@ -8,7 +8,7 @@
     asked              clients that were asked, in the order of the round; barred: those in quarantine
     need               answers that are enough; deadline: when the exchange ends, None for never
     sites              name -> joined, asked, answered, loss, took (its last times to answer), doing, step, steps,
-                       left_s
+                       left_s; left: why, of one that takes part no more
     refused            the last refusals: time, round, client, code, reason
     memory             bytes of main memory that the run's process has, None where it cannot be asked
     floor              counters (`counters`) of lines that were cut off when the run was taken up again; None mostly
@@ -81,6 +81,12 @@ class LiveFile:
 
     def _enrolled(self, info: Mapping[str, Any]) -> None:
         self._site(info["client"])["joined"] = True
+
+    def _joined(self, info: Mapping[str, Any]) -> None:
+        self._site(info["client"]).pop("left", None)
+
+    def _left(self, info: Mapping[str, Any]) -> None:
+        self._site(info["client"])["left"] = str(info.get("why") or "")
 
     def _round(self, info: Mapping[str, Any]) -> None:
         self._facts |= {"phase": "training", "round": info["round"], "barred": list(info.get("barred", ()))}
@@ -178,7 +184,7 @@ class LiveFile:
 
 EVENTS = frozenset(
     ("enrolling", "enrolled", "round", "asking", "evaluating", "admitted", "measured", "progress", "refused", "line",
-     "ended")
+     "ended", "joined", "left")
 )  # fmt: skip
 """Kinds of events that change the file; each is a method of `LiveFile` behind an underscore."""
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fedft.board import counters
-from fedft.board.run_status import SITE_STATES
+from fedft.board.run_status import SITE_STATES, shown_state
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_SITES = 1000  # with series of their own; above it only counts, which is said in fedft_sites_left_out
-STATES = ("running", "finished", "stopped", "silent")
+STATES = ("running", "paused", "finished", "stopped", "silent")
 
 PLAIN = (
     ("fedft_round", "gauge", "Version of the newest state, which is how many rounds are done.", "round"),
@@ -56,7 +56,7 @@ def families(statuses: Mapping[str, Mapping[str, Any]]) -> Iterator[Family]:
     runs = [({"run": name}, _raised(s)) for name, s in statuses.items()]
     for name, kind, told, key in PLAIN:
         yield name, kind, told, [(run, s[key]) for run, s in runs]
-    states = [({**run, "state": x}, int(s["state"] == x)) for run, s in runs for x in STATES]
+    states = [({**run, "state": x}, int(shown_state(s) == x)) for run, s in runs for x in STATES]
     yield "fedft_state", "gauge", "1 for the state that the run is in.", states
     counts = [(run, Counter(site["state"] for site in s["sites"])) for run, s in runs]
     sites = [({**run, "state": x}, found[x]) for run, found in counts for x in dict.fromkeys((*SITE_STATES, *found))]

@@ -16,7 +16,7 @@ from fedft.reports.quantities import duration, size
 from fedft.training.metrics.loss import LOSS
 
 MAX_SITES = 500  # rows of the table; those who are waited for come first
-FIRST = ("working", "waiting", "refused", "barred", "absent", "answered", "idle")
+FIRST = ("working", "waiting", "held", "refused", "barred", "absent", "answered", "idle", "left")
 
 
 def page(status: Mapping[str, Any], nonce: str, token: str = "", run: str = "", now: float | None = None) -> str:

@@ -31,7 +31,7 @@ th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(-
   white-space: nowrap }
 thead th { font-weight: 400; color: var(--quiet) } tbody th { font-weight: 500 }
 th.text, td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 6rem }
-td.text:last-child { min-width: 14rem } th:first-child { padding-left: 0 }
+td.text:nth-child(2) { min-width: 9.5rem } td.text:last-child { min-width: 14rem } th:first-child { padding-left: 0 }
 @media (max-width: 30rem) { body { padding: .8rem; font-size: 14px } dl { grid-template-columns: 1fr }
   dt { margin-top: .3rem } svg text { font-size: 16px } }
 @media print { .wide { overflow: visible } }

@@ -76,7 +76,7 @@ class Pages:
             text = page.page(self.status(run), nonce, self.token, run)
         except ConfigError:
             if run:
-                return _text(404, "no such run")
+                return _text(404, "no such run, or none that can be read")
             text = page.message(self.folder.resolve().name, "no run here yet", nonce)
         policy = {"Content-Security-Policy": POLICY.format(nonce=nonce)}
         return Answer(200, "text/html; charset=utf-8", [_bytes(text)], policy)

@@ -2,14 +2,15 @@
 
 The status of many runs has `form`, `name`, `runs` and `left_out`, how many runs more there are than MAX_RUNS. A run
 among `runs` has name, its path below the folder, and state, strategy, round, rounds, loss, first_loss, bytes_up,
-bytes_down and left_s as the status of the run (`run_status`) has them.
+bytes_down and left_s as the status of the run (`run_status`) has them. Runs of a queue stand in the queue's order;
+those that have no folder yet have the state that the queue says of them, such as "waiting".
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from fedft.board.run_status import RunReader
+from fedft.board.run_status import RunReader, shown_state
 from fedft.errors import ConfigError
 
 MAX_RUNS = 200
@@ -49,12 +50,26 @@ class FolderReader:
     def names(self) -> list[str]:
         """Names of the runs below the folder, in order; those of a race's baselines, which have a result only, too."""
         marks = ("*/config.toml", "*/*/config.toml", "*/*/result.json")
-        return sorted({p.parent.relative_to(self.folder).as_posix() for m in marks for p in self.folder.glob(m)})
+        found = {p.parent.relative_to(self.folder).as_posix() for m in marks for p in self.folder.glob(m)}
+        queued = list(self._queue())
+        return [*queued, *sorted(found - set(queued))]
 
     def adapter(self, name: str = "") -> Path | None:
         """The folder model/ of the run (`name` as in `status`), where it is there."""
         found = self.folder / name / "model"
         return found if found.is_dir() and (not name or name in self.names()) else None
+
+    def _queue(self) -> dict[str, str]:
+        """State by name of the runs of a queue, in its order, from the queue's own file; none where there is no queue.
+
+        Names that are no single part of a path are left out.
+        """
+        try:
+            said = json.loads((self.folder / "queue.json").read_text(encoding="utf-8"))["runs"]
+            found = {r["name"]: r["state"] for r in said if isinstance(r["name"], str) and isinstance(r["state"], str)}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return {name: state for name, state in found.items() if name == Path(name).name != ".."}
 
     def _reader(self, name: str) -> RunReader:
         return self._readers.setdefault(name, RunReader(self.folder / name))
@@ -66,7 +81,7 @@ class FolderReader:
                 found = self._reader(name).status()
             except ConfigError:
                 return {"name": name, "state": "unreadable", **dict.fromkeys(SHOWN[1:])}
-            return {"name": name, **{k: found[k] for k in SHOWN}}
+            return {"name": name, **{k: found[k] for k in SHOWN}, "state": shown_state(found)}
         try:
             found = json.loads((self.folder / name / "result.json").read_text(encoding="utf-8"))
             rounds = round(found["rounds"])
@@ -76,4 +91,5 @@ class FolderReader:
                 "bytes_up": found["bytes"], "bytes_down": 0, "left_s": None,
             }  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            state = self._queue().get(name)
+            return {"name": name, "state": state, **dict.fromkeys(SHOWN[1:])} if state is not None else None

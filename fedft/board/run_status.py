@@ -14,6 +14,8 @@ A status has these keys, None where nothing is known:
     asked, answered, missing names of this round's clients, while it is at work; need: answers that are enough
     deadline, updated        times, seconds since 1970: when the exchange ends; when the run last said something
     barred                   name -> why
+    steered                  what its operator has changed while it ran, by `status.json`: paused (true or false),
+                             removed (names of sites), changed (key -> value); {} where nothing is
     loss, first_loss, train_loss
     bytes_up, bytes_down     of all clients and rounds, evaluations too
     seconds, left_s          of all rounds; about how many the rounds that are left will take
@@ -40,16 +42,20 @@ from statistics import fmean
 from typing import Any
 
 from fedft import durable
-from fedft.board import live_file
+from fedft.board import live_file, status_form
 from fedft.board.line_sums import MAX_REFUSALS, LineSums
 from fedft.errors import ConfigError
 
 SILENT_S = 20.0  # four beats of `status.json`: a busy machine may miss one
 DISK_S = 5.0  # between two looks at how large the folder is
 MAX_POINTS = 1000
-SITE_STATES = ("waiting", "working", "answered", "refused", "idle", "absent", "barred")
-"""waiting: asked and not heard of; working: asked, and says what it does; idle: not asked now; absent: not heard
-of since the run's process began."""
+SITE_STATES = ("waiting", "working", "held", "answered", "refused", "idle", "absent", "barred", "left")
+"""waiting: asked and not heard of; working: asked, and says what it does; held: asked, and says what it waits for;
+idle: not asked now; absent: not heard of since the run's process began; left: takes part no more."""
+SAYING = ("working", "held", "left")
+"""States with words beside them."""
+HELD = ("waiting for", "outside its hours")
+"""How a site begins that does not work yet at what it is asked."""
 
 
 class RunReader:
@@ -82,7 +88,7 @@ class RunReader:
             **{k: config[k] for k in ("strategy", "model", "seed")},
             **_at_work(live if state == "running" else None, version),
             "updated": live["updated"] if live else None, "round": version, "rounds": rounds,
-            "barred": self._barred(live),
+            "barred": self._barred(live), "steered": _steered(live),
             "loss": measured[-1]["loss"] if measured else None, "first_loss": measured[0]["loss"] if measured else None,
             "train_loss": lines.train_loss,
             "bytes_up": end.get("bytes_up", 0), "bytes_down": end.get("bytes_down", 0),
@@ -131,26 +137,35 @@ class RunReader:
 
     def _sites(self, live: Mapping[str, Any] | None, state: str, now: float) -> list[dict[str, Any]]:
         """Every client that anything is known of, in the order of names."""
-        told = live["sites"] if live else {}
+        told, removed = live["sites"] if live else {}, _steered(live).get("removed", ())
         barred, asked = set((live or {}).get("barred", ())), set((live or {}).get("asked", ()))
         found = []
         for name in sorted({*told, *self._lines.clients}, key=str.encode):
-            s, sums = told.get(name, {}), self._lines.clients.get(name, {})
+            s, sums = dict(told.get(name, {})), self._lines.clients.get(name, {})
+            if name in removed:
+                s.setdefault("left", "removed by the server's operator")
             took = fmean(s["took"]) if s.get("took") else None
             at = _site_state(s, name in asked, name in barred, state == "running", bool(sums.get("counted")))
             left = s.get("left_s")
             if left is None and at in ("waiting", "working") and took is not None and s.get("asked") is not None:
                 left = max(0.0, s["asked"] + took - now)
+            said = s.get("left") if at == "left" else s.get("doing")
             step = f"step {s['step']:g} of {s['steps']:g}" if s.get("step") is not None and s.get("steps") else None
             found.append(
                 {
-                    "name": name, "state": at, "doing": (step or s.get("doing")) if at == "working" else None,
+                    "name": name, "state": at, "doing": (step or said or None) if at in SAYING else None,
                     "loss": sums.get("loss"), "counted": sums.get("counted", 0), "refused": sums.get("refused", 0),
                     "up": sums.get("up", 0), "down": sums.get("down", 0), "took_s": took,
                     "left_s": left if at in ("waiting", "working") else None,
                 }
             )  # fmt: skip
         return found
+
+
+def shown_state(status: Mapping[str, Any]) -> str:
+    """The state of a run in a word: "paused" for one that is running and begins no round until its operator says so."""
+    waits = status["state"] == "running" and status["phase"] not in ("training", "evaluating")
+    return "paused" if waits and status["steered"].get("paused") else status["state"]
 
 
 def _state(live: Mapping[str, Any] | None, done: bool, now: float) -> str:
@@ -188,8 +203,16 @@ def _at_work(live: Mapping[str, Any] | None, version: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _steered(live: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What `status.json` says that an operator has changed, as far as it is of the form that is shown."""
+    said = live.get("steered") if live else None
+    return said if isinstance(said, dict) and said and not status_form.wrong(said, status_form.STEERED) else {}
+
+
 def _site_state(site: Mapping[str, Any], asked: bool, barred: bool, running: bool, counted: bool) -> str:
     """One of SITE_STATES."""
+    if site.get("left") is not None:
+        return "left"
     if barred:
         return "barred"
     asked = asked and running
@@ -198,7 +221,9 @@ def _site_state(site: Mapping[str, Any], asked: bool, barred: bool, running: boo
             return "answered"
         if site.get("refused"):
             return "refused"
-        return "working" if site.get("doing") else "waiting"
+        if not site.get("doing"):
+            return "waiting"
+        return "held" if str(site["doing"]).startswith(HELD) else "working"
     return "idle" if site.get("joined") or (counted and not asked) else "absent"
 
 

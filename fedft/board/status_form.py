@@ -61,6 +61,9 @@ SITE: dict[str, Test] = {
 REFUSAL: dict[str, Test] = {
     "time": known(moment), "round": known(whole), "client": text, "code": text, "reason": text,
 }  # fmt: skip
+STEERED: dict[str, Test] = {
+    "paused": lambda x: isinstance(x, bool), "removed": list_of(text), "changed": lambda x: isinstance(x, dict),
+}  # fmt: skip
 RUN: dict[str, Test] = {
     "name": text, "state": text, "strategy": text, "model": text, "seed": known(number), "phase": known(text),
     "at_work": known(whole), "asked": list_of(text), "answered": list_of(text), "missing": list_of(text),
@@ -68,7 +71,8 @@ RUN: dict[str, Test] = {
     "barred": map_to(text), "loss": known(number), "first_loss": known(number), "train_loss": known(number),
     "bytes_up": number, "bytes_down": number, "seconds": number, "left_s": known(number), "disk_bytes": number,
     "disk_free": number, "memory_bytes": known(number), "adapter": lambda x: isinstance(x, bool),
-    "sites": list_of(having(SITE)), "refusals": list_of(having(REFUSAL)), "refused": map_to(whole),
+    "steered": lambda x: x == {} or having(STEERED)(x), "sites": list_of(having(SITE)),
+    "refusals": list_of(having(REFUSAL)), "refused": map_to(whole),
 }  # fmt: skip
 SHORT: dict[str, Test] = {
     "name": text, "state": text, "strategy": known(text), "round": known(whole), "rounds": known(whole),

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedft.board.run_status import shown_state
 from fedft.carriers.interface import printable
 from fedft.reports.quantities import duration, size
 from fedft.training.metrics.loss import LOSS
@@ -11,6 +12,8 @@ from fedft.training.metrics.loss import LOSS
 MAX_NAMES = 8  # in a line; the table has all
 MAX_SITES = 40  # rows of the table
 MAX_REFUSALS = 5
+OUT = ("barred", "left")
+"""States of sites that nobody waits for any more."""
 
 
 def lines(status: Mapping[str, Any], now: float | None = None) -> list[str]:
@@ -32,15 +35,18 @@ def state_line(s: Mapping[str, Any], now: float) -> str:
         return f"{done}; nothing heard of it for {duration(now - s['updated'])}: killed, or its machine stands still"
     if s["state"] != "running":
         return f"{done}; {s['state']}"
+    if shown_state(s) == "paused":
+        return f"{done}; paused by its operator"
     if s["phase"] == "enrolling":
         return f"{done}; waiting for clients"
+    pause = "; then it pauses" if s["steered"].get("paused") else ""
     enough = f", {s['need']} are enough" if s["need"] and s["need"] < len(s["asked"]) else ""
     told = f"{len(s['answered'])} of {len(s['asked'])} have answered{enough}"
     if s["phase"] == "training":
-        return f"{done}; round {s['at_work']} is being trained: {told}"
+        return f"{done}; round {s['at_work']} is being trained: {told}{pause}"
     if s["phase"] == "evaluating":
-        return f"{done}; the state of round {s['at_work']} is being evaluated: {told}"
-    return f"{done}; between two rounds"
+        return f"{done}; the state of round {s['at_work']} is being evaluated: {told}{pause}"
+    return f"{done}; {'between two rounds' if s['phase'] in (None, 'between') else s['phase']}"
 
 
 def facts(s: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
@@ -52,6 +58,8 @@ def facts(s: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
     if s["deadline"] is not None:
         at = time.strftime("%H:%M:%S UTC", time.gmtime(s["deadline"]))
         told.append(("deadline", f"{at}, in {duration(max(0.0, s['deadline'] - now))}"))
+    if pace := _pace(s["sites"]):
+        told.append(("pace", pace))
     if s["loss"] is not None:
         trained = "" if s["train_loss"] is None else f"; while training {LOSS.text(s['train_loss'])}"
         told.append(("loss", f"{LOSS.text(s['first_loss'])} -> {LOSS.text(s['loss'])} held out{trained}"))
@@ -64,6 +72,8 @@ def facts(s: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
     told += [("barred", f"{name}: {why}") for name, why in list(s["barred"].items())[:MAX_NAMES]]
     if len(s["barred"]) > MAX_NAMES:
         told.append(("barred", f"and {len(s['barred']) - MAX_NAMES} more"))
+    if changed := s["steered"].get("changed"):
+        told.append(("changed", _few(f"{key} = {value}" for key, value in changed.items())))
     if s["adapter"]:
         told.append(("adapter", "in model/"))
     if s["written_by"]:
@@ -79,6 +89,15 @@ def _with_time(s: Mapping[str, Any], name: str) -> str:
     return f"{name} ({', '.join(known)})" if known else name
 
 
+def _pace(sites: Sequence[Mapping[str, Any]]) -> str:
+    """Who takes longest to answer, and how much longer than the one in the middle; "" of fewer than two sites."""
+    took = sorted((s["took_s"], s["name"]) for s in sites if s["took_s"] is not None and s["state"] not in OUT)
+    if len(took) < 2:
+        return ""
+    slowest, middle = took[-1], took[(len(took) - 1) // 2]
+    return f"{slowest[1]} answers last, in {duration(slowest[0])}; the site in the middle in {duration(middle[0])}"
+
+
 def _few(names: Any) -> str:
     """The first of these names, and how many more there are."""
     all_ = list(names)
@@ -89,16 +108,24 @@ def _few(names: Any) -> str:
 def _sites(sites: Sequence[Mapping[str, Any]]) -> list[str]:
     if not sites:
         return []
-    heads = ("site", "state", "loss", "counted", "refused", "up", "down", "answers in")
+    heads = ("site", "state", "loss", "counted", "refused", "up", "down", "answers in", "left")
     rows = [
         (
-            printable(s["name"])[:32], printable(s["state"]), LOSS.text(s["loss"]), str(s["counted"]),
-            str(s["refused"]), size(s["up"]), size(s["down"]), "-" if s["took_s"] is None else duration(s["took_s"]),
+            printable(s["name"])[:32], _state(s), LOSS.text(s["loss"]), str(s["counted"]),
+            str(s["refused"]), size(s["up"]), size(s["down"]), _time(s["took_s"]), _time(s["left_s"]),
         )
         for s in sites[:MAX_SITES]
     ]  # fmt: skip
     more = [f"{len(sites) - MAX_SITES} more sites; --json has all"] if len(sites) > MAX_SITES else []
     return ["", *_table([heads, *rows], left=2), *more]
+
+
+def _state(site: Mapping[str, Any]) -> str:
+    return printable(site["state"] + (f": {site['doing']}" if site["doing"] else ""))[:60]
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else duration(seconds)
 
 
 def _refusals(s: Mapping[str, Any]) -> list[str]:
@@ -125,7 +152,7 @@ def _many(status: Mapping[str, Any]) -> list[str]:
                 printable(r["name"]), printable(r["state"]), f"{r['round']}/{r['rounds']}" if known else "-",
                 LOSS.text(r["first_loss"]), LOSS.text(r["loss"]),
                 size(round(r["bytes_up"] + r["bytes_down"])) if known else "-",
-                "-" if r["left_s"] is None else duration(r["left_s"]),
+                _time(r["left_s"]),
             )
         )  # fmt: skip
     more = [f"{status['left_out']} more runs are left out"] if status["left_out"] else []

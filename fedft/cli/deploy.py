@@ -1,4 +1,4 @@
-"""The commands of a deployment: `fedft split`, and the services `fedft server` and `fedft client`, which log."""
+"""The commands of a deployment: `fedft split`, and the services that log: `fedft server`, `queue` and `client`."""
 
 import json
 import logging
@@ -77,17 +77,55 @@ def server(
     log.info("finished: %s", json.dumps(summary, sort_keys=True))
 
 
+def queue(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN.toml...", help="Run files, in the order of their runs.")],
+    keys: Annotated[Path, typer.Option(help="The server's key folder; `fedft keys server` makes one.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run folders, each called as its run file.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT on which sites reach us.")] = "127.0.0.1:9443",
+    together: Annotated[int, typer.Option(help="How many runs go on side by side.")] = 1,
+    board: Annotated[str, typer.Option(help="HOST:PORT of a page that shows the runs, as `fedft board`.")] = "",
+    set_: SetKeys = None,
+    allow: Allow = None,
+    log_: logs.LogForm = "lines",
+) -> None:
+    """Coordinate several runs on one port, in order or side by side. Starting again resumes, finished runs stay."""
+    logs.start(log_)
+    from fedft.server import app, queue_runs
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(queue_runs.NamesTheRun())
+    planned = queue_runs.planned(runs, out, set_ or ())
+    place = app.Place(keys, address_of(listen, "--listen"))
+    whole = queue_runs.Queue(planned, place, out, together=together, observe=logs.say)
+    _stop_on_sigterm()
+    try:
+        with _shown(out, board):
+            failed = whole.carry_out()
+    except KeyboardInterrupt as e:
+        raise Interrupted(f"stopped; nothing is lost: the same command continues the runs in {out}") from e
+    if failed:
+        raise queue_runs.failure(failed, len(planned))
+    log.info("finished: all %d runs", len(planned))
+
+
 def client(
-    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site file; client/site.toml is an example.")],
+    site: Annotated[
+        list[Path],
+        typer.Argument(metavar="SITE.toml...", help="The site file, as client/site.toml; several: of several servers."),
+    ],
     superlink: Annotated[str, typer.Option(help="HOST:PORT of the server's SuperLink, where one carries.")] = "",
     log_: logs.LogForm = "lines",
 ) -> None:
-    """Serve one site: wait for the server, train on the site's own rows, send what the policy allows."""
+    """Serve a site: wait for the server, train on the site's own rows, send what the policy allows.
+
+    Sites of several servers in one process have a connection each and take turns to train.
+    """
     from fedft.client import site_file as sites
 
     logs.start(log_)
-    config = sites.load(site)
-    json_log.know(site=config.site.name)
+    configs = [sites.load(file) for file in site]
+    if len(configs) == 1:
+        json_log.know(site=configs[0].site.name)
     from fedft.client import app
 
     stop = threading.Event()
@@ -103,7 +141,7 @@ def client(
 
     for s in (signal.SIGTERM, signal.SIGINT):
         signal.signal(s, end)
-    app.attend(config, stop, superlink, site)
+    app.attend_all(configs, stop, superlink, site)
     leave()
 
 

@@ -100,7 +100,7 @@ def _site(file: Path, no_model: bool) -> Iterator["Finding"]:
 
 
 def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
-    from fedft.cli import checks_deployment, checks_records
+    from fedft.cli import checks_deployment, checks_records, checks_site
     from fedft.cli import checks_machine as doctor
     from fedft.cli.checks_machine import findings_of
 
@@ -118,6 +118,7 @@ def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
     yield from findings_of("rows", lambda: checks_records.site_rows(site, rows))
     yield from findings_of("records", lambda: checks_records.forms(data, rows))
     yield _policy(site.policy)
+    yield from findings_of("terms", lambda: checks_site.terms(site))
     if no_model:
         return
 

@@ -1,6 +1,7 @@
-"""`fedft site`: which runs ask for this site, and what its operator says to them."""
+"""`fedft site`: which runs ask for this site, what its operator says to them, and what comes of them."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site fi
 
 @app.callback()
 def _site() -> None:
-    """At a site: which runs ask for it, and what its operator says to them."""
+    """At a site: which runs ask for it, what its operator says to them, and the model that it has of one."""
 
 
 @app.command()
@@ -59,6 +60,30 @@ def approve(
         typer.echo(json.dumps(row))
     else:
         _show(row)
+
+
+@app.command()
+def export(
+    site: SiteFile,
+    run: Annotated[str, typer.Option(metavar="RUN", help="The run's identifier, or its first digits.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model with the change merged in.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model that this site has of a run, from its own disk: a PEFT folder, or merged with its base."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before any library looks: nobody is asked for anything
+    config, _ = _known(site)
+    from fedft.client import own_model
+
+    done = own_model.export(config, run, to, merged=merged)
+    if as_json:
+        typer.echo(json.dumps({**done._asdict(), "folder": str(to)}))
+        return
+    own = ", with what this site keeps for itself" if done.personal else ""
+    part = f", this site's part of rank {done.part_of_rank}" if done.part_of_rank else ""
+    after = f"{done.rounds} round{'s' * (done.rounds != 1)}"
+    typer.echo(f"{done.kind} written to {to}: run {done.run} after {after}{own}{part}")
+    typer.echo("that is the last state that this site received; the run may have gone on without it")
 
 
 def _known(file: Path) -> tuple["SiteConfig", Any]:

@@ -16,6 +16,11 @@ from fedft.models.parameters import shared_names
 from fedft.models.whole_modules import inside
 
 
+def base_name(base: Base) -> str:
+    """The name or path of a base model that `from_pretrained` takes on this machine."""
+    return str(getattr(base.model.config, "_name_or_path", "") or base.source)
+
+
 def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) -> str:
     """Write the difference between `handle`'s model and its base into `folder`; returns the kind of folder it is.
 

@@ -174,7 +174,7 @@ def _public(text: str) -> Ed25519PublicKey:
 def _authorities(text: str) -> tuple[x509.Certificate, ...]:
     try:
         found = tuple(x509.load_pem_x509_certificates(text.encode()))
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         found = ()
     if not 1 <= len(found) <= MAX_AUTHORITIES:
         raise ValueError(f"ca has {len(found)} certificates in PEM, wanted one, or two while a new one takes over")

@@ -109,5 +109,5 @@ def authorities(path: Path) -> list[x509.Certificate]:
     """
     try:
         return x509.load_pem_x509_certificates(read_text(path, "`fedft keys server` makes one").encode())
-    except ValueError as e:
+    except (ValueError, x509.InvalidVersion) as e:
         raise ConfigError(f"{path}: not a certificate in PEM; `fedft keys server` makes one") from e

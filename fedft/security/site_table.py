@@ -210,7 +210,8 @@ def _proof(value: object) -> bytes:
 def _time(value: object) -> datetime:
     if isinstance(value, datetime) and value.tzinfo is not None:
         return value
-    raise ValueError(f"{value}, wanted a date and time with a zone, such as 2027-01-31T00:00:00Z")
+    said = " ".join(str(value).split())[: check.QUOTED]
+    raise ValueError(f"{said}, wanted a date and time with a zone, such as 2027-01-31T00:00:00Z")
 
 
 def _examples(value: object) -> int:

@@ -76,6 +76,6 @@ def opened(data: bytes) -> Succession:
         key.verify(data[_FIELDS.size : _HEAD], _DOMAIN + data[: _FIELDS.size] + authority)
         x509.load_pem_x509_certificate(authority)
         ends = datetime.fromtimestamp(until, UTC)
-    except (InvalidSignature, ValueError, OverflowError, OSError) as e:
+    except (InvalidSignature, ValueError, x509.InvalidVersion, OverflowError, OSError) as e:
         raise ValueError("a succession that is not signed by the key which it names, or was altered") from e
     return Succession(old, new, ends, authority)

@@ -2,6 +2,7 @@
 
     messages   the door: `Plan`, `Update` and `Job` <-> bytes; its docstring is the format
     frame      magic, protocol, kind and lengths: where header, table and body of a message begin
+    forms      the fields of the headers by version; versions: which there are, and which one two ends agree on
     header     the JSON fields, one check for each, the same for writing and for reading
     table      name, wire type and shape of every tensor of a message
     body       the tensors' bytes, in the order of the table

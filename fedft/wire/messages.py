@@ -43,14 +43,14 @@ What the decoders refuse, as `RejectedUpdate(code, message)`:
 
     too_large      longer than the limit                  spec_mismatch  names, shapes, wire types are not the spec's
     bad_magic      does not begin "FDFT"                  weight         num_examples is not an integer >= 1
-    version        a protocol not in `FORMS`              nonfinite      NaN or infinity in a float tensor
+    version        a protocol not in `forms.FORMS`        nonfinite      NaN or infinity in a float tensor
     malformed      anything else in this docstring        out_of_bounds  a decoded float beyond +-1e4
 """
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -60,27 +60,14 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.compression.codec_names import PLAIN, received
 from fedft.errors import RejectedUpdate
 from fedft.update import Job, Plan, Spec, Update
-from fedft.wire import frame, versions
+from fedft.wire import forms, frame, versions
 from fedft.wire.body import MAX_ABS as MAX_ABS
 from fedft.wire.body import body_bytes as body_bytes
 from fedft.wire.body import read_body, seen_tensors, write_body
+from fedft.wire.forms import JOB_TABLE
 from fedft.wire.frame import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
 from fedft.wire.frame import MessageKind
-from fedft.wire.header import (
-    Field,
-    as_count,
-    as_digest,
-    as_extra,
-    as_flag,
-    as_label,
-    as_metrics,
-    as_ranks,
-    as_rate,
-    as_run,
-    as_tables,
-    read_fields,
-    write_fields,
-)
+from fedft.wire.header import read_fields, write_fields
 from fedft.wire.table import MAX_TENSORS, Entry, check_fit, describe, max_table_bytes, read_entries, write_rows
 
 CODECS = PLAIN
@@ -119,7 +106,7 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
     limit = legal if max_bytes is None else min(max_bytes, legal)
     with _refusing("update"):
         version, header, table, body = frame.unpack(data, MessageKind.UPDATE, limit, max_table_bytes(len(spec)))
-        values = read_fields(header, FORMS[version].update)
+        values = read_fields(header, forms.FORMS[version].update)
         entries = read_entries(table)
         check_fit(entries, spec, codec)
         return Update(delta=read_body(entries, body), **values)
@@ -132,7 +119,7 @@ def relabelled(data: bytes, *, round: int, attempt: int) -> bytes:
     """
     with _refusing("update"):
         version, header, _, _ = frame.unpack(data, MessageKind.UPDATE, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
-        fields = FORMS[version].update
+        fields = forms.FORMS[version].update
         said = Update(delta={}, **(read_fields(header, fields) | {"round": round, "attempt": attempt}))
         return frame.with_header(data, write_fields(said, fields), version)
 
@@ -151,7 +138,7 @@ def in_version(data: bytes, version: int) -> bytes:
             return data
         kind = MessageKind(data[6])
         _, header, _, _ = frame.unpack(data, kind, MAX_MESSAGE_BYTES, max_table_bytes(MAX_TENSORS))
-        here, there = FORMS[found].of(kind), FORMS[version].of(kind)
+        here, there = forms.FORMS[found].of(kind), forms.FORMS[version].of(kind)
         values = read_fields(header, here)
         if lost := values.keys() - {f.name for f in there}:
             raise RejectedUpdate("version", f"protocol {version} cannot say {min(lost)!r}: update the peer")
@@ -183,7 +170,7 @@ def decode_plan(
     """
     with _refusing("plan"):
         version, header, table, body = frame.unpack(data, MessageKind.PLAN, max_bytes, max_table_bytes(MAX_TENSORS))
-        plan, entries = Plan(**read_fields(header, FORMS[version].plan)), read_entries(table)
+        plan, entries = Plan(**read_fields(header, forms.FORMS[version].plan)), read_entries(table)
         if check is not None:
             check(plan, entries)
         return replace(plan, tensors=read_body(entries, body))
@@ -192,7 +179,7 @@ def decode_plan(
 def encode_job(job: Job) -> bytes:
     """The bytes of `job`, at most 64 KiB; tuples become lists. Raises ValueError if it is longer or not plain JSON."""
     version = versions.newest()
-    header, table = write_fields(job, FORMS[version].job), write_fields(job, JOB_TABLE)
+    header, table = write_fields(job, forms.FORMS[version].job), write_fields(job, JOB_TABLE)
     data = frame.pack(MessageKind.JOB, header, table, [], version)
     if len(data) > MAX_JOB_BYTES:
         raise ValueError(f"expected a job of at most {MAX_JOB_BYTES} bytes, got {len(data)}")
@@ -205,7 +192,7 @@ def decode_job(data: bytes) -> Job:
         version, header, table, body = frame.unpack(data, MessageKind.JOB, MAX_JOB_BYTES, MAX_JOB_BYTES)
         if body:
             raise ValueError(f"{len(body)} bytes after the job")
-        return Job(**read_fields(header, FORMS[version].job), **read_fields(table, JOB_TABLE))
+        return Job(**read_fields(header, forms.FORMS[version].job), **read_fields(table, JOB_TABLE))
 
 
 def roundtrip(tensors: Tensors, codec: str, seed: int = 0) -> dict[str, Tensor]:
@@ -228,7 +215,7 @@ def max_update_bytes(spec: Spec, codec: str) -> int:
 def _encode(kind: MessageKind, value: Any, tensors: Tensors, codec: str, seed: int) -> bytes:
     version, entries = versions.newest(), describe(tensors, codec)
     body = write_body(entries, received(codec).across(tensors), seed)
-    header = write_fields(value, FORMS[version].of(kind))
+    header = write_fields(value, forms.FORMS[version].of(kind))
     return frame.pack(kind, header, write_rows(entries, received(codec)), body, version)
 
 
@@ -239,55 +226,3 @@ def _refusing(what: str) -> Iterator[None]:
         yield
     except (struct.error, LookupError, TypeError, ValueError, ArithmeticError, MemoryError, RuntimeError) as e:
         raise RejectedUpdate("malformed", f"malformed {what}: {str(e)[:300]}") from e
-
-
-# Fields: each check returns the value to use or raises ValueError; the same ones serve writing and reading
-
-
-_UPDATE_FIELDS = (
-    Field("r", "run", as_run, ""),
-    Field("t", "round", as_count, 0),
-    Field("a", "attempt", as_count, 0),
-    Field("n", "num_examples", partial(as_count, least=1), code="weight"),
-    Field("m", "metrics", as_metrics, {}),
-)
-_PLAN_FIELDS = (
-    Field("r", "run", as_run),
-    Field("t", "round", as_count),
-    Field("v", "version", as_count),
-    Field("h", "have", as_count, None),
-    Field("y", "label", as_label, ""),
-    Field("z", "have_label", as_label, ""),
-    Field("a", "attempt", as_count, 0),
-    Field("e", "evaluate", as_flag, False),
-    Field("k", "rank", as_count, 0),
-    Field("q", "ranks", as_ranks, {}),
-    Field("s", "steps", as_count, 0),
-    Field("l", "learning_rate", as_rate, 0.0),
-    Field("c", "counted", as_count, None),
-    Field("x", "extra", as_extra, {}),
-)
-_JOB_FIELDS = (
-    Field("r", "run", as_run),
-    Field("s", "seed", as_count),
-    Field("b", "base", as_digest),
-    Field("k", "tokenizer", as_digest, ""),
-)
-JOB_TABLE = (Field("t", "tables", as_tables),)
-
-
-@dataclass(frozen=True)
-class Forms:
-    """The fields of the messages' headers in one version of the protocol."""
-
-    update: tuple[Field, ...]
-    plan: tuple[Field, ...]
-    job: tuple[Field, ...]
-
-    def of(self, kind: MessageKind) -> tuple[Field, ...]:
-        """The fields of the header of a kind of message."""
-        return {MessageKind.UPDATE: self.update, MessageKind.PLAN: self.plan, MessageKind.JOB: self.job}[kind]
-
-
-FORMS = {2: Forms(_UPDATE_FIELDS, _PLAN_FIELDS, _JOB_FIELDS)}
-"""By version of the protocol: those that are read and written, the same as in `fedft.wire.versions.SEALS`."""

@@ -13,7 +13,7 @@ oldest version, and a site answers in that of the question.
 The next version, with what has to be touched:
 
 1. here: a line in `SEALS`; the line of the version before the last one goes, so that there are two at most;
-2. `fedft.wire.messages`: a line in `FORMS`, with the header's fields in that version, and a sentence in the docstring;
+2. `fedft.wire.forms`: a line in `FORMS`, the header's fields in that version; a sentence in `fedft.wire.messages`;
 3. what else is new in it (a seal, a frame, bytes of a codec), where that is read and written, by the version's number;
 4. `tests/fixtures/write.py`, run once more: what this version wrote is read for as long as it is spoken;
 5. a line in `CHANGELOG.md`, and the vectors of `tests/wire` and `tests/security` as they are.

@@ -1,6 +1,6 @@
 """Fuzz every decoder that a peer reaches, so many inputs: what comes out is a value or the refusal that is promised.
 
-    PYTHONPATH=.:tests/attack nice -n 19 python tests/attack/fuzz_decoders.py --count 1000000 --seed 1 [--json out.json]
+    PYTHONPATH=.:tests/support nice -n 19 python tests/attack/fuzz_decoders.py --count 1000000 [--seed 1] [--json F]
 
     update plan job        messages in each codec, a job under a site's policy   a value, RejectedUpdate, PlanRefused
     rewritten relabelled   the same for a peer of the version before, or another attempt       bytes, RejectedUpdate
@@ -37,6 +37,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fuzz_codecs import CODECS, KEY, SPEC, havoc, job_and_policy, rss, seed_input, structured
+from next_version import spoken
 
 from fedft.carriers.stream import frames, tls
 from fedft.carriers.stream.frames import Kind, Malformed
@@ -90,7 +91,7 @@ def stream(data: bytes) -> None:
                 session.hear(kind, number, body, 0.0)
 
 
-def spoken(rng: random.Random) -> bytes:
+def on_a_connection(rng: random.Random) -> bytes:
     """What a peer may say on a connection."""
     number, out = rng.choice([1, 2, 7]), [frames.frame(Kind.HELLO, 0, frames.hello(rng.randbytes(16)))]
     for _ in range(rng.randint(1, 6)):
@@ -125,10 +126,15 @@ def text(data: bytes) -> str:
         raise ConfigError("no UTF-8") from e
 
 
+def rewritten(data: bytes) -> bytes:
+    """A message for a peer of another version, where there is one."""
+    with spoken(2, 3):
+        return messages.in_version(data, 3)
+
+
 def targets(rng: random.Random) -> dict[str, Target]:
     """All of them, by name."""
     found: dict[str, Target] = {}
-    old = versions.oldest()
     for codec in CODECS:
         corpus = {kind: [seed_input(kind, codec, rng) for _ in range(12)] for kind in ("update", "plan", "job")}
         found[f"update {codec}"] = Target(
@@ -137,14 +143,14 @@ def targets(rng: random.Random) -> dict[str, Target]:
         found[f"plan {codec}"] = Target(lambda d: messages.decode_plan(d, max_bytes=2**31 - 1), corpus["plan"], 5, True)
     mixed = [data for kind in corpus for data in corpus[kind]]
     found["job"] = Target(job_and_policy, corpus["job"], 20, True)
-    found["rewritten"] = Target(lambda d: messages.in_version(d, old), mixed, 20, True)
+    found["rewritten"] = Target(rewritten, mixed, 20, True)
     found["relabelled"] = Target(lambda d: messages.relabelled(d, round=1, attempt=2), corpus["update"], 10, True)
     about = sealed.About("0" * 16, 1, 1, "north", bytes(32))
     seals = [sealed.seal(kind, about, rng.randbytes(40), KEY) for kind in sealed.Kind for _ in range(4)]
     found["sealed"] = Target(lambda d: sealed.open_sealed(d, lambda site: KEY.public_key()), seals, 40)
     said = [b'{"doing": "training", "step": 3, "steps": 9}', b'{"code": "policy_rank", "reason": "rank 99"}']
     found["report"] = Target(lambda d: (site_reports.progress(d), site_reports.refusal(d)), said, 20)
-    found["stream"] = Target(stream, [spoken(rng) for _ in range(200)], 60)
+    found["stream"] = Target(stream, [on_a_connection(rng) for _ in range(200)], 60)
     found["card"] = Target(lambda d: site_table.site_of_card(text(d), HERE), [texts(rng, 1) for _ in range(9)], 15)
     found["roster"] = Target(lambda d: roster._roster(text(d), HERE), [texts(rng, 3) for _ in range(9)], 10)
     key = ec.derive_private_key(7, ec.SECP384R1())

@@ -11,7 +11,7 @@ import watched_runs
 from deployed import Deployment, Direct, Site
 
 from fedft import run_file
-from fedft.board import live_file, status_text
+from fedft.board import live_file, metrics_text, page, status_text
 from fedft.board.live_file import LiveFile
 from fedft.board.run_folders import FolderReader
 from fedft.board.run_status import MAX_POINTS, RunReader
@@ -166,6 +166,29 @@ def test_a_race_is_a_line_for_each_of_its_runs(tmp_path: Path) -> None:
     assert FolderReader(tmp_path).status("flora/seed-0")["strategy"] == "flora"
 
 
+def test_the_runs_of_a_queue_stand_in_its_order_with_those_that_wait(tmp_path: Path) -> None:
+    waiting = [{"name": n, "state": "waiting", "why": ""} for n in ("z", "b", "a", "..", "x/y")]
+    (tmp_path / "queue.json").write_text(json.dumps({"form": 1, "runs": waiting}))
+    told = [(r["name"], r["state"]) for r in FolderReader(tmp_path).status()["runs"]]
+    assert told == [("z", "waiting"), ("b", "waiting"), ("a", "waiting")]
+    watched_runs.folder(tmp_path / "z", finished=True)
+    watched_runs.folder(tmp_path / "by hand")
+    found = FolderReader(tmp_path).status()
+    told = [(r["name"], r["state"]) for r in found["runs"]]
+    assert told == [("z", "finished"), ("b", "waiting"), ("a", "waiting"), ("by hand", "stopped")]
+    assert len(status_text.lines(found)) == 5
+    assert "waiting" in page.page(found, "nonce")
+    with pytest.raises(ConfigError, match="no run"):
+        FolderReader(tmp_path).status("a")
+
+
+@pytest.mark.parametrize("said", ["", "[]", '{"runs": 1}', '{"runs": [{"name": []}]}', '{"runs": [1]}'])
+def test_a_queue_s_file_that_says_nothing_is_passed_over(tmp_path: Path, said: str) -> None:
+    watched_runs.folder(tmp_path / "z")
+    (tmp_path / "queue.json").write_text(said)
+    assert [r["name"] for r in FolderReader(tmp_path).status()["runs"]] == ["z"]
+
+
 @pytest.mark.parametrize("name", ["../secret", "fedit/../../secret", "/etc", "nothing", "fedit"])
 def test_a_name_leads_to_no_other_folder(tmp_path: Path, name: str) -> None:
     watched_runs.folder(tmp_path / "secret", finished=True)
@@ -200,3 +223,95 @@ def test_the_command_prints_lines_or_one_object(tmp_path: Path, capsys: pytest.C
     assert "3 of 6 rounds done; finished" in capsys.readouterr().out
     watch.status(str(folder), as_json=True)
     watched_runs.check(json.loads(capsys.readouterr().out))
+
+
+def told_by(folder: Path, *events: tuple[str, dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """The status of a running run whose process has told of these events; `more`: further keys of status.json."""
+    live = LiveFile(folder)
+    for kind, info in events:
+        live(kind, info)
+    live("ended", {"folder": folder, "summary": None})
+    facts = json.loads((folder / live_file.NAME).read_text())
+    (folder / live_file.NAME).write_text(json.dumps({**facts, "ended": False, **more}))
+    return watched_runs.check(RunReader(folder).status())
+
+
+ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("enrolling", {"clients": ["north", "south", "west"]}),
+    ("round", {"round": 3, "asked": ["north", "south", "west"]}),
+    ("asking", {"round": 3, "clients": ["north", "south", "west"], "need": 2, "deadline_s": 600.0, "grace_s": 5.0}),
+)
+
+
+def test_who_waits_for_its_operator_or_its_hours_is_held_and_other_words_are_shown_as_they_are(tmp_path: Path) -> None:
+    said = {"north": "waiting for approval", "south": "outside its hours until 22:00", "west": "<i>knitting</i>\x1b"}
+    words = [("progress", {"client": c, "round": 3, "doing": text}) for c, text in said.items()]
+    found = told_by(watched_runs.folder(tmp_path / "run"), *ASKED, *words)
+    sites = {s["name"]: (s["state"], s["doing"], s["left_s"]) for s in found["sites"]}
+    assert sites == {
+        "north": ("held", said["north"], None), "south": ("held", said["south"], None),
+        "west": ("working", said["west"], None),
+    }  # fmt: skip
+    text = "\n".join(status_text.lines(found))
+    assert "held: waiting for approval" in text
+    assert "south (outside its hours until 22:00)" in text
+    assert text.replace("\n", "").isprintable()
+    shown = page.page(found, "nonce")
+    assert "working: &lt;i&gt;knitting&lt;/i&gt;" in shown
+    assert "held: outside its hours until 22:00" in shown
+
+
+def test_who_has_left_is_waited_for_no_more_and_who_joined_again_is(tmp_path: Path) -> None:
+    left = [("left", {"client": "south", "why": "revoked"}), ("left", {"client": "west", "why": "removed"})]
+    steered = {"paused": False, "removed": ["gone", "north"], "changed": {}}
+    again = ("joined", {"client": "west", "round": 3, "rank": 4})
+    found = told_by(watched_runs.folder(tmp_path / "run"), *ASKED, *left, again, steered=steered)
+    sites = {s["name"]: (s["state"], s["doing"]) for s in found["sites"]}
+    assert sites["south"] == ("left", "revoked")
+    assert sites["north"] == ("left", "removed by the server's operator")
+    assert sites["west"][0] != "left"
+    assert "left: revoked" in page.page(found, "nonce")
+
+
+def test_a_run_that_its_operator_has_paused_says_so_and_what_was_changed(tmp_path: Path) -> None:
+    steered = {"paused": True, "removed": [], "changed": {"server.rounds": 9}}
+    found = told_by(watched_runs.folder(tmp_path / "a" / "run"), *ASKED, steered=steered)
+    assert status_text.state_line(found, time.time()).endswith("0 of 3 have answered, 2 are enough; then it pauses")
+    assert "changed  server.rounds = 9" in status_text.lines(found)
+    found = told_by(watched_runs.folder(tmp_path / "a" / "run"), *ASKED, ("line", {"version": 3}), steered=steered)
+    assert status_text.state_line(found, time.time()) == "3 of 6 rounds done; paused by its operator"
+    assert [r["state"] for r in FolderReader(tmp_path / "a").status()["runs"]] == ["paused"]
+    assert 'fedft_state{run="r",state="paused"} 1\n' in metrics_text.text({"r": found})
+    assert 'fedft_state{run="r",state="running"} 0\n' in metrics_text.text({"r": found})
+
+
+@pytest.mark.parametrize("steered", [None, 3, [], {"paused": 1}, {"paused": True, "removed": "x", "changed": {}}])
+def test_what_is_no_word_of_an_operator_is_passed_over(tmp_path: Path, steered: Any) -> None:
+    assert told_by(watched_runs.folder(tmp_path / "run"), *ASKED, steered=steered)["steered"] == {}
+
+
+def test_a_phase_that_is_not_known_is_shown_as_it_is(tmp_path: Path) -> None:
+    found = told_by(watched_runs.folder(tmp_path / "run"), *ASKED, phase="<b>summing</b>")
+    assert status_text.state_line(found, time.time()) == "3 of 6 rounds done; <b>summing</b>"
+    assert "&lt;b&gt;summing" in page.page(found, "nonce")
+
+
+def test_it_says_who_sets_the_pace_when_each_is_done_and_what_ends_the_round(tmp_path: Path) -> None:
+    folder = watched_runs.folder(tmp_path / "run")
+    told_by(folder, *ASKED)
+    facts = json.loads((folder / live_file.NAME).read_text())
+    for name, took in (("north", 100.0), ("south", 20.0), ("west", 40.0)):
+        facts["sites"][name] = {"joined": True, "took": [took - 5, took + 5], "asked": time.time() - 10}
+    facts["deadline"] = time.time() + 600
+    facts["sites"]["west"] |= {"doing": "training", "step": 3, "steps": 12, "left_s": 33.0}
+    (folder / live_file.NAME).write_text(json.dumps(facts))
+    found = watched_runs.check(RunReader(folder).status())
+    left = {s["name"]: s["left_s"] for s in found["sites"]}
+    assert (left["north"], left["south"], left["west"]) == (pytest.approx(90, abs=5), pytest.approx(10, abs=5), 33.0)
+    lines = status_text.lines(found)
+    assert "pace     north answers last, in 100 s; the site in the middle in 40 s" in lines
+    assert any(x.startswith("deadline") and "in 10 min" in x for x in lines)
+    (west,) = [x for x in lines if x.startswith("west")]
+    assert "working: step 3 of 12" in west
+    assert west.endswith("40 s  33 s")
+    assert "north answers last" in page.page(found, "nonce")

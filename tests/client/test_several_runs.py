@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from deployed import OPTIONS, SERVER_KEY, Deployment, Site, ToyBase, ToyClient
+from deployed import OPTIONS, SERVER_KEY, Deployment, SiteOfRuns, ToyClient
 
 from fedft import durable, strategies, testing
 from fedft.client.disk import Asked, SiteDisk
 from fedft.client.private_state import Kept
 from fedft.client.requests import MAX_WAITING
-from fedft.client.train import Client
 from fedft.contract import State
 from fedft.security import sealed
 from fedft.security.sealed import About, Kind
@@ -26,23 +25,10 @@ A, B = "a" * 16, "b" * 16
 METHODS = {A: "scaffold", B: "fedsa_lora"}  # clients of both keep something between rounds
 
 
-class Several(Site):
-    """A site of the toy whose runs each have a strategy of their own."""
-
-    def _join(self, job: Job) -> Client:
-        name = METHODS.get(job.run, "fedit")
-        options = OPTIONS.get(name, {})
-        config = replace(self.config, strategy=replace(self.config.strategy, name=name, options=options))
-        recipe = strategies.make(name, options)
-        rows: list[Any] = [None] * 10
-        kept = Kept(self.responder.disk.kept(job.run))
-        return ToyClient(self.name, rows, rows[:1], ToyBase(), testing.toy(recipe).handle, recipe, config, kept=kept)  # type: ignore[arg-type]
-
-
-def site_in(folder: Path) -> tuple[Several, Job]:
+def site_in(folder: Path) -> tuple[SiteOfRuns, Job]:
     """A site of several runs, and a job of the first."""
     d = Deployment(folder / "of config", "fedit")
-    return Several("anna", 0, folder / "site", d.config), d.job
+    return SiteOfRuns("anna", 0, folder / "site", d.config, METHODS), d.job
 
 
 def job_of(job: Job, run: str) -> bytes:
@@ -66,7 +52,7 @@ def plan_of(run: str, round: int) -> bytes:
     return messages.encode_plan(replace(bare, tensors=recipe.downlink(state, None, bare)), "fp32")
 
 
-def said_by(site: Several, *data: bytes) -> list[sealed.Opened]:
+def said_by(site: SiteOfRuns, *data: bytes) -> list[sealed.Opened]:
     """What the site answers once it has been sent all of these, in the order in which it answers."""
     said: list[bytes] = []
     for each in data:
@@ -77,7 +63,7 @@ def said_by(site: Several, *data: bytes) -> list[sealed.Opened]:
     return [sealed.open_sealed(x, lambda _: key) for x in said]
 
 
-def course(site: Several, job: Job, order: list[tuple[str, int]], between: Callable[[], None] = lambda: None) -> Any:
+def course(site: SiteOfRuns, job: Job, order: list[tuple[str, int]], between: Callable[[], None] = lambda: None) -> Any:
     """Payloads of the site's answers by run and round, asked in this order; `between` two requests."""
     for run in dict.fromkeys(run for run, _ in order):
         (said,) = said_by(site, letter(Kind.JOB, run, job_of(job, run)))
@@ -176,7 +162,7 @@ def test_no_more_requests_wait_than_the_runs_there_can_be(tmp_path: Path) -> Non
     site, _ = site_in(tmp_path)
     for n in range(3 * MAX_WAITING):
         site.responder.take(letter(Kind.TRAIN, A, str(n).encode()), lambda data: None)
-    assert site.responder._queue.qsize() == len(site.responder._waiting) == MAX_WAITING
+    assert site.responder.requests.qsize() == len(site.responder._waiting) == MAX_WAITING
 
 
 def test_what_a_site_of_one_run_had_on_its_disk_is_taken_over(tmp_path: Path) -> None:

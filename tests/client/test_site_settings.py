@@ -105,6 +105,9 @@ def test_a_file_that_is_not_there_is_named_with_its_table_and_key(folder, name):
         ("[data]", "[policy]\nmax_learning_rate = nan\n[data]", "max_learning_rate >= 0"),
         ("[data]", "[policy]\nmax_rank = true\n[data]", "max_rank is True, wanted int"),
         ("[data]", "[local]\nthreads = 0\n[data]", "threads >= 1"),
+        ("[data]", "[local]\nmax_models = 0\n[data]", "max_models >= 1"),
+        ("[data]", '[local]\ndevice_lock = "none/lock"\n[data]', "device_lock = 'none/lock': wanted a file"),
+        ("[data]", '[local]\ndevice_lock = "$NONE/lock"\n[data]', "the variable NONE is not set"),
         ("[data]", "[data", "not valid TOML"),
     ],
 )
@@ -113,6 +116,12 @@ def test_a_mistake_is_one_line(folder, old, new, said):
     with pytest.raises(ConfigError, match=said) as e:
         loaded(folder, PLAIN.replace(old, new))
     assert "\n" not in str(e.value)
+
+
+def test_a_lock_of_the_device_is_a_file_that_need_not_be_there_yet(folder):
+    assert loaded(folder, PLAIN).local.device_lock == ""
+    found = loaded(folder, PLAIN.replace("[data]", '[local]\ndevice_lock = "gpu0"\n[data]'))
+    assert found.local.device_lock == str(folder / "gpu0")
 
 
 def test_a_file_that_is_none_is_one_line(tmp_path):

@@ -37,6 +37,7 @@ MAY_IMPORT = {
 ROOMS_TOO = {
     "fedft/cli/main.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/bench.py": {"benchmarks"},
+    "fedft/cli/checks_site.py": {"client"},
     "fedft/cli/deploy.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/doctor.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/finished.py": {"simulations"},
@@ -54,7 +55,7 @@ FLAT = 14  # files that may lie flat in fedft/: the nouns that everybody shares
 DOORS = {
     "flwr": {"fedft/carriers/flower/", "simulations/workers.py"},
     "transformers": {"fedft/models/", "fedft/quickstart/"},
-    "peft": {"fedft/models/", "fedft/adapters/", "simulations/finished_run.py"},
+    "peft": {"fedft/models/", "fedft/adapters/"},
     "datasets": {"fedft/data/"},
     "flwr_datasets": {"fedft/data/"},
     "matplotlib": {"fedft/reports/plots.py"},

@@ -9,6 +9,7 @@ from fedft import strategies, testing
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import Local
+from fedft.server import aggregation_error
 from fedft.server.aggregation_error import AggregationAudit
 
 EXACT = 1e-6
@@ -97,3 +98,22 @@ def test_what_follows_an_appended_sum_is_found_without_cancellation():
     assert _minus(old + tiny, old, (4, 5)).norm() == pytest.approx(tiny.norm())
     assert _minus(old, None, (4, 5)).norm() == pytest.approx(old.norm())
     assert _minus(None, old, (4, 5)).norm() == pytest.approx(old.norm())
+
+
+def test_a_sample_is_measured_where_all_modules_would_cost_much(monkeypatch):
+    """The figure is then of these modules alone, and no factor of another is held."""
+    t, found = audited("fedit", rounds=1)
+    state, updates, after, whole = found[0]
+    assert aggregation_error.sampled(t.layout, max(t.ranks), len(updates)) == [*t.layout.modules]
+    monkeypatch.setattr(aggregation_error, "HELD", 1)
+    (only,) = aggregation_error.sampled(t.layout, max(t.ranks), len(updates))
+    audit = AggregationAudit(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED, [only])
+    for k, u in enumerate(updates):
+        audit.see(u, t.plan(state, k))
+    error = audit.error(after, max(t.ranks))
+    a, b, total = only + A_SUFFIX, only + B_SUFFIX, sum(u.num_examples for u in updates)
+    ends = [(state.tensors[a] + u.delta[a], state.tensors[b] + u.delta[b], u.num_examples) for u in updates]
+    mean = sum(n / total * y.double() @ x.double() for x, y, n in ends)
+    wrong = after.tensors[b].double() @ after.tensors[a].double() - mean
+    assert error == pytest.approx(float(wrong.norm() / mean.norm()), rel=1e-3)
+    assert error != pytest.approx(whole, rel=1e-3)

@@ -72,7 +72,7 @@ class Kept(SiteDisk):
         """See `SiteDisk`."""
         return self._kept
 
-    def keep_state(self, run: str, label: str, state: State) -> None:
+    def keep_state(self, run: str, label: str, state: State, plan: Plan | None = None) -> None:
         """See `SiteDisk`."""
         self._held = label, state
 

@@ -4,7 +4,7 @@ The `Link` is what a test replaces; `Direct` delivers everything at once.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,27 @@ class Site:
         rows: list[Any] = [None] * 10 * (self.index + 1)
         base, kept = ToyBase(), Kept(self.folder / "kept")
         return Counted(self.name, rows, rows[:1], base, toy.handle, recipe, self.config, kept=kept)  # type: ignore[arg-type]
+
+
+class SiteOfRuns(Site):
+    """A site that takes part in several runs, each of a strategy of its own."""
+
+    def __init__(self, name: str, index: int, folder: Path, configured: RunConfig, methods: Mapping[str, str]) -> None:
+        """`methods`: the strategy's name by run."""
+        self.methods = methods
+        super().__init__(name, index, folder, configured)
+
+    def _join(self, job: Job) -> Client:
+        name = self.methods.get(job.run, "fedit")
+        strategy = replace(self.config.strategy, name=name, options=OPTIONS.get(name, {}))
+        recipe, config = strategies.make(name, OPTIONS.get(name, {})), replace(self.config, strategy=strategy)
+        client = type("Own", (ToyClient,), {"index": self.index})
+        rows: list[Any] = [None] * 10 * (self.index + 1)
+        kept = Kept(self.responder.disk.kept(job.run))
+        found: Client = client(
+            self.name, rows, rows[:1], ToyBase(), testing.toy(recipe).handle, recipe, config, kept=kept
+        )
+        return found
 
 
 @dataclass

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-from fedft.wire import messages, versions
+from fedft.wire import forms, versions
+from fedft.wire.forms import FORMS, Forms
 from fedft.wire.header import Field
-from fedft.wire.messages import FORMS, Forms
 
 
 def _renamed(fields: tuple[Field, ...], to: str) -> tuple[Field, ...]:
@@ -31,8 +31,8 @@ ALL = {2: FORMS[2], 3: _forms("n"), 4: _forms("m")}
 @contextmanager
 def spoken(*numbers: int) -> Iterator[None]:
     """Inside, these versions are spoken, and no others."""
-    seals, forms = ({n: table[n] for n in numbers} for table in (SEALS, ALL))
-    with mock.patch.object(versions, "SEALS", seals), mock.patch.object(messages, "FORMS", forms):
+    seals, fields = ({n: table[n] for n in numbers} for table in (SEALS, ALL))
+    with mock.patch.object(versions, "SEALS", seals), mock.patch.object(forms, "FORMS", fields):
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 KEYS: dict[str, Any] = {
     "form": int, "name": str, "state": str, "strategy": str, "model": str, "seed": int | None, "phase": str | None,
     "at_work": int | None, "asked": list, "answered": list, "missing": list, "need": int | None,
-    "deadline": float | None, "updated": float | None, "round": int, "rounds": int, "barred": dict,
+    "deadline": float | None, "updated": float | None, "round": int, "rounds": int, "barred": dict, "steered": dict,
     "loss": float | None, "first_loss": float | None, "train_loss": float | None, "bytes_up": int, "bytes_down": int,
     "seconds": float, "left_s": float | None, "round_s": float | None, "disk_bytes": int, "disk_free": int,
     "memory_bytes": int | None, "floor": dict | None, "adapter": bool, "sites": list,

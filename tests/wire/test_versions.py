@@ -6,7 +6,7 @@ from next_version import ALL, SEALS, spoken
 
 from fedft.errors import RejectedUpdate
 from fedft.update import Job, Plan, TensorSpec, Update
-from fedft.wire import frame, messages, versions
+from fedft.wire import forms, frame, messages, versions
 from fedft.wire.header import Field, as_count
 
 RUN = "0123456789abcdef"
@@ -18,7 +18,7 @@ JOB = Job(RUN, 1, "d" * 64, {"local": {"steps": 3}})
 
 
 def test_the_tables_name_the_same_versions_two_at_most() -> None:
-    assert versions.SEALS.keys() == messages.FORMS.keys()
+    assert versions.SEALS.keys() == forms.FORMS.keys()
     assert 1 <= len(versions.SEALS) <= 2
     assert list(versions.SEALS) == list(range(versions.oldest(), versions.newest() + 1))
     assert sorted(versions.SEALS.values()) == list(versions.SEALS.values())
@@ -76,8 +76,8 @@ def test_only_known_versions_are_read_and_each_under_its_own_keys() -> None:
 
 def test_what_an_older_version_has_no_word_for_is_refused_and_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     bare = tuple(f for f in ALL[2].plan if f.name != "counted")
-    monkeypatch.setitem(ALL, 2, messages.Forms(ALL[2].update, bare, ALL[2].job))
-    counted = messages.Forms(ALL[3].update, (*ALL[3].plan[:-2], Field("w", "counted", as_count, None)), ALL[3].job)
+    monkeypatch.setitem(ALL, 2, forms.Forms(ALL[2].update, bare, ALL[2].job))
+    counted = forms.Forms(ALL[3].update, (*ALL[3].plan[:-2], Field("w", "counted", as_count, None)), ALL[3].job)
     monkeypatch.setitem(ALL, 3, counted)
     with spoken(2, 3):
         assert messages.in_version(messages.encode_plan(Plan(RUN, 1, 1), "fp32"), 2)
@@ -93,4 +93,4 @@ def test_junk_is_rewritten_into_nothing(junk: bytes) -> None:
 
 
 def test_the_made_up_versions_are_other_ones() -> None:
-    assert len({SEALS[n] for n in ALL}) == len({tuple(f.key for f in forms.plan) for forms in ALL.values()}) == 3
+    assert len({SEALS[n] for n in ALL}) == len({tuple(x.key for x in f.plan) for f in ALL.values()}) == 3

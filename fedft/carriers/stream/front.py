@@ -5,8 +5,8 @@
 Before HELLO a connection is a stranger's. Until its ClientHello is here, whole, it costs a file and no memory of ours;
 of these there may be SILENT. In the handshake each costs some 50 KiB; of these there may be SHAKING. One more takes the
 place of one that has not come as far, of addresses from which no site has come before others, the oldest first. So
-silent strangers cannot shut the port. Handshakes take half of the loop's time at most, and addresses take turns, so
-that noisy ones cannot either. A key that comes again and again is told to come later.
+silent strangers cannot shut the port. A step of a handshake is followed by whatever the sites have, and addresses take
+turns, so that noisy ones cannot either. A key that comes again and again is told to come later.
 """
 
 import asyncio

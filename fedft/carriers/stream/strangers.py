@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from fedft.carriers.stream.channel import Channel
 from fedft.carriers.stream.connection import Connection
 
+HERD = 512  # at one address: so many come together, after a pause of the server
+
 
 @dataclass(eq=False)
 class Stranger:
@@ -78,40 +80,46 @@ class Places:
 
 @dataclass
 class Turns:
-    """Steps that take long, one at a time, addresses by turns; between two the loop has as long for all else.
+    """Steps that take long: one, then everything else in the loop has its turn; addresses by turns.
 
-    Of one address the newest comes first: in a flood, the oldest would be thrown out before its turn, all of them.
+    Of one address those come first who have begun, then the oldest; where more than HERD wait, the newest: in a flood
+    the oldest would be thrown out before its turn, all of them.
     """
 
     loop: asyncio.AbstractEventLoop
-    _waiting: OrderedDict[str, dict[Stranger, Callable[[], None]]] = field(default_factory=OrderedDict)
+    _waiting: OrderedDict[str, tuple[dict[Stranger, Callable[[], None]], ...]] = field(default_factory=OrderedDict)
+    """By address: those who have begun, and those who have not."""
     _called: bool = False
 
     def add(self, stranger: Stranger, step: Callable[[], None]) -> None:
         """Have a step done for somebody, one at a time."""
-        self._waiting.setdefault(stranger.address, {})[stranger] = step
-        self._call(0.0)
+        begun, new = self._waiting.setdefault(stranger.address, ({}, {}))
+        (begun if stranger.channel else new)[stranger] = step
+        self._call()
 
     def leave(self, stranger: Stranger) -> None:
         """Do nothing more for somebody."""
-        if (steps := self._waiting.get(stranger.address)) and steps.pop(stranger, None) and not steps:
-            del self._waiting[stranger.address]
+        for steps in self._waiting.get(stranger.address, ()):
+            steps.pop(stranger, None)
 
-    def _call(self, seconds: float) -> None:
+    def _call(self) -> None:
         if self._waiting and not self._called:
             self._called = True
-            self.loop.call_later(seconds, self._go_on)
+            self.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        began, self._called = self.loop.time(), True
-        for address in list(self._waiting)[:1]:  # it may be empty by now
-            steps = self._waiting.pop(address)
-            _, step = steps.popitem()
-            if steps:
-                self._waiting[address] = steps
-            step()
         self._called = False
-        self._call(self.loop.time() - began)
+        address, (begun, new) = self._waiting.popitem(last=False)
+        steps = begun or new
+        step = None
+        if steps:
+            stranger = next(reversed(new)) if steps is new and len(new) > HERD else next(iter(steps))
+            step = steps.pop(stranger)
+        if begun or new:
+            self._waiting[address] = begun, new
+        self._call()
+        if step:
+            step()
 
 
 def network(host: str) -> str:

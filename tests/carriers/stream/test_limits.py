@@ -15,10 +15,9 @@ import pytest
 from carried import MAX_REPLY, House, running, wait
 from hostile_tls import HostileTls, client_hello, long_chain
 
-from fedft.carriers.stream import channel, connection, desk, frames, front, parcels, site_node, tls
+from fedft.carriers.stream import channel, connection, desk, frames, front, parcels, site_node, strangers, tls
 from fedft.carriers.stream.allowance import Allowance
 from fedft.carriers.stream.frames import Kind, frame
-from fedft.carriers.stream.strangers import Stranger, Turns
 
 HELLO = frame(Kind.HELLO, 0, frames.HELLO.pack(frames.VERSION, bytes(16), 0))
 
@@ -93,31 +92,26 @@ def test_what_is_spent_comes_back_and_no_more_than_there_was() -> None:
     assert a.spend(1, 1000.0) > 0, "more came back than there was"
 
 
-def test_addresses_take_turns_and_everything_else_has_as_long() -> None:
-    """Steps of 10 ms: what is due every millisecond goes on between them, and the only one at `b` is the second."""
+def test_addresses_take_turns_and_everything_else_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest first, of a herd the newest; what is due always goes on between two steps."""
+    monkeypatch.setattr(strangers, "HERD", 2)
 
     async def steps() -> list[str]:
         done: list[str] = []
-        loop = asyncio.get_running_loop()
-        turns = Turns(loop)
-
-        def slow(name: str) -> None:
-            time.sleep(0.01)
-            done.append(name)
-
+        turns = strangers.Turns(asyncio.get_running_loop())
         with socket.socket() as sock:
             for name in ("a1", "a2", "gone", "a3", "b1"):
-                stranger = Stranger(sock, 0, name[0], 0.0)
-                turns.add(stranger, lambda name=name: slow(name))  # type: ignore[misc]
+                stranger = strangers.Stranger(sock, 0, name[0], 0.0)
+                turns.add(stranger, lambda name=name: done.append(name))  # type: ignore[misc]
                 if name == "gone":
                     turns.leave(stranger)
         while len(done) - done.count("site") < 4:
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
             done.append("site")
         return done
 
     done = asyncio.run(steps())
-    assert [x for x in done if x != "site"] == ["a3", "b1", "a2", "a1"]
+    assert [x for x in done if x != "site"] == ["a3", "b1", "a1", "a2"]
     between = "".join("." if x == "site" else "s" for x in done).strip(".").split("s")[1:-1]
     assert all(between), "a step came right behind another"
 

@@ -1,0 +1,122 @@
+"""A local step: tokens a second and memory of each mode, beside the loop that one writes by hand.
+
+    by hand       model(**batch).loss, backward, clip, AdamW: logits of all places, as transformers computes them
+    ours          `FirstOrder` on the resident base: logits of learned places alone
+    pieces        the same with `[local] micro_batch` = a quarter of the batch
+    checkpointed  the same with `[local] checkpointing`
+    both          pieces, checkpointed
+    autocast      the same with `[local] autocast`: on a CPU without bfloat16 units it is slower
+
+Llama of random weights, rank 8 on all linear layers; a tenth to a third of each row's tokens are learned, as of answers
+behind their prompts. `peak MiB` are the tensors alive at once beside the weights (`measure.Peak`), of one step;
+`tokens/s` are of one thread.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fedft.adapters.lora import LoRA
+from fedft.benchmarks.measure import Act, Peak, take_turns
+from fedft.benchmarks.results import Result, Row
+from fedft.config import Local
+from fedft.data import batches
+from fedft.data.examples import IGNORED, Example
+from fedft.data.micro_batches import InPieces, MicroBatch
+from fedft.models import checkpointing, layout, load
+from fedft.models.handle import ModelHandle
+from fedft.training.first_order import differentiate
+from fedft.training.optimizers import optimizer_of
+from fedft.update import Shape
+
+RATE = 1e-3
+WAYS = ("by hand", "ours", "pieces", "checkpointed", "both", "autocast")
+
+
+def place_of(way: str, hidden: int, layers: int, vocabulary: int) -> ModelHandle:
+    """A model of random weights, the same ones for every way, with the adapter of rank 8 in it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, num_attention_heads=8,
+                num_key_value_heads=8, vocab_size=vocabulary,
+            )
+        )  # fmt: skip
+    base = load.Base(net, None, "causal-lm", "made up", "")
+    handle = ModelHandle(net, layout.layout_of(base, "all-linear"), LoRA(), autocast=way == "autocast")
+    handle.write(handle.kind.initial(handle.layout, Shape(8), 0))
+    if way in ("checkpointed", "both"):
+        checkpointing.switch_on(net, "made up")
+    return handle
+
+
+def rows_of(size: int, tokens: int, vocabulary: int) -> list[Example]:
+    """Rows of unlike length, of which the last tenth to third is learned."""
+    g = torch.Generator().manual_seed(0)
+    found = []
+    for k in range(size):
+        length = tokens - (tokens // 3) * k // size
+        ids = torch.randint(1, vocabulary, (length,), generator=g).tolist()
+        given = length - max(1, length // (3 + k % 8))
+        found.append(Example(ids, [IGNORED] * given + ids[given:], given))
+    return found
+
+
+def step_of(way: str, handle: ModelHandle, rows: list[Example]) -> Callable[[], object]:
+    """One optimiser step on these rows, again and again."""
+    trained = [*handle.parameters().values()]
+    optimizer = optimizer_of(trained, RATE, Local())
+    collate = partial(batches.collate, pad_id=0)
+
+    def by_hand() -> None:
+        handle.training(True)
+        net: Any = handle.model
+        net(**collate(rows), use_cache=False).loss.backward()
+
+    def ours() -> None:
+        batch: Any = collate(rows)
+        if way in ("pieces", "both"):
+            batch = InPieces(rows, collate, MicroBatch(max(1, len(rows) // 4)))
+        differentiate(handle, batch, trained)
+
+    def step() -> None:
+        by_hand() if way == "by hand" else ours()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def bench(*, quick: bool = False, turns: int = 7) -> Result:
+    """60 million parameters, four rows of at most 192 tokens."""
+    hidden, layers, vocabulary = (64, 2, 500) if quick else (512, 8, 32_000)
+    size, tokens = (4, 24) if quick else (4, 192)
+    rows = rows_of(size, tokens, vocabulary)
+    seen = sum(len(r.input_ids) for r in rows)
+    acts, peaks, weights = [], {}, 0
+    for way in WAYS:
+        handle = place_of(way, hidden, layers, vocabulary)
+        weights = sum(p.numel() for p in handle.base().values())
+        step = step_of(way, handle, rows)
+        step()  # moments of the optimiser are there from now on
+        with Peak() as peak:
+            step()
+        peaks[way] = peak.most / 2**20
+        acts.append(Act("step", way, step))
+    found = take_turns(acts, turns)
+    return Result(
+        "step",
+        "A local step of LoRA in each memory mode, against a loop written by hand",
+        {"parameters": weights, "rows": size, "tokens": seen, "learned": sum(r.learned for r in rows)},
+        tuple(_with_facts(r, seen, peaks) for r in found),
+    )
+
+
+def _with_facts(r: Row, tokens: int, peaks: dict[str, float]) -> Row:
+    return replace(r, facts={"tokens/s": tokens / r.seconds, "peak MiB": peaks[r.way]})

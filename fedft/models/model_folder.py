@@ -1,0 +1,95 @@
+"""A trained model as a folder for other tools: with its tokenizer, as an adapter or merged with its base."""
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedft.arithmetic.lowrank import LowRank
+from fedft.config import RunConfig
+from fedft.errors import ConfigError
+from fedft.models import adapter_folder, export
+from fedft.models.handle import ModelHandle
+from fedft.models.load import Base
+from fedft.models.parameters import parameters_of, shared_names
+
+
+def check_free(to: Path) -> None:
+    """Return None if `to` is not there yet, or an empty folder. Raises ConfigError."""
+    try:
+        if to.exists() and any(to.iterdir()):
+            raise ConfigError(f"--to {to}: is not empty")
+    except OSError as e:
+        raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
+
+
+def write(to: Path, config: RunConfig, base: Base, handle: ModelHandle, *, merged: bool) -> str:
+    """Write the model as it stands into the folder `to`, made if missing; returns what it is.
+
+    "adapter", "delta" or "values" as `export.save_adapter` says; with `merged` "merged model", the whole of it. Raises
+    ConfigError: the folder cannot be written, or a change that is no matrix cannot be merged.
+    """
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
+    kind = export.save_adapter(to, handle, base, export.base_name(base))
+    _tokenizer(config, base.tokenizer).save_pretrained(to)
+    if not merged:
+        return kind
+    _merge(to, config, base, handle)
+    return "merged model"
+
+
+def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle) -> None:
+    m, seed = config.model, config.server.seed
+    adapter = (to / "adapter_config.json").exists()
+    # an adapter on an adapter has been exported as one, of the base below both
+    source = export.base_name(base) if adapter and base.merged else m.id
+    how = {"labels": m.labels, "problem_type": m.problem_type, "dtype": m.dtype, "seed": seed}
+    fresh = adapter_folder.load(source, m.task, **how)  # rounded as it was in the run
+    if not handle.weights_fixed:
+        fresh.model.float()  # what is added to it was in float32, too
+    if adapter:
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            # peft asks transformers for a name that is being renamed
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*ensure_weight_tying")  # those of an encoder-decoder: export.py
+            shared = shared_names(fresh.model)
+            whole = adapter_folder.in_its_weights(PeftModel.from_pretrained(fresh.model, str(to)), shared)
+    else:
+        whole = fresh.model
+        own = parameters_of(whole)
+        for name, change in _whole_changes(handle, to).items():
+            own[name].data.add_(change)
+    for file in to.iterdir():
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    whole.save_pretrained(str(to))
+    _tokenizer(config, fresh.tokenizer).save_pretrained(str(to))
+
+
+def _tokenizer(config: RunConfig, tokenizer: Any) -> Any:
+    """The tokenizer, with the chat template that the run learned: what is served is written as it was."""
+    if config.data.chat_template is not None:
+        tokenizer.chat_template = config.data.chat_template
+    return tokenizer
+
+
+def _whole_changes(handle: ModelHandle, to: Path) -> dict[str, Tensor]:
+    """What each parameter differs from the base by. Raises ConfigError for a kind whose change is no matrix."""
+    from safetensors.torch import load_file
+
+    if (to / "delta.safetensors").exists():
+        return load_file(to / "delta.safetensors")
+    changes, whole = handle.change()
+    if not changes and handle.layout.modules:
+        raise ConfigError(f"--merged: what adapters of kind {handle.kind.name!r} change is no matrix of a weight")
+    for m, d in changes.items():
+        dense = d.dense() if isinstance(d, LowRank) else d
+        weight = handle.base()[f"{m}.weight"]
+        whole[f"{m}.weight"] = dense if weight.shape == dense.shape else dense.T
+    return whole
