@@ -19,6 +19,7 @@
     run_outputs         config.toml, summary.json and model/
     sealed_post         letters to sites over a network that is not trusted: signed, sent again, answered once
     roster_file         the roster, read again when it changes; audit: audit.jsonl
+    succession_link     tells sites of the server's new keys, while a rotation is under way
     open_letter         when one such letter is due; site_reports: what sites say about themselves
 
 One thread runs all of it. Not here: what a strategy does (`fedft.strategies`), bytes of messages (`fedft.wire`), the
