@@ -19,9 +19,10 @@
     run_outputs         config.toml, summary.json and model/
     sealed_post         letters to sites over a network that is not trusted: signed, sent again, answered once
     roster_file         the roster, read again when it changes; audit: audit.jsonl
-    succession_link     tells sites of the server's new keys, while a rotation is under way
+    steering            what an operator changes of a run; between_rounds: when it holds; admin: the socket for it
     open_letter         when one such letter is due; site_reports: what sites say about themselves
+    succession_link     tells the sites of a server's new keys
 
-One thread runs all of it. Not here: what a strategy does (`fedft.strategies`), bytes of messages (`fedft.wire`), the
-network (`fedft.carriers`), reports and loggers (`fedft.reports`).
+One thread runs all of it; another one answers the admin socket. Not here: what a strategy does (`fedft.strategies`),
+bytes of messages (`fedft.wire`), the network (`fedft.carriers`), reports and loggers (`fedft.reports`).
 """

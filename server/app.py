@@ -26,9 +26,10 @@ from fedft.errors import ConfigError, StateDamaged
 from fedft.models import resident
 from fedft.reports.observers import Audience, Observers
 from fedft.security import new_keys, private_keys
+from fedft.server import admin, message_sizes, open_run, run_outputs
 from fedft.server import audit as audits
-from fedft.server import message_sizes, open_run, run_outputs
 from fedft.server.audit import Audit
+from fedft.server.membership import Without
 from fedft.server.roster_file import RosterFile
 from fedft.server.sealed_post import SealedPost
 from fedft.server.succession_link import announced, front
@@ -128,8 +129,11 @@ def coordinate(
         link = announced(link_of(most), office.front)
         try:
             post = SealedPost(link, roster, office.key, run.job.run, audit, clock)
-            loop = run.loop(post, roll=roster, lift=lift, clock=clock)
-            state = loop.run(sites)
+            loop = run.loop(post, roll=Without(roster, lambda: run.steering.removed), lift=lift, clock=clock)
+            register = office.place.keys / "roster.toml"
+            acts = admin.Acts(loop.federation, run.steering, roster, register, folder, audit)
+            with admin.listening(folder, acts.answer):
+                state = loop.run(sites)
         finally:
             link.close()
         members = loop.federation.membership.places

@@ -9,7 +9,7 @@ All of it runs in the caller's thread, `accept` too.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 
 from fedft.carriers.interface import Kind, Letter, Reply
 from fedft.contract import State
@@ -17,7 +17,7 @@ from fedft.errors import RejectedUpdate
 from fedft.server.federation import Federation
 from fedft.server.sending import Accept, Sending
 from fedft.server.traffic import Terms, Traffic
-from fedft.update import Plan
+from fedft.update import Job, Plan
 from fedft.wire import messages
 
 
@@ -33,7 +33,11 @@ class Exchange:
     have: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Version and label of the state that a client was last brought to; the engine makes it durable with the state."""
     _joined: set[str] = field(default_factory=set)
-    """Clients that have answered the job since this process started."""
+    """Clients that have answered the job, as it is, since this process started."""
+    _told: Job | None = None
+    """The job that they have answered; another one takes its place where a key changes that is theirs to know."""
+    _job: bytes = b""
+    """Its bytes."""
     _served: dict[str, int] = field(default_factory=dict)
     """Version by label of each state that somebody was brought to since this process started."""
     _encoded: tuple[object, bytes] | None = None
@@ -112,6 +116,9 @@ class Exchange:
         no state and no run.
         """
         federation = self.federation
+        if self._told is not federation.job:
+            self._told, self._job = federation.job, messages.encode_job(federation.job)
+            self._joined.clear()
         asked = {letter.client: letter for letter in letters}
         out = Sending(federation, asked, self._enrolment, self._join, accept, traffic, until, behind)
         for letter in letters:
@@ -123,10 +130,6 @@ class Exchange:
             late = RejectedUpdate("deadline", f"no answer within {federation.clock.monotonic() - out.started:.1f} s")
             traffic.refuse(Reply("", letter.client, late, proven=False), late, federation.observe)
         federation.post.cancel(out.waiting)
-
-    @cached_property
-    def _job(self) -> bytes:
-        return messages.encode_job(self.federation.job)
 
     def _enrolment(self, client: str) -> Letter:
         return Letter(client, "query", lambda: self._job)

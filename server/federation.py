@@ -15,7 +15,9 @@ from fedft.recipe import Recipe
 from fedft.reports.observers import Observer
 from fedft.server import message_sizes
 from fedft.server.checkpoint import Store
+from fedft.server.job import told
 from fedft.server.membership import Membership, Roll
+from fedft.server.steering import Steering
 from fedft.server.traffic import Clock, Until
 from fedft.training import schedules
 from fedft.update import Job, Plan
@@ -49,6 +51,12 @@ class Federation:
     """Most examples that a client may claim, where that is less than `[limits] max_num_examples`."""
     roll: Roll | None = None
     """Who may take part at this moment; None: whoever `enter` names, to the end."""
+    steering: Steering | None = None
+    """What an operator changes while the run goes on; None: nothing."""
+    barred: Collection[str] = ()
+    """Clients in quarantine."""
+    number: int = 0
+    """The round at work, or the next one."""
     membership: Membership = field(default_factory=lambda: Membership(()))
     """The run's members, by place."""
     members: dict[str, Member] = field(default_factory=dict)
@@ -61,6 +69,7 @@ class Federation:
     """The last round in which a client's update counted, where clients keep something."""
 
     _looked: float = -math.inf
+    _steered: Mapping[str, Any] | None = None
     _turned_away: frozenset[str] = frozenset()
 
     def enter(self, clients: Collection[str], kept: Mapping[str, Any] | None = None) -> None:
@@ -79,6 +88,7 @@ class Federation:
 
         A round that was begun before a restart keeps its members; `asked` are those who have a plan of it.
         """
+        self.number = number
         self.look(now=True)
         members = Membership.of(self.membership.ranks, self.membership.to_dict())
         if asked:
@@ -114,10 +124,17 @@ class Federation:
         return there
 
     def look(self, *, now: bool = False) -> None:
-        """See who may not take part any more, at most once a second unless `now`."""
-        if self.roll is None or not (now or self.clock.monotonic() >= self._looked + LOOK_S):
+        """See what was changed and who may not take part any more, at most once a second unless `now`."""
+        if not (now or self.clock.monotonic() >= self._looked + LOOK_S):
             return
         self._looked = self.clock.monotonic()
+        if self.steering is not None:
+            self._hold(self.steering.config_at(self.number))
+            if self.steering.said is not self._steered and any((facts := self.steering.facts()).values()):
+                self.observe("steered", facts)
+            self._steered = self.steering.said
+        if self.roll is None:
+            return
         self.caps = self.roll.present()
         gone = frozenset(c for c in self.members if c not in self.caps)
         for name in sorted(gone - self.gone):
@@ -131,6 +148,13 @@ class Federation:
         said = messages.decode_update(payload, {}, "fp32", max_bytes=SHORT_ANSWER_BYTES)
         self.know(client, {**said.metrics, "rows": said.num_examples})
         self.observe("enrolled", {"client": client})
+
+    def _hold(self, config: RunConfig) -> None:
+        """Go by this config from now on, and tell clients, before their next letter, what it is for them to know."""
+        if config is not self.config:
+            self.config, tables = config, told(config)
+            if tables != self.job.tables:
+                self.job = replace(self.job, tables=tables)
 
     def know(self, client: str, profile: Mapping[str, float]) -> None:
         """Note what a client said of itself, for plans to go by."""

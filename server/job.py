@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from fedft.config import ALL, LOCAL, RunConfig
 from fedft.update import Job
@@ -26,6 +27,10 @@ def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes], tokenizer_
     h = hashlib.sha256(json.dumps([fixed, config.server.seed, base_digest], sort_keys=True).encode())
     for part in who:
         h.update(part)
-    said = {t: {k: v for k, v in keys.items() if k not in LOCAL.get(t, ())} for t, keys in tables.items()}
-    tables = {t: v for t, v in said.items() if LOCAL.get(t) != ALL}
-    return Job(h.hexdigest()[:16], config.server.seed, base_digest, tables, tokenizer_digest)
+    return Job(h.hexdigest()[:16], config.server.seed, base_digest, told(config), tokenizer_digest)
+
+
+def told(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The tables of a run file that its clients are told."""
+    said = {t: {k: v for k, v in keys.items() if k not in LOCAL.get(t, ())} for t, keys in config.to_dict().items()}
+    return {t: v for t, v in said.items() if LOCAL.get(t) != ALL}

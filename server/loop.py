@@ -15,7 +15,7 @@ from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import budget
+from fedft.server import between_rounds, budget
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import evaluate
@@ -63,6 +63,7 @@ class Loop:
         """
         run = self.federation
         state, notes = self._found(clients)
+        run.barred = notes["barred"]
         run.counted = notes.get("counted", {})
         for client, profile in notes.get("profiles", {}).items():
             run.know(client, profile)
@@ -71,8 +72,9 @@ class Loop:
         if self.metrics.has(state.version) and budget.over(run.config, self.metrics.lines):
             log.warning("nothing is left to do: %s", _all_there_is(run.config, state.version))
         self._report(state, notes)
-        while not budget.over(run.config, self.metrics.lines):
-            state, notes = self._round(state, notes)
+        while between_rounds.goes_on(run, self.metrics.lines, state.version):
+            state, notes = self._round(state, between_rounds.lifted(run, state.version, notes))
+            between_rounds.committed(run, state.version, notes)
             self._report(state, notes)
         return state
 
@@ -80,6 +82,7 @@ class Loop:
         """The state to go on from: the newest on disk, or the first, whose founders are `clients`."""
         run = self.federation
         found = run.store.latest()
+        run.number = found[0].version if found else 0
         run.enter(clients, found[1].get("members") if found else None)
         members = run.membership.to_dict()
         if found is None:
@@ -97,11 +100,8 @@ class Loop:
                 f"the state found is of run {notes['run']}, this is run {run.job.run}: "
                 "its config, base model or data have changed since; start in another folder"
             )
-        lifted = {*self.lift} & {*notes["barred"]}
-        for client in sorted(lifted):
-            run.observe("lifted", {"client": client})
-        notes["barred"] = [c for c in notes["barred"] if c not in lifted]
-        notes["refusals"] = [r for r in notes["refusals"] if r[1] not in lifted]
+        if lifted := {*self.lift} & {*notes["barred"]}:
+            notes = between_rounds.without(notes, lifted, run.observe)
         if lifted or "members" not in notes:  # a run of before places were kept: they are dealt once more, as ever
             notes["members"] = members
             run.store.save(state, notes)

@@ -7,7 +7,7 @@
 Places are kept with the state, and with the round that a newcomer is first asked in, before he is asked.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,3 +75,21 @@ class Membership:
     def is_founder(self, name: str) -> bool:
         """Whether a member had its place when the run began."""
         return self.places[name] < self.founders
+
+
+@dataclass(frozen=True)
+class Without:
+    """A roll without some of its clients."""
+
+    roll: Roll
+    removed: Callable[[], Collection[str]]
+    """Gives the names that are left out."""
+
+    def present(self) -> Mapping[str, int]:
+        """See `Roll`."""
+        removed = self.removed()
+        return {name: most for name, most in self.roll.present().items() if name not in removed}
+
+    def why_not(self, client: str) -> str:
+        """See `Roll`."""
+        return self.roll.why_not(client) or ("removed from this run" if client in self.removed() else "")

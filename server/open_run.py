@@ -8,10 +8,12 @@
 `fresh` makes the run of a baseline or a bench: in an empty folder of its own, with nothing for others to read.
 """
 
+import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +28,26 @@ from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import archive, run_folder, run_outputs
+from fedft.server import archive, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
 from fedft.server.job import job_of
 from fedft.server.loop import Loop
 from fedft.server.membership import Roll
+from fedft.server.steering import RUN_FILE, Steering
 from fedft.server.traffic import Clock
 from fedft.update import Job
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class OpenRun:
     """A run whose base model is loaded: what its rounds need, and what is written once they are over."""
 
-    config: RunConfig
+    steering: Steering
+    """What was changed of the run since it began."""
     recipe: Recipe
     here: Resident
     folder: Path
@@ -55,6 +61,11 @@ class OpenRun:
     """The facts that observers are told with "ended"; filled by `finish`."""
     deployed: bool = False
     """See `Federation`."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run file as `resolved`, with what was changed since, as it holds in the round at work."""
+        return self.steering.config_at(self.steering.version)
 
     def loop(
         self,
@@ -74,7 +85,7 @@ class OpenRun:
         """
         federation = Federation(
             post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
-            deployed=self.deployed, roll=roll,
+            deployed=self.deployed, roll=roll, steering=self.steering,
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         return Loop(federation, self.metrics, lift, gates)
@@ -87,7 +98,9 @@ class OpenRun:
         base, handle = self.here.base, self.here.handle
         run_outputs.set_model_to(self.config, self.recipe, self.here.layout, handle, state)
         seconds = time.monotonic() - self.began
-        lines = self.metrics.lines
+        lines, steered = self.metrics.lines, self.steering.facts()
+        if any(steered.values()):
+            more = {**(more or {}), "steered": steered}
         self.ended["summary"] = run_outputs.write_outputs(
             self.folder, self.config, base, handle, state, clients, lines, seconds, more
         )
@@ -99,8 +112,8 @@ class OpenRun:
 class HeldFolder:
     """A run's folder that no other process can open, and the version of the newest state in it, -1 for none."""
 
-    config: RunConfig
-    """The run file as `resolved`."""
+    steering: Steering
+    """What was changed of the run since it began."""
     recipe: Recipe
     folder: Path
     store: Store
@@ -109,6 +122,13 @@ class HeldFolder:
     began: float
     ended: dict[str, Any]
     deployed: bool
+    changed: Mapping[str, list[Any]] = field(default_factory=dict)
+    """What the run file says otherwise than when the run was begun, or resumed: key -> [before, now]."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run file as `resolved`, with what was changed since, as it holds in the round at work."""
+        return self.steering.config_at(max(self.version, 0))
 
     def begin(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
         """Write `config.toml`, take up the metrics where the newest state stands, and begin `status.json`.
@@ -117,18 +137,23 @@ class HeldFolder:
             here: the base model of the config with the recipe's handle on it.
             who: tells the run from others of this config, see `job_of`; read once `config.toml` is written.
         """
-        run_outputs.write_config(self.folder, self.config, here.base)
+        self.steering.publish = lambda config: run_outputs.write_config(self.folder, config, here.base)
+        self.steering.publish(self.steering.latest())
         self.observe.add(LiveFile(self.folder, self.version))  # before lines are cut off: counters never fall
         run = self._on(here, who)
         loggers.begin(self.observe, self.folder, self.config)
+        if self.changed:
+            said = ", ".join(f"{key} from {was} to {now}" for key, (was, now) in self.changed.items())
+            log.warning("the run goes on with what the run file has changed: %s", said)
+            self.observe("changed", {"keys": self.changed, "by": RUN_FILE})
         return run
 
     def _on(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
         job = job_of(self.config, here.base.digest, who, here.base.tokenizer_digest)
         metrics = MetricsFile(self.folder / "metrics.jsonl", self.version)
         return OpenRun(
-            self.config, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began, self.ended,
-            self.deployed,
+            self.steering, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began,
+            self.ended, self.deployed,
         )  # fmt: skip
 
 
@@ -160,17 +185,26 @@ def opened(
     config = resolved(config, deployed=deployed)
     recipe = strategies.of(config)
     run_folder.check_plugins(config)
-    run_folder.prepare(config, folder, resume)
+    before = run_folder.prepare(config, folder, resume)
     audience = Audience(observe)
     with run_folder.alone(folder), told_of_the_end(audience, folder) as ended:
         began = time.monotonic()
         kept = Archive(folder / archive.FOLDER, config.codec.up) if config.server.archive else None
         store = Store(folder / "state", kept)
         found = store.latest()
-        run_folder.check_rounds(folder, found, config)
-        audience("preparing", {"folder": folder})
         version = found[0].version if found else -1
-        yield HeldFolder(config, recipe, folder, store, version, audience, began, ended, deployed)
+        steered = _steering(folder, config, deployed, store, version)
+        changed = steered.take_run_file(before)
+        run_folder.check_rounds(folder, version, steered.latest())
+        audience("preparing", {"folder": folder})
+        yield HeldFolder(steered, recipe, folder, store, version, audience, began, ended, deployed, changed)
+
+
+def _steering(folder: Path, config: RunConfig, deployed: bool, store: Store, version: int) -> Steering:
+    """What was changed of the run in a folder, whose newest state has this version."""
+    version = max(version, 0)
+    resolve = partial(resolved, deployed=deployed)
+    return Steering(folder / steering.FILE, config, resolve, version, open=bool(store.plans(version)))
 
 
 def fresh(
@@ -183,5 +217,6 @@ def fresh(
 ) -> OpenRun:
     """A run from its beginning, in an empty folder that nobody else knows of."""
     began, store = time.monotonic(), Store(folder / "state")
-    held = HeldFolder(resolved(config), recipe, folder, store, -1, Audience(observe), began, {}, deployed=False)
+    steered = _steering(folder, resolved(config), False, store, -1)
+    held = HeldFolder(steered, recipe, folder, store, -1, Audience(observe), began, {}, deployed=False)
     return held._on(here, who)

@@ -174,13 +174,15 @@ class Round:
         stale = [r["client"] for r in self.traffic.refused[told:] if r["code"] == "stale" and r["client"] in plans]
         if stale and run.deployed and not self._jumped and run.store.jump():
             self._jumped = True  # once a round: no site sends the numbers on and on
-            log.warning("round %d: %s answered later attempts than this run knows of, as after a restore; asking anew",
-                        self.state.version, ", ".join(stale))  # fmt: skip
+            said = "round %d: %s answered later attempts than this run knows of, as after a restore; asking anew"
+            log.warning(said, self.state.version, ", ".join(stale))
             self._collect(stale, asked)
 
     def _admit(self, payload: bytes, client: str, plan: Plan, *, recovered: bool = False) -> tuple[Update, float]:
         run, limits = self.run, self.run.config.limits
-        cap = min(run.caps.get(client, limits.max_num_examples), limits.max_num_examples)
+        cap = limits.max_num_examples  # of what was admitted before, the roster's holds no more
+        if not recovered:
+            cap = min(run.caps.get(client, cap), cap)
         limits = replace(limits, max_num_examples=cap)
         up = run.config.codec.up
         return admission.admit(

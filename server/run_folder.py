@@ -1,20 +1,23 @@
 """A run's folder: made or taken up again, and held by one process at a time."""
 
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 from fedft import durable
 from fedft import run_file as configs
 from fedft.config import RunConfig
-from fedft.contract import State
 from fedft.errors import ConfigError
 from fedft.models import dtypes
 from fedft.reports.loggers import interface as loggers
 from fedft.training.metrics import interface as metrics
 
 
-def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
-    """Make the run folder, or find it as it must be to be resumed; returns `folder`.
+def prepare(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
+    """Make the run folder, or find it as it must be to be resumed; returns the config that its `config.toml` has.
+
+    That is `config` itself where there is none yet.
 
     Raises ConfigError if it cannot be written, holds something else, holds a run though `resume` is not set, or a run
     of another config. `config.toml`, which makes a folder a run's, is not written here.
@@ -37,7 +40,8 @@ def prepare(config: RunConfig, folder: Path, resume: bool) -> Path:
         before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
         if keys := changed(dtypes.resolved(before), config):
             raise ConfigError(f"--resume {folder}: the run file has changed in {', '.join(keys)}; start a new run")
-    return folder
+        return dtypes.resolved(before)
+    return config
 
 
 def _holds_more(folder: Path) -> bool:
@@ -46,12 +50,11 @@ def _holds_more(folder: Path) -> bool:
     return any(p.relative_to(folder).as_posix() not in left for p in folder.rglob("*"))
 
 
-def check_rounds(folder: Path, found: tuple[State, object] | None, config: RunConfig) -> None:
-    """Raise ConfigError if the run in the folder is further than `config` wants it."""
-    if found and found[0].version > config.server.rounds:
+def check_rounds(folder: Path, version: int, config: RunConfig) -> None:
+    """Raise ConfigError if the run in the folder, whose newest state has this version, is further than wanted."""
+    if version > config.server.rounds:
         raise ConfigError(
-            f"--resume {folder}: is at round {found[0].version}, wanted at least as many rounds, "
-            f"got {config.server.rounds}"
+            f"--resume {folder}: is at round {version}, wanted at least as many rounds, got {config.server.rounds}"
         )
 
 
@@ -66,12 +69,17 @@ def check_plugins(config: RunConfig) -> None:
     loggers.chosen(config.server.loggers)
 
 
-FREE = {("server", "rounds"), ("server", "budget"), ("server", "loggers"), ("server", "archive")}
-"""(table, key) that may change when a run is resumed."""
+KEYS = (
+    *(f"server.{key}" for key in ("deadline_s", "quorum", "grace_s", "attempts", "rounds")),
+    *(f"{table}.{f.name}" for table in ("eval", "limits") for f in fields(get_type_hints(RunConfig)[table])),
+)
+"""`table.key` of what may change while a run goes on, and when it is resumed; see `fedft.server.steering`."""
+FREE = ("server.budget", "server.loggers", "server.archive")
+"""What may be another one when a run is resumed, besides."""
 
 
 def changed(before: RunConfig, now: RunConfig) -> list[str]:
-    """`table.key` of each key that differs, but for FREE: a run may be made longer, logged elsewhere, and archived."""
+    """`table.key` of each key that differs and may not: neither of KEYS nor of FREE."""
     a, b = before.to_dict(), now.to_dict()
     keys = [(t, k) for t in b for k in sorted(a[t].keys() | b[t].keys()) if a[t].get(k) != b[t].get(k)]
-    return [f"{t}.{k}" for t, k in keys if (t, k) not in FREE]
+    return [key for key in (f"{t}.{k}" for t, k in keys) if key not in (*KEYS, *FREE)]

@@ -45,6 +45,10 @@ class Sending:
     """When the exchange ends, as last looked."""
     _accepted: int = 0
     _enough_at: float = math.inf
+    _said: float = 0.0
+    """When the log was last told who is missing."""
+    _away: dict[str, float] = field(default_factory=dict)
+    """Since when each client that is waited for cannot be reached."""
     _helped: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def push(self, letter: Letter) -> None:
@@ -58,7 +62,7 @@ class Sending:
     def listen(self) -> None:
         """Take answers until nothing waits, or `until` says that it is over."""
         post, clock = self.federation.post, self.federation.clock
-        self.started = heard = clock.monotonic()
+        self.started = heard = self._said = clock.monotonic()
         self._terms = self.until()
         while self._look():
             came = False
@@ -87,7 +91,30 @@ class Sending:
             self._terms = terms
             run.observe("terms", {**terms.to_dict(), "elapsed_s": run.clock.monotonic() - self.started})
         self._see_whether_enough()
+        if run.deployed and run.clock.monotonic() >= self._said + SAY_S:
+            self._say_who_is_missing()
         return bool(self.waiting)
+
+    def _say_who_is_missing(self) -> None:
+        """A line of the log while there are too few answers: who is missing since when, and what ends the wait."""
+        run, now, t = self.federation, self.federation.clock.monotonic(), self._terms
+        self._said = now
+        missing = sorted({letter.client for letter in self.waiting.values()}, key=str.encode)
+        away = {c: self._away.get(c, now) for c in missing if run.post.gone(c)}
+        self._away = away
+        if self._accepted >= t.need or not missing:
+            return
+        since = {c: f" for {_minutes(now - began)}" if began < now else "" for c, began in away.items()}
+        names = [f"{c} (out of reach{since[c]})" if c in since else c for c in missing[:SHOWN]]
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        asked = self.asked[missing[0]]
+        what = "enrolment" if asked.kind == "query" else f"round {asked.round}"
+        have, need = self._accepted + t.before, t.need + t.before
+        ends = f"; the wait ends with {need - have:g} more"
+        if math.isfinite(t.deadline_s):
+            ends += f", or in {_minutes(self.started + t.deadline_s - now)} ([server] deadline_s)"
+        said = "%s: %d of the %g answers that are needed, after %s; missing: %s%s%s"
+        log.warning(said, what, have, need, _minutes(now - self.started), ", ".join(names), more, ends)
 
     def _see_whether_enough(self) -> None:
         enough = self._accepted >= self._terms.need
@@ -152,3 +179,13 @@ def _end_where_it_would_fail_again(letter: Letter, e: RejectedUpdate) -> None:
         raise FloatingPointError(said) from None
     if e.code == "client_error":
         raise ClientFailed(said) from None
+
+
+def _minutes(seconds: float) -> str:
+    """A time in words.
+
+    >>> _minutes(59.6), _minutes(61), _minutes(7260)
+    ('1 min', '1 min', '2 h 1 min')
+    """
+    minutes = max(0, round(seconds / 60))
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

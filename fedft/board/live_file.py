@@ -9,6 +9,7 @@
     need               answers that are enough; deadline: when the exchange ends, None for never
     sites              name -> joined, asked, answered, loss, took (its last times to answer), doing, step, steps,
                        left_s; left: why, of one that takes part no more
+    steered            what an operator has changed: paused, removed (sites), changed (key -> value); {} for nothing
     refused            the last refusals: time, round, client, code, reason
     memory             bytes of main memory that the run's process has, None where it cannot be asked
     floor              counters (`counters`) of lines that were cut off when the run was taken up again; None mostly
@@ -54,7 +55,8 @@ class LiveFile:
         self._facts: dict[str, Any] = {
             "form": FORM, "began": time.time(), "ended": False, "finished": False, "phase": "enrolling", "round": None,
             "asked": [], "barred": [], "need": None, "deadline": None, "sites": sites,
-            "refused": before.get("refused", []), "floor": _floor(folder, version, before.get("floor")),
+            "refused": before.get("refused", []), "steered": {},
+            "floor": _floor(folder, version, before.get("floor")),
         }  # fmt: skip
         self._grace_s: float | None = None
         self._answers = 0
@@ -113,6 +115,15 @@ class LiveFile:
         for site in self._facts["sites"].values():
             for key in ("asked", "answered", "refused", "loss", "doing", "step", "steps", "left_s"):
                 site.pop(key, None)
+
+    def _terms(self, info: Mapping[str, Any]) -> None:
+        """The exchange at work ends otherwise than was said: somebody has left, or the operator has changed a key."""
+        f, limit = self._facts, info["deadline_s"]
+        f |= {"need": info["need"], "deadline": None if limit is None else time.time() + limit - info["elapsed_s"]}
+        self._grace_s = info["grace_s"]
+
+    def _steered(self, info: Mapping[str, Any]) -> None:
+        self._facts["steered"] = dict(info)
 
     def _admitted(self, info: Mapping[str, Any]) -> None:
         site = self._answer(info["client"])
@@ -184,7 +195,7 @@ class LiveFile:
 
 EVENTS = frozenset(
     ("enrolling", "enrolled", "round", "asking", "evaluating", "admitted", "measured", "progress", "refused", "line",
-     "ended", "joined", "left")
+     "ended", "joined", "left", "terms", "steered")
 )  # fmt: skip
 """Kinds of events that change the file; each is a method of `LiveFile` behind an underscore."""
 

@@ -1,5 +1,5 @@
-"""The front door: every command of `fedft`. Those of a deployment are in `deploy`, `keys`, `records` and `site`, those
-on a run in `finished` and `watch`, the benches in `bench`.
+"""The front door: every command of `fedft`. Those of a deployment are in `deploy`, `keys`, `admin`, `records`, `site`,
+`probe` and `backup`, those on a run in `finished` and `watch`, the benches in `bench`.
 
 Imports what a command needs when it runs, so that `fedft --help` answers at once. A user's mistake is one line on
 stderr and a non-zero exit code; a traceback is a bug of ours.
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import backup, bench, deploy, doctor, finished, keys, kinds, logs, probe, records, site, watch
+from fedft.cli import admin, backup, bench, deploy, doctor, finished, keys, kinds, logs, probe, records, site, watch
 from fedft.cli.options import Allow, AsJson, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
 
@@ -172,6 +172,7 @@ app.command()(deploy.split)
 app.add_typer(keys.app, name="keys")
 app.add_typer(records.app, name="records")
 app.add_typer(site.app, name="site")
+app.add_typer(admin.app, name="admin")
 app.command()(deploy.server)
 app.command()(deploy.queue)
 app.command()(deploy.client)

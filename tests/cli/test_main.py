@@ -159,7 +159,7 @@ def test_a_simulation_prints_a_row_per_state_and_how_to_load_the_model(
 def test_a_folder_that_was_left_before_the_run_began_counts_as_empty(tmp_path: Path) -> None:
     (tmp_path / "state" / "journal").mkdir(parents=True)
     (tmp_path / "state" / "lock").write_bytes(b"")
-    assert run_folder.prepare(RunConfig(), tmp_path, False) == tmp_path
+    assert run_folder.prepare(RunConfig(), tmp_path, False) == RunConfig()
     (tmp_path / "state" / "journal" / "00000000").mkdir()
     with pytest.raises(ConfigError, match="is not empty and holds no run"):
         run_folder.prepare(RunConfig(), tmp_path, False)
