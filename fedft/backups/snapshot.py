@@ -63,13 +63,13 @@ def taken(folder: Path) -> Iterator[Snapshot]:
     kind = kind_of(folder)
     for tried in range(1, TRIES + 1):
         with ExitStack() as files:
-            before = _stamps(folder, kind)
             try:
+                before = _stamps(folder, kind)
                 found = _run(folder, files) if kind == "run" else _site(folder, files)
                 whole = _stamps(folder, kind) == before
             except FileNotFoundError:  # it was replaced between two looks
-                whole = False
-            if whole or (tried == TRIES and kind == "site"):
+                found, whole = None, False
+            if found is not None and (whole or (tried == TRIES and kind == "site")):
                 if not whole:
                     log.warning("%s: changes all the time; take another backup when the site is quiet", folder)
                 yield found

@@ -209,6 +209,28 @@ def test_a_folder_of_neither_kind_is_one_line(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("kind", ["run", "site"])
+def test_what_goes_between_two_looks_is_one_line_if_it_never_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    deployment(tmp_path, "fedit", rounds=1).run()
+    folder = tmp_path if kind == "run" else tmp_path / "sites" / "bert"
+    monkeypatch.setattr(snapshot, "AGAIN_S", 0.0)
+    looks: list[int] = []
+
+    def gone(*of: Any) -> Any:
+        looks.append(1)
+        raise FileNotFoundError
+
+    with monkeypatch.context() as m:
+        m.setattr(snapshot, "_stamps", gone)
+        with pytest.raises(ConfigError, match="changes all the time; try again"), snapshot.taken(folder):
+            pass
+    assert len(looks) == snapshot.TRIES
+    with snapshot.taken(folder) as found:
+        assert found.parts
+
+
 def test_every_backup_of_a_busy_run_can_be_started_from(tmp_path: Path) -> None:
     """Generations come and go, and the journal with them, while backups are taken."""
     run = deployment(tmp_path / "run", "fedit", rounds=40)
