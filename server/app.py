@@ -91,8 +91,9 @@ class Office:
     @classmethod
     def at(cls, place: Place, lift: Collection[str] = ()) -> Self:
         """The office of a key folder. Raises ConfigError and KeyFault for what is wrong with the server's own files."""
+        roster = RosterFile(place.keys / "roster.toml")
         key = private_keys.load_signing(place.keys / "signing.key")
-        office = cls(place, RosterFile(place.keys / "roster.toml"), key, front(place.keys, key))
+        office = cls(place, roster, key, front(place.keys, key))
         _taking_part(office.roster, place, lift)
         return office
 

@@ -85,7 +85,7 @@ def test_one_worker_carries_out_the_requests_of_two_sites_one_at_a_time_in_their
 def test_sites_are_served_together_until_they_are_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     there, stop, workers, served = threading.Barrier(3), threading.Event(), list[Worker | None](), dict[str, str]()
 
-    def attend(site: SiteConfig, stop: threading.Event, *, file: Path, worker: Worker | None) -> None:
+    def attend(site: SiteConfig, stop: threading.Event, file: Path, worker: Worker) -> None:
         workers.append(worker)
         served[site.server.address] = file.name
         there.wait(10)
@@ -109,7 +109,7 @@ def test_sites_are_served_together_until_they_are_told_to_stop(monkeypatch: pyte
 def test_what_is_wrong_with_one_site_ends_all_of_them(monkeypatch: pytest.MonkeyPatch, bad: int) -> None:
     sites = [config("north"), config("south")]
 
-    def attend(site: SiteConfig, stop: threading.Event, *, file: Path, worker: Worker | None) -> None:
+    def attend(site: SiteConfig, stop: threading.Event, file: Path, worker: Worker) -> None:
         if site is sites[bad]:
             raise ConfigError("no such key")
         assert stop.wait(10)
