@@ -104,8 +104,8 @@ def attend(
     signing, node = private_keys.load_signing(own / "signing.key"), own / "node.key"
     trust = ServerTrust(Path(site.server.key), Path(site.server.ca), state)
     allowed_code.allow([*site.policy.strategies, *site.policy.metrics])  # listed by the operator's own hand
-    disk = SiteDisk(state)
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
+        disk = SiteDisk(state)  # not before: the process that has the lock may still add to the record
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
         longest = allowed_jobs.longest_message(site.policy)
         common = worker or Worker(site.local.max_models)

@@ -91,9 +91,10 @@ class Door:
     """The site file, as the operator names it in a command."""
     clock: Callable[[], float] = time.time
     """Gives seconds since 1970."""
-    _looked: Job | None = None
-    _told: str = ""
-    """Digest of the job whose command was logged last."""
+    _looked: dict[str, Job] = field(default_factory=dict)
+    """By run, as the policy was asked about it last."""
+    _told: dict[str, Job] = field(default_factory=dict)
+    """By run, of those whose command was logged."""
     _shut: str = ""
     """Until when the site is closed, as it was logged last."""
 
@@ -108,10 +109,10 @@ class Door:
 
         Raises PlanRefused for what the policy forbids, and `not_approved` where the operator has refused the run.
         """
-        if job != self._looked:
+        if job != self._looked.get(job.run):
             allowed_jobs.run_config(job, self.site)
             self._known.note(job)
-            self._looked = job
+            _remember(self._looked, job.run, job)
         decision = self._known.decision(job)
         if decision == "refused":
             raise PlanRefused("not_approved", "this site's operator has refused the run")
@@ -125,11 +126,10 @@ class Door:
         return f"{OUTSIDE} {until}" if until else ""
 
     def _tell_how(self, job: Job) -> None:
-        """Log once what is to be typed."""
-        digest = digest_of(job)
-        if digest != self._told:
-            self._told = digest
-            command = f"fedft site approve {quoted(self.file)} {job.run} --job {digest[:12]}"
+        """Log what is to be typed, once for each job."""
+        if job != self._told.get(job.run):
+            _remember(self._told, job.run, job)
+            command = f"fedft site approve {quoted(self.file)} {job.run} --job {digest_of(job)[:12]}"
             log.warning("run %s waits for approval: `fedft site runs %s` shows what it asks; to take part: %s; "
                         "to refuse it: the same with --refuse", job.run, quoted(self.file), command)  # fmt: skip
 

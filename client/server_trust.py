@@ -2,7 +2,8 @@
 
 What a site has accepted is in its state folder, as long as server.pub there is the same:
 
-    server.trust    SHA-256 of the rest, then JSON: the key in server.pub, the key in its place, the next authority
+    server.trust    SHA-256 of the rest, then JSON: the key in server.pub, the key in its place, the next authority, and
+                    the one announced before it, by which the certificate is until the rotation is over
 """
 
 import json
@@ -33,12 +34,15 @@ class ServerTrust:
         self.key: Ed25519PublicKey = first
         self.ca = ca.read_bytes()
         """PEM certificates of all that may sign the server's."""
+        self._authority = ""
+        """That was announced last, in PEM."""
         self._said, self._lock = b"", threading.Lock()
         try:
             kept = json.loads(durable.verified(self._path) or b"{}")
             if bytes.fromhex(kept.get("first", "")) == self._first:
                 self.key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(kept["key"]))
-                self.ca += b"\n" + kept["ca"].encode()
+                self._authority = kept["ca"]
+                self.ca += "\n".join(["", kept.get("before", ""), self._authority]).encode()
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             log.warning("%s cannot be read, and counts as lost: %s", self._path, e)
 
@@ -71,12 +75,13 @@ class ServerTrust:
             log.error("the server replaced its keys, and this site was away until %s; %s", f"{found.until:%F}", REMEDY)
             return
         try:
-            kept = {"first": self._first.hex(), "key": found.new.hex(), "ca": found.authority.decode("ascii")}
+            authority = found.authority.decode("ascii")
+            kept = {"first": self._first.hex(), "key": found.new.hex(), "ca": authority, "before": self._authority}
             durable.commit(self._path, json.dumps(kept).encode())
         except FedftError as e:
             self._said = b""  # with the next message
             log.error("%s", e)
             return
-        self.key = Ed25519PublicKey.from_public_bytes(found.new)
+        self.key, self._authority = Ed25519PublicKey.from_public_bytes(found.new), authority
         go_over(self.key, found.authority)
         log.warning("the server has replaced its keys, and the old ones signed for it: only the new count from now on")

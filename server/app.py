@@ -32,7 +32,7 @@ from fedft.server.audit import Audit
 from fedft.server.membership import Without
 from fedft.server.roster_file import RosterFile
 from fedft.server.sealed_post import SealedPost
-from fedft.server.succession_link import announced
+from fedft.server.succession_link import announced, front
 from fedft.server.traffic import Clock
 from fedft.wire import messages
 
@@ -85,12 +85,15 @@ class Office:
     roster: RosterFile
     key: Ed25519PrivateKey
     """Signs all letters."""
+    front: bytes
+    """Announces that key in front of them, where it took another's place; b"" for nothing."""
 
     @classmethod
     def at(cls, place: Place, lift: Collection[str] = ()) -> Self:
         """The office of a key folder. Raises ConfigError and KeyFault for what is wrong with the server's own files."""
         roster = RosterFile(place.keys / "roster.toml")
-        office = cls(place, roster, private_keys.load_signing(place.keys / "signing.key"))
+        key = private_keys.load_signing(place.keys / "signing.key")
+        office = cls(place, roster, key, front(place.keys, key))
         _taking_part(office.roster, place, lift)
         return office
 
@@ -124,7 +127,7 @@ def coordinate(
         run = held.begin(here, salt)
         audit.begin(run.job.run, held.version)
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
-        link = announced(link_of(most), office.place.keys)
+        link = announced(link_of(most), office.front)
         try:
             post = SealedPost(link, roster, office.key, run.job.run, audit, clock)
             loop = run.loop(post, roll=Without(roster, lambda: run.steering.removed), lift=lift, clock=clock)

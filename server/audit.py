@@ -60,6 +60,8 @@ class Audit:
     _round: int = -1
     _admitted: set[str] = field(default_factory=set)
     """Sites of the round at work that have a line already."""
+    _early: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    """Events of before the file was taken up, such as what the run file has changed."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def begin(self, run: str, version: int) -> None:
@@ -76,6 +78,9 @@ class Audit:
         after = {} if told is None else {"after": told if told == "stopped" else "kill"}
         healed = {"healed": self._lines.healed} if self._lines.healed else {}
         self.write("started", run=run, version=version, **after, **healed)
+        for kind, info in self._early:
+            self._take(kind, info)
+        self._early.clear()
 
     def write(self, event: str, **facts: Any) -> None:
         """Add a line, durable where the event is of SYNCED. Raises RunPaused where the disk does not take it."""
@@ -87,7 +92,9 @@ class Audit:
     def __call__(self, kind: str, info: Mapping[str, Any]) -> None:
         """Take one event of the run: a line, and then whoever else observes. A full disk is told of, and no more."""
         with self._lock:
-            if self._lines is not None:
+            if self._lines is None:
+                self._early += [(kind, info)] if kind in FACTS else []
+            else:
                 try:
                     self._take(kind, info)
                 except RunPaused as e:

@@ -241,9 +241,9 @@ class NamesTheRun(logging.Filter):
     """A log filter that passes everything: a message from a run's thread gets the run's name in front."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """True; the record's text is changed, and it has the run's name as `run`."""
+        """True; the record's text is changed, once however many handlers there are."""
         thread = record.threadName or ""
-        if thread.startswith(THREAD) and "run" not in vars(record):
-            vars(record)["run"] = run = thread.removeprefix(THREAD)
+        if thread.startswith(THREAD) and "queued" not in vars(record):
+            vars(record)["queued"] = run = thread.removeprefix(THREAD)  # `run` of `--log json` is the identifier
             record.msg, record.args = f"{run}: {record.getMessage()}", ()
         return True

@@ -5,22 +5,33 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from fedft.carriers.interface import Link, Refused
-from fedft.errors import RejectedUpdate
+from fedft.errors import ConfigError, RejectedUpdate
 from fedft.security import rotation
 
 log = logging.getLogger(__name__)
 
 
-def announced(link: Link, keys: Path) -> Link:
-    """The link itself, or one that announces the succession in the server's key folder `keys`. Raises ConfigError."""
+def front(keys: Path, key: Ed25519PrivateKey) -> bytes:
+    """The succession in the server's key folder `keys`, for all that is signed with `key` of it; b"" for none.
+
+    Raises ConfigError for one that names another key: who signs with the key before is heard by nobody then.
+    """
     if (found := rotation.succession(keys)) is None:
-        return link
+        return b""
     data, succession = found
-    log.info(
-        "sites are told of the server's new keys; those that come until %s go over", f"{succession.until:%F %R} UTC"
-    )
-    return SuccessionLink(link, data)
+    if succession.new != key.public_key().public_bytes_raw():
+        raise ConfigError(f"{keys}: a rotation of its keys was broken off; `fedft keys rotate {keys}` goes on with it")
+    until = f"{succession.until:%F %R} UTC"
+    log.info("sites are told of the server's new keys; those that come until %s go over", until)
+    return data
+
+
+def announced(link: Link, front: bytes) -> Link:
+    """The link itself, or one that puts the succession `front` before all that is pushed; b"" is none."""
+    return SuccessionLink(link, front) if front else link
 
 
 @dataclass

@@ -11,7 +11,7 @@ A site that is called like the simulated client trains and evaluates on the same
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +98,20 @@ def _json_lines(rows: Rows, source: str) -> bytes:
         raise DataError(f"{source}: a record cannot be written as JSON: {e}") from e
 
 
+def _own(table: Any, keys: Collection[str]) -> dict[str, Any]:
+    """What a table of the run file says of these keys, which are a site's own; what is off is left out."""
+    return {key: value for key in sorted(keys) if (value := getattr(table, key))}
+
+
 def _site_file(config: RunConfig, name: str, server: str, rows: int) -> str:
     targets = config.model.targets
     tables: dict[str, dict[str, Any]] = {
         "site": {"name": name},
         "server": {"address": server, **{k: f"keys/{f}" for k, f in zip(("ca", "key"), FROM_SERVER, strict=True)}},
         "keys": {"folder": "keys"},
-        "model": {"id": _model(config.model.id), "device": config.model.device},
+        "model": {"id": _model(config.model.id)} | _own(config.model, {*LOCAL["model"]} - {"id"}),
         "data": {"train": "train.jsonl"} | _data(config),
-        "local": {key: value for key in sorted(LOCAL["local"]) if (value := getattr(config.local, key))},
+        "local": _own(config.local, LOCAL["local"]),
         "policy": {
             "strategies": _strategies(config),
             "plugins": _plugins(config),

@@ -16,7 +16,7 @@ from fedft.errors import ConfigError
 from fedft.recipe import Recipe
 from fedft.training import objectives, schedules
 from fedft.training.first_order import gradient_steps
-from fedft.training.optimizers import check_optimizer
+from fedft.training.optimizers import check_optimizer, named_in
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -49,6 +49,9 @@ def of(config: RunConfig) -> Recipe:
     if config.local.keep_optimizer:
         if gradient_steps(recipe.local) is None:
             raise ConfigError(f"[local] keep_optimizer: {name} does not back-propagate; leave it out")
+        if (own := named_in(config.local)).startswith("schedule_free"):
+            why = "would begin each round at the iterates of its last one, not at what it received"
+            raise ConfigError(f"[local] keep_optimizer: {own} {why}; leave it out")
         recipe = replace(recipe, keeps=True)
     if config.local.epochs is not None and gradient_steps(recipe.local) is None:
         raise ConfigError(f"[local] epochs: {name} does not back-propagate, and counts directions; wanted steps")

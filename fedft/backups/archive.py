@@ -14,7 +14,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,23 +36,25 @@ Kind = Literal["run", "site"]
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a backup, held open: what is written later is not in it."""
+    """A file of a backup: what is written later is not in it."""
 
     name: str
-    file: BinaryIO
+    file: BinaryIO | Path
+    """Held open; or its path, if nothing takes its place: of such files there may be more than can be open."""
     size: int
     """Bytes of it from the beginning."""
 
     def chunks(self) -> Iterator[bytes]:
         """Its bytes. Raises ConfigError where there are fewer by now."""
-        self.file.seek(0)
-        left = self.size
-        while left:
-            data = self.file.read(min(left, CHUNK))
-            if not data:
-                raise ConfigError(f"{self.name}: became shorter while it was read; try again")
-            left -= len(data)
-            yield data
+        with open(self.file, "rb") if isinstance(self.file, Path) else nullcontext(self.file) as file:
+            file.seek(0)
+            left = self.size
+            while left:
+                data = file.read(min(left, CHUNK))
+                if not data:
+                    raise ConfigError(f"{self.name}: became shorter while it was read; try again")
+                left -= len(data)
+                yield data
 
 
 def write(path: Path, kind: Kind, parts: Sequence[Part]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What of a run's folder, or of a site's state folder, belongs into a backup: as it is on disk at one moment.
 
     run     the newest generation of the state that verifies, the open round's journal, salt, config.toml, metrics,
-            audit, and what else lies flat in the folder; not the number of the last attempt, see `archive.restore`
+            audit, and what else lies flat in the folder; the archive of past rounds, if it keeps one; not the number of
+            the last attempt, see `archive.restore`
     site    all that is in its state folder
 
 A folder that is in use changes. Files that are written whole are opened and then kept, whatever takes their place; what
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 
 TRIES, AGAIN_S = 5, 0.2
 GENERATION = re.compile(r"gen-(\d{8})\.fedft")
-LIVE = {"lock", "status.json", "backup.json"}
+ARCHIVE, INDEX = "archive", "index.jsonl"  # as `fedft.server.archive` writes them
+LIVE = {"lock", "admin.sock", "status.json", "contact", "backup.json"}
 """Names of files that say something about a process, or would say it about another backup."""
 SITES = ("sent.jsonl", "state.fedft", "answer.fedft", "kept")
 """What shows that a folder is a site's state."""
@@ -61,13 +63,13 @@ def taken(folder: Path) -> Iterator[Snapshot]:
     kind = kind_of(folder)
     for tried in range(1, TRIES + 1):
         with ExitStack() as files:
-            before = _stamps(folder, kind)
             try:
+                before = _stamps(folder, kind)
                 found = _run(folder, files) if kind == "run" else _site(folder, files)
                 whole = _stamps(folder, kind) == before
             except FileNotFoundError:  # it was replaced between two looks
-                whole = False
-            if whole or (tried == TRIES and kind == "site"):
+                found, whole = None, False
+            if found is not None and (whole or (tried == TRIES and kind == "site")):
                 if not whole:
                     log.warning("%s: changes all the time; take another backup when the site is quiet", folder)
                 yield found
@@ -88,9 +90,20 @@ def _run(folder: Path, files: ExitStack) -> Snapshot:
         if not other and not (path.is_dir() and path.name == "journal"):
             _add(path, folder, files, parts, left)
     for path in sorted(folder.iterdir()):
-        if path.name != "state":
+        if path.name not in ("state", ARCHIVE):
             _add(path, folder, files, parts, left)
+    _add_archive(folder, files, parts, left)
     return Snapshot("run", parts, left)
+
+
+def _add_archive(folder: Path, files: ExitStack, parts: list[Part], left: list[str]) -> None:
+    """The index first: what it names is there, and stays as it is."""
+    inside = folder / ARCHIVE
+    if inside.is_symlink() or not (inside / INDEX).is_file():
+        return
+    _add(inside / INDEX, folder, files, parts, left)
+    for path in sorted(inside.glob("round-*.fedft")):
+        parts.append(Part(path.relative_to(folder).as_posix(), path, path.stat().st_size))
 
 
 def _site(folder: Path, files: ExitStack) -> Snapshot:

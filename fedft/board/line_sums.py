@@ -11,6 +11,7 @@ from typing import Any
 from fedft.training.metrics.loss import LOSS
 
 MAX_REFUSALS = 100
+MAX_CODES, OTHER = 64, "other"  # of refusals: a site may give any, and each would be a series of its own for ever
 RECENT = 5  # rounds by which the time of the next ones is told
 
 
@@ -32,7 +33,7 @@ class LineSums:
         self.refused: list[dict[str, Any]] = []
         """The last MAX_REFUSALS: time (None), round, client, code, reason."""
         self.codes: Counter[str] = Counter()
-        """How many refusals there were by code."""
+        """How many refusals there were by code; OTHER stands for those that came when there were MAX_CODES."""
         self.clients: dict[str, dict[str, Any]] = {}
         """counted, refused, up, down (bytes) and the newest loss, by client."""
         self.took: list[float] = []
@@ -84,7 +85,8 @@ class LineSums:
         for r in line.get("refused", ()):
             told = {k: str(r[k]) for k in ("client", "code", "reason")}
             self.refused.append({"time": None, "round": line.get("round", line["version"]), **told})
-            self.codes[told["code"]] += 1
+            code = told["code"]
+            self.codes[code if code in self.codes or len(self.codes) < MAX_CODES else OTHER] += 1
             self._client(told["client"])["refused"] += 1
         self.refused = self.refused[-MAX_REFUSALS:]
         if "round" in line:

@@ -22,10 +22,13 @@ HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 # -- the way between a site and its server ---------------------------------------------------------------------------
 
 
-def connection(address: str, ca: Path, node: Path | None = None) -> Iterator[Finding]:
-    """The site's way to its server: address, port, TLS with the pinned authority, and enrolment of its node key."""
+def connection(address: str, ca: Path, node: Path | None = None, accepted: bytes = b"") -> Iterator[Finding]:
+    """The site's way to its server: address, port, TLS with the pinned authority, and enrolment of its node key.
+
+    `accepted`: further authorities in PEM, which the server has announced to the site.
+    """
     try:
-        reached = connectivity_check.knock(address, _bytes(ca), node)
+        reached = connectivity_check.knock(address, b"\n".join([_bytes(ca), accepted]), node)
     except connectivity_check.Unreachable as e:
         proxied = any(row.state == WARN for row in proxies(address.rpartition(":")[0].strip("[]")))
         yield Finding("server", FAIL, str(e), e.remedy + "; or the proxy is at fault" * proxied)
@@ -36,7 +39,7 @@ def connection(address: str, ca: Path, node: Path | None = None) -> Iterator[Fin
     else:
         yield Finding("server", OK, answered)
     if reached.known is False:
-        remedy = "hand NAME.card.toml to the server's operator, who enrols it and restarts the server"
+        remedy = "hand NAME.card.toml to the server's operator, who runs `fedft keys enrol`"
         yield Finding("enrolment", FAIL, "the server does not know this site's node key, or has revoked it", remedy)
     elif reached.known:
         yield Finding("enrolment", OK, "the server knows this site's node key")

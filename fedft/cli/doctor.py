@@ -3,13 +3,14 @@
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedft.cli.options import Allow
+from fedft.errors import FedftError
 
 if TYPE_CHECKING:
     from fedft.cli.checks_machine import Finding
@@ -111,7 +112,7 @@ def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
     yield from findings_of(
         "server",
         lambda: checks_deployment.connection(
-            site.server.address, Path(site.server.ca), checks_deployment.node_key(own)
+            site.server.address, Path(site.server.ca), checks_deployment.node_key(own), _accepted(site)
         ),
     )
     yield from findings_of("rows", lambda: checks_records.site_rows(site, rows))
@@ -127,6 +128,15 @@ def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
         yield from findings_of("records", lambda: checks_records.encoded(data, rows, base))
 
     yield from findings_of("model", model)
+
+
+def _accepted(site: "SiteConfig") -> bytes:
+    """The authorities that the site trusts since its server has replaced its keys, in PEM; b"" for none."""
+    from fedft.client.server_trust import ServerTrust
+
+    with suppress(FedftError, OSError):  # of files that have rows of their own
+        return ServerTrust(Path(site.server.key), Path(site.server.ca), Path(site.site.state)).ca
+    return b""
 
 
 def _policy(p: "Policy") -> "Finding":

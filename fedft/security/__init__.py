@@ -16,7 +16,7 @@ What lies where:
                        server.key, server.pem   TLS, for the names and addresses under which sites reach it
                        signing.key, server.pub  Ed25519: what the server sends is sealed with it
                        roster.toml              the sites, one [[site]] table each
-                       roster.log               sites that were removed, a line of JSON each
+                       roster.log               sites that were removed, keys that were replaced, a line each
     site's folder      signing.key              Ed25519: what the site sends is sealed with it
                        node.key                 ECDSA P-384: the transport's login
                        NAME.card.toml           the public halves, for the server's operator

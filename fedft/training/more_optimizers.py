@@ -1,7 +1,8 @@
 """Optimisers of torch, bitsandbytes and schedulefree under the names that people know them by.
 
 Each factory takes (parameters, learning rate, the `[local]` table) as those in `optimizers` do, and the options of the
-class behind it as keyword arguments: { name = "adafactor", beta2_decay = -0.7 }. Weight decay is the table's.
+class behind it as keyword arguments: { name = "adafactor", beta2_decay = -0.7 }. Learning rate and weight decay are the
+table's.
 """
 
 from collections.abc import Callable, Iterable
@@ -75,12 +76,14 @@ def muon(parameters: Iterable[nn.Parameter], lr: float, local: Local, **options:
 
 
 class _Several(torch.optim.Optimizer):
-    """Optimisers of different tensors as one: groups and states are theirs."""
+    """Optimisers of different tensors as one: groups are theirs, and what all remember is in one place."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self._parts = parts
         super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
         self.param_groups = [group for part in parts for group in part.param_groups]
+        for part in parts:
+            part.state = self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of each."""

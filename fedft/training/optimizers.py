@@ -13,6 +13,9 @@ from fedft import registry
 from fedft.config import Local
 from fedft.errors import ConfigError, in_one_line
 
+OF_THE_TABLE = {"lr": "learning_rate", "weight_decay": "weight_decay"}
+"""Options of torch's classes that no table of an optimiser may have, and the keys of `[local]` that say them."""
+
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, local: Local) -> torch.optim.Optimizer:
     """AdamW with the run's weight decay and torch's other defaults.
@@ -36,6 +39,8 @@ def optimizer_of(trained: list[nn.Parameter], lr: float, local: Local) -> torch.
     Raises ConfigError for a name that does not exist, or options that it does not take.
     """
     name, options = registry.named(local.optimizer, "optimizer")
+    if other := sorted(options.keys() & OF_THE_TABLE.keys()):  # sites bound what the table says
+        raise ConfigError(f"[local] optimizer {name!r}: {other[0]} is what [local] {OF_THE_TABLE[other[0]]} says")
     factory = registry.optimizers.load(name)
     try:
         found: torch.optim.Optimizer = factory(trained, lr, local, **options)

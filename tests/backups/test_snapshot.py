@@ -18,7 +18,8 @@ from fedft.backups import archive, snapshot
 from fedft.cli.main import app
 from fedft.client import sent_records
 from fedft.errors import ConfigError, FedftError, PlanRefused, StateDamaged
-from fedft.server import checkpoint
+from fedft.server import archive_check, checkpoint
+from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 
 
@@ -123,6 +124,7 @@ def test_a_site_goes_on_from_its_backup(tmp_path: Path) -> None:
     half.run()
     bert = tmp_path / "sites" / "bert"
     (bert / "lock").write_bytes(b"")
+    (bert / "contact").write_bytes(b"")
     with open(bert / "sent.jsonl", "ab") as f:
         f.write(b'{"half')
     command("backup", bert, "--to", tmp_path / "bert.tar")
@@ -130,6 +132,7 @@ def test_a_site_goes_on_from_its_backup(tmp_path: Path) -> None:
     said = command("restore", tmp_path / "bert.tar", "--to", bert)
     assert "goes on from there" in said
     assert not (bert / "lock").exists()
+    assert not (bert / "contact").exists(), "its time would say that the server was heard just now"
     assert sent_records.verify(bert).torn == 0
     again = Deployment(tmp_path, "scaffold")
     assert again.digest() == Deployment(tmp_path / "simulated", "scaffold").simulated()
@@ -164,6 +167,31 @@ def test_the_newest_whole_generation_is_taken_and_a_backup_of_none_is_none(tmp_p
         pass
 
 
+def test_an_archive_of_past_rounds_goes_on_from_a_backup(tmp_path: Path) -> None:
+    """A round that is archived in the middle of the backup has no line in it, and then a file that has none."""
+
+    def archived(folder: Path, **more: Any) -> Deployment:
+        run = deployment(folder, "fedit", **more)
+        run.store = run.federation.store = Store(folder / "state", Archive(folder / "archive", run.config.codec.up))
+        return run
+
+    first = archived(tmp_path / "run")
+    taken_at(first, "admitted", 2, tmp_path / "b.tar")
+    digest = first.digest()
+    command("restore", tmp_path / "b.tar", "--to", tmp_path / "again")
+    assert archive_check.verify(tmp_path / "again").rounds == 2
+    again = archived(tmp_path / "again", sites=first.sites)
+    assert again.digest() == digest
+    found = archive_check.verify(tmp_path / "again")
+    assert (found.rounds, found.missing, found.again, found.strays) == (4, [], [], [])
+    (tmp_path / "run" / "archive" / "round-00000009.fedft").write_bytes(b"of a crash")
+    with snapshot.taken(tmp_path / "run") as taken:
+        assert [p.name for p in taken.parts if p.name.startswith("archive/")][::5] == [
+            "archive/index.jsonl",
+            "archive/round-00000009.fedft",
+        ]
+
+
 def test_links_and_strange_names_are_left_out_and_said(tmp_path: Path) -> None:
     deployment(tmp_path / "run", "fedit", rounds=1).run()
     (tmp_path / "secret").write_text("s")
@@ -179,6 +207,28 @@ def test_links_and_strange_names_are_left_out_and_said(tmp_path: Path) -> None:
 def test_a_folder_of_neither_kind_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither a run folder"), snapshot.taken(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("kind", ["run", "site"])
+def test_what_goes_between_two_looks_is_one_line_if_it_never_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    deployment(tmp_path, "fedit", rounds=1).run()
+    folder = tmp_path if kind == "run" else tmp_path / "sites" / "bert"
+    monkeypatch.setattr(snapshot, "AGAIN_S", 0.0)
+    looks: list[int] = []
+
+    def gone(*of: Any) -> Any:
+        looks.append(1)
+        raise FileNotFoundError
+
+    with monkeypatch.context() as m:
+        m.setattr(snapshot, "_stamps", gone)
+        with pytest.raises(ConfigError, match="changes all the time; try again"), snapshot.taken(folder):
+            pass
+    assert len(looks) == snapshot.TRIES
+    with snapshot.taken(folder) as found:
+        assert found.parts
 
 
 def test_every_backup_of_a_busy_run_can_be_started_from(tmp_path: Path) -> None:

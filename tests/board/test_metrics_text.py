@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedft.board import live_file, metrics_text
+from fedft.board.line_sums import MAX_CODES, OTHER, LineSums
 from fedft.board.live_file import LiveFile
 from fedft.board.run_status import RunReader
 from fedft.reports.metric_log import MetricsFile
@@ -54,6 +55,22 @@ def test_the_reader_of_prometheus_finds_every_sample(tmp_path: Path) -> None:
     assert found["fedft_last_round_seconds", run] == 2.5
     assert found["fedft_memory_bytes", run] == status["memory_bytes"] > 1e7
     assert found["fedft_refused_total", (("code", "norm"), ("run", "run"))] == 1
+
+
+def test_a_site_with_ever_new_words_makes_no_series_without_end(tmp_path: Path) -> None:
+    """A site's own refusal has the code that it gives."""
+    words = [f"{a}{b}" for a in "abcdefghij" for b in "abcdefghij"]
+    lines = [
+        {"version": n, "seconds": {}, "bytes_up": 0, "bytes_down": 0,
+         "refused": [{"client": "north", "code": word, "reason": "no"}]}
+        for n, word in enumerate([*words, "aa"])
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sums = LineSums(tmp_path / "metrics.jsonl")
+    sums.read()
+    assert len(sums.codes) == MAX_CODES + 1
+    assert sums.codes.total() == len(lines)
+    assert (sums.codes["aa"], sums.codes[OTHER]) == (2, len(words) - MAX_CODES)
 
 
 @settings(max_examples=50, deadline=None)

@@ -20,8 +20,9 @@ from fedft.carriers.stream.site_node import Node
 from fedft.cli import checks_deployment, checks_machine
 from fedft.cli import doctor as cli_doctor
 from fedft.cli.checks_machine import FAIL, OK, WARN, Finding
+from fedft.client.server_trust import ServerTrust
 from fedft.errors import ConfigError
-from fedft.security import certificates, new_keys, private_keys, roster
+from fedft.security import certificates, new_keys, private_keys, roster, rotation
 from tests.support import encoder_decoders
 
 RUN = "[data]\ntrain = 'rows.jsonl'\n[strategy]\nname = 'flora'\n"
@@ -358,6 +359,33 @@ def test_a_site_is_checked(run: Callable[..., tuple[int, str]], made: Path, tmp_
     assert code == 1
     assert "FAIL  server       the connection to" in out
     assert "-> start the server" in out
+
+
+def test_a_site_that_went_over_to_its_server_s_new_keys_is_well(
+    run: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    """Its ca.pem is still of the authority before."""
+    server, own, state = tmp_path / "server", tmp_path / "keys", tmp_path / "state"
+    new_keys.make_server(server, ["127.0.0.1"])
+    roster.enrol(server / "roster.toml", new_keys.make_site(own, "north"))
+    for name in ("ca.pem", "server.pub"):
+        (own / name).write_bytes((server / name).read_bytes())
+    state.mkdir()
+    found = rotation.rotate_server(server)
+    announced = rotation.succession(server)
+    assert announced is not None
+    ServerTrust(own / "server.pub", own / "ca.pem", state).message(announced[0], lambda key, ca: None)
+    rotation.finish_server(server, now=found.until)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1", "response": "2"}\n')
+    with Server(server) as there:
+        (tmp_path / "site.toml").write_text(
+            f"[site]\nname = 'north'\nstate = 'state'\n[server]\naddress = '{there.address}'\n"
+            "[model]\nid = 'stdlib-base'\n[data]\ntrain = 'rows.jsonl'\n[policy]\nstrategies = ['flora']\n"
+        )
+        found_by = [_checks(run(str(tmp_path / "site.toml"), "--no-model", "--json")[1])["server"]]
+        (state / "server.trust").unlink()
+        found_by += [_checks(run(str(tmp_path / "site.toml"), "--no-model", "--json")[1])["server"]]
+    assert found_by == [OK, FAIL]
 
 
 def test_a_site_with_conversations_is_checked_as_a_run_would(

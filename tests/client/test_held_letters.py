@@ -42,6 +42,15 @@ def test_a_job_waits_until_exactly_it_is_approved(tmp_path: Path, caplog: pytest
     assert door.closed(asked) == ""
 
 
+def test_runs_that_wait_side_by_side_are_each_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The server asks about each of them every few seconds, in turn."""
+    door, runs = Door(asking(tmp_path), tmp_path / "site.toml"), [replace(job(), run=f"{n:016x}") for n in range(3)]
+    for _ in range(3):
+        assert {door.closed(asked) for asked in runs} == {APPROVAL}
+    told = [m for m in caplog.messages if "waits for approval" in m]
+    assert [asked.run in m for asked, m in zip(runs, told, strict=True)] == [True] * 3
+
+
 def test_a_refused_run_is_refused_whatever_approve_says(tmp_path: Path) -> None:
     site, asked = asking(tmp_path), job()
     assert Door(site, tmp_path).closed(asked)

@@ -12,9 +12,11 @@ from deployed import SERVER_KEY, SITES, Deployment, Direct, Site
 
 from fedft.carriers.interface import Refused
 from fedft.client.server_trust import ServerTrust
-from fedft.errors import RejectedUpdate
-from fedft.security import new_keys, private_keys, rotation, successions
+from fedft.errors import ConfigError, RejectedUpdate
+from fedft.security import new_keys, private_keys, roster, rotation, successions
+from fedft.server.app import Office, Place
 from fedft.server.succession_link import SuccessionLink, announced
+from fedft.server.succession_link import front as front_of
 
 NEW = Ed25519PrivateKey.from_private_bytes(b"n" * 32)
 
@@ -124,6 +126,28 @@ def test_what_was_accepted_holds_until_another_server_pub_is_there(tmp_path: Pat
     assert trust(tmp_path, folder).key == SERVER_KEY.public_key(), "damaged, it counts as absent"
 
 
+def test_a_site_that_restarts_in_a_second_rotation_still_reaches_the_server(tmp_path: Path, folder: Path) -> None:
+    """Its certificate is by the authority of the first rotation then, which is in no ca.pem of the site."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for made in (first, second):
+        new_keys.make_server(made, ["localhost"])
+    site = trust(tmp_path, folder)
+    site.message(front(first), lambda key, ca: None)
+    for restarted in (False, True):
+        site = trust(tmp_path, folder) if restarted else site
+        ends, then = datetime.now(UTC) + timedelta(days=1), Ed25519PrivateKey.generate()
+        site.message(
+            successions.signed(NEW, then.public_key(), ends, (second / "ca.pem").read_bytes()), lambda *_: None
+        )
+        assert site.key != NEW.public_key()
+        again = trust(tmp_path, folder)
+        assert again.key == site.key
+        for place in (folder, first, second):
+            assert (place / "ca.pem").read_bytes() in again.ca
+        (tmp_path / "state" / "server.trust").unlink()
+        trust(tmp_path, folder).message(front(first), lambda key, ca: None)
+
+
 def test_what_cannot_be_kept_is_not_acted_on(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     went: list[Ed25519PublicKey] = []
     site = trust(tmp_path, folder)
@@ -136,15 +160,19 @@ def test_what_cannot_be_kept_is_not_acted_on(tmp_path: Path, folder: Path, monke
     assert went == [NEW.public_key()]
 
 
-def test_a_server_announces_while_a_rotation_is_under_way(tmp_path: Path) -> None:
-    keys = tmp_path / "server"
+def test_a_server_announces_the_key_that_it_signs_with(tmp_path: Path) -> None:
+    """One that was started before the rotation goes on with the old key, and says nothing of the new one."""
+    keys, link = tmp_path / "server", Direct({})
     new_keys.make_server(keys, ["localhost"])
-    link = Direct({})
-    assert announced(link, keys) is link
-    before = private_keys.load_public(keys / "server.pub")
+    roster.enrol(keys / "roster.toml", new_keys.make_site(tmp_path / "north", "north"))
+    place, before = Place(keys, ("127.0.0.1", 0)), private_keys.load_public(keys / "server.pub")
+    running = Office.at(place)
     rotation.rotate_server(keys)
-    found = announced(link, keys)
+    assert announced(link, running.front) is link
+    found = announced(link, Office.at(place).front)
     assert isinstance(found, SuccessionLink)
     assert successions.opened(found.front).old == before.public_bytes_raw()
+    with pytest.raises(ConfigError, match="was broken off; `fedft keys rotate"):
+        front_of(keys, running.key)
     rotation.finish_server(keys, early=True)
-    assert announced(link, keys) is link
+    assert announced(link, Office.at(place).front) is link

@@ -83,19 +83,22 @@ def test_one_worker_carries_out_the_requests_of_two_sites_one_at_a_time_in_their
 
 
 def test_sites_are_served_together_until_they_are_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    there, stop, workers = threading.Barrier(3), threading.Event(), list[Worker | None]()
+    there, stop, workers, served = threading.Barrier(3), threading.Event(), list[Worker | None](), dict[str, str]()
 
     def attend(site: SiteConfig, stop: threading.Event, file: Path, worker: Worker) -> None:
         workers.append(worker)
+        served[site.server.address] = file.name
         there.wait(10)
         stop.wait(10)
 
     monkeypatch.setattr(app, "attend", attend)
     sites = [config("north"), config("north", address="127.0.0.1:2")]
-    whole = threading.Thread(target=app.attend_all, args=(sites, stop))
+    files = [Path("a.toml"), Path("b.toml")]
+    whole = threading.Thread(target=app.attend_all, args=(sites, stop, "", files))
     whole.start()
     there.wait(10)
     assert workers[0] is workers[1] is not None
+    assert served == {sites[0].server.address: "a.toml", "127.0.0.1:2": "b.toml"}, "commands in the log name its own"
     assert whole.is_alive()
     stop.set()
     whole.join(10)

@@ -49,6 +49,19 @@ def test_a_run_s_audit_says_who_counted_in_which_round_and_holds_together(tmp_pa
     assert entries(tmp_path)[-1]["finished"] is True
 
 
+def test_what_the_run_file_has_changed_stands_behind_the_start(tmp_path: Path) -> None:
+    """It is found before the server can say of which run the file is."""
+    heard: list[str] = []
+    audit = Audit(tmp_path / FILE, lambda kind, info: heard.append(kind))
+    audit("preparing", {"folder": tmp_path})
+    audit("changed", {"keys": {"server.quorum": [0.6, 0.5]}, "by": "run file"})
+    audit.begin(RUN, 2)
+    audit.begin(RUN, 2)
+    assert [e["event"] for e in entries(tmp_path)] == ["started", "changed", "started"]
+    assert entries(tmp_path)[1]["keys"] == {"server.quorum": [0.6, 0.5]}
+    assert heard == ["preparing", "changed"]
+
+
 class Killed(BaseException):
     """What SIGKILL is to a test: nothing catches it."""
 

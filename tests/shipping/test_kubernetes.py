@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.main import get_command
 from fedft import errors, run_file
 from fedft.cli import main
 from fedft.client import site_file
-from fedft.security import new_keys, private_keys
+from fedft.security import new_keys, private_keys, rotation
 from fedft.security import roster as keys
 
 ROOT = containers.ROOT
@@ -174,9 +175,14 @@ def _places(folder: Path) -> dict[str, str]:
     return {written: str(folder / name) for written, name in places.items()}
 
 
-def _first_containers(role: str, made: Path, folder: Path) -> dict[str, str]:
-    """Do what a pod does before its container starts: mount what the comment's commands made, run the first ones."""
+def _first_containers(role: str, made: Path, folder: Path, more: Sequence[str] = ()) -> dict[str, str]:
+    """Do what a pod does before its container starts: mount what the comment's commands made, run the first ones.
+
+    `more`: names of files that are in the Secret besides.
+    """
     places = _places(folder)
+    for name in more:
+        (folder / "secret" / name).write_bytes((made / name).read_bytes())
     (folder / "etc" / "keys").mkdir()
     (folder / "etc" / "roster").mkdir()
     for (kind, _), names in manifests.made_by_hand(role).items():
@@ -205,6 +211,18 @@ def test_a_server_s_keys_are_usable_after_the_first_containers(tmp_path: Path) -
     new.write_bytes((made / "roster.toml").read_bytes())
     new.replace(tmp_path / "etc" / "roster" / "roster.toml")
     assert list(keys.load_roster(own / "roster.toml").members) == ["north"]
+
+
+def test_a_pod_announces_new_keys_while_a_rotation_is_under_way(tmp_path: Path) -> None:
+    made = tmp_path / "keys"
+    new_keys.make_server(made, ["fl.example.org"])
+    wanted = rotation.rotate_server(made)
+    _first_containers("server", made, tmp_path, [rotation.SUCCESSION])
+    own = tmp_path / "etc" / "keys"
+    found = rotation.succession(own)
+    assert found is not None
+    assert found[1] == wanted
+    assert private_keys.load_signing(own / "signing.key").public_key().public_bytes_raw() == wanted.new
 
 
 def test_the_files_in_the_manifests_are_a_run_file_and_a_site_file(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fedft import run_file
 from fedft.client import allowed_jobs, site_file
+from fedft.config import LOCAL
 from fedft.data import client_datasets
 from fedft.durable import folder_name
 from fedft.errors import ConfigError, DataError
@@ -110,6 +111,18 @@ def test_a_shared_file_gives_a_site_the_rows_with_its_value(run):
     assert client_datasets.of_site(simulated, "any", "who", "King Lear") == parts["King Lear"]
     with pytest.raises(DataError, match="no row has who = 'nort'; did you mean 'north'"):
         client_datasets.of_site(simulated, "nort", "who")
+
+
+def test_a_site_carries_the_run_out_in_the_way_of_the_simulation(run, tmp_path):
+    """What never travels with a job stands in the site's file, or its sums are rounded in another way."""
+    how = {"threads": 2, "micro_batch": 3, "checkpointing": True}
+    simulated = run(local=how, model={"attention": "eager"}, strategy={"name": "fedit"})
+    own = with_keys(split(simulated, tmp_path / "sites", server="[::1]:9092")[0])
+    found = allowed_jobs.run_config(job_of(simulated, DIGEST, b""), own)
+    assert how.keys() == LOCAL["local"], "all that there are"
+    assert found.local == simulated.local
+    for key in LOCAL["model"] - {"id"}:
+        assert getattr(found.model, key) == getattr(simulated.model, key)
 
 
 def test_the_policy_of_a_site_allows_the_run_and_nothing_larger(run, tmp_path):

@@ -92,7 +92,12 @@ def test_an_option_of_the_class_behind_a_name_is_an_option_here() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options", "said"),
-    [("adafactor", {"momentun": 1}, "momentun"), ("adamw", {"fused": True}, "fused")],
+    [
+        ("adafactor", {"momentun": 1}, "momentun"),
+        ("adamw", {"fused": True}, "fused"),
+        ("adam", {"lr": 10.0}, r"lr is what \[local\] learning_rate says"),  # and a site's policy bounds
+        ("muon", {"weight_decay": 0.5}, "weight_decay is what"),
+    ],
 )
 def test_a_wrong_option_is_one_line_before_the_run(name: str, options: dict[str, object], said: str) -> None:
     config = run_file.from_dict({"local": {"optimizer": {"name": name, **options}}})

@@ -34,6 +34,29 @@ def test_two_rounds_are_one_of_both_rounds_steps(name: str) -> None:
     assert torch.equal(whole, halves)
 
 
+def test_muon_goes_on_with_matrices_and_with_the_rest() -> None:
+    """It is two optimisers then, a head's bias being no matrix."""
+
+    def step(optimizer: torch.optim.Optimizer, live: dict[str, torch.nn.Parameter]) -> None:
+        for p in live.values():
+            p.grad = torch.cos(p.detach())
+        optimizer.step()
+
+    def begun() -> dict[str, torch.nn.Parameter]:
+        return {"w": torch.nn.Parameter(torch.arange(6.0).reshape(2, 3)), "b": torch.nn.Parameter(torch.arange(3.0))}
+
+    whole, halves, local = begun(), begun(), Local(optimizer="muon")
+    one, first = (optimizer_of([*live.values()], 0.1, local) for live in (whole, halves))
+    for _ in range(2):
+        step(one, whole)
+    step(first, halves)
+    kept = optimizer_state.taken(first, halves)
+    second = optimizer_of([*halves.values()], 0.1, local)
+    optimizer_state.restore(second, halves, kept)
+    step(second, halves)
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
 def test_a_tensor_of_another_rank_begins_anew() -> None:
     p, q = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4, 3))
     before = optimizer_of([p], 0.1, Local())
@@ -64,3 +87,10 @@ def test_a_run_with_it_differs_and_resumes_to_the_same_bytes(tiny_base, tmp_path
 def test_methods_without_gradients_have_none() -> None:
     with pytest.raises(ConfigError, match="keep_optimizer: mezo does not back-propagate"):
         strategies.of(run_file.load(None, ["strategy.name=mezo", "local.keep_optimizer=true"]))
+
+
+def test_an_optimizer_that_holds_the_iterates_themselves_is_not_kept() -> None:
+    """The first step would put a client back to where it ended, whatever the server sent since."""
+    pytest.importorskip("schedulefree")
+    with pytest.raises(ConfigError, match="keep_optimizer: schedule_free_sgd would begin each round at the iterates"):
+        strategies.of(run_file.load(None, ["local.optimizer=schedule_free_sgd", "local.keep_optimizer=true"]))
