@@ -47,8 +47,10 @@ def of(config: RunConfig) -> Recipe:
     if schedules.moves_in_rounds(config.local) and gradient_steps(recipe.local) is None:
         raise ConfigError(f"[local] schedule_over = 'round': {name} does not back-propagate; 'run' would do")
     if config.local.keep_optimizer:
-        if gradient_steps(recipe.local) is None:
+        if (steps := gradient_steps(recipe.local)) is None:
             raise ConfigError(f"[local] keep_optimizer: {name} does not back-propagate; leave it out")
+        if steps.send == "value":
+            raise ConfigError(f"[local] keep_optimizer: clients of {name} begin each round from a draw; leave it out")
         if (own := named_in(config.local)).startswith("schedule_free"):
             why = "would begin each round at the iterates of its last one, not at what it received"
             raise ConfigError(f"[local] keep_optimizer: {own} {why}; leave it out")

@@ -84,9 +84,12 @@ def test_a_run_with_it_differs_and_resumes_to_the_same_bytes(tiny_base, tmp_path
     assert done.summary["final"]["loss"] == runs.simulate(config, out=tmp_path / "again").summary["final"]["loss"]
 
 
-def test_methods_without_gradients_have_none() -> None:
-    with pytest.raises(ConfigError, match="keep_optimizer: mezo does not back-propagate"):
-        strategies.of(run_file.load(None, ["strategy.name=mezo", "local.keep_optimizer=true"]))
+@pytest.mark.parametrize(
+    ("name", "why"), [("mezo", "does not back-propagate"), ("flora", "begin each round from a draw")]
+)
+def test_methods_whose_moments_would_mean_nothing_have_none(name: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"keep_optimizer: .*{why}"):
+        strategies.of(run_file.load(None, [f"strategy.name={name}", "local.keep_optimizer=true"]))
 
 
 def test_an_optimizer_that_holds_the_iterates_themselves_is_not_kept() -> None:
