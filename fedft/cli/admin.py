@@ -99,7 +99,7 @@ def set_(
         ),
     ],
 ) -> None:
-    """Change keys of the run file: of [server] at once, [eval] at the next evaluation, [limits] at the next round."""
+    """Change keys of the run file: those of its server table hold at once, of eval and limits in what comes next."""
     _act(context, act="set", keys=keys)
 
 
