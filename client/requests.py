@@ -118,7 +118,7 @@ class Responder:
         Whatever goes wrong is answered with a refusal; nothing is raised.
         """
         about = opened.about
-        of = {"run": about.run, "site": self.site}  # other sites' lines may be in the same log
+        of = {"run": about.run, "site": self.site, "round": about.round}  # other sites' lines may be in the same log
         self._doing = (about.plan, "queued", time.monotonic())
         self._waiting.discard(about.plan)
         try:
@@ -218,7 +218,7 @@ class Responder:
         self.disk.keep_answer(asked, payload)
         sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
         said = "%s: %s, %d rows: %s to send"
-        of = {"run": about.run, "site": self.site}
+        of = {"run": about.run, "site": self.site, "round": about.round}
         log.info(said, self.runs.round(about), did, len(client.train_rows), sent, extra=of)
         return payload
 
