@@ -93,10 +93,10 @@ def _sets(*sets: str) -> list[str]:
 @pytest.mark.slow
 def test_chaos_is_dealt_over_families_of_strategies(tiny_base: Path, tmp_path: Path) -> None:
     table, run_file = tmp_path / "chaos.md", str(ROOT / "simulations" / "quickstart.toml")
-    options = ("--kills", "1", "--rounds", "4", "--only", "fedsa_lora", "--only", "flasc", "--table", str(table))
+    options = ("--kills", "1", "--rounds", "4", "--only", "fedsa_lora", "--table", str(table))
     _run("chaos_families.py", run_file, *options, *_sets(f"model.id='{tiny_base}'"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.read_text().splitlines()[2:]]
-    assert {row[0].split(":")[0] for row in rows} == {"fedsa_lora", "flasc"}
+    assert {row[0].split(":")[0] for row in rows} == {"fedsa_lora"}
     assert [sum(int(row[n]) for row in rows) for n in (1, 2, 3)] == [1, 1, 1]
     assert {row[5] for row in rows} == {"yes"}
 
@@ -104,9 +104,11 @@ def test_chaos_is_dealt_over_families_of_strategies(tiny_base: Path, tmp_path: P
 @pytest.mark.slow
 def test_a_soak_says_how_memory_grows(tiny_base: Path, tmp_path: Path) -> None:
     curve, run_file = tmp_path / "soak.csv", str(ROOT / "simulations" / "quickstart.toml")
-    options = ("--minutes", "1", "--every", "15", "--csv", str(curve), "--out", str(tmp_path / "out"))
+    options = ("--minutes", "0.4", "--every", "8", "--csv", str(curve), "--out", str(tmp_path / "out"))
     said = _run("soak.py", run_file, *options, *_sets(f"model.id='{tiny_base}'", "strategy.name=fedit"))
-    assert re.search(r"^all states equal: \d+ rounds in 1 minutes, \d disturbances, 0 things wrong", said, re.MULTILINE)
+    assert re.search(
+        r"^all states equal: \d+ rounds in 0\.4 minutes, \d disturbances, 0 things wrong", said, re.MULTILINE
+    )
     assert re.search(r"^server: [\d.]+ to [\d.]+ MiB .* MiB an hour", said, re.MULTILINE)
     lines = curve.read_text().splitlines()
     assert lines[0] == "seconds,process,pid,mib,files,state"
