@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from fedft.security.sealed import Verifies
 from fedft.security.site_table import Site
 
 log = logging.getLogger(__name__)
+
+LISTED_S = 1.0  # for which a list of keys is taken for right
 
 
 class RosterFile:
@@ -25,6 +28,9 @@ class RosterFile:
         self._path, self._read_at = path, (0, 0)
         self._lock = threading.Lock()
         self._roster = keys.load_roster(path)
+        self._listed: Mapping[str, tuple[bytes, ...]] = {}
+        self._listed_of: object = None
+        self._listed_until = 0.0
 
     @property
     def members(self) -> Mapping[str, Site]:
@@ -39,7 +45,12 @@ class RosterFile:
     def nodes(self) -> Mapping[str, tuple[bytes, ...]]:
         """The public node keys with which each site may come, now."""
         self._reload()
-        return {m.name: m.nodes() for m in self.members.values() if not m.revoked}
+        if (
+            self._listed_of is not self._roster or time.monotonic() > self._listed_until
+        ):  # old keys run out by the clock
+            self._listed_of, self._listed_until = self._roster, time.monotonic() + LISTED_S
+            self._listed = {m.name: m.nodes() for m in self.members.values() if not m.revoked}
+        return self._listed
 
     def present(self) -> Mapping[str, int]:
         """Most examples that an update may claim, by name of each site whose messages count now."""

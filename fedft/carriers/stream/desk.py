@@ -53,7 +53,8 @@ class Desk:
 
     loop: asyncio.AbstractEventLoop
     members: Callable[[], Mapping[str, tuple[bytes, ...]]]
-    """Gives the public keys with which each site may come, now: one, or two while a new one takes over."""
+    """Gives the public keys with which each site may come, now: one, or two while a new one takes over. Another mapping
+    whenever something in it is another."""
     done: Callable[[int, Answer], None]
     """Takes (number, answer) of what is answered; the bytes of a long one hold a place until `free`."""
     limit: Callable[[], int]
@@ -67,17 +68,19 @@ class Desk:
     _asked: dict[int, Peer] = field(default_factory=dict)
     _holders: dict[int, Session] = field(default_factory=dict)
     _room: Room = field(default_factory=lambda: Room(ROOM))
+    _listed: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+    _site_of: dict[bytes, str] = field(default_factory=dict)
     _count: int = 0
     _told: dict[str, float] = field(default_factory=dict)
     """When something was said of a site."""
 
     def known(self, key: bytes) -> bool:
         """Whether a key is that of a site."""
-        return any(key in keys for keys in self.members().values())
+        return key in self._sites()
 
     def welcome(self, connection: Connection, key: bytes, start: bytes, version: int) -> None:
         """A site has come, or come back, and speaks this version; a connection that it had is replaced."""
-        site = next((name for name, keys in self.members().items() if key in keys), None)
+        site = self._sites().get(key)
         if site is None:
             return connection.refuse(front.UNKNOWN)
         peer = self._peers.get(site)
@@ -144,6 +147,13 @@ class Desk:
         for peer in self._peers.values():
             if peer.session.connection:
                 peer.session.connection.close()
+
+    def _sites(self) -> Mapping[bytes, str]:
+        """Site by key, made anew when `members` gives another mapping: thousands may come at once."""
+        if (members := self.members()) is not self._listed:
+            self._listed = members
+            self._site_of = {key: name for name, keys in members.items() for key in keys}
+        return self._site_of
 
     def _enter(self, site: str, start: bytes, version: int) -> Peer:
         self._count += 1
