@@ -76,7 +76,8 @@ class Watch:
         self._path = server
         self._pids = pids
         self._cpu: list[dict[str, float]] = []
-        self._carried: list[int] = []
+        self._carried: list[tuple[int, int]] = []
+        """(rounds that had ended, bytes on loopback till then), at each look that found one more."""
         self._rounds, self._started, self._looked = 0, time.monotonic(), 0.0
         self._peak: dict[str, float] = {}
         self._resident: list[dict[str, float]] = []
@@ -87,7 +88,7 @@ class Watch:
         if ended != self._rounds:
             self._rounds = ended
             self._cpu.append({name: _cpu_s(pid) for name, pid in self._pids.items()})
-            self._carried.append(loopback_bytes())
+            self._carried.append((ended, loopback_bytes()))
         if time.monotonic() > self._looked + 0.5:
             self._looked = time.monotonic()
             now = {name: _memory_mib(pid) for name, pid in self._pids.items()}
@@ -100,7 +101,8 @@ class Watch:
         a, b = self._cpu[1], self._cpu[-1] if self._cpu[-1]["server"] else self._cpu[-2]
         rounds = max(1, len(self._cpu) - (2 if self._cpu[-1]["server"] else 3))
         cpu = {name: round((b[name] - a[name]) / rounds, 3) for name in self._pids}
-        carried = (self._carried[-1] - self._carried[1]) / max(1, len(self._carried) - 2)
+        (first, before), (last, after) = self._carried[min(1, len(self._carried) - 1)], self._carried[-1]
+        carried = (after - before) / max(1, last - first)
         return {"cpu_s": cpu, "loopback": round(carried), "peak_mib": self._peak, "resident_mib": self._resident}
 
 

@@ -41,15 +41,15 @@ def test_every_script_is_run_by_a_test_here() -> None:
 @pytest.mark.parametrize("together", [(), ("--together",)], ids=["processes", "threads"])
 def test_rounds_says_where_the_time_of_a_round_goes(tmp_path: Path, together: tuple[str, ...]) -> None:
     out, sites = tmp_path / "rounds.json", 2 if together else 1
-    said = _run("rounds.py", "--mib", "1", "--sites", str(sites), "--rounds", "1", "--json", str(out), *together)
+    said = _run("rounds.py", "--mib", "1", "--sites", str(sites), "--rounds", "4", "--json", str(out), *together)
     (row,) = json.loads(out.read_text())
     assert (row["mib"], row["sites"], row["refused"]) == (1, sites, 0)
     assert set(row["phases_s"]) == PHASES
     assert sum(row["phases_s"].values()) - row["phases_s"]["fsync"] == pytest.approx(row["round_s"]["median"], abs=0.01)
     assert 0 < row["round_s"]["min"] <= row["round_s"]["median"] <= row["round_s"]["max"]
     assert row["bytes"]["up"] >= sites * 2**20 <= row["bytes"]["down"]  # float32, there and back
-    # looked at between rounds: of a single one, a way may have begun before the first look
-    assert row["loopback"] >= max(row["bytes"]["up"], row["bytes"]["down"])
+    # looked at while rounds go on: at each end a way may be on its way
+    assert row["loopback"] > 0.4 * (row["bytes"]["up"] + row["bytes"]["down"])
     assert row["same_pids"] == len(row["site_pids"]) == 1
     assert {"server"} < row["cpu_s"].keys() == row["peak_mib"].keys()
     assert all(math.isfinite(x) for x in _figures(row))

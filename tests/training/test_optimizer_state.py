@@ -96,4 +96,8 @@ def test_an_optimizer_that_holds_the_iterates_themselves_is_not_kept() -> None:
     """The first step would put a client back to where it ended, whatever the server sent since."""
     pytest.importorskip("schedulefree")
     with pytest.raises(ConfigError, match="keep_optimizer: schedule_free_sgd would begin each round at the iterates"):
-        strategies.of(run_file.load(None, ["local.optimizer=schedule_free_sgd", "local.keep_optimizer=true"]))
+        strategies.of(
+            run_file.load(
+                None, ["strategy.name=fedit", "local.optimizer=schedule_free_sgd", "local.keep_optimizer=true"]
+            )
+        )
