@@ -26,7 +26,7 @@ from fedft.errors import ConfigError, StateDamaged
 from fedft.models import resident
 from fedft.reports.observers import Audience, Observers
 from fedft.security import new_keys, private_keys
-from fedft.server import admin, message_sizes, open_run, run_outputs
+from fedft.server import admin, admin_socket, message_sizes, open_run, run_outputs
 from fedft.server import audit as audits
 from fedft.server.audit import Audit
 from fedft.server.membership import Without
@@ -133,7 +133,7 @@ def coordinate(
             loop = run.loop(post, roll=Without(roster, lambda: run.steering.removed), lift=lift, clock=clock)
             register = office.place.keys / "roster.toml"
             acts = admin.Acts(loop.federation, run.steering, roster, register, folder, audit)
-            with admin.listening(folder, acts.answer):
+            with admin_socket.listening(folder, acts.answer):
                 state = loop.run(sites)
         finally:
             link.close()

@@ -132,7 +132,7 @@ def _act(context: typer.Context, **request: Any) -> None:
 
 def _asked(run: Path, request: dict[str, Any]) -> dict[str, Any]:
     """The server's answer to a request. Raises ConfigError for what it refuses, and where there is no server."""
-    from fedft.server.admin import MAX_LINE, MAX_PATH, NAME
+    from fedft.server.admin_socket import MAX_LINE, MAX_PATH, NAME
 
     data = json.dumps(request).encode() + b"\n"
     if len(data) > MAX_LINE:

@@ -18,7 +18,7 @@ from fedft.cli import admin as command
 from fedft.cli import main
 from fedft.security import new_keys
 from fedft.security import roster as keys
-from fedft.server import admin, open_run, steering
+from fedft.server import admin, admin_socket, open_run, steering
 from fedft.server import audit as audits
 from fedft.server.audit import Audit
 from fedft.server.roster_file import RosterFile
@@ -46,7 +46,7 @@ def acts(tmp_path: Path) -> admin.Acts:
 
 @pytest.fixture
 def served(acts: admin.Acts) -> Iterator[admin.Acts]:
-    with admin.listening(acts.folder, acts.answer):
+    with admin_socket.listening(acts.folder, acts.answer):
         yield acts
 
 
@@ -59,7 +59,7 @@ def fedft(monkeypatch: pytest.MonkeyPatch, run: Path, *args: str) -> int:
 
 def asked(folder: Path, data: bytes) -> Mapping[str, Any]:
     with socket.socket(socket.AF_UNIX) as peer:
-        peer.connect(str(folder / admin.NAME))
+        peer.connect(str(folder / admin_socket.NAME))
         peer.sendall(data)
         peer.shutdown(socket.SHUT_WR)
         found: Mapping[str, Any] = json.loads(b"".join(iter(lambda: peer.recv(4096), b"")))
@@ -132,9 +132,9 @@ def test_what_cannot_be_done_is_one_line_and_in_the_audit(
 
 
 def test_the_socket_is_its_owner_s_and_gone_with_the_server(acts: admin.Acts) -> None:
-    path = acts.folder / admin.NAME
+    path = acts.folder / admin_socket.NAME
     path.write_bytes(b"left by a server that was killed")
-    with admin.listening(acts.folder, acts.answer):
+    with admin_socket.listening(acts.folder, acts.answer):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_ISSOCK(path.stat().st_mode)
     assert not path.exists()
@@ -142,9 +142,9 @@ def test_the_socket_is_its_owner_s_and_gone_with_the_server(acts: admin.Acts) ->
 
 def test_another_user_is_refused_by_the_kernel_s_word(served: admin.Acts, monkeypatch: pytest.MonkeyPatch) -> None:
     uid = os.geteuid()
-    monkeypatch.setattr(admin.os, "geteuid", lambda: uid + 12345)
+    monkeypatch.setattr(admin_socket.os, "geteuid", lambda: uid + 12345)
     if uid == 0:
-        monkeypatch.setattr(admin.struct, "unpack", lambda form, data: (1, 999, 1))
+        monkeypatch.setattr(admin_socket.struct, "unpack", lambda form, data: (1, 999, 1))
     assert "may not steer this run" in asked(served.folder, b'{"act": "pause"}\n')["error"]
     assert served.steering.paused is None
 
@@ -172,7 +172,7 @@ def test_a_run_folder_with_a_long_path_is_steered_all_the_same(
     monkeypatch.chdir(tmp_path)  # the command changes to the run folder
     far = tmp_path / ("d" * 90) / ("e" * 90)
     far.mkdir(parents=True)
-    with admin.listening(far, acts.answer):
+    with admin_socket.listening(far, acts.answer):
         assert fedft(monkeypatch, far, "pause") == 0
     assert acts.steering.paused is not None
 
