@@ -19,7 +19,7 @@
     run_outputs         config.toml, summary.json and model/
     sealed_post         letters to sites over a network that is not trusted: signed, sent again, answered once
     roster_file         the roster, read again when it changes; audit: audit.jsonl
-    steering            what an operator changes of a run; between_rounds: when it holds; admin, admin_socket: the way in
+    steering            what an operator changes of a run; between_rounds: when it holds; admin, admin_socket: how
     open_letter         when one such letter is due; site_reports: what sites say about themselves
     succession_link     tells the sites of a server's new keys
 
