@@ -311,7 +311,7 @@ class StreamNetwork:
         self._epoch = secrets.token_bytes(16)
         link = self._link = StreamLink("", 0, Path(), Path(), dict, 2**20)
         link._count = count
-        members = {name: name.encode() for name in self._sites}
+        members = {name: (name.encode(),) for name in self._sites}
         done = lambda n, answer: link._done.append((str(n), answer))  # noqa: E731
         self._desk = link._desk = Desk(self.loop, lambda: members, done, link._most)  # type: ignore[arg-type]
         self._desk._room._most = ROOM
