@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asked_site import SITE, Clock, job, site_file
+from asked_site import SITE, job, site_file
 from deployed import SITES, Deployment, Site
+from virtual_clock import Clock
 
 from fedft.carriers.interface import Letter
 from fedft.client import app, asked_of_site

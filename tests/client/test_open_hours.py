@@ -11,8 +11,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from asked_site import SITE, Clock, job, site_file
+from asked_site import SITE, job, site_file
 from deployed import SITES, Deployment
+from virtual_clock import Clock
 
 from fedft.client import open_hours
 from fedft.client import site_file as site_files

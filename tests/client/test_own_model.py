@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from deployed import Direct
+from exported_models import loss_of
 
 from fedft import run_file
 from fedft.cli import main
@@ -73,18 +73,6 @@ def run_of(ended: Ended, name: str) -> str:
     state = Path(site_file.load(ended.files[name]).site.state)
     (file,) = [p for p in (state / "runs").glob("*.json") if "." not in p.stem]
     return file.stem
-
-
-def loss_of(model: Any, rows: list[Any]) -> float:
-    """Mean over the rows of the mean over each one's learned tokens, by plain torch."""
-    total = places = 0.0
-    for row in rows:
-        with torch.no_grad():
-            logits = model.eval()(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
-        wanted = torch.tensor(row.labels[1:])
-        total += float(torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum"))
-        places += float((wanted != -100).sum())
-    return total / places
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from asked_site import SITE
-from deployed import SITES, Deployment
+from deployed import SITES, Deployment, Killed, kill_at
 
 from fedft import run_file
 from fedft.client import app, own_rows, sent_records
@@ -226,18 +226,8 @@ def test_a_later_attempt_at_a_round_trains_on_the_rows_of_then(tmp_path: Path) -
     """The answer that was kept is of other rows: what is recorded of it would not be so."""
     run, rows = watched(tmp_path)
 
-    class Stopped(BaseException):
-        pass
-
-    told = run.federation.observe
-
-    def stopping(kind: str, info: Any) -> None:
-        told(kind, info)
-        if kind == "admitted" and info["round"] == 1:
-            raise Stopped
-
-    run.federation.observe = stopping
-    with pytest.raises(Stopped):
+    kill_at(run, "admitted", 1)
+    with pytest.raises(Killed):
         run.run()
     for site in run.sites.values():
         while site.responder.work(0):

@@ -17,6 +17,7 @@ from bad import NOBODY, REFUSES, SEEDS, Bad, BadSite, Declared, answer, answered
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from deployed import SITES, Deployment, Site, key_of
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from virtual_clock import Clock
 
 from fedft import strategies, testing
 from fedft.carriers.interface import Refused
@@ -394,7 +395,7 @@ class Met:
     ) -> None:  # fmt: skip
         names = [*SITES, *(k for k in kinds if k not in SITES)]
         sites: dict[str, Site] = {}
-        clock = bad.Clock()
+        clock = Clock()
         honest = len(set(SITES) - set(kinds)) + sum(b.counts for b in kinds.values())
         self.link = bad.Hostile(sites)
         caps = {site: 500 for site, b in kinds.items() if b.name == "weight_enrolled"}

@@ -1,16 +1,14 @@
 """The archive of past rounds: every committed round is in it, whole, once; and from it the run can be computed anew."""
 
 import json
-import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import scenario
-from deployed import SITES, Deployment
+from deployed import SITES, Deployment, Killed, kill_at
 from faults import Odds
 from scenario import NAMES, Scenario
 
@@ -22,10 +20,6 @@ from fedft.server import checkpoint
 from fedft.server.archive import FIRST, FOLDER, INDEX, Archive, blocks
 from fedft.server.archive_check import BrokenArchive, replayed, verify
 from fedft.server.checkpoint import Store
-
-
-class Killed(BaseException):
-    """What SIGKILL is to a test."""
 
 
 def archived(folder: Path, name: str = "fedit", **more: Any) -> Deployment:
@@ -88,8 +82,7 @@ def archiving(seed: int, folder: Path, monkeypatch: pytest.MonkeyPatch, **fixed:
     """A run under faults, carried to its end with an archive."""
     run = Scenario(seed, folder, **fixed)
     monkeypatch.setattr(scenario, "Store", lambda f: Store(f, Archive(f.parent / FOLDER, run.up, lambda: 1.8e9)))
-    with monkeypatch.context() as m:
-        m.setattr(logging.root.manager, "disable", logging.CRITICAL)
+    with scenario.silent():
         run.run()
     return run
 
@@ -121,22 +114,11 @@ def test_under_all_faults_what_is_archived_is_what_was_committed(
         assert {line["round"] for line in lines(folder)} | {*found.missing} == {*range(run.rounds)}
 
 
-def dying(run: Deployment, at: str, number: int) -> None:
-    told = run.federation.observe
-
-    def observe(kind: str, info: Mapping[str, Any]) -> None:
-        told(kind, info)
-        if kind == at and info.get("version", info.get("round")) == number:
-            raise Killed
-
-    run.federation.observe = observe
-
-
 def test_a_key_that_is_turned_on_later_keeps_what_comes_from_then_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Deployment(tmp_path)
-    dying(first, "line", 2)
+    kill_at(first, "line", 2)
     with pytest.raises(Killed):
         first.run()
     run = archived(tmp_path, sites=first.sites)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import SITES, Deployment
+from deployed import SITES, Deployment, Killed
 
 from fedft.cli import records
 from fedft.errors import ConfigError, RunPaused
@@ -60,10 +60,6 @@ def test_what_the_run_file_has_changed_stands_behind_the_start(tmp_path: Path) -
     assert [e["event"] for e in entries(tmp_path)] == ["started", "changed", "started"]
     assert entries(tmp_path)[1]["keys"] == {"server.quorum": [0.6, 0.5]}
     assert heard == ["preparing", "changed"]
-
-
-class Killed(BaseException):
-    """What SIGKILL is to a test: nothing catches it."""
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import SITES, Deployment, Direct, Site
+from deployed import SITES, Deployment, Direct, Killed, Site
 
 from fedft import durable, registry
 from fedft.errors import RunPaused
@@ -16,10 +16,6 @@ from fedft.server.round import Round
 
 NAMES = (*SITES, "abel", "zoe")
 """With one whose name comes before all others, and one whose name comes last."""
-
-
-class Killed(BaseException):
-    """What SIGKILL is to a test: nothing catches it."""
 
 
 @dataclass

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import SITES, Deployment, Direct, Site
+from deployed import SITES, Deployment, Direct, Killed, Site, kill_at
+from virtual_clock import Clock
 
 from fedft import registry
 from fedft.carriers.interface import LinkLost, Refused
@@ -16,19 +17,6 @@ from fedft.security import sealed
 from fedft.security.sealed import Kind
 from fedft.server.sealed_post import PARALLEL_FETCHES
 from fedft.wire import messages
-
-
-@dataclass
-class Clock:
-    """Time that passes when somebody waits."""
-
-    now: float = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float, /) -> None:
-        self.now += seconds
 
 
 @dataclass
@@ -114,18 +102,8 @@ def test_a_site_that_was_killed_after_training_sends_the_same_bytes(tmp_path: Pa
 def test_a_killed_server_does_not_make_sites_train_again(tmp_path: Path) -> None:
     """Its restart asks anew; a site labels the answer that it has kept for the new attempt."""
 
-    class Killed(BaseException):
-        pass
-
     run = deployed(tmp_path / "a")
-    told = run.federation.observe
-
-    def dying(kind: str, info: Mapping[str, Any]) -> None:
-        told(kind, info)
-        if kind == "admitted" and info["round"] == 1:
-            raise Killed
-
-    run.federation.observe = dying
+    kill_at(run, "admitted", 1)
     with pytest.raises(Killed):
         run.run()
     for site in run.sites.values():  # all had trained; one answer had been taken

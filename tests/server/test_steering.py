@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import SITES, Deployment
+from deployed import SITES, Deployment, Killed
+from virtual_clock import Clock
 
 from fedft import run_file
 from fedft.config import RunConfig
@@ -14,10 +15,6 @@ from fedft.errors import ConfigError, StateDamaged
 from fedft.server import open_run, steering
 from fedft.server.round import Round
 from fedft.server.steering import Steering
-
-
-class Killed(BaseException):
-    """What SIGKILL is to a test: nothing catches it."""
 
 
 def configured(**tables: Any) -> RunConfig:
@@ -268,17 +265,8 @@ def test_sites_are_told_of_what_is_theirs_to_know_and_train_on_the_same_bytes(tm
 def test_who_is_missing_is_said_once_a_minute_with_what_ends_the_wait(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Virtual:
-        now = 0.0
-
-        def monotonic(self) -> float:
-            return self.now
-
-        def sleep(self, seconds: float) -> None:
-            self.now += seconds
-
     d = run_in(tmp_path, rounds=1, quorum=1.0, deadline_s=300.0, attempts=2)
-    d.federation.clock = d.post.clock = Virtual()
+    d.federation.clock = d.post.clock = Clock()
     nodes = d.link.nodes
     d.link.nodes = lambda: {n: i for n, i in nodes().items() if n != "bert" or d.federation.clock.monotonic() < 1}  # type: ignore[method-assign]
     answers = d.link.answers  # type: ignore[attr-defined]

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import SITES, Deployment, Direct, Site
+from deployed import SITES, Deployment, Direct, Killed, Site, kill_at
 from next_version import spoken
+from virtual_clock import Clock
 
 from fedft.carriers.interface import Refused
 from fedft.errors import OtherVersion, RejectedUpdate
@@ -15,10 +16,6 @@ from fedft.server.checkpoint import Store
 from fedft.wire import frame, versions
 
 OLD, NEW = (2,), (2, 3)
-
-
-class Killed(BaseException):
-    """What SIGKILL is to a test."""
 
 
 @dataclass
@@ -57,18 +54,6 @@ class Mixed(Direct):
             yield mid, Refused("client_error", "the site has started anew")
 
 
-class Clock:
-    """Time that passes when somebody waits."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float, /) -> None:
-        self.now += seconds
-
-
 def federation(folder: Path, name: str, sites: Mapping[str, Site] | None = None, **of: tuple[int, ...]) -> Deployment:
     clock = Clock()
     run = Deployment(folder, name, sites=sites, federation={"clock": clock}, post={"clock": clock})
@@ -94,14 +79,7 @@ def test_a_mixed_federation_ends_with_the_bytes_of_the_simulation(
 def test_a_rolling_upgrade_in_the_middle_of_a_run_changes_nothing(tmp_path: Path, name: str) -> None:
     """The server in the middle of round 1, with one update taken and another on its way; then the sites, one by one."""
     run = federation(tmp_path / "a", name)
-    told = run.federation.observe
-
-    def dying(kind: str, info: Mapping[str, Any]) -> None:
-        told(kind, info)
-        if kind == "admitted" and info["round"] == 1:
-            raise Killed
-
-    run.federation.observe = dying
+    kill_at(run, "admitted", 1)
     with spoken(*OLD), pytest.raises(Killed):
         run.run()
     assert {v for _, _, v in run.link.heard} == {2}
@@ -137,14 +115,7 @@ def test_a_site_that_is_updated_between_its_training_and_its_answer_trains_once(
 def test_a_run_goes_back_to_the_version_before(tmp_path: Path) -> None:
     """Where nothing of the newer version is open: its states are those of the older."""
     run = federation(tmp_path / "a", "fedit", anna=NEW, bert=NEW, carl=NEW)
-    told = run.federation.observe
-
-    def dying(kind: str, info: Mapping[str, Any]) -> None:
-        told(kind, info)
-        if kind == "line" and info["version"] == 2:
-            raise Killed
-
-    run.federation.observe = dying
+    kill_at(run, "line", 2)
     with spoken(*NEW), pytest.raises(Killed):
         run.run()
     again = federation(tmp_path / "a", "fedit", run.sites, anna=NEW, bert=NEW, carl=NEW)

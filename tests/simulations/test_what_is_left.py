@@ -5,10 +5,9 @@ export. The last two know nothing of fedft but the token ids of the rows.
 """
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+from exported_models import loss_of
 
 from fedft import registry, run_file
 from fedft.simulations import finished_run, workplace
@@ -36,18 +35,6 @@ def settings(base: Path, strategy: str) -> list[str]:
     small = ["local.steps=3", "local.batch_size=4", "server.rounds=2", "data.clients=2", "data.max_length=48"]
     own = [f"strategy.name={strategy}", f"clients.rank={RANKS.get(strategy, '4')}", *OPTIONS.get(strategy, ())]
     return [f"model.id='{base}'", "eval.max_rows=4", "server.loggers=[]", *small, *own]
-
-
-def loss_of(model: Any, rows: list[Any]) -> float:
-    """Mean over the learned tokens of the rows, one row at a time."""
-    total = places = 0.0
-    for row in rows:
-        with torch.no_grad():
-            logits = model.eval()(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
-        wanted = torch.tensor(row.labels[1:])
-        total += float(torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum"))
-        places += float((wanted != -100).sum())
-    return total / places
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A site that is asked to take part in a run: its settings, its file, a server's job, and a clock for deployments."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fedft import run_file
@@ -35,18 +35,3 @@ def site_file(folder: Path, more: str = "") -> Path:
     file = folder / "site.toml"
     file.write_text(f'{tables}[site]\nname = "north"\n{more}', encoding="utf-8")
     return file
-
-
-@dataclass
-class Clock:
-    """Time that passes when somebody waits."""
-
-    now: float = 0.0
-
-    def monotonic(self) -> float:
-        """Seconds so far."""
-        return self.now
-
-    def sleep(self, seconds: float, /) -> None:
-        """Let them pass."""
-        self.now += seconds

@@ -33,20 +33,6 @@ NOBODY, SEEDS, REFUSES = 0, 15, 16
 """Beside the checks 1 to 14: nothing came that could be checked; the table of seed updates; a signed refusal."""
 
 
-class Clock:
-    """Time that passes only where somebody sleeps."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        """Now."""
-        return self.now
-
-    def sleep(self, seconds: float, /) -> None:
-        """Wait."""
-        self.now += seconds
-
-
 @dataclass(frozen=True)
 class Declared:
     """An answer that is only said to be so large: whoever reads it has lost."""

@@ -41,6 +41,10 @@ def key_of(site: str) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(philox.derive(1, "key", site).to_bytes(8, "little") * 4)
 
 
+class Killed(BaseException):
+    """What SIGKILL is to a test: nothing catches it."""
+
+
 def roster(sites: Sequence[str] = SITES) -> Roster:
     """All sites enrolled."""
     return Roster({s: RosterSite(s, key_of(s).public_key(), s.encode()) for s in sites})
@@ -236,3 +240,15 @@ class Deployment:
         post = LocalPost({name: client.answer for name, client in clients.items()})
         self.federation.post, self.federation.deployed = post, False
         return self.digest()
+
+
+def kill_at(run: "Deployment", at: str, number: int) -> None:
+    """Have the run's server die behind the first event of this kind of this round, or of the state of this version."""
+    told = run.federation.observe
+
+    def observe(kind: str, info: Mapping[str, Any]) -> None:
+        told(kind, info)
+        if kind == at and info.get("version", info.get("round")) == number:
+            raise Killed
+
+    run.federation.observe = observe

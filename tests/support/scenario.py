@@ -6,7 +6,7 @@ import logging
 import random
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,12 +237,22 @@ def _toy(strategy: str) -> tuple[testing.Toy, Recipe]:
     return testing.toy(recipe), recipe
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Inside, nothing is logged."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def simulate(seed: int, folder: Path, **fixed: Any) -> Scenario:
     """Run one scenario; a failure names the seed and how to see it again."""
     scenario = Scenario(seed, folder, **fixed)
-    logging.disable(logging.CRITICAL)
     try:
-        scenario.run()
+        with silent():
+            scenario.run()
     except BaseException as e:
         e.add_note(
             f"seed {seed}, {scenario.strategy}, sites {scenario.names}, {scenario.server}, {scenario.world.odds}, "
@@ -250,8 +260,6 @@ def simulate(seed: int, folder: Path, **fixed: Any) -> Scenario:
             f"again: FEDFT_FAULT_SEED={seed} {'FEDFT_FAULT_STREAM=1 ' * scenario.stream}pytest tests/faults -k replay"
         )
         raise
-    finally:
-        logging.disable(logging.NOTSET)
     return scenario
 
 
