@@ -28,10 +28,11 @@ from typing import Any, NamedTuple
 
 from fedft import durable
 from fedft.errors import ConfigError, StateDamaged
+from fedft.security.chained_lines import ChainedLines
 
 FOLDER, INDEX = "archive", "index.jsonl"
 MAGIC, FORMAT = b"FDAR", 1
-FIRST = "0" * 64
+LINK = "last"  # `before` is a state's
 LEVEL = 1  # of zlib: trained numbers are noise, and a higher one takes ten times as long for a hundredth of the bytes
 MAX_BLOCK_HEADER = 2**24  # of our own making: a plan's names and a roster's weights fit
 _HEAD = struct.Struct("<4sH")
@@ -56,11 +57,10 @@ class Archive:
     clock: Callable[[], float] = time.time
     """Seconds since 1970, UTC."""
     _lines: list[dict[str, Any]] = field(default_factory=list)
-    _end: int = 0
-    _last: str = FIRST
 
     def __post_init__(self) -> None:
-        self._lines, self._end, self._last = read_index(self.folder)
+        self._lines = read_index(self.folder)
+        self._chain = ChainedLines(self.folder / INDEX, LINK)
 
     def holds(self, number: int, after: str) -> bool:
         """Whether a line is that of this round, and led to the state of this digest."""
@@ -95,11 +95,8 @@ class Archive:
         durable.write_from(self.folder / name, counted(), mode=0o600)
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock()))
         entry = {k: facts[k] for k in ("round", "before", "after")}
-        entry |= {"file": name, "bytes": size, "sha256": digest.hexdigest(), "at": at, "last": self._last}
-        line = json.dumps(entry, sort_keys=True).encode()
-        durable.append(self.folder / INDEX, self._end, line + b"\n")
-        self._lines.append(entry)
-        self._end, self._last = self._end + len(line) + 1, hashlib.sha256(line).hexdigest()
+        self._chain.add(entry | {"file": name, "bytes": size, "sha256": digest.hexdigest(), "at": at})
+        self._lines.append(self._chain.last)
 
     def _parts(
         self, facts: Mapping[str, Any], plans: Mapping[str, bytes], updates: Iterable[tuple[str, bytes]]
@@ -122,8 +119,8 @@ def _block(said: Mapping[str, Any], data: bytes) -> Iterator[bytes]:
     yield body
 
 
-def read_index(folder: Path) -> tuple[list[dict[str, Any]], int, str]:
-    """(lines, bytes of the whole ones, SHA-256 of the last) of an archive's index; a torn last line is left out.
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """The lines of an archive's index; a torn last one is left out.
 
     Raises StateDamaged for a line that is none: see `fedft records verify`.
     """
@@ -132,16 +129,13 @@ def read_index(folder: Path) -> tuple[list[dict[str, Any]], int, str]:
         data = path.read_bytes() if path.exists() else b""
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read: {e.strerror}") from e
-    whole, newline, _ = data.rpartition(b"\n")
-    lines = whole.split(b"\n") if newline else []
     try:
-        found = [dict(json.loads(line)) for line in lines]
+        found = [dict(json.loads(line)) for line in data.split(b"\n")[:-1]]
         for line in found:
             line["round"], line["after"], line["bytes"] = int(line["round"]), str(line["after"]), int(line["bytes"])
     except (ValueError, TypeError, KeyError) as e:
         raise StateDamaged(f"{path}: not as it was written; `fedft records verify` names the line") from e
-    last = hashlib.sha256(lines[-1]).hexdigest() if lines else FIRST
-    return found, len(whole) + len(newline), last
+    return found
 
 
 def blocks(path: Path) -> Iterator[Block]:

@@ -5,7 +5,6 @@ replayed(path, recipe, layout, state)   the state after the round, computed anew
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,11 +14,12 @@ from typing import Any, NamedTuple
 from fedft.contract import Layout, State
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
-from fedft.server.archive import FIRST, FOLDER, INDEX, blocks
+from fedft.security import chained_lines
+from fedft.security.chained_lines import DIGEST, BrokenChain
+from fedft.server.archive import FOLDER, INDEX, LINK, blocks
 from fedft.update import Update
 from fedft.wire import messages
 
-DIGEST = re.compile(r"[0-9a-f]{64}")
 FILE = re.compile(r"round-\d{8}(-\d{1,9})?\.fedft")
 KEYS = {"round", "file", "bytes", "sha256", "before", "after", "at", "last"}
 PIECE = 2**20
@@ -53,51 +53,43 @@ def verify(run: Path) -> Archived:
     """
     folder = run / FOLDER
     path = folder / INDEX
+    if not path.exists():
+        raise ConfigError(f"{run}: holds no archive; [server] archive = true keeps one")
+    lines, torn = chained_lines.read(path, "an archive's index")
+    rounds, size, ends, named = list[int](), 0, dict[int, set[str]](), set[str]()
     try:
-        *lines, torn = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise ConfigError(f"{run}: holds no archive; [server] archive = true keeps one") from None
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot be read: {e.strerror}") from e
-    last, rounds, size, ends = FIRST, list[int](), 0, dict[int, set[str]]()
-    named: set[str] = set()
-    for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        entry = _entry(line, where)
-        if entry["last"] != last:
-            raise BrokenArchive(f"{where}: last is {entry['last'][:12]}..., the line before has {last[:12]}...")
-        k = entry["round"]
-        if k - 1 in ends and entry["before"] not in ends[k - 1]:
-            raise BrokenArchive(f"{where}: round {k} begins at another state than round {k - 1} led to")
-        _check_file(folder / entry["file"], entry)
-        last = hashlib.sha256(line).hexdigest()
-        rounds.append(k)
-        named.add(entry["file"])
-        ends.setdefault(k, set()).add(entry["after"])
-        size += entry["bytes"]
+        for entry in chained_lines.checked(path, lines, _fault, LINK):
+            k = entry["round"]
+            if k - 1 in ends and entry["before"] not in ends[k - 1]:
+                where = f"{path}, line {len(rounds) + 1}"
+                raise BrokenArchive(f"{where}: round {k} begins at another state than round {k - 1} led to")
+            _check_file(folder / entry["file"], entry)
+            rounds.append(k)
+            named.add(entry["file"])
+            ends.setdefault(k, set()).add(entry["after"])
+            size += entry["bytes"]
+    except BrokenChain as e:
+        raise BrokenArchive(str(e)) from None
     between = range(min(rounds), max(rounds)) if rounds else range(0)
     strays = sorted(p.name for p in folder.iterdir() if FILE.fullmatch(p.name) and p.name not in named)
     again = sorted({k for k in rounds if rounds.count(k) > 1})
-    return Archived(len(rounds), last, size, [k for k in between if k not in ends], again, strays, len(torn))
+    last = chained_lines.digest_of(lines)
+    return Archived(len(rounds), last, size, [k for k in between if k not in ends], again, strays, torn)
 
 
-def _entry(line: bytes, where: str) -> dict[str, Any]:
-    """A line of an index. Raises BrokenArchive for what is none."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        raise BrokenArchive(f"{where}: it is not JSON") from None
+def _fault(entry: Any) -> str:
+    """What is wrong with the object of a line of an index; "" if nothing is."""
     if not isinstance(entry, dict) or entry.keys() != KEYS:
-        raise BrokenArchive(f"{where}: wanted an object with {', '.join(sorted(KEYS))}")
+        return f"wanted an object with {', '.join(sorted(KEYS))}"
     for name in ("round", "bytes"):
         if type(entry[name]) is not int or entry[name] < 0:
-            raise BrokenArchive(f"{where}: {name} is {entry[name]!r:.80}")
-    for name in ("sha256", "before", "after", "last"):
+            return f"{name} is {entry[name]!r:.80}"
+    for name in ("sha256", "before", "after"):
         if not (isinstance(entry[name], str) and DIGEST.fullmatch(entry[name])):
-            raise BrokenArchive(f"{where}: {name} is {entry[name]!r:.80}")
+            return f"{name} is {entry[name]!r:.80}"
     if not (isinstance(entry["file"], str) and FILE.fullmatch(entry["file"])):
-        raise BrokenArchive(f"{where}: file is {entry['file']!r:.80}")
-    return entry
+        return f"file is {entry['file']!r:.80}"
+    return ""
 
 
 def _check_file(path: Path, entry: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from fedft.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-FIRST = "0" * 64
+FIRST, BEFORE = "0" * 64, "before"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,6 +46,8 @@ class ChainedLines:
     """The record in the file `path`, to which one process adds lines. A torn last line is cut off, with a warning."""
 
     path: Path
+    link: str = BEFORE
+    """The key under which a line has the digest of the line before."""
     healed: int = 0
     """Bytes of a torn last line that this process has left out."""
     last: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class ChainedLines:
         Durable when this returns, unless `sync` is False: then a crash of the machine may lose it, and the lines behind
         the last one that was durable. Raises RunPaused where the disk does not take it.
         """
-        said = {**entry, "before": self._digest}
+        said = {**entry, self.link: self._digest}
         line = json.dumps(said, sort_keys=True).encode()
         durable.append(self.path, self._end, line + b"\n", sync=sync)
         self._end, self._digest, self.last = self._end + len(line) + 1, hashlib.sha256(line).hexdigest(), said
@@ -92,29 +94,49 @@ def verify(path: Path, fault: Callable[[Any], str], wanted: str) -> Chain:
         BrokenChain: at the first line that is not as it was written.
         ConfigError: there is no record.
     """
+    lines, torn = read(path, wanted)
+    for _ in checked(path, lines, fault):
+        pass
+    return Chain(len(lines), digest_of(lines), torn)
+
+
+def read(path: Path, wanted: str) -> tuple[list[bytes], int]:
+    """(the whole lines of a record, bytes of one behind them that was cut off). Raises ConfigError as `verify` does."""
     try:
         *lines, torn = path.read_bytes().split(b"\n")
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}; wanted {wanted}") from e
-    last = FIRST
-    for number, line in enumerate(lines, 1):
-        if why := _fault(line, last, fault):
-            raise BrokenChain(f"{path}, line {number}: {why}")
-        last = hashlib.sha256(line).hexdigest()
-    return Chain(len(lines), last, len(torn))
+    return lines, len(torn)
 
 
-def _fault(line: bytes, last: str, fault: Callable[[Any], str]) -> str:
-    """What is wrong with a line behind one of the digest `last`; "" if nothing is."""
+def digest_of(lines: Sequence[bytes]) -> str:
+    """What a line behind these has to name: SHA-256 of the last, or 64 zeros."""
+    return hashlib.sha256(lines[-1]).hexdigest() if lines else FIRST
+
+
+def checked(path: Path, lines: Sequence[bytes], fault: Callable[[Any], str], link: str = BEFORE) -> Iterator[Any]:
+    """The objects of a record's lines in their order, each once it is found to hold; BrokenChain at one that does not.
+
+    `path` is named in the error; `fault` and `link` as of `verify` and `ChainedLines`.
+    """
+    for number, line in enumerate(lines):
+        entry, why = _looked_at(line, digest_of(lines[max(0, number - 1) : number]), fault, link)
+        if why:
+            raise BrokenChain(f"{path}, line {number + 1}: {why}")
+        yield entry
+
+
+def _looked_at(line: bytes, last: str, fault: Callable[[Any], str], link: str) -> tuple[Any, str]:
+    """(a line's object, what is wrong with it behind one of the digest `last`; "" if nothing is)."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
-        return "it is not JSON"
+        return None, "it is not JSON"
     if why := fault(entry):
-        return why
-    before = entry.get("before")
-    if not (isinstance(before, str) and DIGEST.fullmatch(before)):
-        return f"before is {before!r:.80}"
-    if before != last:
-        return f"before is {before[:12]}..., the line before has {last[:12]}...: one was changed or is missing"
-    return ""
+        return entry, why
+    named = entry.get(link)
+    if not (isinstance(named, str) and DIGEST.fullmatch(named)):
+        return entry, f"{link} is {named!r:.80}"
+    if named != last:
+        return entry, f"{link} is {named[:12]}..., the line before has {last[:12]}...: one was changed or is missing"
+    return entry, ""

@@ -16,8 +16,9 @@ from fedft import durable, testing
 from fedft.cli import main
 from fedft.contract import State
 from fedft.errors import ConfigError, RunPaused, StateDamaged
+from fedft.security.chained_lines import FIRST
 from fedft.server import checkpoint
-from fedft.server.archive import FIRST, FOLDER, INDEX, Archive, blocks
+from fedft.server.archive import FOLDER, INDEX, Archive, blocks
 from fedft.server.archive_check import BrokenArchive, replayed, verify
 from fedft.server.checkpoint import Store
 
