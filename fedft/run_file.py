@@ -171,45 +171,51 @@ def _check_names(c: RunConfig) -> None:
             raise ValueError(f"{key}: {known.unknown(name)}")
 
 
-def _check(c: RunConfig, where: str) -> None:
+def _check_values(c: RunConfig) -> None:
+    """Raise ValueError where a value is none that its key may have, whatever the others are."""
+
     def of(table: str, *keys: str) -> dict[str, Any]:
         """Those values of a table that are said, under the names that a message gives them."""
         values = {f"[{table}] {key}": getattr(getattr(c, table), key) for key in keys}
         return {name: value for name, value in values.items() if value is not None}
 
+    check.one_of(("none",), **of("privacy", "mode"))
+    check.one_of(("local", "ray"), **of("server", "mode"))
+    if c.server.together != "auto":
+        check.at_least(1, **of("server", "together"))
+    if c.local.micro_batch != "auto":
+        check.at_least(1, **of("local", "micro_batch"))
+    if c.server.budget is not None:
+        budget_of(c.server.budget)
+    check.at_least(1, **of("local", "steps", "batch_size", "threads"), **of("server", "rounds", "attempts"))
+    check.at_least(1, **of("eval", "every", "batch_size", "generate_tokens", "clients", "max_rows"))
+    check.at_least(1, **of("limits", "max_num_examples", "quarantine_after", "max_bytes"))
+    check.at_least(1, **of("data", "min_rows", "clients", "max_prompt"), **of("clients", "per_round"))
+    if c.data.max_length != "auto":
+        check.at_least(2, **of("data", "max_length"))  # the first token is never learned
+    check.at_least(0, **of("local", "learning_rate", "weight_decay", "momentum"), **of("server", "grace_s"))
+    check.between(0, 2**53 - 1, **of("server", "seed"))  # what JSON keeps exactly
+    check.between(0, 1, **of("server", "quorum"), **of("data", "holdout"), **of("model", "lora_dropout"))
+    check.between(0, 1, **of("local", "warmup"))
+    check.above(0, **of("local", "learning_rate_decay", "max_grad_norm"), **of("server", "deadline_s"))
+    check.above(0, **of("data", "alpha"), **of("limits", "norm_factor", "max_norm"), **of("model", "lora_alpha"))
+    check.above(0, **of("local", "neftune_alpha", "epochs"))
+    check.between(0.5, 1, **of("limits", "max_share"))
+
+
+def _check(c: RunConfig, where: str) -> None:
     try:
         task = tasks.of(c.model.task)
-        check.one_of(DTYPES, **of("model", "dtype"))
+        check.one_of(DTYPES, **{"[model] dtype": c.model.dtype})
         _check_names(c)
         for way, read, name in (("up", codec_names.parse, c.codec.up), ("down", codec_names.downloads, c.codec.down)):
             try:
                 read(name)
             except ValueError as e:
                 raise ValueError(f"[codec] {way}: {e}") from e
-        check.one_of(("none",), **of("privacy", "mode"))
-        check.one_of(("local", "ray"), **of("server", "mode"))
-        if c.server.together != "auto":
-            check.at_least(1, **of("server", "together"))
-        if c.local.micro_batch != "auto":
-            check.at_least(1, **of("local", "micro_batch"))
-        if c.server.budget is not None:
-            budget_of(c.server.budget)
-        check.at_least(1, **of("local", "steps", "batch_size", "threads"), **of("server", "rounds", "attempts"))
-        check.at_least(1, **of("eval", "every", "batch_size", "generate_tokens", "clients", "max_rows"))
-        check.at_least(1, **of("limits", "max_num_examples", "quarantine_after", "max_bytes"))
-        check.at_least(1, **of("data", "min_rows", "clients", "max_prompt"), **of("clients", "per_round"))
-        if c.data.max_length != "auto":
-            check.at_least(2, **of("data", "max_length"))  # the first token is never learned
-        check.at_least(0, **of("local", "learning_rate", "weight_decay", "momentum"), **of("server", "grace_s"))
-        check.between(0, 2**53 - 1, **of("server", "seed"))  # what JSON keeps exactly
-        check.between(0, 1, **of("server", "quorum"), **of("data", "holdout"), **of("model", "lora_dropout"))
-        check.between(0, 1, **of("local", "warmup"))
-        check.above(0, **of("local", "learning_rate_decay", "max_grad_norm"), **of("server", "deadline_s"))
-        check.above(0, **of("data", "alpha"), **of("limits", "norm_factor", "max_norm"), **of("model", "lora_alpha"))
-        check.above(0, **of("local", "neftune_alpha", "epochs"))
+        _check_values(c)
         if c.local.epochs is not None and (c.server.budget or "").startswith("steps"):
             raise ValueError("[server] budget: steps are unlike from client to client where [local] epochs says them")
-        check.between(0.5, 1, **of("limits", "max_share"))
         if not c.model.targets or (isinstance(c.model.targets, list) and "" in c.model.targets):
             raise ValueError(f"[model] targets is {c.model.targets!r}, wanted 'all-linear' or name endings")
         for target in [c.model.targets] if isinstance(c.model.targets, str) else c.model.targets:

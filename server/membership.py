@@ -65,7 +65,8 @@ class Membership:
         before, self.present = self.present, sorted(names, key=str.encode)
         for name in self.present:
             self.places.setdefault(name, len(self.places))
-        return [n for n in self.present if n not in before], [n for n in before if n not in names]
+        were, are = {*before}, {*self.present}
+        return [n for n in self.present if n not in were], [n for n in before if n not in are]
 
     def rank(self, name: str) -> int:
         """The rank that a member's place was dealt; a newcomer's is not above the state's."""

@@ -45,10 +45,9 @@ class RosterFile:
     def nodes(self) -> Mapping[str, tuple[bytes, ...]]:
         """The public node keys with which each site may come, now."""
         self._reload()
-        if (
-            self._listed_of is not self._roster or time.monotonic() > self._listed_until
-        ):  # old keys run out by the clock
-            self._listed_of, self._listed_until = self._roster, time.monotonic() + LISTED_S
+        now = time.monotonic()  # old keys run out by the clock
+        if self._listed_of is not self._roster or now > self._listed_until:
+            self._listed_of, self._listed_until = self._roster, now + LISTED_S
             self._listed = {m.name: m.nodes() for m in self.members.values() if not m.revoked}
         return self._listed
 

@@ -10,7 +10,7 @@ from typing import Any
 from fedft import registry
 from fedft.compression import codec_names, delta_downloads
 from fedft.compression.error_feedback import ByCodec, ErrorFeedback
-from fedft.config import RunConfig
+from fedft.config import Local, RunConfig
 from fedft.contract import Kind, Member, State, Work
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
@@ -43,20 +43,7 @@ def of(config: RunConfig) -> Recipe:
     name, options = config.strategy.name, config.strategy.options
     lora = registry.named(config.model.adapter, "adapter")[0] == "lora"
     recipe = make(name, options) if lora else _on_kind(name, options, registry.adapters.chosen(config.model.adapter))
-    check_optimizer(config.local)
-    if schedules.moves_in_rounds(config.local) and gradient_steps(recipe.local) is None:
-        raise ConfigError(f"[local] schedule_over = 'round': {name} does not back-propagate; 'run' would do")
-    if config.local.keep_optimizer:
-        if (steps := gradient_steps(recipe.local)) is None:
-            raise ConfigError(f"[local] keep_optimizer: {name} does not back-propagate; leave it out")
-        if steps.send == "value":
-            raise ConfigError(f"[local] keep_optimizer: clients of {name} begin each round from a draw; leave it out")
-        if (own := named_in(config.local)).startswith("schedule_free"):
-            why = "would begin each round at the iterates of its last one, not at what it received"
-            raise ConfigError(f"[local] keep_optimizer: {own} {why}; leave it out")
-        recipe = replace(recipe, keeps=True)
-    if config.local.epochs is not None and gradient_steps(recipe.local) is None:
-        raise ConfigError(f"[local] epochs: {name} does not back-propagate, and counts directions; wanted steps")
+    recipe = _stepping(recipe, name, config.local)
     for below, said in registry.tower(name, options):
         if config.model.problem_type == "regression" and (what := said.get("objective")) in ("accuracy", "f1"):
             raise ConfigError(f"[strategy] {below}: objective = {what!r} is of classes; a regression has 'loss'")
@@ -81,6 +68,28 @@ def of(config: RunConfig) -> Recipe:
         raise ConfigError(f"{name}: {e}") from e
     recipe = _planned(_transformed(_coded(recipe, config), config), config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
+
+
+def _stepping(recipe: Recipe, name: str, local: Local) -> Recipe:
+    """The recipe of this name with local steps as `[local]` wants them; ConfigError where they cannot be taken so."""
+    check_optimizer(local)
+    steps = gradient_steps(recipe.local)
+    if steps is None:
+        no = f"{name} does not back-propagate"
+        if schedules.moves_in_rounds(local):
+            raise ConfigError(f"[local] schedule_over = 'round': {no}; 'run' would do")
+        if local.keep_optimizer:
+            raise ConfigError(f"[local] keep_optimizer: {no}; leave it out")
+        if local.epochs is not None:
+            raise ConfigError(f"[local] epochs: {no}, and counts directions; wanted steps")
+    if not local.keep_optimizer or steps is None:
+        return recipe
+    if steps.send == "value":
+        raise ConfigError(f"[local] keep_optimizer: clients of {name} begin each round from a draw; leave it out")
+    if (own := named_in(local)).startswith("schedule_free"):
+        why = "would begin each round at the iterates of its last one, not at what it received"
+        raise ConfigError(f"[local] keep_optimizer: {own} {why}; leave it out")
+    return replace(recipe, keeps=True)
 
 
 def _on_kind(name: str, options: Mapping[str, Any], kind: Kind) -> Recipe:

@@ -29,7 +29,7 @@ from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
 from fedft.models.perturbation import Offset, Probe
 from fedft.randomness.directions import Directions
-from fedft.training.objectives import Likelihood, next_tokens, of_tokens, widened
+from fedft.training.objectives import Likelihood, predicted, widened
 from fedft.update import Shape
 
 
@@ -226,7 +226,7 @@ class ModelHandle:
         inputs = batch if self.two_sided else {k: v for k, v in batch.items() if k != "labels"}
         found = self.forward(inputs).logits
         labels = batch["labels"].to(found.device)
-        return found, next_tokens(labels) if of_tokens(labels) and not self.two_sided else labels
+        return found, predicted(labels, self.two_sided)
 
     def learned_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(logits, what each is to predict) of the n learned places of a batch, on the model's device.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedft.contract import Batch
 from fedft.data.examples import IGNORED
-from fedft.training.objectives import next_tokens, of_tokens
+from fedft.training.objectives import of_tokens, predicted
 
 
 def logits(handle: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def logits(handle: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     if handle.two_sided and decoded is not None and "decoder_input_ids" not in inputs:
         inputs["decoder_input_ids"] = decoded(labels=labels)
-    wanted = labels if handle.two_sided else next_tokens(labels)
+    wanted = predicted(labels, handle.two_sided)
     with only(model, learned := wanted != IGNORED) as chosen:
         return chosen(handle.forward(inputs).logits), wanted[learned]
 

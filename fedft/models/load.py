@@ -97,19 +97,14 @@ def load(
             if len(own.names) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
                 classes.order(own, named, source)
             classes.name(config, named)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            loaded: Any = kind.from_pretrained(
-                folder, config=config, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True,
-                attn_implementation=attention,
-            )  # fmt: skip
-        model, told = loaded
+        how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        model, lacks = _weights(kind, folder, seed, config=config, **how)
         model.to(place).eval()
     except FedftError:
         raise
     except Exception as e:  # of four libraries' parsers, on whatever lies in the folder
         raise DataError(_why_not(source, folder, task, e)) from e
-    drawn = frozenset(told["missing_keys"]) & parameters_of(model).keys()
+    drawn = lacks & parameters_of(model).keys()
     if drawn and wanted.generates:
         raise lacking(source, config.model_type, drawn)
     if labels and not wanted.generates:
@@ -118,6 +113,14 @@ def load(
     if wanted.two_sides:
         _check_decoder(base)
     return base
+
+
+def _weights(kind: Any, folder: str, seed: int, **how: Any) -> tuple[Any, frozenset[str]]:
+    """(the model of a folder or a hub id, names of what its checkpoint lacks, which was drawn from the seed)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, told = kind.from_pretrained(folder, trust_remote_code=False, output_loading_info=True, **how)
+    return model, frozenset(told["missing_keys"])
 
 
 def _folder(source: str) -> str:

@@ -20,7 +20,7 @@ from fedft.data.examples import IGNORED
 from fedft.models import learned_places
 from fedft.models.handle import ModelHandle
 from fedft.training.client_stack import ClientStack
-from fedft.training.objectives import OfLogits, next_tokens, of_tokens
+from fedft.training.objectives import OfLogits, of_tokens, predicted
 
 Forward = Callable[[Tensor], Tensor]
 """The forward of one layer: [clients x rows, ..., in] -> [clients x rows, ..., out]."""
@@ -53,9 +53,7 @@ def client_losses(
     if tokens := of_tokens(labels):
         if handle.two_sided:
             batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
-        else:
-            labels = next_tokens(labels)
-        batch["use_cache"] = False
+        labels, batch["use_cache"] = predicted(labels, handle.two_sided), False
     learned = labels != IGNORED if labels.dtype == torch.int64 else own_rows(batches).to(labels.device)
     with _replaced(forwards(stack.leaves(here), stack.scales(here))), handle.casting():
         if tokens:

@@ -37,6 +37,14 @@ def next_tokens(labels: Tensor) -> Tensor:
     return functional.pad(labels[:, 1:], (0, 1), value=examples.IGNORED)
 
 
+def predicted(labels: Tensor, two_sided: bool) -> Tensor:
+    """What each place predicts: of tokens of a model that continues text the next label, else the label itself.
+
+    `two_sided`: whether the labels are what a decoder writes.
+    """
+    return next_tokens(labels) if of_tokens(labels) and not two_sided else labels
+
+
 def widened(logits: Tensor) -> Tensor:
     """Logits in float32, or in float64 where they are: sums of exponentials need it."""
     return logits.float() if logits.element_size() < 4 else logits
@@ -117,11 +125,8 @@ class OfLogits(Objective):
 
     def weight(self, handle: Any, batch: Batch) -> float:
         """How many terms the loss of a batch is the mean of: its learned places."""
-        labels = batch["labels"]
-        if labels.dtype != torch.int64:
-            return float(len(labels))
-        moved = of_tokens(labels) and not handle.two_sided
-        return float(((labels[:, 1:] if moved else labels) != examples.IGNORED).sum())
+        wanted = predicted(batch["labels"], handle.two_sided)
+        return float(len(wanted) if wanted.dtype != torch.int64 else (wanted != examples.IGNORED).sum())
 
     def measure(self, handle: Any, batch: Batch) -> Mapping[str, tuple[float, float]]:
         """(sum over learned places, number of learned places) of `loss`, and of what else there is to say.
