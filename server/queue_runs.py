@@ -178,12 +178,11 @@ class Queue:
         """Carry out run after run, until none waits or the queue is stopped."""
         try:
             while True:
-                with self._lock:
+                with self._turns.one():  # taken out in the turn: who takes the next run begins it
                     if not self._waiting:
                         return
                     run = self._waiting.popleft()
-                threading.current_thread().name = THREAD + run.name
-                with self._turns.one():
+                    threading.current_thread().name = THREAD + run.name
                     self._one(run, office, link)
                     gc.collect()  # its base model, before another one is loaded
         except KeyboardInterrupt:
