@@ -213,6 +213,10 @@ class Local:
     keep_optimizer: bool = False
     """What the optimiser remembers (moments, counts) stays with each client from a round that counted to its next one;
     of methods that back-propagate."""
+    trainer: Choice | None = None
+    """Whose loop takes the steps: "transformers" (its Trainer), "trl_sft" or "trl_dpo" (TRL's SFTTrainer, DPOTrainer),
+    or a table of the name and what it is told besides, as in { name = "trl_dpo", beta = 0.05 }: its own loss, schedules
+    and optimisers. Rows, their order and number, and the other keys stay as they are. Left out: fedft's own."""
     objective: Choice = "likelihood"
     """What is learned: "likelihood", "dpo" or "orpo" (pairs of answers, see `chosen`), an installed one,
     "package.module:factory", or a table of its name and options, as in { name = "dpo", beta = 0.1 }."""

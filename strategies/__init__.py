@@ -17,6 +17,7 @@ from fedft.recipe import Recipe
 from fedft.training import objectives, schedules
 from fedft.training.first_order import gradient_steps
 from fedft.training.optimizers import check_optimizer, named_in
+from fedft.training.trainer_names import check_trainer
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -44,6 +45,7 @@ def of(config: RunConfig) -> Recipe:
     lora = registry.named(config.model.adapter, "adapter")[0] == "lora"
     recipe = make(name, options) if lora else _on_kind(name, options, registry.adapters.chosen(config.model.adapter))
     recipe = _stepping(recipe, name, config.local)
+    check_trainer(config)
     for below, said in registry.tower(name, options):
         if config.model.problem_type == "regression" and (what := said.get("objective")) in ("accuracy", "f1"):
             raise ConfigError(f"[strategy] {below}: objective = {what!r} is of classes; a regression has 'loss'")
@@ -80,6 +82,8 @@ def _stepping(recipe: Recipe, name: str, local: Local) -> Recipe:
             raise ConfigError(f"[local] schedule_over = 'round': {no}; 'run' would do")
         if local.keep_optimizer:
             raise ConfigError(f"[local] keep_optimizer: {no}; leave it out")
+        if local.trainer:
+            raise ConfigError(f"[local] trainer: {no}, which is all that a Trainer does")
         if local.epochs is not None:
             raise ConfigError(f"[local] epochs: {no}, and counts directions; wanted steps")
     if not local.keep_optimizer or steps is None:

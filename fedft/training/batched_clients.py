@@ -75,6 +75,8 @@ def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
         return "[local] micro_batch and checkpointing are for one client at a time"
     if local.neftune_alpha:
         return "[local] neftune_alpha draws noise for each client apart"
+    if local.trainer:
+        return "[local] trainer has a loop of its own for each client"
     if local.keep_optimizer:
         return "[local] keep_optimizer: every client goes on with moments of its own"
     if local.packing:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedft.arithmetic import tensors
 from fedft.contract import Batch, Course, Data, Handle, Learning, Metrics, Term, Trained, Turn
 from fedft.data.micro_batches import InPieces
-from fedft.training import optimizer_state, schedules
+from fedft.training import optimizer_state, schedules, trainer_turns
 from fedft.training.optimizers import optimizer_of
 from fedft.update import Plan
 
@@ -54,7 +54,8 @@ class FirstOrder:
         optimizer = optimizer_of([*learning.live.values()], turn.plan.learning_rate, turn.local)
         if turn.local.keep_optimizer:
             optimizer_state.restore(optimizer, learning.live, turn.drawer(optimizer_state.OWNER))
-        metrics = _descend(handle, learning.live, data.batches(turn), turn, courses, optimizer)
+        descend = trainer_turns.descend if turn.local.trainer else _descend
+        metrics = descend(handle, learning.live, data.batches(turn), turn, courses, optimizer)
         trained = self.result(handle, received, learning.live, metrics, courses)
         if not turn.local.keep_optimizer:
             return trained

@@ -55,9 +55,9 @@ FLAT = 14  # files that may lie flat in fedft/: the nouns that everybody shares
 # Heavy libraries and the folders or files that may import them; benches import what the published ways use.
 DOORS = {
     "flwr": {"fedft/carriers/flower/", "simulations/workers.py"},
-    "transformers": {"fedft/models/", "fedft/quickstart/"},
+    "transformers": {"fedft/models/", "fedft/quickstart/", "fedft/training/trainer_turns.py"},
     "peft": {"fedft/models/", "fedft/adapters/"},
-    "datasets": {"fedft/data/"},
+    "datasets": {"fedft/data/", "fedft/training/trainer_turns.py"},
     "flwr_datasets": {"fedft/data/"},
     "matplotlib": {"fedft/reports/plots.py"},
     "numba": {"fedft/arithmetic/", "fedft/randomness/hadamard_numba.py"},

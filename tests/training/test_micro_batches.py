@@ -7,13 +7,13 @@ import pytest
 import torch
 from encoder_decoders import model as encoder_decoder
 from small_models import base_of, factors, small
+from unlike_rows import pairs, rows
 
 from fedft import run_file
 from fedft.adapters.lora import LoRA
 from fedft.data import batches, packing
 from fedft.data.examples import IGNORED, Example
 from fedft.data.micro_batches import InPieces, MicroBatch
-from fedft.data.preferences import Pair
 from fedft.errors import ConfigError
 from fedft.models import checkpointing
 from fedft.models.handle import ModelHandle
@@ -21,23 +21,6 @@ from fedft.models.layout import layout_of
 from fedft.simulations import run as runs
 from fedft.training import first_order, objectives
 from fedft.training.preferences import DPO, ORPO
-
-
-def rows(n: int = 8, seed: int = 3) -> list[Example]:
-    """Rows of 3 to 12 tokens, of which the first one to three are not learned; one row learns nothing."""
-    g = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, 13, (n,), generator=g).tolist()
-    found = []
-    for k, length in enumerate(lengths):
-        ids = torch.randint(1, 20, (length,), generator=g).tolist()
-        given = length if k == 2 else 1 + k % 3
-        found.append(Example(ids, [IGNORED] * given + ids[given:], given))
-    return found
-
-
-def pairs(n: int = 8) -> list[Pair]:
-    learned = [r for r in rows(2 * n + 1, seed=5) if any(x != IGNORED for x in r.labels)]
-    return [Pair(a, b) for a, b in zip(learned[:n], learned[n:], strict=False)]
 
 
 def handle_on(name: str, objective=None, dropout: float = 0.0) -> ModelHandle:
