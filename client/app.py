@@ -6,6 +6,7 @@ worker thread   the one request at hand, of whichever run: joins a run, trains, 
 """
 
 import logging
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.pace import MBIT
 from fedft.carriers.stream.site_node import Node
-from fedft.client import allowed_jobs, contact, device_lock
+from fedft.client import allowed_jobs, companions, contact, device_lock
+from fedft.client.companions import Companions, Follower
 from fedft.client.disk import SiteDisk
 from fedft.client.held_letters import Door, HeldLetters
 from fedft.client.one_worker import Worker
@@ -51,6 +53,12 @@ def attend_all(
             if (site.site.name, site.server.address) == (other.site.name, other.server.address):
                 raise ConfigError(f"site {site.site.name!r} of server {site.server.address} is in two site files")
     named = [*files] or [Path("site.toml")] * len(sites)
+    if (count := companions.launched()) > 1:
+        if len(sites) > 1:
+            raise ConfigError(f"WORLD_SIZE = {count}: a launcher's processes serve one site; give its site file alone")
+        site = companions.on_own_device(sites[0])
+        here = Companions.joined(site.model.device)
+        return accompany(site, here) if here.rank else attend(site, stop, superlink, named[0], among=here)
     if len(sites) == 1:
         return attend(sites[0], stop, superlink, named[0])
     if superlink:
@@ -84,8 +92,11 @@ def attend(
     superlink: str = "",
     file: Path = Path("site.toml"),
     worker: Worker | None = None,
+    among: Companions | None = None,
 ) -> None:
     """Serve the site until `stop` is set.
+
+    `among` are the processes that share its local steps, of which this is the first; None: there are no others.
 
     `worker` carries out the requests, with those of other sites; None: one of this site's own.
 
@@ -109,7 +120,7 @@ def attend(
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
         longest = allowed_jobs.longest_message(site.policy)
         common = worker or Worker(site.local.max_models)
-        joiner = Joiner(site, disk, common.models)
+        joiner = Joiner(site, disk, common.models, among)
         held = HeldLetters(Door(site, file).closed)
         responder = Responder(site.site.name, signing, trust.key, disk, joiner, allowed, held, requests=common.requests)
         joiner.let_go, responder.runs.told_apart = responder.runs.let_go, worker is not None
@@ -137,6 +148,17 @@ def attend(
         way.run(lambda kind, payload, reply: responder.take(trust.message(payload, go_over), reply), stop)
 
 
+def accompany(site: SiteConfig, here: Companions) -> None:
+    """Take part in the local steps of the site's first process until that is gone; ConfigError as of `attend`."""
+    allowed_code.allow([*site.policy.strategies, *site.policy.metrics])
+    log.info("site %s: process %d of %d, for local steps", site.site.name, here.rank + 1, here.count)
+    with tempfile.TemporaryDirectory(prefix="fedft-companion-") as folder:  # nothing that it keeps counts
+        joiner = Joiner(site, SiteDisk(Path(folder)), ResidentModels(site.local.max_models))
+        follower = Follower(here, joiner)
+        joiner.let_go = follower.let_go
+        follower.follow()
+
+
 def _own(site: SiteConfig, ca: bytes, key: Path, max_bytes: int, responder: Responder) -> Node:
     """Our own node, which tells the responder what is on its way."""
     rate = site.site.max_mbit_s
@@ -162,6 +184,8 @@ class Joiner:
     site: SiteConfig
     disk: SiteDisk
     models: ResidentModels
+    among: Companions | None = None
+    """The processes that share the clients' local steps, of which this is the first; None: there are no others."""
     let_go: Callable[[str], None] = lambda run: None
     """Called with a run whose client is to be forgotten, so that its model can be unloaded."""
 
@@ -182,4 +206,5 @@ class Joiner:
             raise PlanRefused("site_unfit", "model or data of this site do not fit the job; its log says why") from None
         log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
         kept, name = Kept(self.disk.kept(job.run)), self.site.site.name
-        return Client(name, train, test, here.base, here.handle, recipe, config, kept=kept, ready=turn, rows=rows)
+        client = Client(name, train, test, here.base, here.handle, recipe, config, kept=kept, ready=turn, rows=rows)
+        return client if self.among is None else companions.leading(client, job, self.among)

@@ -17,11 +17,11 @@ from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.config import LOCAL, RunConfig
-from fedft.contract import Batch, Turn
+from fedft.contract import Batch, Trained, Turn
 from fedft.data import packing
 from fedft.data.batches import ClientRows
 from fedft.data.examples import Example
-from fedft.data.micro_batches import MicroBatch
+from fedft.data.micro_batches import Among, MicroBatch
 from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
@@ -53,6 +53,8 @@ class Client:
     kept: Kept = field(default_factory=Kept)
     ready: Callable[[], None] = lambda: None
     """Called before the client's turn on the model, which others may have had turns on."""
+    among: Among | None = None
+    """The processes that share this client's batches; None: there is this one only."""
     rows: OwnRows | None = None
     """Where the rows come from, if their files are looked at again; None: they never change."""
     at: Plan | None = None
@@ -66,10 +68,12 @@ class Client:
 
     def __post_init__(self) -> None:
         wanted = self.config.local.micro_batch
-        if wanted is None:
+        if wanted is None and self.among is None:
             self._micro_batch = None
+        elif wanted == "auto":
+            self._micro_batch = MicroBatch(may_shrink=True)
         else:
-            self._micro_batch = MicroBatch(may_shrink=True) if wanted == "auto" else MicroBatch(wanted)
+            self._micro_batch = MicroBatch(wanted, among=self.among)
 
     def answer(self, kind: Kind, payload: bytes) -> bytes | Refused:
         """The client's answer to a message of the server's; what it will not do is a refusal with a code."""
@@ -137,11 +141,7 @@ class Client:
         Raises PlanRefused, `nonfinite`, if no step had a finite loss.
         """
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(turn.seed)  # dropout
-                if torch.cuda.is_initialized():  # torch.manual_seed looks for every kind of device, present or not
-                    torch.cuda.manual_seed_all(turn.seed)
-                trained = self.recipe.local(self.handle, self._rows(), turn)
+            trained = self.steps(turn)
             delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
         except FloatingPointError as e:
             raise PlanRefused("nonfinite", str(e)) from e
@@ -150,6 +150,14 @@ class Client:
                 metrics = {**metrics, MEMORY_LOST: 1.0}
             self.kept.keep(turn.plan.round, kept, counted)
         return self._update(turn.plan, delta, len(self.train_rows), metrics)
+
+    def steps(self, turn: Turn) -> Trained:
+        """What the recipe's local steps give, from where the model stands. Raises FloatingPointError as they do."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(turn.seed)  # dropout
+            if torch.cuda.is_initialized():  # torch.manual_seed looks for every kind of device, present or not
+                torch.cuda.manual_seed_all(turn.seed)
+            return self.recipe.local(self.handle, self._rows(), turn)
 
     def _rows(self) -> ClientRows:
         """This client's rows as its local steps are given them."""

@@ -4,18 +4,45 @@ The gradient of a mean over n learned places is the sum over pieces of n_i / n t
 mean, n_i being the places in it: the same step as of the whole batch, also where rows are of unlike length.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
+
+
+class Among(Protocol):
+    """Processes that share the pieces of every batch."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this one, from 0."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def add(self, parts: list[Tensor]) -> None:
+        """Sum tensors of one dtype over the processes, in place."""
 
 
 class MicroBatch:
     """How many rows a pass takes at once, for all batches of a client: it is halved where memory is not enough."""
 
-    def __init__(self, rows: int | None = None, *, may_shrink: bool = False) -> None:
-        """`rows`: at most so many, None: all of a batch. `may_shrink`: whether `halve` is allowed."""
-        self.rows, self._may_shrink = rows, may_shrink
+    def __init__(self, rows: int | None = None, *, may_shrink: bool = False, among: Among | None = None) -> None:
+        """Let a pass take so many rows.
+
+        Args:
+            rows: at most so many, None: all of a batch.
+            may_shrink: whether `halve` is allowed.
+            among: the processes that share each batch; None: there is this one only.
+        """
+        self.rows, self._may_shrink, self.among = rows, may_shrink, among
+
+    def of(self, batch: int) -> int:
+        """How many rows a pass takes of a batch of so many: no more than leave each process a piece."""
+        most = batch if self.among is None else math.ceil(batch / self.among.count)
+        return min(self.rows or batch, most)
 
     def halve(self, of: int) -> bool:
         """Take half as many rows of a batch of `of` rows from now on; False where there is no less, or it may not.
@@ -47,8 +74,8 @@ class InPieces(Mapping[str, Tensor]):
         self._whole: Mapping[str, Tensor] | None = None
 
     def pieces(self) -> list[Mapping[str, Tensor]]:
-        """The rows in order, as batches of at most `size.rows` rows, each padded by itself."""
-        step = self.size.rows or len(self.rows)
+        """The rows in order, as batches of `size.of(all)` rows, each padded by itself."""
+        step = self.size.of(len(self.rows))
         if step >= len(self.rows):
             return [self._tensors()]
         return [self._collate(self.rows[at : at + step]) for at in range(0, len(self.rows), step)]

@@ -155,7 +155,7 @@ def differentiate(handle: Handle, batch: Batch, trained: Sequence[nn.Parameter])
     """
     while isinstance(batch, InPieces):
         try:
-            return _in_pieces(handle, batch)
+            return _in_pieces(handle, batch, trained)
         except torch.OutOfMemoryError:
             if not batch.size.halve(len(batch.rows)):
                 raise
@@ -168,12 +168,20 @@ def differentiate(handle: Handle, batch: Batch, trained: Sequence[nn.Parameter])
     return loss.detach()
 
 
-def _in_pieces(handle: Handle, batch: InPieces) -> Tensor:
-    total = torch.zeros(())
-    for piece, share in handle.shares(batch):
+def _in_pieces(handle: Handle, batch: InPieces, trained: Sequence[nn.Parameter]) -> Tensor:
+    """As `differentiate`; of pieces that several processes share, this one's, and then the sum over all of them."""
+    among, total = batch.size.among, torch.zeros(())
+    pieces = handle.shares(batch)
+    for piece, share in pieces if among is None else pieces[among.rank :: among.count]:
         loss = handle.loss(piece) * share
         loss.backward()
         total = total.to(loss.device) + loss.detach()
+    if among is not None:
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        total = total.to(trained[0])
+        among.add([*(p.grad for p in trained if p.grad is not None), total])
     return total
 
 

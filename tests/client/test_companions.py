@@ -1,0 +1,86 @@
+"""What the first process of a site tells the others of a turn, and when they are ready for it."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from deployed import Deployment
+
+from fedft import strategies, testing
+from fedft.client import companions
+from fedft.client.companions import NOT_READY, Follower, LeadingClient
+from fedft.config import Local
+from fedft.contract import Turn
+from fedft.errors import PlanRefused
+from fedft.update import Plan
+from fedft.wire import messages
+
+PLAN = Plan("a" * 16, 3, 2, steps=4, learning_rate=0.25, rank=2, counted=1, extra={"pool": 3})
+
+
+def turn() -> Turn:
+    held = {"x.lora_A": torch.arange(6.0).reshape(2, 3), "x.lora_B": torch.ones(3, 2)}
+    kept = {"scaffold": {"x.lora_A": torch.full((2, 3), 0.5)}, "optimizer": {"step": torch.tensor([3.0])}}
+    return Turn(replace(PLAN, tensors={"x.lora_A": held["x.lora_A"]}), held, "d" * 64, Local(), 7, 2**60 + 1, kept)
+
+
+def test_a_turn_is_read_as_it_was_written() -> None:
+    told = turn()
+    found = companions._read(companions._written(told))
+    assert (found.held_digest, found.run_seed, found.seed) == (told.held_digest, told.run_seed, told.seed)
+    assert replace(found.plan, tensors={}) == replace(told.plan, tensors={})
+    for a, b in [(found.plan.tensors, told.plan.tensors), (found.held, told.held), *zip_drawers(found.kept, told.kept)]:
+        assert a.keys() == b.keys()
+        assert all(torch.equal(x, b[n]) for n, x in a.items())
+
+
+def zip_drawers(some, other):
+    assert some.keys() == other.keys()
+    return [(some[owner], other[owner]) for owner in some]
+
+
+@dataclass
+class Talk:
+    """Stands for the other processes: what they are told, and whether they agree."""
+
+    agrees: bool
+    told: list[tuple[bytes, ...]] = field(default_factory=list)
+    said: list[bytes] = field(default_factory=list)
+    rank: int = 0
+    count: int = 2
+
+    def tell(self, *parts: bytes) -> None:
+        self.told.append(parts)
+
+    def hear(self) -> tuple[bytes, bytes, bytes]:
+        if not self.told:
+            raise RuntimeError("Connection closed by peer")
+        return (*self.told.pop(0), b"", b"")[:3]
+
+    def agree(self, on: bytes) -> bool:
+        self.said.append(on)
+        return self.agrees and on != NOT_READY
+
+    def add(self, parts: list[torch.Tensor]) -> None: ...
+
+
+def test_a_turn_is_not_taken_where_another_process_is_not_ready(tmp_path, monkeypatch) -> None:
+    d = Deployment(tmp_path, "fedit")
+    toy, recipe = testing.toy(strategies.make("fedit", {})), strategies.make("fedit", {})
+    monkeypatch.setattr(companions, "Companions", Talk)
+    leading = LeadingClient("anna", [1, 2], [], toy, toy.handle, recipe, d.config, among=Talk(agrees=False), job=b"job")
+    with pytest.raises(PlanRefused, match="do not agree"):
+        leading.steps(turn())
+
+
+def test_a_follower_is_not_ready_for_a_run_that_it_could_not_join(tmp_path, caplog) -> None:
+    d = Deployment(tmp_path, "fedit")
+
+    def make(job):
+        raise PlanRefused("site_unfit", "no such rows here")
+
+    talk = Talk(True, [(b"job", messages.encode_job(d.job)), (b"turn", *companions._written(turn()))])
+    Follower(talk, make).follow()
+    assert talk.said == [NOT_READY]
+    assert "no such rows here" in caplog.text
+    assert not talk.told
