@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from fedft.errors import DataError
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.models.tasks import WRITING
+from fedft.training import generation
 from fedft.training.metrics import interface
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,10 @@ class Measured:
     batch_size: int = 16
     new_tokens: int = 48
     """Tokens that a generation has at most, where a metric does not say."""
+    rows: Sequence[Example] = ()
+    """That will be asked for: of those behind a prompt, texts are generated in one go with its own."""
+    pad_id: int = 0
+    """A token id that the model has; see `Base.pad_id`."""
     _said: dict[tuple[tuple[int, ...], int], str] = field(default_factory=dict)
 
     def batches(self, rows: Sequence[Example]) -> Iterator[Batch]:
@@ -85,25 +91,19 @@ class Measured:
             raise DataError(
                 f"a metric of generated text needs a model that generates text, task {' or '.join(WRITING)}"
             )
-        key = tuple(given), new_tokens or self.new_tokens
-        if key not in self._said:
-            self._said[key] = self._continued(given, key[1])
-        return self._said[key]
+        wanted = new_tokens or self.new_tokens
+        if (tuple(given), wanted) not in self._said:
+            prompts = self._with_the_next(tuple(given), wanted)
+            said = generation.continued(self.handle, t, prompts, wanted, self.pad_id)
+            self._said |= zip(((p, wanted) for p in prompts), said, strict=True)
+        return self._said[tuple(given), wanted]
 
-    def _continued(self, given: list[int], new_tokens: int) -> str:
-        """The greedy continuation of these token ids, or what a decoder writes of them, as text."""
-        prompt = torch.tensor([given], device=next(self.handle.model.parameters()).device)
-        with torch.no_grad():
-            out = self.handle.model.generate(  # type: ignore[operator]
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        before = 1 if self.handle.two_sided else len(given)  # a decoder's start token, or the prompt once more
-        return self.tokenizer.decode(out[0, before:], skip_special_tokens=True)
+    def _with_the_next(self, given: tuple[int, ...], wanted: int) -> list[tuple[int, ...]]:
+        """A prompt, and those of the rows behind it that will likely be asked for: as many as a batch has."""
+        prompts = [tuple(row.given) for row in self.rows]
+        behind = prompts[prompts.index(given) + 1 :] if given in prompts else []
+        new = (p for p in behind if p and p != given and (p, wanted) not in self._said)
+        return [given, *islice(dict.fromkeys(new), self.batch_size - 1)]
 
     def response(self, row: Example) -> str:
         """The text that should follow the row's prompt, without special tokens."""
@@ -129,7 +129,7 @@ def measure(
     """
     rows = rows[: wanted.max_rows]
     found = evaluate(handle, rows, wanted.batch_size, base.pad_id)
-    model = Measured(handle, base.tokenizer, wanted.batch_size, wanted.generate_tokens)
+    model = Measured(handle, base.tokenizer, wanted.batch_size, wanted.generate_tokens, rows, base.pad_id)
     for name, metric in interface.load([*wanted.metrics, *more]).items():
         handle.training(False)
         try:
