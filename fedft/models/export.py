@@ -30,6 +30,8 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     "delta"     all parameters were trained: `delta.safetensors`, changes since w0, and `delta.json`
     "values"    another kind of adapter: `values.safetensors`, its tensors in unit scale, and `values.json`
 
+    Of a base in 4 or 8 bits `base.json` says which one and how many.
+
     Args:
         folder: made if it is not there; files in it are written over.
         handle: the model; not changed.
@@ -39,6 +41,9 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     folder.mkdir(parents=True, exist_ok=True)
     name = base.source if base.merged else base_name
     about: dict[str, Any] = {"base": name, "base_digest": base.digest, "kind": handle.kind.name}
+    if base.bits is not None:
+        about["base_bits"] = base.bits
+        (folder / "base.json").write_text(json.dumps(about) + "\n")
     if not tasks.of(base.task).generates:
         own = classes.of_config(base.model.config)
         about |= {"labels": list(own.names), "problem_type": own.problem_type}

@@ -2,13 +2,24 @@
 
 import logging
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, checkpointing, dtypes, lengths, noisy_embeddings, packed_rows, targets
+from fedft.models import (
+    adapter_folder,
+    checkpointing,
+    dtypes,
+    lengths,
+    noisy_embeddings,
+    packed_rows,
+    quantized_base,
+    targets,
+)
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.models.load import Base
@@ -44,9 +55,15 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     m = config.model
     if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
-    head = {"labels": m.labels, "problem_type": m.problem_type}
-    how = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
-    base = adapter_folder.load(m.id, m.task, **head, **how)
+    head: dict[str, Any] = {"labels": m.labels, "problem_type": m.problem_type}
+    how: dict[str, Any] = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
+    if m.base_bits is None:
+        base = adapter_folder.load(m.id, m.task, **head, **how)
+    else:
+        pack = partial(quantized_base.packed, bits=m.base_bits, modules_to_save=m.modules_to_save)
+        base = quantized_base.below_adapters(
+            adapter_folder.load(m.id, m.task, prepare=pack, **head, **how), m.base_bits
+        )
     lengths.check_lengths(base, config)
     if recipe.space.of_base:
         for key, value in _idle(m).items():
