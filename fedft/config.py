@@ -104,6 +104,9 @@ class Model:
     more: 4.13 bits in all) or 8 (integers times a scale of 64 weights: 8.25). Layers that are trained whole, experts
     that lie in one parameter, embeddings, norms and the output stay as they are. Left out: as `dtype` says. A site
     chooses its own."""
+    repair_rank: int | None = None
+    """Where weights are packed: rank of a frozen pair beside each, which repairs what packing lost of it as well as so
+    many ranks can (LoftQ's start, as a part of the base). Left out: none."""
     device: str = "cpu"
     """torch device of the base model."""
     attention: Attention | None = None

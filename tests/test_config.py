@@ -37,6 +37,7 @@ def written(folder: Path, text: str) -> Path:
         ("[local\n", "run.toml: not valid TOML"),
         ("[local]\nmax_grad_norm = 0\n", "expected [local] max_grad_norm > 0, got 0.0"),
         ("[local]\nmomentum = -0.1\n", "expected [local] momentum >= 0, got -0.1"),
+        ("[model]\nrepair_rank = 0\n", "run.toml: expected [model] repair_rank >= 1, got 0"),
         ("[model]\nbase_bits = 3\n", "run.toml: [model] base_bits is 3, wanted 4 or 8"),
         ("[model]\nload_in_4bit = true\n", "run.toml: [model] has no 'load_in_4bit'; wanted [model] base_bits, 4 or 8"),
         ("[model]\nlora_alpha = 0.0\n", "expected [model] lora_alpha > 0, got 0.0"),

@@ -63,7 +63,10 @@ def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle) -> None
             "--merged: the weights are those that the base of %d bits stands for, with the change in them, as the run "
             "had them: on the weights of %s as they are stored the change gives another model", m.base_bits, source,
         )  # fmt: skip
-        round_off = partial(quantized_base.rounded, bits=m.base_bits, modules_to_save=m.modules_to_save)
+        rank = 0 if adapter else m.repair_rank or 0  # an adapter holds the repair
+        round_off = partial(
+            quantized_base.rounded, bits=m.base_bits, modules_to_save=m.modules_to_save, repair_rank=rank
+        )
     fresh = adapter_folder.load(source, m.task, prepare=round_off, **how)  # rounded as it was in the run
     if not handle.weights_fixed:
         fresh.model.float()  # what is added to it was in float32, too

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fedft.models import tasks
+from fedft.models.base_repair import repair
 from fedft.models.load import Base
 from fedft.models.packed_linear import FORMS, Bits, PackedLinear
 from fedft.models.parameters import shared_names
@@ -22,42 +23,56 @@ from fedft.models.whole_modules import inside, whole_modules
 log = logging.getLogger(__name__)
 
 
-def packed(base: Base, bits: Bits, modules_to_save: Sequence[str] = ()) -> Base:
+def packed(base: Base, bits: Bits, modules_to_save: Sequence[str] = (), repair_rank: int = 0) -> Base:
     """The base with its linear layers in so many bits, changed in place, one layer at a time.
 
-    Each matrix is freed before the next one is packed. The digest stays that of the weights as they were.
+    Each matrix is freed before the next one is packed. The digest stays that of the weights as they were. What goes
+    beside packed weights is in `base.merged`, and stands there after `below_adapters`.
 
     Args:
         base: as loaded, with what adapters of it have changed merged in; nothing is mounted on it.
         bits: 4 or 8.
         modules_to_save: endings of modules that are trained whole, see `whole_modules`: they stay as they are.
+        repair_rank: of the pair beside each packed weight, see `base_repair`; 0: none.
     Raises:
         DataError: as `whole_modules` does.
     """
     every = sum(p.numel() for p in base.model.parameters())
-    weights = sum(_pack(base.model, names, bits) for names in _packable(base, modules_to_save))
+    weights, repairs = 0, {}
+    for names in _packable(base, modules_to_save):
+        layer: Any = base.model.get_submodule(names[0])
+        weight = _out_in(layer).detach()
+        small = PackedLinear(weight.contiguous(), layer.bias, bits).train(layer.training)
+        if repair_rank:
+            repairs[names[0]] = repair(weight.float() - small.weight.float(), repair_rank, names[0])
+        for n in names:
+            base.model.set_submodule(n, small)
+        weights += weight.numel()
     log.info("[model] base_bits = %d: %.1f%% of the base's weights are packed", bits, 100 * weights / every)
-    return replace(base, bits=bits)
+    return replace(base, bits=bits, merged={**base.merged, **repairs})
 
 
-def below_adapters(base: Base, bits: Bits) -> Base:
-    """The base, packed before the adapters of `base.merged` came to it, with their changes beside packed weights.
+def below_adapters(base: Base, bits: Bits, repair_rank: int = 0) -> Base:
+    """The base, packed before adapters came to it, with the changes of `base.merged` beside its packed weights.
 
-    peft has merged them into the others.
+    peft has merged those of adapters into the others.
     """
     for n, layer in base.model.named_modules():
         if isinstance(layer, PackedLinear) and n in base.merged:
             layer.stand_beside(base.merged[n])
-    return replace(base, bits=bits)
+    return replace(base, bits=bits, repair_rank=repair_rank)
 
 
-def rounded(base: Base, bits: Bits, modules_to_save: Sequence[str] = ()) -> Base:
+def rounded(base: Base, bits: Bits, modules_to_save: Sequence[str] = (), repair_rank: int = 0) -> Base:
     """The base with the weights that `packed` ones stand for, as floats, changed in place; arguments as there."""
     form = FORMS[bits]
     for name, *_ in _packable(base, modules_to_save):
         layer: Any = base.model.get_submodule(name)
-        weight = _out_in(layer)
-        weight.data.copy_(form.unpack(form.pack(weight), weight.numel()).view(weight.shape))
+        weight = _out_in(layer).detach()
+        kept = form.unpack(form.pack(weight), weight.numel()).view(weight.shape)
+        if repair_rank:
+            kept += repair(weight.float() - kept, repair_rank, name).dense().to(kept.device)
+        weight.copy_(kept)
     return replace(base, bits=bits)
 
 
@@ -83,13 +98,3 @@ def _out_in(layer: Any) -> torch.Tensor:
     """The layer's weight as [out, in]: of a Conv1D a view of what it keeps."""
     weight: torch.Tensor = layer.weight
     return weight if isinstance(layer, nn.Linear) else weight.T
-
-
-def _pack(model: nn.Module, names: Sequence[str], bits: Bits) -> int:
-    """Put a packed layer in the place of the one that has these names; returns how many weights it holds."""
-    layer: Any = model.get_submodule(names[0])
-    weight = _out_in(layer)
-    small = PackedLinear(weight.contiguous(), layer.bias, bits).train(layer.training)
-    for n in names:
-        model.set_submodule(n, small)
-    return int(weight.numel())

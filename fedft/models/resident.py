@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +10,12 @@ from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
 from fedft.models import (
-    adapter_folder,
     checkpointing,
     dtypes,
     lengths,
+    loaded_base,
     noisy_embeddings,
     packed_rows,
-    quantized_base,
     targets,
 )
 from fedft.models.handle import ModelHandle
@@ -57,13 +55,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         log.warning("%s", slow)
     head: dict[str, Any] = {"labels": m.labels, "problem_type": m.problem_type}
     how: dict[str, Any] = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
-    if m.base_bits is None:
-        base = adapter_folder.load(m.id, m.task, **head, **how)
-    else:
-        pack = partial(quantized_base.packed, bits=m.base_bits, modules_to_save=m.modules_to_save)
-        base = quantized_base.below_adapters(
-            adapter_folder.load(m.id, m.task, prepare=pack, **head, **how), m.base_bits
-        )
+    base = loaded_base.load(m, **head, **how)
     lengths.check_lengths(base, config)
     if recipe.space.of_base:
         for key, value in _idle(m).items():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedft import run_file
+from fedft.errors import DataError
 from fedft.models.packed_linear import PackedLinear
 from fedft.simulations import finished_run, workplace
 from fedft.simulations import run as runs
@@ -62,6 +63,33 @@ def test_a_run_goes_on_from_the_model_of_another_one(tiny_base, tmp_path):
     second = runs.simulate(settings(tmp_path / "first" / "model", 4, "flora"), out=tmp_path / "second")
     assert second.summary["initial"]["loss"] == pytest.approx(first.summary["final"]["loss"], abs=1e-4)
     assert loss_of(tmp_path / "second" / "model", 4) == pytest.approx(second.summary["final"]["loss"], abs=1e-4)
+
+
+def test_a_repaired_base_is_nearer_and_its_repair_is_in_what_the_run_leaves(tiny_base, tmp_path, caplog):
+    initial = {}
+    for rank in (None, 32):
+        more = [f"model.repair_rank={rank}"] if rank else []
+        place = workplace.workplace(settings(tiny_base, 4, "flora", *more))
+        plain = workplace.workplace(settings(tiny_base, None, "flora"))
+        for p in (place, plain):
+            p.stand(p.recipe.first_state(p.layout, 4, 0))
+        batch = place.base.tokenizer(["def f(x): return x + 1", "import os"], padding=True, return_tensors="pt")
+        ids = {k: batch[k] for k in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            initial[rank] = float((place.base.model(**ids).logits - plain.base.model(**ids).logits).norm())
+    assert 0 < initial[32] < 0.9 * initial[None]
+
+    run = runs.simulate(settings(tiny_base, 4, "flora", "model.repair_rank=16"), out=tmp_path / "run")
+    final, model = run.summary["final"]["loss"], tmp_path / "run" / "model"
+    assert json.loads((model / "base.json").read_text())["repair_rank"] == 16
+    assert loss_of(model, 4) == pytest.approx(final, abs=1e-4)
+    finished_run.export_run(tmp_path / "run", tmp_path / "whole", merged=True)
+    assert loss_of(tmp_path / "whole", None) == pytest.approx(final, abs=1e-4)
+    with pytest.raises(DataError, match=r"repair_rank: the adapter in .* holds the repair of its base already"):
+        workplace.workplace(settings(model, 4, "flora", "model.repair_rank=16"), data=False)
+    with caplog.at_level(logging.WARNING):
+        workplace.workplace(settings(model, 8, "flora"), data=False)
+    assert "was trained on a base of 4 bits, and here it is of 8 bits" in caplog.text
 
 
 def held(x: Any, seen: set[int] | None = None) -> int:
