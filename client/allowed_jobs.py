@@ -200,6 +200,7 @@ def _check_texts(tables: Mapping[str, Mapping[str, Any]], policy: Policy) -> Non
 
 def _check_limits(said: RunConfig, policy: Policy) -> None:
     _at_most("policy_steps", "[local] steps", said.local.steps, policy.max_steps)
+    _at_most("policy_rank", "[model] repair_rank", said.model.repair_rank or 0, policy.max_rank)
     rate = said.local.learning_rate
     _at_most("policy_learning_rate", "[local] learning_rate", rate, policy.max_learning_rate, (int, float))
     for table, size in (("local", said.local.batch_size), ("eval", said.eval.batch_size)):

@@ -189,6 +189,7 @@ def _check_values(c: RunConfig) -> None:
         budget_of(c.server.budget)
     check.at_least(1, **of("local", "steps", "batch_size", "threads"), **of("server", "rounds", "attempts"))
     check.at_least(1, **of("eval", "every", "batch_size", "generate_tokens", "clients", "max_rows"))
+    check.at_least(1, **of("model", "repair_rank"))
     check.at_least(1, **of("limits", "max_num_examples", "quarantine_after", "max_bytes"))
     check.at_least(1, **of("data", "min_rows", "clients", "max_prompt"), **of("clients", "per_round"))
     if c.data.max_length != "auto":

@@ -14,7 +14,7 @@ from fedft.simulations.workplace import Workplace
 def header(place: Workplace) -> dict[str, Any]:
     """The facts of a run that has not begun, all of them plain values.
 
-    model, device, dtype                    as the run file names them
+    model, device, dtype, base_bits         as the run file names them
     parameters, trainable                   how many numbers the base has, and how many learn at the largest rank
     strategy, adapter, steps, rounds        what is done
     ranks                                   those that clients have, none where the strategy has no ranks
@@ -24,7 +24,7 @@ def header(place: Workplace) -> dict[str, Any]:
     max_length, every, budget               of the run file
     bytes_up, bytes_down                    of a round, as far as shapes tell; see `_traffic`
     """
-    config, recipe, handle, rows = place.config, place.recipe, place.handle, place.rows
+    config, recipe, rows = place.config, place.recipe, place.rows
     ranks = [] if recipe.space.rank_free else sorted({*config.ranks()[: len(place.clients)]})
     trained = recipe.space.spec(place.layout, max(ranks, default=0))
     train_rows = sum(len(c.train_rows) for c in place.clients.values())
@@ -35,7 +35,8 @@ def header(place: Workplace) -> dict[str, Any]:
         "model": config.model.id,
         "device": config.model.device,
         "dtype": config.model.dtype,
-        "parameters": sum(p.numel() for p in handle.base().values()),
+        "base_bits": config.model.base_bits,
+        "parameters": sum(map(math.prod, place.layout.parameters.values())),
         "trainable": sum(math.prod(t.shape) for t in trained.values()),
         "strategy": config.strategy.name,
         "adapter": recipe.space.name,

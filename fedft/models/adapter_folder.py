@@ -1,7 +1,8 @@
 """The folder of a PEFT adapter as a base model: to go on from a run, or from somebody's LoRA.
 
 The adapter is merged into the weights of its own base, and remembered beside them: what is trained on it is exported as
-one adapter of that base, of both changes, because peft does not stack adapters from several folders.
+one adapter of that base, of both changes, because peft does not stack adapters from several folders. Beside weights in
+4 or 8 bits it stands as factors: they are those that it was trained on, or nearly.
 
 The last bits of merged weights, and so their digest, may differ between types of machines. For a deployment, merge once
 (`fedft export --merged`) and give the model to every site.
@@ -9,7 +10,7 @@ The last bits of merged weights, and so their digest, may differ between types o
 
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ MAX_ADAPTERS = 8
 """On top of each other, from folder to folder: two that name each other have no end."""
 
 
-def load(source: str, task: str, **how: Any) -> Base:
+def load(source: str, task: str, *, prepare: Callable[[Base], Base] | None = None, **how: Any) -> Base:
     """The base model at `source`, as `models.load` loads it, or the base of an adapter with the adapter in it.
 
     Args:
         source: as there; or the folder of a PEFT adapter, whose base may be one too.
         task, how: as there.
+        prepare: what is done to the lowest base, before any adapter comes to it: see `quantized_base`.
     Raises:
         DataError: as there; and for an adapter that is no plain LoRA, or does not fit its base.
     """
@@ -44,6 +46,8 @@ def load(source: str, task: str, **how: Any) -> Base:
         base = loading.load(lowest, task, **how)
     except DataError as e:
         raise DataError(f"{e}; {folders[-1]!r} is an adapter of it") if folders else e from e
+    if prepare is not None:
+        base = prepare(base)
     for folder in reversed(folders):
         base = merged(base, folder)
     return base

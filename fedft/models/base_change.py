@@ -16,6 +16,7 @@ from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.contract import Layout
 from fedft.models import experts
+from fedft.models.packed_linear import PackedLinear
 
 
 class Originals:
@@ -71,7 +72,9 @@ class BaseChange:
         """Begin with no change; `originals` keeps the weights that are written, as `<module>.weight`."""
         self.change: dict[str, LowRank] = {}
         """By how much each adapted weight differs from w0; modules left out do not."""
-        self._layout, self._originals, self._key = layout, originals, ""
+        self._layout, self._originals = layout, originals
+        self.key = ""
+        """Of the last change that was set."""
         inside: dict[str, Any] = dict(experts.among(model, layout.experts))
         self._modules = inside | {m: model.get_submodule(m) for m in layout.modules if m not in inside}
         self._transposed = {
@@ -86,7 +89,7 @@ class BaseChange:
 
         `key` identifies the change: the call returns at once if it equals the last call's.
         """
-        if key == self._key:
+        if key == self.key:
             return
         with torch.no_grad():
             for m in change.keys() | self.change.keys():
@@ -94,7 +97,7 @@ class BaseChange:
                     d = change.get(m) or lowrank.zero(*self._layout.modules[m])
                     (self._add_to_output if self._packed(m) else self._write)(m, d)
         self.change = {m: d for m, d in change.items() if d.rank}
-        self._key = key
+        self.key = key
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -124,6 +127,8 @@ class BaseChange:
 
     def _packed(self, m: str) -> bool:
         """Whether the module's weight is no float matrix [out, in], or transpose of one, that could be written."""
+        if isinstance(self._modules[m], PackedLinear):
+            return True
         weight, (o, i) = self._modules[m].weight, self._layout.modules[m]
         return not weight.is_floating_point() or tuple(weight.shape) not in ((o, i), (i, o))
 
@@ -134,10 +139,11 @@ class BaseChange:
 
     def _add_to_output(self, m: str, d: LowRank) -> None:
         """Let the module add the change to its output from now on."""
-        device = self._modules[m].weight.device
-        self._factors[m] = d.A.to(device), d.B.to(device)
+        module = self._modules[m]
+        weight: Tensor = module.packed[0] if isinstance(module, PackedLinear) else module.weight
+        self._factors[m] = d.A.to(weight.device), d.B.to(weight.device)
         if m not in self._hooks:
-            self._hooks[m] = self._modules[m].register_forward_hook(lambda _, x, y, m=m: self._added(m, x[0], y))
+            self._hooks[m] = module.register_forward_hook(lambda _, x, y, m=m: self._added(m, x[0], y))
 
     def _added(self, m: str, x: Tensor, y: Tensor) -> Tensor:
         """The module's output y [..., out] with the change's B (A x) added, x [..., in]."""

@@ -15,6 +15,9 @@ from fedft.models.load import Base
 from fedft.models.parameters import shared_names
 from fedft.models.whole_modules import inside
 
+PACKED = "base.json"
+"""Says of what precision the base was that an adapter beside it was trained on, where that was packed."""
+
 
 def base_name(base: Base) -> str:
     """The name or path of a base model that `from_pretrained` takes on this machine."""
@@ -30,6 +33,9 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     "delta"     all parameters were trained: `delta.safetensors`, changes since w0, and `delta.json`
     "values"    another kind of adapter: `values.safetensors`, its tensors in unit scale, and `values.json`
 
+    Of a base in 4 or 8 bits `base.json` says which one and how many. A pair that repairs its weights (`base_repair`) is
+    a part of the adapter.
+
     Args:
         folder: made if it is not there; files in it are written over.
         handle: the model; not changed.
@@ -39,6 +45,9 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     folder.mkdir(parents=True, exist_ok=True)
     name = base.source if base.merged else base_name
     about: dict[str, Any] = {"base": name, "base_digest": base.digest, "kind": handle.kind.name}
+    if base.bits is not None:
+        about |= {"base_bits": base.bits, "repair_rank": base.repair_rank}
+        (folder / PACKED).write_text(json.dumps(about) + "\n")
     if not tasks.of(base.task).generates:
         own = classes.of_config(base.model.config)
         about |= {"labels": list(own.names), "problem_type": own.problem_type}

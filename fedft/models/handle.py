@@ -158,6 +158,11 @@ class ModelHandle:
         """Make every adapted weight act as w0 + change; returns at once if `key` equals the last call's."""
         self._base.set(change, key)
 
+    @property
+    def base_change_key(self) -> str:
+        """The key of the last `set_base_change`; "" before the first."""
+        return self._base.key
+
     def change(self) -> tuple[dict[str, LowRank | Tensor], dict[str, Tensor]]:
         """(change [out, in] of each adapted weight, change of each trained parameter of the base) since w0, by name.
 

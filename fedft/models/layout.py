@@ -9,6 +9,7 @@ from fedft.contract import Layout
 from fedft.models import tasks
 from fedft.models.experts import experts_of
 from fedft.models.load import Base
+from fedft.models.packed_linear import PackedLinear
 from fedft.models.parameters import order_of, parameters_of
 from fedft.models.targets import chosen
 from fedft.models.whole_modules import inside, whole_modules
@@ -41,6 +42,7 @@ def layout_of(
     modules = {n: (body | experts)[n] for n in chosen(base, body, experts, targets, layers)}
     made = getattr(model, "_keys_to_ignore_on_save", None) or ()  # by formula at every loading, as Marian's positions
     parameters = {n: tuple(p.shape) for n, p in parameters_of(model).items() if n not in made}
+    parameters |= {f"{n}.weight": _out_in(m) for n, m in model.named_modules() if isinstance(m, PackedLinear)}
     heads = {n: s for n, s in parameters.items() if inside(n, whole)}
     order = tuple(n for n in order_of(model) if n in parameters)
     fused = frozenset(modules.keys() & experts)

@@ -49,6 +49,10 @@ class Base:
     """The token id that fills up short rows of a batch: one that the model has. It is masked."""
     ids: int = 2**31
     """How many token ids the model has an embedding for, from 0."""
+    bits: int | None = None
+    """Of each weight of its linear layers, where they are packed (`quantized_base`): 4 or 8."""
+    repair_rank: int = 0
+    """Of the pairs in `merged` that repair packed weights (`base_repair`); 0: there are none."""
 
     @cached_property
     def tokenizer_digest(self) -> str:

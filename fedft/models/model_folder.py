@@ -1,19 +1,23 @@
 """A trained model as a folder for other tools: with its tokenizer, as an adapter or merged with its base."""
 
+import logging
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, export
+from fedft.models import adapter_folder, export, quantized_base
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.models.parameters import parameters_of, shared_names
+
+log = logging.getLogger(__name__)
 
 
 def check_free(to: Path) -> None:
@@ -38,6 +42,10 @@ def write(to: Path, config: RunConfig, base: Base, handle: ModelHandle, *, merge
     kind = export.save_adapter(to, handle, base, export.base_name(base))
     _tokenizer(config, base.tokenizer).save_pretrained(to)
     if not merged:
+        if base.bits is not None:
+            log.warning(
+                "it was trained on a base of %d bits, and gives another loss on any other: see base.json", base.bits
+            )
         return kind
     _merge(to, config, base, handle)
     return "merged model"
@@ -49,7 +57,17 @@ def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle) -> None
     # an adapter on an adapter has been exported as one, of the base below both
     source = export.base_name(base) if adapter and base.merged else m.id
     how = {"labels": m.labels, "problem_type": m.problem_type, "dtype": m.dtype, "seed": seed}
-    fresh = adapter_folder.load(source, m.task, **how)  # rounded as it was in the run
+    round_off = None
+    if m.base_bits is not None:
+        log.warning(
+            "--merged: the weights are those that the base of %d bits stands for, with the change in them, as the run "
+            "had them: on the weights of %s as they are stored the change gives another model", m.base_bits, source,
+        )  # fmt: skip
+        rank = 0 if adapter else m.repair_rank or 0  # an adapter holds the repair
+        round_off = partial(
+            quantized_base.rounded, bits=m.base_bits, modules_to_save=m.modules_to_save, repair_rank=rank
+        )
+    fresh = adapter_folder.load(source, m.task, prepare=round_off, **how)  # rounded as it was in the run
     if not handle.weights_fixed:
         fresh.model.float()  # what is added to it was in float32, too
     if adapter:
@@ -64,7 +82,7 @@ def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle) -> None
     else:
         whole = fresh.model
         own = parameters_of(whole)
-        for name, change in _whole_changes(handle, to).items():
+        for name, change in _whole_changes(handle, whole, to).items():
             own[name].data.add_(change)
     for file in to.iterdir():
         shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -79,8 +97,8 @@ def _tokenizer(config: RunConfig, tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _whole_changes(handle: ModelHandle, to: Path) -> dict[str, Tensor]:
-    """What each parameter differs from the base by. Raises ConfigError for a kind whose change is no matrix."""
+def _whole_changes(handle: ModelHandle, fresh: nn.Module, to: Path) -> dict[str, Tensor]:
+    """What each parameter of the base, `fresh`, differs by. Raises ConfigError for a kind whose change is no matrix."""
     from safetensors.torch import load_file
 
     if (to / "delta.safetensors").exists():
@@ -90,6 +108,5 @@ def _whole_changes(handle: ModelHandle, to: Path) -> dict[str, Tensor]:
         raise ConfigError(f"--merged: what adapters of kind {handle.kind.name!r} change is no matrix of a weight")
     for m, d in changes.items():
         dense = d.dense() if isinstance(d, LowRank) else d
-        weight = handle.base()[f"{m}.weight"]
-        whole[f"{m}.weight"] = dense if weight.shape == dense.shape else dense.T
+        whole[f"{m}.weight"] = dense.T if type(fresh.get_submodule(m)).__name__ == "Conv1D" else dense
     return whole

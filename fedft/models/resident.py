@@ -2,13 +2,22 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, checkpointing, dtypes, lengths, noisy_embeddings, packed_rows, targets
+from fedft.models import (
+    checkpointing,
+    dtypes,
+    lengths,
+    loaded_base,
+    noisy_embeddings,
+    packed_rows,
+    targets,
+)
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.models.load import Base
@@ -44,9 +53,9 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     m = config.model
     if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
-    head = {"labels": m.labels, "problem_type": m.problem_type}
-    how = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
-    base = adapter_folder.load(m.id, m.task, **head, **how)
+    head: dict[str, Any] = {"labels": m.labels, "problem_type": m.problem_type}
+    how: dict[str, Any] = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
+    base = loaded_base.load(m, **head, **how)
     lengths.check_lengths(base, config)
     if recipe.space.of_base:
         for key, value in _idle(m).items():

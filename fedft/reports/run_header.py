@@ -20,8 +20,9 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     rank = f" of rank {most}" if least == most else f" of ranks {least} to {most}"
     rank = rank if most else ""
     whose = f", {h['asked']} of them a round" if h["asked"] < h["clients"] else ""
+    bits = f"base of {h['base_bits']} bits, " if h.get("base_bits") else ""
     told = [
-        f"model    {model}: {count(h['parameters'])} parameters, {h['dtype']} on {h['device']}",
+        f"model    {model}: {count(h['parameters'])} parameters, {bits}{h['dtype']} on {h['device']}",
         f"trains   {count(h['trainable'])} numbers ({share:.3g} %), {h['adapter']}{rank}, by {h['strategy']}",
         f"clients  {h['clients']}{whose}, with {count(h['train_rows'])} rows and {count(h['held_out_rows'])} held out",
     ]

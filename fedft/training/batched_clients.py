@@ -48,8 +48,8 @@ class Seat:
     """Names of the tensors that learn in this turn."""
     scales: Mapping[str, float]
     """Unit-scale value per own value of each of `values`."""
-    base: tuple[int, ...]
-    """How often each weight of the base had been written to: equal numbers mean equal weights."""
+    base: tuple[str | int, ...]
+    """The key of the base's change, and how often each weight had been written to: equal ones mean equal weights."""
 
 
 def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
@@ -114,7 +114,8 @@ def seat(
     values = {n: p.detach().clone() for n, p in (dict(handle.adapter()) | dict(handle.parameters())).items()}
     scales = {n: handle.scale(n) for n in values}
     learns = local.learns(handle, turn)
-    return Seat(turn, batches, handle.read(), values, learns, scales, tuple(p._version for p in base))
+    stands: tuple[str | int, ...] = (handle.base_change_key, *(p._version for p in base))
+    return Seat(turn, batches, handle.read(), values, learns, scales, stands)
 
 
 def train(

@@ -308,6 +308,7 @@ def test_all_parameters_are_more_than_some_layers():
         ("policy_batch_size", "eval", "batch_size", "max_batch_size"),
         ("policy_tokens", "data", "max_length", "max_tokens"),
         ("policy_tokens", "data", "max_prompt", "max_tokens"),
+        ("policy_rank", "model", "repair_rank", "max_rank"),
         ("policy_tokens", "eval", "generate_tokens", "max_tokens"),
     ],
 )

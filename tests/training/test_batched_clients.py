@@ -25,7 +25,7 @@ from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import Local
 from fedft.contract import Batch, Course, Learning, Turn
 from fedft.data.examples import IGNORED
-from fedft.models import layout, load
+from fedft.models import layout, load, quantized_base
 from fedft.models.handle import ModelHandle
 from fedft.testing import Ready
 from fedft.training import batched_clients
@@ -60,6 +60,11 @@ def gpt2(rate: float = 0.0) -> Any:
 def handle_on(net: Any, space: Any = SPACE) -> ModelHandle:
     task = "sequence-classification" if "Classification" in type(net).__name__ else "causal-lm"
     return ModelHandle(net, layout.layout_of(load.Base(net, None, task, "", ""), "all-linear"), space)
+
+
+def on_four_bits(net: Any) -> ModelHandle:
+    base = quantized_base.packed(load.Base(net, None, "causal-lm", "", ""), 4)
+    return ModelHandle(net, layout.layout_of(base, "all-linear"), SPACE)
 
 
 def batch_of(seed: int, rows: int = 2, length: int = 9, classes: int = 0) -> Batch:
@@ -280,8 +285,9 @@ def test_the_same_work_gives_the_same_bytes() -> None:
     assert [tensors.digest(x.delta) for x in first] == [tensors.digest(x.delta) for x in again]
 
 
-def test_who_stands_on_another_base_is_not_let_in() -> None:
-    handle, seats = handle_on(llama()), []
+@pytest.mark.parametrize("put", [handle_on, on_four_bits])
+def test_who_stands_on_another_base_is_not_let_in(put: Callable[[Any], ModelHandle]) -> None:
+    handle, seats = put(llama()), []
     base = batched_clients.common(handle)
     for turn, batches in UNLIKE:
         start(handle, turn)
@@ -291,6 +297,19 @@ def test_who_stands_on_another_base_is_not_let_in() -> None:
         seats.append(batched_clients.seat(handle, PLAIN, turn, iter(batches), base))
     with pytest.raises(Unlike, match="unlike base weights"):
         batched_clients.train(handle, PLAIN, seats, 0)
+
+
+def test_on_a_packed_base_clients_are_as_alone_wherever_it_stands() -> None:
+    work = [(turn_of(k, rank=4 + k), [batch_of(10 * k + s) for s in range(4)]) for k in range(3)]
+    found = []
+    for go in (shared, alone):
+        handle = on_four_bits(llama())
+        moved = {
+            m: LowRank(torch.full((1, i), 0.1), torch.full((o, 1), 0.1)) for m, (o, i) in handle.layout.modules.items()
+        }
+        handle.set_base_change(moved, "moved")
+        found.append(go(handle, work, PLAIN))
+    assert_same(*found)
 
 
 def test_a_loss_that_differs_from_the_ordinary_one_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
