@@ -120,7 +120,7 @@ class Client:
             mine = {k: v for k, v in ours[table].items() if k not in LOCAL.get(table, ())}
             if (theirs := dict(job.table(table))) != mine:
                 raise PlanRefused("job_mismatch", f"the server's [{table}] is {theirs}, ours is {mine}")
-        if job.base != self.base.digest:
+        if job.base != self.base.digest and job.base != self.base.earlier(str(job.table("model").get("dtype"))):
             raise PlanRefused("base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.base[:12]}")
         if job.tokenizer and job.tokenizer != (own := self.base.tokenizer_digest):
             raise PlanRefused(

@@ -187,7 +187,7 @@ def model(
 
     dtype = dtypes.chosen(source, task, device) if dtype == "auto" else dtype
     base = models.load(source, task, **head, dtype=dtype, device=device, seed=seed)
-    yield Finding("model", OK, f"{_said(source, base)}, digest {base.digest[:12]} as {task} in {dtype}")
+    yield Finding("model", OK, f"{_said(source, base)}, digest {base.digest[:12]}, as {task} in {dtype}")
     if slow := dtypes.slow(dtype, task, device):
         yield Finding("dtype", WARN, slow, "another [model] dtype, or device")
     yield _tokenizer(base)
@@ -222,10 +222,10 @@ def site_model(base: "Base", allowed: Sequence[str] | None = None) -> Iterator[F
     if not tasks.of(base.task).generates:
         yield Finding("model", OK, f"{found}, a classifier's body; its digest depends on the run's labels")
     elif allowed is not None and not base.digest.startswith(tuple(allowed)):
-        remedy = "correct it if runs are in float32; in another dtype the model has another digest"
-        yield Finding("model", WARN, f"{found}, digest {base.digest[:12]} in float32 is not in [policy] base", remedy)
+        remedy = "correct it, or give the model that it names; digests are of the weights as they are stored"
+        yield Finding("model", WARN, f"{found}, digest {base.digest[:12]} is not in [policy] base", remedy)
     else:
-        yield Finding("model", OK, f"{found}, digest {base.digest[:12]} in float32")
+        yield Finding("model", OK, f"{found}, digest {base.digest[:12]}")
     yield _tokenizer(base)
 
 
