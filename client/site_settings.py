@@ -54,6 +54,9 @@ class SiteModel:
     """torch device."""
     attention: Attention | None = None
     """How attention is computed, as in a run file; left out: what transformers chooses."""
+    base_bits: Literal[4, 8] | None = None
+    """Bits of each frozen weight under adapters, as in a run file; left out: those of the run's dtype. It is the site's
+    own choice, whatever the server's is."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "
 BUDGETS = ("bytes", "steps", "seconds")
 ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
-    "model": frozenset({"id", "device", "attention"}),
+    "model": frozenset({"id", "device", "attention", "base_bits"}),
     "data": frozenset({"train", "test", "partition", "client", "clients", "alpha", "min_rows"}),
     "local": frozenset({"threads", "micro_batch", "checkpointing"}),
     "server": ALL,
@@ -47,7 +47,7 @@ OTHER_TOOLS: Mapping[str, str] = {
     **dict.fromkeys(("r", "lora_r", "lora_rank"), "[clients] rank"),
     **dict.fromkeys(("target_modules", "lora_target_modules"), "[model] targets"),
     **dict.fromkeys(("fp16", "bf16", "torch_dtype"), "[model] dtype"),
-    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization"), "[model] dtype, of 16 bits or more"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization"), "[model] base_bits, 4 or 8"),
     **dict.fromkeys(("model_name_or_path", "base_model"), "[model] id"),
     **dict.fromkeys(("max_seq_length", "max_seq_len", "cutoff_len"), "[data] max_length"),
     **dict.fromkeys(("num_rounds", "num_server_rounds"), "[server] rounds"),
@@ -99,6 +99,11 @@ class Model:
     """Resident base weights: float32, bfloat16, float16, or "auto", which a run resolves when it begins: the file's own
     on a CUDA device that computes it, else float32. Adapters are float32. "fp32" and "float", "bf16", "fp16" are taken
     for the long names."""
+    base_bits: Literal[4, 8] | None = None
+    """Bits of each frozen weight in linear layers of the body, under adapters: 4 (NF4, whose scales are quantised once
+    more: 4.13 bits in all) or 8 (integers times a scale of 64 weights: 8.25). Layers that are trained whole, experts
+    that lie in one parameter, embeddings, norms and the output stay as they are. Left out: as `dtype` says. A site
+    chooses its own."""
     device: str = "cpu"
     """torch device of the base model."""
     attention: Attention | None = None

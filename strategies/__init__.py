@@ -56,6 +56,11 @@ def of(config: RunConfig) -> Recipe:
         raise ConfigError(
             f"[codec] down: clients of {name} add up what they receive; wanted 'fp32', got {config.codec.down!r}"
         )
+    if config.model.base_bits is not None and recipe.space.of_base:
+        raise ConfigError(
+            f"[model] base_bits = {config.model.base_bits}: {name} writes all weights of the base, and packed ones "
+            f"stand still; leave it out, or take a strategy with adapters"
+        )
     if getattr(objectives.of(config), "needs_reference", False) and recipe.space.of_base:
         objective = registry.named(config.local.objective, "objective")[0]
         raise ConfigError(

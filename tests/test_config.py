@@ -37,6 +37,8 @@ def written(folder: Path, text: str) -> Path:
         ("[local\n", "run.toml: not valid TOML"),
         ("[local]\nmax_grad_norm = 0\n", "expected [local] max_grad_norm > 0, got 0.0"),
         ("[local]\nmomentum = -0.1\n", "expected [local] momentum >= 0, got -0.1"),
+        ("[model]\nbase_bits = 3\n", "run.toml: [model] base_bits is 3, wanted 4 or 8"),
+        ("[model]\nload_in_4bit = true\n", "run.toml: [model] has no 'load_in_4bit'; wanted [model] base_bits, 4 or 8"),
         ("[model]\nlora_alpha = 0.0\n", "expected [model] lora_alpha > 0, got 0.0"),
         ("[model]\ntargets = []\n", "targets is [], wanted 'all-linear' or name endings"),
         ("[model]\ntargets = ''\n", "targets is '', wanted"),
@@ -212,3 +214,13 @@ def test_paths_take_variables_and_say_which_one_is_not_set(tmp_path: Path, monke
     monkeypatch.delenv("MY_DATA")
     with pytest.raises(ConfigError, match="the variable MY_DATA is not set"):
         run_file.load(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize("name", ["fedkseed", "mezo", "ferret", "fedavg"])
+def test_packed_weights_are_refused_by_what_writes_them_and_taken_by_adapters(name):
+    strategies.of(run_file.from_dict({"model": {"base_bits": 4}, "strategy": {"name": name, "space": "lora"}}))
+    with pytest.raises(
+        ConfigError, match=rf"\[model\] base_bits = 4: {name} writes all weights of the base"
+    ) as refused:
+        strategies.of(run_file.from_dict({"model": {"base_bits": 4}, "strategy": {"name": name}}))
+    assert "\n" not in str(refused.value)
