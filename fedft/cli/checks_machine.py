@@ -193,7 +193,7 @@ def model(
     yield _tokenizer(base)
 
 
-def site_base(source: str, device: str) -> "Base":
+def site_base(source: str, device: str, dtype: str = "float32") -> "Base":
     """The base model of a site, which learns from the run only what it is for: for the first task that it can do.
 
     Raises DataError for a model that can do none.
@@ -204,7 +204,7 @@ def site_base(source: str, device: str) -> "Base":
     first: FedftError | None = None
     for task in tasks.TASKS:
         try:
-            return models.load(source, task, device=device)
+            return models.load(source, task, device=device, dtype=dtype)
         except FedftError as e:
             first = first or e
     assert first is not None
