@@ -21,7 +21,7 @@ from torch import nn
 
 from fedft.config import DTYPES
 from fedft.errors import DataError, first_line
-from fedft.models import classes, stored_weights, tasks
+from fedft.models import classes, stored_quantization, stored_weights, tasks
 from fedft.models import load as loading
 from fedft.models.classes import Classes
 from fedft.models.load import Base, ready
@@ -95,6 +95,9 @@ def merged(below: Base, source: str) -> Base:
     Raises DataError where factors are missing or do not fit, or the adapter saves modules whole that hold layers of the
     body, or share their weights with others.
     """
+    if method := stored_quantization.method_of(below.model.config):
+        why = f"its base holds weights packed by {method}, into which nothing can be merged; give a base in floats"
+        raise DataError(f"[model] id: cannot load the adapter in {source!r}: {why}")
     from peft import PeftModel
     from peft.utils import ModulesToSaveWrapper, load_peft_weights
     from transformers import AutoTokenizer

@@ -19,7 +19,7 @@ from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
 from fedft.data.labels import SINGLE
 from fedft.errors import DataError, FedftError, first_line, in_one_line, offline
-from fedft.models import classes, stored_weights, tasks, tokenizer_digest
+from fedft.models import classes, stored_quantization, stored_weights, tasks, tokenizer_digest
 from fedft.models.classes import Classes
 from fedft.models.parameters import parameters_of
 
@@ -41,6 +41,8 @@ class Base:
     """SHA-256 of the weights as they are stored, hexadecimal, whatever they are loaded as; see `stored_weights`."""
     merged: Mapping[str, LowRank] = field(default_factory=dict)
     """The changes by adapters that are merged into the weights, by module, in unit scale."""
+    earlier: Callable[[str], str] = lambda dtype: ""
+    """The digest of the weights as they are loaded in a dtype, which runs of before have; loads the base once more."""
     saved: frozenset[str] = frozenset()
     """Modules that such an adapter has brought whole, by path: they are exported with what is trained."""
     drawn: frozenset[str] = frozenset()
@@ -49,8 +51,6 @@ class Base:
     """The token id that fills up short rows of a batch: one that the model has. It is masked."""
     ids: int = 2**31
     """How many token ids the model has an embedding for, from 0."""
-    earlier: Callable[[str], str] = lambda dtype: ""
-    """The digest of the weights as they are loaded in a dtype, which runs of before have; loads the base once more."""
 
     @cached_property
     def tokenizer_digest(self) -> str:
@@ -60,7 +60,7 @@ class Base:
 
 def load(
     source: str, task: str, *, labels: Sequence[str] = (), problem_type: str = SINGLE, dtype: str = "float32",
-    device: str = "cpu", seed: int = 0, attention: str | None = None,
+    device: str = "cpu", seed: int = 0, attention: str | None = None, only_floats: str = "",
 ) -> Base:  # fmt: skip
     """The base model and tokenizer at `source`, in evaluation mode on `device`. Torch's global seed stays as it was.
 
@@ -74,6 +74,7 @@ def load(
         device: torch device.
         seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
         attention: `[model] attention`.
+        only_floats: why a checkpoint of packed weights is refused; "": it is not.
     Raises:
         ValueError: another task.
         DataError: no model there, or one that does not do this task; weights that it lacks; a head of other classes;
@@ -93,6 +94,7 @@ def load(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if misfit := tasks.misfit(config, wanted):
             raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {misfit}")
+        packed = stored_quantization.check_readable(config, source, only_floats)
         tokenizer = _tokenizer(folder)  # before gigabytes of weights are read
         own, named = classes.of_config(config), Classes(labels, problem_type)
         if labels and not wanted.generates:
@@ -100,9 +102,11 @@ def load(
                 classes.order(own, named, source)
             classes.name(config, named)
         files = stored_weights.stamps_of(stored_weights.files_of(folder))
-        how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        how: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        if packed:  # its library places them where they are unpacked
+            how["device_map"] = {"": place}
         model, lacks = _weights(kind, folder, seed, config=config, **how)
-        model.to(place).eval()
+        (model if packed else model.to(place)).eval()
     except FedftError:
         raise
     except Exception as e:  # of four libraries' parsers, on whatever lies in the folder
