@@ -7,6 +7,8 @@ Whatever a server says, the outcome is work that the policy allows, or PlanRefus
 
     policy_strategy        a strategy that the site does not list, by exactly this name
     policy_base            a base model that the site does not list
+    policy_bits            a base in a precision that the site does not list
+    base_precision         the site has chosen another precision than the run's, which the strategy does not allow
     policy_targets         layers that the site does not list
     policy_rank, policy_steps, policy_learning_rate, policy_batch_size, policy_tokens       above the site's limit
     policy_download        tensors of a plan, with what they are added to, that take more memory than the site allows
@@ -23,6 +25,7 @@ from dataclasses import replace
 from typing import Any, get_type_hints
 
 from fedft import check, config, registry, run_file, strategies
+from fedft.client.base_precision import own_model
 from fedft.client.site_settings import Policy, SiteConfig
 from fedft.compression import codec_names
 from fedft.config import ALL, LOCAL, RunConfig
@@ -101,7 +104,7 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
             raise PlanRefused("policy_options", f"[data] chat_template: {why}")
         return replace(
             said,
-            model=replace(said.model, **vars(site.model)),
+            model=own_model(said, site),
             data=replace(said.data, **form),
             local=replace(said.local, **{k: v for k, v in vars(site.local).items() if k in LOCAL["local"]}),
         )

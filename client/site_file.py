@@ -24,6 +24,7 @@ from fedft.security.sealed import site_name
 ADDRESS = re.compile(r"(?:[^\s:/@\[\]]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
 DIGEST = re.compile(r"[0-9a-f]{12,64}")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+BITS = (32, 16, 8, 4)
 LEAST_MBIT_S = 1  # the server gives an answer's place to the next at 0.8, see `open_letter`
 PATHS = {
     "site": {"state": "a folder"},
@@ -119,6 +120,8 @@ def _check(c: SiteConfig, path: Path) -> None:
             check.at_least(1, micro_batch=c.local.micro_batch)
         check.at_least(1, max_batch_size=p.max_batch_size, max_tokens=p.max_tokens, max_download_mib=p.max_download_mib)
         check.at_least(0, max_learning_rate=p.max_learning_rate)
+        if not (p.bits and {*p.bits} <= {*BITS}):
+            raise ValueError(f"[policy] bits is {p.bits}, wanted some of {', '.join(map(str, BITS))}")
         for digest in p.base or ():
             if not DIGEST.fullmatch(digest):
                 raise ValueError(f"[policy] base holds {digest!r}, wanted 12 to 64 hexadecimal digits in lower case")

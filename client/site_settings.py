@@ -54,9 +54,11 @@ class SiteModel:
     """torch device."""
     attention: Attention | None = None
     """How attention is computed, as in a run file; left out: what transformers chooses."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the base's weights in memory; where it or `base_bits` is said here, the server has no say in either. Left out:
+    the run's. Refused (`base_precision`) where the strategy's clients must have the base in one precision."""
     base_bits: Literal[4, 8] | None = None
-    """Bits of each frozen weight under adapters, as in a run file; left out: those of the run's dtype. It is the site's
-    own choice, whatever the server's is."""
+    """Bits of each frozen weight under adapters, as in a run file; left out: as `dtype` says, or the run."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ class Policy:
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
     """Layers that may be trained, as in a run file; "all-linear" allows all of them, and full fine-tuning, but a
     regular expression only where it stands here itself."""
+    bits: list[int] = field(default_factory=lambda: [32, 16, 8, 4])
+    """Bits of a base's weights that a server may ask for; what [model] says here is the site's own choice."""
     max_rank: int = 64
     """LoRA rank."""
     max_steps: int = 1000

@@ -13,6 +13,7 @@ import torch
 
 from fedft.arithmetic import tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
+from fedft.client.base_precision import precision_of
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
@@ -28,7 +29,7 @@ from fedft.models.load import Base
 from fedft.randomness import philox
 from fedft.recipe import Recipe
 from fedft.training import evaluate
-from fedft.update import MEMORY_LOST, Job, Plan, Update
+from fedft.update import BITS, MEMORY_LOST, Job, Plan, Update
 from fedft.wire import messages
 from fedft.wire.table import Entry, check_download
 
@@ -63,6 +64,8 @@ class Client:
     """Local steps begun in the round at hand, for those who wait."""
     _micro_batch: MicroBatch | None = field(init=False)
     """Stays between rounds: what memory has shown to be enough for."""
+    _bits: Mapping[str, float] = field(default_factory=dict)
+    """What every update says of the base's precision: nothing where it is the run's."""
     _run: str = ""
     _run_seed: int = 0
 
@@ -124,7 +127,7 @@ class Client:
             mine = {k: v for k, v in ours[table].items() if k not in LOCAL.get(table, ())}
             if (theirs := dict(job.table(table))) != mine:
                 raise PlanRefused("job_mismatch", f"the server's [{table}] is {theirs}, ours is {mine}")
-        if job.base != self.base.digest:
+        if job.base != self.base.digest and job.base != self.base.earlier(str(job.table("model").get("dtype"))):
             raise PlanRefused("base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.base[:12]}")
         if job.tokenizer and job.tokenizer != (own := self.base.tokenizer_digest):
             raise PlanRefused(
@@ -133,6 +136,8 @@ class Client:
                 "tokens or chat template",
             )
         self._run, self._run_seed = job.run, job.seed
+        bits = self.config.model.bits
+        self._bits = {BITS: float(bits)} if bits != precision_of(job).bits else {}
         self.kept.open(job.run)
 
     def train(self, turn: Turn) -> Update:
@@ -208,4 +213,4 @@ class Client:
         return turn
 
     def _update(self, plan: Plan, delta: dict[str, torch.Tensor], n: int, metrics: dict[str, float]) -> Update:
-        return Update(delta, n, plan.round, plan.run, plan.attempt, metrics=metrics)
+        return Update(delta, n, plan.round, plan.run, plan.attempt, metrics={**metrics, **self._bits})

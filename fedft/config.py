@@ -20,12 +20,13 @@ from fedft.registry import IN_JOBS, PREFERENCES, Choice, Registry, named
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DTYPE_ALIASES = {"fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16"}
+BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 """No others: transformers takes the names of hub folders too, and runs the code in them."""
 BUDGETS = ("bytes", "steps", "seconds")
 ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
-    "model": frozenset({"id", "device", "attention", "base_bits"}),
+    "model": frozenset({"attention", "device", "id"}),
     "data": frozenset({"train", "test", "partition", "client", "clients", "alpha", "min_rows"}),
     "local": frozenset({"threads", "micro_batch", "checkpointing"}),
     "server": ALL,
@@ -103,7 +104,7 @@ class Model:
     """Bits of each frozen weight in linear layers of the body, under adapters: 4 (NF4, whose scales are quantised once
     more: 4.13 bits in all) or 8 (integers times a scale of 64 weights: 8.25). Layers that are trained whole, experts
     that lie in one parameter, embeddings, norms and the output stay as they are. Left out: as `dtype` says. A site
-    chooses its own."""
+    whose own file says its `dtype` or `base_bits` goes by that, where the strategy's clients need not have one base."""
     repair_rank: int | None = None
     """Where weights are packed: rank of a frozen pair beside each, which repairs what packing lost of it as well as so
     many ranks can (LoftQ's start, as a part of the base). Left out: none."""
@@ -117,6 +118,15 @@ class Model:
         "single_label_classification"
     )
     """Classification, in transformers' words: a record has one class, any number of labels, or numbers to fit."""
+
+    @property
+    def bits(self) -> int:
+        """Of each of the base's frozen weights; 32 for "auto", which no run has that has begun.
+
+        >>> Model(dtype="bfloat16").bits, Model(dtype="bfloat16", base_bits=4).bits
+        (16, 4)
+        """
+        return self.base_bits or BITS.get(self.dtype, 32)
 
 
 @dataclass(frozen=True)

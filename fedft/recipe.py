@@ -183,6 +183,9 @@ class Recipe:
     """What is broadcast shows single clients' tensors."""
     unlike_ranks: bool = False
     """Clients may have different LoRA ranks."""
+    bases: Literal["same", "any"] = "same"
+    """What clients' bases may differ in: "any": one site has it in 16 bits and another in 4, since what travels is of
+    adapters, or of changes beside the base; "same": all have it in the run's precision."""
     any_kind: bool = False
     """Any kind of adapter will do: tensors are averaged by name, whatever they mean."""
     upload_kind: Literal["changes", "values", "numbers"] = "changes"

@@ -21,6 +21,8 @@ from fedft.arithmetic.tensors import Tensors
 Scalar = float | int | str | bool
 MEMORY_LOST = "memory_lost"
 """Metric of an update whose client did not find what it had kept after its last one that counted: it began anew."""
+BITS = "bits"
+"""Metric of an update or an evaluation whose client has the base in another precision than the run says: its bits."""
 VERSION = re.compile(r"0|[1-9][0-9]{0,15}")
 
 

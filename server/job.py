@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedft.config import ALL, LOCAL, RunConfig
+from fedft.models.load import Base
 from fedft.update import Job
 
 
@@ -28,6 +29,20 @@ def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes], tokenizer_
     for part in who:
         h.update(part)
     return Job(h.hexdigest()[:16], config.server.seed, base_digest, told(config), tokenizer_digest)
+
+
+def job_on(config: RunConfig, base: Base, who: Iterable[bytes], begun: str = "") -> Job:
+    """The job of a run on a loaded base, whose digest it holds.
+
+    A run that was `begun` under an identifier of before, when digests were of weights as loaded, keeps it and that
+    digest, which sites of either kind know; the base is loaded once more to find that out.
+    """
+    who = list(who) if begun else who  # else they need not be in memory at once
+    job = job_of(config, base.digest, who, base.tokenizer_digest)
+    if begun in ("", job.run):
+        return job
+    old = job_of(config, base.earlier(config.model.dtype), who, base.tokenizer_digest)
+    return old if old.run == begun else job
 
 
 def told(config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import between_rounds, budget
+from fedft.server import between_rounds, budget, by_bits
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import evaluate
@@ -205,7 +205,7 @@ class Loop:
         if last or state.version % run.config.eval.every == 0:
             rouge = run.config.eval.rouge and (last or state.version == 0)
             found, traffic = evaluate(self._exchange, state, notes["barred"], rouge=rouge)
-            line = over_clients(found.values()) | line
+            line = over_clients(found.values()) | line | by_bits.evaluated(line, found.values(), run.config.model)
             # refused evaluations are nobody's fault where the state is; a contradiction of an update is
             self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
             line["evaluation"] = found

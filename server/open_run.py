@@ -32,7 +32,7 @@ from fedft.server import archive, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
-from fedft.server.job import job_of
+from fedft.server.job import job_on
 from fedft.server.loop import Loop
 from fedft.server.membership import Roll
 from fedft.server.steering import RUN_FILE, Steering
@@ -124,6 +124,8 @@ class HeldFolder:
     deployed: bool
     changed: Mapping[str, list[Any]] = field(default_factory=dict)
     """What the run file says otherwise than when the run was begun, or resumed: key -> [before, now]."""
+    run: str = ""
+    """The run's identifier, where it has a state already."""
 
     @property
     def config(self) -> RunConfig:
@@ -149,7 +151,7 @@ class HeldFolder:
         return run
 
     def _on(self, here: Resident, who: Iterable[bytes]) -> OpenRun:
-        job = job_of(self.config, here.base.digest, who, here.base.tokenizer_digest)
+        job = job_on(self.config, here.base, who, self.run)
         metrics = MetricsFile(self.folder / "metrics.jsonl", self.version)
         return OpenRun(
             self.steering, self.recipe, here, self.folder, job, self.store, metrics, self.observe, self.began,
@@ -197,7 +199,8 @@ def opened(
         changed = steered.take_run_file(before)
         run_folder.check_rounds(folder, version, steered.latest())
         audience("preparing", {"folder": folder})
-        yield HeldFolder(steered, recipe, folder, store, version, audience, began, ended, deployed, changed)
+        begun = str(found[1].get("run", "")) if found else ""
+        yield HeldFolder(steered, recipe, folder, store, version, audience, began, ended, deployed, changed, begun)
 
 
 def _steering(folder: Path, config: RunConfig, deployed: bool, store: Store, version: int) -> Steering:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
-from fedft.server import admission, cohort
+from fedft.server import admission, by_bits, cohort
 from fedft.server.admitted import Admitted, EverybodyLeft, Outcome
 from fedft.server.aggregation_error import AggregationAudit
 from fedft.server.exchange import Exchange
@@ -77,7 +77,7 @@ class Round:
             "aggregate": aggregated - trained,
             "audit": time.monotonic() - aggregated,
         }
-        record = self._record(asked, weights, measured, seconds)
+        record = self._record(asked, weights, measured, seconds) | by_bits.trained(facts, self.run.config.model)
         norms = [self.admitted.norms[c] for c in weights]
         return Outcome(after, record, norms, list(weights), self.traffic.blamed)
 

@@ -25,7 +25,7 @@ from fedft.carriers.flower.grid import Message
 from fedft.client.train import MAX_PLAN_BYTES
 from fedft.contract import State
 from fedft.errors import ConfigError, FedftError
-from fedft.server.job import job_of
+from fedft.server.job import job_on
 from fedft.server.open_run import OpenRun
 
 WAIT_S = 120.0  # for the engine to start its nodes
@@ -57,7 +57,7 @@ def carry(run: OpenRun, clients: Collection[str]) -> State:
         warnings.simplefilter("ignore")
         run_simulation(
             server,
-            _client_app(json.dumps(run.config.to_dict()), str(run.folder.resolve())),
+            _client_app(json.dumps(run.config.to_dict()), str(run.folder.resolve()), run.job.run),
             num_supernodes=len(clients),
             backend_config={"client_resources": {"num_cpus": run.config.local.threads, "num_gpus": 0.0}},
         )
@@ -84,7 +84,7 @@ def _nodes(grid: Grid, clients: list[str]) -> dict[str, int]:
     return found
 
 
-def _client_app(config: str, folder: str) -> ClientApp:
+def _client_app(config: str, folder: str, run: str) -> ClientApp:
     app = ClientApp()
 
     def answer(message: Message, context: Context) -> Message:
@@ -92,7 +92,7 @@ def _client_app(config: str, folder: str) -> ClientApp:
         if transport.unpack(message, MAX_PLAN_BYTES) == b"which":
             return transport.pack_reply(message, str(part).encode())
         return transport.answered(
-            message, lambda *asked: _resident(config, folder)[part].answer(*asked), MAX_PLAN_BYTES
+            message, lambda *asked: _resident(config, folder, run)[part].answer(*asked), MAX_PLAN_BYTES
         )
 
     app.train()(answer)
@@ -102,8 +102,8 @@ def _client_app(config: str, folder: str) -> ClientApp:
 
 
 @lru_cache(maxsize=1)
-def _resident(config: str, folder: str) -> list[Any]:
-    """The clients of this worker process, in roster order, on a base model that is loaded once."""
+def _resident(config: str, folder: str, run: str) -> list[Any]:
+    """The clients of this worker process in the run of this name, in roster order, on a base that is loaded once."""
     import torch
 
     from fedft.simulations import workplace as runs
@@ -111,7 +111,7 @@ def _resident(config: str, folder: str) -> list[Any]:
     parsed = configs.from_dict(json.loads(config))
     torch.set_num_threads(parsed.local.threads)
     place = runs.workplace(parsed, folder=Path(folder))
-    job = job_of(parsed, place.base.digest, runs.whose(place.clients), place.base.tokenizer_digest)
+    job = job_on(parsed, place.base, runs.whose(place.clients), run)
     clients = [place.clients[name] for name in sorted(place.clients, key=str.encode)]
     for client in clients:
         client.join(job)  # without being asked: any worker may be the one that trains it

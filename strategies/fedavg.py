@@ -51,4 +51,5 @@ def fedavg(
         ring_summable=by_examples,
         averages_changes=True,
         any_kind=space == "lora",
+        bases="any" if space == "lora" else "same",
     )

@@ -55,6 +55,7 @@ def fedsa_lora(*, realign: bool = False, share_b: bool = False, global_b: Litera
         download=private.download,
         upload_kind="values" if sends else "changes",
         ring_summable=True,
+        bases="any",
         keeps=True,
         personal=True,
     )

@@ -84,6 +84,7 @@ def flasc(
         upload=top_k.upload,
         admit=top_k.admit,
         upload_kind="numbers",
+        bases="any",
         linear=False,  # every client has positions of its own
         evaluation_has_own_state=True,
         keeps=error_feedback,

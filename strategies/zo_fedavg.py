@@ -16,6 +16,8 @@ Learning", IEEE Transactions on Signal Processing 2022, arXiv:2201.09531. Rules:
 Optimization for Memory-Efficient LLM Fine-Tuning: A Benchmark", ICML 2024, arXiv:2402.11592.
 """
 
+from typing import Literal
+
 from fedft.arithmetic import tensors
 from fedft.randomness.independent import Table
 from fedft.randomness.source import Source
@@ -44,4 +46,6 @@ def zo_fedavg(how: Walk, *, space: Space = "lora", family: str = "hadamard", tab
         metrics = fresh.walk(handle, data, turn).metrics
         return Trained(tensors.sub(handle.read(), received), metrics)
 
-    return Recipe("zo_fedavg", kind_of(space), local=local, check=fresh.check, any_kind=space == "lora")
+    lora = space == "lora"
+    bases: Literal["same", "any"] = "any" if lora else "same"
+    return Recipe("zo_fedavg", kind_of(space), local=local, check=fresh.check, any_kind=lora, bases=bases)

@@ -187,13 +187,13 @@ def model(
 
     dtype = dtypes.chosen(source, task, device) if dtype == "auto" else dtype
     base = models.load(source, task, **head, dtype=dtype, device=device, seed=seed)
-    yield Finding("model", OK, f"{_said(source, base)}, digest {base.digest[:12]} as {task} in {dtype}")
+    yield Finding("model", OK, f"{_said(source, base)}, digest {base.digest[:12]}, as {task} in {dtype}")
     if slow := dtypes.slow(dtype, task, device):
         yield Finding("dtype", WARN, slow, "another [model] dtype, or device")
     yield _tokenizer(base)
 
 
-def site_base(source: str, device: str) -> "Base":
+def site_base(source: str, device: str, dtype: str = "float32") -> "Base":
     """The base model of a site, which learns from the run only what it is for: for the first task that it can do.
 
     Raises DataError for a model that can do none.
@@ -204,7 +204,7 @@ def site_base(source: str, device: str) -> "Base":
     first: FedftError | None = None
     for task in tasks.TASKS:
         try:
-            return models.load(source, task, device=device)
+            return models.load(source, task, device=device, dtype=dtype)
         except FedftError as e:
             first = first or e
     assert first is not None
@@ -222,10 +222,10 @@ def site_model(base: "Base", allowed: Sequence[str] | None = None) -> Iterator[F
     if not tasks.of(base.task).generates:
         yield Finding("model", OK, f"{found}, a classifier's body; its digest depends on the run's labels")
     elif allowed is not None and not base.digest.startswith(tuple(allowed)):
-        remedy = "correct it if runs are in float32; in another dtype the model has another digest"
-        yield Finding("model", WARN, f"{found}, digest {base.digest[:12]} in float32 is not in [policy] base", remedy)
+        remedy = "correct it, or give the model that it names; digests are of the weights as they are stored"
+        yield Finding("model", WARN, f"{found}, digest {base.digest[:12]} is not in [policy] base", remedy)
     else:
-        yield Finding("model", OK, f"{found}, digest {base.digest[:12]} in float32")
+        yield Finding("model", OK, f"{found}, digest {base.digest[:12]}")
     yield _tokenizer(base)
 
 

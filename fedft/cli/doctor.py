@@ -123,7 +123,7 @@ def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
         return
 
     def model() -> Iterator["Finding"]:
-        base = doctor.site_base(site.model.id, site.model.device)
+        base = doctor.site_base(site.model.id, site.model.device, site.model.dtype or "float32")
         yield from doctor.site_model(base, site.policy.base)
         yield from findings_of("records", lambda: checks_records.encoded(data, rows, base))
 

@@ -43,12 +43,13 @@ def strategies(as_json: AsJson = False) -> None:
         module = sys.modules.get(where.partition(":")[0])
         what = ((module.__doc__ if module else "") or "").strip().split("\n")[0]
         declared = {d: getattr(recipe, d) for d in DECLARED}
+        declared["any_base"] = recipe.bases == "any"
         rows.append({"name": name, "what": what, "space": recipe.space.name, **declared, "from": where})
     if as_json:
         typer.echo(json.dumps(rows))
         return
     for row in rows:
-        said = ", ".join([row["space"], *(d.replace("_", " ") for d in DECLARED if row[d])])
+        said = ", ".join([row["space"], *(d.replace("_", " ") for d in (*DECLARED, "any_base") if row[d])])
         typer.echo(f"{row['name']:<10} {row['what']}\n{'':<10} {said}")
 
 

@@ -4,26 +4,29 @@ The adapter is merged into the weights of its own base, and remembered beside th
 one adapter of that base, of both changes, because peft does not stack adapters from several folders. Beside weights in
 4 or 8 bits it stands as factors: they are those that it was trained on, or nearly.
 
-The last bits of merged weights, and so their digest, may differ between types of machines. For a deployment, merge once
-(`fedft export --merged`) and give the model to every site.
+The digest is of the base's and of what the adapters bring, at whatever precision the base is. The last bits of merged
+weights may differ between types of machines, which it does not show: for methods whose clients must hold the same bits,
+merge once (`fedft export --merged`) and give the model to every site.
 """
 
 import os
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from fedft.config import DTYPES
 from fedft.errors import DataError, first_line
-from fedft.models import classes, tasks
+from fedft.models import classes, stored_quantization, stored_weights, tasks
 from fedft.models import load as loading
 from fedft.models.classes import Classes
 from fedft.models.load import Base, ready
-from fedft.models.parameters import shared_names
+from fedft.models.parameters import digest_of, shared_names
 from fedft.models.peft_names import INNER, changes_of
 from fedft.models.whole_modules import inside
 
@@ -50,7 +53,14 @@ def load(source: str, task: str, *, prepare: Callable[[Base], Base] | None = Non
         base = prepare(base)
     for folder in reversed(folders):
         base = merged(base, folder)
-    return base
+
+    @cache
+    def earlier(dtype: str) -> str:
+        if dtype not in DTYPES[1:]:  # a message may say anything
+            return ""
+        return digest_of(load(source, task, **{**how, "dtype": dtype, "device": "cpu"}).model)
+
+    return replace(base, earlier=earlier)
 
 
 def chain(source: str) -> list[str]:
@@ -89,8 +99,11 @@ def merged(below: Base, source: str) -> Base:
     Raises DataError where factors are missing or do not fit, or the adapter saves modules whole that hold layers of the
     body, or share their weights with others.
     """
+    if method := stored_quantization.method_of(below.model.config):
+        why = f"its base holds weights packed by {method}, into which nothing can be merged; give a base in floats"
+        raise DataError(f"[model] id: cannot load the adapter in {source!r}: {why}")
     from peft import PeftModel
-    from peft.utils import ModulesToSaveWrapper
+    from peft.utils import ModulesToSaveWrapper, load_peft_weights
     from transformers import AutoTokenizer
 
     folder, shared = os.path.expanduser(source), shared_names(below.model)
@@ -102,14 +115,16 @@ def merged(below: Base, source: str) -> Base:
             warnings.filterwarnings("ignore", message=".*ensure_weight_tying")  # `in_its_weights` ties what was tied
             model: Any = PeftModel.from_pretrained(below.model, folder, torch_device=str(below.model.device))
         changes = changes_of(model)
+        brings = {n: x for n, x in load_peft_weights(folder, device="cpu").items() if ".lora_" not in n}
+        brings |= {f"{m}.{n}": x for m, d in changes.items() for n, x in (("lora_A", d.A), ("lora_B", d.B))}
         saved = {n.removeprefix(INNER) for n, m in model.named_modules() if isinstance(m, ModulesToSaveWrapper)}
         whole = in_its_weights(model, shared)
-        brings = (Path(folder) / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if brings else below.tokenizer
+        own = (Path(folder) / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if own else below.tokenizer
     except Exception as e:  # peft's and transformers', on whatever lies in the folder
-        own, wanted = classes.of_folder(Path(folder)), classes.of_config(below.model.config)
-        if not tasks.of(below.task).generates and own and len(own.names) != len(wanted.names):
-            classes.order(own, wanted, source)
+        theirs, wanted = classes.of_folder(Path(folder)), classes.of_config(below.model.config)
+        if not tasks.of(below.task).generates and theirs and len(theirs.names) != len(wanted.names):
+            classes.order(theirs, wanted, source)
         raise DataError(f"[model] id: cannot load the adapter in {source!r}: {first_line(e)}") from e
     if bad := _not_apart(replace(below, model=whole), shared, saved, changes):
         why = "hold layers or share weights with others; give a merged model"
@@ -118,7 +133,8 @@ def merged(below: Base, source: str) -> Base:
         wanted = classes.of_config(whole.config)
         classes.fit(whole, classes.of_folder(Path(folder)) or _unnamed(wanted), wanted, source)
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}
-    base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn)
+    digest = stored_weights.on_top(below.digest, brings)
+    base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn, digest)
     return replace(base, merged={**below.merged, **both}, saved=below.saved | saved)
 
 

@@ -1,8 +1,8 @@
 """What a run file leaves to its model, resolved; the dtype of resident weights, and what it costs on a device.
 
 "auto" is resolved once, where a run begins, and what it is resolved to is what the run's `config.toml` and its job
-hold: all sites then round the same weights the same way, or their digests would differ, and cut rows at the same length
-(`lengths`). The dtype on a CPU is float32 whatever the file says and whatever the processor: few of them compute
+hold: all sites then round the same weights the same way, unless their own files say otherwise, and cut rows at the same
+length (`lengths`). The dtype on a CPU is float32 whatever the file says and whatever the processor: few of them compute
 bfloat16, most emulate it at several times the time, and the sites of one run must not differ by their processors.
 """
 

@@ -6,7 +6,7 @@ works on it through a `ModelHandle`.
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,9 @@ from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
 from fedft.data.labels import SINGLE
 from fedft.errors import DataError, FedftError, first_line, in_one_line, offline
-from fedft.models import classes, tasks, tokenizer_digest
+from fedft.models import classes, stored_quantization, stored_weights, tasks, tokenizer_digest
 from fedft.models.classes import Classes
-from fedft.models.parameters import digest_of, parameters_of
+from fedft.models.parameters import parameters_of
 
 POINTER = b"version https://git-lfs"
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -38,9 +38,11 @@ class Base:
     source: str
     """Folder or hub id that the model was loaded from."""
     digest: str
-    """SHA-256 over the weights, hexadecimal; see `parameters.digest_of`."""
+    """SHA-256 of the weights as they are stored, hexadecimal, whatever they are loaded as; see `stored_weights`."""
     merged: Mapping[str, LowRank] = field(default_factory=dict)
     """The changes by adapters that are merged into the weights, by module, in unit scale."""
+    earlier: Callable[[str], str] = lambda dtype: ""
+    """The digest of the weights as they are loaded in a dtype, which runs of before have; loads the base once more."""
     saved: frozenset[str] = frozenset()
     """Modules that such an adapter has brought whole, by path: they are exported with what is trained."""
     drawn: frozenset[str] = frozenset()
@@ -62,7 +64,7 @@ class Base:
 
 def load(
     source: str, task: str, *, labels: Sequence[str] = (), problem_type: str = SINGLE, dtype: str = "float32",
-    device: str = "cpu", seed: int = 0, attention: str | None = None,
+    device: str = "cpu", seed: int = 0, attention: str | None = None, only_floats: str = "",
 ) -> Base:  # fmt: skip
     """The base model and tokenizer at `source`, in evaluation mode on `device`. Torch's global seed stays as it was.
 
@@ -76,6 +78,7 @@ def load(
         device: torch device.
         seed: of weights the checkpoint lacks (a new classification head), so that every site has the same ones.
         attention: `[model] attention`.
+        only_floats: why a checkpoint of packed weights is refused; "": it is not.
     Raises:
         ValueError: another task.
         DataError: no model there, or one that does not do this task; weights that it lacks; a head of other classes;
@@ -95,15 +98,19 @@ def load(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if misfit := tasks.misfit(config, wanted):
             raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {misfit}")
+        packed = stored_quantization.check_readable(config, source, only_floats)
         tokenizer = _tokenizer(folder)  # before gigabytes of weights are read
         own, named = classes.of_config(config), Classes(labels, problem_type)
         if labels and not wanted.generates:
             if len(own.names) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
                 classes.order(own, named, source)
             classes.name(config, named)
-        how = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        files = stored_weights.stamps_of(stored_weights.files_of(folder))
+        how: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+        if packed:  # its library places them where they are unpacked
+            how["device_map"] = {"": place}
         model, lacks = _weights(kind, folder, seed, config=config, **how)
-        model.to(place).eval()
+        (model if packed else model.to(place)).eval()
     except FedftError:
         raise
     except Exception as e:  # of four libraries' parsers, on whatever lies in the folder
@@ -113,7 +120,8 @@ def load(
         raise lacking(source, config.model_type, drawn)
     if labels and not wanted.generates:
         classes.fit(model, own, named, source, drawn)
-    base = ready(model, tokenizer, task, source, drawn)
+    digest = stored_weights.of_model(folder, files, model, drawn)
+    base = ready(model, tokenizer, task, source, drawn, digest)
     if wanted.two_sides:
         _check_decoder(base)
     return base
@@ -169,14 +177,14 @@ def _why_not(source: str, folder: str, task: str, e: Exception) -> str:
     return f"[model] id: cannot load {source!r} for {task}: {first_line(e).rstrip('. ')}{own_code}"
 
 
-def ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[str]) -> Base:
-    """The base, with a padding token that both the tokenizer and the model know."""
+def ready(model: Any, tokenizer: Any, task: str, source: str, drawn: frozenset[str], digest: str) -> Base:
+    """The base of this digest, with a padding token that both the tokenizer and the model know."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     given, ids, pad = model.config.pad_token_id, ids_of(model), pad_id(model, tokenizer)
     if given is None or not 0 <= given < ids:
         model.config.pad_token_id = pad
-    return Base(model, tokenizer, task, source, digest_of(model), drawn=drawn, pad_id=pad, ids=ids)
+    return Base(model, tokenizer, task, source, digest, drawn=drawn, pad_id=pad, ids=ids)
 
 
 def lacking(source: str, kind: str, names: Collection[str]) -> DataError:

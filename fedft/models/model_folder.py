@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedft.arithmetic.lowrank import LowRank
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, export, quantized_base
+from fedft.models import adapter_folder, export, quantized_base, stored_quantization
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.models.parameters import parameters_of, shared_names
@@ -35,6 +35,8 @@ def write(to: Path, config: RunConfig, base: Base, handle: ModelHandle, *, merge
     "adapter", "delta" or "values" as `export.save_adapter` says; with `merged` "merged model", the whole of it. Raises
     ConfigError: the folder cannot be written, or a change that is no matrix cannot be merged.
     """
+    if merged and (method := stored_quantization.method_of(base.model.config)):
+        raise ConfigError(f"--merged: {base.source!r} holds its weights packed by {method}; export the adapter alone")
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -1,4 +1,4 @@
-"""The parameters of a model in canonical order, and a digest of them."""
+"""The parameters of a model in canonical order, and a digest of them as they are in memory."""
 
 import hashlib
 
@@ -42,7 +42,8 @@ def order_of(model: nn.Module) -> tuple[str, ...]:
 def digest_of(model: nn.Module) -> str:
     """SHA-256 of a model's weights, hexadecimal: over names, dtypes and bytes of its parameters in canonical order.
 
-    Tied parameters count once; neither the device nor the file format changes the digest.
+    Tied parameters count once; neither the device nor the file format changes the digest, the dtype does. Runs that
+    were begun before digests were of stored weights (`stored_weights`) call their base by this one.
     """
     h = hashlib.sha256()
     for name, p in parameters_of(model).items():

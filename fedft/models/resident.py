@@ -55,7 +55,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         log.warning("%s", slow)
     head: dict[str, Any] = {"labels": m.labels, "problem_type": m.problem_type}
     how: dict[str, Any] = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
-    base = loaded_base.load(m, **head, **how)
+    base = loaded_base.load(m, only_floats=_only_floats(m, recipe), **head, **how)
     lengths.check_lengths(base, config)
     if recipe.space.of_base:
         for key, value in _idle(m).items():
@@ -81,6 +81,13 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     if config.local.packing:
         packed_rows.check_exact(handle, base, config.data.length)
     return Resident(base, handle.layout, handle)
+
+
+def _only_floats(m: Model, recipe: Recipe) -> str:
+    """Why a run cannot have a base whose files hold packed weights; "" where it can."""
+    if recipe.space.of_base:
+        return f"{recipe.name} writes all weights of the base; wanted a model in floats, or a strategy with adapters"
+    return f"[model] base_bits = {m.base_bits} packs floats; leave it out" if m.base_bits is not None else ""
 
 
 def _idle(m: Model) -> dict[str, object]:

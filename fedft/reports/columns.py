@@ -31,6 +31,7 @@ RESERVED = frozenset(
             "weights",
             "cut_weights",
             "memory_lost",
+            "bits",
             "train_loss",
             "aggregation_error",
         ),

@@ -148,12 +148,14 @@ class Toy:
         return total
 
 
-def toy(recipe: Recipe, clients: int = CLIENTS, *, tokens: bool = False) -> Toy:
+def toy(recipe: Recipe, clients: int = CLIENTS, *, tokens: bool = False, rounded: bool = False) -> Toy:
     """The recipe on a fresh toy model; clients of ranks 1, 2, 3, 1, ... where unlike ranks are allowed, else of 2.
 
-    `tokens`: the model reads and predicts tokens instead of fitting numbers.
+    `tokens`: the model reads and predicts tokens instead of fitting numbers. `rounded`: its base has bfloat16's values.
     """
     model = ToyTokens() if tokens else ToyModel()
+    if rounded:
+        model.bfloat16().float()
     layers = {n: m.weight.shape for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     parameters = {n: tuple(p.shape) for n, p in sorted(model.named_parameters())}
     layout = Layout(modules={n: (o, i) for n, (o, i) in layers.items()}, parameters=parameters)

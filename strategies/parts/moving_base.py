@@ -49,6 +49,7 @@ def of_moving_base(
         download=lambda layout, plan: download(layout, plan, values(layout, plan)),
         start=start,
         linear=False,
+        bases="any",
         reveals_clients=True,
         upload_kind="values",
         downlink_is_increment=True,

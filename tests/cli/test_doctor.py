@@ -453,6 +453,8 @@ def test_the_base_model_is_loaded_and_its_digest_told(base: str) -> None:
     digest = model.found.partition("digest ")[2][:12]
     assert len(digest) == 12
     assert digest in own.found
+    half, *_ = checks_machine.model(base, "causal-lm", dtype="bfloat16")
+    assert f"digest {digest}, as causal-lm in bfloat16" in half.found
     assert (own.state, tokenizer.check) == (OK, "tokenizer")
 
 
@@ -461,7 +463,7 @@ def test_a_sites_encoder_decoder_is_found_as_one(tmp_path: Path) -> None:
     run = _one(checks_machine.model(folder, "seq2seq-lm"), "model")
     digest = run.found.partition("digest ")[2][:12]
     own = checks_machine.site_base(folder, "cpu")
-    assert f"{digest} in float32" in _one(checks_machine.site_model(own), "model").found
+    assert f"digest {digest}" in _one(checks_machine.site_model(own), "model").found
     assert _one(checks_machine.site_model(own, ["0" * 12]), "model").state == WARN
 
 
