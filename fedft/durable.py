@@ -26,6 +26,7 @@ except ImportError:  # not on Windows
 log = logging.getLogger(__name__)
 
 DIGEST_BYTES = 32
+PIECE = 2**20  # bytes: fewer than a processor's cache, and a system call for each costs nothing beside them
 LOOK_S = 0.02  # between two looks at a lock that another holds
 PLAIN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,46}[a-z0-9])?")
 HASHED = re.compile(r".*-[0-9a-f]{16}|[0-9a-f]{16}")
@@ -49,16 +50,30 @@ def folder_name(name: str) -> str:
     return "-".join([*re.findall(r"[A-Za-z0-9]+", name[:40]), digits])
 
 
-def commit(path: Path, *parts: Part) -> None:
+def commit(path: Path, *parts: Part, sha256: bytes | None = None, sync: bool = True) -> None:
     """Write the file `path` durably: a SHA-256 of the parts, then the parts one after the other; mode 0600.
 
     The file is whole on disk when this returns. Raises RunPaused with the disk's reason; the file is then as it was.
     `verified` reads it.
+
+    Args:
+        path: of the file; its folder is made if missing.
+        parts: the content.
+        sha256: of all parts, 32 bytes, where the caller has it; None: it is computed while they are written.
+        sync: whether to wait for the disk. If not, the file outlives the process at once, and a crash of the machine
+            some seconds later; what such a crash leaves of it `verified` knows to be torn.
     """
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    write(path, digest.digest(), *parts, mode=0o600)  # an update can tell of the rows that it was trained on
+    with _aside(path, 0o600, sync) as f:  # an update can tell of the rows that it was trained on
+        f.write(sha256 or bytes(DIGEST_BYTES))
+        if sha256 is not None:
+            f.writelines(parts)
+            return
+        digest = hashlib.sha256()
+        for piece in _pieces(parts):
+            digest.update(piece)
+            f.write(piece)
+        f.seek(0)
+        f.write(digest.digest())
 
 
 def write(path: Path, *parts: Part, mode: int = 0o666) -> None:
@@ -75,20 +90,39 @@ def write_from(path: Path, parts: Iterable[Part], mode: int = 0o666) -> None:
 
     What making them raises leaves the file as it was.
     """
+    with _aside(path, mode) as f:
+        f.writelines(parts)
+
+
+@contextmanager
+def _aside(path: Path, mode: int, sync: bool = True) -> Iterator[BinaryIO]:
+    """A new file beside `path` to write to, which takes its place when the block ends; durable with `sync`."""
     aside = path.with_name(path.name + ".tmp")
     try:
         if not path.parent.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _sync(path.parent.parent)  # or the file would be gone with its folder
+            if sync:
+                _sync(path.parent.parent)  # or the file would be gone with its folder
         aside.unlink(missing_ok=True)  # one that a crash left keeps its own mode, and whoever has it open reads on
         with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as f:
-            f.writelines(parts)
+            yield f
             f.flush()
-            os.fsync(f.fileno())
+            if sync:
+                os.fsync(f.fileno())
         os.replace(aside, path)
-        _sync(path.parent)
+        if sync:
+            _sync(path.parent)
     except OSError as e:
         raise RunPaused(f"{path}: cannot be written ({e.strerror}); nothing was lost, make room and resume") from e
+
+
+def _pieces(parts: Iterable[Part]) -> Iterator[Part]:
+    """The bytes of the parts in pieces of at most PIECE: what was hashed is written while it is in the cache."""
+    for part in parts:
+        if len(part) <= PIECE:
+            yield part
+        else:
+            yield from (memoryview(part)[at : at + PIECE] for at in range(0, len(part), PIECE))
 
 
 def _sync(folder: Path) -> None:

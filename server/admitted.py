@@ -1,10 +1,15 @@
 """What a round has so far, and what it comes to: the updates that are durable, the next state, or nobody left."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedft.contract import State
+from fedft.server import admission
+from fedft.server.traffic import Traffic
 from fedft.update import MEMORY_LOST, Update
+
+HELD_BYTES = 2**28  # of updates that wait in memory for the end of their round; the others are read again
 
 
 class EverybodyLeft(Exception):
@@ -20,12 +25,52 @@ class Admitted:
     up: dict[str, int] = field(default_factory=dict)
     began_anew: set[str] = field(default_factory=set)
     """Clients that had lost what they kept between rounds."""
+    _updates: dict[str, Update] = field(default_factory=dict)
+    """By client, as they were admitted: of at most HELD_BYTES in all."""
+    _held: int = 0
+    """Bytes of their tensors."""
 
     def enter(self, client: str, update: Update, norm: float, up: int) -> None:
         """Count the update of one more client: its norm, and the bytes that it took on the wire."""
+        size = sum(t.nbytes for t in update.delta.values())
+        if self._held + size <= HELD_BYTES:
+            self._updates[client], self._held = update, self._held + size
         self.examples[client], self.norms[client], self.up[client] = update.num_examples, norm, up
         if MEMORY_LOST in update.metrics:
             self.began_anew.add(client)
+
+    def take(self, client: str) -> Update | None:
+        """The client's update, which is then not held any more; None where there was no room for it."""
+        update = self._updates.pop(client, None)
+        if update is not None:
+            self._held -= sum(t.nbytes for t in update.delta.values())
+        return update
+
+    def record(
+        self,
+        number: int,
+        asked: Sequence[str],
+        weights: Mapping[str, int],
+        traffic: Traffic,
+        measured: Mapping[str, float],
+        seconds: Mapping[str, float],
+    ) -> dict[str, Any]:
+        """The part of round `number` in its line in metrics.jsonl; `weights` are of those who count."""
+        up = traffic.up | self.up
+        return {
+            "round": number,
+            "participants": list(weights),
+            "weights": dict(weights),
+            **({"cut_weights": cut} if (cut := admission.cut_shares(self.examples, weights)) else {}),
+            **({MEMORY_LOST: lost} if (lost := sorted(self.began_anew & weights.keys())) else {}),
+            "refused": traffic.refused,
+            **measured,
+            "bytes": {
+                c: {"up": up.get(c, 0), "down": traffic.down.get(c, 0), "needed": traffic.needed.get(c, 0)}
+                for c in asked
+            },
+            "seconds": seconds,
+        }
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@
     state/journal/00000003/<client>  SHA-256 of the rest, then the admitted bytes as they came
     state/attempt                    SHA-256 of the rest, then the number of the last attempt at a round, in decimal
 
-Every file is written aside, fsynced, renamed and its folder fsynced before anything is acknowledged. Starting is always
-recovery: the newest generation that verifies is the state; a damaged one is put aside and the one before is used.
+Every file is written aside, fsynced, renamed and its folder fsynced before anything is acknowledged. In a simulation
+only generations are: what a crash of the machine, not of the process, takes of the rest is clients' work that they do
+again. Starting is always recovery: the newest generation that verifies is the state; a damaged one is put aside and the
+one before is used.
 """
 
 import hashlib
@@ -24,10 +26,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from fedft import durable
-from fedft.arithmetic import tensors
+from fedft.arithmetic import tensor_file, tensors
 from fedft.contract import State
 from fedft.errors import OtherVersion, RunPaused, StateDamaged, in_one_line
 from fedft.server.archive import Archive
@@ -44,12 +45,18 @@ class Store:
     """Generations and journal of one run under `folder`, which is made. Used by one thread of one process.
 
     A method that writes returns once what it wrote is durable, and raises RunPaused if the disk does not take it; the
-    run then goes on from what was durable before.
+    run then goes on from what was durable before. `journal` may be called from a second thread during an exchange.
     """
 
-    def __init__(self, folder: Path, archive: Archive | None = None) -> None:
-        """`archive` takes each round whose state is committed, before its journal is dropped; None: nothing does."""
-        self._folder, self._archive = folder, archive
+    def __init__(self, folder: Path, archive: Archive | None = None, *, sync_all: bool = True) -> None:
+        """Make the folder, or take up what is there.
+
+        Args:
+            folder: of the run's state.
+            archive: takes each round whose state is committed, before its journal is dropped; None: nothing does.
+            sync_all: whether all that is written waits for the disk; else only generations do, see above.
+        """
+        self._folder, self._archive, self._sync_all = folder, archive, sync_all
         self._journal = folder / "journal"
         self._attempt = folder / "attempt"
         self._journal.mkdir(parents=True, exist_ok=True)
@@ -61,8 +68,8 @@ class Store:
         """
         durable.mark(self._folder, FORMAT)
         meta = {"version": str(state.version), "notes": json.dumps(notes), "format": str(FORMAT)}
-        body = save_tensors(tensors.in_one({"": state.tensors, **state.own}), meta)
-        durable.commit(self._path(state.version), body)
+        body = tensor_file.parts(tensors.in_one({"": state.tensors, **state.own}), meta)
+        durable.commit(self._path(state.version), *body)
         self._keep_round(state, notes)
         self._keep_journal(range(state.version, 2**63))
         versions = self._versions()
@@ -115,7 +122,7 @@ class Store:
             number = 0
         else:  # damaged, or lost: a number far beyond what can have been given
             number = int(max(self._attempt.stat().st_mtime if self._attempt.exists() else 0, time.time()))
-        durable.commit(self._attempt, str(number).encode())
+        self._commit(self._attempt, str(number).encode())
         return number
 
     def jump(self) -> bool:
@@ -126,7 +133,7 @@ class Store:
         number = max((self._last_attempt() or 0) + JUMP, int(time.time()))
         if number > time.time() + MAX_AHEAD:
             return False
-        durable.commit(self._attempt, str(number).encode())
+        self._commit(self._attempt, str(number).encode())
         return True
 
     def _last_attempt(self) -> int | None:
@@ -144,7 +151,7 @@ class Store:
     def keep_plans(self, round: int, plans: Mapping[str, bytes]) -> None:
         """Make the encoded plans of a round durable, by client; called before any of them is sent."""
         body = json.dumps({client: data.hex() for client, data in plans.items()})
-        durable.commit(self._journal / f"{round:08d}" / "plans", body.encode())
+        self._commit(self._journal / f"{round:08d}" / "plans", body.encode())
 
     def plans(self, round: int) -> dict[str, bytes]:
         """The encoded plans of a round by client; {} if there are none that verify."""
@@ -153,16 +160,19 @@ class Store:
 
     def keep_members(self, round: int, members: Mapping[str, Any]) -> None:
         """Make the membership of a round durable (plain JSON); called before anybody in it is asked."""
-        durable.commit(self._journal / f"{round:08d}" / "members", json.dumps(members).encode())
+        self._commit(self._journal / f"{round:08d}" / "members", json.dumps(members).encode())
 
     def members(self, round: int) -> dict[str, Any] | None:
         """The membership that was kept for a round; None if there is none that verifies."""
         body = durable.verified(self._journal / f"{round:08d}" / "members")
         return None if body is None else json.loads(body)
 
-    def journal(self, round: int, client: str, payload: bytes) -> None:
-        """Make an admitted update durable, in the bytes that came: from then on it counts, whatever happens."""
-        durable.commit(self._journal / f"{round:08d}" / _file(client), payload)
+    def journal(self, round: int, client: str, payload: bytes, sha256: str = "") -> None:
+        """Make an admitted update durable, in the bytes that came: from then on it counts, whatever happens.
+
+        `sha256` are its 64 hexadecimal digits, where they are known; else it is computed.
+        """
+        self._commit(self._journal / f"{round:08d}" / _file(client), payload, bytes.fromhex(sha256) or None)
 
     def read(self, round: int, client: str) -> bytes | None:
         """The bytes of a client's admitted update in a round, or None if there are none that verify."""
@@ -171,6 +181,9 @@ class Store:
     def drop(self, round: int) -> None:
         """Drop the plans and admitted updates of this round and of later ones."""
         self._keep_journal(range(round))
+
+    def _commit(self, path: Path, body: bytes, sha256: bytes | None = None) -> None:
+        durable.commit(path, body, sha256=sha256, sync=self._sync_all)
 
     def _keep_round(self, state: State, notes: Mapping[str, Any]) -> None:
         """Have the archive take the round that led to a state that is committed, if it has not, from the journal."""

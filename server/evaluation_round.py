@@ -15,6 +15,7 @@ from fedft.recipe import WHOLE
 from fedft.reports.columns import Column, declare
 from fedft.server import cohort
 from fedft.server.exchange import Exchange
+from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
 from fedft.update import Plan, Shape
 from fedft.wire import messages
@@ -42,14 +43,14 @@ def evaluate(
     """
     federation = exchange.federation
 
-    def accept(found: dict[str, dict[str, float]], client: str, payload: bytes) -> None:
-        update = messages.decode_update(payload, {}, federation.config.codec.up, max_bytes=SHORT_ANSWER_BYTES)
+    def accept(found: dict[str, dict[str, float]], came: Came) -> None:
+        update = messages.decode_update(came.payload, {}, federation.config.codec.up, max_bytes=SHORT_ANSWER_BYTES)
         if (update.run, update.round) != (federation.job.run, state.version):
             raise RejectedUpdate("late", f"evaluation of round {update.round}, open is {state.version}")
         if "loss" not in update.metrics:
             raise RejectedUpdate("malformed", "an evaluation without a finite loss")
-        found[client] = dict(update.metrics)
-        federation.observe("measured", {"version": state.version, "client": client})
+        found[came.client] = dict(update.metrics)
+        federation.observe("measured", {"version": state.version, "client": came.client})
 
     size, held_out = federation.config.eval.clients, federation.held_out
     able = [c for c in federation.still(federation.members) if held_out.get(c) and c not in barred]

@@ -4,7 +4,7 @@
     exchange.enrol(clients, traffic, until)                                  the job
     exchange.ask("train", plans, state, accept, traffic, max_bytes, until)   plans; `accept` is called with each answer
 
-All of it runs in the caller's thread, `accept` too.
+All of it runs in the caller's thread, `accept` too; what that leaves to be done may run in another, see `admitting`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,9 @@ from functools import partial
 from fedft.carriers.interface import Kind, Letter, Reply
 from fedft.contract import State
 from fedft.errors import RejectedUpdate
+from fedft.server.admitting import Rest
 from fedft.server.federation import Federation
-from fedft.server.sending import Accept, Sending
+from fedft.server.sending import Accept, Came, Sending
 from fedft.server.traffic import Terms, Traffic
 from fedft.update import Job, Plan
 from fedft.wire import messages
@@ -65,16 +66,17 @@ class Exchange:
             kind: of the letters, "train" or "evaluate".
             bare: plans by client, without tensors.
             state: that the plans bring the clients to.
-            accept: called once for each answer; what it raises as RejectedUpdate is told as a refusal.
+            accept: called once for each answer; what it, or the rest that it leaves, raises as RejectedUpdate is told
+                as a refusal.
             traffic: bytes, refusals and blame are added to it.
             max_bytes: longest answer by client.
             until: gives when the exchange ends though not all have answered; who has not is refused as `deadline`.
         """
 
-        def take(client: str, payload: bytes) -> None:
-            if self.federation.recipe.is_held(bare[client]):
-                self.have[client] = state.version, state.label
-            accept(client, payload)
+        def take(came: Came) -> Rest | None:
+            if self.federation.recipe.is_held(bare[came.client]):
+                self.have[came.client] = state.version, state.label
+            return accept(came)
 
         def payload(client: str) -> bytes:
             wanted = self.have.get(client), bare[client]
@@ -96,7 +98,10 @@ class Exchange:
 
     def enrol(self, clients: list[str], traffic: Traffic, until: Terms) -> None:
         """Send the job to these clients; who answers as a client does is enrolled in the federation."""
-        self.send([self._enrolment(c) for c in clients], self._join, traffic, until)
+        self.send([self._enrolment(c) for c in clients], self._enrolled, traffic, until)
+
+    def _enrolled(self, came: Came) -> None:
+        self._join(came.client, came.payload)
 
     def _join(self, client: str, payload: bytes) -> None:
         self.federation.enrolled(client, payload)

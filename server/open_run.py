@@ -192,7 +192,7 @@ def opened(
     with run_folder.alone(folder), told_of_the_end(audience, folder) as ended:
         began = time.monotonic()
         kept = Archive(folder / archive.FOLDER, config.codec.up) if config.server.archive else None
-        store = Store(folder / "state", kept)
+        store = Store(folder / "state", kept, sync_all=deployed)
         found = store.latest()
         version = found[0].version if found else -1
         steered = _steering(folder, config, deployed, store, version)
@@ -219,7 +219,7 @@ def fresh(
     observe: Observer = lambda kind, info: None,
 ) -> OpenRun:
     """A run from its beginning, in an empty folder that nobody else knows of."""
-    began, store = time.monotonic(), Store(folder / "state")
+    began, store = time.monotonic(), Store(folder / "state", sync_all=False)
     steered = _steering(folder, resolved(config), False, store, -1)
     held = HeldFolder(steered, recipe, folder, store, -1, Audience(observe), began, {}, deployed=False)
     return held._on(here, who)

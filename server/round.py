@@ -7,17 +7,19 @@ it counts. So a process that is killed in a round finds there what it needs to e
 import logging
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.server import admission, by_bits, cohort
 from fedft.server.admitted import Admitted, EverybodyLeft, Outcome
+from fedft.server.admitting import Rest
 from fedft.server.aggregation_error import AggregationAudit
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
+from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
 from fedft.update import MEMORY_LOST, Plan, Update
 from fedft.wire import messages
@@ -77,7 +79,8 @@ class Round:
             "aggregate": aggregated - trained,
             "audit": time.monotonic() - aggregated,
         }
-        record = self._record(asked, weights, measured, seconds) | by_bits.trained(facts, self.run.config.model)
+        record = self.admitted.record(self.state.version, asked, weights, self.traffic, measured, seconds)
+        record |= by_bits.trained(facts, self.run.config.model)
         norms = [self.admitted.norms[c] for c in weights]
         return Outcome(after, record, norms, list(weights), self.traffic.blamed)
 
@@ -106,7 +109,7 @@ class Round:
             if (payload := run.store.read(self.state.version, client)) is None:
                 continue
             try:
-                update, norm = self._admit(payload, client, self.plans[client], recovered=True)
+                update, norm = self._admission(client, self.plans[client], recovered=True)(payload)
             except RejectedUpdate:
                 continue
             self.admitted.enter(client, update, norm, len(payload))
@@ -152,9 +155,18 @@ class Round:
         run, attempt = self.run, self.run.store.next_attempt()
         plans = {c: replace(self.plans[c], attempt=attempt) for c in clients}
 
-        def accept(client: str, payload: bytes) -> None:
-            update, norm = self._admit(payload, client, plans[client])
-            run.store.journal(self.state.version, client, payload)
+        def accept(came: Came) -> Rest:
+            admit = self._admission(came.client, plans[came.client])
+
+            def work() -> tuple[Update, float]:
+                found = admit(came.payload)
+                run.store.journal(self.state.version, came.client, came.payload, came.sha256)
+                return found
+
+            return Rest(len(came.payload), work, partial(enter, came.client))
+
+        def enter(client: str, found: tuple[Update, float]) -> None:
+            update, norm = found
             self.admitted.enter(client, update, norm, self.traffic.up[client])
             if client in self.admitted.began_anew:
                 log.warning("round %d: %s lost what it had kept, and began anew", self.state.version, client)
@@ -178,15 +190,24 @@ class Round:
             log.warning(said, self.state.version, ", ".join(stale))
             self._collect(stale, asked)
 
-    def _admit(self, payload: bytes, client: str, plan: Plan, *, recovered: bool = False) -> tuple[Update, float]:
+    def _admission(
+        self, client: str, plan: Plan, *, recovered: bool = False
+    ) -> Callable[[bytes], tuple[Update, float]]:
+        """`admission.admit` for the bytes of one client, by the limits that hold now: it may be called elsewhere."""
         run, limits = self.run, self.run.config.limits
         cap = limits.max_num_examples  # of what was admitted before, the roster's holds no more
         if not recovered:
             cap = min(run.caps.get(client, cap), cap)
-        limits = replace(limits, max_num_examples=cap)
-        up = run.config.codec.up
-        return admission.admit(
-            payload, client, plan, run.recipe, run.layout, up, limits, self.norms, recovered=recovered
+        return partial(
+            admission.admit,
+            client=client,
+            plan=plan,
+            recipe=run.recipe,
+            layout=run.layout,
+            up=run.config.codec.up,
+            limits=replace(limits, max_num_examples=cap),
+            norms=self.norms,
+            recovered=recovered,
         )
 
     def _weights(self, asked: list[str]) -> dict[str, int]:
@@ -205,20 +226,21 @@ class Round:
     def _updates(
         self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: AggregationAudit | None
     ) -> Iterator[Update]:
-        """The journalled updates in roster order, one in memory at a time."""
-        run = self.run
+        """The admitted updates in roster order: those held in memory, others one at a time from the journal."""
         for client, weight in weights.items():
-            payload = run.store.read(self.state.version, client)
-            if payload is None:
-                number = self.state.version
-                raise RunPaused(f"round {number}: the update of {client} on disk no longer verifies; resume")
-            plan = self.plans[client]
-            update = messages.decode_update(payload, run.recipe.spec(run.layout, plan), run.config.codec.up)
+            update = self.admitted.take(client) or self._journalled(client)
             facts.append((weight, update.metrics))
-            update = replace(update, client=client, roster=len(run.members))
+            update = replace(update, client=client, roster=len(self.run.members))
             if audit:
-                audit.see(update, plan)  # with the published weight, so that a cut shows in the error
+                audit.see(update, self.plans[client])  # with the published weight, so that a cut shows in the error
             yield replace(update, num_examples=weight)
+
+    def _journalled(self, client: str) -> Update:
+        """The client's update as the journal has it. Raises RunPaused where it is not what was written."""
+        run, number = self.run, self.state.version
+        if (payload := run.store.read(number, client)) is None:
+            raise RunPaused(f"round {number}: the update of {client} on disk no longer verifies; resume")
+        return messages.decode_update(payload, run.recipe.spec(run.layout, self.plans[client]), run.config.codec.up)
 
     def _through_gates(self, after: State, measured: Mapping[str, float]) -> State:
         for gate in self.gates:
@@ -230,22 +252,3 @@ class Round:
                     f"round {self.state.version}: nothing is committed: {e}; running again asks everybody anew"
                 ) from e
         return after
-
-    def _record(
-        self, asked: list[str], weights: Mapping[str, int], measured: Mapping[str, float], seconds: dict[str, float]
-    ) -> dict[str, Any]:
-        a, t = self.admitted, self.traffic
-        return {
-            "round": self.state.version,
-            "participants": list(weights),
-            "weights": dict(weights),
-            **({"cut_weights": cut} if (cut := admission.cut_shares(a.examples, weights)) else {}),
-            **({MEMORY_LOST: lost} if (lost := sorted(a.began_anew & weights.keys())) else {}),
-            "refused": t.refused,
-            **measured,
-            "bytes": {
-                c: {"up": a.up.get(c, t.up.get(c, 0)), "down": t.down.get(c, 0), "needed": t.needed.get(c, 0)}
-                for c in asked
-            },
-            "seconds": seconds,
-        }

@@ -3,11 +3,15 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 from fedft.carriers.interface import Letter, Refused, Reply
 from fedft.errors import ClientFailed, RejectedUpdate
+from fedft.server.admitting import Admitting, Rest
 from fedft.server.federation import Federation
 from fedft.server.traffic import Terms, Traffic, Until
 
@@ -17,8 +21,19 @@ POLL_S = 0.05, 0.5  # between two looks for answers: after one has come, and up 
 MAX_HELP = 5  # times in one exchange that a client may have forgotten the run, or the state: killed so often, or a liar
 SAY_S = 60.0  # between two lines of the log about who is missing
 SHOWN = 10  # names in such a line
-Accept = Callable[[str, bytes], None]
-"""Takes a client's name and answer; raises RejectedUpdate if the answer must not count."""
+
+
+class Came(NamedTuple):
+    """An answer that a client has given."""
+
+    client: str
+    payload: bytes
+    sha256: str = ""
+    """SHA-256 of the payload, hexadecimal, where it is known already; else empty."""
+
+
+Accept = Callable[[Came], Rest | None]
+"""Takes an answer; returns what is left to be done before it counts, None for nothing. RejectedUpdate: it must not."""
 
 
 @dataclass
@@ -30,9 +45,10 @@ class Sending:
     """The letter meant for each client; the job may have to go before it."""
     enrolment: Callable[[str], Letter]
     """Makes the letter with the job."""
-    join: Accept
-    """Takes the answer to it."""
+    join: Callable[[str, bytes], None]
+    """Takes the client's name and its answer to that."""
     accept: Accept
+    """Takes the answers to the letters meant."""
     traffic: Traffic
     until: Terms
     behind: Callable[[str, str], None] | None
@@ -50,6 +66,7 @@ class Sending:
     _away: dict[str, float] = field(default_factory=dict)
     """Since when each client that is waited for cannot be reached."""
     _helped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _admitting: Admitting = field(default_factory=Admitting)
 
     def push(self, letter: Letter) -> None:
         """Send a letter and wait for its answer; bytes count as needed where it is the one meant for its client."""
@@ -60,7 +77,11 @@ class Sending:
         self.traffic.down[letter.client] = self.traffic.down.get(letter.client, 0) + size
 
     def listen(self) -> None:
-        """Take answers until nothing waits, or `until` says that it is over."""
+        """Take answers until nothing waits, or `until` says that it is over; all that came are settled then."""
+        with self._admitting:
+            self._listen()
+
+    def _listen(self) -> None:
         post, clock = self.federation.post, self.federation.clock
         self.started = heard = self._said = clock.monotonic()
         self._terms = self.until()
@@ -75,7 +96,7 @@ class Sending:
                 return
             if self._accepted >= self._terms.need and all(post.gone(letter.client) for letter in self.waiting.values()):
                 return
-            if not came:
+            if not came and not self._admitting.look(POLL_S[0]):
                 clock.sleep(min(max((clock.monotonic() - heard) / 20, POLL_S[0]), POLL_S[1]))
 
     def _look(self) -> bool:
@@ -127,11 +148,17 @@ class Sending:
     def _hear(self, reply: Reply) -> None:
         """Take one reply; what must not count is told as a refusal."""
         known = self.waiting.pop(reply.ticket) if reply.ticket in self.waiting else None
-        try:
+        with self._refusing(reply, known):
             if known is not None:
-                self._accepted += self._take(reply, known)
+                self._take(reply, known)
             elif isinstance(reply.answer, RejectedUpdate):  # nothing waits for it, but it may have to be told
                 raise reply.answer
+
+    @contextmanager
+    def _refusing(self, reply: Reply, known: Letter | None) -> Iterator[None]:
+        """What is raised inside as RejectedUpdate is told as a refusal of this reply to the letter `known`."""
+        try:
+            yield
         except RejectedUpdate as e:
             if known is not None and not self.federation.deployed:
                 _end_where_it_would_fail_again(known, e)
@@ -139,21 +166,30 @@ class Sending:
             self.traffic.refuse(reply, e, self.federation.observe, counts)
         self._see_whether_enough()
 
-    def _take(self, reply: Reply, letter: Letter) -> bool:
-        """Whether an answer was accepted. Raises RejectedUpdate."""
+    def _take(self, reply: Reply, letter: Letter) -> None:
+        """Take the answer to a letter. Raises RejectedUpdate."""
         if isinstance(reply.answer, RejectedUpdate):
             raise reply.answer
         if isinstance(reply.answer, Refused):
             if not self._help(letter.client, reply.answer):
                 raise RejectedUpdate(reply.answer.code, reply.answer.reason)
-            return False
+            return
         self.traffic.up[letter.client] = self.traffic.up.get(letter.client, 0) + len(reply.answer)
         if letter is self.asked[letter.client]:
-            self.accept(letter.client, reply.answer)
-            return True
+            rest = self.accept(Came(letter.client, reply.answer, reply.sha256))
+            if rest is None:
+                self._accepted += 1
+            else:
+                self._admitting.begin(rest, partial(self._settle, reply, letter))
+            return
         self.join(letter.client, reply.answer)
         self.push(self.asked[letter.client])
-        return False
+
+    def _settle(self, reply: Reply, letter: Letter, end: Callable[[], None]) -> None:
+        """Count an answer whose rest is done, or tell why it does not count."""
+        with self._refusing(reply, letter):
+            end()
+            self._accepted += 1
 
     def _help(self, client: str, answer: Refused) -> bool:
         """Send what the client lacks; False if that is not why it refused, or no longer believed."""

@@ -1,5 +1,6 @@
 """Durable state: whatever instant the power goes, the newest committed generation is what is read."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -136,3 +137,57 @@ def test_a_full_disk_pauses_the_run_and_keeps_the_old_state(tmp_path: Path, monk
 
 def test_verified_is_none_for_what_is_not_there(tmp_path: Path) -> None:
     assert durable.verified(tmp_path / "nothing") is None
+
+
+def test_what_is_long_or_comes_in_parts_is_hashed_whole(tmp_path: Path) -> None:
+    parts = [b"head", memoryview(bytes(2 * durable.PIECE + 5)), b"", b"tail"]
+    durable.commit(tmp_path / "x", *parts)
+    raw = (tmp_path / "x").read_bytes()
+    assert raw[durable.DIGEST_BYTES :] == b"".join(parts)
+    assert raw[: durable.DIGEST_BYTES] == hashlib.sha256(b"".join(parts)).digest()
+    assert durable.verified(tmp_path / "x") == b"".join(parts)
+
+
+def test_a_digest_that_is_known_is_taken_and_not_computed_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.journal(0, "a", b"abc", hashlib.sha256(b"abc").hexdigest())
+    store.journal(0, "b", b"abc", "00" * 32)
+    assert (store.read(0, "a"), store.read(0, "b")) == (b"abc", None)
+
+
+def _round(store: Store, version: int) -> None:
+    """All that a round of two clients writes."""
+    store.keep_plans(version, {"a": b"1", "b": b"2"})
+    store.keep_members(version, {})
+    store.next_attempt()
+    for client in "ab":
+        store.journal(version, client, b"x" * 100)
+    store.save(state(version + 1), {})
+
+
+def test_a_simulation_waits_for_the_disk_once_a_round_and_a_deployment_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file and its folder are two waits; a new folder of a round is one more."""
+    waits: list[int] = []
+    monkeypatch.setattr(os, "fsync", waits.append)
+    found = {}
+    for sync_all in (False, True):
+        store = Store(tmp_path / str(sync_all), sync_all=sync_all)
+        store.save(state(0), {})
+        waits.clear()
+        _round(store, 0)
+        found[sync_all] = len(waits)
+    assert found == {False: 2, True: 13}
+
+
+def test_what_a_crash_of_the_machine_takes_of_a_simulated_round_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path, sync_all=False)
+    store.save(state(0), {})
+    store.keep_plans(0, {"a": b"1"})
+    store.journal(0, "a", b"abc")
+    for path in (tmp_path / "journal" / "00000000").iterdir():
+        path.write_bytes(b"")  # as a file system leaves a file whose content never reached the disk
+    again = Store(tmp_path, sync_all=False)
+    assert again.latest() is not None
+    assert (again.plans(0), again.read(0, "a")) == ({}, None)

@@ -128,13 +128,13 @@ def test_a_run_killed_at_any_commit_and_resumed_ends_with_the_same_bytes(
 
     real, calls = durable.commit, []
 
-    def dying(path: Path, body: bytes) -> None:
+    def dying(path: Path, *parts: Any, **how: Any) -> None:
         calls.append(path)
         if len(calls) == when:
             if when % 2:  # before the write, or just behind it
-                real(path, body)
+                real(path, *parts, **how)
             raise Killed
-        real(path, body)
+        real(path, *parts, **how)
 
     monkeypatch.setattr(durable, "commit", dying)
     with pytest.raises(Killed):
@@ -154,8 +154,8 @@ def test_an_admitted_update_is_not_asked_for_again_after_a_restart(
 
     real, calls = durable.commit, []
 
-    def dying(path: Path, body: bytes) -> None:
-        real(path, body)
+    def dying(path: Path, *parts: Any, **how: Any) -> None:
+        real(path, *parts, **how)
         calls.append(path)
         if len(calls) == 5:  # generation 0, the plans, the attempt's number, then two updates of round 0
             raise Killed
@@ -472,8 +472,8 @@ def test_a_resumed_round_has_the_norms_and_upload_bytes_of_an_undisturbed_one(
     whole.digest()
     real, calls = durable.commit, []
 
-    def dying(path: Path, body: bytes) -> None:
-        real(path, body)
+    def dying(path: Path, *parts: Any, **how: Any) -> None:
+        real(path, *parts, **how)
         calls.append(path)
         if len(calls) == 6:  # generation 0, the plans, the attempt's number and all three updates of round 0
             raise Killed

@@ -68,13 +68,13 @@ class Acts:
             self.roll.on = set(self.acts.get(round.state.version, self.roll.on))
             return begin(round)
 
-        def dying(path: Path, *parts: Any) -> None:
+        def dying(path: Path, *parts: Any, **how: Any) -> None:
             calls.append(path)
             if len(calls) == self.kill_at:
                 if self.kill_at % 2:  # before the write, or just behind it
-                    real(path, *parts)
+                    real(path, *parts, **how)
                 raise Killed
-            real(path, *parts)
+            real(path, *parts, **how)
 
         with monkeypatch.context() as patch:
             patch.setattr(Round, "_begin", acting)
@@ -140,8 +140,8 @@ def test_a_round_that_was_begun_keeps_its_members_though_others_have_come_meanwh
         d = Deployment(folder, "scaffold", names=NAMES, federation={"roll": Changing()})
         journal = d.store.journal
 
-        def dying(round: int, client: str, payload: bytes) -> None:
-            journal(round, client, payload)
+        def dying(round: int, client: str, payload: bytes, sha256: str = "") -> None:
+            journal(round, client, payload, sha256)
             if round == 1:
                 raise Killed
 

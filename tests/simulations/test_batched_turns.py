@@ -78,9 +78,9 @@ def settings(base: Path, strategy: str, at_once: int | str, *more: str) -> confi
 class Kept(Store):
     """Remembers what was journalled."""
 
-    def journal(self, version: int, client: str, payload: bytes) -> None:
+    def journal(self, version: int, client: str, payload: bytes, sha256: str = "") -> None:
         self.__dict__.setdefault("seen", {})[version, client] = payload
-        super().journal(version, client, payload)
+        super().journal(version, client, payload, sha256)
 
 
 def updates(c: config.RunConfig, folder: Path) -> dict[tuple[int, str], Update]:

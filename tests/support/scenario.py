@@ -193,9 +193,9 @@ class Scenario:
                     self.world.now + RECONNECT_S
                 )  # a site waits so long before it tries again: none is away by now
 
-        def journalled(round: int, client: str, payload: bytes) -> None:
+        def journalled(round: int, client: str, payload: bytes, sha256: str = "") -> None:
             self.witness.journals(round, client, payload)
-            journal(round, client, payload)
+            journal(round, client, payload, sha256)
             self.witness.journal_stands(round, client)
 
         store.save, store.journal = saved, journalled  # type: ignore[method-assign]
