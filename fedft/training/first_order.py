@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedft.arithmetic import tensors
 from fedft.contract import Batch, Course, Data, Handle, Learning, Metrics, Term, Trained, Turn
 from fedft.data.micro_batches import InPieces
 from fedft.training import optimizer_state, schedules
@@ -89,8 +88,9 @@ class FirstOrder:
         """
         names = set(learns)
         now = {n: x for n, x in handle.read().items() if n in names}
-        sent = now if self.send == "value" else tensors.sub(now, {n: received[n] for n in now})
-        trained = Trained(sent, metrics)
+        if self.send == "delta" and now:  # in the memory of what was just read
+            torch._foreach_sub_(list(now.values()), [received[n] for n in now])
+        trained = Trained(now, metrics)
         for course in courses:
             trained = course.finish(trained, handle)
         return trained
