@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedft.contract import Batch
 from fedft.errors import DataError
 from fedft.models import tasks
+from fedft.models.transfers import sent
 from fedft.training.objectives import predicted
 
 
@@ -48,7 +49,7 @@ class ForwardPasses:
                 "labels or decoder_input_ids"
             )
         with self._watching(), self.casting():
-            return self._model(**{k: v.to(self._one.device) for k, v in batch.items()}, **self._always)
+            return self._model(**{k: sent(v, self._one.device) for k, v in batch.items()}, **self._always)
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(logits, what each of them is to predict) of one batch; see `ModelHandle.logits`."""

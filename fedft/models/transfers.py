@@ -63,6 +63,13 @@ def to_device(values: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(targets), here)
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on this device; to a CUDA device it goes through pinned memory, and nobody waits for its arrival."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 def _groups(tensors: Mapping[str, Tensor], kind: str | None = None) -> list[list[str]]:
     """The names of tensors that travel in one copy: of one device, at most `MOST` bytes, or one by itself.
 
