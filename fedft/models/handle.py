@@ -7,29 +7,28 @@ Beside the live model, float32 originals w0 are kept: of adapted weights once a 
 parameters in full fine-tuning. A weight in half precision is thus always w0 + change, summed and rounded once.
 """
 
-import inspect
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Batch, Kind, Layout, Objective, Settings
 from fedft.data import micro_batches
 from fedft.data.micro_batches import InPieces
-from fedft.errors import DataError
-from fedft.models import learned_places, tasks
+from fedft.models import learned_places
 from fedft.models.base_change import BaseChange, Originals
+from fedft.models.forward_passes import ForwardPasses
 from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
 from fedft.models.perturbation import Offset, Probe
+from fedft.models.trained_values import TrainedValues
 from fedft.randomness.directions import Directions
-from fedft.training.objectives import Likelihood, predicted, widened
+from fedft.training.objectives import Likelihood, widened
 from fedft.update import Shape
 
 
@@ -50,7 +49,7 @@ class ModelHandle:
         """Take over `model`: its parameters stop asking for gradients, and those that `kind` trains ask for them again.
 
         Args:
-            model: on its device, in its dtype; its base weights are changed in place from now on.
+            model: on its device, in its dtype; base weights are changed in place.
             layout: the model's trainable parts, see `fedft.models.layout`.
             kind: the kind of adapter, or `adapters.full.Full` for all parameters.
             lora_alpha: an adapter's scale is lora_alpha / rank; None: alpha = 2 rank, scale 2 at every rank.
@@ -60,31 +59,26 @@ class ModelHandle:
         """
         self.layout, self.kind = kind.layout(layout), kind
         self.objective: Objective = objective or Likelihood()
-        self._model, self._autocast = model, autocast
+        self._model, self._probe, self._live = model, Probe(model), dict[str, nn.Parameter]()
+        self._passes = ForwardPasses(model, self._probe.watching_reads, autocast=autocast)
+        self.two_sided = self._passes.two_sided
+        """Whether labels are what a decoder writes, beside an encoder that reads the rest of a batch."""
         half = any(p.dtype != torch.float32 for p in model.parameters())
         self._fixed = half and getattr(kind, "along_directions", False)
         if kind.of_base and not self._fixed:
             model.float()  # small steps must not be lost
-        self.two_sided = tasks.two_sided(model)
-        """Whether labels are what a decoder writes, beside an encoder that reads the rest of a batch."""
         self._originals = Originals()
         self._parameters = parameters_of(model)
         model.requires_grad_(False)
         self._base = BaseChange(model, self.layout, self._originals)
         self._adapters = MountedAdapters(model, self.layout, kind, Settings(lora_alpha, dropout))
-        self._live: dict[str, nn.Parameter] = {}
-        known = inspect.signature(model.forward).parameters
-        self._always = {"use_cache": False} if "use_cache" in known else {}  # nobody asks for a next token
-        self._probe = Probe(model)
+        self._values = TrainedValues(kind, self._parameters, self._originals, self._adapters)
         if kind.rank_free:
             self._switch(Shape())
 
     @property
     def weights_fixed(self) -> bool:
-        """True for full fine-tuning in half precision: parameters stay at w0, forward passes add the summed offset.
-
-        Steps go through `shift_along`; writing `parameter.data` is an error.
-        """
+        """Whether parameters stay at w0 (full fine-tuning in half precision), see `fedft.contract.Handle`."""
         return self._fixed
 
     def scale(self, name: str) -> float:
@@ -105,18 +99,14 @@ class ModelHandle:
 
     def read(self) -> dict[str, Tensor]:
         """Copies of the trained tensors: float32 on the CPU, in unit scale, or as change of a parameter since w0."""
-        return {n: self._value(n, p).contiguous() for n, p in self._live.items()}
-
-    def _value(self, name: str, parameter: Tensor) -> Tensor:
-        """The tensor `name` as it travels: in unit scale, or as change since w0; float32 on the CPU."""
         if self._fixed:
-            seen = self._probe.seen(name, parameter, torch.empty_like(parameter, dtype=torch.float32))
-            return (seen - parameter.detach().float()).cpu()
-        if name in self._parameters:
-            return self._originals.change(name, parameter)
-        x = parameter.detach().to("cpu", torch.float32, copy=True)
-        scale = self.scale(name)
-        return x if scale == 1.0 else x * scale
+            return {n: self._moved(n, p) for n, p in self._live.items()}
+        return self._values.read(self._live)
+
+    def _moved(self, name: str, parameter: Tensor) -> Tensor:
+        """How far a forward pass sees a parameter from w0, where weights are fixed; float32 on the CPU."""
+        seen = self._probe.seen(name, parameter, torch.empty_like(parameter, dtype=torch.float32))
+        return (seen - parameter.detach().float()).cpu().contiguous()
 
     def write(self, values: Tensors) -> None:
         """Set tensors of the adapter (unit scale) and parameters (as change since w0); others stay as they are.
@@ -125,14 +115,7 @@ class ModelHandle:
         """
         if (shape := self.kind.shape_of(values)) is not None:
             self._switch(shape)
-        adapter = {} if self.kind.of_base else self.adapter()
-        with torch.no_grad():
-            for name, x in values.items():
-                if name in adapter:
-                    scale = self.scale(name)
-                    adapter[name].copy_(x if scale == 1.0 else x / scale)
-                else:
-                    self._originals.move(name, self._parameters[name], x)
+        self._values.write(values)
 
     def reset(self) -> None:
         """Put every trained parameter of the base back to w0, bit for bit; the adapter's tensors are left alone."""
@@ -168,19 +151,13 @@ class ModelHandle:
 
         The first is base change and adapter together, without modules whose change is none, or no matrix.
         """
-        found: dict[str, LowRank | Tensor] = dict(self._base.change)
-        unit = {} if self.kind.of_base else {n: self._value(n, p) for n, p in self.adapter().items()}
-        for m in self.layout.modules if unit else ():
-            d = self.kind.change(m, unit)
-            if d is None or (isinstance(d, LowRank) and not d.B.any()):
-                continue
-            found[m] = lowrank.plus(found[m], d) if m in found else d
-        whole = {n: self._value(n, p) for n, p in self._live.items() if n in self._parameters}
-        return found, whole
+        whole = {n: p for n, p in self._live.items() if n in self._parameters}
+        read = self.read() if self.kind.of_base else self._values.read(whole)
+        return self._values.change(self._base.change, self.layout), read
 
     def values(self) -> dict[str, Tensor]:
         """Copies as in `read`, of every tensor of the adapter, trained or frozen, and of the head."""
-        return {n: self._value(n, p).contiguous() for n, p in {**self.adapter(), **self._live}.items()}
+        return self.read() if self.kind.of_base else self._values.read({**self.adapter(), **self._live})
 
     def loss(self, batch: Batch) -> Tensor:
         """The objective's mean loss on one batch, a float32 scalar; dropout is on only while gradients are.
@@ -194,44 +171,29 @@ class ModelHandle:
 
     def shares(self, batch: InPieces) -> list[tuple[Batch, float]]:
         """The pieces of a batch, each with its share of the batch's mean; see `micro_batches.shares`."""
-        weight = partial(self.objective.weight, self)  # type: ignore[attr-defined]
-        return micro_batches.shares(batch, weight)
+        return micro_batches.shares(batch, partial(self.objective.weight, self))  # type: ignore[attr-defined]
 
     def training(self, on: bool) -> None:
         """Put the model and all its modules in training mode, or out of it."""
-        if self._model.training != on:  # visiting all modules takes as long as a layer: no code sets single ones
-            self._model.train(on)
+        self._passes.training(on)
 
     def forward(self, batch: Batch) -> Any:
-        """The model's own output on one batch. Raises NotImplementedError as `Probe.watching_reads` does.
-
-        DataError for a batch that tells the decoder of an encoder-decoder nothing.
+        """The model's own output on one batch. NotImplementedError as `Probe.watching_reads` raises it, DataError for
+        a batch that tells the decoder of an encoder-decoder nothing.
         """
-        if self.two_sided and not batch.keys() & {"labels", "decoder_input_ids"}:
-            raise DataError(
-                "[local] objective: its batches are for models that continue text; those of an encoder-decoder have "
-                "labels or decoder_input_ids"
-            )
-        device = next(self._model.parameters()).device
-        with self._probe.watching_reads(), self.casting():
-            return self._model(**{k: v.to(device) for k, v in batch.items()}, **self._always)
+        return self._passes(batch)
 
     def casting(self) -> AbstractContextManager[Any]:
         """Inside, matrices are multiplied in bfloat16 if the run wants that; else nothing changes."""
-        device = next(self._model.parameters()).device.type
-        return torch.autocast(device, torch.bfloat16) if self._autocast else nullcontext()
+        return self._passes.casting()
 
     def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(logits, what each of them is to predict) of one batch, both on the model's device; errors as of `forward`.
 
-        The second: what a classification learns of its rows, as it is; or tokens int64 [rows, length], IGNORED where
-        nothing is learned. At place t that is token t + 1 (see `next_tokens`), of an encoder-decoder label t: it moves
-        the labels itself, to its decoder's inputs.
+        The second: what a classification learns of its rows; or tokens int64 [rows, length], IGNORED where nothing is
+        learned: at place t token t + 1 (see `next_tokens`), of an encoder-decoder, which moves them itself, label t.
         """
-        inputs = batch if self.two_sided else {k: v for k, v in batch.items() if k != "labels"}
-        found = self.forward(inputs).logits
-        labels = batch["labels"].to(found.device)
-        return found, predicted(labels, self.two_sided)
+        return self._passes.logits(batch)
 
     def learned_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(logits, what each is to predict) of the n learned places of a batch, on the model's device.
@@ -261,12 +223,7 @@ class ModelHandle:
 
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(most likely, wanted) on the CPU, as `fedft.contract.Handle` says. DataError for labels that are floats."""
-        if batch["labels"].is_floating_point():
-            raise DataError("labels are numbers to fit: a regression has no classes to predict, and no accuracy or F1")
-        self.training(False)
-        with torch.no_grad():
-            logits, wanted = self.logits(batch)
-        return (logits > 0 if wanted.dtype == torch.bool else logits.argmax(-1)).cpu(), wanted.cpu()
+        return self._passes.predictions(batch)
 
     @contextmanager
     def perturbed(
@@ -282,21 +239,17 @@ class ModelHandle:
     ) -> tuple[float, float]:
         """(<gradient of the loss, z_index>, loss) from one forward pass; one module's tangents exist at a time.
 
-        Raises NotImplementedError for a model without forward-mode derivatives.
+        NotImplementedError for a model without forward-mode derivatives.
         """
         return self._probe.directional_derivative(lambda: self.loss(batch), self._live, only, directions, index)
 
     def _switch(self, shape: Shape) -> None:
-        """Make the adapter of this shape the live one."""
+        """Make the adapter of this shape the live one; exactly what is trained asks for gradients then."""
         if not self._adapters.switch_to(shape):
             return
         learns = {**self.kind.trained(self.layout, shape), **self.layout.head}
         there = {**self._parameters, **self.adapter()}
         self._live = {n: there[n] for n in sorted(learns, key=str.encode) if n in there}
-        self._trainable()
-
-    def _trainable(self) -> None:
-        """Let exactly the trained parameters ask for gradients."""
         self._model.requires_grad_(False)
         for parameter in self._live.values():
             parameter.requires_grad_(True)

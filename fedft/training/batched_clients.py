@@ -150,12 +150,11 @@ def train(
         alone = math.nan if checked is None else _loss_alone(handle, batches[checked])
         found = client_losses(handle, forwards, stack, batches, pad_id)
         stack.differentiate(found)
-        said = found.tolist()
-        if checked is not None and not _close(said[checked], alone, handle):
-            raise Unlike(f"a loss is {said[checked]:g} among others and {alone:g} alone")
-        for k, counted in enumerate(_clipped(stack.grads[:here], limits, courses, said)):
-            stack.rows[k].grad = stack.grads[k] if counted else None
-            losses[k] += [said[k]] if counted else []
+        if checked is not None and not _close(said := float(found[checked].detach()), alone, handle):
+            raise Unlike(f"a loss is {said:g} among others and {alone:g} alone")
+        for k, loss in enumerate(_clipped(stack.grads[:here], limits, courses, found.detach())):
+            stack.rows[k].grad = stack.grads[k] if loss is not None else None
+            losses[k] += [] if loss is None else [loss]
         for parameter in stack.rows[here:]:
             parameter.grad = None  # the optimiser passes over those without
         for turn, optimizer in optimizers:
@@ -167,22 +166,25 @@ def train(
     return [done[id(s)] for s in seats]
 
 
-def _clipped(grads: Tensor, limits: Tensor, courses: Sequence[Sequence[Course]], losses: Sequence[float]) -> list[bool]:
-    """Which clients take this step: those with a finite loss and gradient. Terms change `grads`, then it is clipped.
+def _clipped(grads: Tensor, limits: Tensor, courses: Sequence[Sequence[Course]], losses: Tensor) -> list[float | None]:
+    """The losses of clients that take this step, None of one whose loss or gradient is not finite.
+
+    Terms change `grads`, then it is clipped. The device is waited for once, and once more where there are terms.
 
     Args:
         grads: [clients, N]; changed in place.
         limits: largest norm of a row, [at least clients].
         courses: the terms of each client, at least one list per client.
-        losses: of each client.
+        losses: of each client, [clients].
     """
-    for k, loss in enumerate(losses):
-        if courses[k] and math.isfinite(loss) and bool(torch.isfinite(grads[k]).all()):
-            for course in courses[k]:
-                course.step()
+    if any(courses):
+        fine = (torch.isfinite(losses) & torch.isfinite(grads).all(1)).tolist()
+        for course in (c for of, goes_on in zip(courses, fine, strict=False) if goes_on for c in of):
+            course.step()
     norms = torch.linalg.vector_norm(grads, dim=1)
     grads.mul_((limits[: len(grads)] / (norms + 1e-6)).clamp(max=1.0)[:, None])  # as clip_grad_norm_ does it
-    return [math.isfinite(loss) and math.isfinite(norm) for loss, norm in zip(losses, norms.tolist(), strict=True)]
+    found = torch.where(torch.isfinite(losses) & torch.isfinite(norms), losses, math.nan).tolist()
+    return [loss if math.isfinite(loss) else None for loss in found]
 
 
 def _optimizers(seats: Sequence[Seat], parameters: Sequence[nn.Parameter]) -> list[tuple[Turn, torch.optim.Optimizer]]:

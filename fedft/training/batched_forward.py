@@ -19,6 +19,7 @@ from fedft.contract import Batch
 from fedft.data.examples import IGNORED
 from fedft.models import learned_places
 from fedft.models.handle import ModelHandle
+from fedft.models.transfers import sent
 from fedft.training.client_stack import ClientStack
 from fedft.training.objectives import OfLogits, of_tokens, predicted
 
@@ -48,20 +49,22 @@ def client_losses(
     """
     handle.training(True)
     model, here = cast(Any, handle.model), len(batches)
-    batch: dict[str, Any] = {k: x.to(stack.grads.device) for k, x in side_by_side(batches, pad_id).items()}
-    labels = batch.pop("labels")
+    batch: dict[str, Any] = side_by_side(batches, pad_id)
+    labels, device = batch.pop("labels"), stack.grads.device
     if tokens := of_tokens(labels):
         if handle.two_sided:
             batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         labels, batch["use_cache"] = predicted(labels, handle.two_sided), False
-    learned = labels != IGNORED if labels.dtype == torch.int64 else own_rows(batches).to(labels.device)
+    learned = labels != IGNORED if labels.dtype == torch.int64 else own_rows(batches)
+    batch = {k: sent(x, device) if isinstance(x, Tensor) else x for k, x in batch.items()}
     with _replaced(forwards(stack.leaves(here), stack.scales(here))), handle.casting():
         if tokens:
-            with learned_places.only(model, learned) as chosen:
+            with learned_places.only(model, learned, device) as chosen:
                 logits = chosen(model(**batch).logits)
         else:
-            logits = model(**batch).logits[learned]
-    terms = cast(OfLogits, handle.objective).each(logits, labels[learned])
+            logits = model(**batch).logits[learned.to(device)]
+    terms = cast(OfLogits, handle.objective).each(logits, sent(labels[learned], device))
+    learned = sent(learned, device)
     places = torch.zeros(learned.shape, dtype=terms.dtype, device=terms.device).masked_scatter(learned, terms)
     return places.view(here, -1).sum(1) / learned.view(here, -1).sum(1)
 

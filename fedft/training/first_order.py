@@ -3,10 +3,12 @@
 for each step   loss = objective(model, batch);  gradients;  terms change them;  clip to max_grad_norm;  optimiser step
 result          trained - received, or the trained values;  then each term may add to it (`fedft.contract.Course`)
 
-A step whose loss or gradient is not finite is left out.
+A step whose loss or gradient is not finite is left out. Losses stay on the device and are read once, behind the last
+step; a step is left out by a flag there where the optimiser's kernels read one (`optimizers.step_if`).
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,11 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedft.arithmetic import tensors
 from fedft.contract import Batch, Course, Data, Handle, Learning, Metrics, Term, Trained, Turn
 from fedft.data.micro_batches import InPieces
 from fedft.training import optimizer_state, schedules, trainer_turns
-from fedft.training.optimizers import optimizer_of
+from fedft.training.optimizers import optimizer_of, step_if
 from fedft.update import Plan
 
 log = logging.getLogger(__name__)
@@ -90,8 +91,9 @@ class FirstOrder:
         """
         names = set(learns)
         now = {n: x for n, x in handle.read().items() if n in names}
-        sent = now if self.send == "value" else tensors.sub(now, {n: received[n] for n in now})
-        trained = Trained(sent, metrics)
+        if self.send == "delta" and now:  # in the memory of what was just read
+            torch._foreach_sub_(list(now.values()), [received[n] for n in now])
+        trained = Trained(now, metrics)
         for course in courses:
             trained = course.finish(trained, handle)
         return trained
@@ -117,19 +119,21 @@ def _descend(
     with frozen(others):
         for step in range(turn.plan.steps):
             loss = differentiate(handle, next(batches), trained)
-            if courses and torch.isfinite(loss) and _finite(trained):
+            if courses and bool(_finite(loss, trained)):
                 for course in courses:
                     course.step()
             set_rate(optimizer, turn, step)
             norm = torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
-            if torch.isfinite(loss) and torch.isfinite(norm):
-                optimizer.step()
-                losses.append(float(loss))
+            fine = torch.isfinite(loss) & torch.isfinite(norm).to(loss.device)
+            step_if(optimizer, fine)
+            losses.append(torch.where(fine, loss, math.nan))
             optimizer.zero_grad(set_to_none=True)
     settle(optimizer)
-    if not losses:
+    read = torch.stack(losses).tolist() if losses else []  # the device is waited for
+    counted = [x for x in read if math.isfinite(x)]
+    if not counted:
         raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
-    return {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
+    return {"loss": sum(counted) / len(counted), "steps": float(len(counted))}
 
 
 def settle(optimizer: torch.optim.Optimizer) -> None:
@@ -170,17 +174,17 @@ def differentiate(handle: Handle, batch: Batch, trained: Sequence[nn.Parameter])
 
 def _in_pieces(handle: Handle, batch: InPieces, trained: Sequence[nn.Parameter]) -> Tensor:
     """As `differentiate`; of pieces that several processes share, this one's, and then the sum over all of them."""
-    among, total = batch.size.among, torch.zeros(())
+    among, found = batch.size.among, []
     pieces = handle.shares(batch)
     for piece, share in pieces if among is None else pieces[among.rank :: among.count]:
         loss = handle.loss(piece) * share
         loss.backward()
-        total = total.to(loss.device) + loss.detach()
+        found.append(loss.detach())
+    total = sum(found[1:], start=found[0]) if found else torch.zeros_like(trained[0].sum())
     if among is not None:
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        total = total.to(trained[0])
         among.add([*(p.grad for p in trained if p.grad is not None), total])
     return total
 
@@ -198,6 +202,7 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _finite(trained: Iterable[nn.Parameter]) -> bool:
-    """Whether every gradient is finite; a parameter without one counts as finite."""
-    return all(bool(torch.isfinite(p.grad).all()) for p in trained if p.grad is not None)
+def _finite(loss: Tensor, trained: Iterable[nn.Parameter]) -> Tensor:
+    """Whether the loss and every gradient that there is are finite, bool () on the device of the loss."""
+    gradients = [p.grad for p in trained if p.grad is not None]
+    return torch.stack([torch.isfinite(x).all().to(loss.device) for x in (loss, *gradients)]).all()

@@ -74,7 +74,7 @@ class LastLayers:
         with first_order.frozen(self._others):
             loss = first_order.differentiate(self._handle, batch, list(self.live.values()))
         norm = torch.nn.utils.clip_grad_norm_(self.live.values(), self._max_norm)
-        return bool(torch.isfinite(loss) and torch.isfinite(norm))
+        return bool(torch.isfinite(loss) & torch.isfinite(norm).to(loss.device))
 
     def step(self) -> None:
         """Take one optimiser step by the gradients of the last `differentiate`, and drop them."""

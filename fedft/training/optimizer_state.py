@@ -46,5 +46,8 @@ def restore(optimizer: torch.optim.Optimizer, live: Mapping[str, nn.Parameter], 
             continue
         for key, x in own.items():
             number = x.ndim == 0 and x.dtype == torch.float64
-            where = parameter.device if x.ndim else x.device  # torch's own counts stay on the CPU
+            counts_there = x.ndim or optimizer.defaults.get(
+                "fused"
+            )  # torch's own counts stay on the CPU, but for these
+            where = parameter.device if counts_there else x.device
             optimizer.state[parameter][key] = (int(x) if float(x).is_integer() else float(x)) if number else x.to(where)

@@ -7,7 +7,7 @@ a zero with zero gradient at zero: clients may share passes with it (`batched_cl
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedft import registry
 from fedft.config import Local
@@ -22,12 +22,22 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, local: Local) -> torch.
 
     Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, arXiv:1711.05101.
     """
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=local.weight_decay)
+    trained = list(parameters)
+    return torch.optim.AdamW(trained, lr=lr, weight_decay=local.weight_decay, fused=_on_cuda(trained) or None)
 
 
 def sgd(parameters: Iterable[nn.Parameter], lr: float, local: Local) -> torch.optim.Optimizer:
     """Stochastic gradient descent with the run's momentum and weight decay."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=local.momentum, weight_decay=local.weight_decay)
+    trained = list(parameters)
+    fused = _on_cuda(trained) and not local.momentum  # fused kernels lose a momentum whose first step is left out
+    return torch.optim.SGD(
+        trained, lr=lr, momentum=local.momentum, weight_decay=local.weight_decay, fused=fused or None
+    )
+
+
+def _on_cuda(trained: Iterable[nn.Parameter]) -> bool:
+    """Whether one kernel can take the step of all of them: other bits than several, on a CPU and elsewhere."""
+    return all(p.device.type == "cuda" for p in trained)
 
 
 adamw.elementwise = sgd.elementwise = True  # type: ignore[attr-defined]
@@ -49,6 +59,19 @@ def optimizer_of(trained: list[nn.Parameter], lr: float, local: Local) -> torch.
     except Exception as e:  # another package's code, and a run file's options
         raise ConfigError(f"[local] optimizer {name!r}: {in_one_line(e)}") from e
     return found
+
+
+def step_if(optimizer: torch.optim.Optimizer, fine: Tensor) -> None:
+    """Take a step if `fine` holds, bool () on the parameters' device; else parameters and optimiser stay as they are.
+
+    Fused kernels read the flag themselves, as they do for `torch.amp.GradScaler`; for others the device is waited for.
+    """
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if fused and not any(group.get("momentum") for group in optimizer.param_groups):
+        optimizer.grad_scale, optimizer.found_inf = None, (~fine).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif fine:
+        optimizer.step()
 
 
 def check_optimizer(local: Local) -> None:

@@ -6,15 +6,25 @@ from typing import Any
 
 import pytest
 import torch
+from client_turns import (
+    PLAIN,
+    SPACE,
+    UNLIKE,
+    alone,
+    batch_of,
+    classifier,
+    gpt2,
+    handle_on,
+    llama,
+    poisoned,
+    shared,
+    start,
+    turn_of,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
 )
 
 from fedft import strategies
@@ -23,96 +33,19 @@ from fedft.arithmetic import tensors
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import Local
-from fedft.contract import Batch, Course, Learning, Turn
-from fedft.data.examples import IGNORED
+from fedft.contract import Course, Learning, Turn
 from fedft.models import layout, load, quantized_base
 from fedft.models.handle import ModelHandle
-from fedft.testing import Ready
 from fedft.training import batched_clients
 from fedft.training.batched_forward import Unlike
 from fedft.training.first_order import FirstOrder
-from fedft.update import Plan
 
 CLOSE = 1e-4
-SPACE, PLAIN = LoRA(), FirstOrder()
-SMALL = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "pad_token_id": 0,
-}  # fmt: skip
-
-
-def llama(**more: Any) -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SMALL, **more))
-
-
-def classifier() -> Any:
-    torch.manual_seed(0)
-    return LlamaForSequenceClassification(LlamaConfig(**SMALL, num_labels=3))
-
-
-def gpt2(rate: float = 0.0) -> Any:
-    torch.manual_seed(0)
-    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"), rate)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=2, pad_token_id=0, **rates))
-
-
-def handle_on(net: Any, space: Any = SPACE) -> ModelHandle:
-    task = "sequence-classification" if "Classification" in type(net).__name__ else "causal-lm"
-    return ModelHandle(net, layout.layout_of(load.Base(net, None, task, "", ""), "all-linear"), space)
 
 
 def on_four_bits(net: Any) -> ModelHandle:
     base = quantized_base.packed(load.Base(net, None, "causal-lm", "", ""), 4)
     return ModelHandle(net, layout.layout_of(base, "all-linear"), SPACE)
-
-
-def batch_of(seed: int, rows: int = 2, length: int = 9, classes: int = 0) -> Batch:
-    """Rows of unlike lengths whose first tokens are not learned; without classes, of language."""
-    g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, 97, (rows, length), generator=g)
-    ends = torch.randint(4, length + 1, (rows,), generator=g)
-    ends[0] = length
-    there = torch.arange(length)[None] < ends[:, None]
-    ids[~there] = 0
-    labels = torch.where(there, ids, IGNORED)
-    labels[:, :2] = IGNORED
-    if classes:
-        labels = torch.randint(classes, (rows,), generator=g)
-    return {"input_ids": ids, "attention_mask": there.long(), "labels": labels}
-
-
-def turn_of(client: int, rank: int = 4, steps: int = 4, lr: float = 1e-2, **local: Any) -> Turn:
-    return Turn(Plan("", 0, 0, rank=rank, steps=steps, learning_rate=lr), {}, "", Local(**local), 0, client)
-
-
-def start(handle: ModelHandle, turn: Turn) -> None:
-    """Each client from factors of its own, none of them zero, so that everything has a gradient."""
-    values = SPACE.initial(handle.layout, turn.plan.rank, turn.seed)
-    g = torch.Generator().manual_seed(turn.seed)
-    handle.write({n: x if n.endswith(A_SUFFIX) else 0.1 * torch.randn(x.shape, generator=g) for n, x in values.items()})
-
-
-Work = list[tuple[Turn, list[Batch]]]
-
-
-def alone(handle: ModelHandle, work: Work, local: FirstOrder) -> list[Any]:
-    found: list[Any] = []
-    for turn, batches in work:
-        start(handle, turn)
-        try:
-            found.append(local(handle, Ready(*batches), turn))
-        except FloatingPointError as e:
-            found.append(e)
-    return found
-
-
-def shared(handle: ModelHandle, work: Work, local: FirstOrder = PLAIN) -> list[Any]:
-    seats, base = [], batched_clients.common(handle)
-    for turn, batches in work:
-        start(handle, turn)
-        seats.append(batched_clients.seat(handle, local, turn, iter(batches), base))
-    return batched_clients.train(handle, local, seats, 0, check=True)
 
 
 def far(x: Any, y: Any) -> float:
@@ -127,12 +60,6 @@ def assert_same(found: list[Any], wanted: list[Any], most: float = CLOSE) -> Non
         assert x.metrics["steps"] == y.metrics["steps"]
         assert x.metrics["loss"] == pytest.approx(y.metrics["loss"], rel=max(most, 1e-5))
 
-
-UNLIKE: Work = [
-    (turn_of(1, rank=2, steps=3, lr=2e-2), [batch_of(10 + i, 2, 9) for i in range(3)]),
-    (turn_of(2, rank=8, steps=5), [batch_of(20 + i, 3, 6) for i in range(5)]),
-    (turn_of(3, rank=4, steps=4, lr=5e-3), [batch_of(30 + i, 1, 12) for i in range(4)]),
-]
 
 OPTIMIZERS = {
     "adamw": {"weight_decay": 0.1},
@@ -221,12 +148,6 @@ def test_gradients_are_adjusted_for_each_client_with_its_own_tensors() -> None:
 
 
 # What happens to one is nothing to the others
-
-
-def poisoned(batches: list[Batch], *places: int) -> list[Batch]:
-    """Batches with nothing to learn there: their mean loss is no number."""
-    none = {i: {**b, "labels": torch.full_like(b["labels"], IGNORED)} for i, b in enumerate(batches) if i in places}
-    return [none.get(i, b) for i, b in enumerate(batches)]
 
 
 def test_a_step_that_is_left_out_is_left_out_for_one_client_only() -> None:
