@@ -23,6 +23,7 @@ from torch import Tensor
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.stacks import stack
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Kind, Layout, State, Turn
 from fedft.recipe import Recipe
@@ -122,7 +123,7 @@ class AggregationAudit:
         applied = self._pairs(new.values)
         wrong, right = 0.0, 0.0
         for m in self.modules:
-            exact = lowrank.stack([(pairs[m], n) for pairs, n in self._trained])
+            exact = stack([(pairs[m], n) for pairs, n in self._trained])
             moved = applied[m] + _minus(new.change.get(m), begun.change.get(m), self.layout.modules[m])
             wrong += (moved + -exact).norm() ** 2
             right += exact.norm() ** 2

@@ -215,7 +215,7 @@ class Round:
             plan = self.plans[client]
             update = messages.decode_update(payload, run.recipe.spec(run.layout, plan), run.config.codec.up)
             facts.append((weight, update.metrics))
-            update = replace(update, client=client, roster=len(run.members))
+            update = replace(update, client=client, roster=len(run.members), cohort=len(weights))
             if audit:
                 audit.see(update, plan)  # with the published weight, so that a cut shows in the error
             yield replace(update, num_examples=weight)

@@ -10,6 +10,7 @@ from torch import nn
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import lowrank, named_pairs, tensors
 from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.stacks import stack
 from fedft.config import Local
 from fedft.contract import Layout, State, Turn
 from fedft.models.handle import ModelHandle
@@ -118,7 +119,7 @@ def test_the_residual_is_the_covariance_of_the_factors():
         d = lowrank.mean_residual(pairs_of(COHORT, m))
         assert close(product(named_pairs.to_names({m: d}), m), covariance(COHORT, m))
         pairs = pairs_of(COHORT, m)
-        longer = lowrank.stack(pairs) + -lowrank.mean_factors(pairs)
+        longer = stack(pairs) + -lowrank.mean_factors(pairs)
         assert close(product(named_pairs.to_names({m: d}), m), longer.dense(), 1e-5)
 
 
