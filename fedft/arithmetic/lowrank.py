@@ -168,13 +168,6 @@ def mean_residual(items: Sequence[tuple[LowRank, float]]) -> LowRank:
     return LowRank(torch.cat(rows).float(), torch.cat(columns, dim=1).float())
 
 
-def plus(x: LowRank | Tensor, y: LowRank | Tensor) -> LowRank | Tensor:
-    """The sum of two changes of one weight: factored where both are, else dense [o, i]."""
-    if isinstance(x, LowRank) and isinstance(y, LowRank):
-        return x + y
-    return (x.dense() if isinstance(x, LowRank) else x) + (y.dense() if isinstance(y, LowRank) else y)
-
-
 def inner(x: LowRank, y: LowRank) -> float:
     """The inner product of two matrices of one shape: tr(x^T y) = tr((B_x^T B_y)(A_y A_x^T)), in float64.
 
