@@ -7,12 +7,14 @@
     FedAvg from messages  the same where every way begins with bytes: ours decodes fp32 messages one by one
     FLoRA step            dense sum adds up p_k B_k A_k client by client, as is done where products are formed; FLoRA's
                           own is a stack, and so is ours: the factors with p_k on B. The limit copies the factors
+    FLoRA round           the same of updates that come one by one, as messages: holding all of them and stacking then,
+                          against writing each into the stack as it comes; the limit is one copy of the messages
 
 `extra_mb` is the most that a way had in memory beside what it was given, `given_mb` what it must be given at once.
 """
 
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -22,12 +24,15 @@ from flwr.server.strategy.aggregate import aggregate
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import Tensor
 
-from fedft.arithmetic import lowrank, tensors
+from fedft.aggregation.factor_means import stacked_mean
+from fedft.arithmetic import tensors
+from fedft.arithmetic.named_pairs import pairs_and_mean, to_names
+from fedft.arithmetic.stacks import stack
 from fedft.benchmarks.codec import PLAIN, made_up, message
 from fedft.benchmarks.measure import LIMIT, Act, Peak, backends, take_turns, with_kernels
 from fedft.benchmarks.results import Result, Row
 from fedft.benchmarks.svd import RANKS, clients, dense_sum
-from fedft.update import TensorSpec
+from fedft.update import TensorSpec, Update
 from fedft.wire import messages as codec
 
 WEIGHT = "num-examples"
@@ -94,18 +99,42 @@ def flora(o: int, i: int, ranks: tuple[int, ...], turns: int) -> tuple[Row, ...]
     what = f"FLoRA step, {o} x {i}, R = {sum(ranks)}"
     ways: dict[str, Callable[[], object]] = {
         "dense sum": partial(dense_sum, items),
-        "ours": partial(lowrank.stack, items),
+        "ours": partial(stack, items),
         LIMIT: lambda: (torch.cat([d.A for d, _ in items]), torch.cat([d.B for d, _ in items], dim=1)),
     }
     rows = take_turns([Act(what, way, run) for way, run in ways.items()], turns)
     return tuple(replace(r, facts={"extra_mb": most_mb(ways[r.way])}) if r.way != LIMIT else r for r in rows)
 
 
+def flora_round(size: tuple[int, int, int], count: int, turns: int) -> tuple[Row, ...]:
+    """The server's sum of `count` updates of (modules, rank, width), decoded one by one."""
+    spec = {name: TensorSpec(tuple(t.shape)) for name, t in made_up(*size).items()}
+    messages = [message(made_up(*size), PLAIN) for _ in range(count)]
+
+    def coming() -> Iterator[Update]:
+        return (Update(codec.decode_update(m, spec, PLAIN).delta, 1, cohort=count) for m in messages)
+
+    def held() -> dict[str, Tensor]:
+        pairs, rest = pairs_and_mean((u.delta, u.num_examples) for u in coming())
+        return to_names({m: stack(of_clients) for m, of_clients in pairs.items()}) | rest
+
+    mb = sum(len(m) for m in messages) / 1e6
+    what = f"FLoRA round, {count} updates of {mb / count:.1f} MB"
+    ways: dict[str, Callable[[], object]] = {
+        "all held": held,
+        "ours": lambda: stacked_mean(coming()),
+        LIMIT: lambda: [bytearray(m) for m in messages],
+    }
+    rows = take_turns([Act(what, way, run) for way, run in ways.items()], turns)
+    facts = {way: {"extra_mb": most_mb(run), "given_mb": mb / count} for way, run in ways.items() if way != LIMIT}
+    return tuple(replace(r, facts=facts.get(r.way, {})) for r in rows)
+
+
 def bench(*, quick: bool = False, turns: int = 7) -> Result:
     """Ten adapters of rank 16 on 32 modules of width 2048; one module of 4096 x 4096 and clients of rank 8 to 64."""
     size, count = ((2, 4, 256), 3) if quick else ((32, 16, 2048), 10)
     o, i, ranks = (256, 192, tuple(r // 8 for r in RANKS)) if quick else (4096, 4096, RANKS)
-    rows = fedavg(size, count, turns) + flora(o, i, ranks, turns)
+    rows = fedavg(size, count, turns) + flora(o, i, ranks, turns) + flora_round(size, count, turns)
     title = "The server's sums, against Flower's and against dense products; limits: reading, copying once"
     settings = {"adapters": count, "modules": size[0], "rank": size[1], "width": size[2], "o": o, "i": i}
     return Result("aggregate", title, settings | {"ranks": list(ranks), "turns": turns}, rows)

@@ -17,8 +17,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedft.arithmetic import lowrank, product_svd
+from fedft.arithmetic import product_svd
 from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.stacks import stack
 from fedft.benchmarks.measure import LIMIT, Act, take_turns
 from fedft.benchmarks.results import Result
 
@@ -57,13 +58,13 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
         return u, s, v.T
 
     def by_qr() -> SVD:
-        stacked = lowrank.stack(items)
+        stacked = stack(items)
         return product_svd.by_qr(stacked.B, stacked.A, keep)
 
     def ours() -> SVD:
-        return lowrank.stack(items).svd(keep)
+        return stack(items).svd(keep)
 
-    whole = lowrank.stack(items).double()
+    whole = stack(items).double()
     ways = {"published": published, "svd_lowrank": randomised, "QR": by_qr, "ours": ours}
     last: dict[str, SVD] = {}
 

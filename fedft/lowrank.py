@@ -1,4 +1,4 @@
-"""The import path of `fedft.arithmetic.lowrank` and `.named_pairs` for strategies outside this package."""
+"""The import path of `fedft.arithmetic.lowrank`, `.named_pairs` and `.stacks` for strategies outside this package."""
 
 from fedft.arithmetic.lowrank import (
     LowRank,
@@ -8,10 +8,10 @@ from fedft.arithmetic.lowrank import (
     pad,
     pad_to_largest,
     padded_to,
-    stack,
     zero,
 )
 from fedft.arithmetic.named_pairs import cut, pairs_and_mean, replace_pairs, split, to_names
+from fedft.arithmetic.stacks import stack
 
 __all__ = [
     "LowRank", "cut", "inner", "mean_factors", "mean_residual", "pad", "pad_to_largest", "padded_to", "pairs_and_mean",

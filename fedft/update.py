@@ -168,4 +168,6 @@ class Update:
     """Filled in by the server from who sent it, never read from the message."""
     roster: int = 0
     """How many clients the run has, asked or not; filled in by the server. 0: as many as there are updates."""
+    cohort: int = 0
+    """How many updates make the round's aggregate, so that room is made once; filled in by the server. 0: not said."""
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -23,7 +23,9 @@ from torch import Tensor
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
+from fedft.arithmetic.stacks import stack
 from fedft.arithmetic.tensors import Tensors
+from fedft.arithmetic.weight_changes import Change, plus
 from fedft.contract import Kind, Layout, State, Turn
 from fedft.recipe import Recipe
 from fedft.update import Plan, Shape, Update
@@ -56,10 +58,10 @@ class _Noted:
 
     layout: Layout
     kind: Kind
-    change: Mapping[str, LowRank] = field(default_factory=dict)
+    change: Mapping[str, Change] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
 
-    def set_base_change(self, change: Mapping[str, LowRank], key: str) -> None:
+    def set_base_change(self, change: Mapping[str, Change], key: str) -> None:
         self.change = change
 
     def write(self, values: Tensors) -> None:
@@ -122,9 +124,9 @@ class AggregationAudit:
         applied = self._pairs(new.values)
         wrong, right = 0.0, 0.0
         for m in self.modules:
-            exact = lowrank.stack([(pairs[m], n) for pairs, n in self._trained])
-            moved = applied[m] + _minus(new.change.get(m), begun.change.get(m), self.layout.modules[m])
-            wrong += (moved + -exact).norm() ** 2
+            exact = stack([(pairs[m], n) for pairs, n in self._trained])
+            moved = plus(applied[m], _minus(new.change.get(m), begun.change.get(m), self.layout.modules[m]))
+            wrong += _distance(moved, exact) ** 2
             right += exact.norm() ** 2
         return (wrong / right) ** 0.5 if right else None
 
@@ -147,10 +149,17 @@ class AggregationAudit:
         return {m: LowRank(values[m + A_SUFFIX], values[m + B_SUFFIX]) for m in self.modules}
 
 
-def _minus(new: LowRank | None, old: LowRank | None, shape: tuple[int, int]) -> LowRank:
+def _minus(new: Change | None, old: Change | None, shape: tuple[int, int]) -> Change:
     """new - old; where the new factors begin with the old ones (a sum that was appended to), what follows them."""
-    new, old = new or lowrank.zero(*shape), old or lowrank.zero(*shape)
+    new, old = (lowrank.zero(*shape) if d is None else d for d in (new, old))
+    if isinstance(new, Tensor) or isinstance(old, Tensor):
+        return plus(new, -old)
     r = old.rank
     if new.rank >= r and torch.equal(new.A[:r], old.A) and torch.equal(new.B[:, :r], old.B):
         return LowRank(new.A[r:], new.B[:, r:])
     return new + -old
+
+
+def _distance(x: Change, y: LowRank) -> float:
+    """|x - y|, the Frobenius norm in float64."""
+    return float((x.double() - y.double().dense()).norm()) if isinstance(x, Tensor) else (x + -y).norm()

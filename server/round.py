@@ -230,7 +230,7 @@ class Round:
         for client, weight in weights.items():
             update = self.admitted.take(client) or self._journalled(client)
             facts.append((weight, update.metrics))
-            update = replace(update, client=client, roster=len(self.run.members))
+            update = replace(update, client=client, roster=len(self.run.members), cohort=len(weights))
             if audit:
                 audit.see(update, self.plans[client])  # with the published weight, so that a cut shows in the error
             yield replace(update, num_examples=weight)

@@ -6,9 +6,10 @@
 
 The last form of R holds because the p_k (B_k - B) sum to zero; it has (n - 1) r rows where the paper sends a dense
 matrix, so R and the averaged pair together are as long as the n uploads. W is w0 + the sum of all R, kept as factors
-(`parts.moving_base`). `residual_rank` sends the best approximation of R of that rank, the paper's cheaper, inexact
-form. Uploads are the factors themselves. State: the sum under `<module>.lora_A` and `.lora_B`, the averaged pair under
-`<module>.lora_A.mean` and `.lora_B.mean`. Single clients' factors can be read off R as it is sent.
+while that is shorter than the matrix (`parts.moving_base`). `residual_rank` sends the best approximation of R of that
+rank, the paper's cheaper, inexact form. Uploads are the factors themselves. State: the sum under `<module>.lora_A` and
+`.lora_B` or `.lora_BA`, the averaged pair under `<module>.lora_A.mean` and `.lora_B.mean`. Single clients' factors can
+be read off R as it is sent.
 
 Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation
 Models", ACL 2025, arXiv:2410.09432.

@@ -3,10 +3,11 @@
     A_st = [A_1; ...; A_n],  B_st = [p_1 B_1, ..., p_n B_n],  B_st A_st = sum_k p_k (alpha_k / r_k) B_k A_k     (eq. 3)
     W^{t+1} = W^t + B_st A_st;  every client restarts from a fresh A_k and B_k = 0
 
-Here W is never the state: the state is the sum of all stacks since w0, factored, and W^t = w0 + that sum in one float32
-addition. A client that took part in every round and one that came yesterday hold the same factors, hence (on one type
-of machine) the same bits. `parts.moving_base` says how the sum is kept and what of it travels. Uploads are the factors
-themselves (`send="value"`), because A_k starts from the client's own draw.
+Here W is never the state: the state is the sum of all stacks since w0, and W^t = w0 + that sum in one float32 addition.
+It is factored until it would be longer than the weights, then multiplied out. A client that took part in every round
+and one that came yesterday hold the same sum, hence (on one type of machine) the same bits. `parts.moving_base` says
+how it is kept and what of it travels. Uploads are the factors themselves (`send="value"`), because A_k starts from the
+client's own draw.
 
 Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations", NeurIPS 2024,
 arXiv:2409.05976.

@@ -27,6 +27,7 @@ from fedft import check
 from fedft.arithmetic import factor_fit, lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import pairs_and_mean, to_names
+from fedft.arithmetic.stacks import stack
 from fedft.recipe import Recipe, Update
 from fedft.strategies.parts.unlike_ranks import of_unlike_ranks
 
@@ -59,6 +60,6 @@ def aggregate(
     fair = {}
     for m, items in pairs.items():
         mean = lowrank.mean_factors(lowrank.pad_to_largest(items))
-        target = lowrank.stack((d.double(), n) for d, n in items)  # D*
+        target = stack((d.double(), n) for d, n in items)  # D*
         fair[m] = LowRank(mean.A, solve(target, mean, lam))
     return to_names(fair) | rest

@@ -125,33 +125,6 @@ def zero(o: int, i: int) -> LowRank:
     return LowRank(torch.zeros(0, i), torch.zeros(o, 0))
 
 
-def stack(items: Iterable[tuple[LowRank, float]]) -> LowRank:
-    """The weighted mean of matrices, sum_k n_k D_k / sum_k n_k, exactly, as stacked factors (FLoRA, eq. 3).
-
-    Ranks add. A weight is multiplied into its B once, in float64, and rounded to B's dtype.
-
-    Args:
-        items: pairs (D_k, n_k) of one shape [o, i], read once; the weights need not sum to one.
-    Raises:
-        ValueError: there is no item, or the weights do not sum to more than zero.
-
-    >>> one = LowRank(A=torch.ones(1, 2), B=torch.ones(2, 1))
-    >>> mean = stack([(one, 3), (-one, 1)])
-    >>> mean.rank, mean.dense().tolist()
-    (2, [[0.5, 0.5], [0.5, 0.5]])
-    """
-    rows, columns, weights = [], [], []
-    for d, n in items:
-        rows.append(d.A)
-        columns.append(d.B)
-        weights.append(n)
-    total = sum(weights)
-    if not total > 0:
-        raise ValueError("expected at least one pair of positive weight, got none")
-    scaled = [(b.double() * (n / total)).to(b.dtype) for b, n in zip(columns, weights, strict=True)]
-    return LowRank(torch.cat(rows), torch.cat(scaled, dim=1))
-
-
 def mean_factors(items: Iterable[tuple[LowRank, float]]) -> LowRank:
     """The pair of mean factors, (sum_k p_k A_k, sum_k p_k B_k) with p_k = n_k / sum n: FedIT's average.
 
@@ -193,13 +166,6 @@ def mean_residual(items: Sequence[tuple[LowRank, float]]) -> LowRank:
     if not others:
         return zero(*first.shape)
     return LowRank(torch.cat(rows).float(), torch.cat(columns, dim=1).float())
-
-
-def plus(x: LowRank | Tensor, y: LowRank | Tensor) -> LowRank | Tensor:
-    """The sum of two changes of one weight: factored where both are, else dense [o, i]."""
-    if isinstance(x, LowRank) and isinstance(y, LowRank):
-        return x + y
-    return (x.dense() if isinstance(x, LowRank) else x) + (y.dense() if isinstance(y, LowRank) else y)
 
 
 def inner(x: LowRank, y: LowRank) -> float:

@@ -38,8 +38,8 @@ class Handle(Protocol):
     def reset(self) -> None:
         """Put every parameter of the base that is trained back to w0, bit for bit."""
 
-    def set_base_change(self, change: Mapping[str, LowRank], key: str) -> None:
-        """Make every adapted base weight act as w0 + change, a module that is left out as w0.
+    def set_base_change(self, change: Mapping[str, LowRank | Tensor], key: str) -> None:
+        """Make every adapted base weight act as w0 + change [out, in], a module that is left out as w0.
 
         A float weight is written, summed in float32 and rounded once; a packed one (4 or 8 bits) stays as it is and the
         change is added to what the module gives. `key` names the change: a call with the last one's returns at once.

@@ -1,8 +1,9 @@
 """Base weights that act as w0 + change: a promise about what modules compute, not about how weights are stored.
 
-float weight     written: w0 + change, summed in float32 and rounded once; w0 is kept in float32 (`Originals`); that of
-                 an expert is a part of a parameter
-packed weight    left as it is (4 and 8 bits cannot be written exactly); its module gives  y + B (A x)  instead
+float weight     written: w0 + change, multiplied out and summed in float32 on the weight's device and rounded once; w0
+                 is kept as it was loaded (`Originals`); that of an expert is a part of a parameter
+packed weight    left as it is (4 and 8 bits cannot be written exactly); its module gives  y + B (A x)  instead, or
+                 y + D x where the change D comes multiplied out (no longer than its factors, which is when it does)
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,25 +15,26 @@ from torch import Tensor, nn
 
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.weight_changes import Change
 from fedft.contract import Layout
 from fedft.models import experts
 from fedft.models.packed_linear import PackedLinear
 
 
 class Originals:
-    """The float32 originals w0 of a model's parameters, each kept from the moment before it is first moved."""
+    """The originals w0 of a model's parameters, in their dtypes, each kept from the moment before it is first moved."""
 
     def __init__(self) -> None:
         self._w0: dict[str, Tensor] = {}
 
     def _of(self, name: str, parameter: Tensor) -> Tensor:
-        """The original w0 of a parameter, float32; its present values at the first call."""
+        """The original w0 of a parameter; its present values at the first call."""
         if name not in self._w0:
-            self._w0[name] = parameter.detach().float().clone()
+            self._w0[name] = parameter.detach().clone()
         return self._w0[name]
 
     def move(self, name: str, parameter: Tensor, change: Tensor) -> None:
-        """Set a parameter to w0 + change in place, summed in float32 and rounded once."""
+        """Set a parameter to w0 + change (float32) in place, summed in float32 and rounded once."""
         w0 = self._of(name, parameter)
         parameter.copy_(w0 + change.to(w0.device))
 
@@ -44,7 +46,7 @@ class Originals:
             self._of(name, parameter)
 
     def original(self, name: str, parameter: Tensor) -> Tensor:
-        """w0 of a parameter that has been moved, in its dtype; it may share memory with what is kept."""
+        """w0 of a parameter that has been moved, in its dtype; it shares memory with what is kept."""
         return self._w0[name].to(parameter.dtype)
 
     @contextmanager
@@ -66,11 +68,11 @@ class Originals:
 
 
 class BaseChange:
-    """The low-rank change since w0 of a model's adapted modules, and how each module is made to act so."""
+    """The change since w0 of a model's adapted modules, and how each module is made to act so."""
 
     def __init__(self, model: nn.Module, layout: Layout, originals: Originals) -> None:
         """Begin with no change; `originals` keeps the weights that are written, as `<module>.weight`."""
-        self.change: dict[str, LowRank] = {}
+        self.change: dict[str, Change] = {}
         """By how much each adapted weight differs from w0; modules left out do not."""
         self._layout, self._originals = layout, originals
         self.key = ""
@@ -81,10 +83,10 @@ class BaseChange:
             m: module.transposed if m in inside else type(module).__name__ == "Conv1D"
             for m, module in self._modules.items()
         }
-        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self._beside: dict[str, Change] = {}
         self._hooks: dict[str, Any] = {}
 
-    def set(self, change: Mapping[str, LowRank], key: str) -> None:
+    def set(self, change: Mapping[str, Change], key: str) -> None:
         """Make every adapted weight act as w0 + change, a module that is left out as w0.
 
         `key` identifies the change: the call returns at once if it equals the last call's.
@@ -92,11 +94,11 @@ class BaseChange:
         if key == self.key:
             return
         with torch.no_grad():
-            for m in change.keys() | self.change.keys():
-                if (m in change and change[m].rank) or m in self.change:
-                    d = change.get(m) or lowrank.zero(*self._layout.modules[m])
-                    (self._add_to_output if self._packed(m) else self._write)(m, d)
-        self.change = {m: d for m, d in change.items() if d.rank}
+            moved = {m: d for m, d in change.items() if not _is_zero(d)}
+            for m in moved.keys() | self.change.keys():
+                d = moved[m] if m in moved else lowrank.zero(*self._layout.modules[m])
+                (self._add_to_output if self._packed(m) else self._write)(m, d)
+        self.change = moved
         self.key = key
 
     @contextmanager
@@ -106,15 +108,15 @@ class BaseChange:
         Weights of layers change places with w0, without a copy; the matrix of an expert, a part of a parameter, is
         copied.
         """
-        factors, self._factors = self._factors, {}
-        written = {m: self._modules[m].weight for m in self.change if m not in factors}
+        beside, self._beside = self._beside, {}
+        written = {m: self._modules[m].weight for m in self.change if m not in beside}
         moved = {m: weight.clone() if m in self._layout.experts else weight.data for m, weight in written.items()}
         try:
             for m, weight in written.items():
                 self._put(m, weight, self._originals.original(m + ".weight", weight))
             yield
         finally:
-            self._factors = factors
+            self._beside = beside
             for m, weight in written.items():
                 self._put(m, weight, moved[m])
 
@@ -132,22 +134,46 @@ class BaseChange:
         weight, (o, i) = self._modules[m].weight, self._layout.modules[m]
         return not weight.is_floating_point() or tuple(weight.shape) not in ((o, i), (i, o))
 
-    def _write(self, m: str, d: LowRank) -> None:
+    def _write(self, m: str, d: Change) -> None:
         """Set the module's weight, in its own orientation, to w0 + change."""
-        weight, dense = self._modules[m].weight, d.dense()
+        weight = self._modules[m].weight
+        dense = _multiplied_out(_on(weight.device, d))
         self._originals.move(m + ".weight", weight, dense.T if self._transposed[m] else dense)
 
-    def _add_to_output(self, m: str, d: LowRank) -> None:
+    def _add_to_output(self, m: str, d: Change) -> None:
         """Let the module add the change to its output from now on."""
         module = self._modules[m]
         weight: Tensor = module.packed[0] if isinstance(module, PackedLinear) else module.weight
-        self._factors[m] = d.A.to(weight.device), d.B.to(weight.device)
+        self._beside[m] = _on(weight.device, d)
         if m not in self._hooks:
             self._hooks[m] = module.register_forward_hook(lambda _, x, y, m=m: self._added(m, x[0], y))
 
     def _added(self, m: str, x: Tensor, y: Tensor) -> Tensor:
-        """The module's output y [..., out] with the change's B (A x) added, x [..., in]."""
-        if m not in self._factors or not len(self._factors[m][0]):
+        """The module's output y [..., out] with the change's product with x [..., in] added."""
+        if (d := self._beside.get(m)) is None or _is_zero(d):
             return y
-        a, b = self._factors[m]
-        return y + ((x.to(a.dtype) @ a.T) @ b.T).to(y.dtype)
+        if isinstance(d, Tensor):
+            return y + (x.to(d.dtype) @ d.T).to(y.dtype)
+        return y + ((x.to(d.A.dtype) @ d.A.T) @ d.B.T).to(y.dtype)
+
+
+def _is_zero(d: Change) -> bool:
+    """Whether a change is none by its shape: factors of no rows."""
+    return isinstance(d, LowRank) and not d.rank
+
+
+def _on(device: torch.device, d: Change) -> Change:
+    """The change on a device; factors move as factors."""
+    return d.to(device) if isinstance(d, Tensor) else LowRank(d.A.to(device), d.B.to(device))
+
+
+def _multiplied_out(d: Change) -> Tensor:
+    """The change as a matrix [out, in], its factors multiplied in full float32 where the changes are."""
+    if isinstance(d, Tensor):
+        return d
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # a weight of 10-bit products would be another one on every device
+    try:
+        return d.dense()
+    finally:
+        torch.set_float32_matmul_precision(before)

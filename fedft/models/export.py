@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
+from fedft.arithmetic.weight_changes import factored
 from fedft.models import classes, peft_names, tasks
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
@@ -54,9 +55,9 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     changes, whole = handle.change()
     if handle.kind.of_base:
         return _plainly(folder, "delta", whole, about)
-    pairs = {m: d.shortened() for m, d in changes.items() if isinstance(d, LowRank)}
-    if len(pairs) < len(changes) or not handle.kind.pairs:
+    if not handle.kind.pairs:
         return _plainly(folder, "values", handle.values(), about)
+    pairs = {m: factored(d).shortened() for m, d in changes.items()}
     both = {m: pairs[m] + d if m in pairs else d for m, d in base.merged.items()}
     _as_peft(folder, handle, base, base_name, {**pairs, **both})
     return "adapter"

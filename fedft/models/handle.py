@@ -3,8 +3,8 @@
 The base model is loaded once and stays; a turn of another client only copies its few trained tensors in. The kind of
 adapter (`fedft.contract.Kind`) puts itself into the model, one for each shape that is written (`mounted_adapters`).
 
-Beside the live model, float32 originals w0 are kept: of adapted weights once a merge has moved them (FLoRA), and of all
-parameters in full fine-tuning. A weight in half precision is thus always w0 + change, summed and rounded once.
+Beside the live model, originals w0 are kept as they were loaded: of adapted weights once a merge has moved them, and of
+all parameters in full fine-tuning. A weight in half precision is thus always w0 + change, summed and rounded once.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
+from fedft.arithmetic.weight_changes import Change
 from fedft.contract import Batch, Kind, Layout, Objective, Settings
 from fedft.data import micro_batches
 from fedft.data.micro_batches import InPieces
@@ -137,7 +138,7 @@ class ModelHandle:
         before = self._probe.offset or Offset(z, torch.zeros(z.count, dtype=torch.float64))
         self._probe.offset = before.moved(z, coefficients, keep)
 
-    def set_base_change(self, change: Mapping[str, LowRank], key: str) -> None:
+    def set_base_change(self, change: Mapping[str, Change], key: str) -> None:
         """Make every adapted weight act as w0 + change; returns at once if `key` equals the last call's."""
         self._base.set(change, key)
 
@@ -146,7 +147,7 @@ class ModelHandle:
         """The key of the last `set_base_change`; "" before the first."""
         return self._base.key
 
-    def change(self) -> tuple[dict[str, LowRank | Tensor], dict[str, Tensor]]:
+    def change(self) -> tuple[dict[str, Change], dict[str, Tensor]]:
         """(change [out, in] of each adapted weight, change of each trained parameter of the base) since w0, by name.
 
         The first is base change and adapter together, without modules whose change is none, or no matrix.

@@ -60,16 +60,16 @@ class TrainedValues:
                 if n not in inside:
                     self._originals.move(n, self._base[n], x)
 
-    def change(self, before: Mapping[str, LowRank], layout: Layout) -> dict[str, LowRank | Tensor]:
+    def change(self, before: Mapping[str, Change], layout: Layout) -> dict[str, Change]:
         """The change [out, in] of each adapted weight since w0: that `before`, of base weights, and the live adapter's.
 
         Modules whose change is none, or no matrix, are left out.
         """
-        found: dict[str, LowRank | Tensor] = dict(before)
+        found: dict[str, Change] = dict(before)
         unit = {} if self._kind.of_base else self.read(self._adapters.live.parameters)
         for m in layout.modules if unit else ():
             d = self._kind.change(m, unit)
             if d is None or (isinstance(d, LowRank) and not d.B.any()):
                 continue
-            found[m] = lowrank.plus(found[m], d) if m in found else d
+            found[m] = weight_changes.plus(found[m], d) if m in found else d
         return found

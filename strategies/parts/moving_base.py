@@ -1,13 +1,14 @@
-"""A state whose base weights move: W^t = w0 + the sum of low-rank steps, kept as factors and never added to weights.
+"""A state whose base weights move: W^t = w0 + the sum of low-rank steps, kept apart and never added to weights.
 
-state      `<module>.lora_A`, `<module>.lora_B`     the whole sum, of rank at most min(o, i)
+state      `<module>.lora_A`, `<module>.lora_B`     the whole sum as factors, of at most o i / (o + i) rows
+           `<module>.lora_BA`                       or, once it has had more, multiplied out
            `step.<version>.<name>`                  the last steps: what led from <version> to the next
            any other name                           a value that every round replaces (a head, averaged factors)
 downlink   the steps that a client lacks or the whole sum, whichever is smaller, and the other values
 receive    what it held + those steps, by the code that the server adds with: veteran and newcomer hold the same bits
 
-Steps are concatenated while that is shorter than min(o, i) rows and recompressed exactly beyond. Steps that together
-outweigh the sum are forgotten: a client that lacks so much is better served with the whole sum.
+Both are in the shorter form (`fedft.arithmetic.weight_changes`): a sum never outweighs the weights that it moves. Steps
+that together outweigh it are forgotten: a client that lacks so much is better served with the whole sum.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,9 +16,10 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank, named_pairs
+from fedft.arithmetic import lowrank, named_pairs, weight_changes
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
+from fedft.arithmetic.weight_changes import DENSE_SUFFIX
 from fedft.contract import Handle, Layout, State, Turn
 from fedft.recipe import Recipe
 from fedft.training.first_order import FirstOrder
@@ -63,8 +65,8 @@ def nothing_yet(layout: Layout) -> dict[str, Tensor]:
 
 def merge(state: State, change: Tensors) -> Tensors:
     """One more step, the pairs of `change`; whatever else is in it replaces what the state had."""
-    stack, values = named_pairs.split(change)
-    step = named_pairs.to_names({m: d.shortened() for m, d in stack.items()})
+    stack, values = weight_changes.split(change)
+    step = weight_changes.to_names({m: weight_changes.shorter(d) for m, d in stack.items()})
     total, steps = _parts(state.tensors)
     total, steps[state.version] = _plus(total, step) | values, step
     while len(steps) > 1 and sum(map(_size, steps.values())) > _size(total):
@@ -79,17 +81,18 @@ def since(state: State, have: int | None, plan: Plan) -> Tensors:
         return {}
     if have is None or have > state.version or any(v not in steps for v in range(have, state.version)):
         return total
-    values = named_pairs.split(total)[1]
+    values = weight_changes.split(total)[1]
     lacking = {f"{STEP}{v}.{n}": x for v in range(have, state.version) for n, x in steps[v].items()} | values
     return lacking if _size(lacking) < _size(total) else total
 
 
 def download(layout: Layout, plan: Plan, values: Spec) -> Download:
-    """What may come down: pairs of rank at most min(o, i), of the sum and of each step, and the other values."""
+    """What may come down: of the sum and of each step pairs of rank at most min(o, i), or dense; the other values."""
     pairs: dict[str, TensorSpec] = {}
     for m, (o, i) in layout.modules.items():
         r = min(o, i)
         pairs |= {m + A_SUFFIX: TensorSpec((r, i), at_most=True), m + B_SUFFIX: TensorSpec((o, r), at_most=True)}
+        pairs[m + DENSE_SUFFIX] = TensorSpec((o, i))
 
     def wanted(name: str) -> TensorSpec | None:
         if not name.startswith(STEP):
@@ -113,15 +116,16 @@ def catch_up(held: State | None, plan: Plan) -> Tensors:
 
 def stand(handle: Handle, turn: Turn) -> dict[str, Tensor]:
     """The other values of the state, after the base weights were set to w0 + the whole sum."""
-    pairs, values = named_pairs.split(turn.held)
-    handle.set_base_change(pairs, key=turn.held_digest)
+    changes, values = weight_changes.split(turn.held)
+    handle.set_base_change(changes, key=turn.held_digest)
     return values
 
 
 def _plus(total: Tensors, step: Tensors) -> dict[str, Tensor]:
-    """The pairs of the sum after one more step. Same code, hence same bits, on both sides."""
-    pairs = named_pairs.split(total)[0]
-    return named_pairs.to_names({m: (pairs[m] + d).shortened() for m, d in named_pairs.split(step)[0].items()})
+    """The sum after one more step, without other values. Same code, hence same bits, on both sides."""
+    before, news = weight_changes.split(total)[0], weight_changes.split(step)[0]
+    after = {m: weight_changes.shorter(weight_changes.plus(before[m], d)) for m, d in news.items()}
+    return weight_changes.to_names(after)
 
 
 def _size(x: Tensors) -> int:

@@ -7,6 +7,7 @@ import torch
 
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.stacks import stack
 
 OUT, IN = 7, 5
 
@@ -42,7 +43,7 @@ COHORTS = [(1,), (3, 3), (1, 2, 4), (5, 5, 5), (1, 7, 3), (9, 2), (0, 2), (2, 0,
 @pytest.mark.parametrize("ranks", COHORTS)
 def test_the_stack_is_the_weighted_sum_of_the_products(ranks):
     items = clients(*ranks)
-    stacked = lowrank.stack(items)
+    stacked = stack(items)
     assert stacked.rank == sum(ranks)
     assert relative(exact(stacked), oracle(items)) < 1e-6
 
@@ -50,19 +51,19 @@ def test_the_stack_is_the_weighted_sum_of_the_products(ranks):
 def test_the_weight_goes_on_one_factor_once():
     """p = 1/4 and 3/4 on products 8 and 16: 2 + 12 = 14; p on both factors would give 8/16 + 9."""
     items = [(LowRank(torch.tensor([[2.0]]), torch.tensor([[4.0]])), 1), (LowRank(*[torch.tensor([[4.0]])] * 2), 3)]
-    assert lowrank.stack(items).dense().item() == 14.0
+    assert stack(items).dense().item() == 14.0
 
 
 def test_the_order_of_the_stack_does_not_matter():
     items = clients(1, 2, 4)
-    want = exact(lowrank.stack(items))
+    want = exact(stack(items))
     for other in itertools.permutations(items):
-        assert relative(exact(lowrank.stack(other)), want) < 1e-6
+        assert relative(exact(stack(other)), want) < 1e-6
 
 
 def test_a_stack_depends_on_ratios_of_weights_only_and_reads_once():
     items = clients(2, 3)
-    stacked, scaled = lowrank.stack(items), lowrank.stack((d, n * 2.0**20) for d, n in items)
+    stacked, scaled = stack(items), stack((d, n * 2.0**20) for d, n in items)
     assert torch.equal(stacked.A, scaled.A)
     assert torch.equal(stacked.B, scaled.B)
 
@@ -70,7 +71,7 @@ def test_a_stack_depends_on_ratios_of_weights_only_and_reads_once():
 @pytest.mark.parametrize("items", [[], [(pair(0, 2), 0)]])
 def test_a_stack_of_nothing_is_refused(items):
     with pytest.raises(ValueError, match="none"):
-        lowrank.stack(items)
+        stack(items)
 
 
 @pytest.mark.parametrize("items", [[], [(pair(0, 2), 0)]])
@@ -102,7 +103,7 @@ def test_what_the_mean_lacks_of_the_stack_is_the_covariance_of_the_factors(rank)
     a = sum(n / total * d.A.double() for d, n in items)
     b = sum(n / total * d.B.double() for d, n in items)
     covariance = sum(n / total * (d.B.double() - b) @ (d.A.double() - a) for d, n in items)
-    assert relative(exact(lowrank.stack(items) + -lowrank.mean_factors(items)), covariance) < 1e-5
+    assert relative(exact(stack(items) + -lowrank.mean_factors(items)), covariance) < 1e-5
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
@@ -110,7 +111,7 @@ def test_the_residual_is_what_the_mean_lacks_in_one_block_less_than_there_are_cl
     items = clients(rank, rank, rank)
     residual = lowrank.mean_residual(items)
     assert residual.rank == 2 * rank
-    assert relative(exact(residual), exact(lowrank.stack(items) + -lowrank.mean_factors(items))) < 1e-5
+    assert relative(exact(residual), exact(stack(items) + -lowrank.mean_factors(items))) < 1e-5
     assert lowrank.mean_residual(items[:1]).rank == 0
 
 
@@ -148,7 +149,7 @@ def test_the_norm_keeps_its_digits_where_terms_cancel():
 @pytest.mark.parametrize("ranks", [(2, 3), (6, 5)])
 def test_truncation_is_the_best_approximation(keep, ranks):
     """Eckart-Young: the squared error is the sum of the discarded squared singular values, and none is smaller."""
-    d = lowrank.stack(clients(*ranks))
+    d = stack(clients(*ranks))
     values = torch.linalg.svdvals(exact(d))
     error = float((exact(d) - exact(d.truncate(keep))).norm())
     assert d.truncate(keep).rank == keep
@@ -156,7 +157,7 @@ def test_truncation_is_the_best_approximation(keep, ranks):
 
 
 def test_svd_equals_the_dense_svd():
-    d = lowrank.stack(clients(2, 2))
+    d = stack(clients(2, 2))
     u, s, v = d.svd()
     assert (u.shape, s.shape, v.shape) == ((OUT, 4), (4,), (4, IN))
     assert torch.allclose(s, torch.linalg.svdvals(exact(d))[:4], rtol=1e-10)
@@ -166,14 +167,14 @@ def test_svd_equals_the_dense_svd():
 
 
 def test_truncations_are_nested():
-    d = lowrank.stack(clients(4, 4))
+    d = stack(clients(4, 4))
     wide, narrow = d.truncate(5), d.truncate(2)
     assert torch.equal(wide.A[:2], narrow.A)
     assert torch.equal(wide.B[:, :2], narrow.B)
 
 
 def test_signs_are_fixed_and_runs_repeat():
-    d = lowrank.stack(clients(2, 3))
+    d = stack(clients(2, 3))
     u, _, v = d.svd()
     top = u.abs().argmax(0)
     assert (u[top, torch.arange(u.shape[1])] > 0).all()
@@ -197,7 +198,7 @@ def test_exact_truncation_changes_nothing_and_ends_at_the_smaller_dimension(rank
 def test_exact_truncation_finds_the_rank_that_is_there():
     """Three copies of a pair stacked have its rank, not three times it."""
     d = pair(6, 2)
-    assert lowrank.stack([(d, 1), (d, 1), (d, 1)]).truncate().rank == 2
+    assert stack([(d, 1), (d, 1), (d, 1)]).truncate().rank == 2
 
 
 @pytest.mark.parametrize(("small", "rank"), [(2.0**-20, 2), (2.0**-23, 2), (2.0**-26, 1), (0.0, 1)])

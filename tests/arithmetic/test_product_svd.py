@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fedft.arithmetic import lowrank, product_svd
+from fedft.arithmetic import product_svd
 from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.stacks import stack
 
 
 def pair(seed: int, rank: int, o: int = 7, i: int = 5) -> LowRank:
@@ -48,7 +49,7 @@ def test_gram_matrices_serve_clients_that_hardly_moved_from_a_common_start(near:
     moved = [
         (LowRank(start.A + near * pair(k, 3, 50, 60).A, start.B + near * pair(k, 3, 50, 60).B), k) for k in (2, 3, 4, 5)
     ]
-    agree(lowrank.stack(moved), 3)
+    agree(stack(moved), 3)
 
 
 def test_where_gram_matrices_lose_the_digits_qr_is_used() -> None:

@@ -77,6 +77,8 @@ def test_a_base_change_is_written_into_each_experts_part_and_taken_back(kind):
     d = {m: LowRank(a, b) for m, (a, b) in pairs_of(values, layout).items()}
     handle.set_base_change(d, "one")
     torch.testing.assert_close(logits(base.model), logits(moved(plain, values, layout)), atol=1e-5, rtol=0)
+    handle.set_base_change({m: x.dense() for m, x in d.items()}, "multiplied out")
+    torch.testing.assert_close(logits(base.model), logits(moved(plain, values, layout)), atol=1e-5, rtol=0)
     handle.set_base_change({}, "none")
     assert all(torch.equal(p, q) for p, q in zip(experts_in(base.model), experts_in(plain), strict=True))
 

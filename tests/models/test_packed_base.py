@@ -137,3 +137,21 @@ def test_what_a_packed_base_differs_by_is_said_as_factors(bases):
     found, _ = handle.change()
     for m in d:
         assert torch.allclose(found[m].dense(), d[m].dense(), atol=1e-5)
+
+
+def test_a_dense_change_is_added_to_what_a_packed_module_gives(bases):
+    losses = []
+    for base in bases:
+        handle = standing(base, "fedit")[1]
+        packed = {n: p.detach().clone() for n, p in handle.base().items() if p.dtype == torch.uint8}
+        rng = torch.Generator().manual_seed(1)
+        d = {m: torch.randn(shape, generator=rng) / 8 for m, shape in handle.layout.modules.items()}
+        with torch.no_grad():
+            handle.set_base_change(d, "one")
+            losses.append(float(handle.loss(BATCH)))
+            with handle.without_adapter():
+                losses.append(float(handle.loss(BATCH)))
+        assert all(torch.equal(handle.base()[n], w) for n, w in packed.items())
+        assert all(torch.equal(handle.change()[0][m], x) for m, x in d.items())
+    assert losses[:2] == pytest.approx(losses[2:], abs=1e-5)
+    assert abs(losses[0] - losses[1]) > 1e-3

@@ -35,6 +35,23 @@ def test_peft_computes_with_the_exported_folder_what_we_do(kind, chosen, tmp_pat
     torch.testing.assert_close(logits(theirs.merge_and_unload()), logits(base.model), atol=1e-5, rtol=0)
 
 
+@every_kind
+def test_a_base_change_that_is_multiplied_out_is_exported_to_the_bit(kind, tmp_path):
+    """Beside the identity it is a pair: no decomposition, and nothing is rounded."""
+    base = drawn(kind)
+    plain, layout = copy.deepcopy(base.model), layout_of(base, "all-linear")
+    handle, rng = ModelHandle(base.model, layout, LoRA()), torch.Generator().manual_seed(1)
+    handle.set_base_change({m: torch.randn(s, generator=rng) / 8 for m, s in [*layout.modules.items()][::2]}, "dense")
+    assert export.save_adapter(tmp_path, handle, base, "some/base") == "adapter"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)  # they do
+        theirs = PeftModel.from_pretrained(plain, tmp_path).eval()
+    torch.testing.assert_close(logits(theirs), logits(base.model), atol=1e-5, rtol=0)
+    found = peft_names.changes_of(theirs)
+    assert all(torch.equal(found[m].dense(), d) for m, d in handle.change()[0].items())
+
+
 def test_what_peft_trained_on_experts_is_read_as_a_change_of_each():
     """The way back: peft's own adapter, of both parameters, on a base of ours."""
     base = drawn("mixtral")

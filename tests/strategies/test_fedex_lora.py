@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from fedft.adapters.lora import LoRA
-from fedft.arithmetic import lowrank, named_pairs, tensors
+from fedft.arithmetic import lowrank, named_pairs, tensors, weight_changes
 from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.stacks import stack
 from fedft.config import Local
 from fedft.contract import Layout, State, Turn
 from fedft.models.handle import ModelHandle
@@ -47,7 +48,12 @@ def after(updates, state: State | None = None, **options) -> State:
 
 
 def product(x, m: str, ending: str = "") -> torch.Tensor:
-    return x[f"{m}.lora_B{ending}"].double() @ x[f"{m}.lora_A{ending}"].double()
+    changes = weight_changes.split({n.removesuffix(ending): t for n, t in x.items() if n.endswith(ending)})[0]
+    return dense(changes[m])
+
+
+def dense(change) -> torch.Tensor:
+    return weight_changes.factored(change).double().dense()
 
 
 def effective(state: State, m: str) -> torch.Tensor:
@@ -118,7 +124,7 @@ def test_the_residual_is_the_covariance_of_the_factors():
         d = lowrank.mean_residual(pairs_of(COHORT, m))
         assert close(product(named_pairs.to_names({m: d}), m), covariance(COHORT, m))
         pairs = pairs_of(COHORT, m)
-        longer = lowrank.stack(pairs) + -lowrank.mean_factors(pairs)
+        longer = stack(pairs) + -lowrank.mean_factors(pairs)
         assert close(product(named_pairs.to_names({m: d}), m), longer.dense(), 1e-5)
 
 
@@ -214,7 +220,7 @@ def test_a_veteran_downloads_as_many_numbers_as_all_clients_uploaded():
 
 
 def test_late_joiners_and_returning_clients_hold_the_veterans_bits():
-    """20 rounds of rank 4 into 17 x 15 matrices: the sum of residuals is recompressed from the fourth on."""
+    """20 rounds of rank 4 into 17 x 15 matrices: the sum of residuals is dense from the second on."""
     recipe, state = fedex_lora(), first_state()
     held = {every: State(0, recipe.receive(None, plan(state, None))) for every in (1, 2, 5)}
     for t in range(20):
@@ -225,7 +231,7 @@ def test_late_joiners_and_returning_clients_hold_the_veterans_bits():
                 now = recipe.receive(old, plan(state, old.version))
                 assert tensors.digest(now) == newcomer, f"the client of every {every} rounds, version {state.version}"
                 held[every] = State(state.version, now)
-    assert all(state.tensors[m + ".lora_A"].shape[0] <= min(OUT, IN) for m in MODULES)
+    assert all(state.tensors[m + ".lora_BA"].shape == LAYOUT.modules[m] for m in MODULES)
     assert any(n.startswith(moving_base.STEP) for n in state.tensors)
 
 
@@ -253,7 +259,7 @@ def test_the_residual_is_added_the_right_way_round_in_either_layout(kind, out):
     recipe.start(handle, Turn(bare, held, "digest", Local(), SEED, SEED))
     moved = model.get_submodule("m").weight.detach() - before
     assert torch.allclose(moved.T if kind == "Conv1D" else moved, covariance(updates, "m").float(), atol=1e-5)
-    assert close(handle.change()[0]["m"].dense().double(), mean_product(updates, "m"), 1e-5)
+    assert close(dense(handle.change()[0]["m"]), mean_product(updates, "m"), 1e-5)
 
 
 def drawn(layout: Layout) -> list[Update]:
@@ -269,12 +275,13 @@ def test_the_model_of_the_round_is_the_mean_of_the_clients_models():
     state = t.step(t.state(), [t.update(t.state(), k) for k in range(3)])
     t.turn(t.plan(state, 0), 0)
     base, _ = t.handle.change()
-    standing = {m: (base[m] + -named_pairs.split(t.handle.read())[0][m]).dense().double() for m in t.layout.modules}
+    adapter = named_pairs.split(t.handle.read())[0]
+    standing = {m: dense(base[m]) - dense(adapter[m]) for m in t.layout.modules}
     updates = [t.update(state, k, lr=0.3) for k in range(3)]
     t.turn(t.plan(t.step(state, updates), 1), 1)
     now, _ = t.handle.change()
     for m in t.layout.modules:
-        assert close(now[m].dense().double() - standing[m], mean_product(updates, m), 1e-4)
+        assert close(dense(now[m]) - standing[m], mean_product(updates, m), 1e-4)
 
 
 def test_reference_adds_the_transpose_at_uniform_weights_and_wants_square_weights():
