@@ -37,7 +37,7 @@ from fedft.models import layout, load
 from fedft.models.handle import ModelHandle
 from fedft.models.parameters import digest_of
 from fedft.models.resident import Resident
-from fedft.recipe import Handle, Recipe, Trained, Turn
+from fedft.recipe import Data, Handle, Recipe, Trained, Turn
 from fedft.run_file import from_dict
 from fedft.server import open_run
 from fedft.simulations import workplace as runs
@@ -78,12 +78,12 @@ class Watch:
     def of(self, recipe: Recipe) -> Recipe:
         """The recipe whose local steps are timed."""
 
-        def timed(handle: Handle, rows: Any, turn: Turn) -> Trained:
+        def timed(handle: Handle, data: Data, turn: Turn) -> Trained:
             self._turn += 1
             if self._turn % self.every:
-                return recipe.local(handle, rows, turn)
+                return recipe.local(handle, data, turn)
             began = time.process_time()
-            trained = recipe.local(handle, rows, turn)
+            trained = recipe.local(handle, data, turn)
             self.local += self.every * (time.process_time() - began)
             return trained
 

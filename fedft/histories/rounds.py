@@ -94,8 +94,8 @@ class History(Digested):
             return named
         found: dict[int, dict[str, Tensor]] = {}
         for key, x in named.items():
-            version, _, name = key.partition(".")
-            found.setdefault(int(version), {})[name] = x
+            number, _, name = key.partition(".")
+            found.setdefault(int(number), {})[name] = x
         log = _Log()
         for version, told in sorted(found.items()):
             log.add(Round(version, told))
