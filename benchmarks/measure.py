@@ -144,10 +144,10 @@ def backends() -> tuple[str, ...]:
     return ("torch", "numba") if find_spec("numba") else ("torch",)
 
 
-def with_kernels(backend: str, run: Callable[[], object]) -> Callable[[], object]:
+def with_kernels(backend: str, run: Callable[[], Any]) -> Callable[[], Any]:
     """`run` where FEDFT_KERNELS is `backend`: kernels otherwise load only after a second of work in torch."""
 
-    def wrapped() -> object:
+    def wrapped() -> Any:
         before = os.environ.get("FEDFT_KERNELS")
         os.environ["FEDFT_KERNELS"] = backend
         try:

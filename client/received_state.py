@@ -7,8 +7,9 @@ A site of a deployment keeps it on its disk, beside the answer it sent last, for
                           bytes
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import State
@@ -22,8 +23,8 @@ class CohortCache:
     Most of a cohort stand at one state and are sent the same bytes; these are read, added and hashed once.
     """
 
-    states: dict[str, State] = field(default_factory=dict)
-    """The states that some client holds, by version and digest."""
+    states: MutableMapping[str, State] = field(default_factory=WeakValueDictionary)
+    """The states that some client holds, by version and digest: one goes with the last client that holds it."""
     members: list["Memory"] = field(default_factory=list)
     """The memory of every client of the process; a client alone shares nothing."""
     _read: tuple[bytes, Plan] | None = None
@@ -54,21 +55,10 @@ class CohortCache:
         return self._received[2]
 
     def state(self, version: int, held: Tensors) -> State:
-        """The state of `version` with the tensors `held`: one object for all clients that hold equal ones.
-
-        States that no client holds any more are forgotten.
-        """
+        """The state of `version` with the tensors `held`: one object for all clients that hold equal ones."""
         found = next((s for s in self.states.values() if s.tensors is held and s.version == version), None)
         found = found or State(version, held)
-        found = self.states.setdefault(_key(found), found)
-        used = {_key(m.held) for m in self.members if m.held is not None} | {_key(found)}
-        for unused in self.states.keys() - used:
-            del self.states[unused]
-        return found
-
-
-def _key(state: State) -> str:
-    return f"{state.version}:{state.digest}"
+        return self.states.setdefault(f"{version}:{found.digest}", found)
 
 
 @dataclass

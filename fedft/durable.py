@@ -144,6 +144,16 @@ def verified(path: Path) -> bytes | None:
     return body if hashlib.sha256(body).digest() == digest else None
 
 
+def beginning(path: Path, size: int, sha256: str) -> bytes | None:
+    """The first `size` bytes of the file `path`; None where so many cannot be read, or have another SHA-256."""
+    try:
+        with open(path, "rb") as f:
+            body = f.read(size)
+    except OSError:
+        body = b""
+    return body if (len(body), hashlib.sha256(body).hexdigest()) == (size, sha256) else None
+
+
 def mark(folder: Path, form: int) -> None:
     """Have `folder` say that this fedft writes there, in the format of this number; durable, RunPaused as `write`."""
     if (text := f"fedft {__version__}, format {form}") != written_by(folder):
@@ -204,8 +214,8 @@ def _locked(file: BinaryIO, folder: Path) -> bool:
 def append(path: Path, at: int, line: bytes, *, sync: bool = True) -> None:
     """Write `line` durably behind the first `at` bytes of the file `path`, which then ends; made if missing, mode 0600.
 
-    A crash leaves those bytes and a beginning of the line. Without `sync` the line survives the process, and not yet a
-    crash of the machine. Raises RunPaused with the disk's reason.
+    Its folder is there. A crash leaves those bytes and a beginning of the line. Without `sync` the line survives the
+    process, and not yet a crash of the machine. Raises RunPaused with the disk's reason.
     """
     try:
         new = not path.exists()

@@ -1,7 +1,9 @@
 """The run's durable memory: generations of the state, and a journal of admitted updates.
 
     state/gen-00000003.fedft         SHA-256 of the rest, then a safetensors body: the shared tensors as
-                                     "/<name>", the server's own as "<owner>/<name>"; version, notes, format
+                                     "/<name>", the server's own as "<owner>/<name>"; version, notes, format; of a
+                                     state that only grows, how much of state/history its shared tensors are, instead
+    state/history                    the rounds of such a state, see `fedft.histories.history_file`
     state/written-by                 the fedft and the format that wrote here last, in words
     state/journal/00000003/plans     SHA-256 of the rest, then JSON: client -> its encoded plan, hexadecimal
     state/journal/00000003/members   SHA-256 of the rest, then JSON: who takes part, where that changed with the round
@@ -29,16 +31,19 @@ from safetensors.torch import load as load_tensors
 
 from fedft import durable
 from fedft.arithmetic import tensor_file, tensors
+from fedft.arithmetic.tensors import Tensors
 from fedft.contract import State
 from fedft.errors import OtherVersion, RunPaused, StateDamaged, in_one_line
+from fedft.histories.history_file import HistoryFile, Mark
+from fedft.histories.rounds import History
 from fedft.server.archive import Archive
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of generations, their notes and the journal; one without a number is of the first
+WITH_HISTORY = 2  # the same with shared tensors that stand in state/history: 0.1.0 would not miss them
 JUMP, MAX_AHEAD = 2**16, 2**30  # of attempts' numbers: at a time, and beyond the seconds since 1970 in all
 KEEP_LAST = 3  # generations: the newest may turn out to be damaged, and the one before
-KEEP_EVERY = 10  # of the older generations, every so many are kept, for people to look at
 
 
 class Store:
@@ -58,6 +63,9 @@ class Store:
         """
         self._folder, self._archive, self._sync_all = folder, archive, sync_all
         self._journal = folder / "journal"
+        self._history = HistoryFile(folder / "history")
+        self._saved: tuple[int, str] | None = None
+        """Version and digest of what this process saved last, for the archive."""
         self._attempt = folder / "attempt"
         self._journal.mkdir(parents=True, exist_ok=True)
 
@@ -66,15 +74,21 @@ class Store:
 
         Durable when it returns. A run that is killed before that finds the generation before it and the whole journal.
         """
-        durable.mark(self._folder, FORMAT)
-        meta = {"version": str(state.version), "notes": json.dumps(notes), "format": str(FORMAT)}
-        body = tensor_file.parts(tensors.in_one({"": state.tensors, **state.own}), meta)
-        durable.commit(self._path(state.version), *body)
+        mark = self._history.add(state.tensors) if isinstance(state.tensors, History) else None
+        form = FORMAT if mark is None else WITH_HISTORY
+        durable.mark(self._folder, form)
+        meta = {"version": str(state.version), "notes": json.dumps(notes), "format": str(form)}
+        shared = state.tensors if mark is None else {}
+        if mark is not None:
+            meta["history"] = json.dumps(mark.said)
+        durable.commit(self._path(state.version), *tensor_file.parts(tensors.in_one({"": shared, **state.own}), meta))
+        if mark is not None:
+            self._history.keep(mark)
         self._keep_round(state, notes)
+        self._saved = (state.version, state.digest) if self._archive else None
         self._keep_journal(range(state.version, 2**63))
-        versions = self._versions()
-        for v in versions[:-KEEP_LAST]:
-            if v % KEEP_EVERY:
+        for v in self._versions():
+            if not kept(v, state.version):
                 self._path(v).unlink()
 
     def latest(self, *, recover: bool = True) -> tuple[State, dict[str, Any]] | None:
@@ -86,27 +100,36 @@ class Store:
         """
         versions = self._versions()
         for v in reversed(versions):
-            if (body := durable.verified(self._path(v))) is not None:
-                found = self._read(v, body)
+            if (read := self._read(v)) is not None:
+                state, notes, mark = read
+                if mark is not None:
+                    self._history.keep(mark)
                 if recover:
-                    self._keep_round(*found)  # a crash may have come before that
+                    self._keep_round(state, notes)  # a crash may have come before that
                     self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
-                return found
+                return state, notes
             if recover:
+                log.warning("%s does not verify, or what it names does not, and is put aside", self._path(v))
                 self._path(v).rename(self._path(v).with_suffix(".damaged"))
         if versions or any(self._folder.glob("*.damaged")):
             raise StateDamaged(f"{self._folder}: no generation verifies; the files are kept as *.damaged")
         return None
 
-    def _read(self, version: int, body: bytes) -> tuple[State, dict[str, Any]]:
-        """The state and the notes in the bytes of a generation that is whole."""
+    def _read(self, version: int) -> tuple[State, dict[str, Any], Mark | None] | None:
+        """The state and the notes of a generation, and how far its history goes; None if none is there and whole."""
+        if (body := durable.verified(self._path(version))) is None:
+            return None
         try:
             meta = durable.metadata(body)
-            if (form := meta.get("format", "1")) != str(FORMAT):
-                raise ValueError(f"format {form:.20}, this one reads {FORMAT}")
+            if (form := meta.get("format", "1")) not in (str(FORMAT), str(WITH_HISTORY)):
+                raise ValueError(f"format {form:.20}, this one reads {FORMAT} and {WITH_HISTORY}")
             own = tensors.drawers_of(load_tensors(body))
-            shared = own.pop("", {})
-            return State(int(meta["version"]), shared, own), json.loads(meta["notes"])
+            shared: tuple[Tensors, Mark | None] | None = own.pop("", {}), None
+            if "history" in meta:
+                shared = self._history.read(json.loads(meta["history"]))
+            if shared is None:
+                return None
+            return State(int(meta["version"]), shared[0], own), json.loads(meta["notes"]), shared[1]
         except (SafetensorError, KeyError, ValueError, TypeError) as e:
             by = durable.written_by(self._folder) or "of before versions were noted"
             raise OtherVersion(
@@ -144,7 +167,7 @@ class Store:
         """Raise RunPaused if the disk has no room for two more generations: better before a round than in it."""
         versions = self._versions()
         need = 2 * self._path(versions[-1]).stat().st_size if versions else 0
-        need += self._archive.room if self._archive else 0
+        need += self._history.room + (self._archive.room if self._archive else 0)
         if (free := shutil.disk_usage(self._folder).free) < need:
             raise RunPaused(f"{self._folder}: {free} bytes free, a round needs {need}; make room and resume")
 
@@ -190,13 +213,16 @@ class Store:
         number = state.version - 1
         if self._archive is None or number < 0 or self._archive.holds(number, state.digest):
             return
-        weights, before = notes.get("record", {}).get("weights", {}), durable.verified(self._path(number))
+        weights, before = notes.get("record", {}).get("weights", {}), self._saved
+        if (before is None or before[0] != number) and (read := self._read(number)) is not None:
+            before = number, read[0].digest
         updates = ((c, self.read(number, c)) for c in weights)
-        if before is None or any(data is None for _, data in updates) or not weights or "roster" not in notes:
+        whole = before is not None and before[0] == number and all(data is not None for _, data in updates)
+        if not whole or before is None or not weights or "roster" not in notes:
             log.warning("round %d is not archived: its journal is not there any more", number)
             return
-        facts = {"run": notes["run"], "round": number, "before": self._read(number, before)[0].digest,
-                 "after": state.digest, "roster": notes["roster"], "weights": weights}  # fmt: skip
+        facts = {"run": notes["run"], "round": number, "before": before[1], "after": state.digest,
+                 "roster": notes["roster"], "weights": weights}  # fmt: skip
         self._archive.add(facts, self.plans(number), ((c, self.read(number, c) or b"") for c in weights))
 
     def _keep_journal(self, rounds: range) -> None:
@@ -212,6 +238,20 @@ class Store:
     def _versions(self) -> list[int]:
         found = (re.fullmatch(r"gen-(\d{8})\.fedft", p.name) for p in self._folder.iterdir())
         return sorted(int(m[1]) for m in found if m)
+
+
+def kept(version: int, newest: int) -> bool:
+    """Whether a generation stays on the disk: the last KEEP_LAST, and of older ones fewer the older they are.
+
+    Of those 2^k to 2^(k + 1) rounds old one stays, which is a multiple of 2^k: a run of 1,000 rounds has twelve
+    at most. The
+    first state stays for ever.
+
+    >>> [v for v in range(501) if kept(v, 500)]
+    [0, 256, 384, 448, 480, 488, 496, 498, 499, 500]
+    """
+    age = newest - version
+    return age < KEEP_LAST or version % 2 ** (age.bit_length() - 1) == 0
 
 
 def _file(client: str) -> str:

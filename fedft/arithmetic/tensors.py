@@ -8,9 +8,11 @@ import hashlib
 import importlib
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,14 @@ log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Tensor]
 BLOCK = 2**18  # entries
+
+
+class Digested(Mapping[str, Tensor]):
+    """Named tensors that know their digest, because most of it was computed before."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """What `digest` gives for a plain mapping of the same tensors."""
 
 
 def add(x: Tensors, y: Tensors) -> dict[str, Tensor]:
@@ -124,12 +134,19 @@ def digest(x: Tensors) -> str:
 
     Neither the device nor the order in the mapping changes the digest.
     """
+    if isinstance(x, Digested):
+        return x.digest()
     h = hashlib.sha256()
     for name in sorted(x, key=str.encode):
-        t = x[name].detach().cpu().contiguous()
-        h.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
-        h.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+        add_to_digest(h, name, x[name])
     return h.hexdigest()
+
+
+def add_to_digest(h: Any, name: str, x: Tensor) -> None:
+    """Have the SHA-256 `h` go on over one named tensor, as `digest` does."""
+    t = x.detach().cpu().contiguous()
+    h.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
+    h.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
 
 
 def in_one(drawers: Mapping[str, Tensors]) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """What of a run's folder, or of a site's state folder, belongs into a backup: as it is on disk at one moment.
 
-    run     the newest generation of the state that verifies, the open round's journal, salt, config.toml, metrics,
-            audit, and what else lies flat in the folder; the archive of past rounds, if it keeps one; not the number of
-            the last attempt, see `archive.restore`
+    run     the newest generation of the state that verifies, its history, the open round's journal, salt, config.toml,
+            metrics, audit, and what else lies flat in the folder; the archive of past rounds, if it keeps one; not the
+            number of the last attempt, see `archive.restore`
     site    all that is in its state folder
 
 A folder that is in use changes. Files that are written whole are opened and then kept, whatever takes their place; what
@@ -10,6 +10,7 @@ is only added to ends at its last whole line. If the state changed meanwhile, ev
 """
 
 import hashlib
+import json
 import logging
 import re
 import time
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from fedft import durable
 from fedft.backups.archive import CHUNK, MAX_NAME, NAME, Kind, Part
 from fedft.durable import DIGEST_BYTES
 from fedft.errors import ConfigError, StateDamaged
@@ -150,10 +152,22 @@ def _newest(state: Path, files: ExitStack) -> tuple[int, Part]:
         wanted, digest = file.read(DIGEST_BYTES), hashlib.sha256()
         while data := file.read(CHUNK):
             digest.update(data)
-        if digest.digest() == wanted:
+        if digest.digest() == wanted and _has_its_history(state, file):
             return number, Part(f"state/{name}", file, file.tell())
-        log.warning("%s: does not verify, and is left out", state / name)
+        log.warning("%s: does not verify, or what it names does not, and is left out", state / name)
     raise StateDamaged(f"{state}: no generation of the state verifies; there is nothing to back up")
+
+
+def _has_its_history(state: Path, generation: BinaryIO) -> bool:
+    """Whether `state/history` is whole as far as a whole generation names it; most name none."""
+    generation.seek(DIGEST_BYTES)
+    head = generation.read(8)
+    meta = durable.metadata(head + generation.read(int.from_bytes(head, "little")))
+    generation.seek(0, 2)
+    if "history" not in meta:
+        return True
+    said = json.loads(meta["history"])
+    return durable.beginning(state / "history", int(said["bytes"]), str(said["sha256"])) is not None
 
 
 def _stamps(folder: Path, kind: Kind) -> Collection[tuple[str, int, int]]:

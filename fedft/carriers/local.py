@@ -1,6 +1,8 @@
 """A post whose clients are functions of this process: letters never leave it."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from fedft.carriers.interface import Answer, Kind, Letter, Refused, Reply, refused
@@ -39,7 +41,7 @@ class LocalPost:
     def __init__(self, clients: Mapping[str, Serve], begin: Begin | None = None, together: int = 1) -> None:
         """`clients` answer, by name, and never go away. `together`: letters of training that are begun at once."""
         self._clients, self._begin, self._together = clients, begin, together
-        self._waiting: dict[str, tuple[Letter, Asked]] = {}
+        self._waiting: OrderedDict[str, tuple[Letter, Asked]] = OrderedDict()  # whose first one costs no search
         self._begun: dict[str, Finish] = {}
         self._count = 0
 
@@ -52,17 +54,18 @@ class LocalPost:
         return ticket, len(asked.payload)
 
     def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
-        """The reply to the first of these letters that still waits, or nothing. The client does its work meanwhile.
+        """The reply to that of these letters which has waited longest, or nothing. The client does its work meanwhile.
+
+        Where the letters asked for are those that have waited longest, its time does not depend on how many wait.
 
         Raises a FedftError of the client's as it is, and ClientFailed with any other exception of its as the cause.
         """
-        waiting = [t for t in tickets if t in self._waiting]
-        if not waiting:
+        waiting = (t for t in self._waiting if t in tickets)
+        if (ticket := next(waiting, None)) is None:
             return
-        ticket = waiting[0]
         letter, asked = self._waiting[ticket]
         try:
-            finish = self._take_begun(waiting)
+            finish = self._take_begun(ticket, waiting)
             said = finish() if finish else self._clients[asked.client](asked.kind, asked.payload)
             answer = _checked(said, letter.max_bytes)
         except FedftError:
@@ -83,14 +86,14 @@ class LocalPost:
         """False: clients in this process can always be reached."""
         return False
 
-    def _take_begun(self, waiting: list[str]) -> Finish | None:
-        """What makes the answer to the first of these, if it is one to be begun with others."""
-        if self._begin and waiting[0] not in self._begun:
-            train = [t for t in waiting if self._waiting[t][1].kind == "train" and t not in self._begun]
-            group = train[: self._together] if waiting[0] in train[:1] else []
+    def _take_begun(self, ticket: str, others: Iterator[str]) -> Finish | None:
+        """What makes the answer to this letter, if it is one to be begun with `others`, which wait behind it."""
+        if self._begin and ticket not in self._begun and self._waiting[ticket][1].kind == "train":
+            train = (t for t in others if self._waiting[t][1].kind == "train" and t not in self._begun)
+            group = [ticket, *islice(train, self._together - 1)]
             if len(group) > 1:
                 self._begun |= zip(group, self._begin([self._waiting[t][1] for t in group]), strict=True)
-        return self._begun.pop(waiting[0], None)
+        return self._begun.pop(ticket, None)
 
 
 def _checked(said: bytes | Refused, max_bytes: int) -> Answer:

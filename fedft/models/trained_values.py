@@ -12,9 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fedft.arithmetic import lowrank
+from fedft.arithmetic import weight_changes
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
+from fedft.arithmetic.weight_changes import Change
 from fedft.contract import Kind, Layout
 from fedft.models import transfers
 from fedft.models.base_change import Originals

@@ -73,9 +73,11 @@ def _updates_are_read_once_and_nothing_is_changed_in_place(recipe: Recipe, clien
     t = toy(recipe, clients)
     state = t.state()
     updates = [t.update(state, k) for k in range(len(t.ranks))]
-    before = [tensors.digest(u.delta) for u in updates], tensors.digest(state.tensors)
+    before = [tensors.digest(u.delta) for u in updates], tensors.digest(dict(state.tensors))
     t.step(state, updates)  # hands over an iterator: a second reading would find nothing
-    assert before == ([tensors.digest(u.delta) for u in updates], tensors.digest(state.tensors)), "changed in place"
+    assert before == ([tensors.digest(u.delta) for u in updates], tensors.digest(dict(state.tensors))), (
+        "changed in place"
+    )
 
 
 def _learning_rate_zero_changes_nothing(recipe: Recipe, clients: int = CLIENTS) -> None:

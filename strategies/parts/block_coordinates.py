@@ -100,7 +100,7 @@ class BlockCoordinates:
                 sketch.rebuild(z, name, gamma, found[name])
         return found
 
-    def grow(self, state: State, change: Tensors) -> dict[str, Tensor]:
+    def grow(self, state: State, change: Tensors) -> Tensors:
         """The state with one more round, times eta_g; norms as their bits: no codec may round what gives the K_l."""
         told = {**change, "coordinates": self.server_lr * change["coordinates"]}
         if "norms" in told:

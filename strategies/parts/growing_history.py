@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Handle, State, Turn
+from fedft.histories.rounds import History, Round, named
 from fedft.update import Download, Plan, Spec, TensorSpec
 from fedft.wire.table import MAX_TENSORS
 
@@ -31,15 +31,14 @@ def check_rounds(rounds: int, tensors: int) -> None:
         )
 
 
-def grow(state: State, change: Tensors) -> dict[str, Tensor]:
+def grow(state: State, change: Tensors) -> History:
     """The state with one more round."""
-    return {**state.tensors, **{f"{state.version}.{n}": x for n, x in change.items()}}
+    return History.of(state.tensors).followed_by(state.version, change)
 
 
-def since(state: State, have: int | None, plan: Plan) -> dict[str, Tensor]:
+def since(state: State, have: int | None, plan: Plan) -> Tensors:
     """The rounds from version `have` on, or all of them."""
-    first = have if have is not None and have <= state.version else 0
-    return {n: x for n, x in state.tensors.items() if _version(n) >= first}
+    return named(History.of(state.tensors).since(have if have is not None and have <= state.version else 0))
 
 
 def download(spec: Spec, plan: Plan) -> Download:
@@ -54,23 +53,20 @@ def download(spec: Spec, plan: Plan) -> Download:
 
 def with_news(held: State | None, plan: Plan) -> Tensors:
     """What was held up to there and the rounds that came; rounds of a state that was taken back are forgotten."""
-    if held is None or plan.have is None:
-        return plan.tensors
-    if plan.have == plan.version:
+    if held is not None and plan.have == plan.version:
         return held.tensors
-    return {**{n: x for n, x in held.tensors.items() if _version(n) < plan.version}, **plan.tensors}
+    news = History.of(plan.tensors)
+    if held is None or plan.have is None:
+        return news
+    history = History.of(held.tensors).before(min([plan.version, *(told.version for told in news.rounds)]))
+    for told in news.rounds:
+        history = history.followed_by(told.version, told.tensors)
+    return history
 
 
-def rounds(history: Tensors) -> list[tuple[int, dict[str, Tensor]]]:
+def rounds(history: Tensors) -> list[tuple[int, Tensors]]:
     """(version, what its round brought) in order."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for key, x in history.items():
-        found.setdefault(_version(key), {})[key.partition(".")[2]] = x
-    return sorted(found.items())
-
-
-def _version(key: str) -> int:
-    return int(key.partition(".")[0])
+    return [(told.version, told.tensors) for told in History.of(history).rounds]
 
 
 @dataclass(eq=False)
@@ -82,7 +78,7 @@ class Replay:
     """
 
     _sum: dict[str, Tensor] = field(default_factory=dict)
-    _done: list[tuple[int, str]] = field(default_factory=list)
+    _done: list[Round] = field(default_factory=list)
     _seed: int | None = None
 
     def change(
@@ -93,18 +89,28 @@ class Replay:
         add: Callable[[dict[str, Tensor], int, Tensors], None],
     ) -> dict[str, Tensor]:
         """The sum by name, not to be changed; `add(sum, version, round)` adds one round in place."""
-        news = [(version, tensors.digest(x), x) for version, x in rounds(history)]
-        asked = [(version, digest) for version, digest, _ in news]
+        asked = History.of(history)
         fits = {n: tuple(x.shape) for n, x in self._sum.items()} == dict(shapes) and self._seed == run_seed
-        if not fits or self._done != asked[: len(self._done)]:
+        if not fits or not self._begins(asked):
             self._sum = {n: torch.zeros(shape) for n, shape in shapes.items()}
             self._done = []
         self._seed = None  # a round added by half is not to be built on
-        for version, digest, x in news[len(self._done) :]:
-            add(self._sum, version, x)
-            self._done.append((version, digest))
+        for told in asked.rounds[len(self._done) :]:
+            add(self._sum, told.version, told.tensors)
+            self._done.append(told)
         self._seed = run_seed
         return self._sum
+
+    def _begins(self, asked: History) -> bool:
+        """Whether the rounds that were added are the first ones of this history: the very same, or equal ones."""
+        if asked.follows(len(self._done), self._done[-1] if self._done else None):
+            return True
+        there = asked.rounds[: len(self._done)]
+        known = [(told.version, told.digest) for told in self._done]
+        if known != [(told.version, told.digest) for told in there]:
+            return False
+        self._done = there  # those are asked for from now on
+        return True
 
     def add_to(self, handle: Handle, turn: Turn, add: Callable[[dict[str, Tensor], int, Tensors], None]) -> None:
         """Add the change that the turn's history amounts to, in the adapter's own scale, to what `handle` trains."""

@@ -167,6 +167,27 @@ def test_the_newest_whole_generation_is_taken_and_a_backup_of_none_is_none(tmp_p
         pass
 
 
+def test_a_state_that_only_grows_is_backed_up_with_its_history_and_goes_on(tmp_path: Path) -> None:
+    first = deployment(tmp_path / "run", "mezo")
+    taken_at(first, "admitted", 2, tmp_path / "b.tar")
+    wanted = first.digest()
+    assert wanted == Deployment(tmp_path / "simulated", "mezo").simulated()
+    shutil.rmtree(tmp_path / "run" / "state")
+    command("restore", tmp_path / "b.tar", "--to", tmp_path / "again")
+    again = Deployment(tmp_path / "again", "mezo", sites=first.sites)
+    assert again.metrics.lines[-1]["version"] == 2
+    assert again.digest() == wanted
+
+
+def test_a_generation_whose_history_is_damaged_is_not_backed_up(tmp_path: Path) -> None:
+    deployment(tmp_path / "run", "mezo", rounds=3).run()
+    with open(tmp_path / "run" / "state" / "history", "r+b") as f:
+        f.truncate(f.seek(0, 2) - 1)
+    said = json.loads(command("backup", tmp_path / "run", "--to", tmp_path / "b.tar", "--json"))
+    assert [n for n in said["files"] if "gen-" in n] == ["state/gen-00000002.fedft"]
+    assert "state/history" in said["files"]
+
+
 def test_an_archive_of_past_rounds_goes_on_from_a_backup(tmp_path: Path) -> None:
     """A round that is archived in the middle of the backup has no line in it, and then a file that has none."""
 

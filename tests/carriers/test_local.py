@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -120,3 +121,31 @@ print(summary["rounds"], sorted({{m.partition(".")[0] for m in sys.modules}} & {
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1 []"
+
+
+class Counted(dict[str, Letter]):
+    """Letters by ticket that count how often one is looked up."""
+
+    looked = 0
+
+    def __contains__(self, ticket: object) -> bool:
+        self.looked += 1
+        return super().__contains__(ticket)
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("all tickets were gone through")
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_a_pull_looks_at_no_more_letters_than_it_begins_however_many_wait(together: int) -> None:
+    letters = [Letter("anna", "train", lambda: b"plan") for _ in range(200)]
+    post = LocalPost({"anna": lambda *_: b"alone"}, lambda asked: [lambda: b"shared" for _ in asked], together)
+    waiting = Counted((post.push(letter)[0], letter) for letter in letters)
+    answers = []
+    while waiting:
+        for reply in post.pull(waiting):
+            del waiting[reply.ticket]
+            answers.append(reply.answer)
+    assert len(answers) == 200
+    assert (b"shared" in answers) == (together > 1)
+    assert waiting.looked <= 2 * len(letters)

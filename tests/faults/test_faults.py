@@ -141,15 +141,26 @@ def test_a_carrier_that_is_broken_is_found_out(tmp_path: Path, monkeypatch: pyte
         many(20, tmp_path, 0, stream=True)
 
 
-def killed_at(call: int, folder: Path) -> Scenario:
-    return simulate(call, folder, odds=Odds(), strategy="flora", names=NAMES[:2], rounds=2, kill_at=call)
+def test_whatever_fails_of_a_state_that_only_grows_80_rounds_come_out_right(
+    tmp_path: Path, record_property: Tell
+) -> None:
+    """Its rounds are in one file that is added to, and torn at its end after many of the crashes."""
+    started, odds = time.perf_counter(), Odds(kill_server=0.02, kill_server_disk=0.03, torn=0.8, drop=0.05)
+    tally = many(80, tmp_path, 10**6, strategy="mezo", odds=odds)
+    assert tally.counts["torn history"] > 5, tally.counts
+    record_property("told", tally.told(time.perf_counter() - started))
 
 
+def killed_at(call: int, folder: Path, strategy: str) -> Scenario:
+    return simulate(call, folder, odds=Odds(), strategy=strategy, names=NAMES[:2], rounds=2, kill_at=call)
+
+
+@pytest.mark.parametrize("strategy", ["flora", "mezo"])
 @pytest.mark.parametrize("part", range(8))
-def test_a_crash_at_any_call_of_the_disk_costs_nothing(tmp_path: Path, part: int) -> None:
+def test_a_crash_at_any_call_of_the_disk_costs_nothing(tmp_path: Path, part: int, strategy: str) -> None:
     """Server and sites alike; before and after each write, and in its middle."""
     call = part + 1
-    while (done := killed_at(call, tmp_path / str(call))).world.disk_calls >= call:
+    while (done := killed_at(call, tmp_path / str(call), strategy)).world.disk_calls >= call:
         assert done.world.counts["crashes of the server"] + done.world.counts["crashes of sites"] == 1
         call += 8
     assert call > 40, "the disk was called too rarely for this to be a test"

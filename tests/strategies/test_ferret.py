@@ -49,7 +49,7 @@ class Told(nn.Module):
 
 def turn_of(recipe: Recipe, state: State, run_seed: int, seed: int, kept) -> Turn:
     plan = Plan(RUN, state.version, state.version, steps=1, learning_rate=1.0)
-    held = growing_history.with_news(None, plan) | dict(recipe.downlink(state, None, plan))
+    held = dict(growing_history.with_news(None, plan)) | dict(recipe.downlink(state, None, plan))
     local = Local(optimizer="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.0, max_grad_norm=0.0)
     return Turn(plan, held, "", local, run_seed, seed, kept)
 

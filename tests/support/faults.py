@@ -155,6 +155,10 @@ class Disk:
         """`torn` hears of files that were finished and are about to be damaged; PermissionError forbids it."""
         self._world, self._torn = world, torn
         self._last: dict[str, deque[Path]] = {}
+        self._history: Path | None = None
+        """A history that is being added to."""
+        self._added_to: dict[str, Path] = {}
+        """The history of each actor, whose last round may be torn however long ago it came."""
         self._undo: tuple[Path, bytes | None] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -182,6 +186,8 @@ class Disk:
     def open(self, name: Any, flags: int, mode: int = 0o777) -> int:
         if flags != os.O_RDONLY:
             self.call("open")
+        if flags & os.O_APPEND and Path(name).name == "history":
+            self._history = Path(name)
         return os.open(name, flags, mode)
 
     def fsync(self, fd: int) -> None:
@@ -192,7 +198,10 @@ class Disk:
             self._undo = None
         else:
             kept = max(0, about.st_size - 60)  # a line that is appended is longer: those before it stay
+            history, self._history = self._history, None
             self.call("fsync", lambda share: os.ftruncate(fd, max(int(about.st_size * share), kept)))
+            if history is not None:
+                self._added_to[self._world.actor] = history
 
     def _rename_lost(self, share: float) -> None:
         undo, self._undo = self._undo, None
@@ -217,12 +226,13 @@ class Disk:
         rng, last = self._world.rng, self._last.get(actor)
         if not last or not self._world.chance("torn"):
             return
-        path = rng.choice(last)
+        path = rng.choice([*last, *([self._added_to[actor]] if actor in self._added_to else [])])
         with contextlib.suppress(FileNotFoundError, PermissionError):
             raw, age = path.read_bytes(), path.stat().st_mtime
             self._torn(actor, path)
-            cut = rng.randrange(len(raw)) if raw else 0
-            path.write_bytes(rng.choice([raw[:cut], raw[:cut] + bytes(len(raw) - cut), b""]))
+            cut = rng.randrange(max(0, len(raw) - 60) if path.name == "history" else 0, len(raw)) if raw else 0
+            gone = raw[:cut] if path.name == "history" else b""  # of a record that is longer: those before it stay
+            path.write_bytes(rng.choice([raw[:cut], raw[:cut] + bytes(len(raw) - cut), gone]))
             os.utime(path, (age, age))
             self._world.counts[f"torn {path.name.split('-')[0].split('.')[0]}"] += 1
 

@@ -368,6 +368,8 @@ class Hashed:
             start += sizes[name]
             if name == "index":  # distinct numbers of the pool, rising
                 delta[name] = (words.abs() % 16 + 16 * torch.arange(len(words))).reshape(s.shape).to(torch.uint16)
+            elif s.dtype == "int32":  # a seed
+                delta[name] = words.reshape(s.shape).clone()
             else:
                 delta[name] = (words.float() * (0.01 / 2**31)).reshape(s.shape)
         return Trained(delta, {"loss": 0.5}, {"hashed": {"own": raw[:4].clone()}})

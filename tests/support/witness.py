@@ -142,8 +142,9 @@ class Witness:
             if path.name.startswith("answer") and not self.exact:
                 raise PermissionError("a site that cannot compute its answer again would contradict itself")
             return
-        if path.name.startswith("gen-"):
-            version = int(path.name[4:12])
+        if path.name.startswith("gen-") or path.name == "history":
+            # of a history the last round goes, which the newest generation may need
+            version = int((path if path.name != "history" else max(path.parent.glob("gen-*.fedft"))).name[4:12])
             others = [p for p in path.parent.glob("gen-*.fedft") if p != path]
             if not others or version == 0:
                 raise PermissionError("a run of which no state is left has to end")

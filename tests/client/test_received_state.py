@@ -1,0 +1,32 @@
+"""What the clients of one process hold between rounds: equal states once, and none that nobody holds."""
+
+import torch
+
+from fedft.client.received_state import CohortCache, Memory
+from fedft.contract import State
+
+
+def test_clients_that_hold_equal_tensors_share_one_state_and_the_last_to_leave_it_takes_it_along():
+    cache = CohortCache()
+    anna, bert = cache.members = [Memory(cache), Memory(cache)]
+    anna.hold(1, "one", {"w": torch.ones(2)})
+    bert.hold(1, "one", {"w": torch.ones(2)})
+    assert anna.held is bert.held is not None
+    anna.hold(2, "two", {"w": torch.zeros(2)})
+    assert sorted(s.version for s in cache.states.values()) == [1, 2]
+    bert.hold(2, "two", {"w": torch.zeros(2)})
+    assert [s.version for s in cache.states.values()] == [2]
+    anna.held = bert.held = None
+    assert not cache.states
+
+
+def test_holding_costs_the_same_however_many_clients_there_are(monkeypatch):
+    looked = []
+    monkeypatch.setattr(State, "digest", property(lambda state: looked.append(state) or f"digest {state.version}"))
+    cache = CohortCache()
+    cache.members = [Memory(cache) for _ in range(100)]
+    for version in (0, 1):
+        held = {"w": torch.full((2,), float(version))}
+        for member in cache.members:
+            member.hold(version, "", held)
+    assert len(looked) == 200
