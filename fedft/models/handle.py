@@ -27,8 +27,9 @@ from fedft.models import learned_places, tasks
 from fedft.models.base_change import BaseChange, Originals
 from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
-from fedft.models.perturbation import Offset, Probe
+from fedft.models.perturbation import Probe
 from fedft.randomness.directions import Directions
+from fedft.randomness.moved_copies import Offset
 from fedft.training.objectives import Likelihood, predicted, widened
 from fedft.update import Shape
 

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from fedft.arithmetic import compiled as compiling
-from fedft.randomness import hadamard_kernels, philox
+from fedft.randomness import hadamard_kernels, moved_copies, philox
 from fedft.randomness.directions import exponent
 from fedft.randomness.hadamard import Hadamard
+from fedft.randomness.moved_copies import Offset
 
 NAME = "layers.0.q.weight"
 CUDA = torch.cuda.is_available()
@@ -179,10 +180,12 @@ def test_a_walk_in_chunks_has_the_bits_of_one_call(kernels, monkeypatch):
 
 @needs_numba
 def test_the_number_of_threads_does_not_show(monkeypatch):
-    from fedft.randomness import hadamard_numba
+    from fedft.randomness import hadamard_numba, hadamard_numba_copies, hadamard_numba_parts
 
     monkeypatch.setenv("FEDFT_KERNELS", "numba")
-    monkeypatch.setattr(hadamard_numba, "_WORTH", 4096)
+    monkeypatch.setattr(hadamard_numba, "WORTH", 4096)
+    for module in (hadamard_numba_parts, hadamard_numba_copies):
+        monkeypatch.setattr(module, "WORTH", 4096)
     z, x, coefficients, threads = Hadamard(8, 4096), normal(200_001), normal(4096, seed=1), torch.get_num_threads()
     found = []
     try:
@@ -288,16 +291,19 @@ def test_kernels_take_no_memory_that_grows_with_the_tensor(monkeypatch):
 
 
 @needs_numba
-@pytest.mark.parametrize("kernel", ["_rotate", "_words"])
+@pytest.mark.parametrize("kernel", ["rotate", "random_words"])
 def test_the_inner_loops_are_compiled_to_vectors(kernel):
     """One number at a time they would take five times as long."""
     import numba
 
-    from fedft.randomness import hadamard_numba
+    from fedft.randomness import hadamard_numba_parts
 
     buffers = [numba.int32[::1]] * 2
-    types = {"_rotate": buffers, "_words": [numba.uint32[::1], numba.uint64, numba.uint32, numba.uint32, numba.int64]}
-    compiled = numba.njit(tuple(types[kernel]), error_model="numpy")(getattr(hadamard_numba, kernel).py_func)
+    types = {
+        "rotate": buffers,
+        "random_words": [numba.uint32[::1], numba.uint64, numba.uint32, numba.uint32, numba.int64],
+    }
+    compiled = numba.njit(tuple(types[kernel]), error_model="numpy")(getattr(hadamard_numba_parts, kernel).py_func)
     (text,) = compiled.inspect_llvm().values()
     assert re.search(r"= (add|xor) <\d+ x i(32|64)>", text)
 
@@ -309,12 +315,20 @@ from triton.compiler import ASTSource
 from fedft.randomness import hadamard_triton as kernels
 window = dict(size="i32", start="i64", first="i32")
 key = dict(k0="i32", k1="i32", name="i32")
+how = dict(sums=True, steps=True, one=False)
 for kernel, types in (
     (kernels._axpy, dict(out="*fp32", **window, **key, coefficients="*i32", unit="fp32")),
     (kernels._dot, dict(x="*fp32", **window, blocks="i32", **key, scale="fp32", total="*i64")),
     (kernels._add, dict(out="*fp32", x="*fp32", **window, **key, index="i32", alpha="fp32")),
+    *(
+        (kernels._copy, dict(out=copy, x=copy, size="i32", **key, o0="i32", o1="i32", keep="fp32", integers="*i32",
+                             unit="fp32", index="i32", alpha="fp32", reads_bits=bits, writes_bits=bits, **how))
+        for copy, bits in (("*i16", True), ("*fp16", False))
+    ),
 ):
-    made = compile(ASTSource(kernel, types, {}), target=GPUTarget("cuda", 90, 32), options=kernels._HOW)
+    signature = {n: "constexpr" if isinstance(t, bool) else t for n, t in types.items()}
+    fixed = {n: t for n, t in types.items() if isinstance(t, bool)}
+    made = compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", 90, 32), options=kernels._HOW)
     assert ".local" not in made.asm["ptx"], "registers do not hold a block"
 """
 
@@ -377,6 +391,7 @@ def test_kernels_that_do_not_work_are_told_of_once_and_left_alone(fault, monkeyp
         axpy_=no_compiler if fault == "it raises" else lambda *_: None,
         add_into=lambda *_: None,
         dot=lambda *_: torch.zeros(4096, dtype=torch.int64),
+        copy_moved=lambda out, *_: out.zero_(),
     )
     monkeypatch.setattr(compiling, "PAYS", 0)
     monkeypatch.setattr(hadamard_kernels, "_loaded", hadamard_kernels._loaded.__wrapped__)
@@ -416,7 +431,14 @@ def test_the_known_answer_is_the_one_of_torch(monkeypatch):
     monkeypatch.setenv("FEDFT_KERNELS", "torch")
     monkeypatch.setattr(philox, "tensor_id", lambda name: 2**32 - 1)
     z = Hadamard(2**64 - 7, 4096)
+
+    def copy_moved(out, x, name, keep, summed, step):
+        seed, integers, unit = summed
+        offset = Offset(Hadamard(seed, 4096), integers.double() * unit, keep)
+        moved_copies.fill(out, x, NAME, offset, (Hadamard(step[0], 4096), *step[1:]))
+
     torch_alone = SimpleNamespace(
+        copy_moved=copy_moved,
         axpy_=lambda x, start, key, name, integers, unit: z.axpy_(x, NAME, integers * unit, start=start),
         add_into=lambda out, x, start, key, name, index, alpha: z.add_into(out, x, NAME, index, alpha, start=start),
         dot=lambda x, start, key, name, scale: (scale * z.dot(x, NAME, start=start, scale_exponent=10)).long(),
