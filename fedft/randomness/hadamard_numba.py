@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 
 from fedft.arithmetic.compiled import Array, compiled
-from fedft.randomness.hadamard_numba_copies import copy_moved as copy_moved
 from fedft.randomness.hadamard_numba_parts import (
     BIT,
     BLOCK,
@@ -169,6 +169,13 @@ def add_into(out: Tensor, x: Tensor, start: int, key: int, name_id: int, index: 
         _add_at(to + 4 * low, at + 4 * low, high - low, start + low, key, name_id, index, alpha)
 
     share(0, size, of)
+
+
+def copy_moved(*how: Any) -> None:
+    """`hadamard_numba_copies.copy_moved`, which is compiled when it is asked for: that takes seconds."""
+    from fedft.randomness import hadamard_numba_copies
+
+    hadamard_numba_copies.copy_moved(*how)
 
 
 def _buffers(*types: type) -> list[Array]:

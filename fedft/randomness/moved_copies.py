@@ -74,7 +74,11 @@ def fill(out: Tensor, x: Tensor, name: str, offset: Offset | None, step: Step | 
         offset: where weights are seen; None: at w0.
         step: a direction beside it; None: none.
     """
-    if hadamard_kernels.precisions(out, x) and _known(offset, step) and (kernels := hadamard_kernels.chosen(out, COST)):
+    if (
+        hadamard_kernels.precisions(out, x)
+        and _known(offset, step)
+        and (kernels := hadamard_kernels.copying(out, COST))
+    ):
         kernels.copy_moved(out, x, philox.tensor_id(name), *_as_numbers(offset, step, out.device))
         torch.autograd.graph.increment_version(out)
     else:

@@ -16,10 +16,9 @@ import pytest
 import torch
 
 from fedft.arithmetic import compiled as compiling
-from fedft.randomness import hadamard_kernels, moved_copies, philox
+from fedft.randomness import hadamard_kernels, philox
 from fedft.randomness.directions import exponent
 from fedft.randomness.hadamard import Hadamard
-from fedft.randomness.moved_copies import Offset
 
 NAME = "layers.0.q.weight"
 CUDA = torch.cuda.is_available()
@@ -391,7 +390,6 @@ def test_kernels_that_do_not_work_are_told_of_once_and_left_alone(fault, monkeyp
         axpy_=no_compiler if fault == "it raises" else lambda *_: None,
         add_into=lambda *_: None,
         dot=lambda *_: torch.zeros(4096, dtype=torch.int64),
-        copy_moved=lambda out, *_: out.zero_(),
     )
     monkeypatch.setattr(compiling, "PAYS", 0)
     monkeypatch.setattr(hadamard_kernels, "_loaded", hadamard_kernels._loaded.__wrapped__)
@@ -431,14 +429,7 @@ def test_the_known_answer_is_the_one_of_torch(monkeypatch):
     monkeypatch.setenv("FEDFT_KERNELS", "torch")
     monkeypatch.setattr(philox, "tensor_id", lambda name: 2**32 - 1)
     z = Hadamard(2**64 - 7, 4096)
-
-    def copy_moved(out, x, name, keep, summed, step):
-        seed, integers, unit = summed
-        offset = Offset(Hadamard(seed, 4096), integers.double() * unit, keep)
-        moved_copies.fill(out, x, NAME, offset, (Hadamard(step[0], 4096), *step[1:]))
-
     torch_alone = SimpleNamespace(
-        copy_moved=copy_moved,
         axpy_=lambda x, start, key, name, integers, unit: z.axpy_(x, NAME, integers * unit, start=start),
         add_into=lambda out, x, start, key, name, index, alpha: z.add_into(out, x, NAME, index, alpha, start=start),
         dot=lambda x, start, key, name, scale: (scale * z.dot(x, NAME, start=start, scale_exponent=10)).long(),

@@ -1,14 +1,16 @@
 """Copies of weights at an offset: by kernels, by torch and by hand the same bits, in every precision."""
 
 import itertools
+import logging
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fedft.randomness import directions, families, hadamard_kernels, moved_copies
+from fedft.randomness import directions, families, hadamard_kernels, moved_copies, philox
 from fedft.randomness.hadamard import Hadamard
 from fedft.randomness.masked import Masked
 from fedft.randomness.moved_copies import Offset
@@ -166,3 +168,36 @@ def test_kernels_make_a_copy_in_one_call(monkeypatch, kernels, device):
     monkeypatch.setattr(module, "copy_moved", lambda *a: (calls.append(a), before(*a))[1])
     filled(weights(9000, torch.bfloat16), torch.bfloat16, *CASES["both"], device)
     assert len(calls) == 1
+
+
+def by_torch(out, x, name, keep, summed, step):
+    seed, integers, unit = summed
+    at = Offset(Hadamard(seed, 4096), integers.double() * unit, keep)
+    moved_copies.fill(out, x, NAME, at, (Hadamard(step[0], 4096), *step[1:]))
+
+
+def test_the_known_copies_are_those_of_torch(monkeypatch):
+    monkeypatch.setenv("FEDFT_KERNELS", "torch")
+    monkeypatch.setattr(philox, "tensor_id", lambda name: 2**32 - 1)
+    assert hadamard_kernels.copies(SimpleNamespace(copy_moved=by_torch), "cpu") == hadamard_kernels.KNOWN_COPIES
+
+
+@pytest.mark.parametrize("fault", ["it raises", "it is wrong"])
+def test_copies_that_are_not_right_are_left_to_torch_and_said_once(monkeypatch, caplog, fault):
+    def copy_moved(out, *_):
+        if fault == "it raises":
+            raise OSError("no compiler")
+        out.zero_()
+
+    monkeypatch.delenv("FEDFT_KERNELS", raising=False)
+    wrong = SimpleNamespace(copy_moved=copy_moved)
+    monkeypatch.setattr(hadamard_kernels, "chosen", lambda x, cost: wrong)
+    x, (at, step) = weights(100, torch.bfloat16), CASES["both"]
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(bits(filled(x, x.dtype, at, step)), bits(by_hand(x, x.dtype, at, step)))
+    (record,) = caplog.records
+    assert "torch does their work" in record.message
+    monkeypatch.setenv("FEDFT_KERNELS", "numba")
+    with pytest.raises((OSError, RuntimeError), match=r"no compiler|is right"):
+        filled(x, x.dtype, at, step)
