@@ -193,7 +193,7 @@ def test_copies_that_are_not_right_are_left_to_torch_and_said_once(monkeypatch, 
     monkeypatch.delenv("FEDFT_KERNELS", raising=False)
     wrong = ModuleType("wrong")
     wrong.copy_moved = copy_moved
-    monkeypatch.setattr(hadamard_kernels, "chosen", lambda x, cost: wrong)
+    monkeypatch.setattr(hadamard_kernels, "chosen", lambda x, cost=1: wrong if cost == moved_copies.COST else None)
     x, (at, step) = weights(100, torch.bfloat16), CASES["both"]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
