@@ -23,6 +23,7 @@ Array = NDArray[Any]
 LIBRARIES = {"cpu": "numba", "cuda": "triton"}  # by kind of device
 NAMES = ("torch", *LIBRARIES.values())
 PAYS = 1 << 31  # elements of an addition that torch does first: a second and more on one core
+SOONER = {"cpu": 1, "cuda": 16}  # times: torch's launches and integer transforms on a GPU waste more of it, see below
 CALL = 1 << 17  # elements in whose time torch only begins and ends a call
 
 _done: Counter[str] = Counter()  # elements that torch did, by kind of device
@@ -43,19 +44,21 @@ def library(x: Tensor, cost: int = 1) -> str | None:
     """The library whose compiled code pays for work on a tensor like `x`, "numba" or "triton"; None means torch.
 
     Every call that is answered with None counts as work that torch does now; once torch has done PAYS additions on a
-    kind of device in this process, that device's library is answered instead. FEDFT_KERNELS decides where it is set.
+    CPU in this process, that device's library is answered instead. On a GPU a 16th of them is enough: one pass over a
+    billion weights is beyond it, tests and tiny models are not; torch needs some 40 launches there for every 2^18
+    weights, and Triton keeps what it compiled on the disk. FEDFT_KERNELS decides where it is set.
 
     Args:
         x: the tensor to be worked on, of any dtype; only its device and its number of elements matter.
         cost: additions that take as long as the work on one element.
     """
-    kind, wanted = x.device.type, forced()
-    if wanted:
+    if wanted := forced():
         return None if wanted == "torch" or not x.numel() else wanted
+    kind = x.device.type
     if kind not in LIBRARIES or not x.numel():
         return None
     if _done[kind] < PAYS:
-        _done[kind] += cost * (x.numel() + CALL)
+        _done[kind] += SOONER[kind] * cost * (x.numel() + CALL)
         return None
     return LIBRARIES[kind]
 

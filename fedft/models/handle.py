@@ -26,9 +26,10 @@ from fedft.models.base_change import BaseChange, Originals
 from fedft.models.forward_passes import ForwardPasses
 from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
-from fedft.models.perturbation import Offset, Probe
+from fedft.models.perturbation import Probe
 from fedft.models.trained_values import TrainedValues
 from fedft.randomness.directions import Directions
+from fedft.randomness.moved_copies import Offset
 from fedft.training.objectives import Likelihood, widened
 from fedft.update import Shape
 

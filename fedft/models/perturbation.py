@@ -4,15 +4,13 @@
     round(keep w0 + sum_j a_j z_j)             weights in half precision, fixed at w0 for a whole run
     round(keep w0 + sum_j a_j z_j + e z_j)     and a probe of those
 
-The sum is made in float32 from the bits of w0, and rounded once, each time anew: nothing is ever added in half
-precision, so no step is too small to count and none leaves a trace when it is taken back. Copies exist for one module
-at a time: the memory beside the model is one copy of the largest module, and 2^18 float32 to sum in where weights are
-in half precision.
+How the sum is made and rounded is in `moved_copies.py`. Copies exist for one module at a time: the memory beside the
+model is one copy of the largest module, and without compiled kernels 2^18 float32 to sum in where weights are in half
+precision.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,33 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedft.models.scratch_copies import ScratchCopies
 from fedft.models.watched_reads import WatchedReads
+from fedft.randomness import moved_copies
 from fedft.randomness.directions import Directions
-
-CHUNK = 1 << 18  # elements summed in float32 at a time, as `hadamard` and `masked` cut what they keep
+from fedft.randomness.moved_copies import Offset, Step
 
 Own = list[tuple[str, str, nn.Parameter]]
 """(attribute, canonical name, parameter) of each watched parameter that a module owns itself."""
-
-
-@dataclass(frozen=True)
-class Offset:
-    """Where forward passes see weights that are fixed at w0: at keep w0 + sum_j coefficients[j] z_j."""
-
-    z: Directions
-    """K directions."""
-    coefficients: Tensor
-    """float64 [K]."""
-    keep: float = 1.0
-    """Factor of w0; weight decay makes it less than 1."""
-
-    def moved(self, z: Directions, coefficients: Tensor, keep: float) -> "Offset":
-        """The offset after a step: `keep` times this one, plus sum_j coefficients[j] z_j.
-
-        `coefficients` is float64 [K]. Raises ValueError unless `z` are the directions of this offset.
-        """
-        if z is not self.z and z != self.z:
-            raise ValueError("expected the directions that the weights are already moved along, got others")
-        return Offset(z, keep * self.coefficients + coefficients, keep * self.keep)
 
 
 class Probe:
@@ -58,7 +35,7 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.shift: tuple[Directions, int, float] | None = None
+        self.shift: Step | None = None
         """(z, index, epsilon): the chosen parameters are seen moved by epsilon z_index; None: they are not."""
         self.tangent: tuple[Directions, int] | None = None
         """(z, index): the chosen parameters are seen as dual numbers with the tangent z_index; None: they are not."""
@@ -182,26 +159,17 @@ class Probe:
             z, index, epsilon = shift
             z.add_into(out, parameter, name, index, epsilon)
             return out
-        flat, to = parameter.detach().view(-1), out.view(-1)
-        room = torch.empty(min(CHUNK, len(flat)), dtype=torch.float32, device=flat.device)
-        for at in range(0, len(flat), CHUNK):
-            here = slice(at, min(at + CHUNK, len(flat)))
-            x = room[: here.stop - at].copy_(flat[here])
-            if self.offset is not None:
-                if self.offset.keep != 1.0:
-                    x.mul_(self.offset.keep)
-                self.offset.z.axpy_(x, name, self.offset.coefficients, start=at)
-            if shift is not None:
-                z, index, epsilon = shift
-                z.add_(x, name, index, epsilon, start=at)
-            to[here] = x
+        moved_copies.fill(out, parameter.detach(), name, self.offset, shift)
         return out
 
     def _in(self, module: nn.Module, own: Own) -> None:
         """Before a module runs: put copies in the place of its own parameters."""
         if self.offset is None and not self._chosen:
             return
-        with self._reads.paused() if self._reads else nullcontext():
+        if self._reads is None:
+            self._swap_in(module, own)
+            return
+        with self._reads.paused():
             self._swap_in(module, own)
 
     def _swap_in(self, module: nn.Module, own: Own) -> None:

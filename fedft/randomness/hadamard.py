@@ -102,12 +102,16 @@ class Hadamard:
 
     def axpy_(self, out: Tensor, name: str, coefficients: Tensor, *, start: int = 0) -> None:
         """Add sum_j coefficients[j] z_j to `out` in place: one fast transform per block. See `Directions.axpy_`."""
+        directions.check_out(out)
+        self.add_sum_(out, name, *directions.quantised(coefficients, self.count), start=start)
+
+    def add_sum_(self, out: Tensor, name: str, integers: Tensor, unit: float, *, start: int = 0) -> None:
+        """`axpy_` of coefficients that `directions.quantised` was given before: many calls may share them."""
         flat = directions.flat(out)
-        integers, unit = directions.quantised(coefficients, self.count)
         if unit == 0.0:
             return
         directions.check_start(start)
-        padded = torch.nn.functional.pad(integers, (0, BLOCK - self.count)).to(flat.device, torch.int32)
+        padded = hadamard_kernels.padded(integers, flat.device)
         if kernels := hadamard_kernels.chosen(flat, _TRANSFORM):
             kernels.axpy_(flat, start, self.seed, philox.tensor_id(name), padded, unit)
             torch.autograd.graph.increment_version(flat)

@@ -3,15 +3,15 @@
 Bits are made where they are used, so nothing is kept between calls. Without `fastmath` numba keeps to IEEE: every
 float is rounded once and zeros keep their sign, as in torch, so the results are its results bit for bit.
 
-Written for what LLVM turns into vectors: flat indices, constant counts, bits looked up in `_BIT`, and `number(...)`
+Written for what LLVM turns into vectors: flat indices, constant counts, bits looked up in `BIT`, and `number(...)`
 around sums, which numba would otherwise widen to 64 bits. Arrays are made outside, where nobody has to compile that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
@@ -19,102 +19,71 @@ import torch
 from torch import Tensor
 
 from fedft.arithmetic.compiled import Array, compiled
-from fedft.randomness import philox
+from fedft.randomness.hadamard_numba_parts import (
+    BIT,
+    BLOCK,
+    QUARTER,
+    SUPERBLOCK,
+    WORDS,
+    WORTH,
+    D,
+    S,
+    random_words,
+    rotate,
+    share,
+    walsh,
+)
 
-BLOCK = 4096
-_QUARTER = BLOCK // 4
-_SUPERBLOCK = 16  # blocks that share Philox blocks of S
-_WORDS = BLOCK // 32
-_WORTH = 1 << 21  # elements worth a thread
-_D, _S = np.uint32(philox.DIRECTION), np.uint32(philox.DIRECTION_SIGN)
-_BIT = np.uint32(1) << np.arange(32, dtype=np.uint32)
 _ROUNDER = np.float32(3 << 22)  # added and taken away again it rounds |v| <= 2^22 to an integer, ties to even
-
-
-@compiled
-def _words(out: Array, key: np.uint64, name: np.uint32, purpose: np.uint32, first: int) -> None:
-    """Philox blocks `first`, `first + 1`, .. of a stream as uint32 until `out` is full: see `philox.py`."""
-    for block in range(out.size // 4):
-        place = np.uint64(first + block)
-        c0, c1, c2, c3 = np.uint32(place), np.uint32(place >> np.uint64(32)), name, purpose
-        k0, k1 = np.uint32(key), np.uint32(key >> np.uint64(32))
-        for _ in range(10):
-            p0, p1 = np.uint64(c0) * np.uint64(0xD2511F53), np.uint64(c2) * np.uint64(0xCD9E8D57)
-            c0, c1 = np.uint32(p1 >> np.uint64(32)) ^ c1 ^ k0, np.uint32(p1)
-            c2, c3 = np.uint32(p0 >> np.uint64(32)) ^ c3 ^ k1, np.uint32(p0)
-            k0, k1 = np.uint32(k0 + np.uint32(0x9E3779B9)), np.uint32(k1 + np.uint32(0xBB67AE85))
-        out[4 * block], out[4 * block + 1], out[4 * block + 2], out[4 * block + 3] = c0, c1, c2, c3
-
-
-@compiled
-def _rotate(x: Array, y: Array) -> None:
-    """y = x after two of the twelve steps: the top two bits of the index, which become its lowest. Six times is H."""
-    number = y.dtype.type
-    for k in range(_QUARTER):
-        a, b, c, d = number(x[k]), number(x[k + _QUARTER]), number(x[k + 2 * _QUARTER]), number(x[k + 3 * _QUARTER])
-        a, b, c, d = number(a + b), number(a - b), number(c + d), number(c - d)
-        y[4 * k], y[4 * k + 1], y[4 * k + 2], y[4 * k + 3] = a + c, b + d, a - c, b - d
 
 
 @compiled
 def _axpy(out, first, key, name, coefficients, unit, minus, flip, sums, spare):  # type: ignore[no-untyped-def]
     for n in range(out.size // BLOCK):
         block = first + n
-        if n == 0 or block % _SUPERBLOCK == 0:
-            _words(minus, key, name, _S, block // _SUPERBLOCK * 512)
-        _words(flip, key, name, _D, block * 32)
-        even, odd = _BIT[block % _SUPERBLOCK], _BIT[block % _SUPERBLOCK + 16]
+        if n == 0 or block % SUPERBLOCK == 0:
+            random_words(minus, key, name, S, block // SUPERBLOCK * 512)
+        random_words(flip, key, name, D, block * 32)
+        even, odd = BIT[block % SUPERBLOCK], BIT[block % SUPERBLOCK + 16]
         for k in range(BLOCK // 2):
             a, b = coefficients[2 * k], coefficients[2 * k + 1]
             sums[2 * k] = -a if minus[k] & even else a
             sums[2 * k + 1] = -b if minus[k] & odd else b
         for _ in range(3):
-            _rotate(sums, spare)
-            _rotate(spare, sums)
-        for w in range(_WORDS):
+            rotate(sums, spare)
+            rotate(spare, sums)
+        for w in range(WORDS):
             word = flip[w]
             for k in range(32):
                 value = np.float32(sums[32 * w + k])
-                out[BLOCK * n + 32 * w + k] += unit * (-value if word & _BIT[k] else value)
+                out[BLOCK * n + 32 * w + k] += unit * (-value if word & BIT[k] else value)
 
 
 @compiled
 def _dot(x, first, key, name, scale, total, minus, flip, values, spare, wide):  # type: ignore[no-untyped-def]
     for n in range(x.size // BLOCK):
         block = first + n
-        if n == 0 or block % _SUPERBLOCK == 0:
-            _words(minus, key, name, _S, block // _SUPERBLOCK * 512)
-        _words(flip, key, name, _D, block * 32)
-        for w in range(_WORDS):
+        if n == 0 or block % SUPERBLOCK == 0:
+            random_words(minus, key, name, S, block // SUPERBLOCK * 512)
+        random_words(flip, key, name, D, block * 32)
+        for w in range(WORDS):
             word = flip[w]
             for k in range(32):
                 value = np.int32((x[BLOCK * n + 32 * w + k] * scale + _ROUNDER) - _ROUNDER)
-                values[32 * w + k] = -value if word & _BIT[k] else value
+                values[32 * w + k] = -value if word & BIT[k] else value
         for _ in range(2):
-            _rotate(values, spare)
-            _rotate(spare, values)
-        _rotate(values, wide)  # from 2^30 on: int32 would not do
-        even, odd = _BIT[block % _SUPERBLOCK], _BIT[block % _SUPERBLOCK + 16]
-        for k in range(_QUARTER):  # the last two steps, too
-            a, b, c, d = wide[k], wide[k + _QUARTER], wide[k + 2 * _QUARTER], wide[k + 3 * _QUARTER]
+            rotate(values, spare)
+            rotate(spare, values)
+        rotate(values, wide)  # from 2^30 on: int32 would not do
+        even, odd = BIT[block % SUPERBLOCK], BIT[block % SUPERBLOCK + 16]
+        for k in range(QUARTER):  # the last two steps, too
+            a, b, c, d = wide[k], wide[k + QUARTER], wide[k + 2 * QUARTER], wide[k + 3 * QUARTER]
             a, b, c, d = a + b, a - b, c + d, c - d
             a, b, c, d = a + c, b + d, a - c, b - d
             total[4 * k] += -a if minus[2 * k] & even else a
             total[4 * k + 1] += -b if minus[2 * k] & odd else b
             total[4 * k + 2] += -c if minus[2 * k + 1] & even else c
             total[4 * k + 3] += -d if minus[2 * k + 1] & odd else d
-
-
-@compiled
-def _walsh(row: Array, index: int) -> None:
-    """Bit i of `row` is the parity of i & index; the upper half of 2^t bits is the lower one, or its opposite."""
-    row[0] = 0
-    for t in range(5):
-        upper = row[0] ^ np.uint32((1 << (1 << t)) - 1 if index >> t & 1 else 0)
-        row[0] |= np.uint32(upper << (1 << t))
-    for t in range(7):
-        for w in range(1 << t):
-            row[w + (1 << t)] = ~row[w] if index >> (t + 5) & 1 else row[w]
 
 
 def _add(out_at, x_at, size, start, key, name, index, alpha):  # type: ignore[no-untyped-def]
@@ -125,29 +94,29 @@ def _add(out_at, x_at, size, start, key, name, index, alpha):  # type: ignore[no
     """
     out, x = numba.carray(out_at, (size,), np.float32), numba.carray(x_at, (size,), np.float32)
     inside = out.ctypes.data == x.ctypes.data
-    minus, flip, row = np.empty(4, np.uint32), np.empty(_WORDS, np.uint32), np.empty(_WORDS, np.uint32)
-    _walsh(row, index)
+    minus, flip, row = np.empty(4, np.uint32), np.empty(WORDS, np.uint32), np.empty(WORDS, np.uint32)
+    walsh(row, index)
     for block in range(start // BLOCK, -(-(start + out.size) // BLOCK)):
         at = block * BLOCK - start
-        if at <= 0 or block % _SUPERBLOCK == 0:
-            _words(minus, key, name, _S, block // _SUPERBLOCK * 512 + index // 8)
-        value = -alpha if minus[index // 2 % 4] & _BIT[block % _SUPERBLOCK + index % 2 * 16] else alpha
+        if at <= 0 or block % SUPERBLOCK == 0:
+            random_words(minus, key, name, S, block // SUPERBLOCK * 512 + index // 8)
+        value = -alpha if minus[index // 2 % 4] & BIT[block % SUPERBLOCK + index % 2 * 16] else alpha
         low, high = max(0, -at), min(BLOCK, out.size - at)
         first, last = low // 128, -(-high // 128)  # Philox blocks
-        _words(flip[4 * first : 4 * last], key, name, _D, block * 32 + first)
+        random_words(flip[4 * first : 4 * last], key, name, D, block * 32 + first)
         if high - low < BLOCK:
             for i in range(low, high):
-                out[at + i] = x[at + i] + (-value if (flip[i // 32] ^ row[i // 32]) & _BIT[i % 32] else value)
+                out[at + i] = x[at + i] + (-value if (flip[i // 32] ^ row[i // 32]) & BIT[i % 32] else value)
             continue
         here, there = out[at : at + BLOCK], x[at : at + BLOCK]
-        for w in range(_WORDS):  # two loops alike: only of memory that is apart, or one, can the compiler make vectors
+        for w in range(WORDS):  # two loops alike: only of memory that is apart, or one, can the compiler make vectors
             word = flip[w] ^ row[w]
             if inside:
                 for k in range(32):
-                    here[32 * w + k] += -value if word & _BIT[k] else value
+                    here[32 * w + k] += -value if word & BIT[k] else value
             else:
                 for k in range(32):
-                    here[32 * w + k] = there[32 * w + k] + (-value if word & _BIT[k] else value)
+                    here[32 * w + k] = there[32 * w + k] + (-value if word & BIT[k] else value)
 
 
 _ADD = "void(voidptr, voidptr, int64, int64, uint64, uint32, int64, float32)"
@@ -166,7 +135,7 @@ def axpy_(out: Tensor, start: int, key: int, name_id: int, integers: Tensor, uni
     coefficients, stream = integers.numpy(), (np.uint64(key), np.uint32(name_id))
 
     def of(part: Array, first: int) -> None:
-        words = np.empty(BLOCK // 2, np.uint32), np.empty(_WORDS, np.uint32)
+        words = np.empty(BLOCK // 2, np.uint32), np.empty(WORDS, np.uint32)
         _axpy(part, first, *stream, coefficients, np.float32(unit), *words, *_buffers(np.int32, np.int32))
 
     _each(out, start, of, write=True)
@@ -180,7 +149,7 @@ def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
     stream, totals = (np.uint64(key), np.uint32(name_id)), [np.zeros(BLOCK, np.int64)]
 
     def of(part: Array, first: int) -> None:
-        total, words = np.zeros(BLOCK, np.int64), (np.empty(BLOCK // 2, np.uint32), np.empty(_WORDS, np.uint32))
+        total, words = np.zeros(BLOCK, np.int64), (np.empty(BLOCK // 2, np.uint32), np.empty(WORDS, np.uint32))
         buffers = _buffers(np.int32, np.int32, np.int64)
         _dot(part, first, *stream, np.float32(scale), total, *words, *buffers)
         totals.append(total)
@@ -192,14 +161,21 @@ def dot(x: Tensor, start: int, key: int, name_id: int, scale: float) -> Tensor:
 def add_into(out: Tensor, x: Tensor, start: int, key: int, name_id: int, index: int, alpha: float) -> None:
     """Set out = x + alpha z_index, for contiguous float32 tensors alike; `x` may be `out` itself."""
     to, at, size = out.data_ptr(), x.data_ptr(), out.numel()
-    if size < 2 * _WORTH:
+    if size < 2 * WORTH:
         _add_at(to, at, size, start, key, name_id, index, alpha)
         return
 
     def of(low: int, high: int) -> None:
         _add_at(to + 4 * low, at + 4 * low, high - low, start + low, key, name_id, index, alpha)
 
-    _share(0, size, of)
+    share(0, size, of)
+
+
+def copy_moved(*how: Any) -> None:
+    """`hadamard_numba_copies.copy_moved`, which is compiled when it is asked for: that takes seconds."""
+    from fedft.randomness import hadamard_numba_copies
+
+    hadamard_numba_copies.copy_moved(*how)
 
 
 def _buffers(*types: type) -> list[Array]:
@@ -223,15 +199,4 @@ def _each(x: Tensor, start: int, of: Callable[[Array, int], None], *, write: boo
             of(padded, block)
             if write:
                 numbers[low:high] = there
-    _share(head, tail, lambda low, high: of(numbers[low:high], (start + low) // BLOCK))
-
-
-def _share(low: int, high: int, of: Callable[[int, int], None]) -> None:
-    """Call `of(low, high)` for parts of low .. high, cut at multiples of a block, in as many threads as torch has."""
-    threads = max(1, min(torch.get_num_threads(), (high - low) // _WORTH))
-    if threads == 1:
-        of(low, high)
-        return
-    size = -(-(high - low) // (BLOCK * threads)) * BLOCK
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda at: of(at, min(at + size, high)), range(low, high, size)))
+    share(head, tail, lambda low, high: of(numbers[low:high], (start + low) // BLOCK))

@@ -2,6 +2,7 @@
 
 Sums are of integers, so their order does not matter; the product with a power of two is exact, so fusing it with the
 addition changes nothing; signs of floats are flipped as bits, because Triton's -x is 0 - x and forgets that of a zero.
+bfloat16 is read and written as bits, since not everything that runs Triton rounds to it alike.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fedft.randomness import philox
 
 BLOCK = 4096
 _ROWS = 1024  # partial sums of a dot: as many programs run at once
-_HOW = {"num_warps": 8, "enable_fp_fusion": False}  # fusing changes no bit; left unsaid, some versions warn
+_HOW = {"num_warps": 8, "enable_fp_fusion": False}  # keep x and what is added to it are rounded one by one
 
 _D = tl.constexpr(philox.DIRECTION)
 _S = tl.constexpr(philox.DIRECTION_SIGN)
@@ -103,22 +104,64 @@ def _dot(x, size, start, first, blocks, k0, k1, name, scale, total):  # type: ig
     tl.store(total + row * 4096 + tl.arange(0, 4096), mine)
 
 
-@triton.jit(do_not_specialize=["size", "start", "first", "k0", "k1", "name", "index"])
-def _add(out, x, size, start, first, k0, k1, name, index, alpha):  # type: ignore[no-untyped-def]
-    block = first + tl.program_id(0).to(tl.int64)
-    here = tl.arange(0, 4096)
-    at = block * 4096 + here - start
-    inside = (at >= 0) & (at < size)
+@triton.jit
+def _direction_signs(block, k0, k1, name, index):  # type: ignore[no-untyped-def]
+    """S and H of one direction on a block, int32 [4096]; the lowest bit counts, 1 for -1."""
     c0, c1, c2, c3 = _philox(block // 16 * 512 + index // 8, k0, k1, name, _S)
     word = index // 2 % 4
     mine = tl.where(word < 2, tl.where(word == 0, c0, c1), tl.where(word == 2, c2, c3))
-    bits = (mine >> (index % 2 * 16 + block % 16).to(tl.uint32)).to(tl.int32)
-    parity = here & index
+    parity = tl.arange(0, 4096) & index
     for shift in tl.static_range(4):
         parity = parity ^ (parity >> (8 >> shift))
-    bits = (bits ^ parity ^ _element_signs(block, k0, k1, name)) & 1
+    return (mine >> (index % 2 * 16 + block % 16).to(tl.uint32)).to(tl.int32) ^ parity
+
+
+@triton.jit(do_not_specialize=["size", "start", "first", "k0", "k1", "name", "index"])
+def _add(out, x, size, start, first, k0, k1, name, index, alpha):  # type: ignore[no-untyped-def]
+    block = first + tl.program_id(0).to(tl.int64)
+    at = block * 4096 + tl.arange(0, 4096) - start
+    inside = (at >= 0) & (at < size)
+    bits = (_direction_signs(block, k0, k1, name, index) ^ _element_signs(block, k0, k1, name)) & 1
     there = tl.load(x + at, mask=inside, other=0.0)
     tl.store(out + at, there + _flipped(tl.full((4096,), 0.0, tl.float32) + alpha, bits), mask=inside)
+
+
+@triton.jit
+def _nearest_bfloat16(value):  # type: ignore[no-untyped-def]
+    """The bits of the bfloat16 nearest to float32, ties to even; int16."""
+    bits = value.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded).to(tl.int16)
+
+
+@triton.jit(do_not_specialize=["size", "k0", "k1", "o0", "o1", "name", "index"])
+def _copy(  # type: ignore[no-untyped-def]
+    out, x, size, k0, k1, o0, o1, name, keep, integers, unit, index, alpha,
+    reads_bits: tl.constexpr, writes_bits: tl.constexpr, sums: tl.constexpr, steps: tl.constexpr, one: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0).to(tl.int64)
+    at = block * 4096 + tl.arange(0, 4096)
+    inside = at < size
+    if reads_bits:
+        there = tl.load(x + at, mask=inside, other=0).to(tl.int32) << 16
+        value = there.to(tl.float32, bitcast=True)
+    else:
+        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    value = value * keep
+    signs = _element_signs(block, k0, k1, name)
+    if sums:
+        minus = -_block_signs(block, k0, k1, name)
+        total = _steps((tl.load(integers + tl.arange(0, 4096)) ^ minus) - minus, 0, 12).to(tl.float32)
+        value = value + _flipped(total, signs) * unit
+    if steps:
+        if not one:
+            signs = _element_signs(block, o0, o1, name)
+        bits = (_direction_signs(block, o0, o1, name, index) ^ signs) & 1
+        value = value + _flipped(tl.full((4096,), 0.0, tl.float32) + alpha, bits)
+    if writes_bits:
+        tl.store(out + at, _nearest_bfloat16(value), mask=inside)
+    else:
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
 def axpy_(out: Tensor, start: int, key: int, name_id: int, integers: Tensor, unit: float) -> None:
@@ -152,6 +195,36 @@ def add_into(out: Tensor, x: Tensor, start: int, key: int, name_id: int, index: 
     first, blocks, words = _plan(out, start, key, name_id)
     with _on(out):
         _add[(blocks,)](out, x, out.numel(), start, first, *words, index, alpha, **_HOW)
+
+
+def copy_moved(
+    out: Tensor,
+    x: Tensor,
+    name_id: int,
+    keep: float,
+    summed: tuple[int, Tensor, float] | None,
+    step: tuple[int, int, float] | None,
+) -> None:
+    """Set out = keep x + unit sum_j integers[j] z_j + alpha z'_index, rounded in float32 and at last to `out`.
+
+    Args:
+        out, x: whole tensors of one shape, contiguous, apart; float32, bfloat16 or float16.
+        name_id: the tensor's stream number, see `philox.py`.
+        keep: factor of x, rounded to float32.
+        summed: (seed, integers int32 [4096] below 2^19, unit, a power of two) or None for no sum.
+        step: (seed, index, alpha) or None for no direction.
+    """
+    other, index, alpha = step or (0, 0, 0.0)
+    key, integers, unit = summed or (other, out, 1.0)
+    _, blocks, (k0, k1, name) = _plan(out, 0, key, name_id)
+    _, _, (o0, o1, _) = _plan(out, 0, other, name_id)
+    halves = [t.view(torch.int16) if t.dtype == torch.bfloat16 else t for t in (out, x)]
+    how = {"reads_bits": x.dtype == torch.bfloat16, "writes_bits": out.dtype == torch.bfloat16, "one": key == other}
+    with _on(out):
+        _copy[(blocks,)](
+            *halves, out.numel(), k0, k1, o0, o1, name, keep, integers, unit, index, alpha,
+            sums=summed is not None, steps=step is not None, **how, **_HOW,
+        )  # fmt: skip
 
 
 def _plan(x: Tensor, start: int, key: int, name_id: int) -> tuple[int, int, tuple[int, ...]]:

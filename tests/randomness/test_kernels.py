@@ -179,10 +179,12 @@ def test_a_walk_in_chunks_has_the_bits_of_one_call(kernels, monkeypatch):
 
 @needs_numba
 def test_the_number_of_threads_does_not_show(monkeypatch):
-    from fedft.randomness import hadamard_numba
+    from fedft.randomness import hadamard_numba, hadamard_numba_copies, hadamard_numba_parts
 
     monkeypatch.setenv("FEDFT_KERNELS", "numba")
-    monkeypatch.setattr(hadamard_numba, "_WORTH", 4096)
+    monkeypatch.setattr(hadamard_numba, "WORTH", 4096)
+    for module in (hadamard_numba_parts, hadamard_numba_copies):
+        monkeypatch.setattr(module, "WORTH", 4096)
     z, x, coefficients, threads = Hadamard(8, 4096), normal(200_001), normal(4096, seed=1), torch.get_num_threads()
     found = []
     try:
@@ -288,16 +290,19 @@ def test_kernels_take_no_memory_that_grows_with_the_tensor(monkeypatch):
 
 
 @needs_numba
-@pytest.mark.parametrize("kernel", ["_rotate", "_words"])
+@pytest.mark.parametrize("kernel", ["rotate", "random_words"])
 def test_the_inner_loops_are_compiled_to_vectors(kernel):
     """One number at a time they would take five times as long."""
     import numba
 
-    from fedft.randomness import hadamard_numba
+    from fedft.randomness import hadamard_numba_parts
 
     buffers = [numba.int32[::1]] * 2
-    types = {"_rotate": buffers, "_words": [numba.uint32[::1], numba.uint64, numba.uint32, numba.uint32, numba.int64]}
-    compiled = numba.njit(tuple(types[kernel]), error_model="numpy")(getattr(hadamard_numba, kernel).py_func)
+    types = {
+        "rotate": buffers,
+        "random_words": [numba.uint32[::1], numba.uint64, numba.uint32, numba.uint32, numba.int64],
+    }
+    compiled = numba.njit(tuple(types[kernel]), error_model="numpy")(getattr(hadamard_numba_parts, kernel).py_func)
     (text,) = compiled.inspect_llvm().values()
     assert re.search(r"= (add|xor) <\d+ x i(32|64)>", text)
 
@@ -309,12 +314,20 @@ from triton.compiler import ASTSource
 from fedft.randomness import hadamard_triton as kernels
 window = dict(size="i32", start="i64", first="i32")
 key = dict(k0="i32", k1="i32", name="i32")
+how = dict(sums=True, steps=True, one=False)
 for kernel, types in (
     (kernels._axpy, dict(out="*fp32", **window, **key, coefficients="*i32", unit="fp32")),
     (kernels._dot, dict(x="*fp32", **window, blocks="i32", **key, scale="fp32", total="*i64")),
     (kernels._add, dict(out="*fp32", x="*fp32", **window, **key, index="i32", alpha="fp32")),
+    *(
+        (kernels._copy, dict(out=copy, x=copy, size="i32", **key, o0="i32", o1="i32", keep="fp32", integers="*i32",
+                             unit="fp32", index="i32", alpha="fp32", reads_bits=bits, writes_bits=bits, **how))
+        for copy, bits in (("*i16", True), ("*fp16", False))
+    ),
 ):
-    made = compile(ASTSource(kernel, types, {}), target=GPUTarget("cuda", 90, 32), options=kernels._HOW)
+    signature = {n: "constexpr" if isinstance(t, bool) else t for n, t in types.items()}
+    fixed = {n: t for n, t in types.items() if isinstance(t, bool)}
+    made = compile(ASTSource(kernel, signature, fixed), target=GPUTarget("cuda", 90, 32), options=kernels._HOW)
     assert ".local" not in made.asm["ptx"], "registers do not hold a block"
 """
 
