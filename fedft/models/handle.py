@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
 from fedft.arithmetic.weight_changes import Change
 from fedft.contract import Batch, Kind, Layout, Objective, Settings
