@@ -19,6 +19,7 @@ from fedft.models import dtypes, resident
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.models.resident import Resident
+from fedft.quickstart.base import cache_folder
 from fedft.recipe import Recipe
 from fedft.server import run_outputs
 from fedft.server.checkpoint import Store
@@ -78,7 +79,9 @@ def workplace(
             Memory(cache),
             Kept(at and at / durable.folder_name(name)),
         )
-        for name, (train, test) in virtual_clients.encode(parts, config, here.base, rows).items()
+        for name, (train, test) in virtual_clients.encode(
+            parts, config, here.base, rows, cache_folder() / "tokens"
+        ).items()
     }
     cache.members += [c.memory for c in clients.values()]
     return Workplace(config, recipe, here.base, here.layout, here.handle, clients, rows=rows)

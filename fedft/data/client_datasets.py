@@ -9,14 +9,15 @@ A site whose file holds exactly the rows of the simulated client of its name, in
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fedft import check, quickstart
 from fedft.config import RunConfig
-from fedft.data import chat, examples, partition, preferences, records
+from fedft.data import chat, partition, preferences, records, token_cache
 from fedft.data.control_tokens import ControlTokens
 from fedft.data.row_counts import RowCounts
+from fedft.data.token_batches import Encoder
 from fedft.errors import DataError
 from fedft.models import tasks
 from fedft.models.load import Base
@@ -107,24 +108,31 @@ def _only(rows: Rows, field: str | None, value: str) -> Rows:
 
 
 def encode(
-    parts: Parts, config: RunConfig, base: Base, counts: RowCounts | None = None
+    parts: Parts, config: RunConfig, base: Base, counts: RowCounts | None = None, cache: Path | None = None
 ) -> dict[str, tuple[list[Any], list[Any]]]:
     """(train, held out) by client, every record encoded as the run's objective trains on it.
 
-    What is cut or left out is added to `counts`. Raises DataError for a record that cannot be encoded, for a client
+    What is cut or left out is added to `counts`. `cache` is a folder for encoded rows, see `token_cache`; None: nothing
+    is kept. Raises DataError for a record that cannot be encoded, for a client
     without a record to train on, and for a token id that the model has no embedding for.
     """
     counts = RowCounts() if counts is None else counts
-    encode_row, d, found = partial(objectives.of(config).encode, base=base, config=config), config.data, {}
+    d, found = config.data, {}
+    everything = [row for both in parts.values() for part in both for row in part] if cache else []
+    kept = None
+    objective = objectives.of(config)
+    if cache is not None and type(objective) is objectives.Likelihood and len(everything) >= token_cache.FEWEST:
+        kept = token_cache.TokenCache(cache, everything, config, base.tokenizer_digest)
+    examples_of = Encoder(objective, config, base, counts, kept)
     control = ControlTokens(config, base.tokenizer)
     for client, (train, test) in parts.items():
         where = f"{said(d.train)}, client {client!r}"
         held_where = f"{said(d.test or d.train)}, held out for client {client!r}"
         control.look((*train, *test))
         before = counts.empty + counts.dropped
-        own = examples.encode_all(train, encode_row, where, counts, d.too_long)
+        own = examples_of(train, where)
         left_out = counts.empty + counts.dropped - before
-        held = examples.encode_all(test, encode_row, held_where, counts, d.too_long)
+        held = examples_of(test, held_where)
         largest = max((_largest_id(x) for e in (*own, *held) for x in getattr(e, "both", (e,))), default=0)
         if largest >= base.ids:
             raise DataError(
@@ -137,6 +145,8 @@ def encode(
         if not held:
             counts.clients_without_test_rows.append(client)
         found[client] = (own, held)
+    if kept is not None:
+        kept.keep()
     counts.with_control_tokens, counts.control_tokens = control.rows, sorted(control.texts)
     if tasks.of(config.model.task).generates:
         first = next((row for train, _ in parts.values() for row in train), {})

@@ -171,6 +171,7 @@ def encode_all(
     where: str,
     counts: RowCounts,
     too_long: Literal["cut", "drop", "refuse"] = "cut",
+    first: int = 1,
 ) -> list[Any]:
     """`encode(row, where=...)` of every row but those that are left out, which are counted.
 
@@ -180,11 +181,12 @@ def encode_all(
         where: what an error message calls these rows.
         counts: added to.
         too_long: what becomes of a row of which something had to be cut off.
+        first: number of the first row, for messages.
     Raises:
         DataError: such a row where they are refused, or as `encode`.
     """
     found = []
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, first):
         example = encode(row, where=f"{where}, row {number}")
         cut = counts.encoded(example)
         if cut and too_long == "refuse":
