@@ -6,15 +6,20 @@
     checkpointed  the same with `[local] checkpointing`
     both          pieces, checkpointed
     autocast      the same with `[local] autocast`: on a CPU without bfloat16 units it is slower
+    8 bits        the same with `[model] base_bits = 8`
+    4 bits        the same with `[model] base_bits = 4`
+    4 bits, both  that in pieces, checkpointed
 
 Llama of random weights, rank 8 on all linear layers; a tenth to a third of each row's tokens are learned, as of answers
-behind their prompts. `peak MiB` are the tensors alive at once beside the weights (`measure.Peak`), of one step;
-`tokens/s` are of one thread.
+behind their prompts. `peak MiB` are the tensors alive at once beside the base and its adapter (`measure.Peak`), of one
+step; `base MiB` are those of these two. `tokens/s` are of one thread.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
@@ -22,19 +27,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedft.adapters.lora import LoRA
 from fedft.benchmarks.measure import Act, Peak, take_turns
-from fedft.benchmarks.results import Result, Row
+from fedft.benchmarks.results import Result
 from fedft.config import Local
 from fedft.data import batches
 from fedft.data.examples import IGNORED, Example
 from fedft.data.micro_batches import InPieces, MicroBatch
-from fedft.models import checkpointing, layout, load
+from fedft.models import checkpointing, layout, load, quantized_base
 from fedft.models.handle import ModelHandle
+from fedft.models.packed_linear import Bits
 from fedft.training.first_order import differentiate
 from fedft.training.optimizers import optimizer_of
 from fedft.update import Shape
 
 RATE = 1e-3
-WAYS = ("by hand", "ours", "pieces", "checkpointed", "both", "autocast")
+WAYS = ("by hand", "ours", "pieces", "checkpointed", "both", "autocast", "8 bits", "4 bits", "4 bits, both")
+BITS: dict[str, Bits] = {"8 bits": 8, "4 bits": 4, "4 bits, both": 4}
 
 
 def place_of(way: str, hidden: int, layers: int, vocabulary: int) -> ModelHandle:
@@ -48,9 +55,11 @@ def place_of(way: str, hidden: int, layers: int, vocabulary: int) -> ModelHandle
             )
         )  # fmt: skip
     base = load.Base(net, None, "causal-lm", "made up", "")
+    if way in BITS:
+        base = quantized_base.packed(base, BITS[way])
     handle = ModelHandle(net, layout.layout_of(base, "all-linear"), LoRA(), autocast=way == "autocast")
     handle.write(handle.kind.initial(handle.layout, Shape(8), 0))
-    if way in ("checkpointed", "both"):
+    if way == "checkpointed" or way.endswith("both"):
         checkpointing.switch_on(net, "made up")
     return handle
 
@@ -80,7 +89,7 @@ def step_of(way: str, handle: ModelHandle, rows: list[Example]) -> Callable[[], 
 
     def ours() -> None:
         batch: Any = collate(rows)
-        if way in ("pieces", "both"):
+        if way == "pieces" or way.endswith("both"):
             batch = InPieces(rows, collate, MicroBatch(max(1, len(rows) // 4)))
         differentiate(handle, batch, trained)
 
@@ -99,12 +108,17 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     size, tokens = (4, 24) if quick else (4, 192)
     rows = rows_of(size, tokens, vocabulary)
     seen = sum(len(r.input_ids) for r in rows)
-    acts, peaks, weights = [], {}, 0
+    acts: list[Act] = []
+    peaks: dict[str, float] = {}
+    held: dict[str, float] = {}
+    weights = 0
     for way in WAYS:
         handle = place_of(way, hidden, layers, vocabulary)
-        weights = sum(p.numel() for p in handle.base().values())
+        weights = sum(map(prod, handle.layout.parameters.values()))
         step = step_of(way, handle, rows)
         step()  # moments of the optimiser are there from now on
+        tensors = chain(handle.model.parameters(), handle.model.buffers())
+        held[way] = sum({x.data_ptr(): x.nbytes for x in tensors}.values()) / 2**20
         with Peak() as peak:
             step()
         peaks[way] = peak.most / 2**20
@@ -114,9 +128,8 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
         "step",
         "A local step of LoRA in each memory mode, against a loop written by hand",
         {"parameters": weights, "rows": size, "tokens": seen, "learned": sum(r.learned for r in rows)},
-        tuple(_with_facts(r, seen, peaks) for r in found),
+        tuple(
+            replace(r, facts={"tokens/s": seen / r.seconds, "peak MiB": peaks[r.way], "base MiB": held[r.way]})
+            for r in found
+        ),
     )
-
-
-def _with_facts(r: Row, tokens: int, peaks: dict[str, float]) -> Row:
-    return replace(r, facts={"tokens/s": tokens / r.seconds, "peak MiB": peaks[r.way]})

@@ -45,6 +45,14 @@ def chosen(source: str, task: str, device: str) -> str:
     """
     if not tasks.of(task).generates or not device.startswith("cuda") or source == quickstart.BASE:
         return "float32"
+    own = of_file(source)
+    if own == torch.float16 or (own == torch.bfloat16 and _has_bfloat16(device)):
+        return str(own).removeprefix("torch.")
+    return "float32"
+
+
+def of_file(source: str) -> torch.dtype | None:
+    """The dtype that a model's `config.json` names, of the folder of an adapter its base's; None where none does."""
     from transformers import AutoConfig
 
     try:
@@ -52,10 +60,8 @@ def chosen(source: str, task: str, device: str) -> str:
             os.path.expanduser(adapter_folder.chain(source)[-1]), trust_remote_code=False
         ).dtype
     except (OSError, ValueError, KeyError):  # loading the model says in one line what is wrong with it
-        own = None
-    if own == torch.float16 or (own == torch.bfloat16 and _has_bfloat16(device)):
-        return str(own).removeprefix("torch.")
-    return "float32"
+        return None
+    return own if isinstance(own, torch.dtype) else None
 
 
 def slow(dtype: str, task: str, device: str) -> str:

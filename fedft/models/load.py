@@ -92,7 +92,7 @@ def load(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder = _folder(source)
-    place = _device(device)
+    place = device_of(device)
     kind: Any = getattr(transformers, f"Auto{wanted.model}")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -236,7 +236,7 @@ def pad_id(model: nn.Module, tokenizer: Any) -> int:
     return next((i for i in wanted if i is not None and 0 <= i < ids_of(model)), 0)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """The torch device called `name`; DataError where nothing can be kept on it."""
     try:
         device = torch.device(name)

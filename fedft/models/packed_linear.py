@@ -41,11 +41,14 @@ FORMS: dict[int, Form] = {
 class PackedLinear(nn.Linear):
     """A linear layer on a packed weight. Its tensors are buffers, so they move and are saved with the model."""
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None, bits: Bits) -> None:
-        """Pack a weight [out, in], which is not modified; the layer has no part of it. `bias` is taken as it is."""
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None, bits: Bits, dtype: torch.dtype | None = None) -> None:
+        """Pack a weight [out, in], which is not modified; the layer has no part of it. `bias` is taken as it is.
+
+        `dtype`: of the weight when it is read as a whole; None: that of the given one.
+        """
         nn.Module.__init__(self)  # nn.Linear would make a matrix
         self.out_features, self.in_features = weight.shape
-        self.bits, self.dtype = bits, weight.dtype
+        self.bits, self.dtype = bits, dtype or weight.dtype
         self.register_parameter("bias", bias)
         for name, tensor in FORMS[bits].pack(weight)._asdict().items():
             self.register_buffer(name, tensor)

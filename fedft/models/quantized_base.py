@@ -23,17 +23,25 @@ from fedft.models.whole_modules import inside, whole_modules
 log = logging.getLogger(__name__)
 
 
-def packed(base: Base, bits: Bits, modules_to_save: Sequence[str] = (), repair_rank: int = 0) -> Base:
+def packed(
+    base: Base,
+    bits: Bits,
+    modules_to_save: Sequence[str] = (),
+    repair_rank: int = 0,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Base:
     """The base with its linear layers in so many bits, changed in place, one layer at a time.
 
-    Each matrix is freed before the next one is packed. The digest stays that of the weights as they were. What goes
-    beside packed weights is in `base.merged`, and stands there after `below_adapters`.
+    Each matrix is freed before the next one is packed, on the device it goes to. The digest stays that of the weights
+    as they were. What goes beside packed weights is in `base.merged`, and stands there after `below_adapters`.
 
     Args:
         base: as loaded, with what adapters of it have changed merged in; nothing is mounted on it.
         bits: 4 or 8.
         modules_to_save: endings of modules that are trained whole, see `whole_modules`: they stay as they are.
         repair_rank: of the pair beside each packed weight, see `base_repair`; 0: none.
+        device, dtype: of the base from then on; None: as they were.
     Raises:
         DataError: as `whole_modules` does.
     """
@@ -41,14 +49,17 @@ def packed(base: Base, bits: Bits, modules_to_save: Sequence[str] = (), repair_r
     weights, repairs = 0, {}
     for names in _packable(base, modules_to_save):
         layer: Any = base.model.get_submodule(names[0])
-        weight = _out_in(layer).detach()
-        small = PackedLinear(weight.contiguous(), layer.bias, bits).train(layer.training)
+        weight = _out_in(layer).detach().to(device)
+        small = PackedLinear(weight.contiguous(), layer.bias, bits, dtype).train(layer.training)
         if repair_rank:
             repairs[names[0]] = repair(weight.float() - small.weight.float(), repair_rank, names[0])
         for n in names:
             base.model.set_submodule(n, small)
         weights += weight.numel()
     log.info("[model] base_bits = %d: %.1f%% of the base's weights are packed", bits, 100 * weights / every)
+    base.model.to(device)
+    for p in base.model.parameters() if dtype is not None else ():
+        p.data = p.data.to(dtype)
     return replace(base, bits=bits, merged={**base.merged, **repairs})
 
 

@@ -54,7 +54,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
     head: dict[str, Any] = {"labels": m.labels, "problem_type": m.problem_type}
-    how: dict[str, Any] = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
+    how: dict[str, Any] = {"seed": config.server.seed, "attention": m.attention}
     base = loaded_base.load(m, only_floats=_only_floats(m, recipe), **head, **how)
     lengths.check_lengths(base, config)
     if recipe.space.of_base:

@@ -1,19 +1,24 @@
 """Which layers of a base are packed, and that whatever works on the base works on it packed."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 import transformers
-from small_models import Small, base_of, distance, factors, gpt2, llama, logits, small
+from small_models import TOKENS, Small, base_of, distance, factors, gpt2, llama, logits, small
 from torch import nn
 
 from fedft.arithmetic.lowrank import LowRank
+from fedft.data import batches
+from fedft.data.examples import Example
+from fedft.data.micro_batches import InPieces, MicroBatch
 from fedft.errors import DataError
-from fedft.models import quantized_base
+from fedft.models import checkpointing, quantized_base
 from fedft.models.layout import layout_of
 from fedft.models.packed_linear import PackedLinear
 from fedft.models.parameters import parameters_of
+from fedft.training.first_order import differentiate
 
 every_size = pytest.mark.parametrize("bits", [4, 8])
 written = pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
@@ -73,6 +78,26 @@ def test_gradients_of_adapters_are_those_on_the_float_base_bit_for_bit(name, bit
     assert any(n.endswith("lora_A") for n in gradients[0])
     assert all(torch.equal(g, gradients[1][n]) for n, g in gradients[0].items())
     assert all(bool(g.any()) for n, g in gradients[0].items() if "mlp" in n or "intermediate" in n)
+
+
+@every_size
+@pytest.mark.parametrize("mode", ["checkpointed", "in pieces"])
+def test_memory_modes_give_the_same_gradients_on_a_packed_base(mode, bits):
+    gradients = []
+    for on in (False, True):
+        packed, _ = both("llama", bits)
+        handle = packed.handle()
+        handle.write(factors(packed.layout, 3))
+        if on and mode == "checkpointed":
+            checkpointing.switch_on(packed.model, "it")
+        rows = [Example(ids, ids, 0) for ids in TOKENS.tolist()]
+        collate = partial(batches.collate, pad_id=0)
+        batch = InPieces(rows, collate, MicroBatch(1)) if on and mode == "in pieces" else collate(rows)
+        differentiate(handle, batch, [*handle.parameters().values()])
+        gradients.append({n: p.grad for n, p in handle.parameters().items()})
+    far = max(distance(g, gradients[1][n]) for n, g in gradients[0].items())
+    assert far == 0 if mode == "checkpointed" else far <= 1e-6
+    assert any(bool(g.any()) for g in gradients[1].values())
 
 
 @every_size
