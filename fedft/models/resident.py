@@ -8,7 +8,16 @@ import torch
 from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, checkpointing, dtypes, lengths, noisy_embeddings, packed_rows, targets
+from fedft.models import (
+    adapter_folder,
+    base_note,
+    checkpointing,
+    dtypes,
+    lengths,
+    noisy_embeddings,
+    packed_rows,
+    targets,
+)
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.models.load import Base
@@ -47,6 +56,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     head = {"labels": m.labels, "problem_type": m.problem_type}
     how = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
     base = adapter_folder.load(m.id, m.task, only_floats=_only_floats(m, recipe), **head, **how)
+    base_note.say(m, base)
     lengths.check_lengths(base, config)
     if recipe.space.of_base:
         for key, value in _idle(m).items():
