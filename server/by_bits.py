@@ -41,6 +41,13 @@ def evaluated(line: Mapping[str, Any], found: Collection[Mapping[str, float]], r
     return {BITS: table} if table else {}
 
 
+def clients(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many clients had the base in how many bits in the last round of these lines; {} where all had the run's."""
+    rounds = [line for line in lines if "participants" in line]
+    table = rounds[-1].get(BITS, {}) if rounds else {}
+    return {bits: said["clients"] for bits, said in table.items() if "clients" in said}
+
+
 def _groups(said: Iterable[Mapping[str, float]], items: Iterable[T], run: Model) -> list[tuple[str, list[T]]]:
     """(bits, items of whom it is `said`) from few bits to many; [] where nobody says any: all are as the run says."""
     said, groups = list(said), defaultdict(list)

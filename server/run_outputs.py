@@ -18,11 +18,12 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.config import RunConfig
 from fedft.contract import Drawers, Layout, State, Turn
-from fedft.models import export, tasks
+from fedft.models import base_note, export, tasks
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
 from fedft.reports import columns
+from fedft.server import by_bits
 from fedft.update import MEMORY_LOST, Plan
 
 # packages whose versions config.toml notes: they may change a run's numbers
@@ -59,7 +60,9 @@ def write_outputs(
         seconds: since this process opened the run; if it was resumed, the lines may say more.
         more: what else the summary says, by its key.
     """
-    export.save_adapter(folder / "model", handle, base, export.base_name(base))
+    name = export.base_name(base)
+    export.save_adapter(folder / "model", handle, base, name)
+    base_note.write(folder / "model", name, base, config.model, by_bits.clients(lines))
     summary = {**summary_of(config, base, clients, state, lines, seconds), **(more or {})}
     _json(folder / "summary.json", summary)
     return summary

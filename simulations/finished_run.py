@@ -1,22 +1,29 @@
 """What can be asked of a run folder afterwards: evaluate its newest state, export its model."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 from fedft import check
 from fedft.errors import ConfigError
-from fedft.models import model_folder, tasks
+from fedft.models import base_note, model_folder, tasks
+from fedft.reports import metric_log
+from fedft.server import by_bits
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
 from fedft.training.metrics import interface
 from fedft.training.metrics.loss import over_clients
+
+log = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
 
 def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ()) -> tuple[dict[str, Metrics], Metrics]:
     """(metrics by client, their mean over clients and `token_loss`) of the newest state on the held-out rows.
+
+    Warns where it is measured on another base, or another precision of it, than the run's clients had.
 
     Args:
         folder: of the run.
@@ -26,6 +33,8 @@ def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ())
         ConfigError: a metric that there is not or that is not for the run's task, or no held-out rows.
     """
     place, state = runs.reopen(folder)
+    for line in base_note.differences(folder / "model", place.config.model, place.base):
+        log.warning("%s: %s", folder, line)
     c = place.config.eval
     if rouge and not tasks.of(place.config.model.task).generates:
         raise ConfigError(f"--rouge compares generated text; {folder} is a run of task {place.config.model.task}")
@@ -59,4 +68,5 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
         if client not in place.clients:
             raise ConfigError(f"--client {client!r}: no such client{check.nearest(client, place.clients)}")
         place.stand(state, client)
-    return model_folder.write(to, place.config, place.base, place.handle, merged=merged)
+    clients = by_bits.clients(metric_log.read(folder / "metrics.jsonl"))
+    return model_folder.write(to, place.config, place.base, place.handle, merged=merged, clients=clients)

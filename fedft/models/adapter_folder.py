@@ -135,7 +135,8 @@ def merged(below: Base, source: str) -> Base:
     both = {n: below.merged[n] + d if n in below.merged else d for n, d in changes.items()}
     digest = stored_weights.on_top(below.digest, brings)
     base = ready(whole.eval().requires_grad_(True), tokenizer, below.task, source, below.drawn, digest)
-    return replace(base, merged={**below.merged, **both}, saved=below.saved | saved)
+    lowest = below.lowest or below.digest
+    return replace(base, merged={**below.merged, **both}, lowest=lowest, saved=below.saved | saved)
 
 
 def _not_apart(below: Base, shared: list[list[str]], saved: Collection[str], changed: Collection[str]) -> set[str]:

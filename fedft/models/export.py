@@ -16,7 +16,6 @@ from fedft.models.load import Base
 from fedft.models.parameters import shared_names
 from fedft.models.whole_modules import inside
 
-PACKED = "base.json"
 """Says of what precision the base was that an adapter beside it was trained on, where that was packed."""
 
 
@@ -34,8 +33,7 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     "delta"     all parameters were trained: `delta.safetensors`, changes since w0, and `delta.json`
     "values"    another kind of adapter: `values.safetensors`, its tensors in unit scale, and `values.json`
 
-    Of a base in 4 or 8 bits `base.json` says which one and how many. A pair that repairs its weights (`base_repair`) is
-    a part of the adapter.
+    A pair that repairs the weights of a packed base (`base_repair`) is a part of the adapter.
 
     Args:
         folder: made if it is not there; files in it are written over.
@@ -46,9 +44,6 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     folder.mkdir(parents=True, exist_ok=True)
     name = base.source if base.merged else base_name
     about: dict[str, Any] = {"base": name, "base_digest": base.digest, "kind": handle.kind.name}
-    if base.bits is not None:
-        about |= {"base_bits": base.bits, "repair_rank": base.repair_rank}
-        (folder / PACKED).write_text(json.dumps(about) + "\n")
     if not tasks.of(base.task).generates:
         own = classes.of_config(base.model.config)
         about |= {"labels": list(own.names), "problem_type": own.problem_type}

@@ -55,7 +55,7 @@ def stamp(path: Path) -> Stamp:
 
 def known(path: Path, of: Stamp) -> dict[str, Hashed] | None:
     """The tensors by name of the file with this stamp at `path`; None where it is not known."""
-    body = durable.verified(_record(path))
+    body = durable.verified(_record(path)) if of.size >= LEAST_BYTES else None
     try:
         said = json.loads(body) if body is not None else {}
         if (said.get("path"), said.get("stamp")) != (os.path.realpath(path), list(of)):

@@ -41,6 +41,8 @@ class Base:
     """SHA-256 of the weights as they are stored, hexadecimal, whatever they are loaded as; see `stored_weights`."""
     merged: Mapping[str, LowRank] = field(default_factory=dict)
     """The changes by adapters that are merged into the weights, by module, in unit scale."""
+    lowest: str = ""
+    """The digest of the base below such adapters; "" where there are none."""
     earlier: Callable[[str], str] = lambda dtype: ""
     """The digest of the weights as they are loaded in a dtype, which runs of before have; loads the base once more."""
     saved: frozenset[str] = frozenset()

@@ -1,6 +1,5 @@
 """The base model that a `[model]` table names, as floats or packed, as the table says, below any adapters."""
 
-import json
 import logging
 import os
 from functools import partial
@@ -11,8 +10,8 @@ import torch
 
 from fedft import quickstart
 from fedft.config import Model
-from fedft.errors import DataError, first_line
-from fedft.models import adapter_folder, dtypes, export, quantized_base, tasks
+from fedft.errors import DataError
+from fedft.models import adapter_folder, base_note, dtypes, quantized_base, tasks
 from fedft.models.load import Base, device_of
 
 log = logging.getLogger(__name__)
@@ -24,8 +23,8 @@ def load(m: Model, **how: Any) -> Base:
     A base that is packed is read on the CPU in the dtype of its file, where that is possible without a copy of it, and
     each matrix goes to the device to be packed: neither holds all of it in floats.
 
-    Warns where an adapter that it begins with was trained on a base of other bits; DataError where one holds the repair
-    of its base already, and the table wants a repair: two would be as wrong as none.
+    DataError where an adapter that it begins with holds the repair of its base already, and the table wants a repair:
+    two would be as wrong as none.
     """
     _check_adapters(m)
     if m.base_bits is None:
@@ -53,20 +52,8 @@ def _read_as(m: Model) -> str:
 
 
 def _check_adapters(m: Model) -> None:
-    for folder in adapter_folder.chain(m.id)[:-1]:
-        path = Path(os.path.expanduser(folder)) / export.PACKED
-        try:
-            said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            theirs, repaired = said.get("base_bits"), bool(said.get("repair_rank"))
-        except (OSError, ValueError, AttributeError) as e:
-            raise DataError(f"[model] id: cannot read {path}: {first_line(e)}") from e
-        if repaired and m.repair_rank:
+    for folder in adapter_folder.chain(m.id)[:-1] if m.repair_rank else ():
+        if base_note.repaired(Path(os.path.expanduser(folder))):
             raise DataError(
                 f"[model] repair_rank: the adapter in {folder!r} holds the repair of its base already; leave it out"
             )
-        if theirs is not None and theirs != m.base_bits:
-            here = "floats" if m.base_bits is None else f"{m.base_bits} bits"
-            log.warning(
-                "[model] base_bits: the adapter in %r was trained on a base of %s bits, and here it is of %s",
-                folder, theirs, here,
-            )  # fmt: skip

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fedft.arithmetic.lowrank import LowRank
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, export, quantized_base, stored_quantization
+from fedft.models import adapter_folder, base_note, export, quantized_base, stored_quantization
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.models.parameters import parameters_of, shared_names
@@ -29,11 +30,15 @@ def check_free(to: Path) -> None:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
 
 
-def write(to: Path, config: RunConfig, base: Base, handle: ModelHandle, *, merged: bool) -> str:
+def write(
+    to: Path, config: RunConfig, base: Base, handle: ModelHandle, *, merged: bool,
+    clients: Mapping[str, int] | None = None,
+) -> str:  # fmt: skip
     """Write the model as it stands into the folder `to`, made if missing; returns what it is.
 
-    "adapter", "delta" or "values" as `export.save_adapter` says; with `merged` "merged model", the whole of it. Raises
-    ConfigError: the folder cannot be written, or a change that is no matrix cannot be merged.
+    "adapter", "delta" or "values" as `export.save_adapter` says; with `merged` "merged model", the whole of it.
+    `clients` is for `base_note`. Raises ConfigError: the folder cannot be written, or a change that is no matrix cannot
+    be merged, nor any into weights that are packed.
     """
     if merged and (method := stored_quantization.method_of(base.model.config)):
         raise ConfigError(f"--merged: {base.source!r} holds its weights packed by {method}; export the adapter alone")
@@ -44,6 +49,7 @@ def write(to: Path, config: RunConfig, base: Base, handle: ModelHandle, *, merge
     kind = export.save_adapter(to, handle, base, export.base_name(base))
     _tokenizer(config, base.tokenizer).save_pretrained(to)
     if not merged:
+        base_note.write(to, export.base_name(base), base, config.model, clients)
         if base.bits is not None:
             log.warning(
                 "it was trained on a base of %d bits, and gives another loss on any other: see base.json", base.bits

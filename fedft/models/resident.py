@@ -10,6 +10,7 @@ from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
 from fedft.models import (
+    base_note,
     checkpointing,
     dtypes,
     lengths,
@@ -56,6 +57,7 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     head: dict[str, Any] = {"labels": m.labels, "problem_type": m.problem_type}
     how: dict[str, Any] = {"seed": config.server.seed, "attention": m.attention}
     base = loaded_base.load(m, only_floats=_only_floats(m, recipe), **head, **how)
+    base_note.say(m, base)
     lengths.check_lengths(base, config)
     if recipe.space.of_base:
         for key, value in _idle(m).items():

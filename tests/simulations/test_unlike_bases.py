@@ -12,7 +12,7 @@ from fedft.config import Model
 from fedft.models import resident
 from fedft.reports import columns
 from fedft.server import by_bits
-from fedft.simulations import workplace
+from fedft.simulations import run, workplace
 from fedft.update import BITS
 
 
@@ -39,7 +39,7 @@ def halved(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
             client.config, client.base, client.handle = half, here.base, here.handle
         return found
 
-    monkeypatch.setattr(workplace, "workplace", place)
+    monkeypatch.setattr(run, "workplace", place)
 
 
 def test_a_federation_of_unlike_bases_learns_and_says_the_loss_of_each(config, tmp_path, monkeypatch) -> None:
@@ -58,6 +58,7 @@ def test_a_federation_of_unlike_bases_learns_and_says_the_loss_of_each(config, t
                     ((line[BITS]["16"], "y"), (line[BITS]["32"], "xz")))  # fmt: skip
         assert line["train_loss"] == pytest.approx(whole / sum(line["weights"].values()))
         assert BITS not in columns.measured(line)
+    assert json.loads((tmp_path / "run/model/base.json").read_text())["clients"] == {"16": 1, "32": 2}
     assert rounds[-1]["loss"] < first["loss"]
 
 

@@ -1,0 +1,105 @@
+"""Which base an exported adapter needs: `base.json` and `README.md` beside it, and what differs where it is used.
+
+base           name or path, as where it was exported
+base_digest    SHA-256 of the base's weights as stored, see `stored_weights`
+dtype, bits    of the base's weights in the run; base_bits or packed_by, where they were packed
+repair_rank    of the pairs that repair packed weights; they are in the adapter
+clients        how many clients had the base in how many bits, where some had another precision than the run
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedft import durable
+from fedft.config import Model
+from fedft.models import adapter_folder, stored_quantization
+from fedft.models.load import Base
+
+log = logging.getLogger(__name__)
+
+NAME = "base.json"
+CARD = """---
+base_model: {base}
+library_name: peft
+---
+
+Trained by fedft on the base `{base}`{how}.
+
+SHA-256 of the base's weights as they are stored: `{base_digest}` (`fedft doctor` shows it). On other weights, or on
+these in another precision, the same adapter gives another loss.
+"""
+
+
+def write(folder: Path, name: str, base: Base, m: Model, clients: Mapping[str, int] | None = None) -> None:
+    """Write what an adapter in `folder` needs to have.
+
+    Args:
+        folder: of the adapter; it is there.
+        name: what its files call the base.
+        base: that it was trained on, or with adapters in it.
+        m: of the run, as resolved.
+        clients: how many had the base in how many bits; None or empty: all as the run says.
+    """
+    said: dict[str, Any] = {"base": name, "base_digest": base.lowest or base.digest, "dtype": m.dtype, "bits": m.bits}
+    if m.base_bits is not None:
+        said["base_bits"] = m.base_bits
+    if base.repair_rank:
+        said["repair_rank"] = base.repair_rank
+    if method := stored_quantization.method_of(base.model.config):
+        said["packed_by"] = method
+    if clients:
+        said["clients"] = dict(clients)
+    durable.write(folder / NAME, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
+    how = f", packed by {method} in its files" if method else f" in {_precision(m.dtype, m.bits)}"
+    if clients:
+        how += f"; its clients had it in {_numbers(clients)} bits"
+    durable.write(folder / "README.md", CARD.format(**said, how=how).encode())
+
+
+def differences(folder: Path, m: Model, base: Base) -> list[str]:
+    """A sentence for each way in which a base is not the one that the adapter in `folder` was trained on.
+
+    `m` says the base's precision. A folder without a note says nothing.
+    """
+    try:
+        said = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        digest, dtype, bits = str(said["base_digest"]), str(said["dtype"]), int(said["bits"])
+        clients = {str(b): int(n) for b, n in said.get("clients", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    found, own = [], base.lowest or base.digest
+    if digest != own:
+        found.append(f"it was trained on other weights of the base (digest {digest[:12]}) than these ({own[:12]})")
+    if bits != m.bits:
+        here = _precision(m.dtype, m.bits)
+        found.append(f"it was trained on a base in {_precision(dtype, bits)}, this one is in {here}: its loss differs")
+    if clients.keys() - {str(m.bits)}:
+        found.append(f"its clients had the base in {_numbers(clients)} bits, this one is in {m.bits}")
+    return found
+
+
+def repaired(folder: Path) -> bool:
+    """Whether the adapter in `folder` holds what repairs the packed weights of its base."""
+    try:
+        return bool(json.loads((folder / NAME).read_text(encoding="utf-8")).get("repair_rank"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def say(m: Model, base: Base) -> None:
+    """Warn where `[model] id` is the folder of an adapter that was trained on another base, or precision of it."""
+    for folder in adapter_folder.chain(m.id)[:-1]:
+        for line in differences(Path(folder).expanduser(), m, base):
+            log.warning("[model] id: the adapter in %s: %s", folder, line)
+
+
+def _precision(dtype: str, bits: int) -> str:
+    return dtype if bits >= 16 else f"{bits} bits"
+
+
+def _numbers(clients: Mapping[str, int]) -> str:
+    """As "4 (1 of 3) and 32 (2 of 3)"."""
+    return " and ".join(f"{bits} ({n} of {sum(clients.values())})" for bits, n in clients.items())
