@@ -192,7 +192,7 @@ def opened(
     with run_folder.alone(folder), told_of_the_end(audience, folder) as ended:
         began = time.monotonic()
         kept = Archive(folder / archive.FOLDER, config.codec.up) if config.server.archive else None
-        store = Store(folder / "state", kept, sync_all=deployed)
+        store = Store(folder / "state", kept, sync_all=deployed or kept is not None)  # it is filled from the journal
         found = store.latest()
         version = found[0].version if found else -1
         steered = _steering(folder, config, deployed, store, version)

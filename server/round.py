@@ -199,16 +199,9 @@ class Round:
         if not recovered:
             cap = min(run.caps.get(client, cap), cap)
         return partial(
-            admission.admit,
-            client=client,
-            plan=plan,
-            recipe=run.recipe,
-            layout=run.layout,
-            up=run.config.codec.up,
-            limits=replace(limits, max_num_examples=cap),
-            norms=self.norms,
-            recovered=recovered,
-        )
+            admission.admit, client=client, plan=plan, recipe=run.recipe, layout=run.layout, up=run.config.codec.up,
+            limits=replace(limits, max_num_examples=cap), norms=self.norms, recovered=recovered,
+        )  # fmt: skip
 
     def _weights(self, asked: list[str]) -> dict[str, int]:
         """Weights of those who are admitted, in roster order."""

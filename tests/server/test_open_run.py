@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedft import run_file
+from fedft import durable, run_file
 from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.errors import ConfigError
@@ -128,3 +128,14 @@ def test_rounds_are_archived_where_the_run_file_says_so(tmp_path: Path, on: bool
     if on:
         kept = [(b.said["what"], b.data) for b in blocks(tmp_path / "archive" / "round-00000000.fedft")]
         assert kept == [("round", b""), ("plan", b"plan"), ("update", b"update")]
+
+
+@pytest.mark.parametrize(("deployed", "archive"), [(False, False), (False, True), (True, False)])
+def test_an_update_waits_for_the_disk_where_sites_or_an_archive_count_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deployed: bool, archive: bool
+) -> None:
+    waits: list[int] = []
+    with open_run.opened(_config(archive=archive), tmp_path, resume=False, observe=_quiet, deployed=deployed) as held:
+        monkeypatch.setattr(durable.os, "fsync", waits.append)
+        held.store.journal(0, "anna", b"update")
+    assert bool(waits) == (deployed or archive)
