@@ -23,6 +23,7 @@ from fedft.data.batches import ClientRows
 from fedft.data.examples import Example
 from fedft.data.micro_batches import MicroBatch
 from fedft.errors import PlanRefused, RejectedUpdate
+from fedft.models import device_arithmetic
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.randomness import philox
@@ -141,7 +142,8 @@ class Client:
                 torch.default_generator.manual_seed(turn.seed)  # dropout
                 if torch.cuda.is_initialized():  # torch.manual_seed looks for every kind of device, present or not
                     torch.cuda.manual_seed_all(turn.seed)
-                trained = self.recipe.local(self.handle, self._rows(), turn)
+                with device_arithmetic.in_one_order(self.config.local):
+                    trained = self.recipe.local(self.handle, self._rows(), turn)
             delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
         except FloatingPointError as e:
             raise PlanRefused("nonfinite", str(e)) from e

@@ -38,7 +38,7 @@ class LocalPost:
 
     def __init__(self, clients: Mapping[str, Serve], begin: Begin | None = None, together: int = 1) -> None:
         """`clients` answer, by name, and never go away. `together`: letters of training that are begun at once."""
-        self._clients, self._begin, self._together = clients, begin, together
+        self._clients, self._begin, self.together = clients, begin, together
         self._waiting: dict[str, tuple[Letter, Asked]] = {}
         self._begun: dict[str, Finish] = {}
         self._count = 0
@@ -87,7 +87,7 @@ class LocalPost:
         """What makes the answer to the first of these, if it is one to be begun with others."""
         if self._begin and waiting[0] not in self._begun:
             train = [t for t in waiting if self._waiting[t][1].kind == "train" and t not in self._begun]
-            group = train[: self._together] if waiting[0] in train[:1] else []
+            group = train[: self.together] if waiting[0] in train[:1] else []
             if len(group) > 1:
                 self._begun |= zip(group, self._begin([self._waiting[t][1] for t in group]), strict=True)
         return self._begun.pop(waiting[0], None)
