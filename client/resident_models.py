@@ -54,7 +54,7 @@ class ResidentModels:
             let_go: called when the model is to be unloaded: nothing may refer to it then.
         """
         m, local = config.model, config.local
-        how = (local.autocast, local.neftune_alpha, local.checkpointing)
+        how = (local.autocast, local.neftune_alpha, local.checkpointing, local.compile)
         learned = (local.objective, local.packing, *how)  # of a handle and its model
         seed = None if tasks.of(m.task).generates else config.server.seed  # of a head that is drawn
         key = (m, config.data.max_length, recipe.space, seed, learned)

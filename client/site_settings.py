@@ -104,6 +104,10 @@ class SiteLocal:
     """Records in memory at once, as in a run file: gradients of so many are summed up to the run's `batch_size`."""
     checkpointing: bool = False
     """Compute activations again in place of keeping them: slower, for a small part of the memory."""
+    deterministic: bool = False
+    """Every sum has one order: the same bytes from run to run on devices of one kind, more slowly on CUDA."""
+    compile: bool = False
+    """Layers run as torch compiles them: faster behind a first step that takes long."""
     max_models: int = 1
     """Base models in memory at a time, where runs need unlike ones; the one used longest ago is unloaded for the next,
     and loaded again when its run goes on."""

@@ -24,6 +24,7 @@ from fedft.data.batches import ClientRows
 from fedft.data.examples import Example
 from fedft.data.micro_batches import Among, MicroBatch
 from fedft.errors import PlanRefused, RejectedUpdate
+from fedft.models import device_arithmetic
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.randomness import philox
@@ -162,7 +163,8 @@ class Client:
             torch.default_generator.manual_seed(turn.seed)  # dropout
             if torch.cuda.is_initialized():  # torch.manual_seed looks for every kind of device, present or not
                 torch.cuda.manual_seed_all(turn.seed)
-            return self.recipe.local(self.handle, self._rows(), turn)
+            with device_arithmetic.in_one_order(self.config.local):
+                return self.recipe.local(self.handle, self._rows(), turn)
 
     def _rows(self) -> ClientRows:
         """This client's rows as its local steps are given them."""

@@ -28,7 +28,7 @@ ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
     "model": frozenset({"attention", "device", "id"}),
     "data": frozenset({"train", "test", "partition", "client", "clients", "alpha", "min_rows"}),
-    "local": frozenset({"threads", "micro_batch", "checkpointing"}),
+    "local": frozenset({"threads", "micro_batch", "checkpointing", "deterministic", "compile"}),
     "server": ALL,
     "clients": ALL,
     "limits": frozenset({"max_norm", "norm_factor", "max_num_examples", "max_bytes", "quarantine_after"}),
@@ -263,6 +263,12 @@ class Local:
     updates: faster on devices that compute it, for less memory; other bytes than without."""
     neftune_alpha: float | None = None
     """Noise on the embeddings of a batch in training (NEFTune); 5 to 15 are usual. Left out: none."""
+    deterministic: bool = False
+    """Every sum of a local step has one order: the same bytes from run to run on devices of one kind, more slowly on
+    CUDA; an operation that has no such form ends the run. A CPU has one order without it."""
+    compile: bool = False
+    """Layers run as torch compiles them, which makes the first step a long one: of methods that back-propagate, one
+    client at a time. Other bytes than without, by the rounding of sums."""
     threads: int = 1
     """torch threads; one is never far from best for small models and does not collapse on a busy machine."""
 
@@ -326,12 +332,14 @@ class Server:
     """Everything random that must be repeatable derives from it."""
     mode: str = "local"
     """"local" (this process) or "ray" (Flower's simulation engine)."""
-    together: int | Literal["auto"] = 1
+    together: int | Literal["auto"] | None = None
     """Mode "local": clients that train in one pass of the base model, where the strategy and the model allow it (plain
     back-propagation on adapters, no dropout); memory of activations grows with it. 1 is exactly what a deployment does.
-    "auto": as many as pay, by the tokens of a batch and the device, never by the clock. Several times as fast where
-    batches are short. The same run gives the same bytes again, but they differ from those of 1 in the rounding of sums
-    (updates by less than 1e-4 of themselves), and those of a run that was interrupted inside a round may."""
+    "auto": as many as pay by the tokens of a batch and the device, and as half of the free memory holds by what a pass
+    of one client is measured to keep; never by the clock. Left out: 1 on a CPU, "auto" on an accelerator. Several times
+    as fast where batches are short. The same number gives the same bytes again, but they differ from those of 1 in the
+    rounding of sums (updates by less than 1e-4 of themselves), and those of a run that was interrupted inside a round
+    may."""
     quorum: float = 2 / 3
     """Share of those asked that must be admitted, rounded up."""
     deadline_s: float | None = None

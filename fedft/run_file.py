@@ -181,7 +181,7 @@ def _check_values(c: RunConfig) -> None:
 
     check.one_of(("none",), **of("privacy", "mode"))
     check.one_of(("local", "ray"), **of("server", "mode"))
-    if c.server.together != "auto":
+    if isinstance(c.server.together, int):
         check.at_least(1, **of("server", "together"))
     if c.local.micro_batch != "auto":
         check.at_least(1, **of("local", "micro_batch"))

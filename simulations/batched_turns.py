@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn, cast
+from typing import Literal, NoReturn, cast
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from fedft.carriers.local import Asked, Begin, Finish
 from fedft.client.train import Client
 from fedft.contract import Data, Handle, LocalStep, Trained, Turn
 from fedft.errors import PlanRefused, RejectedUpdate
+from fedft.models import device_arithmetic, free_memory
 from fedft.training import batched_clients
 from fedft.training.batched_clients import Seat
 from fedft.training.batched_forward import Unlike
@@ -47,17 +48,18 @@ def starter(clients: Mapping[str, Client]) -> tuple[Begin | None, int]:
     first = next(iter(clients.values()), None)
     if first is None:
         return None, 1
-    wanted = first.config.server.together
+    wanted = _wanted(first)
     why = batched_clients.unfit(first.recipe, first.handle, first.config.local)
     if first.config.model.lora_dropout:
         why = "[model] lora_dropout draws other ones in a shared pass"
     if why or not all(c.handle is first.handle and c.recipe is first.recipe for c in clients.values()):
         if wanted != 1:
-            log.warning(
-                "[server] together = %r: clients train one at a time: %s", wanted, why or "they have unlike models"
-            )
+            say = log.info if first.config.server.together is None else log.warning
+            say("[server] together = %r: clients train one at a time: %s", wanted, why or "they have unlike models")
         return None, 1
     most = wanted if isinstance(wanted, int) and wanted > 1 else worthwhile(list(clients.values()))
+    if wanted == "auto":
+        most = as_memory_allows(list(clients.values()), most)
     if wanted == 1 < most:
         log.info(
             "[server] together = %d would train faster: updates agree to 1e-4, digests are not those of a deployment",
@@ -66,6 +68,40 @@ def starter(clients: Mapping[str, Client]) -> tuple[Begin | None, int]:
     if wanted == 1 or most == 1:
         return None, 1
     return SharedPasses(clients, batched_clients.common(first.handle)).begin, most
+
+
+def _wanted(client: Client) -> int | Literal["auto"]:
+    """`[server] together`, where it is left out by the device: 1 on a CPU, else "auto"."""
+    said = client.config.server.together
+    if said is not None:
+        return said
+    return 1 if next(client.base.model.parameters()).device.type == "cpu" else "auto"
+
+
+def as_memory_allows(clients: Sequence[Client], most: int) -> int:
+    """How many of at most `most` clients to train in one pass: as many as half of the free memory holds, at least 1.
+
+    By what a pass on the longest rows of all clients keeps, which is measured, and six numbers for each that learns:
+    its value, gradient and two moments, and where the client started from, twice. Fewer than `most` are said.
+    """
+    if most == 1:
+        return 1
+    first = clients[0]
+    handle, device = first.handle, next(first.base.model.parameters()).device
+    rows = sorted((row for c in clients for row in c.train_rows), key=lambda row: -len(row.given) - len(row.response))
+    rank = max(first.config.ranks())
+    handle.write(handle.kind.initial(handle.layout, rank, first.config.server.seed))
+    batch = handle.objective.collate(rows[: first.config.local.batch_size], first.base.pad_id)
+    numbers = sum(p.numel() for p in handle.parameters().values())
+    each, free = free_memory.kept_bytes(handle, batch) + 24 * numbers, free_memory.free_bytes(device)
+    if free is None or (fit := max(1, free // 2 // each)) >= most:
+        return most
+    log.warning(
+        '[server] together = "auto": %d in place of %d clients a pass: each takes %.1f MiB, half of the free memory '
+        "of %s is %.1f MiB",
+        fit, most, each / 2**20, device, free / 2**21,
+    )  # fmt: skip
+    return fit
 
 
 def worthwhile(clients: Sequence[Client]) -> int:
@@ -105,7 +141,8 @@ class SharedPasses:
             anyone = next(iter(self.clients.values()))
             local, pad_id = cast(FirstOrder, anyone.recipe.local), anyone.base.pad_id
             try:
-                found = batched_clients.train(anyone.handle, local, seats, pad_id, check=not self.checked)
+                with device_arithmetic.in_one_order(anyone.config.local):
+                    found = batched_clients.train(anyone.handle, local, seats, pad_id, check=not self.checked)
             except Exception as e:  # a model that we do not know may do anything; each alone says what is wrong
                 self.alone = not self.checked
                 why = str(e) if isinstance(e, Unlike) else f"{type(e).__name__}: {e}"

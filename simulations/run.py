@@ -82,14 +82,12 @@ def simulate(
             *idle_options.lines(config, held.recipe, len(place.clients), able),
         ):
             log.warning("%s", line)
-        said = run_header.header(place)
+        post = local_post(place.clients) if config.server.mode == "local" else None
+        said = run_header.header(place, post.together if post else 1)
         message_sizes.check_sizes(config, held.recipe, place.layout, len(place.clients))
         opened = held.begin(place.here, whose(place.clients))
         opened.observe("header", said)
-        if config.server.mode == "ray":
-            state = workers.carry(opened, place.clients)
-        else:
-            state = opened.loop(local_post(place.clients)).run(place.clients)
+        state = workers.carry(opened, place.clients) if post is None else opened.loop(post).run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said}
         return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
 

@@ -7,11 +7,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from fedft.models import device_arithmetic
 from fedft.server.message_sizes import first_round, message_bytes, sent_down
 from fedft.simulations.workplace import Workplace
 
 
-def header(place: Workplace) -> dict[str, Any]:
+def header(place: Workplace, together: int = 1) -> dict[str, Any]:
     """The facts of a run that has not begun, all of them plain values.
 
     model, device, dtype, base_bits         as the run file names them
@@ -23,6 +24,8 @@ def header(place: Workplace) -> dict[str, Any]:
     cut, left_out                           of the rows: how many were cut; were dropped, empty or nobody's
     max_length, every, budget               of the run file
     bytes_up, bytes_down                    of a round, as far as shapes tell; see `_traffic`
+    together                                clients that train in one pass, as given
+    depends                                 what the run's bytes depend on beside its run file and rows, in words
     """
     config, recipe, rows = place.config, place.recipe, place.rows
     ranks = [] if recipe.space.rank_free else sorted({*config.ranks()[: len(place.clients)]})
@@ -55,6 +58,9 @@ def header(place: Workplace) -> dict[str, Any]:
         "budget": config.server.budget,
         "bytes_up": up,
         "bytes_down": down,
+        "together": together,
+        "depends": device_arithmetic.depends(config.model.device, config.local)
+        + ([f"{together} clients a pass"] if together > 1 else []),
     }
 
 

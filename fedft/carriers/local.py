@@ -40,7 +40,7 @@ class LocalPost:
 
     def __init__(self, clients: Mapping[str, Serve], begin: Begin | None = None, together: int = 1) -> None:
         """`clients` answer, by name, and never go away. `together`: letters of training that are begun at once."""
-        self._clients, self._begin, self._together = clients, begin, together
+        self._clients, self._begin, self.together = clients, begin, together
         self._waiting: OrderedDict[str, tuple[Letter, Asked]] = OrderedDict()  # whose first one costs no search
         self._begun: dict[str, Finish] = {}
         self._count = 0
@@ -90,7 +90,7 @@ class LocalPost:
         """What makes the answer to this letter, if it is one to be begun with `others`, which wait behind it."""
         if self._begin and ticket not in self._begun and self._waiting[ticket][1].kind == "train":
             train = (t for t in others if self._waiting[t][1].kind == "train" and t not in self._begun)
-            group = [ticket, *islice(train, self._together - 1)]
+            group = [ticket, *islice(train, self.together - 1)]
             if len(group) > 1:
                 self._begun |= zip(group, self._begin([self._waiting[t][1] for t in group]), strict=True)
         return self._begun.pop(ticket, None)

@@ -132,6 +132,11 @@ def devices(wanted: str = "cpu") -> Iterator[Finding]:
         yield Finding(f"cuda:{i}", OK, f"{found}, {'with' if bf16 else 'without'} bfloat16")
     if not count:
         yield Finding("devices", OK, f"no CUDA device (torch {torch.__version__})")
+    elif wanted.startswith("cuda"):
+        found = f"on {wanted}, products of float32 are in TF32 and some sums in any order: digests may differ each time"
+        yield Finding(
+            "repeatable", OK, found, "[local] deterministic = true where they must not, on devices of one kind"
+        )
     number = wanted.partition(":")[2]
     if wanted.startswith("cuda") and int(number if number.isdecimal() else 0) >= count:
         remedy = "a driver and a torch built for CUDA (`nvidia-smi` shows the driver), or another device"

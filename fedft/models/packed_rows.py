@@ -12,14 +12,11 @@ import torch
 from fedft.data import batches, packing
 from fedft.data.examples import IGNORED, Example
 from fedft.errors import DataError, first_line
+from fedft.models.device_arithmetic import rounding
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 
 TOKENS = 40  # of both rows together: more than small models' windows, and a moment for large ones
-CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest difference of logits, relative to the largest of them, by the base's dtype."""
-COARSE = 2e-2
-"""The same for coarser dtypes."""
 
 
 def check_exact(handle: ModelHandle, base: Base, max_length: int) -> None:
@@ -43,7 +40,7 @@ def check_exact(handle: ModelHandle, base: Base, max_length: int) -> None:
             apart = _logits(handle, batches.collate(rows, base.pad_id))
             packed = _logits(handle, packing.batch_of(rows, [[0, 1]], base.pad_id))
         wanted = torch.cat([apart[k, :t] for k, t in enumerate(lengths)])
-        if far(packed[0], wanted) <= CLOSE.get(next(iter(handle.base().values())).dtype, COARSE):
+        if far(packed[0], wanted) <= rounding(next(iter(handle.base().values()))):
             return
     except Exception as e:  # a model that takes no positions may fail in any way
         why = f"{type(e).__name__}: {first_line(e)}"

@@ -12,6 +12,8 @@ from fedft.errors import ConfigError
 from fedft.models import (
     base_note,
     checkpointing,
+    compiled_layers,
+    device_arithmetic,
     dtypes,
     lengths,
     loaded_base,
@@ -24,6 +26,7 @@ from fedft.models.layout import layout_of
 from fedft.models.load import Base
 from fedft.recipe import Recipe
 from fedft.training import objectives
+from fedft.training.first_order import gradient_steps
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +50,14 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
 
     Raises DataError for a model that cannot be loaded, is too short for `[data] max_length`, or does not keep packed
     rows apart where `[local] packing` wants it; ConfigError for an objective that does not exist, experts of the
-    model that the kind of adapter or dropout cannot have, or a model that `[local] checkpointing` cannot work on.
+    model that the kind of adapter or dropout cannot have, or a model that `[local] checkpointing` or `compile`
+    cannot work on.
     """
     torch.set_num_threads(config.local.threads)
     config = dtypes.resolved(config)
+    device_arithmetic.prepare(config.model.device, config.local)
+    if config.local.compile and gradient_steps(recipe.local) is None:
+        raise ConfigError(f"[local] compile: local steps of {recipe.name} move weights under a pass; leave it out")
     m = config.model
     if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
@@ -82,6 +89,8 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         checkpointing.switch_on(base.model, base.source)
     if config.local.packing:
         packed_rows.check_exact(handle, base, config.data.length)
+    if config.local.compile:
+        compiled_layers.switch_on(base.model, base.source)
     return Resident(base, handle.layout, handle)
 
 

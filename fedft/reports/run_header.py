@@ -11,6 +11,8 @@ SHORT_S = 10.0  # a run that ends sooner needs no forecast
 def lines(header: Mapping[str, Any]) -> list[str]:
     """The header of a run as six lines of plain text; `fedft.simulations.run_header` explains its facts.
 
+    One more says what the run's bytes depend on beside its run file and rows, where they do.
+
     They fit into 80 columns unless names in them are long.
     """
     h = header
@@ -33,6 +35,8 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     traffic = f"{size(h['bytes_up'])} up, {size(h['bytes_down'])} down"
     steps = f"{h['steps']} {'step' if h['steps'] == 1 else 'steps'}"
     told.append(f"a round  {steps} of each client; about {traffic}")
+    if depends := h.get("depends"):
+        told.append(f"digests  depend on {', '.join(depends)}")
     return [*told, "loss     of held-out rows, mean over clients: each counts once"]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedft.config import Local
 from fedft.contract import Batch, Course, Trained, Turn
+from fedft.models.device_arithmetic import rounding
 from fedft.models.handle import ModelHandle
 from fedft.recipe import Recipe
 from fedft.training import schedules
@@ -27,11 +28,6 @@ from fedft.training.client_stack import ClientStack
 from fedft.training.first_order import FirstOrder, gradient_steps, set_rate
 from fedft.training.objectives import OfLogits
 from fedft.training.optimizers import elementwise, optimizer_of
-
-CLOSE = {torch.float32: 1e-4, torch.float64: 1e-4}
-"""Largest relative difference between a client's loss in a shared pass and alone, by the base's dtype."""
-COARSE = 2e-2
-"""The same for coarser dtypes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +73,8 @@ def unfit(recipe: Recipe, handle: ModelHandle, local: Local) -> str:
         return "[local] neftune_alpha draws noise for each client apart"
     if local.trainer:
         return "[local] trainer has a loop of its own for each client"
+    if local.compile:
+        return "[local] compile makes a program of layers that read one client's factors"
     if local.keep_optimizer:
         return "[local] keep_optimizer: every client goes on with moments of its own"
     if local.packing:
@@ -211,8 +209,8 @@ def _loss_alone(handle: ModelHandle, batch: Batch) -> float:
 
 def _close(a: float, b: float, handle: ModelHandle) -> bool:
     """Whether two losses differ by no more than rounding, or neither is finite."""
-    dtype = next(iter(handle.base().values())).dtype
-    return abs(a - b) <= CLOSE.get(dtype, COARSE) * max(1.0, abs(b)) or not (math.isfinite(a) or math.isfinite(b))
+    most = rounding(next(iter(handle.base().values())))
+    return abs(a - b) <= most * max(1.0, abs(b)) or not (math.isfinite(a) or math.isfinite(b))
 
 
 def _trained(

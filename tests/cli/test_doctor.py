@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -280,6 +281,22 @@ def test_more_threads_than_cores_are_a_warning() -> None:
 
 def test_a_device_that_is_not_there_is_told() -> None:
     assert [row.state for row in checks_machine.devices("cuda:99")][-1] == FAIL
+
+
+def test_a_gpu_is_said_to_sum_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    there = {
+        "is_available": lambda: True, "device_count": lambda: 1, "mem_get_info": lambda i: (2**34, 2**35),
+        "get_device_name": lambda i: "made up", "is_bf16_supported": lambda **how: True,
+        "device": lambda i: nullcontext(),
+    }  # fmt: skip
+    for name, find in there.items():
+        monkeypatch.setattr(torch.cuda, name, find)
+    said = {row.check: row for row in checks_machine.devices("cuda:0")}
+    assert "TF32" in said["repeatable"].found
+    assert "[local] deterministic = true" in said["repeatable"].remedy
+    assert "repeatable" not in {row.check for row in checks_machine.devices("cpu")}
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

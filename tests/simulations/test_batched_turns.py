@@ -1,9 +1,12 @@
 """Runs whose clients share passes of the model: each client's update is the one that it has alone."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedft import config, run_file
 from fedft.arithmetic import tensors
@@ -204,11 +207,63 @@ def test_a_client_that_forgot_is_helped_and_the_others_are_not_held_up(
 
 
 def test_one_at_a_time_is_what_is_configured_unless_said(base: Path) -> None:
-    assert config.RunConfig().server.together == 1
+    assert config.RunConfig().server.together is None
     place = workplace.workplace(settings(base, "fedit", 1))
     assert batched_turns.starter(place.clients) == (None, 1)
+    for client in place.clients.values():
+        client.config = replace(client.config, server=replace(client.config.server, together=None))
+    assert batched_turns.starter(place.clients) == (None, 1), "a CPU"
     with pytest.raises(ConfigError, match="together >= 1"):
         settings(base, "fedit", 0)
+
+
+def test_auto_takes_as_many_as_half_of_the_free_memory_holds_and_says_so(
+    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By what a pass on the longest rows is measured to keep: longer rows, fewer clients."""
+    place = workplace.workplace(settings(base, "fedit", "auto", "local.batch_size=2", "data.max_length=32"))
+    measured: list[int] = []
+    kept = batched_turns.free_memory.kept_bytes
+    monkeypatch.setattr(batched_turns.free_memory, "kept_bytes", lambda *a: measured.append(kept(*a)) or measured[-1])
+
+    def most(free: int | None) -> int:
+        monkeypatch.setattr(batched_turns.free_memory, "free_bytes", lambda device: free)
+        return batched_turns.starter(place.clients)[1]
+
+    assert most(None) == most(10**12) == 3
+    assert not caplog.text
+    place.handle.write(place.handle.kind.initial(place.layout, 4, 0))
+    numbers = 24 * sum(p.numel() for p in place.handle.parameters().values())
+    one = measured[0] + numbers
+    assert most(2 * one * 2 + 100) == 2
+    assert "2 in place of 3 clients a pass" in caplog.text
+    assert most(one) == 1
+    assert measured[0] > 10**5
+    assert len(set(measured)) == 1
+
+
+def test_left_out_it_is_auto_on_an_accelerator(base: Path) -> None:
+    place = workplace.workplace(settings(base, "fedit", "auto"))
+    client = next(iter(place.clients.values()))
+    client.config = replace(client.config, server=replace(client.config.server, together=None))
+    assert batched_turns._wanted(client) == 1
+
+    class There:
+        def parameters(self) -> Any:
+            yield torch.zeros(1, device="meta")
+
+    client.base = replace(client.base, model=There())
+    assert batched_turns._wanted(client) == "auto"
+    client.config = replace(client.config, server=replace(client.config.server, together=1))
+    assert batched_turns._wanted(client) == 1
+
+
+def test_the_header_says_how_many_share_a_pass(base: Path, tmp_path: Path) -> None:
+    more = ["local.steps=1", "server.rounds=1", "local.batch_size=2", "data.max_length=32"]
+    for at_once, number, depends in (("1", 1, []), ("2", 2, ["2 clients a pass"])):
+        run = runs.simulate(settings(base, "fedit", at_once, *more), out=tmp_path / at_once)
+        header = json.loads((run.folder / "summary.json").read_text())["header"]
+        assert (header["together"], header["depends"]) == (number, depends)
 
 
 def test_auto_shares_where_batches_are_short_and_one_at_a_time_says_what_it_would_give(

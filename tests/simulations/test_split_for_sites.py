@@ -115,7 +115,7 @@ def test_a_shared_file_gives_a_site_the_rows_with_its_value(run):
 
 def test_a_site_carries_the_run_out_in_the_way_of_the_simulation(run, tmp_path):
     """What never travels with a job stands in the site's file, or its sums are rounded in another way."""
-    how = {"threads": 2, "micro_batch": 3, "checkpointing": True}
+    how = {"threads": 2, "micro_batch": 3, "checkpointing": True, "deterministic": True, "compile": True}
     simulated = run(local=how, model={"attention": "eager", "base_bits": 4}, strategy={"name": "fedit"})
     own = with_keys(split(simulated, tmp_path / "sites", server="[::1]:9092")[0])
     found = allowed_jobs.run_config(job_of(simulated, DIGEST, b""), own)
