@@ -143,7 +143,10 @@ class History(Digested):
 
     def _until(self, version: int) -> int:
         """How many rounds there are before `version`."""
-        return bisect_left(self._log.rounds, version, 0, self._count, key=lambda told: told.version)
+        rounds = self._log.rounds
+        if 0 < version <= self._count and rounds[version - 1].version == version - 1:  # as nearly always: from 0 on
+            return version
+        return bisect_left(rounds, version, 0, self._count, key=lambda told: told.version)
 
     def __getitem__(self, key: str) -> Tensor:
         version, _, name = key.partition(".")
