@@ -1,6 +1,7 @@
 """The state that a site holds in a run, on its disk: whole, or of a state that only grows what came last.
 
-    state-<run>.fedft      SHA-256 of the rest, then a safetensors body: tensors; run, version, label, the plan's numbers
+    state-<run>.fedft      SHA-256 of the rest, then a safetensors body: tensors; run, version, label, the plan's
+                           numbers
     growing-<run>.fedft    the same without tensors, and how much of the history they are; in place of the other
     history-<run>.fedft    the rounds of such a state, see `fedft.histories.history_file`
 
