@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from fedft.server import disk_need
 from fedft.server.message_sizes import first_round, message_bytes, sent_down
 from fedft.simulations.workplace import Workplace
 
@@ -23,6 +24,7 @@ def header(place: Workplace) -> dict[str, Any]:
     cut, left_out                           of the rows: how many were cut; were dropped, empty or nobody's
     max_length, every, budget               of the run file
     bytes_up, bytes_down                    of a round, as far as shapes tell; see `_traffic`
+    disk                                    bytes of the run folder at the end, as `fedft.server.disk_need` foresees
     """
     config, recipe, handle, rows = place.config, place.recipe, place.handle, place.rows
     ranks = [] if recipe.space.rank_free else sorted({*config.ranks()[: len(place.clients)]})
@@ -54,6 +56,7 @@ def header(place: Workplace) -> dict[str, Any]:
         "budget": config.server.budget,
         "bytes_up": up,
         "bytes_down": down,
+        "disk": disk_need.foreseen(config, recipe, place.layout, len(place.clients)).whole,
     }
 
 
