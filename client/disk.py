@@ -1,6 +1,7 @@
 """A site's files: for each run the state it holds and the answer it sent last; and the record of all that it has sent.
 
-    state-<run>.fedft, answer-<run>.fedft     see `received_state`
+    state-<run>.fedft                         or two others, see `state_files`
+    answer-<run>.fedft                        see `received_state`
     kept/<run>/                               see `private_state`
     sent.jsonl                                see `sent_records`
 
@@ -16,13 +17,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-
 from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.client.sent_records import FILE, SentRecords
+from fedft.client.state_files import StateFiles
 from fedft.contract import State, Turn
 from fedft.errors import OtherVersion
 from fedft.update import RUNS_AT_ONCE, Plan
@@ -63,6 +61,7 @@ class SiteDisk:
             raise OtherVersion(f"{folder}: written by {by}, this fedft reads format {FORMAT}; start that version")
         self._folder = folder
         self.sent = SentRecords(folder / FILE)
+        self._states = StateFiles(folder)
         self._last: tuple[Asked, bytes] | None = None
         self._saved: dict[str, dict[str, str]] = {}
         """What the file of a run's state was last said to hold, by run."""
@@ -102,21 +101,12 @@ class SiteDisk:
             return
         self._saved.pop(run, None)
         durable.mark(self._folder, FORMAT)
-        body = save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, meta)
-        durable.commit(self._file("state", run), body)
+        self._states.keep(run, meta, state)
         self._saved[run] = meta
 
     def state(self, run: str) -> tuple[str, State] | None:
         """(label, state) that the site holds in `run`; None if no state of that run can be read."""
-        body = durable.verified(self._file("state", run))
-        try:
-            if body is not None:
-                meta = durable.metadata(body)
-                if meta["run"] == run:
-                    return meta["label"], State(int(meta["version"]), load_tensors(body))
-        except (SafetensorError, KeyError, ValueError):
-            pass
-        return None
+        return self._states.read(run)
 
     def kept(self, run: str) -> Path:
         """The folder of what the site's client keeps for itself in `run`; it may not exist."""

@@ -7,15 +7,13 @@ these too, of the same time. A site that was asked to evaluate the final state h
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-
-from fedft import durable, strategies
+from fedft import strategies
 from fedft.client import allowed_jobs
 from fedft.client.disk import plan_of
 from fedft.client.known_runs import KnownRuns
 from fedft.client.private_state import Kept
 from fedft.client.site_settings import SiteConfig
+from fedft.client.state_files import GROWING, WHOLE, read_file
 from fedft.client.train import Client
 from fedft.contract import State
 from fedft.errors import ConfigError, PlanRefused
@@ -76,13 +74,12 @@ def export(site: SiteConfig, run: str, to: Path, *, merged: bool = False) -> Exp
 
 def received(folder: Path, run: str) -> tuple[Plan, State]:
     """(plan that brings a client to it, state) that a site's state folder holds of a run. Raises ConfigError."""
-    for path in folder.glob("state*.fedft"):
-        body = durable.verified(path)
+    for path in [*folder.glob(f"{GROWING}-*.fedft"), *folder.glob(f"{WHOLE}*.fedft")]:
+        found = read_file(path)
         try:
-            meta = durable.metadata(body) if body is not None else {}
-            if body is not None and meta["run"] == run:
-                return plan_of(meta), State(int(meta["version"]), load_tensors(body))
-        except (SafetensorError, KeyError, ValueError):
+            if found is not None and found[0]["run"] == run:
+                return plan_of(found[0]), found[1]
+        except (KeyError, ValueError):
             continue
     wanted = "a later run may have taken its place, or the site took no part in it"
     raise ConfigError(f"run {run}: {folder} holds no state of it that can be read; {wanted}")

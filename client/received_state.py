@@ -2,7 +2,7 @@
 
 A site of a deployment keeps it on its disk, beside the answer it sent last, for each run:
 
-    state-<run>.fedft     SHA-256 of the rest, then a safetensors body: tensors, run, version
+    state-<run>.fedft     or two others, see `state_files`
     answer-<run>.fedft    SHA-256 of the rest, then a line of JSON (what was asked, what work it took) and the answer's
                           bytes
 """

@@ -25,8 +25,9 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError, StateDamaged
 from fedft.models import resident
 from fedft.reports.observers import Audience, Observers
+from fedft.reports.quantities import size
 from fedft.security import new_keys, private_keys
-from fedft.server import admin, admin_socket, message_sizes, open_run, run_outputs
+from fedft.server import admin, admin_socket, disk_need, message_sizes, open_run, run_outputs
 from fedft.server import audit as audits
 from fedft.server.audit import Audit
 from fedft.server.membership import Without
@@ -124,6 +125,8 @@ def coordinate(
         salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
         here = resident.load(held.config, held.recipe)
         message_sizes.check_sizes(held.config, held.recipe, here.layout, len(sites))
+        need = disk_need.check(held.config, held.recipe, here.layout, len(sites), folder)
+        log.info("the run will take about %s of disk", size(need.whole))
         run = held.begin(here, salt)
         audit.begin(run.job.run, held.version)
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES

@@ -20,7 +20,7 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
-from fedft.server import message_sizes, open_run
+from fedft.server import disk_need, message_sizes, open_run
 from fedft.simulations import idle_options, run_header
 from fedft.simulations.workplace import local_post, whose, workplace
 
@@ -85,6 +85,7 @@ def simulate(
         post = local_post(place.clients) if config.server.mode == "local" else None
         said = run_header.header(place, post.together if post else 1)
         message_sizes.check_sizes(config, held.recipe, place.layout, len(place.clients))
+        disk_need.check(config, held.recipe, place.layout, len(place.clients), folder)
         opened = held.begin(place.here, whose(place.clients))
         opened.observe("header", said)
         state = workers.carry(opened, place.clients) if post is None else opened.loop(post).run(place.clients)

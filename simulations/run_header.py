@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedft.models import device_arithmetic
+from fedft.server import disk_need
 from fedft.server.message_sizes import first_round, message_bytes, sent_down
 from fedft.simulations.workplace import Workplace
 
@@ -24,6 +25,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
     cut, left_out                           of the rows: how many were cut; were dropped, empty or nobody's
     max_length, every, budget               of the run file
     bytes_up, bytes_down                    of a round, as far as shapes tell; see `_traffic`
+    disk                                    bytes of the run folder at the end, as `fedft.server.disk_need` foresees
     together                                clients that train in one pass, as given
     depends                                 what the run's bytes depend on beside its run file and rows, in words
     """
@@ -58,6 +60,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
         "budget": config.server.budget,
         "bytes_up": up,
         "bytes_down": down,
+        "disk": disk_need.foreseen(config, recipe, place.layout, len(place.clients)).whole,
         "together": together,
         "depends": device_arithmetic.depends(config.model.device, config.local)
         + ([f"{together} clients a pass"] if together > 1 else []),

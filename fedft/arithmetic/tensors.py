@@ -138,15 +138,16 @@ def digest(x: Tensors) -> str:
         return x.digest()
     h = hashlib.sha256()
     for name in sorted(x, key=str.encode):
-        add_to_digest(h, name, x[name])
+        for part in digested(name, x[name]):
+            h.update(part)
     return h.hexdigest()
 
 
-def add_to_digest(h: Any, name: str, x: Tensor) -> None:
-    """Have the SHA-256 `h` go on over one named tensor, as `digest` does."""
+def digested(name: str, x: Tensor) -> tuple[bytes, Any]:
+    """What `digest` hashes of one named tensor: its name, dtype and shape, and its bytes, which are not copied."""
     t = x.detach().cpu().contiguous()
-    h.update(f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode())
-    h.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+    said = f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode()
+    return said, t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b""
 
 
 def in_one(drawers: Mapping[str, Tensors]) -> dict[str, Tensor]:

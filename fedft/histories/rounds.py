@@ -35,6 +35,11 @@ class Round:
         """Of its tensors, as `tensors.digest`."""
         return tensors.digest(self.tensors)
 
+    @cached_property
+    def digested(self) -> dict[bytes, tuple[bytes, Any]]:
+        """What is hashed of each tensor, by name with the version."""
+        return {name.encode(): tensors.digested(name, x) for name, x in self.items()}
+
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """(name with the version, tensor) in the order in which they were given."""
         return ((f"{self.version}.{name}", x) for name, x in self.tensors.items())
@@ -47,8 +52,8 @@ class _Log:
     rounds: list[Round] = field(default_factory=list)
     sizes: list[int] = field(default_factory=lambda: [0])
     """Tensors of the first 0, 1, 2... rounds."""
-    names: list[bytes] = field(default_factory=list)
-    """Of the tensors of the first `digested` rounds, in bytewise order."""
+    names: list[tuple[bytes, int]] = field(default_factory=list)
+    """Of the tensors of the first `digested` rounds, in bytewise order, each with the place of its round."""
     hashed: list[Any] = field(default_factory=list)
     """SHA-256 after each of them."""
     digested: int = 0
@@ -63,16 +68,15 @@ class _Log:
 
     def digest(self, count: int) -> str:
         """Of the first `count` rounds, which are at least those of the last time."""
-        for told in self.rounds[self.digested : count]:
-            for name, _ in told.items():
-                key = name.encode()
-                del self.hashed[bisect_left(self.names, key) :]
-                insort(self.names, key)
+        for at in range(self.digested, count):
+            for key in self.rounds[at].digested:
+                del self.hashed[bisect_left(self.names, (key, at)) :]
+                insort(self.names, (key, at))
         self.digested = count
         h = self.hashed[-1].copy() if self.hashed else hashlib.sha256()
-        whole = History(self, count)
-        for key in self.names[len(self.hashed) :]:
-            tensors.add_to_digest(h, name := key.decode(), whole[name])
+        for key, at in self.names[len(self.hashed) :]:
+            for part in self.rounds[at].digested[key]:
+                h.update(part)
             self.hashed.append(h.copy())
         return str(h.hexdigest())
 
@@ -143,7 +147,10 @@ class History(Digested):
 
     def _until(self, version: int) -> int:
         """How many rounds there are before `version`."""
-        return bisect_left(self._log.rounds, version, 0, self._count, key=lambda told: told.version)
+        rounds = self._log.rounds
+        if 0 < version <= self._count and rounds[version - 1].version == version - 1:  # as nearly always: from 0 on
+            return version
+        return bisect_left(rounds, version, 0, self._count, key=lambda told: told.version)
 
     def __getitem__(self, key: str) -> Tensor:
         version, _, name = key.partition(".")

@@ -60,14 +60,31 @@ def test_two_that_are_brought_the_same_share_their_rounds():
     assert first.followed_by(3, told(3, of="others")).rounds[3] is not one.rounds[3]
 
 
-def test_a_hundredth_round_is_hashed_with_few_others(monkeypatch):
+def test_a_hundredth_round_is_hashed_with_few_others():
     """Those whose number has fewer digits: they come behind it."""
-    history, hashed = grown(150), []
+    history = grown(150)
     history.digest()
-    real = tensors.add_to_digest
-    monkeypatch.setattr(tensors, "add_to_digest", lambda h, name, x: (hashed.append(name), real(h, name, x))[1])
+
+    hashed = []
+
+    class Counted:
+        def __init__(self, h):
+            self.h = h
+
+        def update(self, data):
+            if data[-1:] == b"\0" and b"torch." in data:
+                hashed.append(bytes(data).partition(b"\0")[0].decode())
+            self.h.update(data)
+
+        def copy(self):
+            return Counted(self.h.copy())
+
+        def hexdigest(self):
+            return self.h.hexdigest()
+
+    history._log.hashed[:] = map(Counted, history._log.hashed)
     history = history.followed_by(150, told(150))
-    assert history.digest() == tensors.digest(history)
+    assert history.digest() == tensors.digest(dict(history))
     again = set(hashed)
     assert {"150.x", "150.y.z", "16.x", "2.x"} <= again
     assert all(name.startswith("150.") or int(name.partition(".")[0]) < 100 for name in again)

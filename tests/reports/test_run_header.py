@@ -11,7 +11,7 @@ FACTS: dict[str, Any] = {
     "model": "stdlib-base", "device": "cpu", "dtype": "float32", "parameters": 935_040, "trainable": 315_392,
     "strategy": "flora", "adapter": "lora", "ranks": [8, 16, 32], "steps": 16, "rounds": 5, "clients": 4, "asked": 4,
     "measured": 4, "train_rows": 802, "held_out_rows": 200, "cut": 82, "left_out": 0, "max_length": 96, "every": 1,
-    "budget": None, "bytes_up": 2_400_000, "bytes_down": 9_500_000,
+    "budget": None, "bytes_up": 2_400_000, "bytes_down": 9_500_000, "disk": 62_000_000,
 }  # fmt: skip
 MANY = {"clients": 1000, "asked": 10, "measured": 1000, "model": "/a/long/way/to/some/model/" * 3, "left_out": 12_345}
 LINE: dict[str, Any] = {
@@ -25,7 +25,7 @@ def test_the_header_of_the_quickstart() -> None:
         "trains   315,392 numbers (33.7 %), lora of ranks 8 to 32, by flora",
         "clients  4, with 802 rows and 200 held out",
         "rows     of at most 96 tokens; 82 cut",
-        "a round  16 steps of each client; about 2.4 MB up, 9.5 MB down",
+        "a round  16 steps each; about 2.4 MB up, 9.5 MB down; run folder 62.0 MB",
         "loss     of held-out rows, mean over clients: each counts once",
     ]
 

@@ -186,7 +186,7 @@ class Disk:
     def open(self, name: Any, flags: int, mode: int = 0o777) -> int:
         if flags != os.O_RDONLY:
             self.call("open")
-        if flags & os.O_APPEND and Path(name).name == "history":
+        if flags & os.O_APPEND and Path(name).name.startswith("history"):
             self._history = Path(name)
         return os.open(name, flags, mode)
 
@@ -230,8 +230,10 @@ class Disk:
         with contextlib.suppress(FileNotFoundError, PermissionError):
             raw, age = path.read_bytes(), path.stat().st_mtime
             self._torn(actor, path)
-            cut = rng.randrange(max(0, len(raw) - 60) if path.name == "history" else 0, len(raw)) if raw else 0
-            gone = raw[:cut] if path.name == "history" else b""  # of a record that is longer: those before it stay
+            cut = rng.randrange(max(0, len(raw) - 60) if path.name.startswith("history") else 0, len(raw)) if raw else 0
+            gone = (
+                raw[:cut] if path.name.startswith("history") else b""
+            )  # of a record that is longer: those before it stay
             path.write_bytes(rng.choice([raw[:cut], raw[:cut] + bytes(len(raw) - cut), gone]))
             os.utime(path, (age, age))
             self._world.counts[f"torn {path.name.split('-')[0].split('.')[0]}"] += 1
