@@ -1,4 +1,5 @@
-"""Many clients on one machine: the server's loop, the clients' training and the codec of a deployment, in one process.
+"""Many clients on one machine: the server's loop, the clients' training and the codec of a deployment, in one process
+or with workers (`fleet`).
 
     run = fedft.simulate()                           the built-in quickstart
     run = fedft.simulate("run.toml", out="runs/a")   a run file
@@ -21,8 +22,8 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
 from fedft.server import message_sizes, open_run
-from fedft.simulations import idle_options, run_header
-from fedft.simulations.workplace import local_post, whose, workplace
+from fedft.simulations import fleet, idle_options, run_header
+from fedft.simulations.workplace import whose, workplace
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +70,10 @@ def simulate(
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = choose_folder(name, out, resume)
-    if config.server.mode == "ray":
-        from fedft.simulations import workers
-
-        workers.check_installed()
+    fleet.check(config)
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
         config = held.config
-        place = workplace(config, held.recipe, folder=folder)
+        place = workplace(config, held.recipe, folder=folder, trains=config.server.workers is None)
         able = sum(bool(c.test_rows) for c in place.clients.values())
         for line in (
             *place.rows.lines(config.data.max_length, len(place.clients), config.data.max_prompt),
@@ -86,10 +84,8 @@ def simulate(
         message_sizes.check_sizes(config, held.recipe, place.layout, len(place.clients))
         opened = held.begin(place.here, whose(place.clients))
         opened.observe("header", said)
-        if config.server.mode == "ray":
-            state = workers.carry(opened, place.clients)
-        else:
-            state = opened.loop(local_post(place.clients)).run(place.clients)
+        with fleet.post(place, folder) as post:
+            state = opened.loop(post).run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said}
         return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
 

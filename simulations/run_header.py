@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedft.server.message_sizes import first_round, message_bytes, sent_down
+from fedft.simulations import fleet
 from fedft.simulations.workplace import Workplace
 
 
@@ -15,6 +16,7 @@ def header(place: Workplace) -> dict[str, Any]:
     """The facts of a run that has not begun, all of them plain values.
 
     model, device, dtype                    as the run file names them
+    workers                                 the device of each, none where this process trains
     parameters, trainable                   how many numbers the base has, and how many learn at the largest rank
     strategy, adapter, steps, rounds        what is done
     ranks                                   those that clients have, none where the strategy has no ranks
@@ -35,6 +37,7 @@ def header(place: Workplace) -> dict[str, Any]:
         "model": config.model.id,
         "device": config.model.device,
         "dtype": config.model.dtype,
+        "workers": fleet.devices(config, len(place.clients)),
         "parameters": sum(p.numel() for p in handle.base().values()),
         "trainable": sum(math.prod(t.shape) for t in trained.values()),
         "strategy": config.strategy.name,

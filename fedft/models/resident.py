@@ -30,10 +30,11 @@ class Resident:
     handle: ModelHandle
 
 
-def load(config: RunConfig, recipe: Recipe) -> Resident:
+def load(config: RunConfig, recipe: Recipe, *, trains: bool = True) -> Resident:
     """The base model that `[model]` names, loaded, with a handle for the recipe's kind of adapter on it.
 
-    Sets torch's number of threads to `[local] threads`, and warns of a dtype that is slow on the device.
+    Sets torch's number of threads to `[local] threads`, and warns of a dtype that is slow on the device. It lies on the
+    CPU, whatever `[model] device` is, if nobody `trains` on it here, but in workers of their own.
 
     Raises DataError for a model that cannot be loaded, is too short for `[data] max_length`, or does not keep packed
     rows apart where `[local] packing` wants it; ConfigError for an objective that does not exist, experts of the
@@ -45,7 +46,12 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
     if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
     head = {"labels": m.labels, "problem_type": m.problem_type}
-    how = {"dtype": m.dtype, "device": m.device, "seed": config.server.seed, "attention": m.attention}
+    how = {
+        "dtype": m.dtype,
+        "device": m.device if trains else "cpu",
+        "seed": config.server.seed,
+        "attention": m.attention,
+    }
     base = adapter_folder.load(m.id, m.task, **head, **how)
     lengths.check_lengths(base, config)
     if recipe.space.of_base:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedft import check
 from fedft.reports.quantities import count, duration, size
 
 SHORT_S = 10.0  # a run that ends sooner needs no forecast
 
 
 def lines(header: Mapping[str, Any]) -> list[str]:
-    """The header of a run as six lines of plain text; `fedft.simulations.run_header` explains its facts.
+    """The header of a run as six lines of plain text, or seven; `fedft.simulations.run_header` explains its facts.
 
     They fit into 80 columns unless names in them are long.
     """
@@ -20,8 +21,10 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     rank = f" of rank {most}" if least == most else f" of ranks {least} to {most}"
     rank = rank if most else ""
     whose = f", {h['asked']} of them a round" if h["asked"] < h["clients"] else ""
+    workers = [f"workers  {len(h['workers'])}: {check.few(h['workers'], 8)}"] if h.get("workers") else []
     told = [
         f"model    {model}: {count(h['parameters'])} parameters, {h['dtype']} on {h['device']}",
+        *workers,
         f"trains   {count(h['trainable'])} numbers ({share:.3g} %), {h['adapter']}{rank}, by {h['strategy']}",
         f"clients  {h['clients']}{whose}, with {count(h['train_rows'])} rows and {count(h['held_out_rows'])} held out",
     ]
