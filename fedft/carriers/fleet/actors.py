@@ -10,6 +10,7 @@ finishes its call, and its answers are late.
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
@@ -74,7 +75,7 @@ class Actors:
         self._streams: dict[int, Any] = {}
         """What comes of the call of each worker that has one."""
         self._stored: dict[int, dict[bytes, Any]] = {}
-        """By worker, where the payloads of its call are."""
+        """By worker, where the payloads of its last call are: others of the cohort may come to them later."""
         self._actors: list[Any] = []
         self.facts: list[dict[str, Any]] = []
         try:
@@ -143,8 +144,8 @@ class Actors:
                 ) from None
             line, payload = self._get(number, ref)
             said = json.loads(line)
-            if said["is"] == "done":
-                del self._streams[number], self._stored[number]
+            if said["is"] != "answer":
+                del self._streams[number]
             yield number, (said, payload)
 
     def close(self) -> None:
@@ -159,8 +160,14 @@ class Actors:
 
 def _join(ray: Any, address: str, cpus: int) -> None:
     """Join a cluster, or begin one. Raises ConfigError where there is none."""
-    own = {"num_cpus": cpus, "include_dashboard": False} if address == "local" else {}
+    own: dict[str, Any] = {}
+    before = os.environ.get("PYTHONPATH", "")
+    if address == "local":  # its processes are this one's, and import what this one can
+        own = {"num_cpus": cpus, "include_dashboard": False}
+        os.environ["PYTHONPATH"] = os.pathsep.join(p or os.getcwd() for p in sys.path)
     try:
         ray.init(address=address, logging_level=logging.WARNING, **own)
     except (ConnectionError, ValueError, RuntimeError) as e:
         raise ConfigError(f"[server] ray = {address!r}: {first_line(e)}") from e
+    finally:
+        os.environ["PYTHONPATH"] = before
