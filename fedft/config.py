@@ -330,16 +330,24 @@ class Server:
     [local] steps) or "seconds=60" (training and aggregation); left out: all rounds."""
     seed: int = 0
     """Everything random that must be repeatable derives from it."""
-    mode: str = "local"
-    """"local" (this process) or "ray" (Flower's simulation engine)."""
+    workers: int | list[str] | None = None
+    """Simulations: so many processes with a base model each, on `[model] device` ("cuda": in turn on all that there
+    are), or one for each device of a list, as ["cuda:0", "cuda:1"], whose first is `[model] device` then. Each trains
+    and measures its share of the clients, dealt out by name; the run's bytes are those of one process. Another number
+    may go on with a run. Left out: all in this process."""
+    ray: str | None = None
+    """The workers are actors of Ray, on any machines of its cluster: "auto" or its address ("host:6379",
+    "ray://host:10001"), or "local" for one that is started here (`pip install 'fedft[ray]'`). An actor has a GPU of its
+    own where its device is "cuda", and `[local] threads` CPUs. Model, data and run folder are at the same paths on all
+    machines, or the run ends before it trains."""
     together: int | Literal["auto"] | None = None
-    """Mode "local": clients that train in one pass of the base model, where the strategy and the model allow it (plain
+    """Simulations: clients that train in one pass of the base model, where the strategy and the model allow it (plain
     back-propagation on adapters, no dropout); memory of activations grows with it. 1 is exactly what a deployment does.
     "auto": as many as pay by the tokens of a batch and the device, and as half of the free memory holds by what a pass
     of one client is measured to keep; never by the clock. Left out: 1 on a CPU, "auto" on an accelerator. Several times
     as fast where batches are short. The same number gives the same bytes again, but they differ from those of 1 in the
-    rounding of sums (updates by less than 1e-4 of themselves), and those of a run that was interrupted inside a round
-    may."""
+    rounding of sums (updates by less than 1e-4 of themselves), and those of a run that was interrupted inside a round,
+    or goes on with another number of `workers`, may."""
     quorum: float = 2 / 3
     """Share of those asked that must be admitted, rounded up."""
     deadline_s: float | None = None

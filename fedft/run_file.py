@@ -91,13 +91,25 @@ def from_dict(tables: Mapping[str, Any], *, where: str = "run") -> RunConfig:
             options = {k: v for k, v in table.items() if k != "name"}
             built[name] = Strategy(_typed(str, table.get("name", Strategy.name), f"{where}: [strategy] name"), options)
         else:
-            built[name] = checked_table(kind, table, f"{where}: [{name}]")
+            built[name] = checked_table(kind, _of_before(name, table, where), f"{where}: [{name}]")
     model = built["model"]
     outputs = model.labels or (["value"] if model.problem_type == labels.REGRESSION else [])
-    built["model"] = replace(model, dtype=DTYPE_ALIASES.get(model.dtype, model.dtype), labels=outputs)
+    device = workers[0] if isinstance(workers := built["server"].workers, list) and workers else model.device
+    dtype = DTYPE_ALIASES.get(model.dtype, model.dtype)
+    built["model"] = replace(model, dtype=dtype, labels=outputs, device=device)
     config = RunConfig(**built)
     _check(config, where)
     return config
+
+
+def _of_before(name: str, table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A table without what run files of before had in it and is so now without being said."""
+    if name != "server" or "mode" not in table:
+        return table
+    if table["mode"] != "local":
+        wanted = 'workers = 2 (processes), with ray = "auto" beside it on a cluster of Ray'
+        raise ConfigError(f"{where}: [server] mode = {check.quoted(table['mode'])} is no more; wanted {wanted}")
+    return {key: value for key, value in table.items() if key != "mode"}
 
 
 def _for_strategy(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -180,7 +192,12 @@ def _check_values(c: RunConfig) -> None:
         return {name: value for name, value in values.items() if value is not None}
 
     check.one_of(("none",), **of("privacy", "mode"))
-    check.one_of(("local", "ray"), **of("server", "mode"))
+    if isinstance(c.server.workers, int):
+        check.at_least(1, **of("server", "workers"))
+    elif c.server.workers is not None and not all(c.server.workers or [""]):
+        raise ValueError(f"[server] workers is {c.server.workers}, wanted a number or devices, as ['cuda:0', 'cuda:1']")
+    if c.server.ray is not None and c.server.workers is None:
+        raise ValueError("[server] ray: workers says how many there are, or their devices; it is left out")
     if isinstance(c.server.together, int):
         check.at_least(1, **of("server", "together"))
     if c.local.micro_batch != "auto":

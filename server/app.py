@@ -65,7 +65,7 @@ def serve(
     """Coordinate the run to its end; returns its summary.
 
     Args:
-        config: the run file; `[server] mode` and where the data lies do not matter here.
+        config: the run file; `[server] workers` and where the data lies do not matter here.
         place: keys and addresses.
         folder: run folder; one that holds this run is resumed.
         lift: sites whose quarantine ends now.

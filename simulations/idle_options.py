@@ -44,6 +44,12 @@ def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> lis
         said.append(
             f"[model] lora_dropout = {model.lora_dropout:g}: {recipe.name} trains no adapter, nothing is dropped"
         )
-    if server.mode == "ray" and server.together != 1:
-        said.append(f"[server] together = {server.together!r} has no effect in mode 'ray'")
+    workers = len(server.workers) if isinstance(server.workers, list) else server.workers or 0
+    if workers > clients:
+        said.append(f"[server] workers: there are {clients} clients, {workers - clients} of {workers} have none")
+    if min(workers, clients) > 1 and server.together != 1:
+        said.append(
+            f"[server] together = {server.together!r}: clients share passes with those of their worker; another number "
+            f"of workers than {min(workers, clients)} gives other last bits"
+        )
     return said

@@ -1,4 +1,5 @@
-"""Many clients on one machine: the server's loop, the clients' training and the codec of a deployment, in one process.
+"""Many clients on one machine: the server's loop, the clients' training and the codec of a deployment, in one process
+or with workers (`fleet`).
 
     run = fedft.simulate()                           the built-in quickstart
     run = fedft.simulate("run.toml", out="runs/a")   a run file
@@ -21,8 +22,8 @@ from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
 from fedft.server import disk_need, message_sizes, open_run
-from fedft.simulations import idle_options, run_header
-from fedft.simulations.workplace import local_post, whose, workplace
+from fedft.simulations import fleet, idle_options, run_header
+from fedft.simulations.workplace import whose, workplace
 
 log = logging.getLogger(__name__)
 
@@ -69,26 +70,23 @@ def simulate(
     config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = choose_folder(name, out, resume)
-    if config.server.mode == "ray":
-        from fedft.simulations import workers
-
-        workers.check_installed()
+    fleet.check(config)
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
         config = held.config
-        place = workplace(config, held.recipe, folder=folder)
+        place = workplace(config, held.recipe, folder=folder, trains=config.server.workers is None)
         able = sum(bool(c.test_rows) for c in place.clients.values())
         for line in (
             *place.rows.lines(config.data.max_length, len(place.clients), config.data.max_prompt),
             *idle_options.lines(config, held.recipe, len(place.clients), able),
         ):
             log.warning("%s", line)
-        post = local_post(place.clients) if config.server.mode == "local" else None
-        said = run_header.header(place, post.together if post else 1)
         message_sizes.check_sizes(config, held.recipe, place.layout, len(place.clients))
         disk_need.check(config, held.recipe, place.layout, len(place.clients), folder)
         opened = held.begin(place.here, whose(place.clients))
-        opened.observe("header", said)
-        state = workers.carry(opened, place.clients) if post is None else opened.loop(post).run(place.clients)
+        with fleet.post(place, folder) as post:
+            said = run_header.header(place, getattr(post, "together", 1))
+            opened.observe("header", said)
+            state = opened.loop(post).run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said}
         return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
 

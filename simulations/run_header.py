@@ -10,6 +10,7 @@ from typing import Any
 from fedft.models import device_arithmetic
 from fedft.server import disk_need
 from fedft.server.message_sizes import first_round, message_bytes, sent_down
+from fedft.simulations import fleet
 from fedft.simulations.workplace import Workplace
 
 
@@ -17,6 +18,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
     """The facts of a run that has not begun, all of them plain values.
 
     model, device, dtype, base_bits         as the run file names them
+    workers                                 the device of each, none where this process trains
     parameters, trainable                   how many numbers the base has, and how many learn at the largest rank
     strategy, adapter, steps, rounds        what is done
     ranks                                   those that clients have, none where the strategy has no ranks
@@ -41,6 +43,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
         "device": config.model.device,
         "dtype": config.model.dtype,
         "base_bits": config.model.base_bits,
+        "workers": fleet.devices(config, len(place.clients)),
         "parameters": sum(map(math.prod, place.layout.parameters.values())),
         "trainable": sum(math.prod(t.shape) for t in trained.values()),
         "strategy": config.strategy.name,

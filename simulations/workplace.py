@@ -1,6 +1,6 @@
 """What every client of a simulation shares: the base model, the handle on it, the rows cut into clients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -53,18 +53,27 @@ class Workplace:
 
 
 def workplace(
-    config: RunConfig, recipe: Recipe | None = None, *, data: bool = True, folder: Path | None = None
+    config: RunConfig,
+    recipe: Recipe | None = None,
+    *,
+    data: bool = True,
+    folder: Path | None = None,
+    only: Collection[str] | None = None,
+    trains: bool = True,
 ) -> Workplace:
     """Load the base once, cut the data into clients, and put one client on each part; without `data`, none.
 
-    The recipe is the config's. What clients keep for themselves lies in the run's `folder`, or in memory only.
+    The recipe is the config's. What clients keep for themselves lies in the run's `folder`, or in memory only. With
+    `only`, there are these clients and no others; without `trains`, the base is not on its device, see `resident.load`.
     """
     config = dtypes.resolved(config)
     recipe = recipe or strategies.of(config)
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
     rows = RowCounts()
     parts = virtual_clients.rows_by_client(config, rows) if data else {}
-    here = resident.load(config, recipe)
+    if only is not None:
+        parts = {name: parts[name] for name in parts if name in only}
+    here = resident.load(config, recipe, trains=trains)
     cache = CohortCache()
     at = folder and folder / "clients"
     clients = {

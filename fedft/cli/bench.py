@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from fedft.benchmarks.results import Result, Row
 
 # In this order `all` runs them; each is a file of fedft.benchmarks.
-NAMES = ("replay", "ferret", "zo-step", "aggregate", "svd", "codec", "clients", "round", "step", "server", "growth")
+NAMES = (
+    "replay", "ferret", "zo-step", "aggregate", "svd", "codec", "clients", "round", "step", "server", "growth", "fleet",
+)  # fmt: skip
 COLUMNS = ("what", "way", "time", "times faster", "spread", "of the limit")
 
 

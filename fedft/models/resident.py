@@ -1,7 +1,7 @@
 """A base model loaded once, with the handle through which a strategy trains it: what every process of a run holds."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,10 +43,11 @@ class Resident:
     handle: ModelHandle
 
 
-def load(config: RunConfig, recipe: Recipe) -> Resident:
+def load(config: RunConfig, recipe: Recipe, *, trains: bool = True) -> Resident:
     """The base model that `[model]` names, loaded, with a handle for the recipe's kind of adapter on it.
 
-    Sets torch's number of threads to `[local] threads`, and warns of a dtype that is slow on the device.
+    Sets torch's number of threads to `[local] threads`, and warns of a dtype that is slow on the device. It lies on the
+    CPU, whatever `[model] device` is, if nobody `trains` on it here, but in workers of their own.
 
     Raises DataError for a model that cannot be loaded, is too short for `[data] max_length`, or does not keep packed
     rows apart where `[local] packing` wants it; ConfigError for an objective that does not exist, experts of the
@@ -63,7 +64,8 @@ def load(config: RunConfig, recipe: Recipe) -> Resident:
         log.warning("%s", slow)
     head: dict[str, Any] = {"labels": m.labels, "problem_type": m.problem_type}
     how: dict[str, Any] = {"seed": config.server.seed, "attention": m.attention}
-    base = loaded_base.load(m, only_floats=_only_floats(m, recipe), **head, **how)
+    here = m if trains else replace(m, device="cpu")
+    base = loaded_base.load(here, only_floats=_only_floats(m, recipe), **head, **how)
     base_note.say(m, base)
     lengths.check_lengths(base, config)
     if recipe.space.of_base:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedft import check
 from fedft.reports.quantities import count, duration, size
 
 SHORT_S = 10.0  # a run that ends sooner needs no forecast
 
 
 def lines(header: Mapping[str, Any]) -> list[str]:
-    """The header of a run as six lines of plain text; `fedft.simulations.run_header` explains its facts.
+    """The header of a run as six lines of plain text, or seven; `fedft.simulations.run_header` explains its facts.
 
     One more says what the run's bytes depend on beside its run file and rows, where they do.
 
@@ -23,8 +24,10 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     rank = rank if most else ""
     whose = f", {h['asked']} of them a round" if h["asked"] < h["clients"] else ""
     bits = f"base of {h['base_bits']} bits, " if h.get("base_bits") else ""
+    workers = [f"workers  {len(h['workers'])}: {check.few(h['workers'], 8)}"] if h.get("workers") else []
     told = [
         f"model    {model}: {count(h['parameters'])} parameters, {bits}{h['dtype']} on {h['device']}",
+        *workers,
         f"trains   {count(h['trainable'])} numbers ({share:.3g} %), {h['adapter']}{rank}, by {h['strategy']}",
         f"clients  {h['clients']}{whose}, with {count(h['train_rows'])} rows and {count(h['held_out_rows'])} held out",
     ]

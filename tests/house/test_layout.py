@@ -54,8 +54,9 @@ FLAT = 14  # files that may lie flat in fedft/: the nouns that everybody shares
 
 # Heavy libraries and the folders or files that may import them; benches import what the published ways use.
 DOORS = {
-    "flwr": {"fedft/carriers/flower/", "simulations/workers.py"},
+    "flwr": {"fedft/carriers/flower/"},
     "transformers": {"fedft/models/", "fedft/quickstart/", "fedft/training/trainer_turns.py"},
+    "ray": {"fedft/carriers/fleet/actors.py"},
     "peft": {"fedft/models/", "fedft/adapters/"},
     "datasets": {"fedft/data/", "fedft/training/trainer_turns.py"},
     "flwr_datasets": {"fedft/data/"},

@@ -25,7 +25,8 @@ def said(tables: dict[str, dict[str, object]], clients: int = 4, measured: int =
         ({"strategy": {"name": "flora"}, "clients": {"rank": [2] * 7}}, "[clients] rank: the last 3 of 7 are nobody's"),
         ({"local": {"momentum": 0.9}}, "[local] momentum = 0.9 has no effect on optimizer 'adamw'"),
         ({"strategy": {"name": "fedavg"}, "model": {"lora_dropout": 0.1}}, "[model] lora_dropout = 0.1: fedavg trains"),
-        ({"server": {"mode": "ray", "together": 4}}, "[server] together = 4 has no effect in mode 'ray'"),
+        ({"server": {"workers": 6}}, "[server] workers: there are 4 clients, 2 of 6 have none"),
+        ({"server": {"workers": ["cpu"] * 2, "together": 4}}, "[server] together = 4: clients share passes with those"),
     ],
 )
 def test_an_option_without_effect_is_one_line(tables: dict[str, dict[str, object]], line: str) -> None:
@@ -41,6 +42,8 @@ def test_an_option_without_effect_is_one_line(tables: dict[str, dict[str, object
         {"local": {"momentum": 0.9, "optimizer": "sgd"}, "model": {"lora_dropout": 0.1}},
         {"strategy": {"name": "flora"}, "clients": {"rank": [2, 4, 8]}},
         {"server": {"together": 4}},
+        {"server": {"workers": 4}},
+        {"server": {"workers": 1, "together": 4}},
     ],
 )
 def test_an_option_that_has_an_effect_is_not_told(tables: dict[str, dict[str, object]]) -> None:

@@ -329,29 +329,6 @@ def test_sigkill_in_the_middle_of_a_round_and_resume_give_the_same_digest(
     assert json.loads(done.stdout)["state_digest"] == finished["flora"].summary["state_digest"]
 
 
-def test_mode_ray_without_ray_says_in_one_line_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedft.simulations import workers
-
-    monkeypatch.setattr(workers, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError) as e:
-        runs.simulate(run_file.load(runs.QUICKSTART, ["server.mode=ray"]), out=tmp_path / "run")
-    assert str(e.value) == '[server] mode = "ray": ray is not installed here; pip install "fedft[ray]"'
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_flowers_simulation_engine_gives_the_same_digest(
-    finished: dict[str, runs.Run], overrides: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    sets = [x for o in overrides("flora", "server.mode=ray") for x in ("--set", o)]
-    command = [sys.executable, "-m", "fedft", "simulate", *sets, "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["state_digest"] == finished["flora"].summary["state_digest"]
-
-
 @pytest.fixture(scope="session")
 def classifier(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder from seed 0 with the tiny base's tokenizer: it learns which package a docstring is from."""
