@@ -34,7 +34,7 @@ these in another precision, the same adapter gives another loss.
 
 
 def write(folder: Path, name: str, base: Base, m: Model, clients: Mapping[str, int] | None = None) -> None:
-    """Write what an adapter in `folder` needs to have.
+    """Write what an adapter in `folder` needs to have; other keys of a note that is there already stay.
 
     Args:
         folder: of the adapter; it is there.
@@ -43,7 +43,8 @@ def write(folder: Path, name: str, base: Base, m: Model, clients: Mapping[str, i
         m: of the run, as resolved.
         clients: how many had the base in how many bits; None or empty: all as the run says.
     """
-    said: dict[str, Any] = {"base": name, "base_digest": base.lowest or base.digest, "dtype": m.dtype, "bits": m.bits}
+    digest = base.lowest or base.digest
+    said = _read(folder) | {"base": name, "base_digest": digest, "dtype": m.dtype, "bits": m.bits}
     if m.base_bits is not None:
         said["base_bits"] = m.base_bits
     if base.repair_rank:
@@ -64,11 +65,11 @@ def differences(folder: Path, m: Model, base: Base) -> list[str]:
 
     `m` says the base's precision. A folder without a note says nothing.
     """
+    said = _read(folder)
     try:
-        said = json.loads((folder / NAME).read_text(encoding="utf-8"))
         digest, dtype, bits = str(said["base_digest"]), str(said["dtype"]), int(said["bits"])
         clients = {str(b): int(n) for b, n in said.get("clients", {}).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return []
     found, own = [], base.lowest or base.digest
     if digest != own:
@@ -94,6 +95,15 @@ def say(m: Model, base: Base) -> None:
     for folder in adapter_folder.chain(m.id)[:-1]:
         for line in differences(Path(folder).expanduser(), m, base):
             log.warning("[model] id: the adapter in %s: %s", folder, line)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The note in a folder; {} where there is none that can be read."""
+    try:
+        said = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _precision(dtype: str, bits: int) -> str:
