@@ -4,8 +4,8 @@
     to the device   values -> a buffer on the CPU -> one copy -> views of a buffer there -> the tensors
 
 On an accelerator each copy costs a wait, or a launch, whatever its size; from a CUDA device it goes through pinned
-memory. On the CPU itself there is one buffer in place of two. Large tensors go alone, in memory of their own: nothing
-is gained by a buffer, and who lets go of one of them gets its memory back.
+memory. Large tensors go alone, in memory of their own: nothing is gained by a buffer, and who lets go of one of them
+gets its memory back. A model on the CPU has no buffers, and one call that copies all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-ALONE = {"cpu": 2**18, "other": 2**23}
-"""Bytes from which a tensor is copied by itself, by type of its device: what a copy costs beside its bytes."""
+ALONE = 2**23
+"""Bytes from which a tensor is copied by itself: what a copy costs beside its bytes is little then."""
 MOST = 2**28
 """Bytes of a buffer; what is more goes in several."""
 STRIDE = 16
@@ -24,8 +24,13 @@ STRIDE = 16
 def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of named tensors: float32 on the CPU, contiguous, in their order; no memory is shared with the tensors.
 
-    Those that are small share a buffer with each other.
+    Those that come from an accelerator and are small share a buffer with each other.
     """
+    if all(_is_cpu(x.device) for x in tensors.values()):
+        own = [torch.empty(x.shape, dtype=torch.float32) for x in tensors.values()]
+        if own:
+            torch._foreach_copy_(own, list(tensors.values()))
+        return dict(zip(tensors, own, strict=True))
     found: dict[str, Tensor] = {}
     for names in _groups(tensors):
         xs = [tensors[n] for n in names]
@@ -36,9 +41,7 @@ def to_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         total, places = _laid_out(xs)
         buffer = torch.empty(total, dtype=torch.float32, device=device)
         torch._foreach_copy_(_views(buffer, xs, places), xs)
-        if not _is_cpu(device):
-            buffer = _empty(total, device).copy_(buffer)
-        found |= zip(names, _views(buffer, xs, places), strict=True)
+        found |= zip(names, _views(_empty(total, device).copy_(buffer), xs, places), strict=True)
     return {n: found[n] for n in tensors}
 
 
@@ -51,7 +54,7 @@ def to_device(values: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         return
     here, device = list(values), targets[0].device
     if not _is_cpu(device):
-        for at in _groups({str(k): x for k, x in enumerate(here)}, device.type):
+        for at in _groups({str(k): x for k, x in enumerate(here)}):
             some = [int(k) for k in at]
             xs = [here[k] for k in some]
             total, places = _laid_out(xs)
@@ -70,18 +73,14 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device)
 
 
-def _groups(tensors: Mapping[str, Tensor], kind: str | None = None) -> list[list[str]]:
-    """The names of tensors that travel in one copy: of one device, at most `MOST` bytes, or one by itself.
-
-    `kind`: the type of the device that they go to; None: they come from their own.
-    """
+def _groups(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of tensors that travel in one copy: of one device, at most `MOST` bytes, or one by itself."""
     found: list[list[str]] = []
     open_groups: dict[torch.device, tuple[list[str], int]] = {}
     for n, x in tensors.items():
         size = 4 * x.numel()
-        alone = ALONE.get(kind or x.device.type, ALONE["other"])
         group, bytes_in = open_groups.get(x.device, ([], MOST))
-        if size >= alone:
+        if size >= ALONE:
             found.append([n])
             continue
         if bytes_in + size > MOST:

@@ -51,6 +51,7 @@ def test_passes_are_not_shared():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
 def test_the_loss_and_its_gradients_are_those_of_layers_that_are_not_compiled():
     """One program for all layers, lengths and ranks are free in it."""
     plain, compiled = handle_on(llama()), handle_on(llama())

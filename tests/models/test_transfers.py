@@ -68,7 +68,8 @@ def way(request, monkeypatch):
     if request.param == "as on an accelerator":
         monkeypatch.setattr(transfers, "_is_cpu", lambda device: False)
     elif request.param == "none small":
-        monkeypatch.setattr(transfers, "ALONE", {"cpu": 0, "other": 0})
+        monkeypatch.setattr(transfers, "_is_cpu", lambda device: False)
+        monkeypatch.setattr(transfers, "ALONE", 0)
     elif request.param == "small buffers":
         monkeypatch.setattr(transfers, "_is_cpu", lambda device: False)
         monkeypatch.setattr(transfers, "MOST", 600)
@@ -121,7 +122,8 @@ def test_to_an_accelerator_and_back_is_one_crossing_each(monkeypatch):
     assert not copies.found["copy_"]
 
 
-def test_tensors_of_a_buffer_begin_where_torch_would_begin_them_and_share_no_entry():
+def test_tensors_of_a_buffer_begin_where_torch_would_begin_them_and_share_no_entry(monkeypatch):
+    monkeypatch.setattr(transfers, "_is_cpu", lambda device: False)
     xs = {str(k): normal(k, k + 1).to(dtype) for k, dtype in enumerate([torch.float32, torch.bfloat16] * 4)}
     found = transfers.to_cpu(xs)
     assert list(found) == list(xs)
@@ -135,11 +137,18 @@ def test_tensors_of_a_buffer_begin_where_torch_would_begin_them_and_share_no_ent
 
 
 def test_large_tensors_have_memory_of_their_own(monkeypatch):
-    monkeypatch.setattr(transfers, "ALONE", {"cpu": 64, "other": 64})
+    monkeypatch.setattr(transfers, "_is_cpu", lambda device: False)
+    monkeypatch.setattr(transfers, "ALONE", 64)
     xs = {"large": torch.ones(16), "small": torch.ones(15), "small too": torch.ones(3)}
     found = transfers.to_cpu(xs)
     assert found["large"].untyped_storage().nbytes() == 64
     assert found["small"].untyped_storage().data_ptr() == found["small too"].untyped_storage().data_ptr()
+
+
+def test_on_the_cpu_each_has_memory_of_its_own():
+    found = transfers.to_cpu({"a": torch.ones(3), "b": torch.ones(5)})
+    assert [x.untyped_storage().nbytes() for x in found.values()] == [12, 20]
+    assert transfers.to_cpu({}) == {}
 
 
 def test_a_value_of_another_shape_is_an_error_on_either_way(monkeypatch):
