@@ -137,17 +137,15 @@ def digest(x: Tensors) -> str:
     if isinstance(x, Digested):
         return x.digest()
     h = hashlib.sha256()
-    for name in sorted(x, key=str.encode):
-        for part in digested(name, x[name]):
-            h.update(part)
+    for part in (part for name in sorted(x, key=str.encode) for part in digested(name, x[name])):
+        h.update(part)
     return h.hexdigest()
 
 
 def digested(name: str, x: Tensor) -> tuple[bytes, Any]:
     """What `digest` hashes of one named tensor: its name, dtype and shape, and its bytes, which are not copied."""
-    t = x.detach().cpu().contiguous()
-    said = f"{name}\0{t.dtype}\0{tuple(t.shape)}\0".encode()
-    return said, t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b""
+    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data if x.numel() else b""
+    return f"{name}\0{x.dtype}\0{tuple(x.shape)}\0".encode(), raw
 
 
 def in_one(drawers: Mapping[str, Tensors]) -> dict[str, Tensor]:
@@ -168,10 +166,7 @@ def drawers_of(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
 
 def digest_of_texts(texts: Iterable[str]) -> str:
     """SHA-256 of texts in their order; hexadecimal."""
-    h = hashlib.sha256()
-    for text in texts:
-        h.update(f"{text}\0".encode())
-    return h.hexdigest()
+    return hashlib.sha256("".join(f"{text}\0" for text in texts).encode()).hexdigest()
 
 
 def _blocks(t: Tensor) -> tuple[Tensor, ...]:
