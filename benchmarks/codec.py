@@ -4,6 +4,8 @@ Sizes are of whole messages: frame, names, scales and all. Times are of everythi
 the float32 input. `gap` is bits per parameter above -log2 of the relative error (root mean square over tensors), the
 least that any code needs for Gaussian tensors. The limit of either direction is a copy of the float32 tensors.
 
+`int4, numba` has its streams compiled, as a process has that coded enough; the others are by `constriction`.
+
 The update is made up: LoRA pairs of Gaussian entries whose sizes differ by tensor and by row. What a run keeps of its
 progress under a codec is a matter for `fedft race --variant 'int4: codec.up=int4'`.
 
@@ -18,7 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedft.benchmarks.measure import LIMIT, Act, take_turns
+from fedft.benchmarks.measure import LIMIT, Act, backends, take_turns, with_kernels
 from fedft.benchmarks.results import Result, Row
 from fedft.update import Plan, TensorSpec, Update
 from fedft.wire import messages
@@ -90,11 +92,13 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
     n = sum(t.numel() for t in delta.values())
     spec, there = {k: TensorSpec(tuple(t.shape)) for k, t in delta.items()}, torch.empty(n)
     flat = torch.cat([t.view(-1) for t in delta.values()])
-    acts = [Act("encode", _way(name), partial(message, delta, name)) for name in NAMES]
+    ways = [(name, _way(name), "torch") for name in NAMES]
+    ways += [("int4", f"int4, {b}", b) for b in backends() if b != "torch"]
+    acts = [Act("encode", way, with_kernels(b, partial(message, delta, name))) for name, way, b in ways]
     acts += [Act("encode", LIMIT, lambda: there.copy_(flat))]
-    for name in NAMES:
-        data = message(delta, name)
-        acts.append(Act("decode", _way(name), partial(messages.decode_update, data, spec, name)))
+    for name, way, b in ways:
+        read = partial(messages.decode_update, message(delta, name), spec, name)
+        acts.append(Act("decode", way, with_kernels(b, read)))
     acts += [Act("decode", LIMIT, lambda: there.copy_(flat))]
     facts = {_way(name): size_and_error(delta, name) for name in NAMES}
     rows = []

@@ -38,10 +38,10 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-import constriction
 import numpy as np
 from numpy.typing import NDArray
 
+from fedft.compression import streams
 from fedft.compression.bit_packing import Ints, Reader, get_bits, get_fields, put_bits, put_fields, varint
 
 TOTAL = 1 << 24
@@ -63,7 +63,8 @@ def put_symbols(q: NDArray[np.int32]) -> bytes:
     shifted = q + np.int32(m)
     best, form, table = float(packed), width, b""
     if packed > 16:
-        counts = np.bincount(shifted[:: -(-len(q) // SAMPLE)], minlength=2 * m + 1)  # from all over
+        some = shifted[:: -(-len(q) // SAMPLE)].astype(np.int64)  # from all over; as it is counted, without a detour
+        counts = np.bincount(some, minlength=2 * m + 1)
         for f in (_RANS_NORMAL, _RANS, _RANS_LOPSIDED):
             if (length := {_RANS_NORMAL: 0, _RANS: m + 1, _RANS_LOPSIDED: 2 * m + 1}[f]) + 8 < best:
                 t = bytes(_sizes(counts if f == _RANS_LOPSIDED else (counts + counts[::-1])[m:])) if length else b""
@@ -141,25 +142,13 @@ def _frequencies(sizes: Sequence[int]) -> NDArray[np.int64]:
 # Streams
 
 
-def _model(frequencies: Ints) -> constriction.stream.model.Categorical:
-    # float64 holds the integers, and their sum, exactly
-    return constriction.stream.model.Categorical(frequencies.astype(np.float64) - 1, perfect=False)
-
-
-def _put_stream(symbols: NDArray[np.int32], frequencies: Ints) -> bytes:
-    coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(symbols, _model(frequencies))
-    words = coder.get_compressed()
+def _put_stream(symbols: NDArray[np.int32], frequencies: NDArray[np.int64]) -> bytes:
+    words = streams.put(symbols, frequencies)
     return varint(len(words)) + words.astype("<u4").tobytes()
 
 
-def _get_stream(r: Reader, n: int, frequencies: Ints) -> NDArray[np.int32]:
-    words = np.frombuffer(r.take(4 * r.varint()), "<u4").astype(np.uint32)
-    coder = constriction.stream.stack.AnsCoder(words)  # raises ValueError if the last word is 0
-    out: NDArray[np.int32] = coder.decode(_model(frequencies), n)
-    if not coder.is_empty():  # what is left when all symbols are out is where the encoder began: nothing
-        raise ValueError("a stream does not end where its symbols do")
-    return out
+def _get_stream(r: Reader, n: int, frequencies: NDArray[np.int64]) -> NDArray[np.int32]:
+    return streams.get(np.frombuffer(r.take(4 * r.varint()), "<u4").astype(np.uint32), n, frequencies)
 
 
 # Supports and lists

@@ -61,7 +61,12 @@ DOORS = {
     "datasets": {"fedft/data/", "fedft/training/trainer_turns.py"},
     "flwr_datasets": {"fedft/data/"},
     "matplotlib": {"fedft/reports/plots.py"},
-    "numba": {"fedft/arithmetic/", "fedft/randomness/hadamard_numba.py", "fedft/randomness/hadamard_numba_copies.py"},
+    "numba": {
+        "fedft/arithmetic/",
+        "fedft/compression/rans_numba.py",
+        "fedft/randomness/hadamard_numba.py",
+        "fedft/randomness/hadamard_numba_copies.py",
+    },
     "opentelemetry": {"fedft/reports/loggers/otel.py"},
     "triton": {"fedft/randomness/hadamard_triton.py"},
 }
