@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import allowed_code
+from fedft.carriers.fleet.actors import Actors
 from fedft.carriers.fleet.post import FleetPost, dealt
 from fedft.carriers.fleet.processes import Processes, Start
 from fedft.carriers.interface import Post
@@ -106,7 +107,7 @@ def post(place: Workplace, folder: Path) -> Iterator[Post]:
         yield FleetPost(crew, worker_of)
 
 
-def _crew(config: RunConfig, chosen: list[str], worker_of: Mapping[str, int], mark: Path) -> Any:
+def _crew(config: RunConfig, chosen: list[str], worker_of: Mapping[str, int], mark: Path) -> Processes | Actors:
     """The workers on these devices, which have begun."""
     starts = []
     for number, device in enumerate(chosen):
@@ -121,8 +122,6 @@ def _crew(config: RunConfig, chosen: list[str], worker_of: Mapping[str, int], ma
         starts.append(Start(_named(number, chosen), told, environment))
     if config.server.ray is None:
         return Processes(MODULE, starts)
-    from fedft.carriers.fleet.actors import Actors
-
     return Actors(config.server.ray, MODULE, starts, chosen, config.local.threads)
 
 

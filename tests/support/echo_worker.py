@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fedft.carriers.fleet import worker
@@ -31,6 +32,9 @@ def answer(client: str, kind: Kind, payload: bytes) -> bytes | Refused:
         os._exit(7)
     if word == "sleep":
         time.sleep(float(rest))
+    if word == "touch":
+        Path(rest, client).touch()
+        return bytes(2**20)
     if word == "log":
         logging.getLogger("fedft.client").warning("%s says %s", client, rest)
     return f"{os.getpid()} {client} {kind} {payload.decode()}".encode()

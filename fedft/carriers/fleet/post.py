@@ -4,8 +4,8 @@
     post = FleetPost(crew, workers)
 
 A worker is sent all letters of a cohort that are its clients' in one call, so that what its clients can do together
-they do, and equal messages reach it once. Answers come one by one, and a worker that has one waits with it until it is
-taken: at most an answer for each worker is in memory. What the clients answer does not depend on the workers.
+they do, and equal messages reach it once. Answers come one by one, and here one at a time is in memory; a worker goes
+on to its next client until a few of its answers wait. What the clients answer does not depend on the workers.
 """
 
 import hashlib

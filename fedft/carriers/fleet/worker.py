@@ -9,6 +9,7 @@ started it has died, however: so nothing is left behind.
 import json
 import logging
 import os
+import queue
 import signal
 import threading
 import traceback
@@ -22,6 +23,7 @@ from fedft.carriers.interface import Post
 from fedft.errors import FedftError, in_one_line
 
 STOP = b"stop"
+AHEAD = 1  # answers that wait behind the one that is being sent; then the next client waits
 Begin = Callable[[Mapping[str, Any]], tuple[Post, dict[str, Any]]]
 """What a worker is told -> (the post of its clients, what it has to say of them)."""
 
@@ -31,13 +33,9 @@ def serve(number: str, begin: Begin) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal's whole group; who started us says what it means
     threading.Thread(target=_end_with_stdin, daemon=True).start()
     connection: Connection = Connection(int(number))
-    speech = threading.Lock()
-
-    def say(said: Said) -> None:
-        with speech:
-            connection.send_bytes(json.dumps(said[0]).encode())
-            connection.send_bytes(said[1])
-
+    outbox: queue.Queue[Said] = queue.Queue(AHEAD)
+    threading.Thread(target=_send, args=(connection, outbox), daemon=True).start()
+    say = outbox.put
     try:
         told = json.loads(connection.recv_bytes())
         _log_to(say, told.get("level", logging.WARNING))
@@ -56,8 +54,10 @@ def serve(number: str, begin: Begin) -> None:
             orders = crew.orders(asked["letters"], payloads)
             for said in answers(post, orders, lambda: connection.poll() and connection.recv_bytes() == STOP):
                 say(said)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except (EOFError, ConnectionResetError):
         return  # nobody is there any more
+    finally:
+        outbox.join()
 
 
 def answers(post: Post, orders: Sequence[Order], stopped: Callable[[], bool] = lambda: False) -> Iterator[Said]:
@@ -83,6 +83,18 @@ def failure(e: Exception) -> Said:
     return {"is": "failed", "error": type(e).__name__, "text": text, "traceback": trace}, b""
 
 
+def _send(connection: Connection, outbox: "queue.Queue[Said]") -> None:
+    """Send what is in the outbox while the next client trains; end this process where nobody is there any more."""
+    while True:
+        line, payload = outbox.get()
+        try:
+            connection.send_bytes(json.dumps(line).encode())
+            connection.send_bytes(payload)
+        except OSError:
+            os._exit(1)
+        outbox.task_done()
+
+
 def _end_with_stdin() -> None:
     """End this process, in whatever it is, once nobody holds the other end of its standard input."""
     while os.read(0, 1):  # not through Python's own buffer, whose lock may not be held as Python ends
@@ -95,11 +107,8 @@ def _log_to(say: Callable[[Said], None], level: int) -> None:
 
     class Relay(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            try:
-                text = record.getMessage()
-                say(({"is": "log", "name": record.name, "level": record.levelno, "text": text}, b""))
-            except OSError:
-                self.handleError(record)
+            text = record.getMessage()
+            say(({"is": "log", "name": record.name, "level": record.levelno, "text": text}, b""))
 
     logging.basicConfig(handlers=[Relay()], level=level, force=True)
     logging.captureWarnings(True)

@@ -14,8 +14,10 @@ import echo_worker
 import pytest
 from one_line import one_line
 
+from fedft.carriers.fleet.crew import Order
 from fedft.carriers.fleet.post import FleetPost
 from fedft.carriers.fleet.processes import Processes, Start
+from fedft.carriers.fleet.worker import AHEAD
 from fedft.carriers.interface import Letter
 from fedft.errors import ClientFailed, ConfigError, RunPaused
 
@@ -127,6 +129,27 @@ def test_what_workers_log_is_logged_here_and_once_where_all_say_it_as_they_begin
         assert caplog.messages == ["slow on this device"]
         said(FleetPost(crew, WORKERS), ("anna", "log x"), ("carl", "log x"), ("anna", "log x"))
     assert sorted(caplog.messages[1:]) == ["anna says x", "anna says x", "carl says x"]
+
+
+def test_a_worker_goes_on_while_its_answers_wait_and_no_further_than_a_few(tmp_path: Path) -> None:
+    """One is being sent, AHEAD wait, one more is ready; the next client is not asked before one of them is taken."""
+    names = [f"c{n}" for n in range(AHEAD + 4)]
+    payload = f"touch {tmp_path}".encode()
+    orders = [Order(c, Letter(c, "train", lambda: payload, max_bytes=2**21), payload) for c in names]
+
+    def asked(wanted: int) -> int:
+        until = time.monotonic() + 20
+        while len(list(tmp_path.iterdir())) < wanted and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        return len(list(tmp_path.iterdir()))
+
+    with Processes("echo_worker", [Start("worker 1 of 1 (cpu)", {"clients": names}, {})]) as crew:
+        crew.give(0, orders)
+        assert asked(AHEAD + 2) == AHEAD + 2
+        ((_, (line, answer)),) = crew.hear(20)
+        assert (line["ticket"], len(answer)) == ("c0", 2**20)
+        assert asked(AHEAD + 3) == AHEAD + 3
 
 
 def test_leaving_the_block_ends_workers_that_are_at_work(crew: Processes, post: FleetPost) -> None:
