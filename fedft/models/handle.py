@@ -29,6 +29,7 @@ from fedft.models.base_change import BaseChange, Originals
 from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
 from fedft.models.perturbation import Offset, Probe
+from fedft.models.starting_values import StartingValues
 from fedft.randomness.directions import Directions
 from fedft.training.objectives import Likelihood, predicted, widened
 from fedft.update import Shape
@@ -107,6 +108,18 @@ class ModelHandle:
     def read(self) -> dict[str, Tensor]:
         """Copies of the trained tensors: float32 on the CPU, in unit scale, or as change of a parameter since w0."""
         return {n: self._value(n, p).contiguous() for n, p in self._live.items()}
+
+    def start(self) -> StartingValues:
+        """What `read` gives at this moment, for when a turn has ended; see `StartingValues`."""
+        if self._fixed:
+            return StartingValues(self.read())
+        own = self._parameters
+        return StartingValues(
+            {
+                n: self._originals.start(n, p) if n in own else self._value(n, p).contiguous()
+                for n, p in self._live.items()
+            }
+        )
 
     def _value(self, name: str, parameter: Tensor) -> Tensor:
         """The tensor `name` as it travels: in unit scale, or as change since w0; float32 on the CPU."""
