@@ -9,7 +9,7 @@ A site of a deployment keeps it on its disk, beside the answer it sent last, for
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import State
@@ -27,20 +27,22 @@ class CohortCache:
     """The states that some client holds, by version and digest: one goes with the last client that holds it."""
     members: list["Memory"] = field(default_factory=list)
     """The memory of every client of the process; a client alone shares nothing."""
-    _read: tuple[bytes, Plan] | None = None
-    """(bytes, plan) read last."""
-    _received: tuple[State | None, Plan, Tensors] | None = None
-    """(state before, plan, tensors after it) received last."""
+    _read: tuple[tuple[int, int], Plan] | None = None
+    """(length and hash of the bytes, plan) read last: the bytes themselves may be as large as the state."""
+    _received: tuple[ref[State] | None, Plan, Tensors] | None = None
+    """(state before, plan, tensors after it) received last; who held the state before may let it go."""
 
     def plan(self, payload: bytes, read: Callable[[bytes], Plan]) -> Plan:
         """The plan in `payload`, found by `read`, or without it where these bytes were read last.
 
         Nothing is kept for a client that is alone in its process.
         """
-        if self._read is None or self._read[0] != payload:
-            plan = read(payload)
-            self._read = (payload, plan) if len(self.members) > 1 else None
-            return plan
+        if len(self.members) < 2:
+            return read(payload)
+        key = len(payload), hash(payload)  # found once for bytes that all of a cohort are given
+        if self._read is None or self._read[0] != key:
+            self._read = None  # before another is read
+            self._read = key, read(payload)
         return self._read[1]
 
     def received(self, had: State | None, plan: Plan, receive: Callable[[State | None, Plan], Tensors]) -> Tensors:
@@ -48,11 +50,16 @@ class CohortCache:
 
         `had` is the state that the client held before, None for none.
         """
-        if self._received is None or self._received[0] is not had or self._received[1] is not plan:
-            held = receive(had, plan)
-            self._received = (had, plan, held) if len(self.members) > 1 else None
-            return held
-        return self._received[2]
+        if len(self.members) < 2:
+            return receive(had, plan)
+        if self._received is not None and self._received[1] is plan:
+            before = self._received[0]
+            if (before() if before else None) is had and (before is None) == (had is None):
+                return self._received[2]
+        self._received = None
+        held = receive(had, plan)
+        self._received = ref(had) if had is not None else None, plan, held
+        return held
 
     def state(self, version: int, held: Tensors) -> State:
         """The state of `version` with the tensors `held`: one object for all clients that hold equal ones."""

@@ -5,14 +5,23 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
 from fedft.update import Update
 
 
 def mean(updates: Iterable[Update]) -> dict[str, Tensor]:
     """sum_k p_k delta_k with p_k = n_k / sum n_j over those who answered; one update in memory at a time."""
-    return tensors.weighted_mean((u.delta, u.num_examples) for u in updates)
+    return tensors.weighted_mean(map(_by_examples, updates))  # which holds no update while the next one is made
 
 
 def uniform_mean(updates: Iterable[Update]) -> dict[str, Tensor]:
     """The plain mean over those who answered; one update in memory at a time."""
-    return tensors.weighted_mean((u.delta, 1.0) for u in updates)
+    return tensors.weighted_mean(map(_uniform, updates))
+
+
+def _by_examples(u: Update) -> tuple[Tensors, float]:
+    return u.delta, u.num_examples
+
+
+def _uniform(u: Update) -> tuple[Tensors, float]:
+    return u.delta, 1.0

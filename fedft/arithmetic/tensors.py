@@ -118,15 +118,20 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
             total = {name: torch.empty(t.shape, dtype=torch.float64) for name, t in tensors.items()}
         _same_names(total, tensors)
         short = _to_29_bits(weight)
-        for name, t in tensors.items():
-            if t.shape != total[name].shape:
-                raise ValueError(f"{name} has shape {tuple(t.shape)}, the first one has {tuple(total[name].shape)}")
-            by = kernels if t.dtype == torch.float32 else None
-            (_begin if first else _add)(total[name], t, short, by)
+        for name in total:
+            _take(total[name], name, tensors[name], short, kernels, first=first)
         weights += short
+        del tensors  # before the next one is made
     if total is None or not weights > 0:
         raise ValueError("expected at least one update of positive weight, got none")
     return {name: _quotient(total.pop(name), weights, dtype, kernels) for name, dtype in dtypes.items()}
+
+
+def _take(total: Tensor, name: str, t: Tensor, weight: float, kernels: ModuleType | None, *, first: bool) -> None:
+    """Have `total` begin with, or grow by, weight * t. Raises ValueError for another shape."""
+    if t.shape != total.shape:
+        raise ValueError(f"{name} has shape {tuple(t.shape)}, the first one has {tuple(total.shape)}")
+    (_begin if first else _add)(total, t, weight, kernels if t.dtype == torch.float32 else None)
 
 
 def digest(x: Tensors) -> str:

@@ -32,6 +32,9 @@ class Handle(Protocol):
     def read(self) -> dict[str, Tensor]:
         """Copies of the trained tensors: the adapter's in unit scale, any other parameter as its change since w0."""
 
+    def start(self) -> Mapping[str, Tensor]:
+        """What `read` gives at this moment, for when a turn has ended; it takes less memory where it can."""
+
     def write(self, values: Tensors) -> None:
         """Set tensors of the adapter and changes of parameters since w0; names left out stay as they are."""
 

@@ -6,7 +6,7 @@ packed weight    left as it is (4 and 8 bits cannot be written exactly); its mod
                  y + D x where the change D comes multiplied out (no longer than its factors, which is when it does)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,8 @@ class Originals:
 
     def __init__(self) -> None:
         self._w0: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}
+        """The changes that parameters were last moved by, until somebody asks; shared with whoever made them."""
 
     def _of(self, name: str, parameter: Tensor) -> Tensor:
         """The original w0 of a parameter; its present values at the first call."""
@@ -37,9 +39,11 @@ class Originals:
         """Set a parameter to w0 + change (float32) in place, summed in float32 and rounded once."""
         w0 = self._of(name, parameter)
         parameter.copy_(w0 + change.to(w0.device))
+        self._last[name] = change
 
     def restore(self, name: str, parameter: Tensor) -> None:
         """Put a parameter back to w0 in place, bit for bit; at the first call of all, keep its values as w0."""
+        self._last.pop(name, None)
         if name in self._w0:
             parameter.copy_(self._w0[name])
         else:
@@ -65,6 +69,20 @@ class Originals:
         """The parameter's values - w0, float32 on the CPU; zeros for one that has not been moved."""
         now = parameter.detach().to("cpu", torch.float32)
         return now - self._w0[name].to("cpu", torch.float32) if name in self._w0 else torch.zeros_like(now)
+
+    def start(self, name: str, parameter: Tensor) -> Tensor | Callable[[], Tensor]:
+        """`change` of the parameter as it stands now, for later: found again from w0 where it was just moved there."""
+        last = self._last.pop(name, None)
+        if last is None:
+            return self.change(name, parameter)
+        w0, kind = self._w0[name], parameter.dtype
+
+        def moved() -> Tensor:
+            return (w0 + last.to(w0.device)).to(kind)
+
+        if not torch.equal(moved(), parameter):  # somebody has moved it further
+            return self.change(name, parameter)
+        return lambda: self.change(name, moved())
 
 
 class BaseChange:

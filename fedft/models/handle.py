@@ -26,6 +26,7 @@ from fedft.models.forward_passes import ForwardPasses
 from fedft.models.mounted_adapters import MountedAdapters
 from fedft.models.parameters import parameters_of
 from fedft.models.perturbation import Probe
+from fedft.models.starting_values import StartingValues
 from fedft.models.trained_values import TrainedValues
 from fedft.randomness.directions import Directions
 from fedft.randomness.moved_copies import Offset
@@ -103,6 +104,14 @@ class ModelHandle:
         if self._fixed:
             return {n: self._moved(n, p) for n, p in self._live.items()}
         return self._values.read(self._live)
+
+    def start(self) -> StartingValues:
+        """What `read` gives at this moment, for when a turn has ended; see `StartingValues`."""
+        if self._fixed:
+            return StartingValues(self.read())
+        own = self._parameters
+        read = self._values.read({n: p for n, p in self._live.items() if n not in own})
+        return StartingValues({n: self._originals.start(n, p) if n in own else read[n] for n, p in self._live.items()})
 
     def _moved(self, name: str, parameter: Tensor) -> Tensor:
         """How far a forward pass sees a parameter from w0, where weights are fixed; float32 on the CPU."""

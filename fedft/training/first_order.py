@@ -50,18 +50,17 @@ class FirstOrder:
         The metrics are `loss`, the mean over steps taken, and `steps`, their number. Raises FloatingPointError if no
         step had a finite loss.
         """
-        learning, received = self.learning(handle, turn), handle.read()
+        learning, received = self.learning(handle, turn), handle.start()
         courses = [term.begin(learning, turn) for term in self.terms]
         optimizer = optimizer_of([*learning.live.values()], turn.plan.learning_rate, turn.local)
         if turn.local.keep_optimizer:
             optimizer_state.restore(optimizer, learning.live, turn.drawer(optimizer_state.OWNER))
         descend = trainer_turns.descend if turn.local.trainer else _descend
         metrics = descend(handle, learning.live, data.batches(turn), turn, courses, optimizer)
+        state = optimizer_state.taken(optimizer, learning.live) if turn.local.keep_optimizer else None
+        del optimizer  # its moments are twice what is trained
         trained = self.result(handle, received, learning.live, metrics, courses)
-        if not turn.local.keep_optimizer:
-            return trained
-        state = optimizer_state.taken(optimizer, learning.live)
-        return trained._replace(kept={**trained.kept, optimizer_state.OWNER: state})
+        return trained if state is None else trained._replace(kept={**trained.kept, optimizer_state.OWNER: state})
 
     def learns(self, handle: Handle, turn: Turn) -> tuple[str, ...]:
         """Names of the tensors that learn in this turn, in the order of `handle.parameters`."""
@@ -84,15 +83,15 @@ class FirstOrder:
 
         Args:
             handle: the model after the last step.
-            received: `handle.read()` before the first step.
+            received: `handle.start()` or `handle.read()` before the first step.
             learns: names of the tensors that learned.
             metrics: of the steps.
             courses: the terms' parts in this turn; each may add to the result, in order.
         """
         names = set(learns)
         now = {n: x for n, x in handle.read().items() if n in names}
-        if self.send == "delta" and now:  # in the memory of what was just read
-            torch._foreach_sub_(list(now.values()), [received[n] for n in now])
+        for n, x in now.items() if self.send == "delta" else ():
+            x.sub_(received[n])  # in the memory of what was just read
         trained = Trained(now, metrics)
         for course in courses:
             trained = course.finish(trained, handle)

@@ -527,7 +527,7 @@ def test_a_state_that_no_client_could_decode_is_not_committed(tmp_path: Path) ->
         return replace(update, delta={n: torch.full_like(x, -1e4) for n, x in update.delta.items()})
 
     run = Run(tmp_path, "fedex_lora", far, attempts=1)
-    why = r"nothing is committed: first.lora_A would go beyond 10000 or is no number; the largest .* bert's"
+    why = r"nothing is committed: first.lora_BA would go beyond 10000 or is no number; the largest .* bert's"
     with pytest.raises(RunPaused, match=why):
         run.digest()
     found = Run(tmp_path, "fedex_lora").loop.federation.store.latest()
