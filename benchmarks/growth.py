@@ -2,8 +2,8 @@
 
     rounds    a run of two clients and one step each, per strategy: CPU seconds of a round, early (the first tenth,
               without the first five rounds, which warm up) and late (the last tenth). `times` is late over early.
-              `state KiB` is all that stands in state/, `newest KiB` what a round writes there, `grown MiB` the resident
-              memory that came between the two
+              `state KiB` is all that stands in state/, `round KiB` what the last round wrote there, `grown MiB` the
+              resident memory that came between the two
     clients   one round of fedit, a step each: CPU seconds of a client, by stage. `slope` is the exponent of the stage's
               seconds in the number of clients, between this number and the one before: 1 is linear
     engine    the same without the clients' own local steps
@@ -155,15 +155,16 @@ def over_rounds(strategy: str, layers: int, rounds: int) -> Iterable[Row]:
     with TemporaryDirectory() as here:
         folder = Path(here)
         watch, _ = carried_out(base_of(layers), config_of(strategy, rounds), 2, folder)
-        files = [p for p in (folder / "state").rglob("*") if p.is_file()]
-        newest = max(p.stat().st_mtime_ns for p in files if p.suffix == ".fedft")
-        written = sum(p.stat().st_size for p in files if p.stat().st_mtime_ns == newest)
-        kept = sum(p.stat().st_size for p in files)
+        state = folder / "state"
+        kept = sum(p.stat().st_size for p in state.rglob("*") if p.is_file())
+        written = max(state.glob("gen-*.fedft")).stat().st_size
+        if (history := state / "history").exists():
+            written += history.stat().st_size // rounds
     took = [b - a for a, b in zip(watch.lines, watch.lines[1:], strict=False)]
     part, warm = max(1, rounds // 10), min(WARM, rounds // 3)
     early, late = statistics.mean(took[warm : warm + part]), statistics.mean(took[-part:])
     grown = (watch.resident[-1] - watch.resident[warm + 1]) / 2**20
-    facts = {"times": late / early, "state KiB": kept / 1024, "newest KiB": written / 1024, "grown MiB": grown}
+    facts = {"times": late / early, "state KiB": kept / 1024, "round KiB": written / 1024, "grown MiB": grown}
     what = f"{strategy}, {rounds} rounds"
     yield Row(what, "early", early)
     yield Row(what, "late", late, ratio=early / late, facts=facts)
