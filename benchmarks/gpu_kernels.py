@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedft.benchmarks.gpu import Facts, LeftOut, Machine
+from fedft.benchmarks.gpu_machine import Facts, LeftOut, Machine
 from fedft.randomness import hadamard_kernels, moved_copies
 from fedft.randomness.hadamard import Hadamard
 from fedft.randomness.moved_copies import Offset

@@ -11,8 +11,8 @@ import torch
 from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic.lowrank import LowRank
-from fedft.benchmarks.gpu import Facts, LeftOut, Machine
 from fedft.benchmarks.gpu_kernels import K, compiled
+from fedft.benchmarks.gpu_machine import Facts, LeftOut, Machine
 from fedft.config import Local, Model
 from fedft.contract import Batch, Layout
 from fedft.models import layout, load

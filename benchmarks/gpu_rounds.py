@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedft.benchmarks.gpu import Facts, LeftOut, Machine
+from fedft.benchmarks.gpu_machine import Facts, LeftOut, Machine
 from fedft.benchmarks.gpu_models import RANK, adapted, llama
 from fedft.config import Server
 from fedft.data.examples import Example

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from fedft.benchmarks import gpu
+from fedft.benchmarks.gpu_machine import LeftOut, Machine
 
 BARE = """
 import sys
@@ -30,7 +32,7 @@ def test_shares_are_of_the_whole_time_and_names_are_different():
 
 def test_a_part_that_cannot_run_is_left_out_by_name_and_one_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
     def lacking(machine, seconds):
-        raise gpu.LeftOut("needs a friend")
+        raise LeftOut("needs a friend")
 
     def absent(machine, seconds):
         raise ModuleNotFoundError("No module named 'friends'", name="friends")
@@ -51,7 +53,7 @@ def test_a_part_that_cannot_run_is_left_out_by_name_and_one_that_fails_costs_no_
 
 def test_no_time_left_is_said():
     part = gpu.Part("late", 0.5, lambda m, s: {"ok": True})
-    assert "no time" in gpu.measured(part, gpu.Machine(gpu.torch.device("cpu"), True), 10.0, 100.0)["left out"]
+    assert "no time" in gpu.measured(part, Machine(torch.device("cpu"), True), 10.0, 100.0)["left out"]
 
 
 @pytest.mark.slow
