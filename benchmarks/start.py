@@ -1,11 +1,11 @@
 """From nothing to the first round of a simulation, in CPU seconds of a process of its own.
 
-    libraries    limit: Python, torch, transformers, peft, and the same model loaded by `from_pretrained`
+    limit        the libraries: Python, torch, transformers, peft, and the same model loaded by `from_pretrained`
     ready        `fedft.simulate` on the quickstart's base and rows: base, rows and settings are there, nobody was asked
     first loss   that, and one client's first step
     whole run    that of one round of two clients, measured before and behind, with its folder and tables
 
-Beyond `libraries` there is reading and tokenizing, and what a first step imports by itself (torch's own compiler is
+Beyond the limit there is reading and tokenizing, and what a first step imports by itself (torch's own compiler is
 read by its optimisers).
 """
 
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from fedft import quickstart
-from fedft.benchmarks.measure import spread
+from fedft.benchmarks.measure import LIMIT, spread
 from fedft.benchmarks.results import Result, Row
 from fedft.quickstart import base
 
@@ -26,7 +26,7 @@ import sys, time, json
 import peft
 from transformers import AutoModelForCausalLM, AutoTokenizer
 AutoModelForCausalLM.from_pretrained(sys.argv[1]); AutoTokenizer.from_pretrained(sys.argv[1])
-print(json.dumps({"libraries": time.process_time()}))
+print(json.dumps({"limit": time.process_time()}))
 """
 OURS = """
 import sys, time, json
@@ -42,7 +42,7 @@ sets = ["server.rounds=1", "local.steps=1", "data.clients=2", "eval.max_rows=2",
 fedft.simulate(run_file.load(None, sets), out=sys.argv[1], observe=heard)
 print(json.dumps({**said, "whole run": time.process_time()}))
 """
-WAYS = ("libraries", "ready", "first loss", "whole run")
+WAYS = (LIMIT, "ready", "first loss", "whole run")
 
 
 def bench(*, quick: bool = False, turns: int = 7) -> Result:
@@ -56,7 +56,14 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
                     found[way].append(seconds)
     middle = {way: statistics.median(values) for way, values in found.items()}
     rows = [
-        Row(f"start, {quickstart.BASE}", way, middle[way], spread(found[way]), None, middle[way] / middle["libraries"])
+        Row(
+            f"start, {quickstart.BASE}",
+            way,
+            middle[way],
+            spread(found[way]),
+            middle[LIMIT] / middle[way],
+            middle[way] / middle[LIMIT],
+        )
         for way in WAYS
     ]
     return Result(

@@ -35,10 +35,20 @@ def quick(name: str) -> Result:
     return import_module(f"fedft.benchmarks.{name.replace('-', '_')}").bench(quick=True, turns=1)
 
 
-@pytest.mark.parametrize("name", cli_bench.NAMES)
-def test_every_bench_says_what_it_compares_with_figures_that_are_numbers(name):
+PROCESSES = ("fleet", "start")  # benches whose smallest setting is processes that import for seconds
+EVERY = [pytest.param(n, marks=pytest.mark.slow) if n in PROCESSES else n for n in cli_bench.NAMES]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_bench_says_what_it_compares_and_its_file_keeps_it(name):
     result = quick(name)
     assert result.name == name
+    figures_are_numbers(result)
+    times_faster_is_of_the_first_way_and_times_the_limit_of_the_limit(result)
+    figures_survive_their_file(result)
+
+
+def figures_are_numbers(result):
     assert "\n" not in result.title
     assert len({(r.what, r.way) for r in result.rows}) == len(result.rows) > 1
     for r in result.rows:
@@ -48,10 +58,9 @@ def test_every_bench_says_what_it_compares_with_figures_that_are_numbers(name):
         assert r.ratio is None or r.ratio > 0
 
 
-@pytest.mark.parametrize("name", cli_bench.NAMES)
-def test_times_faster_is_of_the_first_way_and_times_the_limit_of_the_limit(name):
+def times_faster_is_of_the_first_way_and_times_the_limit_of_the_limit(result):
     groups: dict[str, list[Row]] = {}
-    for r in quick(name).rows:
+    for r in result.rows:
         groups.setdefault(r.what, []).append(r)
     compared = 0
     for rows in groups.values():
@@ -64,11 +73,10 @@ def test_times_faster_is_of_the_first_way_and_times_the_limit_of_the_limit(name)
     assert compared
 
 
-@pytest.mark.parametrize("name", cli_bench.NAMES)
-def test_figures_survive_their_file(name):
+def figures_survive_their_file(result):
     """And the file says on which machine they were found."""
-    said = json.loads(json.dumps(results.as_json([quick(name)], (0.5, 1.5)), allow_nan=False))
-    assert results.from_json(said) == [quick(name)]
+    said = json.loads(json.dumps(results.as_json([result], (0.5, 1.5)), allow_nan=False))
+    assert results.from_json(said) == [result]
     assert said["load"] == [0.5, 1.5]
     assert said["machine"]["cores"] >= 1
     assert said["machine"]["libraries"]["torch"] == torch.__version__

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fedft import quickstart
-from fedft.benchmarks import start
-
 UNUSED = {
     "flwr",
     "flwr_datasets",
@@ -43,11 +40,3 @@ def test_a_simulation_reads_no_library_that_it_does_not_use(tmp_path: Path, more
     read = set(json.loads(done.stdout.strip().splitlines()[-1]))
     assert {"torch", "transformers", "fedft"} <= read
     assert not read & UNUSED
-
-
-@pytest.mark.slow
-def test_the_bench_says_all_parts() -> None:
-    rows = {row.way: row for row in start.bench(quick=True).rows}
-    assert list(rows) == ["libraries", "ready", "first loss", "whole run"]
-    assert 0 < rows["ready"].seconds < rows["first loss"].seconds < rows["whole run"].seconds
-    assert quickstart.BASE in rows["ready"].what
