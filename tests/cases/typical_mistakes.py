@@ -57,7 +57,7 @@ RUN_FILES = [
         "'gradient_accumulation_steps'",
         "wanted [local] micro_batch, and a batch_size",
     ),
-    m("SIM SET model.load_in_4bit=true", "[model] has no 'load_in_4bit'", "wanted [model] dtype"),
+    m("SIM SET model.load_in_4bit=true", "[model] has no 'load_in_4bit'", "wanted [model] base_bits"),
     m("SIM SET model.target_modules=q_proj", "[model] has no 'target_modules'", "wanted [model] targets"),
     m("SIM SET model.r=8", "[model] has no 'r'", "wanted [clients] rank"),
     m("SIM SET local.steps=many", "[local] steps is 'many'", "wanted int"),
