@@ -1,6 +1,7 @@
 """A local step: tokens a second and memory of each mode, beside the loop that one writes by hand.
 
     by hand       model(**batch).loss, backward, clip, AdamW: logits of all places, as transformers computes them
+    Trainer       transformers' Trainer as `[local] trainer` hands it a turn of eight steps: a step of them
     ours          `FirstOrder` on the resident base: logits of learned places alone
     pieces        the same with `[local] micro_batch` = a quarter of the batch
     checkpointed  the same with `[local] checkpointing`
@@ -29,18 +30,21 @@ from fedft.adapters.lora import LoRA
 from fedft.benchmarks.measure import Act, Peak, take_turns
 from fedft.benchmarks.results import Result
 from fedft.config import Local
+from fedft.contract import Turn
 from fedft.data import batches
 from fedft.data.examples import IGNORED, Example
 from fedft.data.micro_batches import InPieces, MicroBatch
 from fedft.models import checkpointing, layout, load, quantized_base
 from fedft.models.handle import ModelHandle
 from fedft.models.packed_linear import Bits
+from fedft.training import trainer_turns
 from fedft.training.first_order import differentiate
 from fedft.training.optimizers import optimizer_of
-from fedft.update import Shape
+from fedft.update import Plan, Shape
 
 RATE = 1e-3
-WAYS = ("by hand", "ours", "pieces", "checkpointed", "both", "autocast", "8 bits", "4 bits", "4 bits, both")
+STEPS = 8  # of a Trainer's turn, which has to be prepared
+WAYS = ("by hand", "Trainer", "ours", "pieces", "checkpointed", "both", "autocast", "8 bits", "4 bits", "4 bits, both")
 BITS: dict[str, Bits] = {"8 bits": 8, "4 bits": 4, "4 bits, both": 4}
 
 
@@ -93,6 +97,13 @@ def step_of(way: str, handle: ModelHandle, rows: list[Example]) -> Callable[[], 
             batch = InPieces(rows, collate, MicroBatch(max(1, len(rows) // 4)))
         differentiate(handle, batch, trained)
 
+    if way == "Trainer":
+        local = Local(batch_size=len(rows), trainer="transformers", learning_rate=RATE)
+        turn = Turn(Plan("", 0, 0, steps=STEPS, learning_rate=RATE), {}, "", local, 0, 0)
+        return lambda: trainer_turns.descend(
+            handle, handle.parameters(), iter([collate(rows)] * STEPS), turn, [], optimizer
+        )
+
     def step() -> None:
         by_hand() if way == "by hand" else ours()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -122,11 +133,11 @@ def bench(*, quick: bool = False, turns: int = 7) -> Result:
         with Peak() as peak:
             step()
         peaks[way] = peak.most / 2**20
-        acts.append(Act("step", way, step))
+        acts.append(Act("step", way, step, 1 / STEPS if way == "Trainer" else 1.0))
     found = take_turns(acts, turns)
     return Result(
         "step",
-        "A local step of LoRA in each memory mode, against a loop written by hand",
+        "A local step of LoRA in each memory mode, against a loop written by hand and a Trainer",
         {"parameters": weights, "rows": size, "tokens": seen, "learned": sum(r.learned for r in rows)},
         tuple(
             replace(r, facts={"tokens/s": seen / r.seconds, "peak MiB": peaks[r.way], "base MiB": held[r.way]})

@@ -46,6 +46,8 @@ def descend(
     Raises:
         FloatingPointError: a loss was not finite, or what was trained is not.
     """
+    from transformers.trainer_callback import PrinterCallback
+
     _, options, known = trainer_of(turn.local)
     device = next(handle.model.parameters()).device
     first = next(batches)
@@ -64,6 +66,7 @@ def descend(
         kind = _turned(known, read, courses, losses, device)
         trainer = kind(**_rows(known, handle), model=_view(handle.model), args=arguments, optimizers=given)
         _reference(trainer, handle)
+        trainer.remove_callback(PrinterCallback)  # it would print a line of each turn
         trainer.train()
     for module, training in modes:
         module.training = training
