@@ -7,7 +7,7 @@ A tokenizer gives a text the same ids in a call of its own and among others, so 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,17 @@ class Ahead:
     def __getattr__(self, name: str) -> Any:
         """The tokenizer's own."""
         return getattr(self._tokenizer, name)
+
+
+class WithTokenizer:
+    """A base with another tokenizer; everything else is the base's own."""
+
+    def __init__(self, base: Any, tokenizer: Any) -> None:
+        self._base, self.tokenizer = base, tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        """The base's own."""
+        return getattr(self._base, name)
 
 
 def ahead(rows: Sequence[Mapping[str, Any]], config: RunConfig, tokenizer: Any) -> Iterator[tuple[Sequence[Any], Any]]:
@@ -92,7 +103,7 @@ class Encoder:
             yield rows, self.base
             return
         for some, tokenizer in ahead(rows, self.config, self.base.tokenizer):
-            yield some, replace(self.base, tokenizer=tokenizer)
+            yield some, WithTokenizer(self.base, tokenizer)
 
     def _kept(self, encode: Callable[..., Any], row: Any, where: str) -> Any:
         assert self.kept is not None

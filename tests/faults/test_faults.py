@@ -45,9 +45,9 @@ def test_whatever_fails_200_rounds_come_out_right(tmp_path: Path, record_propert
 
 def test_whatever_fails_of_our_carrier_100_rounds_come_out_right(tmp_path: Path, record_property: Tell) -> None:
     """Wires are cut in the middle of a plan or an answer, seen by one end, slow; sites come twice, the server anew."""
-    started, tally = time.perf_counter(), many(100, tmp_path, 2 * 10**6, stream=True)
+    started, tally = time.perf_counter(), many(100, tmp_path, 5 * 10**6, stream=True)
     assert all(tally.counts[f"stream: {f.name}"] for f in fields(StreamOdds)), tally.counts
-    assert tally.counts["stream: cut"] > 100
+    assert tally.counts["stream: cut"] > 50
     assert tally.counts["stream: resumed"] > 20
     record_property("told", tally.told(time.perf_counter() - started))
 

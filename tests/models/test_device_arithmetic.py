@@ -83,7 +83,7 @@ def test_what_bytes_depend_on_is_said_in_the_header():
         "model": "m", "parameters": 1, "trainable": 1, "ranks": [], "dtype": "float32", "device": "cpu",
         "adapter": "lora",
         "strategy": "fedit", "asked": 1, "clients": 1, "train_rows": 1, "held_out_rows": 1, "cut": 0, "left_out": 0,
-        "max_length": 8, "bytes_up": 1, "bytes_down": 1, "steps": 1,
+        "max_length": 8, "bytes_up": 1, "bytes_down": 1, "steps": 1, "disk": 1,
     }  # fmt: skip
     told = run_header.lines({**facts, "depends": ["cuda:0 (TF32, any order of sums)", "4 clients a pass"]})
     assert "digests  depend on cuda:0 (TF32, any order of sums), 4 clients a pass" in told

@@ -89,7 +89,7 @@ def test_a_repaired_base_is_nearer_and_its_repair_is_in_what_the_run_leaves(tiny
         workplace.workplace(settings(model, 4, "flora", "model.repair_rank=16"), data=False)
     with caplog.at_level(logging.WARNING):
         workplace.workplace(settings(model, 8, "flora"), data=False)
-    assert "was trained on a base of 4 bits, and here it is of 8 bits" in caplog.text
+    assert "it was trained on a base in 4 bits, this one is in 8 bits" in caplog.text
 
 
 def held(x: Any, seen: set[int] | None = None) -> int:
