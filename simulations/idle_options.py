@@ -47,9 +47,10 @@ def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> lis
     workers = len(server.workers) if isinstance(server.workers, list) else server.workers or 0
     if workers > clients:
         said.append(f"[server] workers: there are {clients} clients, {workers - clients} of {workers} have none")
-    if min(workers, clients) > 1 and server.together != 1:
+    together = server.together or (1 if model.device == "cpu" else "auto")
+    if min(workers, clients) > 1 and together != 1:
         said.append(
-            f"[server] together = {server.together!r}: clients share passes with those of their worker; another number "
+            f"[server] together = {together!r}: clients share passes with those of their worker; another number "
             f"of workers than {min(workers, clients)} gives other last bits"
         )
     return said

@@ -37,7 +37,7 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     )
     traffic = f"{size(h['bytes_up'])} up, {size(h['bytes_down'])} down"
     steps = f"{h['steps']} {'step' if h['steps'] == 1 else 'steps'}"
-    told.append(f"a round  {steps} of each client; about {traffic}; run folder {size(h['disk'])}")
+    told.append(f"a round  {steps} each; about {traffic}; run folder {size(h['disk'])}")
     if depends := h.get("depends"):
         told.append(f"digests  depend on {', '.join(depends)}")
     return [*told, "loss     of held-out rows, mean over clients: each counts once"]
