@@ -127,8 +127,12 @@ def _turned(
 
 
 def _view(model: nn.Module) -> nn.Module:
-    """The model once more, on the same layers and tensors, with configurations of its own."""
-    found = copy.copy(model)
+    """The model once more, on the same layers and tensors, with configurations of its own.
+
+    It does not say that its files hold packed weights: a Trainer would refuse it, which knows no adapters but peft's.
+    """
+    found: Any = copy.copy(model)
+    found.is_quantized = False
     for name in ("config", "generation_config"):
         if hasattr(model, name):
             setattr(found, name, copy.deepcopy(getattr(model, name)))

@@ -112,6 +112,26 @@ def test_nothing_of_it_stays_on_the_model(name: str) -> None:
     assert (random.getstate(), np.random.get_state()[1].tolist()) == drawn
 
 
+def test_it_works_where_the_model_is_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with several devices, of which a Trainer would take the first one, or all."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    second, local = torch.device("cuda:1"), Local(trainer=told("transformers"))
+    made = trainer_names.arguments_of(local, 1, 1, 0.1, 1, second, "unused")
+    assert (made.device, chosen) == (second, [second])
+    assert made.n_gpu <= 1
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_base_whose_files_hold_packed_weights_is_trained_as_others_are(name: str) -> None:
+    handle = begun(of_dpo(name))
+    handle.model.is_quantized = True  # as transformers notes it when it loads such files
+    its, _ = trained(Local(batch_size=4, trainer=told(name)), of_dpo(name), handle=handle)
+    plain, _ = trained(Local(batch_size=4, trainer=told(name)), of_dpo(name))
+    assert apart(its, plain) == 0
+    assert handle.model.is_quantized
+
+
 def test_what_it_is_told_counts() -> None:
     plain, _ = trained(Local(batch_size=4, trainer=told("transformers")))
     smooth, _ = trained(Local(batch_size=4, trainer=told("transformers", label_smoothing_factor=0.3)))
