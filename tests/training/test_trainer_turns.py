@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -138,6 +139,17 @@ def test_what_it_is_told_counts() -> None:
     other, _ = trained(Local(batch_size=4, trainer=told("transformers", optim="adafactor")))
     assert apart(plain, smooth) > 1e-3
     assert apart(plain, other) > 1e-3
+
+
+def test_no_schedule_of_its_own_goes_above_the_learning_rate() -> None:
+    """Which a site's policy bounds; the options of a schedule come with a server's job."""
+    for least, fine in ((0.001, True), (1.0, False)):
+        own = told("transformers", lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": least})
+        how = Local(batch_size=4, learning_rate=0.01, trainer=own)
+        with (
+            nullcontext() if fine else pytest.raises(ConfigError, match=r"takes steps of .* above learning_rate 0\.01")
+        ):
+            trained(how)
 
 
 def test_a_loss_that_is_not_finite_is_said() -> None:
