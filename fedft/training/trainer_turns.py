@@ -65,6 +65,7 @@ def descend(
         losses: list[torch.Tensor] = []
         kind = _turned(known, read, courses, losses, device, turn.plan.learning_rate)
         trainer = kind(**_rows(known, handle), model=_view(handle.model), args=arguments, optimizers=given)
+        trainer.remove_callback(import_module("transformers").PrinterCallback)  # into the table of the rounds
         _reference(trainer, handle)
         trainer.train()
     for module, training in modes:

@@ -97,7 +97,8 @@ def test_pieces_are_the_step_of_the_whole_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_nothing_of_it_stays_on_the_model(name: str) -> None:
+def test_nothing_of_it_stays_on_the_model(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nor on the terminal, where the rounds of the run are told."""
     handle = begun(of_dpo(name))
     held, config = dict(vars(handle.model)), handle.model.config.to_dict()
     modes = [m.training for m in handle.model.modules()]
@@ -105,6 +106,7 @@ def test_nothing_of_it_stays_on_the_model(name: str) -> None:
     base = {n: p.clone() for n, p in handle.base().items()}
     drawn = random.getstate(), np.random.get_state()[1].tolist()
     trained(Local(batch_size=4, trainer=told(name)), of_dpo(name), handle=handle)
+    assert capfd.readouterr().out == ""
     assert vars(handle.model).keys() == held.keys()
     assert handle.model.config.to_dict() == config
     assert [m.training for m in handle.model.modules()] == modes
