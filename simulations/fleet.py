@@ -104,7 +104,7 @@ def post(place: Workplace, folder: Path) -> Iterator[Post]:
     with crew:
         for number, facts in enumerate(crew.facts):
             _check_same(place, _named(number, chosen), _whose(worker_of, number), facts)
-        yield FleetPost(crew, worker_of)
+        yield FleetPost(crew, worker_of, max(int(facts.get("together", 1)) for facts in crew.facts))
 
 
 def _crew(config: RunConfig, chosen: list[str], worker_of: Mapping[str, int], mark: Path) -> Processes | Actors:

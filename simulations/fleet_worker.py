@@ -19,7 +19,7 @@ from fedft.errors import ConfigError
 
 
 def begin(told: Mapping[str, Any]) -> tuple[Post, dict[str, Any]]:
-    """(the post of a worker's clients, digests of its base model and rows).
+    """(the post of a worker's clients; digests of its base model and rows, and how many clients share a pass).
 
     `told` has the run's `config`, the worker's `device` and `clients`, a file that must be there (`mark`), and what
     code it may import (`allow`). Raises ConfigError where the run's folder is not the one that the file was written in.
@@ -37,8 +37,9 @@ def begin(told: Mapping[str, Any]) -> tuple[Post, dict[str, Any]]:
         place = workplace.workplace(config, folder=mark.parent, only=told["clients"])
     finally:
         logging.disable(logging.NOTSET)
-    facts = {"base": place.base.digest, "rows": fleet.rows_digest(place.clients)}
-    return workplace.local_post(place.clients), facts
+    post = workplace.local_post(place.clients)
+    facts = {"base": place.base.digest, "rows": fleet.rows_digest(place.clients), "together": post.together}
+    return post, facts
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
     depends                                 what the run's bytes depend on beside its run file and rows, in words
     """
     config, recipe, rows = place.config, place.recipe, place.rows
+    devices = fleet.devices(config, len(place.clients))
     ranks = [] if recipe.space.rank_free else sorted({*config.ranks()[: len(place.clients)]})
     trained = recipe.space.spec(place.layout, max(ranks, default=0))
     train_rows = sum(len(c.train_rows) for c in place.clients.values())
@@ -43,7 +44,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
         "device": config.model.device,
         "dtype": config.model.dtype,
         "base_bits": config.model.base_bits,
-        "workers": fleet.devices(config, len(place.clients)),
+        "workers": devices,
         "parameters": sum(map(math.prod, place.layout.parameters.values())),
         "trainable": sum(math.prod(t.shape) for t in trained.values()),
         "strategy": config.strategy.name,
@@ -66,7 +67,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
         "disk": disk_need.foreseen(config, recipe, place.layout, len(place.clients)).whole,
         "together": together,
         "depends": device_arithmetic.depends(config.model.device, config.local)
-        + ([f"{together} clients a pass"] if together > 1 else []),
+        + ([f"{together} clients a pass{f', {len(devices)} workers' * (len(devices) > 1)}"] if together > 1 else []),
     }
 
 

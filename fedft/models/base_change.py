@@ -85,6 +85,22 @@ class Originals:
         return lambda: self.change(name, moved())
 
 
+class Beside:
+    """The change that a module with a packed weight adds to its output."""
+
+    def __init__(self) -> None:
+        self.change: Change | None = None
+
+    def add(self, module: nn.Module, given: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """The module's output y [..., out] with the change's product with the x [..., in] that it was given added."""
+        d, x = self.change, given[0]
+        if d is None:
+            return y
+        if isinstance(d, Tensor):
+            return y + (x.to(d.dtype) @ d.T).to(y.dtype)
+        return y + ((x.to(d.A.dtype) @ d.A.T) @ d.B.T).to(y.dtype)
+
+
 class BaseChange:
     """The change since w0 of a model's adapted modules, and how each module is made to act so."""
 
@@ -101,8 +117,10 @@ class BaseChange:
             m: module.transposed if m in inside else type(module).__name__ == "Conv1D"
             for m, module in self._modules.items()
         }
-        self._beside: dict[str, Change] = {}
-        self._hooks: dict[str, Any] = {}
+        # before anything is compiled: torch looks for hooks when it traces a layer, and never again
+        self._beside = {m: Beside() for m in self._modules if self._packed(m)}
+        for m, beside in self._beside.items():
+            self._modules[m].register_forward_hook(beside.add)
 
     def set(self, change: Mapping[str, Change], key: str) -> None:
         """Make every adapted weight act as w0 + change, a module that is left out as w0.
@@ -115,7 +133,7 @@ class BaseChange:
             moved = {m: d for m, d in change.items() if not _is_zero(d)}
             for m in moved.keys() | self.change.keys():
                 d = moved[m] if m in moved else lowrank.zero(*self._layout.modules[m])
-                (self._add_to_output if self._packed(m) else self._write)(m, d)
+                (self._add_to_output if m in self._beside else self._write)(m, d)
         self.change = moved
         self.key = key
 
@@ -126,15 +144,18 @@ class BaseChange:
         Weights of layers change places with w0, without a copy; the matrix of an expert, a part of a parameter, is
         copied.
         """
-        beside, self._beside = self._beside, {}
-        written = {m: self._modules[m].weight for m in self.change if m not in beside}
+        beside = {b: b.change for b in self._beside.values()}
+        written = {m: self._modules[m].weight for m in self.change if m not in self._beside}
         moved = {m: weight.clone() if m in self._layout.experts else weight.data for m, weight in written.items()}
         try:
+            for b in beside:
+                b.change = None
             for m, weight in written.items():
                 self._put(m, weight, self._originals.original(m + ".weight", weight))
             yield
         finally:
-            self._beside = beside
+            for b, change in beside.items():
+                b.change = change
             for m, weight in written.items():
                 self._put(m, weight, moved[m])
 
@@ -162,17 +183,7 @@ class BaseChange:
         """Let the module add the change to its output from now on."""
         module = self._modules[m]
         weight: Tensor = module.packed[0] if isinstance(module, PackedLinear) else module.weight
-        self._beside[m] = _on(weight.device, d)
-        if m not in self._hooks:
-            self._hooks[m] = module.register_forward_hook(lambda _, x, y, m=m: self._added(m, x[0], y))
-
-    def _added(self, m: str, x: Tensor, y: Tensor) -> Tensor:
-        """The module's output y [..., out] with the change's product with x [..., in] added."""
-        if (d := self._beside.get(m)) is None or _is_zero(d):
-            return y
-        if isinstance(d, Tensor):
-            return y + (x.to(d.dtype) @ d.T).to(y.dtype)
-        return y + ((x.to(d.A.dtype) @ d.A.T) @ d.B.T).to(y.dtype)
+        self._beside[m].change = None if _is_zero(d) else _on(weight.device, d)
 
 
 def _is_zero(d: Change) -> bool:

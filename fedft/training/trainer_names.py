@@ -131,4 +131,7 @@ def arguments_of(
         raise ConfigError(f"[local] trainer = {name!r}: {in_one_line(e)}") from e
     if made.n_gpu > 1:
         made._n_gpu = 1  # it would deal a batch out to all devices that it sees
+    if device.type == "cuda" and made.device != device:
+        vars(made)["_setup_devices"] = device  # it would move the model to the first device that it sees
+        torch.cuda.set_device(device)
     return made

@@ -22,6 +22,7 @@ from torch import nn
 
 from fedft.contract import Batch, Course, Metrics, Turn
 from fedft.data.micro_batches import InPieces
+from fedft.errors import ConfigError
 from fedft.training import schedules
 from fedft.training.trainer_names import Known, arguments_of, trainer_of
 
@@ -45,6 +46,7 @@ def descend(
         optimizer: the run's, for a Trainer that is told no other one.
     Raises:
         FloatingPointError: a loss was not finite, or what was trained is not.
+        ConfigError: a schedule of the Trainer's own goes above the run's learning rate.
     """
     from transformers.trainer_callback import PrinterCallback
 
@@ -63,8 +65,9 @@ def descend(
         own = {"optim", "lr_scheduler_type", "warmup_steps"} & options.keys()
         given = (None if "optim" in own else optimizer, None if own else rate)
         losses: list[torch.Tensor] = []
-        kind = _turned(known, read, courses, losses, device)
+        kind = _turned(known, read, courses, losses, device, turn.plan.learning_rate)
         trainer = kind(**_rows(known, handle), model=_view(handle.model), args=arguments, optimizers=given)
+        trainer.remove_callback(import_module("transformers").PrinterCallback)  # into the table of the rounds
         _reference(trainer, handle)
         trainer.remove_callback(PrinterCallback)  # it would print a line of each turn
         trainer.train()
@@ -100,9 +103,17 @@ def _pieces(batch: Batch) -> list[Batch]:
 
 
 def _turned(
-    known: Known, read: "Pieces", courses: Sequence[Course], losses: list[torch.Tensor], device: torch.device
+    known: Known,
+    read: "Pieces",
+    courses: Sequence[Course],
+    losses: list[torch.Tensor],
+    device: torch.device,
+    most: float,
 ) -> Any:
-    """The Trainer's class, which reads these batches, lets the terms take part and tells nobody of it."""
+    """The Trainer's class, which reads these batches, lets the terms take part and tells nobody of it.
+
+    `most` is the largest learning rate: a site's policy bounds it, whatever a schedule of the Trainer's own is told.
+    """
     above: Any = getattr(import_module(known.module), known.trainer)
 
     class Turned(above):
@@ -119,6 +130,10 @@ def _turned(
             """TRL would tell its makers that it is used."""
 
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if (rate := max(float(g["lr"] or 0.0) for g in self.optimizer.param_groups)) > most * (1 + 1e-6):
+                raise ConfigError(
+                    f"[local] trainer: its schedule takes steps of {rate:g}, above learning_rate {most:g}"
+                )
             loss: torch.Tensor = super().training_step(*args, **kwargs)
             losses.append(loss.detach())
             if self.accelerator.sync_gradients:  # the last piece of a batch
@@ -130,8 +145,12 @@ def _turned(
 
 
 def _view(model: nn.Module) -> nn.Module:
-    """The model once more, on the same layers and tensors, with configurations of its own."""
-    found = copy.copy(model)
+    """The model once more, on the same layers and tensors, with configurations of its own.
+
+    It does not say that its files hold packed weights: a Trainer would refuse it, which knows no adapters but peft's.
+    """
+    found: Any = copy.copy(model)
+    found.is_quantized = False
     for name in ("config", "generation_config"):
         if hasattr(model, name):
             setattr(found, name, copy.deepcopy(getattr(model, name)))

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from small_models import changes, every_model, is_conv1d, logits, small
+from small_models import Small, base_of, changes, every_model, is_conv1d, logits, small
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.benchmarks.measure import Peak
+from fedft.models import quantized_base
 from fedft.models.base_change import BaseChange, Originals
 
 
@@ -88,3 +89,26 @@ def test_products_are_of_full_precision_whatever_the_process_has_chosen():
         assert torch.equal(handle.model.get_submodule(m).weight, plain.model.get_submodule(m).weight)
         assert is_conv1d(handle.model.get_submodule(m))
     assert not torch.equal(logits(copy.deepcopy(handle.model), s.batch), logits(small("gpt2").model, s.batch))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
+def test_a_layer_that_was_compiled_before_the_first_change_heeds_it_beside_packed_weights():
+    """Torch looks for hooks when it traces a layer, and not again: one that came later would be passed over."""
+    s = small("llama")
+    plain, compiled = (
+        Small(quantized_base.packed(base_of(copy.deepcopy(s.model)), 4).model, s.layout, s.batch).handle()
+        for _ in range(2)
+    )
+    compiled.model.model.layers[0].compile(backend="eager", dynamic=True)
+    found = []
+    for rank in (0, 3):
+        d = {m: LowRank(10 * x.A, 10 * x.B) for m, x in changes(s.layout, rank).items()} if rank else {}
+        for handle in (plain, compiled):
+            handle.set_base_change(d, str(rank))
+        with torch.no_grad():
+            found.append([handle.loss(s.batch) for handle in (plain, compiled)])
+            with compiled.without_adapter():
+                assert torch.allclose(compiled.loss(s.batch), found[0][0])
+    assert all(torch.allclose(a, b) for a, b in found)
+    assert len({round(float(a), 3) for a, _ in found}) == 2
+    torch._dynamo.reset()

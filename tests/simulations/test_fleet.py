@@ -103,7 +103,10 @@ def test_clients_of_a_worker_share_its_passes(
     alone = runs.simulate(run_file.load(runs.QUICKSTART, exact), out=tmp_path / "alone")
     assert found[0]["state_digest"] == found[1]["state_digest"] != alone.summary["state_digest"]
     assert found[0]["final"]["loss"] == pytest.approx(alone.summary["final"]["loss"], rel=1e-3)
-    assert any("another number of workers than 2 gives other last bits" in m for m in caplog.messages)
+    header = found[0]["header"]
+    assert (header["together"], header["depends"]) == (2, ["2 clients a pass, 2 workers"])
+    assert alone.summary["header"]["together"] == 1
+    assert sum("another number of workers than 2 gives other last bits" in m for m in caplog.messages) == 2
 
 
 def test_a_worker_that_has_another_model_other_rows_or_another_folder_is_told_before_any_training(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_nothing_of_it_stays_on_the_model_or_the_screen(name: str, capfd: pytest
     base = {n: p.clone() for n, p in handle.base().items()}
     drawn = random.getstate(), np.random.get_state()[1].tolist()
     trained(Local(batch_size=4, trainer=told(name)), of_dpo(name), handle=handle)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr().out == ""
     assert vars(handle.model).keys() == held.keys()
     assert handle.model.config.to_dict() == config
     assert [m.training for m in handle.model.modules()] == modes
@@ -113,12 +114,43 @@ def test_nothing_of_it_stays_on_the_model_or_the_screen(name: str, capfd: pytest
     assert (random.getstate(), np.random.get_state()[1].tolist()) == drawn
 
 
+def test_it_works_where_the_model_is_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with several devices, of which a Trainer would take the first one, or all."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    second, local = torch.device("cuda:1"), Local(trainer=told("transformers"))
+    made = trainer_names.arguments_of(local, 1, 1, 0.1, 1, second, "unused")
+    assert (made.device, chosen) == (second, [second])
+    assert made.n_gpu <= 1
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_base_whose_files_hold_packed_weights_is_trained_as_others_are(name: str) -> None:
+    handle = begun(of_dpo(name))
+    handle.model.is_quantized = True  # as transformers notes it when it loads such files
+    its, _ = trained(Local(batch_size=4, trainer=told(name)), of_dpo(name), handle=handle)
+    plain, _ = trained(Local(batch_size=4, trainer=told(name)), of_dpo(name))
+    assert apart(its, plain) == 0
+    assert handle.model.is_quantized
+
+
 def test_what_it_is_told_counts() -> None:
     plain, _ = trained(Local(batch_size=4, trainer=told("transformers")))
     smooth, _ = trained(Local(batch_size=4, trainer=told("transformers", label_smoothing_factor=0.3)))
     other, _ = trained(Local(batch_size=4, trainer=told("transformers", optim="adafactor")))
     assert apart(plain, smooth) > 1e-3
     assert apart(plain, other) > 1e-3
+
+
+def test_no_schedule_of_its_own_goes_above_the_learning_rate() -> None:
+    """Which a site's policy bounds; the options of a schedule come with a server's job."""
+    for least, fine in ((0.001, True), (1.0, False)):
+        own = told("transformers", lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": least})
+        how = Local(batch_size=4, learning_rate=0.01, trainer=own)
+        with (
+            nullcontext() if fine else pytest.raises(ConfigError, match=r"takes steps of .* above learning_rate 0\.01")
+        ):
+            trained(how)
 
 
 def test_a_loss_that_is_not_finite_is_said() -> None:

@@ -31,9 +31,12 @@ def dealt(names: Collection[str], workers: int) -> dict[str, int]:
 class FleetPost:
     """`Post` to clients in the workers of a crew. Used by one thread."""
 
-    def __init__(self, crew: Crew, worker_of: Mapping[str, int]) -> None:
-        """`worker_of`: the number of the worker that has a client, for every client. A crew has one post ever."""
-        self._crew, self._worker_of = crew, worker_of
+    def __init__(self, crew: Crew, worker_of: Mapping[str, int], together: int = 1) -> None:
+        """`worker_of`: the number of the worker that has a client, for every client. A crew has one post ever.
+
+        `together`: letters of training that a worker begins at once, at most; only said.
+        """
+        self._crew, self._worker_of, self.together = crew, worker_of, together
         workers = range(max(worker_of.values(), default=0) + 1)
         self._count = 0
         self._letters: dict[str, Letter] = {}
