@@ -26,10 +26,11 @@ from typing import Any, get_type_hints
 
 from fedft import check, config, registry, run_file, strategies
 from fedft.client.base_precision import own_model
+from fedft.client.job_limits import at_most, check_limits
 from fedft.client.site_settings import Policy, SiteConfig
 from fedft.compression import codec_names
 from fedft.config import ALL, LOCAL, RunConfig
-from fedft.data import template_checks, templates
+from fedft.data import template_checks
 from fedft.errors import FedftError, PlanRefused, in_one_line
 from fedft.training.metrics import interface as metrics
 from fedft.update import Job, Plan
@@ -44,11 +45,7 @@ LOOKED_AT = {
 }
 """Keys by table whose texts name nothing that is imported, or have a check of their own. All other texts of a job,
 those of tables and options yet to come too, are held against what is built in and what the policy lists."""
-MAX_TEMPLATE = 4096  # characters; the longest prompt we know has 600
-MAX_FIELDS = 32  # in a template, and blocks: a row's text is multiplied by no more than this
-MAX_LABELS = 1000  # the head has a row for each
 MIB = 2**20
-MAX_WHOLE = 100  # modules_to_save, each of which is looked for among all names
 
 RUN = re.compile(r"[0-9a-f]{16}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -72,11 +69,11 @@ def check_plan(plan: Plan, size: int, policy: Policy) -> None:
         if size > policy.max_download_mib * MIB:
             said = f"{size / MIB:.1f} MiB of tensors, [policy] max_download_mib = {policy.max_download_mib}"
             raise PlanRefused("policy_download", said)
-        _at_most("policy_rank", "rank", plan.shape.largest, policy.max_rank)
-        _at_most("policy_steps", "steps", plan.steps, policy.max_steps)
+        at_most("policy_rank", "rank", plan.shape.largest, policy.max_rank)
+        at_most("policy_steps", "steps", plan.steps, policy.max_steps)
         if plan.steps < 1 and not plan.evaluate:
             raise PlanRefused("policy_steps", f"steps = {plan.steps}: there is nothing to train")
-        _at_most("policy_learning_rate", "learning_rate", plan.learning_rate, policy.max_learning_rate, (int, float))
+        at_most("policy_learning_rate", "learning_rate", plan.learning_rate, policy.max_learning_rate, (int, float))
         if not (isinstance(plan.evaluate, bool) and isinstance(plan.extra, Mapping)):
             raise PlanRefused("policy_options", "malformed plan: evaluate or extra is of a wrong type")
 
@@ -131,7 +128,7 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
     said = replace(said, strategy=config.Strategy(name, options))
     _check_names(said, policy)
     _check_texts(job.tables, policy)
-    _check_limits(said, policy)
+    check_limits(said, policy)
     for metric in metrics.asked(said.eval):
         if metric not in policy.metrics:
             allowed = ", ".join(policy.metrics) or "none"
@@ -140,9 +137,9 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
     space = strategies.make(name, options).space  # its options are of their types from here on
     for _, own in registry.tower(name, options):
         passes = said.local.steps * own.get("samples", 1)
-        _at_most("policy_steps", "[local] steps x samples", passes, policy.max_steps)
+        at_most("policy_steps", "[local] steps x samples", passes, policy.max_steps)
         factor = own.get("first_order_factor", 1.0) * said.local.learning_rate
-        _at_most(
+        at_most(
             "policy_learning_rate", "learning_rate x first_order_factor", factor, policy.max_learning_rate, (int, float)
         )
     if space.of_base and "all-linear" not in policy.targets:
@@ -199,48 +196,6 @@ def _check_texts(tables: Mapping[str, Mapping[str, Any]], policy: Policy) -> Non
             for text in check.texts(value) if key not in LOOKED_AT.get(table, ()) else ():
                 if text not in listed and (":" in text or text in foreign):
                     raise PlanRefused("policy_options", f"[{table}] {key!s:.80} says {text!r:.80}: not allowed here")
-
-
-def _check_limits(said: RunConfig, policy: Policy) -> None:
-    _at_most("policy_steps", "[local] steps", said.local.steps, policy.max_steps)
-    _at_most("policy_rank", "[model] repair_rank", said.model.repair_rank or 0, policy.max_rank)
-    rate = said.local.learning_rate
-    _at_most("policy_learning_rate", "[local] learning_rate", rate, policy.max_learning_rate, (int, float))
-    for table, size in (("local", said.local.batch_size), ("eval", said.eval.batch_size)):
-        _at_most("policy_batch_size", f"[{table}] batch_size", size, policy.max_batch_size)
-    tokens = {"[data] max_length": said.data.max_length, "[data] max_prompt": said.data.max_prompt or 0}
-    tokens |= {"[eval] generate_tokens": said.eval.generate_tokens}
-    for key, count in tokens.items():
-        _at_most("policy_tokens", key, count, policy.max_tokens)
-    wanted = [said.model.targets] if isinstance(said.model.targets, str) else said.model.targets
-    free = "all-linear" in policy.targets  # but an expression can take for ever to match: none but the operator's own
-    if not all(t in policy.targets or (free and not t.startswith("re:")) for t in wanted):
-        raise PlanRefused("policy_targets", f"targets {wanted!r:.80} are not allowed here; allowed: {policy.targets}")
-    if not (free or set(whole := said.model.modules_to_save) <= {*policy.targets}):
-        raise PlanRefused("policy_targets", f"modules_to_save {whole!r:.80}: not all allowed here: {policy.targets}")
-    _at_most("policy_options", "number of modules_to_save", len(said.model.modules_to_save), MAX_WHOLE)
-    if len(said.model.labels) > MAX_LABELS:
-        raise PlanRefused("policy_options", f"{len(said.model.labels)} labels, at most {MAX_LABELS} are trained here")
-    for key in template_checks.TEMPLATES:
-        _check_template(f"[data] {key}", getattr(said.data, key))
-
-
-def _check_template(key: str, template: str) -> None:
-    """`data.fill` looks up names in the row and does nothing else; left to bound is how much it writes."""
-    names = [name for name in templates.FIELD.findall(template[: MAX_TEMPLATE + 1]) if name]
-    blocks = template.count("[[")  # each that is not closed is looked for to the end
-    if len(template) > MAX_TEMPLATE or max(len(names), blocks) > MAX_FIELDS:
-        raise PlanRefused(
-            "policy_options",
-            f"{key}: {len(template)} characters, {len(names)} fields and {blocks} blocks; "
-            f"at most {MAX_TEMPLATE}, {MAX_FIELDS} and {MAX_FIELDS}",
-        )
-    templates.fill(template, dict.fromkeys(names, ""), key)
-
-
-def _at_most(code: str, name: str, value: Any, most: float, kinds: tuple[type, ...] = (int,)) -> None:
-    if type(value) not in kinds or not 0 <= value <= most:  # a comparison with NaN is false
-        raise PlanRefused(code, f"{name} = {value!r:.80}, allowed here: 0 to {most}")
 
 
 @contextmanager

@@ -129,11 +129,11 @@ class Policy:
     allowed."""
     base: list[str] | None = None
     """Digests of base models, or their first 12 or more digits; left out: whatever [model] id is."""
+    bits: list[int] = field(default_factory=lambda: [32, 16, 8, 4])
+    """Bits of a base's weights that a server may ask for; what [model] says here is the site's own choice."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
     """Layers that may be trained, as in a run file; "all-linear" allows all of them, and full fine-tuning, but a
     regular expression only where it stands here itself."""
-    bits: list[int] = field(default_factory=lambda: [32, 16, 8, 4])
-    """Bits of a base's weights that a server may ask for; what [model] says here is the site's own choice."""
     max_rank: int = 64
     """LoRA rank."""
     max_steps: int = 1000

@@ -37,13 +37,13 @@ from fedft.errors import OtherVersion, RunPaused, StateDamaged, in_one_line
 from fedft.histories.history_file import HistoryFile, Mark
 from fedft.histories.rounds import History
 from fedft.server.archive import Archive
+from fedft.server.kept_generations import kept
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of generations, their notes and the journal; one without a number is of the first
 WITH_HISTORY = 2  # the same with shared tensors that stand in state/history: 0.1.0 would not miss them
 JUMP, MAX_AHEAD = 2**16, 2**30  # of attempts' numbers: at a time, and beyond the seconds since 1970 in all
-KEEP_LAST = 3  # generations: the newest may turn out to be damaged, and the one before
 
 
 class Store:
@@ -238,20 +238,6 @@ class Store:
     def _versions(self) -> list[int]:
         found = (re.fullmatch(r"gen-(\d{8})\.fedft", p.name) for p in self._folder.iterdir())
         return sorted(int(m[1]) for m in found if m)
-
-
-def kept(version: int, newest: int) -> bool:
-    """Whether a generation stays on the disk: the last KEEP_LAST, and of older ones fewer the older they are.
-
-    Of those 2^k to 2^(k + 1) rounds old one stays, which is a multiple of 2^k: a run of 1,000 rounds has twelve
-    at most. The
-    first state stays for ever.
-
-    >>> [v for v in range(501) if kept(v, 500)]
-    [0, 256, 384, 448, 480, 488, 496, 498, 499, 500]
-    """
-    age = newest - version
-    return age < KEEP_LAST or version % 2 ** (age.bit_length() - 1) == 0
 
 
 def _file(client: str) -> str:

@@ -17,7 +17,7 @@ from fedft.contract import Layout
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe, spec_of
 from fedft.reports.quantities import size
-from fedft.server.checkpoint import KEEP_LAST, kept
+from fedft.server.kept_generations import KEEP_LAST, kept
 from fedft.server.message_sizes import first_round, message_bytes
 from fedft.update import Spec
 

@@ -56,8 +56,7 @@ def flasc(
         weight_decay: of the server's optimiser, on all entries.
         weights: `examples` for p_k = n_k / sum n_j, or `uniform`.
         error_feedback: a client adds what it did not send to its next change (off in the paper).
-        variant: `exact`, or `reference` for the published code's uniform weights, server weight decay of 0.01, and
-            floor(q P) entries, though at least one.
+        variant: `exact`, or `reference`, the code: uniform weights, decay of 0.01, floor(q P) entries, one at least.
     """
     if not (0 < density_down <= 1 and 0 < density_up <= 1):
         raise ValueError(f"expected densities above 0 and at most 1, got {density_down} down and {density_up} up")

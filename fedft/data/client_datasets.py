@@ -113,8 +113,8 @@ def encode(
     """(train, held out) by client, every record encoded as the run's objective trains on it.
 
     What is cut or left out is added to `counts`. `cache` is a folder for encoded rows, see `token_cache`; None: nothing
-    is kept. Raises DataError for a record that cannot be encoded, for a client
-    without a record to train on, and for a token id that the model has no embedding for.
+    is kept. Raises DataError for a record that cannot be encoded, for a client without a record to train on, and for a
+    token id that the model has no embedding for.
     """
     counts = RowCounts() if counts is None else counts
     d, found = config.data, {}

@@ -121,5 +121,5 @@ def _thin(folder: Path) -> None:
     for _, size, path in files:
         total += size
         if total > MOST_BYTES:
-            log.info("encoded rows in %s are removed: they were used longest ago", path)
+            log.info("encoded rows in %s are removed: they were written longest ago", path)
             path.unlink(missing_ok=True)

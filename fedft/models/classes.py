@@ -64,8 +64,13 @@ def _guessed(names: Sequence[str]) -> str:
     return REGRESSION if len(names) == 1 else SINGLE
 
 
-def name(config: Any, wanted: Classes) -> None:
-    """Write the names of the classes, one for each row of the head, and their problem type into a model's config."""
+def name(config: Any, own: Classes, wanted: Classes, source: str) -> None:
+    """Write the names of the classes, one for each row of the head, and their problem type into a model's config.
+
+    Raises DataError as `order` does where the checkpoint at `source` has a head of another number of classes, `own`.
+    """
+    if len(own.names) != len(wanted.names) and "SequenceClassification" in " ".join(config.architectures or ()):
+        order(own, wanted, source)
     config.id2label = dict(enumerate(wanted.names))
     config.label2id = {label: i for i, label in enumerate(wanted.names)}
     config.problem_type = wanted.problem_type

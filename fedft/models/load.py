@@ -104,13 +104,10 @@ def load(
         tokenizer = _tokenizer(folder)  # before gigabytes of weights are read
         own, named = classes.of_config(config), Classes(labels, problem_type)
         if labels and not wanted.generates:
-            if len(own.names) != len(labels) and "SequenceClassification" in " ".join(config.architectures or ()):
-                classes.order(own, named, source)
-            classes.name(config, named)
+            classes.name(config, own, named, source)
         files = stored_weights.stamps_of(stored_weights.files_of(folder))
         how: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
-        if packed:  # its library places them where they are unpacked
-            how["device_map"] = {"": place}
+        how |= {"device_map": {"": place}} if packed else {}  # their library places them where it unpacks them
         model, lacks = _weights(kind, folder, seed, config=config, **how)
         (model if packed else model.to(place)).eval()
     except FedftError:
@@ -122,8 +119,7 @@ def load(
         raise lacking(source, config.model_type, drawn)
     if labels and not wanted.generates:
         classes.fit(model, own, named, source, drawn)
-    digest = stored_weights.of_model(folder, files, model, drawn)
-    base = ready(model, tokenizer, task, source, drawn, digest)
+    base = ready(model, tokenizer, task, source, drawn, stored_weights.of_model(folder, files, model, drawn))
     if wanted.two_sides:
         _check_decoder(base)
     return base

@@ -28,6 +28,7 @@ from fedft.randomness.hadamard_numba_parts import (
     WORTH,
     D,
     S,
+    add_sum,
     random_words,
     rotate,
     share,
@@ -44,19 +45,7 @@ def _axpy(out, first, key, name, coefficients, unit, minus, flip, sums, spare): 
         if n == 0 or block % SUPERBLOCK == 0:
             random_words(minus, key, name, S, block // SUPERBLOCK * 512)
         random_words(flip, key, name, D, block * 32)
-        even, odd = BIT[block % SUPERBLOCK], BIT[block % SUPERBLOCK + 16]
-        for k in range(BLOCK // 2):
-            a, b = coefficients[2 * k], coefficients[2 * k + 1]
-            sums[2 * k] = -a if minus[k] & even else a
-            sums[2 * k + 1] = -b if minus[k] & odd else b
-        for _ in range(3):
-            rotate(sums, spare)
-            rotate(spare, sums)
-        for w in range(WORDS):
-            word = flip[w]
-            for k in range(32):
-                value = np.float32(sums[32 * w + k])
-                out[BLOCK * n + 32 * w + k] += unit * (-value if word & BIT[k] else value)
+        add_sum(out[BLOCK * n : BLOCK * (n + 1)], block, coefficients, unit, minus, flip, sums, spare)
 
 
 @compiled

@@ -24,8 +24,8 @@ from fedft.randomness.hadamard_numba_parts import (
     WORTH,
     D,
     S,
+    add_sum,
     random_words,
-    rotate,
     share,
     walsh,
 )
@@ -90,24 +90,6 @@ def _narrow_float16(bits: Array, values: Array, spare: Array, out: Array) -> Non
         out[i] = (wide & _U(0x8000)) | (b - _U(0x3F000000)) if b <= _U(0x3F000400) else wide
 
 
-@compiled
-def _add_sum(values, block, key, name, coefficients, unit, minus, flip, sums, spare):  # type: ignore[no-untyped-def]
-    """values += unit sum_j coefficients[j] z_j on a block; S (`minus`) and D (`flip`) of the block are at hand."""
-    even, odd = BIT[block % SUPERBLOCK], BIT[block % SUPERBLOCK + 16]
-    for k in range(BLOCK // 2):
-        a, b = coefficients[2 * k], coefficients[2 * k + 1]
-        sums[2 * k] = -a if minus[k] & even else a
-        sums[2 * k + 1] = -b if minus[k] & odd else b
-    for _ in range(3):
-        rotate(sums, spare)
-        rotate(spare, sums)
-    for w in range(WORDS):
-        word = flip[w]
-        for k in range(32):
-            value = np.float32(sums[32 * w + k])
-            values[32 * w + k] += unit * (-value if word & BIT[k] else value)
-
-
 def _copy(out_at, x_at, kinds, size, first, name, keep, key, sum_at, unit, other, index, alpha):  # type: ignore[no-untyped-def]
     """The module's formula for `size` elements at two addresses, from block `first` on.
 
@@ -137,7 +119,7 @@ def _copy(out_at, x_at, kinds, size, first, name, keep, key, sum_at, unit, other
             if begins:
                 random_words(minus, key, name, S, block // SUPERBLOCK * 512)
             random_words(flip, key, name, D, block * 32)
-            _add_sum(values, block, key, name, coefficients, unit, minus, flip, sums, spare)
+            add_sum(values, block, coefficients, unit, minus, flip, sums, spare)
         if index >= 0:
             if begins:
                 random_words(mine, other, name, S, block // SUPERBLOCK * 512 + index // 8)

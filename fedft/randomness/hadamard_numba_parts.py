@@ -46,6 +46,24 @@ def rotate(x: Array, y: Array) -> None:
 
 
 @compiled
+def add_sum(values, block, coefficients, unit, minus, flip, sums, spare):  # type: ignore[no-untyped-def]
+    """values += unit sum_j coefficients[j] z_j on a block; S (`minus`) and D (`flip`) of the block are at hand."""
+    even, odd = BIT[block % SUPERBLOCK], BIT[block % SUPERBLOCK + 16]
+    for k in range(BLOCK // 2):
+        a, b = coefficients[2 * k], coefficients[2 * k + 1]
+        sums[2 * k] = -a if minus[k] & even else a
+        sums[2 * k + 1] = -b if minus[k] & odd else b
+    for _ in range(3):
+        rotate(sums, spare)
+        rotate(spare, sums)
+    for w in range(WORDS):
+        word = flip[w]
+        for k in range(32):
+            value = np.float32(sums[32 * w + k])
+            values[32 * w + k] += unit * (-value if word & BIT[k] else value)
+
+
+@compiled
 def walsh(row: Array, index: int) -> None:
     """Bit i of `row` is the parity of i & index; the upper half of 2^t bits is the lower one, or its opposite."""
     row[0] = 0

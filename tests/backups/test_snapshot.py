@@ -47,18 +47,24 @@ def taken_at(d: Deployment, event: str, number: int, path: Path) -> None:
     d.federation.observe = observe
 
 
+def goes_on(first: Deployment, strategy: str, folder: Path) -> Deployment:
+    """The run that is restored from `b.tar`, of round 2, at its end: with the bytes of `first` and of a simulation."""
+    wanted = first.digest()
+    assert wanted == Deployment(folder / "simulated", strategy).simulated()
+    shutil.rmtree(folder / "run" / "state")
+    command("restore", folder / "b.tar", "--to", folder / "again")
+    again = Deployment(folder / "again", strategy, sites=first.sites)
+    assert again.metrics.lines[-1]["version"] == 2
+    assert again.digest() == wanted
+    return again
+
+
 @pytest.mark.parametrize("event", ["asking", "admitted"])
 def test_a_run_goes_on_from_a_backup_to_the_same_bytes(tmp_path: Path, event: str) -> None:
     """Its sites have gone on meanwhile, to the end, and have answered later attempts."""
     first = deployment(tmp_path / "run")
     taken_at(first, event, 2, tmp_path / "b.tar")
-    wanted = first.digest()
-    assert wanted == Deployment(tmp_path / "simulated", "scaffold").simulated()
-    shutil.rmtree(tmp_path / "run" / "state")
-    command("restore", tmp_path / "b.tar", "--to", tmp_path / "again")
-    again = Deployment(tmp_path / "again", "scaffold", sites=first.sites)
-    assert again.metrics.lines[-1]["version"] == 2
-    assert again.digest() == wanted
+    again = goes_on(first, "scaffold", tmp_path)
     assert [line["participants"] for line in again.metrics.lines[1:]] == [list(SITES)] * 4
     assert not [r for line in again.metrics.lines for r in line["refused"]]
     assert [line["state_digest"] for line in again.metrics.lines] == [s["state_digest"] for s in first.metrics.lines]
@@ -170,13 +176,7 @@ def test_the_newest_whole_generation_is_taken_and_a_backup_of_none_is_none(tmp_p
 def test_a_state_that_only_grows_is_backed_up_with_its_history_and_goes_on(tmp_path: Path) -> None:
     first = deployment(tmp_path / "run", "mezo")
     taken_at(first, "admitted", 2, tmp_path / "b.tar")
-    wanted = first.digest()
-    assert wanted == Deployment(tmp_path / "simulated", "mezo").simulated()
-    shutil.rmtree(tmp_path / "run" / "state")
-    command("restore", tmp_path / "b.tar", "--to", tmp_path / "again")
-    again = Deployment(tmp_path / "again", "mezo", sites=first.sites)
-    assert again.metrics.lines[-1]["version"] == 2
-    assert again.digest() == wanted
+    goes_on(first, "mezo", tmp_path)
 
 
 def test_a_generation_whose_history_is_damaged_is_not_backed_up(tmp_path: Path) -> None:

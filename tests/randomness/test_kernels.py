@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from compiling_libraries import library
 
 from fedft.arithmetic import compiled as compiling
 from fedft.randomness import hadamard_kernels, philox
@@ -22,13 +23,6 @@ from fedft.randomness.hadamard import Hadamard
 
 NAME = "layers.0.q.weight"
 CUDA = torch.cuda.is_available()
-
-
-def library(name: str):
-    absent = pytest.mark.skipif(
-        not find_spec(name), reason=f"{name} is not installed: nothing compiles kernels with it"
-    )
-    return pytest.param(name, marks=absent)
 
 
 @pytest.fixture(params=[library("numba"), library("triton")])

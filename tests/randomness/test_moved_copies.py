@@ -2,12 +2,12 @@
 
 import itertools
 import logging
-from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from compiling_libraries import library
 from torch import Tensor
 
 from fedft.randomness import directions, families, hadamard_kernels, moved_copies, philox
@@ -19,13 +19,6 @@ NAME = "layers.0.q.weight"
 CUDA = torch.cuda.is_available()
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 SAME, OTHER = Hadamard(2**64 - 1, 4096), Hadamard(9, 50)
-
-
-def library(name: str):
-    absent = pytest.mark.skipif(
-        not find_spec(name), reason=f"{name} is not installed: nothing compiles kernels with it"
-    )
-    return pytest.param(name, marks=absent)
 
 
 @pytest.fixture(params=[library("numba"), library("triton")])

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fleet_answers import said
 from one_line import one_line
 
 from fedft.carriers.fleet.post import FleetPost
 from fedft.carriers.fleet.processes import Start
-from fedft.carriers.interface import Letter
 from fedft.errors import ClientFailed, ConfigError, RunPaused
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
@@ -29,17 +29,6 @@ def actors(devices: tuple[str, ...] = ("cpu", "cpu"), address: str = "local", **
 def crew() -> Iterator[Actors]:
     with actors() as found:
         yield found
-
-
-def said(post: FleetPost, *pairs: tuple[str, str]) -> dict[str, Any]:
-    """The answers by client, once all have come."""
-    tickets = {post.push(Letter(c, "train", lambda t=t: t.encode(), max_bytes=2**21))[0] for c, t in pairs}  # type: ignore[misc]
-    found: dict[str, Any] = {}
-    while tickets:
-        for reply in post.pull(tickets):
-            tickets.discard(reply.ticket)
-            found[reply.client] = reply.answer
-    return found
 
 
 def test_clients_answer_in_their_actor_and_a_payload_is_stored_once(

@@ -12,6 +12,7 @@ from typing import Any
 
 import echo_worker
 import pytest
+from fleet_answers import said
 from one_line import one_line
 
 from fedft.carriers.fleet.crew import Order
@@ -57,17 +58,6 @@ def until_gone(found: list[int], seconds: float = 20) -> list[int]:
     while (left := [pid for pid in found if alive(pid)]) and time.monotonic() < until:
         time.sleep(0.02)
     return left
-
-
-def said(post: FleetPost, *pairs: tuple[str, str]) -> dict[str, Any]:
-    """The answers by client, once all have come."""
-    tickets = {post.push(Letter(c, "train", lambda t=t: t.encode(), max_bytes=2**21))[0] for c, t in pairs}  # type: ignore[misc]
-    found: dict[str, Any] = {}
-    while tickets:
-        for reply in post.pull(tickets):
-            tickets.discard(reply.ticket)
-            found[reply.client] = reply.answer
-    return found
 
 
 def test_clients_answer_in_their_worker_s_process_however_often_they_are_asked(
