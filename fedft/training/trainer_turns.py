@@ -48,8 +48,6 @@ def descend(
         FloatingPointError: a loss was not finite, or what was trained is not.
         ConfigError: a schedule of the Trainer's own goes above the run's learning rate.
     """
-    from transformers.trainer_callback import PrinterCallback
-
     _, options, known = trainer_of(turn.local)
     device = next(handle.model.parameters()).device
     first = next(batches)
@@ -69,7 +67,6 @@ def descend(
         trainer = kind(**_rows(known, handle), model=_view(handle.model), args=arguments, optimizers=given)
         trainer.remove_callback(import_module("transformers").PrinterCallback)  # into the table of the rounds
         _reference(trainer, handle)
-        trainer.remove_callback(PrinterCallback)  # it would print a line of each turn
         trainer.train()
     for module, training in modes:
         module.training = training
