@@ -138,6 +138,15 @@ def test_the_policy_of_a_site_allows_the_run_and_nothing_larger(run, tmp_path):
             allowed_jobs.check_job(job_of(run_file.from_dict(tables), DIGEST, b""), allowed)
 
 
+def test_the_policy_of_a_site_allows_the_repair_of_packed_weights(run, tmp_path):
+    """Whose rank may be above that of what is trained."""
+    model = {"base_bits": 4, "repair_rank": 16}
+    simulated = run(model=model, clients={"rank": 4}, strategy={"name": "fedit"})
+    allowed = with_keys(split(simulated, tmp_path / "sites", server="[::1]:9092")[0]).policy
+    assert allowed.max_rank == 16
+    allowed_jobs.check_job(job_of(simulated, DIGEST, b""), allowed)
+
+
 def test_the_policy_of_a_site_allows_the_modules_that_are_trained_whole(run, tmp_path):
     simulated = run(model={"targets": ["q_proj"], "modules_to_save": ["norm"]}, strategy={"name": "fedit"})
     allowed = with_keys(split(simulated, tmp_path / "sites", server="[::1]:9092")[0]).policy
