@@ -118,7 +118,7 @@ def _site_file(config: RunConfig, name: str, server: str, rows: int) -> str:
             "codecs": _codecs(config),
             "metrics": metrics.asked(config.eval),
             "targets": [*([targets] if isinstance(targets, str) else targets), *config.model.modules_to_save],
-            "max_rank": max(config.ranks()),
+            "max_rank": max(*config.ranks(), config.model.repair_rank or 0),
             "max_steps": max(config.local.steps, config.local.steps_over(rows)),
             "max_learning_rate": config.local.learning_rate,
             "max_batch_size": max(config.local.batch_size, config.eval.batch_size),

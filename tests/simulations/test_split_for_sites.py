@@ -1,7 +1,6 @@
 """Sites that are cut from a simulation hold what its clients hold."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -13,6 +12,7 @@ from fedft.config import LOCAL
 from fedft.data import client_datasets
 from fedft.durable import folder_name
 from fedft.errors import ConfigError, DataError
+from fedft.models.load import Base
 from fedft.server.job import job_of
 from fedft.simulations import virtual_clients
 from fedft.simulations.split_for_sites import split
@@ -22,18 +22,13 @@ OWNERS = ["north", "King Lear", "../up", "ütf"]
 RECORDS = [{"who": OWNERS[i * i % 7 % 4], "q": f"w{i}", "a": f"w{i % 5} w{i}", "n": i / 3} for i in range(90)]
 
 
-def base() -> SimpleNamespace:
+def base() -> Base:
     """One token for every word."""
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(99))])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return SimpleNamespace(
-        ids=102,
-        source="base",
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-        ),
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return Base(None, tokenizer, "causal-lm", "base", DIGEST, ids=102)
 
 
 @pytest.fixture
@@ -136,6 +131,15 @@ def test_the_policy_of_a_site_allows_the_run_and_nothing_larger(run, tmp_path):
         tables[table][key] = value
         with pytest.raises(allowed_jobs.PlanRefused):
             allowed_jobs.check_job(job_of(run_file.from_dict(tables), DIGEST, b""), allowed)
+
+
+def test_the_policy_of_a_site_allows_the_repair_of_packed_weights(run, tmp_path):
+    """Whose rank may be above that of what is trained."""
+    model = {"base_bits": 4, "repair_rank": 16}
+    simulated = run(model=model, clients={"rank": 4}, strategy={"name": "fedit"})
+    allowed = with_keys(split(simulated, tmp_path / "sites", server="[::1]:9092")[0]).policy
+    assert allowed.max_rank == 16
+    allowed_jobs.check_job(job_of(simulated, DIGEST, b""), allowed)
 
 
 def test_the_policy_of_a_site_allows_the_modules_that_are_trained_whole(run, tmp_path):
