@@ -43,8 +43,11 @@ NOT_READY = bytes(32)
 
 
 def launched() -> int:
-    """How many processes a launcher has started for this site; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes a launcher has started for this site; 1 without a launcher. Raises ConfigError."""
+    said = os.environ.get("WORLD_SIZE", "1")
+    if not said.isdecimal() or not int(said):
+        raise ConfigError(f"WORLD_SIZE = {said!r}, wanted the number of processes that a launcher has started")
+    return int(said)
 
 
 def on_own_device(site: SiteConfig) -> SiteConfig:

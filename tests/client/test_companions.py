@@ -11,7 +11,7 @@ from fedft.client import companions
 from fedft.client.companions import NOT_READY, Follower, LeadingClient
 from fedft.config import Local
 from fedft.contract import Turn
-from fedft.errors import PlanRefused
+from fedft.errors import ConfigError, PlanRefused
 from fedft.update import Plan
 from fedft.wire import messages
 
@@ -84,3 +84,10 @@ def test_a_follower_is_not_ready_for_a_run_that_it_could_not_join(tmp_path, capl
     assert talk.said == [NOT_READY]
     assert "no such rows here" in caplog.text
     assert not talk.told
+
+
+@pytest.mark.parametrize("said", ["", "two", "0", "-1"])
+def test_a_number_of_processes_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", said)
+    with pytest.raises(ConfigError, match="WORLD_SIZE"):
+        companions.launched()
