@@ -56,7 +56,8 @@ class FirstOrder:
         if turn.local.keep_optimizer:
             optimizer_state.restore(optimizer, learning.live, turn.drawer(optimizer_state.OWNER))
         descend = trainer_turns.descend if turn.local.trainer else _descend
-        metrics = descend(handle, learning.live, data.batches(turn), turn, courses, optimizer)
+        with frozen(p for n, p in handle.parameters().items() if n not in learning.live):
+            metrics = descend(handle, learning.live, data.batches(turn), turn, courses, optimizer)
         state = optimizer_state.taken(optimizer, learning.live) if turn.local.keep_optimizer else None
         del optimizer  # its moments are twice what is trained
         trained = self.result(handle, received, learning.live, metrics, courses)
@@ -113,20 +114,18 @@ def _descend(
 ) -> Metrics:
     """`plan.steps` optimiser steps on `live`; a step whose loss or gradient is not finite is left out."""
     trained = list(live.values())
-    others = [p for n, p in handle.parameters().items() if n not in live]
     losses = []
-    with frozen(others):
-        for step in range(turn.plan.steps):
-            loss = differentiate(handle, next(batches), trained)
-            if courses and bool(_finite(loss, trained)):
-                for course in courses:
-                    course.step()
-            set_rate(optimizer, turn, step)
-            norm = torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
-            fine = torch.isfinite(loss) & torch.isfinite(norm).to(loss.device)
-            step_if(optimizer, fine)
-            losses.append(torch.where(fine, loss, math.nan))
-            optimizer.zero_grad(set_to_none=True)
+    for step in range(turn.plan.steps):
+        loss = differentiate(handle, next(batches), trained)
+        if courses and bool(_finite(loss, trained)):
+            for course in courses:
+                course.step()
+        set_rate(optimizer, turn, step)
+        norm = torch.nn.utils.clip_grad_norm_(trained, turn.local.max_grad_norm or float("inf"))
+        fine = torch.isfinite(loss) & torch.isfinite(norm).to(loss.device)
+        step_if(optimizer, fine)
+        losses.append(torch.where(fine, loss, math.nan))
+        optimizer.zero_grad(set_to_none=True)
     settle(optimizer)
     read = torch.stack(losses).tolist() if losses else []  # the device is waited for
     counted = [x for x in read if math.isfinite(x)]

@@ -39,7 +39,7 @@ def descend(
 
     Args:
         handle: a `fedft.models.handle.ModelHandle`, with the values to begin from; it ends at those of the last step.
-        live: the parameters that learn, by name.
+        live: the parameters that learn, by name; no other one asks for gradients.
         batches: of the client's rows, whole or in pieces, as many as there are steps.
         turn: the client's turn in this round.
         courses: terms; each changes the gradients before they are clipped.
@@ -52,10 +52,8 @@ def descend(
     device = next(handle.model.parameters()).device
     first = next(batches)
     read = Pieces(chain([first], batches), turn.plan.steps, len(_pieces(first)))
-    learning = {id(p) for p in live.values()}
-    others = [p for p in handle.model.parameters() if p.requires_grad and id(p) not in learning]
     modes = [(module, module.training) for module in handle.model.modules()]
-    with tempfile.TemporaryDirectory(prefix="fedft-trainer-") as folder, _global_draws(), _frozen(others):
+    with tempfile.TemporaryDirectory(prefix="fedft-trainer-") as folder, _global_draws():
         arguments = arguments_of(
             turn.local, turn.seed % 2**31, read.steps, turn.plan.learning_rate, read.each, device, folder
         )
@@ -212,15 +210,3 @@ def _global_draws() -> Iterator[None]:
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
-
-
-@contextmanager
-def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, these parameters do not ask for gradients."""
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in parameters:
-            p.requires_grad_(True)
