@@ -120,6 +120,13 @@ def dealt(config: RunConfig, clients: Collection[str]) -> dict[str, Device]:
     return made
 
 
+def profiles(config: RunConfig, clients: Collection[str]) -> dict[str, dict[str, float]]:
+    """What each of all the run's clients says of its device when it enrols; nothing where they are hidden, or none."""
+    if config.clients.devices is None or config.clients.devices.hidden:
+        return {}
+    return {name: device.profile for name, device in dealt(config, clients).items()}
+
+
 def _shuffled(names: Collection[str], seed: int, purpose: str) -> list[str]:
     return sorted(names, key=lambda name: (philox.derive(seed, purpose, name), name))
 
