@@ -30,7 +30,7 @@ from fedft.models.load import Base
 from fedft.randomness import philox
 from fedft.recipe import Recipe
 from fedft.training import evaluate
-from fedft.update import BITS, MEMORY_LOST, Job, Plan, Update
+from fedft.update import BITS, MEMORY_LOST, PROFILE, Job, Plan, Update
 from fedft.wire import messages
 from fedft.wire.table import Entry, check_download
 
@@ -59,6 +59,8 @@ class Client:
     """The processes that share this client's batches; None: there is this one only."""
     rows: OwnRows | None = None
     """Where the rows come from, if their files are looked at again; None: they never change."""
+    profile: Mapping[str, float] = field(default_factory=dict)
+    """What the client says of its machine when it enrols, by the names of `fedft.contract.Member.profile`."""
     at: Plan | None = None
     """The plan that brought the client to the state that it holds; without tensors."""
     step: int = 0
@@ -118,7 +120,7 @@ class Client:
     def enrol(self, job: Job) -> bytes:
         """Agree on the run; returns the encoded numbers of rows to train on and held out. Raises PlanRefused."""
         self.join(job)
-        said = {"held_out": float(len(self.test_rows))}
+        said = {"held_out": float(len(self.test_rows)), **{PROFILE + name: x for name, x in self.profile.items()}}
         return messages.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run, metrics=said), "fp32")
 
     def join(self, job: Job) -> None:

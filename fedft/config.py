@@ -327,7 +327,8 @@ class Server:
     """Rounds of the run; a finished run may be resumed with more."""
     budget: str | None = None
     """End at the last round that fits "bytes=2e7" (training traffic of all clients, both ways), "steps=400" (rounds x
-    [local] steps) or "seconds=60" (training and aggregation); left out: all rounds."""
+    [local] steps) or "seconds=60" (training and aggregation; virtual ones with `[clients] devices`); left out: all
+    rounds."""
     seed: int = 0
     """Everything random that must be repeatable derives from it."""
     workers: int | list[str] | None = None
@@ -351,9 +352,10 @@ class Server:
     quorum: float = 2 / 3
     """Share of those asked that must be admitted, rounded up."""
     deadline_s: float | None = None
-    """A round closes after so many seconds if quorum is met."""
+    """A round closes after so many seconds if quorum is met; left out: an hour in a deployment and with virtual devices
+    (`[clients] devices`), by whose seconds it goes then, and never in other simulations."""
     grace_s: float = 30.0
-    """Seconds to wait for the rest once quorum is met and a deadline is set."""
+    """Seconds to wait for the rest once quorum is met and a deadline is set, or holds as above."""
     gates: list[Choice] = field(default_factory=list)
     """What has to agree before a state is committed, each by name, "package.module:factory", or a table."""
     attempts: int = 3
@@ -368,6 +370,42 @@ class Server:
 
 
 @dataclass(frozen=True)
+class DeviceClass:
+    """One of [clients.devices] classes: how fast some of the devices are."""
+
+    flops: float
+    """Floating-point operations of training in a second."""
+    share: float = 1.0
+    """How many of the clients have such a device, in proportion to the other classes."""
+    up: float | None = None
+    """Bytes in a second from the client to the server; left out: what is sent takes no time."""
+    down: float | None = None
+    """Bytes in a second from the server to the client; left out: what is sent takes no time."""
+    memory: int | str | None = None
+    """Bytes, or as "2GiB", "500MB": what the client says that a turn may take. Planners go by it, nothing else does."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """[clients.devices]: what each client of a simulation trains on, by whose virtual seconds its rounds go."""
+
+    classes: list[DeviceClass]
+    """Tables, as {share = 30, flops = 2e9, up = 1e6, down = 4e6, memory = "2GiB"}; dealt out by name from the seed."""
+    jitter: float = 0.0
+    """Below 1: the share by which a turn's arithmetic takes longer or shorter at most, drawn for each client and round.
+    """
+    hidden: bool = False
+    """Whether clients say nothing of their devices when they enrol: a planner then has their seconds only."""
+    availability: str | list[list[list[float]]] = field(default_factory=list)
+    """Traces, each a list of [from, to] in virtual seconds, within which a device is on and works; dealt out by name
+    from the seed. Or a JSON file of such a list. Left out: every device is always on."""
+    period_s: float | None = None
+    """Virtual seconds after which traces begin anew; left out: each at its own last `to`."""
+    dropout: float = 0.0
+    """Probability that a client vanishes in a round, and never answers in it."""
+
+
+@dataclass(frozen=True)
 class Clients:
     """[clients]: who takes part, with what."""
 
@@ -377,6 +415,10 @@ class Clients:
     """Who does how much (rank by module, steps) in a round: a planner by name, "package.module:factory", or a table."""
     rank: int | list[int] = 8
     """LoRA rank of all clients, or a list dealt out in order of name."""
+    devices: Devices | None = None
+    """Simulations: the table [clients.devices], virtual devices. Rounds then end as in a deployment, by `[server]`
+    quorum, deadline and grace, in virtual seconds; a deployment leaves it aside. Left out: no device is slower than
+    another, and only the clock on the wall counts."""
 
 
 @dataclass(frozen=True)
@@ -453,9 +495,16 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain tables, keys that are off left out; `from_dict` reads it back."""
-        tables = {t: {k: v for k, v in values.items() if v is not None} for t, values in asdict(self).items()}
+        tables: dict[str, Any] = _said(asdict(self))
         tables["strategy"] = {"name": self.strategy.name, **self.strategy.options}
         return tables
+
+
+def _said(value: Any) -> Any:
+    """A value of plain tables and lists without the keys that are off."""
+    if isinstance(value, dict):
+        return {k: _said(v) for k, v in value.items() if v is not None}
+    return [_said(v) for v in value] if isinstance(value, list) else value
 
 
 def budget_of(text: str) -> tuple[str, float]:

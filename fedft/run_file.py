@@ -1,9 +1,10 @@
 """A run file (TOML) becomes a checked `RunConfig`."""
 
 import tomllib
+import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:
         if isinstance(found := tables.get(table), dict) and key in found:
             said = f"{where}: [{table}] {key}"
             found[key] = source_paths.resolved(found[key], folder, said, patterns=table == "data")
+    clients = tables.get("clients")
+    if isinstance(clients, dict) and isinstance(devices := clients.get("devices"), dict):
+        said, traces = f"{where}: [clients.devices] availability", devices.get("availability")
+        if isinstance(traces, str):
+            devices["availability"] = source_paths.resolved(traces, folder, said, patterns=False)
     data = tables.get("data")
     if isinstance(data, dict) and isinstance(template := data.get("chat_template"), str):
         try:  # its text is the run's own from here on
@@ -158,10 +164,24 @@ def checked_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as `check.typed` gives it; where the hint is a dataclass of ours, or a list of them, made of tables."""
+    optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    for option in typing.get_args(hint) if optional else (hint,):
+        if is_dataclass(option) and isinstance(option, type):
+            return _inner_table(option, value, where)
+        of = typing.get_args(option)
+        if typing.get_origin(option) is list and is_dataclass(of[0]) and isinstance(value, list):
+            return [_inner_table(of[0], one, f"{where}[{n}]") for n, one in enumerate(value)]
     try:
         return check.typed(hint, value, where)
     except ValueError as e:
         raise ConfigError(str(e)) from e
+
+
+def _inner_table(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {check.quoted(value)}, wanted a table")
+    return checked_table(kind, value, where)
 
 
 def _check_names(c: RunConfig) -> None:

@@ -44,8 +44,8 @@ class Admitting:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         try:
-            while kind is None and self._begun:
-                self._settle_first()
+            if kind is None:
+                self.settle()
         finally:
             self._begun.clear()
             if self._pool is not None:
@@ -65,6 +65,11 @@ class Admitting:
             self._settle_first()
         self._pool = self._pool or ThreadPoolExecutor(1, "admitting")
         self._begun.append((self._pool.submit(rest.work), rest, settle))
+
+    def settle(self) -> None:
+        """Wait until no answer is at work any more, and tell what came of each."""
+        while self._begun:
+            self._settle_first()
 
     def look(self, wait_s: float = 0.0) -> bool:
         """Settle the answers whose work is done; whether any was at work. Waits so long for the first, at most."""

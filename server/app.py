@@ -75,6 +75,10 @@ def serve(
         RunPaused: the run stopped where it can go on.
     """
     office = Office.at(place, lift)
+    if config.clients.devices is not None:
+        log.warning(
+            "[clients.devices] has no effect: they are virtual, of simulations; sites have devices of their own"
+        )
     return coordinate(config, office, folder, partial(link_of, office), lift=lift, observe=observe)
 
 

@@ -2,7 +2,7 @@
 
     bytes=2e7     training traffic of all clients, up and down, added up
     steps=400     local optimiser steps one after the other: rounds x [local] steps, however many passes one takes
-    seconds=60    training and aggregation by the clock on the wall
+    seconds=60    training and aggregation by the clock on the wall; with virtual devices, by theirs
 
 A round is not begun that would exceed the budget if it cost what the last one did; one round is always done. Enrolment
 and evaluation are left out, with one correction: state sent for an evaluation counts as training traffic if the same
@@ -55,12 +55,15 @@ def training_bytes(line: Line, earlier: Sequence[Line], adds: bool) -> dict[str,
     """
     up = sum(b["up"] for b in line["bytes"].values())
     needed = {c: b.get("needed", b["down"]) for c, b in line["bytes"].items()}
-    down = sum(n + _brought(c, n, earlier, adds) for c, n in needed.items())
+    down = sum(n + brought(c, n, earlier, adds) for c, n in needed.items())
     return {"up": up, "down": down}
 
 
-def _brought(client: str, sent: int, earlier: Sequence[Line], adds: bool) -> int:
-    """Bytes of state that evaluations have brought to a client since it last trained, so far as it uses them now."""
+def brought(client: str, sent: int, earlier: Sequence[Line], adds: bool) -> int:
+    """Bytes of state that evaluations have brought to a client since it last trained, so far as it uses them now.
+
+    `sent` are the bytes of the plan that it is sent then; for the others see `training_bytes`.
+    """
     found: list[int] = []
     for line in reversed(earlier):
         of = line.get("evaluation_bytes", {})

@@ -57,7 +57,7 @@ def evaluate(
     founders = [c for c in able if federation.membership.is_founder(c)]
     enough = size is not None and len(founders) >= size  # who joins does not change the panel
     panel = cohort.panel(founders if enough else able, size, federation.job.seed)
-    terms = federation.until(panel).to_dict()
+    terms = federation.until_measured(panel).to_dict()
     federation.observe("evaluating", {"version": state.version, "asked": panel, **terms})
     extra = {"rouge": True} if rouge else {}
     plans = {c: replace(p, steps=0, evaluate=True, extra=extra) for c, p in federation.plans(state, panel).items()}
@@ -70,7 +70,7 @@ def evaluate(
         limits = dict.fromkeys(asked, SHORT_ANSWER_BYTES)
 
         def until() -> Until:
-            return federation.until(federation.still(asked))
+            return federation.until_measured(federation.still(asked))
 
         exchange.ask("evaluate", asked, state, partial(accept, found), traffic, limits, until)
         return found

@@ -73,7 +73,10 @@ class Exchange:
             until: gives when the exchange ends though not all have answered; who has not is refused as `deadline`.
         """
 
+        before, answered = dict(self.have), set()
+
         def take(came: Came) -> Rest | None:
+            answered.add(came.client)
             if self.federation.recipe.is_held(bare[came.client]):
                 self.have[came.client] = state.version, state.label
             return accept(came)
@@ -93,8 +96,11 @@ class Exchange:
                 self.have[client] = served, label
 
         self._served[state.label] = state.version
-        letters = [Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c]) for c, p in bare.items()]
+        letters = [Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c], p) for c, p in bare.items()]
         self.send(letters, take, traffic, until, behind)
+        if self.federation.virtual:  # what a client forgot with a process that was killed its device has not forgotten
+            for client in bare.keys() - answered & before.keys():
+                self.have[client] = before[client]
 
     def enrol(self, clients: list[str], traffic: Traffic, until: Terms) -> None:
         """Send the job to these clients; who answers as a client does is enrolled in the federation."""

@@ -21,7 +21,7 @@ from fedft.server.membership import Membership, Roll
 from fedft.server.steering import Steering
 from fedft.server.traffic import Clock, Until
 from fedft.training import schedules
-from fedft.update import Job, Plan
+from fedft.update import PROFILE, Job, Plan
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,9 @@ class Federation:
     """Hears of everything that a person may want to see."""
     clock: Clock = time
     """By which an exchange of letters waits and ends."""
+    virtual: bool = False
+    """The clock is that of virtual devices: it passes only where an exchange waits, and is durable with the state. A
+    round that was interrupted is carried out anew, since nobody wrote down when its answers came."""
     deployed: bool = False
     """Sites come and go: whoever is not there is waited for up to quorum and deadline, and never an error."""
     caps: Mapping[str, int] = field(default_factory=dict)
@@ -151,7 +154,8 @@ class Federation:
     def enrolled(self, client: str, payload: bytes) -> None:
         """Take a client's answer to the job: its held-out rows and its profile. RejectedUpdate for other bytes."""
         said = messages.decode_update(payload, {}, "fp32", max_bytes=SHORT_ANSWER_BYTES)
-        self.know(client, {**said.metrics, "rows": said.num_examples})
+        profile = {name.removeprefix(PROFILE): x for name, x in said.metrics.items()}
+        self.know(client, {**profile, "rows": said.num_examples})
         self.observe("enrolled", {"client": client})
 
     def _hold(self, config: RunConfig) -> None:
@@ -191,9 +195,13 @@ class Federation:
         """
         need = self.quorum(len(asked)) - before
         limit, grace = self.config.server.deadline_s, self.config.server.grace_s
-        if limit is None and not self.deployed:
+        if limit is None and not (self.deployed or self.virtual):
             return Until(need, before=before)
         return Until(need, grace, limit or DEADLINE_S, before)
+
+    def until_measured(self, asked: Collection[str]) -> Until:
+        """When an evaluation ends: as a round; with its last answer where virtual devices take no time for it."""
+        return Until() if self.virtual else self.until(asked)
 
     def still(self, clients: Collection[str]) -> Collection[str]:
         """Those of `clients` who may take part, in their order."""

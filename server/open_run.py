@@ -74,6 +74,7 @@ class OpenRun:
         roll: Roll | None = None,
         lift: Collection[str] = (),
         clock: Clock = time,
+        virtual: bool = False,
     ) -> Loop:
         """The run's engine with these means to reach its clients.
 
@@ -81,11 +82,11 @@ class OpenRun:
             post: reaches the run's clients.
             roll: who may take part at a moment, see `Federation`.
             lift: clients whose quarantine ends now.
-            clock: see `Federation`.
+            clock, virtual: see `Federation`.
         """
         federation = Federation(
             post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
-            deployed=self.deployed, roll=roll, steering=self.steering,
+            virtual=virtual, deployed=self.deployed, roll=roll, steering=self.steering,
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         return Loop(federation, self.metrics, lift, gates)

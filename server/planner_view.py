@@ -68,7 +68,7 @@ def seen_after(
         one = Seen(
             plan.round, plan.rank, plan.steps, plan.batch, plan.bits, plan.extra,
             seconds=traffic.seconds.get(client) if timed else None,
-            up=traffic.up.get(client, 0), down=traffic.down.get(client, 0),
+            up=traffic.up.get(client, 0), down=traffic.needed.get(client, 0),
             loss=loss if math.isfinite(loss := said.get("loss", math.nan)) else None,
             norm=norms.get(client), admitted=client in metrics,
             metrics={n: x for n, x in said.items() if n.startswith(OF_CLIENTS)}, shape=plan.shape,

@@ -13,6 +13,7 @@ from functools import partial
 
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
+from fedft.reports import metric_log
 from fedft.server import admission, by_bits, cohort, planner_view
 from fedft.server.admitted import Admitted, EverybodyLeft, Outcome
 from fedft.server.admitting import Rest
@@ -44,6 +45,8 @@ class Round:
     traffic: Traffic = field(default_factory=Traffic)
     plans: dict[str, Plan] = field(default_factory=dict)
     """By client, without tensors; durable before the first is sent."""
+    _attempts: int = 0
+    """How many were begun, where they are numbered by round."""
     _jumped: bool = False
     """Whether a site's word has sent the numbers of attempts ahead in this round."""
 
@@ -59,10 +62,10 @@ class Round:
         in the first case, for the next attempt, and are dropped in the second. Raises EverybodyLeft where none of those
         who were asked may take part any more.
         """
-        started = time.monotonic()
+        started, by_clock = time.monotonic(), self.run.clock.monotonic()
         asked = self._begin()
         self._collect_to_quorum(asked)
-        trained = time.monotonic()
+        trained, by_clock = time.monotonic(), self.run.clock.monotonic() - by_clock
         weights = self._weights(asked)
         facts: list[tuple[int, Mapping[str, float]]] = []
         audit = self._audit(next(iter(weights)))
@@ -78,6 +81,7 @@ class Round:
             "train": trained - started,
             "aggregate": aggregated - trained,
             "audit": time.monotonic() - aggregated,
+            **({metric_log.VIRTUAL: by_clock} if self.run.virtual else {}),
         }
         record = self.admitted.record(self.state.version, asked, weights, self.traffic, measured, seconds)
         record |= by_bits.trained(facts, self.run.config.model)
@@ -110,7 +114,8 @@ class Round:
             asked = cohort.cohort(allowed, run.config.clients.per_round, run.job.seed, number)
         run.store.check_room()
         self.plans = run.durable_plans(self.state, asked)
-        self._recover(asked)
+        if not run.virtual:
+            self._recover(asked)
         recovered = list(self.admitted.examples)
         run.observe("round", {"round": number, "asked": asked, "barred": list(self.barred), "recovered": recovered})
         return asked
@@ -134,8 +139,8 @@ class Round:
 
     def _collect_to_quorum(self, asked: list[str]) -> None:
         run, attempts = self.run, 0
-        # clients of a simulation do the same again: whoever was refused would be refused again
-        while attempts < (run.config.server.attempts if run.deployed else 1):
+        # clients of a simulation do the same again, but that later answers of virtual devices have come meanwhile
+        while attempts < (run.config.server.attempts if run.deployed or run.virtual else 1):
             attempts += 1
             if missing := [c for c in run.still(asked) if c not in self.admitted.examples]:
                 self._collect(missing, asked)
@@ -155,6 +160,9 @@ class Round:
         quorum = f"quorum is {run.quorum(len(counted))}{barred}"
         if run.deployed:
             return f"{few} in {attempts} attempts, {quorum}; run again to continue"
+        if run.virtual:
+            hint = "the same again would come of it; see [server] quorum, deadline_s and [clients] devices"
+            return f"{few} in {attempts} attempts, {quorum}; {hint}"
         why = f"; {r['client']} was refused: {r['reason']}" if (r := next(iter(self.traffic.refused), None)) else ""
         return f"{few}, {quorum}{why}"
 
@@ -165,7 +173,7 @@ class Round:
 
     def _collect(self, clients: list[str], asked: Collection[str]) -> None:
         """Ask these clients of all that the round asks; what is admitted is durable when it enters `admitted`."""
-        run, attempt = self.run, self.run.store.next_attempt()
+        run, attempt = self.run, self._next_attempt()
         plans = {c: replace(self.plans[c], attempt=attempt) for c in clients}
 
         def accept(came: Came) -> Rest:
@@ -202,6 +210,15 @@ class Round:
             said = "round %d: %s answered later attempts than this run knows of, as after a restore; asking anew"
             log.warning(said, self.state.version, ", ".join(stale))
             self._collect(stale, asked)
+
+    def _next_attempt(self) -> int:
+        """The number of an attempt, which no other one has; with virtual devices by round, so that one which is carried
+        out anew after a kill sends letters of the same length."""
+        run = self.run
+        if not run.virtual:
+            return run.store.next_attempt()
+        self._attempts += 1
+        return self.state.version * run.config.server.attempts + self._attempts - 1
 
     def _admission(
         self, client: str, plan: Plan, *, recovered: bool = False

@@ -5,6 +5,7 @@ Nothing here is read again by the run. Each file is written whole or not at all 
 
 import importlib.metadata
 import json
+import math
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,7 @@ from fedft.models import base_note, export, tasks
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
-from fedft.reports import columns
+from fedft.reports import columns, metric_log
 from fedft.server import by_bits
 from fedft.update import MEMORY_LOST, Plan
 
@@ -95,7 +96,8 @@ def summary_of(
         "columns": columns.fields(columns.occurring(measured)),
         "bytes_up": sum(line["bytes_up"] for line in lines),
         "bytes_down": sum(line["bytes_down"] for line in lines),
-        "seconds": round(max(seconds, sum(sum(line["seconds"].values()) for line in lines)), 3),  # resumed: all of it
+        "seconds": round(max(seconds, sum(map(metric_log.wall_seconds, lines))), 3),  # resumed: all of it
+        **({"seconds_virtual": math.fsum(virtual)} if (virtual := metric_log.virtual_seconds(lines)) else {}),
         "refused": sum(len(line.get("refused", [])) for line in lines),
         "max_share": config.limits.max_share,
         MEMORY_LOST: dict(Counter(c for line in lines for c in line.get(MEMORY_LOST, ()))),

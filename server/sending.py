@@ -93,6 +93,8 @@ class Sending:
             for reply in post.pull(self.waiting):
                 came, heard = True, clock.monotonic()
                 self._hear(reply)
+                if self.federation.virtual:  # what counts by this moment does not depend on how fast we write
+                    self._admitting.settle()
                 if self._over():
                     return
             if self._over():
@@ -100,7 +102,12 @@ class Sending:
             if self._accepted >= self._terms.need and all(post.gone(letter.client) for letter in self.waiting.values()):
                 return
             if not came and not self._admitting.look(POLL_S[0]):
-                clock.sleep(min(max((clock.monotonic() - heard) / 20, POLL_S[0]), POLL_S[1]))
+                clock.sleep(self._pause(heard))
+
+    def _pause(self, heard: float) -> float:
+        """Seconds until the next look, after a reply at `heard`; a virtual clock says itself when there is news."""
+        now = self.federation.clock.monotonic()
+        return self._ends() - now if self.federation.virtual else min(max((now - heard) / 20, POLL_S[0]), POLL_S[1])
 
     def _look(self) -> bool:
         """See who has left and when the exchange ends now; whether any letter waits for its answer."""
@@ -144,9 +151,11 @@ class Sending:
         enough = self._accepted >= self._terms.need
         self._enough_at = min(self._enough_at, self.federation.clock.monotonic()) if enough else math.inf
 
+    def _ends(self) -> float:
+        return min(self.started + self._terms.deadline_s, self._enough_at + self._terms.grace_s)
+
     def _over(self) -> bool:
-        ends = min(self.started + self._terms.deadline_s, self._enough_at + self._terms.grace_s)
-        return self.federation.clock.monotonic() > ends
+        return self.federation.clock.monotonic() >= self._ends()
 
     def _hear(self, reply: Reply) -> None:
         """Take one reply; what must not count is told as a refusal."""

@@ -13,17 +13,22 @@ The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `stat
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedft import allowed_code
 from fedft import run_file as configs
+from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
-from fedft.server import disk_need, message_sizes, open_run
-from fedft.simulations import fleet, idle_options, run_header
-from fedft.simulations.workplace import whose, workplace
+from fedft.server import budget, disk_need, message_sizes, open_run
+from fedft.server.loop import Loop
+from fedft.server.open_run import OpenRun
+from fedft.simulations import devices, fleet, idle_options, run_header
+from fedft.simulations.virtual_clock import VirtualPost
+from fedft.simulations.workplace import Workplace, whose, workplace
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +76,7 @@ def simulate(
     name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
     folder = choose_folder(name, out, resume)
     fleet.check(config)
+    devices.check_devices(config)
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
         config = held.config
         place = workplace(config, held.recipe, folder=folder, trains=config.server.workers is None)
@@ -86,9 +92,25 @@ def simulate(
         with fleet.post(place, folder) as post:
             said = run_header.header(place, getattr(post, "together", 1))
             opened.observe("header", said)
-            state = opened.loop(post).run(place.clients)
+            state = _loop(opened, place, post).run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said}
         return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
+
+
+def _loop(opened: OpenRun, place: Workplace, post: Post) -> Loop:
+    """The engine of a run whose clients a post reaches, or the devices before them."""
+    config, recipe = place.config, place.recipe
+    if config.clients.devices is None:
+        return opened.loop(post)
+    lines = [] if recipe.evaluation_has_own_state else opened.metrics.lines
+    slow = VirtualPost(
+        post,
+        config,
+        devices.dealt(config, place.clients),
+        work=partial(devices.operations, config, recipe, place.layout),
+        brought=partial(budget.brought, earlier=lines, adds=not recipe.replaces_what_is_held),
+    )
+    return opened.loop(slow, clock=slow.clock, virtual=True)
 
 
 def choose_folder(name: str, out: str | Path | None, resume: bool) -> Path:

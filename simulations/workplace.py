@@ -23,7 +23,7 @@ from fedft.quickstart.base import cache_folder
 from fedft.recipe import Recipe
 from fedft.server import run_outputs
 from fedft.server.checkpoint import Store
-from fedft.simulations import batched_turns, virtual_clients
+from fedft.simulations import batched_turns, devices, virtual_clients
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def workplace(
     # cheap and likely mistakes (a file that is not there) come before the model is loaded
     rows = RowCounts()
     parts = virtual_clients.rows_by_client(config, rows) if data else {}
+    profiles = devices.profiles(config, parts)
     if only is not None:
         parts = {name: parts[name] for name in parts if name in only}
     here = resident.load(config, recipe, trains=trains)
@@ -87,6 +88,7 @@ def workplace(
             config,
             Memory(cache),
             Kept(at and at / durable.folder_name(name)),
+            profile=profiles.get(name, {}),
         )
         for name, (train, test) in virtual_clients.encode(
             parts, config, here.base, rows, cache_folder() / "tokens"

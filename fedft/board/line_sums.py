@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedft.reports import metric_log
 from fedft.training.metrics.loss import LOSS
 
 MAX_REFUSALS = 100
@@ -62,7 +63,7 @@ class LineSums:
 
     def _take(self, line: Mapping[str, Any]) -> None:
         before = self.curve[-1] if self.curve else {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0}
-        took = sum(line["seconds"].values())
+        took = metric_log.wall_seconds(line)
         point = {
             "round": line["version"],
             "loss": _finite(line.get(LOSS.name)),

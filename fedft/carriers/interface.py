@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from fedft.errors import RejectedUpdate
+from fedft.update import Plan
 
 Kind = Literal["query", "train", "evaluate"]
 Handle = Callable[[str, bytes, Callable[[bytes], None]], None]
@@ -48,6 +49,8 @@ class Letter:
     """Of the round: an answer counts for the attempt that it was asked in."""
     max_bytes: int = SHORT_ANSWER_BYTES
     """Longest answer there may be: no client decides how much memory it takes. The default fits one without tensors."""
+    plan: Plan | None = None
+    """What is asked, without tensors, for posts that reckon with it; None for a job."""
 
 
 @dataclass(frozen=True)

@@ -74,11 +74,11 @@ def say(kind: str, info: Mapping[str, Any]) -> None:
 
 def _say_line(info: Mapping[str, Any]) -> None:
     """A new state, with what was measured of it."""
-    from fedft.reports import columns
+    from fedft.reports import columns, metric_log
 
     looks = [columns.of(name) for name in columns.measured(info)]
     measured = "".join(f", {c.heading} {c.text(info[c.name])}" for c in looks)
-    seconds = sum(info["seconds"].values())
+    seconds = metric_log.wall_seconds(info)
     log.info(
         "state %d%s; %d bytes up, %d down; %.2f s; %d refused",
         info["version"], measured, info["bytes_up"], info["bytes_down"], seconds, len(info["refused"]),

@@ -5,7 +5,7 @@ A run that is resumed keeps the lines up to the version of its last committed st
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from fedft.errors import RunPaused
 
 Line = Mapping[str, Any]
 """A line of metrics.jsonl, parsed."""
+VIRTUAL = "virtual"
+"""Of a line's seconds: those that the round took by the clock of virtual devices, from its first letter to its end."""
 FACTS = ("train_loss", "bytes_up", "bytes_down")
 """Numbers of a line that belong to the round rather than to its evaluation, and are drawn over versions."""
 
@@ -71,5 +73,17 @@ def traffic(line: Line) -> int:
 
 
 def seconds(line: Line) -> float:
-    """Seconds of training and aggregation of the round that led to this line's state."""
+    """Seconds of training and aggregation of the round that led to this line's state; virtual ones where there are."""
+    if (virtual := line["seconds"].get(VIRTUAL)) is not None:
+        return float(virtual)
     return sum(line["seconds"].get(part, 0.0) for part in ("train", "aggregate"))
+
+
+def virtual_seconds(lines: Iterable[Line]) -> list[float]:
+    """Seconds of each round by the clock of virtual devices; none where there are no such devices."""
+    return [line["seconds"][VIRTUAL] for line in lines if VIRTUAL in line["seconds"]]
+
+
+def wall_seconds(line: Line) -> float:
+    """Seconds that this machine took for a line's round and its evaluation."""
+    return sum(s for part, s in line["seconds"].items() if part != VIRTUAL)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedft import check
+from fedft.reports import metric_log
 from fedft.reports.quantities import count, duration, size
 
 SHORT_S = 10.0  # a run that ends sooner needs no forecast
@@ -48,7 +49,7 @@ def forecast(header: Mapping[str, Any], line: Mapping[str, Any]) -> str:
 
     Of a run with a budget nothing is said: it may end before its last round.
     """
-    took, left = sum(line["seconds"].values()), header["rounds"] - line["version"]
+    took, left = metric_log.wall_seconds(line), header["rounds"] - line["version"]
     if header["budget"] is not None or took * left < SHORT_S:
         return ""
     return f"about {duration(took * left)} more, for {left} {'round' if left == 1 else 'rounds'} of {duration(took)}"

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fedft.data.labels import SINGLE
 from fedft.models import tasks
-from fedft.reports import columns, run_header
+from fedft.reports import columns, metric_log, run_header
 from fedft.reports.quantities import size
 from fedft.training.metrics.loss import ACCURACY, LOSS, TOKEN_LOSS
 
@@ -99,7 +99,7 @@ class Progress:
         if names != self._measured:  # the first line, or a metric that has not been there before
             self.out.print("".join(f"{name:>{width}}" for name, width in heads), style="bold")
             self._measured = names
-        seconds = sum(line["seconds"].values())
+        seconds = metric_log.wall_seconds(line)
         cells = (
             f"{line['version']}/{self._rounds}",
             *(c.text(line.get(c.name)) for c in looks),
@@ -131,7 +131,8 @@ class Progress:
             if told:
                 self.out.print("       " + ", ".join(told))
         traffic = f"{size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down"
-        self.out.print(f"       {traffic} in all; {summary['seconds']:.1f} s")
+        virtual = f", {summary['seconds_virtual']:.1f} virtual s" if "seconds_virtual" in summary else ""
+        self.out.print(f"       {traffic} in all; {summary['seconds']:.1f} s{virtual}")
         if summary.get("ended") == "budget":
             self.out.print(f"the run ended at its budget, after {summary['rounds']} rounds")
         model = folder / "model"
