@@ -58,7 +58,7 @@ class Sensitivity:
 class Scores:
     """A term (`fedft.contract.Term`) that leaves gradients alone and adds a score of every adapted weight to what is
     sent, as `plan.score.<module>`: float32 [rank] of a triplet, [1] of a pair. A module of which only a part learns has
-    none. It stands before terms that change gradients.
+    none. From a turn of triplets, a probe, nothing else is sent. The term stands before others that change gradients.
     """
 
     def begin(self, learning: Learning, turn: Turn) -> Course:
@@ -83,7 +83,8 @@ class _Accumulating(Course):
     def finish(self, trained: Trained, handle: Handle) -> Trained:
         """The turn's result, with the scores among what is sent."""
         found = of_modules({n: s.score.expand(self._live[n].shape) for n, s in self._seen.items()})
-        return trained._replace(delta={**trained.delta, **{SCORE + m: x for m, x in found.items()}})
+        rest = {} if any(n.endswith(LAM_SUFFIX) for n in self._live) else trained.delta
+        return trained._replace(delta={**rest, **{SCORE + m: x for m, x in found.items()}})
 
 
 def of_modules(s: Tensors) -> dict[str, Tensor]:
