@@ -23,9 +23,9 @@ stages, importance by sensitivity of an SVD-shaped adapter, ranks and batch unde
 and partial aggregation per weight. All else is this project's own definition, and no result is a reproduction.
 """
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -39,23 +39,34 @@ from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import A_SUFFIX, split, to_names
 from fedft.config import RunConfig
-from fedft.contract import Forecast, Seen
 from fedft.recipe import (
-    FirstOrder, Handle, Layout, Member, Next, Plan, Recipe, Roster, Shape, Spec, State, Tensors, Turn, Update, Work,
-    cut_to_rank, product_norm, write_all,
+    FirstOrder,
+    Handle,
+    Layout,
+    Next,
+    Plan,
+    Recipe,
+    Roster,
+    Shape,
+    Spec,
+    State,
+    Tensors,
+    Turn,
+    Update,
+    Work,
+    cut_to_rank,
+    product_norm,
+    write_all,
 )  # fmt: skip
 from fedft.strategies.parts import client_limits, sensitivity
-from fedft.strategies.parts.allocation import Allocation, Infeasible, Limits, Ranks, Search
+from fedft.strategies.parts.allocation import R0
 from fedft.strategies.parts.probed_pairs import ProbedPairs
 from fedft.strategies.parts.sensitivity import SCORE, Orthogonal, Scores
+from fedft.strategies.parts.works_by_resources import Works
 from fedft.update import TensorSpec
 
-OWNER, RANKS, PROBE = "fedpipe", "ranks", "probe"  # the last two in `Plan.extra`
-R0 = 4  # rank of a probe, and that at which a weight has half its use
-LADDER = (4, 8, 16, 32)
-BATCHES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
-OFF_BY = 1.25
-log = logging.getLogger(__name__)
+OWNER = "fedpipe"
+PROBE = "probe"  # in `Plan.extra`: the rank of a probe's triplets
 
 
 def fedpipe(
@@ -89,11 +100,12 @@ def fedpipe(
         check.between(0, 1, **share)
     if wrong := [b for b in bits if b not in (16, 8, 4)]:
         raise ValueError(f"bits: expected some of 16, 8 and 4, got {wrong[0]}")
-    pipe = Pipe(probe_rounds, replan, tuple(sorted(set(bits), reverse=True)), least, quantile, keep)
+    precisions = tuple(sorted(set(bits), reverse=True))
+    pipe = Pipe(probe_rounds, keep, Works(probe_rounds, replan, precisions, least, quantile))
     return Recipe(
         "fedpipe",
         ProbedPairs(),
-        aggregate=lambda updates: aggregate(updates, dilute=normalise == "cohort"),
+        aggregate=partial(aggregate, dilute=normalise == "cohort"),
         local=FirstOrder("value", terms=(Scores(), Orthogonal(gamma))),
         server=pipe.server,
         downlink=cut_to_rank,
@@ -106,7 +118,8 @@ def fedpipe(
         unlike_modules=True,
         bases="any",
         upload_kind="values",
-        norm=product_norm,
+        admit=admit,
+        norm=norm,
     )
 
 
@@ -127,6 +140,16 @@ def upload(layout: Layout, plan: Plan) -> Spec:
     return spec | {SCORE + n.removesuffix(A_SUFFIX): TensorSpec((1,)) for n in spec if n.endswith(A_SUFFIX)}
 
 
+def admit(delta: Tensors, plan: Plan) -> None:
+    """Raise RejectedUpdate for scores that no client of ours sends."""
+    sensitivity.check_mean(delta)
+
+
+def norm(delta: Tensors, plan: Plan) -> float:
+    """The norm of the products and of a head; a probe, which moves nothing, has 0."""
+    return product_norm({n: x for n, x in delta.items() if not n.startswith(SCORE)}, plan)
+
+
 def aggregate(updates: Iterable[Update], dilute: bool) -> dict[str, Tensor]:
     """Of every weight the mean of products over those who sent it, as stacked factors; means of scores and of a head.
 
@@ -140,9 +163,8 @@ def aggregate(updates: Iterable[Update], dilute: bool) -> dict[str, Tensor]:
             of = {n: x for n, x in u.delta.items() if n.startswith(SCORE)}
             scores.append(replace(u, delta=of))
             everybody += u.num_examples
-            for n in u.delta:
-                if n.endswith(A_SUFFIX):
-                    holders[m] = holders.get(m := n.removesuffix(A_SUFFIX), 0.0) + u.num_examples
+            for m in split(u.delta)[0]:
+                holders[m] = holders.get(m, 0.0) + u.num_examples
             yield replace(u, delta={n: x for n, x in u.delta.items() if n not in of})
 
     pairs, rest = split(stacked_mean(trained()))
@@ -156,11 +178,8 @@ class Pipe:
     """The server's side, see `fedpipe` for the fields."""
 
     probe_rounds: int
-    replan: int
-    bits: tuple[int, ...]
-    least: float
-    quantile: float
     keep: float
+    works: Works
 
     def check(self, config: RunConfig) -> None:
         """Raises ValueError for a run that ends with its probes."""
@@ -183,103 +202,14 @@ class Pipe:
         return Next({**state.tensors, **to_names(new), **head}, {OWNER: drawer})
 
     def plan(self, state: State, roster: Roster) -> dict[str, Work]:
-        """The work of every client that is asked: a probe, or what it adapts."""
-        held = {m: _ranks_in_use(d) for m, d in split(state.tensors)[0].items()}
-        limits = client_limits.of_members(roster)
-        if state.version < self.probe_rounds:
-            rank = min(R0, *(d.rank for d in split(state.tensors)[0].values()))
-            cost = roster.forecast(Work(shape=Shape(rank)))
-            probe = {PROBE: rank}
-            return {c: Work(shape=Shape(0), extra=probe | client_limits.told(limits[c], cost)) for c in roster.asked}
-        at_r0 = roster.forecast(Work(shape=Shape(R0)))
-        longest = _quantile([of.seconds_of(at_r0) for of in limits.values()], self.quantile)
-        planner = _Planner(self, state, roster, held)
-        return {c: planner.work(c, roster[c], replace(limits[c], seconds=longest)) for c in roster.asked}
-
-
-@dataclass(frozen=True)
-class _Planner:
-    """Chooses the works of one round, all but its first `probe_rounds`."""
-
-    pipe: Pipe
-    state: State
-    roster: Roster
-    held: Mapping[str, int]
-    """Ranks in use by weight, of all weights that could be adapted."""
-    _searches: dict[tuple[tuple[int, ...], tuple[int, ...]], Search] = field(default_factory=dict)
-
-    def work(self, client: str, member: Member, limits: Limits) -> Work:
-        """The work of one client: the one that it has, or one that is chosen now."""
-        ladder = tuple(r for r in LADDER if r <= member.rank) or (member.rank,)
-        last = member.seen[-1] if member.seen and RANKS in member.seen[-1].extra else None
-        if last is not None and self._stands(last, member):
-            digits = zip(sorted(self.held), str(last.extra[RANKS]), strict=True)
-            bits, batch, ranks = last.bits, last.batch, {m: ladder[int(at) - 1] for m, at in digits if at != "0"}
-        else:
-            chosen = self._chosen(client, self._search(ladder, None if last is None else last.bits), limits)
-            bits, batch, ranks = chosen.bits, chosen.batch, chosen.ranks
-        cost = self._cost(bits, batch, ranks)
-        digits = "".join(str(ladder.index(ranks[m]) + 1 if m in ranks else 0) for m in sorted(self.held))
-        return replace(self._work(bits, batch, ranks), extra={RANKS: digits} | client_limits.told(limits, cost))
-
-    def _stands(self, last: Seen, member: Member) -> bool:
-        """Whether the client's last work is to be done again."""
-        first, every = self.pipe.probe_rounds, self.pipe.replan
-        if (last.round - first) // every != (self.state.version - first) // every:
-            return False
-        if (factor := client_limits.off_by(member)) > OFF_BY:
-            log.info("round %d: rounds of a client differ %.3g times from what was predicted; its work is chosen anew",
-                     self.state.version, factor)  # fmt: skip
-            return False
-        return True
-
-    def _chosen(self, client: str, search: Search, limits: Limits) -> Allocation:
-        try:
-            return search.allocate(limits)
-        except Infeasible as e:
-            log.warning("round %d: %s: %s; it is asked for that all the same", self.state.version, client, e)
-            return e.least
-
-    def _search(self, ladder: tuple[int, ...], bits: int | None) -> Search:
-        """The search for clients of this ladder; `bits`: what they are on already, None: nothing yet."""
-        ask, least = self.roster.forecast, Shape(ladder[0])
-        own = ask(Work(shape=least))
-        smaller = tuple(b for b in BATCHES if ask(Work(shape=least, batch=b)).flops < own.flops)
-        fewer = tuple(b for b in self.pipe.bits if ask(Work(shape=least, bits=b)).memory < own.memory)
-        precisions = (0, *fewer) if bits is None else (bits,)
-        if (ladder, precisions) not in self._searches:
-            said = sensitivity.said(self.state.drawer(OWNER))
-            scores = {m: said.get(m, 0.0) for m in self.held} if any(said.values()) else dict.fromkeys(self.held, 1.0)
-            self._searches[ladder, precisions] = Search(
-                scores, self._cost, ladder, (0, *smaller), precisions, self.pipe.least, R0
-            )
-        return self._searches[ladder, precisions]
-
-    def _work(self, bits: int, batch: int, ranks: Ranks) -> Work:
-        """The work of adapting these weights; others are at the rank in use. bits, batch: 0 for the run file's own."""
-        there = {m: ranks.get(m) or r for m, r in self.held.items()}
-        largest = max(there.values())
-        chosen = () if len(ranks) == sum(r > 0 for r in there.values()) else tuple(sorted(ranks))
-        shape = Shape(largest, {m: r for m, r in there.items() if r != largest}, chosen)
-        return Work(shape=shape, batch=batch or None, bits=bits or None)
-
-    def _cost(self, bits: int, batch: int, ranks: Ranks) -> Forecast:
-        """What that takes, with the accumulators of the scores."""
-        cost, pairs = self.roster.forecast(self._work(bits, batch, ranks)), split(self.state.tensors)[0]
-        return cost._replace(memory=cost.memory + sensitivity.BYTES * sum(r * sum(pairs[m].shape) for m, r in ranks.items()))
+        """The work of every client that is asked: a probe, which has no pairs, or what it adapts."""
+        if state.version >= self.probe_rounds:
+            return self.works.of(state, sensitivity.said(state.drawer(OWNER)), roster)
+        rank = min(R0, *(d.rank for d in split(state.tensors)[0].values()))
+        cost, limits = roster.forecast(Work(shape=Shape(rank))), client_limits.of_members(roster)
+        return {c: Work(Shape(0), extra={PROBE: rank, **client_limits.told(limits[c], cost)}) for c in roster.asked}
 
 
 def _cut(d: LowRank, old: LowRank) -> LowRank:
     """The best approximation of `d` at the rank of `old`; ranks that it does not need stay `old`'s, at zero."""
     return lowrank.padded_to(lowrank.pad(d.truncate(old.rank, 0.0), old.rank), old)
-
-
-def _ranks_in_use(d: LowRank) -> int:
-    """How many of the first ranks of a pair change anything."""
-    used = d.B.any(dim=0).nonzero()
-    return int(used.max()) + 1 if len(used) else 0
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    """The value that about this share of the values is not above."""
-    return sorted(values)[int(share * (len(values) - 1) + 0.5)]

@@ -9,7 +9,7 @@ largest.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from math import ceil, prod
 from typing import NamedTuple
 

@@ -8,8 +8,8 @@
 What a work takes is asked of a forecast of whole works, since it is no sum over weights: inputs are kept once for all
 weights that read them, and gradients stop below the lowest layer that is adapted. Precision comes first, then the
 batch: the answer has the most bits, and of these the largest batch, with which `least` of the utility of all weights at
-the highest rank is reached; if none reaches that, the one of the largest utility. (With `least` = 0 bits fall only where
-no work fits on more of them.) Then ranks are as useful as the search finds.
+the highest rank is reached; if none reaches that, the one of the largest utility. (So with `least` = 0 bits fall only
+where no work fits on more of them.) Then ranks are as useful as the search finds.
 
 The search is greedy. For every lowest layer, and with a weight of it adapted, it puts moves of one weight to any higher
 rank in order of their utility per byte of memory, per operation, or per byte sent; moves that a neighbour outdoes (that
@@ -26,11 +26,12 @@ from typing import NamedTuple
 from fedft.contract import Forecast
 from fedft.training.layers import layer_of
 
-
 Ranks = Mapping[str, int]
 """Rank by name of the weights that are adapted, each above 0."""
 Cost = Callable[[int, int, Ranks], Forecast]
 """(bits, batch, ranks) -> what the work takes; nothing of it falls where a rank grows or a weight is added."""
+R0 = 4
+"""The rank at which a weight has half of the use that it can have."""
 SMALL = 64  # moves there are, up to which a search tries more
 
 
@@ -98,8 +99,6 @@ class Search:
     """Precisions of the base, descending."""
     least: float = 0.0
     """Share of the utility of all weights at the highest rank, from 0 to 1, that a precision and a batch must reach."""
-    r0: int = 4
-    """The rank at which a weight has half of what it can have."""
     _costs: dict[tuple[int, int, frozenset[tuple[str, int]]], Forecast] = field(default_factory=dict)
     _orders: dict[tuple[int, float], list[list[Ranks]]] = field(default_factory=dict)
 
@@ -120,7 +119,7 @@ class Search:
 
     def utility(self, ranks: Ranks) -> float:
         """sum_m U_m(r_m)."""
-        return sum(self.scores[m] * (1 - 2 ** (-ranks[m] / self.r0)) for m in sorted(ranks))
+        return sum(self.scores[m] * (1 - 2 ** (-ranks[m] / R0)) for m in sorted(ranks))
 
     def forecast(self, bits: int, batch: int, ranks: Ranks) -> Forecast:
         """What a work takes, asked once for each."""
@@ -180,7 +179,7 @@ class Search:
                 points = self._points(batch, lowest, start)
                 for measure in (_memory, _operations, _traffic):
                     steps = [step for m in sorted(points) for step in _upper_hull(m, points[m], measure)]
-                    order = [dict(start)]
+                    order: list[Ranks] = [start]
                     for _, m, r in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
                         order.append({**order[-1], m: r})
                     found.append(order)

@@ -1,6 +1,6 @@
 """What clients have, from what they say of themselves and from how long their rounds took.
 
-    forecast seconds     flops / F + up / R_up + down / R_down          F, R as the client says, else the cohort's median
+    forecast seconds     flops / F + up / R_up + down / R_down      F, R as the client says, else the cohort's median
     slowness             the median of measured / forecast over the client's last three rounds
 
 A client that says its speed is corrected by its own rounds from the third on, never by one; of one that does not, every
@@ -10,7 +10,6 @@ is of the forecast that was made for it.
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from statistics import median
 
 from fedft.contract import Forecast, Member
@@ -24,9 +23,10 @@ ANY_SPEED = 1e9  # operations per second where nobody says: slowness makes up fo
 
 def of_members(members: Mapping[str, Member]) -> dict[str, Limits]:
     """What each client has, by name; a round may be of any length. Memory that is not said is without bound."""
-    said = {k: [m.profile[k] for m in members.values() if k in m.profile] for k in ("flops", "up", "down")}
-    usual = {k: median(of) if of else math.inf for k, of in said.items()}
-    usual["flops"] = min(usual["flops"], ANY_SPEED) if not said["flops"] else usual["flops"]
+    usual = {"flops": ANY_SPEED, "up": math.inf, "down": math.inf}
+    for k in usual:
+        if said := [m.profile[k] for m in members.values() if k in m.profile]:
+            usual[k] = median(said)
 
     def one(member: Member) -> Limits:
         flops, up, down = (member.profile.get(k, usual[k]) for k in ("flops", "up", "down"))
@@ -53,7 +53,7 @@ def slowness(member: Member) -> float:
 
 
 def off_by(member: Member) -> float:
-    """By which factor the client's last three rounds took other than their plan predicted, 1 or more; 1 before three."""
+    """The factor, at least 1, between what three rounds took and what the last one was predicted; 1 before three."""
     found = ratios(member)
     if len(found) < ROUNDS:
         return 1.0
@@ -63,4 +63,4 @@ def off_by(member: Member) -> float:
 
 def told(limits: Limits, cost: Forecast) -> dict[str, Scalar]:
     """The prediction for a work, as its plan has it."""
-    return {PREDICTED: replace(limits, seconds=math.inf).seconds_of(cost), SLOWNESS: limits.slowness}
+    return {PREDICTED: limits.seconds_of(cost), SLOWNESS: limits.slowness}

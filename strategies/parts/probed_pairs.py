@@ -10,7 +10,7 @@ from fedft.adapters.lora import LoRA
 from fedft.adapters.triplet import Triplet, TripletShape
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
-from fedft.contract import Kind, Layout, Mounted, Settings
+from fedft.contract import Layout, Mounted, Settings
 from fedft.update import Shape
 
 
@@ -18,8 +18,8 @@ from fedft.update import Shape
 class ProbedPairs(LoRA):
     """LoRA of every shape but a `TripletShape`, which is one of triplets. Clients take turns: none shares a pass."""
 
-    experts: ClassVar[bool] = False  # triplets are hooked on layers, and experts are none
-    _triplets: ClassVar[Kind] = Triplet()
+    experts = False  # triplets are hooked on layers, and experts are none
+    _triplets: ClassVar[Triplet] = Triplet()
 
     def trained(self, layout: Layout, shape: Shape) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the tensors that learn, by name: of factors, or of triplets."""
@@ -37,7 +37,7 @@ class ProbedPairs(LoRA):
         """The shape of the triplets among the values, else that of the pairs."""
         return self._triplets.shape_of(values) or super().shape_of(values)
 
-    def change(self, module: str, values: Tensors) -> "LowRank | Tensor | None":
+    def change(self, module: str, values: Tensors) -> LowRank | None:
         """The change of the module's weight as factors."""
         return self._triplets.change(module, values) or super().change(module, values)
 

@@ -9,7 +9,9 @@
     of a pair B A                S   = mean s(A) + mean s(B)                               one number
 
 Means, not sums, so that wide and narrow weights compare. In the first steps, as long as lam or B is still about zero,
-scores say nothing: those steps are not counted. theta * grad does not depend on the scale that an adapter has.
+scores say nothing: those steps are not counted. theta * grad does not depend on the scale that an adapter has. A client
+divides what it sends by its mean, since s is of the size of a squared loss: that fits any codec, and no client counts
+for more than others by the scale of its loss.
 
 Zhang et al., "AdaLoRA", ICLR 2023, arXiv:2303.10512: the accumulators and the score of a triplet.
 """
@@ -24,10 +26,12 @@ from fedft.adapters.triplet import LAM_SUFFIX, P_SUFFIX, Q_SUFFIX
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Course, Handle, Learning, Trained, Turn
+from fedft.errors import RejectedUpdate
 
 SCORE = "plan.score."
 """Beginning of a score's name in an upload, before that of its module."""
 WARM_UP = 5  # steps that are not counted, of ten or more; of fewer the first half
+MOST = 1.1  # for the mean of a client's scores: 1, as a codec may round it
 BYTES = 8  # of memory for each number that learns: Ibar and Ubar, float32
 
 
@@ -82,9 +86,12 @@ class _Accumulating(Course):
 
     def finish(self, trained: Trained, handle: Handle) -> Trained:
         """The turn's result, with the scores among what is sent."""
-        found = of_modules({n: s.score.expand(self._live[n].shape) for n, s in self._seen.items()})
         rest = {} if any(n.endswith(LAM_SUFFIX) for n in self._live) else trained.delta
-        return trained._replace(delta={**rest, **{SCORE + m: x for m, x in found.items()}})
+        return trained._replace(delta={**rest, **{SCORE + m: x for m, x in to_mean_1(self.scores()).items()}})
+
+    def scores(self) -> dict[str, Tensor]:
+        """The scores by module, as they are."""
+        return of_modules({n: s.score.expand(self._live[n].shape) for n, s in self._seen.items()})
 
 
 def of_modules(s: Tensors) -> dict[str, Tensor]:
@@ -96,6 +103,21 @@ def of_modules(s: Tensors) -> dict[str, Tensor]:
         elif n.endswith(A_SUFFIX) and (b := s.get((m := n.removesuffix(A_SUFFIX)) + B_SUFFIX)) is not None:
             found[m] = (x.mean() + b.mean()).reshape(1)
     return found
+
+
+def to_mean_1(scores: Tensors) -> dict[str, Tensor]:
+    """The scores divided by the mean of all their numbers; zeros as they are."""
+    numbers = [x for of in scores.values() for x in of.double().tolist()]
+    mean = sum(numbers) / max(1, len(numbers))
+    return {m: (x.double() / (mean or 1.0)).float() for m, x in scores.items()}
+
+
+def check_mean(change: Tensors) -> None:
+    """Raise RejectedUpdate where a score among the tensors is negative, or their mean is above 1, up to rounding."""
+    numbers = [x for n, of in change.items() if n.startswith(SCORE) for x in of.double().tolist()]
+    if numbers and not (min(numbers) >= 0 and sum(numbers) <= MOST * len(numbers)):
+        raise RejectedUpdate("out_of_bounds", f"scores from {min(numbers):.4g} on with a mean of "
+                             f"{sum(numbers) / len(numbers):.4g}, wanted from 0 on with a mean of 1")  # fmt: skip
 
 
 def said(change: Tensors) -> dict[str, float]:

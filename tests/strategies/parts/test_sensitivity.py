@@ -7,6 +7,7 @@ from fedft.adapters.lora import LoRA
 from fedft.adapters.triplet import Triplet
 from fedft.config import Local
 from fedft.contract import Learning, Trained, Turn
+from fedft.errors import RejectedUpdate
 from fedft.models.handle import ModelHandle
 from fedft.recipe import FirstOrder
 from fedft.strategies.parts import sensitivity
@@ -25,7 +26,7 @@ def turn(steps=20):
 
 
 def scores(kind, *, times=1.0, terms=ALONE, steps=20, lam=0.0):
-    """Scores by module of one turn on the toy model, whose loss is multiplied by `times`; triplets begin at `lam`."""
+    """What a turn on the toy model, whose loss is multiplied by `times`, sends; triplets begin at `lam`."""
     handle = ModelHandle(ToyModel(), LAYOUT, kind)
     handle.write(kind.initial(handle.layout, Shape(2), 11))
     handle.write({n: torch.full_like(x, lam) for n, x in handle.read().items() if n.endswith(".lam")})
@@ -60,13 +61,14 @@ def test_a_triplet_has_a_score_per_component_and_a_pair_one():
 
 @pytest.mark.parametrize("kind", [Triplet(), LoRA()], ids=lambda kind: kind.name)
 def test_scores_are_positive_and_keep_their_ranking_where_all_losses_are_scaled(kind):
-    """s is quadratic in the loss. Adam's steps do not depend on its scale, but for its epsilon and the clip."""
+    """Adam's steps do not depend on the scale of a loss, but for its epsilon and the clip; nor does what is sent."""
     once, thrice = scores(kind), scores(kind, times=3.0)
     assert once.keys() == {"first", "second"} == thrice.keys()
     assert all(bool((x > 0).all()) for x in once.values())
     totals = [{m: float(x.sum()) for m, x in of.items()} for of in (once, thrice)]
     assert len({tuple(sorted(t, key=t.get)) for t in totals}) == 1
-    assert all(totals[1][m] == pytest.approx(9 * totals[0][m], rel=0.05) for m in totals[0])
+    assert totals[1] == pytest.approx(totals[0], rel=0.05)
+    assert sum(totals[0].values()) == pytest.approx(sum(len(x) for x in once.values()))
 
 
 @pytest.mark.parametrize("kind", [Triplet(), LoRA()], ids=lambda kind: kind.name)
@@ -87,8 +89,8 @@ def test_the_first_steps_are_not_counted():
         known = Sensitivity()
         for _ in range(counted):
             known.see(p, p.grad)
-        sent = course.finish(Trained({}, {}), None).delta
-        assert sent[SCORE + "m"].item() == pytest.approx(2 * known.score.item())
+        assert course.scores()["m"].item() == pytest.approx(2 * known.score.item())
+        assert course.finish(Trained({}, {}), None).delta[SCORE + "m"].item() == pytest.approx(1)
 
 
 def test_a_term_behind_the_scores_does_not_change_what_they_see():
@@ -107,6 +109,15 @@ def test_the_penalty_is_the_gradient_that_autograd_finds():
     Orthogonal(0.1).begin(learning, turn()).step()
     assert torch.allclose(p.grad, wanted[0], atol=1e-5)
     assert torch.allclose(q.grad, wanted[1], atol=1e-5)
+
+
+def test_scores_are_sent_with_a_mean_of_1_and_taken_no_other_way():
+    found = sensitivity.to_mean_1({"a": torch.tensor([1e-12, 3e-12]), "b": torch.tensor([5e-12])})
+    assert torch.cat([found["a"], found["b"]]).tolist() == pytest.approx([1 / 3, 1, 5 / 3])
+    sensitivity.check_mean({SCORE + m: x for m, x in found.items()} | {"w": torch.tensor([-1e9])})
+    for wrong in ([0.5, -0.1], [1.0, 1e9]):
+        with pytest.raises(RejectedUpdate, match="wanted from 0 on"):
+            sensitivity.check_mean({SCORE + "a": torch.tensor(wrong)})
 
 
 def test_news_move_importance_among_those_they_are_of_and_nowhere_else():
