@@ -178,6 +178,7 @@ BUILT_IN = (
     "fedit",
     "fedkseed",
     "fedopt",
+    "fedpipe",
     "fedprox",
     "fedsa_lora",
     "ferret",

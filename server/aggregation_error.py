@@ -86,6 +86,7 @@ class AggregationAudit:
     """That are measured; none named: all."""
     _begun: dict[str, _Noted] = field(default_factory=dict)
     _trained: list[tuple[dict[str, LowRank], float]] = field(default_factory=list)
+    _partial: bool = False
 
     def __post_init__(self) -> None:
         self.modules = self.modules or [*self.layout.modules]
@@ -111,6 +112,9 @@ class AggregationAudit:
 
     def see(self, update: Update, plan: Plan) -> None:
         """Take one update that counts, and the plan that its client was sent. Neither is modified."""
+        self._partial = self._partial or bool(plan.chosen or plan.shape.without)
+        if self._partial:
+            return
         begun, now = self._start(plan.shape).values, {}
         wanted = {m + s for m in self.modules for s in (A_SUFFIX, B_SUFFIX)}
         for name in wanted & begun.keys():
@@ -119,7 +123,12 @@ class AggregationAudit:
         self._trained.append((self._pairs(now), update.num_examples))
 
     def error(self, after: State, rank: int) -> float | None:
-        """|applied - exact| / |exact| of the round that led to `after`; None where nothing was trained."""
+        """|applied - exact| / |exact| of the round that led to `after`.
+
+        None where nothing was trained, or some client did not train every module: then there is no mean over all.
+        """
+        if self._partial:
+            return None
         begun, new = next(iter(self._begun.values())), self._model(after, Shape(rank))
         applied = self._pairs(new.values)
         wrong, right = 0.0, 0.0

@@ -14,6 +14,7 @@ import pytest
 from typer.main import get_command
 
 from fedft import contract, recipe, registry, run_file, strategies, update
+from fedft.adapters.lora import LoRA
 from fedft.cli import main
 from fedft.client.site_settings import SiteConfig
 from fedft.config import RunConfig
@@ -227,7 +228,7 @@ def test_what_gives_a_paper_s_setting_is_taken(name: str, text: str) -> None:
 
 def test_what_shares_passes_is_back_propagation_on_pairs() -> None:
     made = {name: strategies.make(name, {}) for name in registry.BUILT_IN}
-    shares = {n for n, r in made.items() if gradient_steps(r.local) and r.space.pairs}
+    shares = {n for n, r in made.items() if gradient_steps(r.local) and type(r.space).several is LoRA.several}
     (cell,) = [cells[0] for row, cells in table("STRATEGIES.md", "key").items() if row.startswith("[server] together")]
     assert set(re.findall(r"`(\w+)`", cell)) == shares
 

@@ -7,6 +7,7 @@ import pytest
 
 from fedft.adapters.full import Full
 from fedft.adapters.lora import LoRA
+from fedft.adapters.triplet import Triplet
 from fedft.arithmetic.named_pairs import B_SUFFIX
 from fedft.suites.adapters import PROMISES
 
@@ -14,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "plugin_example"))
 from ia3 import IA3
 from lora_xs import LoRAXS
 
-KINDS = [LoRA(), LoRA((B_SUFFIX,)), Full(), IA3(), LoRAXS()]
+KINDS = [LoRA(), LoRA((B_SUFFIX,)), Full(), Triplet(), IA3(), LoRAXS()]
 
 
 @pytest.mark.parametrize("promise", PROMISES)
