@@ -14,7 +14,7 @@ of this family; the exact one is not known. Mean regret on a static concave rewa
 seeds; of a random arm .251), in pulls 1 to 100, 101 to 200, 201 to 300, 301 to 400:
 
     g 1, c 0.1, theta 0.2, the defaults     .079 .046 .027 .022
-    g 0.99, c 0.1, theta 0.2                .098 .106 .107 .110      what was learned is forgotten as fast as leaves grow
+    g 0.99, c 0.1, theta 0.2                .098 .106 .107 .110      it forgets as fast as its leaves grow
     g 0.95, c 0.5, theta 0.05               .179 .207 .232 .238
 """
 
