@@ -63,8 +63,8 @@ class Structure(NamedTuple):
 
     name: str
     """Path of the layer, and `.attention` or `.feed_forward`."""
-    count: int
-    """Groups."""
+    size: int
+    """How many groups it has."""
     parts: tuple[Part, ...]
     counts: tuple[Count, ...]
     weights: int
@@ -83,20 +83,20 @@ class Groups:
     structures: tuple[Structure, ...]
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many groups there are in all."""
-        return sum(s.count for s in self.structures)
+        return sum(s.size for s in self.structures)
 
     def each(self) -> Iterator[tuple[Structure, slice]]:
         """Every structure with its place in a vector of all groups."""
         start = 0
         for s in self.structures:
-            yield s, slice(start, start := start + s.count)
+            yield s, slice(start, start := start + s.size)
 
     @cached_property
     def weights(self) -> Tensor:
         """Weights of the base in each group, int64 [groups]."""
-        return torch.cat([torch.full((s.count,), s.weights) for s in self.structures])
+        return torch.cat([torch.full((s.size,), s.weights) for s in self.structures])
 
     @cached_property
     def parts(self) -> dict[str, tuple[Part, slice]]:
@@ -184,9 +184,9 @@ def groups_of(model: nn.Module) -> Groups:
         )
         for kind, parts in (("attention", form.attention), ("feed_forward", form.feed_forward)):
             own = tuple(Part(f"{at}.{p.module}", p.side, width[p.of], p.blocks) for p in parts)
-            count = groups if kind == "attention" else _size(model, own[0])
+            size = groups if kind == "attention" else _size(model, own[0])
             weights = sum(p.width * p.blocks for p in own) * config.hidden_size
-            found.append(Structure(f"{at}.{kind}", count, own, counts if kind == "attention" else (), weights))
+            found.append(Structure(f"{at}.{kind}", size, own, counts if kind == "attention" else (), weights))
             _check_sizes(model, found[-1])
     return Groups(tuple(found))
 
@@ -228,7 +228,7 @@ def _size(model: nn.Module, part: Part) -> int:
 def _check_sizes(model: nn.Module, structure: Structure) -> None:
     """Raise DataError where a weight of the model has other rows or columns than the structure says."""
     for part in structure.parts:
-        wanted, found = structure.count * part.width * part.blocks, _size(model, part)
+        wanted, found = structure.size * part.width * part.blocks, _size(model, part)
         if wanted != found:
             raise DataError(
                 f"[model] id: {part.module} has {found} {part.side}, wanted {wanted}: is it sliced already?"

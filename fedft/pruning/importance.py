@@ -78,7 +78,7 @@ class Sums:
 
         0 for a pruned one, and where no gradient has been. Groups count by their modules with adapters.
         """
-        above, below = torch.zeros(2, self.groups.count, dtype=torch.float64)
+        above, below = torch.zeros(2, self.groups.size, dtype=torch.float64)
         for module, sums in self.by_module.items():
             (part, place), x = self.groups.parts[module], sums.double().cpu().clone()
             x[kept.lost(module)] = 0

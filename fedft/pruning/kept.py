@@ -69,17 +69,17 @@ class Kept:
 
 def everything(groups: Groups) -> Kept:
     """Nothing pruned."""
-    return Kept(groups, torch.ones(groups.count, dtype=torch.bool))
+    return Kept(groups, torch.ones(groups.size, dtype=torch.bool))
 
 
 def from_packed(groups: Groups, data: bytes) -> Kept:
     """What `Kept.packed` wrote. Raises ValueError for other bytes, and where a structure would keep no group."""
-    if len(data) != (wanted := -(-groups.count // 8)):
-        raise ValueError(f"expected {wanted} bytes for {groups.count} groups, got {len(data)}")
+    if len(data) != (wanted := -(-groups.size // 8)):
+        raise ValueError(f"expected {wanted} bytes for {groups.size} groups, got {len(data)}")
     bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    if bits[groups.count :].any():
+    if bits[groups.size :].any():
         raise ValueError("the last byte is not filled up with zeros")
-    kept = Kept(groups, torch.from_numpy(bits[: groups.count].astype(bool)))
+    kept = Kept(groups, torch.from_numpy(bits[: groups.size].astype(bool)))
     if empty := [name for name, count in kept.counts().items() if not count]:
         raise ValueError(f"nothing is kept of {empty[0]}; at least one group of each stays")
     return kept
@@ -87,9 +87,9 @@ def from_packed(groups: Groups, data: bytes) -> Kept:
 
 def from_words(groups: Groups, words: Tensor) -> Kept:
     """What `Kept.words` gave. Raises ValueError as `from_packed` does."""
-    if words.shape != (wanted := (-(-groups.count // 16),)):
-        raise ValueError(f"expected {wanted[0]} words for {groups.count} groups, got {list(words.shape)}")
-    data, size = words.numpy().astype(">u2").tobytes(), -(-groups.count // 8)
+    if words.shape != (wanted := (-(-groups.size // 16),)):
+        raise ValueError(f"expected {wanted[0]} words for {groups.size} groups, got {list(words.shape)}")
+    data, size = words.numpy().astype(">u2").tobytes(), -(-groups.size // 8)
     if any(data[size:]):
         raise ValueError("the last word is not filled up with zeros")
     return from_packed(groups, data[:size])

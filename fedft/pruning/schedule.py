@@ -38,7 +38,7 @@ def next_kept(kept: Kept, importance: Tensor, ratio: float, *, share: float = SL
     if bool(importance.isnan().any()):
         raise ValueError("the importance of a group is no number")
     of, structures = _structure_of(kept.groups), kept.groups.structures
-    room = [left - fewest(s.count, cap) for left, s in zip(kept.counts().values(), structures, strict=True)]
+    room = [left - fewest(s.size, cap) for left, s in zip(kept.counts().values(), structures, strict=True)]
     total = int(kept.groups.weights.sum())
     pruned, most = int(kept.groups.weights[~kept.bits].sum()), share * total
     gone, so_far = list[int](), 0
@@ -69,10 +69,10 @@ def fewest(count: int, cap: float) -> int:
 
 def largest_ratio(groups: Groups, cap: float = CAP) -> float:
     """The ratio of the smallest model that `next_kept` ever leaves: no aim above it is reached."""
-    stays = sum(fewest(s.count, cap) * s.weights for s in groups.structures)
+    stays = sum(fewest(s.size, cap) * s.weights for s in groups.structures)
     return 1 - stays / int(groups.weights.sum())
 
 
 def _structure_of(groups: Groups) -> list[int]:
     """The number of the structure that each group is in."""
-    return [n for n, s in enumerate(groups.structures) for _ in range(s.count)]
+    return [n for n, s in enumerate(groups.structures) for _ in range(s.size)]

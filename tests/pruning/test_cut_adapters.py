@@ -63,9 +63,9 @@ def test_the_large_model_at_30_percent_takes_0_81_of_its_bytes() -> None:
     modules = {f"{n}.{m}": (h, h) for n in range(24) for m in "qkvo"}
     modules |= {f"{n}.{m}": s for n in range(24) for m, s in (("gate", (f, h)), ("up", (f, h)), ("down", (h, f)))}
     shapes = LoRA().trained(Layout(modules), Shape(8))
-    bits = torch.ones(groups.count, dtype=torch.bool)
+    bits = torch.ones(groups.size, dtype=torch.bool)
     for s, place in groups.each():
-        bits[place.start : place.start + round(0.3 * s.count)] = False
+        bits[place.start : place.start + round(0.3 * s.size)] = False
     numbers = sum(a * b for a, b in shapes.values())
     left = sum(a * b for a, b in cut_shapes(dict(shapes), Kept(groups, bits)).values())
     assert 2 * numbers == 14_991_360

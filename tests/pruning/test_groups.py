@@ -19,7 +19,7 @@ def test_a_group_whose_weights_are_zero_changes_nothing_when_it_is_pruned(name: 
     groups = groups_of(model)
     before = logits(model, BATCH)
     for number, (s, place) in enumerate(groups.each()):
-        own = torch.ones(groups.count, dtype=torch.bool)
+        own = torch.ones(groups.size, dtype=torch.bool)
         own[place.start + 1] = False
         kept = Kept(groups, own)
         undone = []
@@ -66,7 +66,7 @@ def test_query_heads_that_share_a_key_are_one_group() -> None:
 def test_three_blocks_of_one_matrix_are_cut_alike() -> None:
     """c_attn is query, key and value in one, 4 heads of 8 each: head 1 is rows 8-15, 40-47 and 72-79."""
     groups = groups_of(prunable("gpt2"))
-    bits = torch.ones(groups.count, dtype=torch.bool)
+    bits = torch.ones(groups.size, dtype=torch.bool)
     bits[1] = False
     lost = Kept(groups, bits).lost("transformer.h.0.attn.c_attn")
     assert lost.nonzero().flatten().tolist() == [*range(8, 16), *range(40, 48), *range(72, 80)]

@@ -77,9 +77,9 @@ def test_a_steps_scores_are_the_formulas(name: str) -> None:
     term = Importance(handle.model, Sums(groups))
     FirstOrder(terms=(term,))(handle, _Data(), _turn(1))
     after.loss(next(_Data().batches(_turn(1)))).backward()
-    wanted = torch.zeros(groups.count, dtype=torch.float64)
+    wanted = torch.zeros(groups.size, dtype=torch.float64)
     for s, place in groups.each():
-        elements = torch.zeros(s.count, dtype=torch.float64)
+        elements = torch.zeros(s.size, dtype=torch.float64)
         for part in s.parts:
             (a, b), scale = (after.parameters()[part.module + x] for x in (A_SUFFIX, B_SUFFIX)), 2.0
             layer = after.model.get_submodule(part.module).base_layer
@@ -88,7 +88,7 @@ def test_a_steps_scores_are_the_formulas(name: str) -> None:
             worth = (g * (w + scale * b @ a)).double().square()
             worth = (worth / worth.mean()).mean(1 if part.side == "rows" else 0)
             for n, value in enumerate(worth):  # group by group, place by place
-                of = n % (s.count * part.width) // part.width
+                of = n % (s.size * part.width) // part.width
                 wanted[place.start + of] += value
                 elements[of] += 1
         wanted[place] /= elements

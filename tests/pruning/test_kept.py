@@ -15,8 +15,8 @@ def test_bytes_and_words_come_back(name: str) -> None:
         kept = some(groups, seed)
         assert from_packed(groups, kept.packed()) == kept
         assert from_words(groups, kept.words()) == kept
-        assert len(kept.packed()) == -(-groups.count // 8)
-        assert kept.words().shape == (-(-groups.count // 16),)
+        assert len(kept.packed()) == -(-groups.size // 8)
+        assert kept.words().shape == (-(-groups.size // 16),)
 
 
 def test_the_first_group_is_the_highest_bit() -> None:

@@ -30,7 +30,7 @@ def test_the_least_important_go_first_and_equal_ones_in_order() -> None:
 @every_prunable
 def test_the_ratio_is_hit_within_one_group_in_steps_of_the_share(name: str) -> None:
     groups = groups_of(prunable(name))
-    importance = torch.rand(groups.count, generator=torch.Generator().manual_seed(1))
+    importance = torch.rand(groups.size, generator=torch.Generator().manual_seed(1))
     largest, total = int(groups.weights.max()), int(groups.weights.sum())
     for ratio in (0.1, 0.33, 0.6):
         steps = _all_steps(everything(groups), importance, ratio)
@@ -40,8 +40,7 @@ def test_the_ratio_is_hit_within_one_group_in_steps_of_the_share(name: str) -> N
             gone = (before.bits & ~after.bits).sum()
             assert after.ratio - before.ratio <= 0.02 + 1e-12 or gone == 1
         assert all(
-            kept >= fewest(s.count, 0.75)
-            for kept, s in zip(steps[-1].counts().values(), groups.structures, strict=True)
+            kept >= fewest(s.size, 0.75) for kept, s in zip(steps[-1].counts().values(), groups.structures, strict=True)
         )
 
 

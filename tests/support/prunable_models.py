@@ -56,8 +56,8 @@ def layout(model: nn.Module):
 def some(groups: Groups, seed: int) -> Kept:
     """A random part of all groups: of each structure at least one is kept and one pruned."""
     rng = torch.Generator().manual_seed(seed)
-    bits = torch.rand(groups.count, generator=rng) < 0.2 + 0.6 * torch.rand(1, generator=rng)
+    bits = torch.rand(groups.size, generator=rng) < 0.2 + 0.6 * torch.rand(1, generator=rng)
     for s, place in groups.each():
-        keep, lose = torch.randperm(s.count, generator=rng)[:2].tolist()
+        keep, lose = torch.randperm(s.size, generator=rng)[:2].tolist()
         bits[place.start + keep], bits[place.start + lose] = True, False
     return Kept(groups, bits)
