@@ -180,6 +180,7 @@ BUILT_IN = (
     "fedopt",
     "fedprox",
     "fedsa_lora",
+    "fedspine",
     "ferret",
     "ffa_lora",
     "flasc",
