@@ -107,6 +107,7 @@ def fedspine(
         bases="any",
         upload_kind="values",
         norm=product_norm,
+        cuts_to_rank=True,
         keeps=ratio > 0,
         personal=ratio > 0,
     )

@@ -13,6 +13,10 @@ the filter w4 is 0; rule "reference" has no filter: the bandit has all arms, and
 and "fixed", the largest increment and rank in every round, are there to compare with. Rounds in which the adapter was
 still warming up are no pulls: nothing could be pruned in them.
 
+Measured on 80 made-up devices (30, 40, 10 of slowness 1, 2.5, 6; 40 rounds, ratio 0.5; `test_many_devices`), seconds
+of a round and gain, 1 being full rank with nothing pruned: fixed 4.50 and .517, random 5.17 and .553, reference 5.97
+and .790, filtered 3.72 and .647. So it is the filter that shortens rounds, not a time term in the reward.
+
 Source: our definition from the abstract of FedSpine, arXiv:2501.02438, see `fedspine`.
 """
 
