@@ -1,9 +1,9 @@
 """Pruning of heads and feed-forward channels while an adapter learns: the model's side of it.
 
 In this room: which rows and columns go together (`groups`), what is left of a model (`kept`: one bit for each group),
-running a model with the rest switched off (`masks`), what groups are worth by the gradients of an adapter
-(`importance`), which go next (`schedule`), and adapters in coordinates of what is left (`cut_adapters`). Who prunes how
-much, and how clients with unlike parts of a model are averaged, is a strategy's, in `fedft.strategies`.
+running a model with the rest switched off (`masks`) or cut away (`slices`), what groups are worth by the gradients of
+an adapter (`importance`), which go next (`schedule`), and adapters in coordinates of what is left (`cut_adapters`). Who
+prunes how much, and how clients with unlike parts of a model are averaged, is a strategy's, in `fedft.strategies`.
 
     groups = adapted(layout.groups, layout.modules)                 refuses what cannot be pruned; on either side
     kept = everything(groups)                                       or from_words(groups, plan.tensors[...])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.contract import Course, Learning, Turn
+from fedft.models.packed_linear import PackedLinear
 from fedft.pruning.groups import Groups, Side
 from fedft.pruning.kept import Kept
 
@@ -129,7 +130,9 @@ class _Reading(Course):
 
 
 def rows_of(layer: Any) -> Rows:
-    """The function that gives rows of a layer's weight as [out, in]; a packed one is unpacked for it."""
+    """The function that gives rows of a layer's weight as [out, in]; of a packed one these alone are unpacked."""
+    if isinstance(layer, PackedLinear):
+        return layer.rows
     if type(layer).__name__ == "Conv1D":  # keeps it transposed
         return lambda start, end: layer.weight.detach()[:, start:end].T
     return lambda start, end: layer.weight.detach()[start:end]

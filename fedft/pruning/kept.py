@@ -21,15 +21,18 @@ class Kept:
         """Whether each group of the structure of this name is kept, bool [groups of it]."""
         return next(self.bits[place] for s, place in self.groups.each() if s.name == structure)
 
-    def places(self, module: str) -> Tensor:
-        """Which rows or columns of the module's weight are kept, int64, ascending."""
-        part, place = self.groups.parts[module]
-        return part.kept(self.bits[place]).nonzero().flatten()
+    def places(self, module: str, within: "Kept | None" = None) -> Tensor:
+        """Which rows or columns of the module's weight are kept, int64, ascending.
 
-    def lost(self, module: str) -> Tensor:
-        """Whether each row or column of the module's weight is pruned, bool."""
+        `within`: what the weight has been cut to, which keeps as much or more; None: nothing was cut.
+        """
+        return (~self.lost(module, within)).nonzero().flatten()
+
+    def lost(self, module: str, within: "Kept | None" = None) -> Tensor:
+        """Whether each row or column of the module's weight is pruned, bool; `within` as of `places`."""
         part, place = self.groups.parts[module]
-        return ~part.kept(self.bits[place])
+        lost = ~part.kept(self.bits[place])
+        return lost if within is None else lost[within.places(module)]
 
     @property
     def ratio(self) -> float:

@@ -18,8 +18,9 @@ from fedft.pruning.kept import Kept
 class Masks:
     """The hooks in a model that switch pruned groups off. They are put on layers as they are now, adapters included."""
 
-    def __init__(self, model: nn.Module, kept: Kept) -> None:
-        """Switch off in the model what is not kept."""
+    def __init__(self, model: nn.Module, kept: Kept, within: Kept | None = None) -> None:
+        """Switch off in the model what is not kept. `within`: what its weights have been cut to; None: nothing was."""
+        self._within = within
         layers = [model.get_submodule(s.inputs.module) for s in kept.groups.structures]
         self._masks = [_Mask() for _ in layers]
         self._hooks = [x.register_forward_pre_hook(mask) for x, mask in zip(layers, self._masks, strict=True)]
@@ -28,7 +29,7 @@ class Masks:
     def set(self, kept: Kept) -> None:
         """Switch off what is not kept from now on, and nothing else."""
         for mask, s in zip(self._masks, kept.groups.structures, strict=True):
-            mask.lost = kept.lost(s.inputs.module)
+            mask.lost = kept.lost(s.inputs.module, self._within)
 
     def remove(self) -> None:
         """Take the hooks out: the model is whole again."""
@@ -49,9 +50,12 @@ class _Mask:
 
 
 @contextmanager
-def masked(model: nn.Module, kept: Kept) -> Iterator[Masks]:
-    """Inside, what is not kept is switched off in the model; the masks may be set anew. Afterwards it is whole."""
-    masks = Masks(model, kept)
+def masked(model: nn.Module, kept: Kept, within: Kept | None = None) -> Iterator[Masks]:
+    """Inside, what is not kept is switched off in the model; the masks may be set anew. Afterwards it is as before.
+
+    `within`: what its weights have been cut to; None: nothing was.
+    """
+    masks = Masks(model, kept, within)
     try:
         yield masks
     finally:
@@ -59,14 +63,19 @@ def masked(model: nn.Module, kept: Kept) -> Iterator[Masks]:
 
 
 @torch.no_grad()
-def zero_pruned(adapter: Mapping[str, Tensor], kept: Kept) -> None:
+def zero_pruned(adapter: Mapping[str, Tensor], kept: Kept, within: Kept | None = None) -> None:
     """Put the adapter's entries that belong to pruned groups to 0, in place: rows of B, or columns of A.
 
     Due at the moment of pruning, or a mask and a slice would give different updates; and behind the last step, since an
-    optimiser's momentum goes on to move them. `adapter`: factors by name, `<module>.lora_A` and `.lora_B`.
+    optimiser's momentum goes on to move them.
+
+    Args:
+        adapter: factors by name, `<module>.lora_A` and `.lora_B`.
+        kept: what is not pruned.
+        within: what the factors have been cut to; None: nothing was.
     """
     for module, (part, _) in kept.groups.parts.items():
         name = module + (B_SUFFIX if part.side == "rows" else A_SUFFIX)
         if (x := adapter.get(name)) is not None:
-            lost = kept.lost(module).to(x.device)
+            lost = kept.lost(module, within).to(x.device)
             x.masked_fill_(lost[:, None] if part.side == "rows" else lost, 0)

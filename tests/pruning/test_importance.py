@@ -12,6 +12,7 @@ from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import Local
 from fedft.contract import Turn
 from fedft.models.handle import ModelHandle
+from fedft.models.packed_linear import PackedLinear
 from fedft.pruning import importance
 from fedft.pruning.groups import groups_of
 from fedft.pruning.importance import Importance, Sums, importance_sums
@@ -126,6 +127,25 @@ def test_reading_changes_nothing() -> None:
     one = FirstOrder(terms=(term,))(with_term, _Data(), _turn(3)).delta
     other = FirstOrder()(without, _Data(), _turn(3)).delta
     assert all(torch.equal(x, other[n]) for n, x in one.items())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_packed_base_is_worth_what_the_floats_that_it_stands_for_are(bits, monkeypatch) -> None:
+    """Unpacked some rows at a time."""
+    monkeypatch.setattr(importance, "CHUNK", 100)
+    scores = []
+    for floats in (False, True):
+        handle = _handle("llama")
+        for module in groups_of(handle.model).parts:
+            layer = handle.model.get_submodule(module)
+            packed = PackedLinear(layer.base_layer.weight, layer.base_layer.bias, bits)
+            with torch.no_grad():
+                layer.base_layer.weight.copy_(packed.weight)
+            layer.base_layer = layer.base_layer if floats else packed
+        term = Importance(handle.model, Sums(groups_of(handle.model)))
+        FirstOrder(terms=(term,))(handle, _Data(), _turn(2))
+        scores.append(term.sums.scores(everything(term.sums.groups)))
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=0)
 
 
 def test_a_frozen_factor_counts_with_a_gradient_of_zero() -> None:
