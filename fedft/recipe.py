@@ -209,6 +209,8 @@ class Recipe:
     """`aggregate` gives a mean of the clients' changes; None: it does if it is left at its default. See `averages`."""
     adds_changes: bool | None = None
     """`server` adds the change to the state; None: it does if it is left at its default. See `adds`."""
+    cuts_to_rank: bool | None = None
+    """`downlink` cuts the state to the client's rank; None: it does if it is `cut_to_rank`. See `cuts_the_state`."""
     with_server: "Callable[[Recipe, Callable[[State, Tensors], Tensors | Next]], Recipe] | None" = None
     """(this recipe, another server step for x) -> the recipe with it; needed where a change holds more than x."""
     personal: bool = False
@@ -237,7 +239,7 @@ class Recipe:
     @property
     def cuts_the_state(self) -> bool:
         """Whether a client of a smaller rank than the state's holds a part of it only."""
-        return self.downlink is cut_to_rank
+        return self.downlink is cut_to_rank if self.cuts_to_rank is None else self.cuts_to_rank
 
     def is_held(self, plan: Plan) -> bool:
         """Whether a client stands at this plan's state from then on; else the plan is for one evaluation."""

@@ -181,6 +181,7 @@ BUILT_IN = (
     "fedpipe",
     "fedprox",
     "fedsa_lora",
+    "fedspine",
     "ferret",
     "ffa_lora",
     "flasc",

@@ -16,7 +16,7 @@ from fedft.update import Plan, Shape
 
 CLAIMS = ("memory", "flops", "up", "down")  # of a profile: larger ones bring more work
 WITHIN = 64.0  # times the median of all claims, or divided by it
-OF_CLIENTS = ("seconds.", "memory.")  # beginnings of names of a client's own measurements
+OF_CLIENTS = ("seconds.", "memory.", "loss.")  # beginnings of names of a client's own measurements
 
 SeenBy = Mapping[str, tuple[Seen, ...]]
 """Rounds seen of each client, oldest first."""

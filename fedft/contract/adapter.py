@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.tensors import Tensors
+from fedft.pruning.groups import Groups
 from fedft.update import Shape, TensorSpec
 
 
@@ -29,6 +30,8 @@ class Layout:
     """Those of `modules` that are no layer but a matrix in a parameter of several, see `fedft.models.experts`."""
     whole: frozenset[str] = frozenset()
     """Modules that are trained and saved whole: `head` are their parameters."""
+    groups: Groups | None = None
+    """What of the base can be pruned, see `fedft.pruning`; None where that is not known of this type of model."""
 
 
 @dataclass(frozen=True)

@@ -41,3 +41,8 @@ def unpack(packed: Packed8, n: int) -> Tensor:
     found[:whole].view(-1, BLOCK).mul_(scales[: whole // BLOCK, None])
     found[whole:].mul_(scales[-1:])
     return found
+
+
+def part(packed: Packed8, start: int, end: int) -> Packed8:
+    """The packed form of weights `start` to `end` - 1, as views; `start` is a multiple of 64."""
+    return Packed8(packed.codes[start:end], packed.scales[start // BLOCK : -(-end // BLOCK)])

@@ -13,6 +13,7 @@ from fedft.models.packed_linear import PackedLinear
 from fedft.models.parameters import order_of, parameters_of
 from fedft.models.targets import chosen
 from fedft.models.whole_modules import inside, whole_modules
+from fedft.pruning.groups import groups_if_known
 
 
 def layout_of(
@@ -46,7 +47,8 @@ def layout_of(
     heads = {n: s for n, s in parameters.items() if inside(n, whole)}
     order = tuple(n for n in order_of(model) if n in parameters)
     fused = frozenset(modules.keys() & experts)
-    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters), order, fused, whole)
+    groups = groups_if_known(model)
+    return Layout(_in_order(modules), _in_order(heads), _in_order(parameters), order, fused, whole, groups)
 
 
 def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -61,6 +61,12 @@ def unpack(packed: Packed4, n: int) -> Tensor:
     return found[:n]
 
 
+def part(packed: Packed4, start: int, end: int) -> Packed4:
+    """The packed form of weights `start` to `end` - 1, as views; `start` is a multiple of 64 * 256."""
+    codes, scales = packed.codes[start // 2 : -(-end // 2)], packed.scales[start // BLOCK : -(-end // BLOCK)]
+    return Packed4(codes, scales, packed.spreads[start // (BLOCK * BLOCKS) : -(-end // (BLOCK * BLOCKS))], packed.mean)
+
+
 def pack_scales(scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(codes int8, spreads float32, mean float32 [1]) of scales float32 [blocks].
 

@@ -30,11 +30,15 @@ class Form(NamedTuple):
     """The named tuple of tensors that a matrix becomes."""
     pack: Callable[[Tensor], Any]
     unpack: Callable[[Any, int], Tensor]
+    part: Callable[[Any, int, int], Any]
+    """(packed matrix, start, end) -> the packed form of these weights, as views."""
+    step: int
+    """Where a part may start: at multiples of it."""
 
 
 FORMS: dict[int, Form] = {
-    4: Form(nf4.Packed4, nf4.pack, nf4.unpack),
-    8: Form(int8_blocks.Packed8, int8_blocks.pack, int8_blocks.unpack),
+    4: Form(nf4.Packed4, nf4.pack, nf4.unpack, nf4.part, nf4.BLOCK * nf4.BLOCKS),
+    8: Form(int8_blocks.Packed8, int8_blocks.pack, int8_blocks.unpack, int8_blocks.part, int8_blocks.BLOCK),
 }
 
 
@@ -78,6 +82,15 @@ class PackedLinear(nn.Linear):
         if self.beside_A is not None and self.beside_B is not None:
             weight += self.beside_B @ self.beside_A
         return weight.to(self.dtype)
+
+    def rows(self, start: int, end: int) -> Tensor:
+        """Rows `start` to `end` - 1 of `weight`; the others are not unpacked, but for a few beside them."""
+        form, first, last = FORMS[self.bits], start * self.in_features, end * self.in_features
+        at = first - first % form.step
+        rows = form.unpack(form.part(self.packed, at, last), last - at)[first - at :].view(-1, self.in_features)
+        if self.beside_A is not None and self.beside_B is not None:
+            rows = rows + self.beside_B[start:end] @ self.beside_A
+        return rows.to(self.dtype)
 
     def _read(self, dtype: torch.dtype, *packed: Tensor) -> Tensor:
         """The weight that packed tensors stand for, [out, in]."""

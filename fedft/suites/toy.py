@@ -13,6 +13,7 @@ from fedft.config import Local
 from fedft.contract import Batch, Drawers, Layout, Member, Roster, State, Turn
 from fedft.data.examples import IGNORED
 from fedft.models.handle import ModelHandle
+from fedft.pruning.groups import Groups, Part, Structure
 from fedft.randomness import philox
 from fedft.recipe import Recipe
 from fedft.training.objectives import next_tokens
@@ -159,7 +160,10 @@ def toy(recipe: Recipe, clients: int = CLIENTS, *, tokens: bool = False, rounded
         model.bfloat16().float()
     layers = {n: m.weight.shape for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     parameters = {n: tuple(p.shape) for n, p in sorted(model.named_parameters())}
-    layout = Layout(modules={n: (o, i) for n, (o, i) in layers.items()}, parameters=parameters)
+    channels = (Part("first", "rows", 1), Part("second", "columns", 1))
+    weights = sum(p.numel() for n, p in model.named_parameters() if n in ("first.weight", "second.weight")) // 6
+    groups = Groups((Structure("feed_forward", 6, channels, (), weights),))
+    layout = Layout(modules={n: (o, i) for n, (o, i) in layers.items()}, parameters=parameters, groups=groups)
     ranks = tuple(1 + k % 3 if recipe.unlike_ranks else 2 for k in range(clients))
     handle = ModelHandle(model, layout, recipe.space)
     return Toy(recipe, handle, handle.layout, ranks, tokens=tokens)

@@ -106,3 +106,18 @@ def test_half_precision_is_computed_in_half_precision(bits):
     small, plain = both(bits, bias=False)
     x = normal(3, 20).bfloat16()
     assert torch.equal(small(x), plain.bfloat16()(x))
+
+
+@every_form
+@pytest.mark.parametrize("shape", [(300, 96), (37, 1001), (5, 40_000), (3, 7)])
+def test_rows_are_those_of_the_weight_bit_for_bit(bits, shape):
+    """Blocks and spreads begin and end within rows."""
+    layer = PackedLinear(torch.randn(shape, generator=torch.Generator().manual_seed(1)), None, bits)
+    rng = torch.Generator().manual_seed(2)
+    for beside in (False, True):
+        if beside:
+            factors = torch.randn(2, shape[1], generator=rng), torch.randn(shape[0], 2, generator=rng)
+            layer.stand_beside(LowRank(*factors))
+        weight = layer.weight
+        for start, end in ((0, shape[0]), (1, 2), (shape[0] // 2, shape[0]), (shape[0] - 1, shape[0])):
+            torch.testing.assert_close(layer.rows(start, end), weight[start:end], rtol=0, atol=1e-6 if beside else 0)

@@ -17,7 +17,7 @@ from fedft.client.disk import SiteDisk
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
 from fedft.client.train import Client
-from fedft.config import LOCAL, RunConfig
+from fedft.config import LOCAL, Local, RunConfig
 from fedft.contract import Batch, State, Turn
 from fedft.errors import RejectedUpdate
 from fedft.randomness import philox
@@ -55,7 +55,7 @@ class ToyClient(Client):
 
     index = 0
 
-    def _rows(self) -> Any:
+    def _rows(self, local: Local) -> Any:
         client = self
 
         class Counted(testing.Ready):

@@ -1,0 +1,179 @@
+"""How much each client is asked to prune in a round, and at what rank: predicted time filters, a bandit chooses.
+
+    sigma_k      median of the last three T_k / T_model of what k was asked for: how slow k is, its only unknown
+    M            0.7 M + 0.3 median_k T_k, from round to round: the pace of the run
+    admissible   sigma_k T_model(arm) <= 1.1 M
+    draw         from k's own partition (`bandit`); if that is not admissible: a lower rank, then a larger increment
+    R_k          w1 n(1 - loss after / before) + w2 increment / most + w3 n(|D_k|_F) - w4 |T_k - T| / T + 0.2, in [0, 1]
+                 n(x) = x / max_j |x_j| and T = median_j T_j, over those whose updates counted in the round
+
+T_k is from the server's letter to the client's answer, T_model the forecast of the work's operations; only ratios
+count, so that no profile is needed. All is a function of what was seen: a run that is begun anew plans the same. With
+the filter w4 is 0; rule "reference" has no filter: the bandit has all arms, and late clients are paid less. "random"
+and "fixed", the largest increment and rank in every round, are there to compare with. Rounds in which the adapter was
+still warming up are no pulls: nothing could be pruned in them.
+
+Measured on 80 made-up devices (30, 40, 10 of slowness 1, 2.5, 6; 40 rounds, ratio 0.5; `test_many_devices`), seconds
+of a round and gain, 1 being full rank with nothing pruned: fixed 4.50 and .517, random 5.17 and .553, reference 5.97
+and .790, filtered 3.72 and .647. So it is the filter that shortens rounds, not a time term in the reward.
+
+Source: our definition from the abstract of FedSpine, arXiv:2501.02438, see `fedspine`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import Literal
+
+from fedft.contract import Member, Seen
+from fedft.randomness import philox
+from fedft.recipe import Roster, Shape, Work
+from fedft.strategies.parts.bandit import Arm, Box, Pull
+
+RATIO, INCREMENT, PREDICTED = "ratio", "increment", "predicted_s"
+"""In `Plan.extra`: the share to be pruned at the round's end, the arm's part in it, the seconds that are expected."""
+BEFORE, AFTER = "loss.before", "loss.after"
+"""Metrics of an update: the loss of the same records before and after the turn."""
+GAIN, PRUNED, MOVED, LATE, SHIFT = 0.5, 0.2, 0.1, 0.2, 0.2  # w1 to w4, and what is added
+TOLERANCE, SMOOTH, RECENT = 1.1, 0.7, 3
+WARM = 20
+"""Steps of the run before the first slice goes: while B is 0 the gradients say little."""
+RAISES = 10  # steps from an increment to the largest one, where a faster arm is looked for
+
+Rule = Literal["filtered", "reference", "random", "fixed"]
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Chooses a ratio increment and a rank for every client of a roster."""
+
+    box: Box
+    """All arms; a client has those whose rank is not above the run file's for it."""
+    target: float
+    """The pruned share at which a client stops."""
+    rule: Rule = "filtered"
+
+    def plan(self, roster: Roster, pruned: Mapping[str, float]) -> dict[str, Work]:
+        """The work of every client. `pruned`: the share that each has pruned by now; 0 where it is left out."""
+        paid, pace, slow = self.pulls(roster), pace_of(roster), slowness(roster)
+        usual = median(slow.values()) if slow else 0.0
+        works = {}
+        for client, member in roster.items():
+            now, box = pruned.get(client, 0.0), self.box_of(member)
+            seconds = partial(self._seconds, roster, slow.get(client, usual), now)
+            key = philox.derive(roster.seed, "plan", client, roster.round)
+            along, across = philox.uniform(key, philox.SAMPLING, "arm", (2,)).tolist()
+            arm = self._drawn(box, paid.get(client, []), along, across)
+            if self.rule == "filtered" and pace is not None:
+                arm = fast_enough(arm, box, seconds, TOLERANCE * pace)
+            work, expected = self._work(now, arm), seconds(arm)
+            works[client] = replace(work, extra={**work.extra, PREDICTED: expected}) if expected else work
+        return works
+
+    def _work(self, now: float, arm: Arm) -> Work:
+        """What a client is asked for that has pruned the share `now`."""
+        ratio = max(now, min(self.target, now + arm.increment))
+        return Work(shape=Shape(arm.rank), extra={INCREMENT: arm.increment, RATIO: ratio})
+
+    def _seconds(self, roster: Roster, slowness: float, now: float, arm: Arm) -> float:
+        """What an arm would take a client that has pruned the share `now`; 0 where nothing is known of that."""
+        return slowness * roster.forecast(self._work(now, arm)).flops
+
+    def _drawn(self, box: Box, pulls: Sequence[Pull], along: float, across: float) -> Arm:
+        """What the rule chooses from a box for a client with these pulls, by two numbers from [0, 1)."""
+        if self.rule == "fixed":
+            return Arm(box.most, box.ranks[-1])
+        return box.partition(() if self.rule == "random" else pulls).choose(along, across)
+
+    def box_of(self, member: Member) -> Box:
+        """The arms of one client; its own rank where all others are above it."""
+        return replace(self.box, ranks=tuple(r for r in self.box.ranks if r <= member.rank) or (member.rank,))
+
+    def pulls(self, roster: Roster) -> dict[str, list[Pull]]:
+        """By client: the arms that it was asked for in rounds in which its update counted, and what each paid."""
+        found: dict[str, list[Pull]] = {}
+        for cohort in _rounds(roster):
+            for client, reward in self._rewards(cohort).items():
+                seen, box = cohort[client], self.box_of(roster[client])
+                arm = Arm(float(seen.extra.get(INCREMENT, -1.0)), seen.rank)
+                known = 0 <= arm.increment <= box.most and arm.rank in box.ranks  # not, if by another run file
+                if known and warming(seen.round, seen.steps) < seen.steps:
+                    found.setdefault(client, []).append(Pull(arm, reward))
+        return found
+
+    def _rewards(self, cohort: Mapping[str, Seen]) -> dict[str, float]:
+        """R_k of a round, by client."""
+        gains = {c: _gain(s.metrics.get(BEFORE, 0.0), s.metrics.get(AFTER, 0.0)) for c, s in cohort.items()}
+        norms = {c: s.norm or 0.0 for c, s in cohort.items()}
+        largest, longest = (max(map(abs, x.values())) or 1.0 for x in (gains, norms))
+        times = [s.seconds for s in cohort.values() if s.seconds]
+        usual, late = median(times) if times else 0.0, LATE if self.rule == "reference" else 0.0
+        found = {}
+        for c, s in cohort.items():
+            reward = GAIN * gains[c] / largest + MOVED * norms[c] / longest + SHIFT
+            reward += PRUNED * float(s.extra.get(INCREMENT, 0.0)) / self.box.most
+            reward -= late * abs(s.seconds - usual) / usual if s.seconds and usual else 0.0
+            found[c] = min(1.0, max(0.0, reward))
+        return found
+
+
+def _gain(before: float, after: float) -> float:
+    """By which part of itself a loss fell, -1 to 1, whatever a client says."""
+    return min(1.0, max(-1.0, 1 - after / before)) if before > 0 else 0.0
+
+
+def warming(round: int, steps: int) -> int:
+    """In how many of a round's steps nothing is pruned yet, where every round so far had as many."""
+    return max(0, WARM - round * steps)
+
+
+def fast_enough(arm: Arm, box: Box, seconds: Callable[[Arm], float], most: float) -> Arm:
+    """The arm itself if it takes at most so many seconds; else the same at the largest lower rank that does.
+
+    Where none does, the smallest larger increment that does at the lowest rank; else the largest at the lowest rank.
+    """
+
+    def keeps_pace(one: Arm) -> bool:
+        return seconds(one) <= most
+
+    lower = [arm._replace(rank=r) for r in reversed(box.ranks) if r <= arm.rank]
+    step = (box.most - arm.increment) / RAISES
+    larger = [Arm(arm.increment + n * step, box.ranks[0]) for n in range(1, RAISES)]
+    last = Arm(box.most, box.ranks[0])
+    return next((one for one in (*lower, *larger) if keeps_pace(one)), last)
+
+
+def slowness(roster: Roster) -> dict[str, float]:
+    """sigma_k, seconds per operation, of the clients of whom seconds are known and whose work has a forecast."""
+    found = {}
+    for client, member in roster.items():
+        timed = [(s.seconds, model) for s in member.seen[-RECENT:] if s.seconds and (model := _model(roster, s))]
+        if timed:
+            found[client] = median(seconds / model for seconds, model in timed)
+    return found
+
+
+def pace_of(roster: Roster) -> float | None:
+    """M in seconds: the rounds' medians, smoothed from the oldest on; None where no seconds are known."""
+    pace: float | None = None
+    for cohort in _rounds(roster):
+        if times := [s.seconds for s in cohort.values() if s.seconds]:
+            pace = median(times) if pace is None else SMOOTH * pace + (1 - SMOOTH) * median(times)
+    return pace
+
+
+def _model(roster: Roster, seen: Seen) -> float:
+    """T_model of what a client was asked for."""
+    asked = Work(Shape(seen.rank), steps=seen.steps, batch=seen.batch or None, bits=seen.bits or None, extra=seen.extra)
+    return roster.forecast(asked).flops
+
+
+def _rounds(roster: Roster) -> list[dict[str, Seen]]:
+    """Of each round that anybody remembers, oldest first: what was seen of those whose updates counted, by client."""
+    found: dict[int, dict[str, Seen]] = {}
+    for client in sorted(roster, key=str.encode):
+        for seen in roster[client].seen:
+            if seen.admitted:
+                found.setdefault(seen.round, {})[client] = seen
+    return [found[n] for n in sorted(found)]
