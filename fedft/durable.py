@@ -50,7 +50,7 @@ def folder_name(name: str) -> str:
     return "-".join([*re.findall(r"[A-Za-z0-9]+", name[:40]), digits])
 
 
-def commit(path: Path, *parts: Part, sha256: bytes | None = None, sync: bool = True) -> None:
+def commit(path: Path, *parts: Part, sha256: bytes | None = None, sync: bool = True, over: Path | None = None) -> None:
     """Write the file `path` durably: a SHA-256 of the parts, then the parts one after the other; mode 0600.
 
     The file is whole on disk when this returns. Raises RunPaused with the disk's reason; the file is then as it was.
@@ -62,16 +62,20 @@ def commit(path: Path, *parts: Part, sha256: bytes | None = None, sync: bool = T
         sha256: of all parts, 32 bytes, where the caller has it; None: it is computed while they are written.
         sync: whether to wait for the disk. If not, the file outlives the process at once, and a crash of the machine
             some seconds later; what such a crash leaves of it `verified` knows to be torn.
+        over: a file of the same file system, with the mode 0600, that nobody reads: it is written over and renamed.
+            None: a new one is made.
     """
-    with _aside(path, 0o600, sync) as f:  # an update can tell of the rows that it was trained on
+    with _aside(path, 0o600, sync, over) as f:  # an update can tell of the rows that it was trained on
         f.write(sha256 or bytes(DIGEST_BYTES))
         if sha256 is not None:
             f.writelines(parts)
+            f.truncate()
             return
         digest = hashlib.sha256()
         for piece in _pieces(parts):
             digest.update(piece)
             f.write(piece)
+        f.truncate()
         f.seek(0)
         f.write(digest.digest())
 
@@ -95,8 +99,8 @@ def write_from(path: Path, parts: Iterable[Part], mode: int = 0o666) -> None:
 
 
 @contextmanager
-def _aside(path: Path, mode: int, sync: bool = True) -> Iterator[BinaryIO]:
-    """A new file beside `path` to write to, which takes its place when the block ends; durable with `sync`."""
+def _aside(path: Path, mode: int, sync: bool = True, over: Path | None = None) -> Iterator[BinaryIO]:
+    """A file beside `path` to write to, new or `over`, which takes its place as the block ends; durable with `sync`."""
     aside = path.with_name(path.name + ".tmp")
     try:
         if not path.parent.exists():
@@ -104,7 +108,9 @@ def _aside(path: Path, mode: int, sync: bool = True) -> Iterator[BinaryIO]:
             if sync:
                 _sync(path.parent.parent)  # or the file would be gone with its folder
         aside.unlink(missing_ok=True)  # one that a crash left keeps its own mode, and whoever has it open reads on
-        with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as f:
+        if over is not None:
+            os.replace(over, aside)
+        with open(aside, "xb" if over is None else "r+b", opener=lambda name, flags: os.open(name, flags, mode)) as f:
             yield f
             f.flush()
             if sync:

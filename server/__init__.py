@@ -12,7 +12,8 @@
     cohort              who is asked: drawn from the run's seed
     exchange, sending   letters out, answers in; traffic: what they cost, who was refused, who is to blame
     admission           whether an update counts; candidate_gates: whether a new state does
-    checkpoint          states, plans and admitted updates on disk
+    checkpoint          states, plans and admitted updates on disk; spare_files: what may be written over;
+                        attempt_numbers: what tells two attempts at a round apart
     archive             past rounds, kept on request; archive_check: whether all is there, and a round computed anew
     budget              when a run ends
     aggregation_error   how far the aggregate is from the exact mean

@@ -8,6 +8,7 @@
     state/journal/00000003/plans     SHA-256 of the rest, then JSON: client -> its encoded plan, hexadecimal
     state/journal/00000003/members   SHA-256 of the rest, then JSON: who takes part, where that changed with the round
     state/journal/00000003/<client>  SHA-256 of the rest, then the admitted bytes as they came
+    state/journal/spare/<number>     in a simulation, files that were <client> once and are yet to be written over
     state/attempt                    SHA-256 of the rest, then the number of the last attempt at a round, in decimal
 
 Every file is written aside, fsynced, renamed and its folder fsynced before anything is acknowledged. In a simulation
@@ -21,8 +22,8 @@ import json
 import logging
 import re
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ from fedft.errors import OtherVersion, RunPaused, StateDamaged, in_one_line
 from fedft.histories.history_file import HistoryFile, Mark
 from fedft.histories.rounds import History
 from fedft.server.archive import Archive
+from fedft.server.attempt_numbers import AttemptNumbers
 from fedft.server.kept_generations import kept
+from fedft.server.spare_files import SpareFiles
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of generations, their notes and the journal; one without a number is of the first
 WITH_HISTORY = 2  # the same with shared tensors that stand in state/history: 0.1.0 would not miss them
-JUMP, MAX_AHEAD = 2**16, 2**30  # of attempts' numbers: at a time, and beyond the seconds since 1970 in all
 
 
 class Store:
@@ -62,11 +64,13 @@ class Store:
             sync_all: whether all that is written waits for the disk; else only generations do, see above.
         """
         self._folder, self._archive, self._sync_all = folder, archive, sync_all
+        self._commit = partial(durable.commit, sync=sync_all)
         self._journal = folder / "journal"
         self._history = HistoryFile(folder / "history")
         self._saved: tuple[int, str] | None = None
         """Version and digest of what this process saved last, for the archive."""
-        self._attempt = folder / "attempt"
+        self._attempts = AttemptNumbers(folder / "attempt", self._commit)
+        self._spare = SpareFiles(self._journal / "spare")
         self._journal.mkdir(parents=True, exist_ok=True)
 
     def save(self, state: State, notes: Mapping[str, Any]) -> None:
@@ -86,7 +90,8 @@ class Store:
             self._history.keep(mark)
         self._keep_round(state, notes)
         self._saved = (state.version, state.digest) if self._archive else None
-        self._keep_journal(range(state.version, 2**63))
+        # only rounds that are over: what a crash of the machine may show of them is too late for any other
+        self._keep_journal(range(state.version, 2**63), Path.unlink if self._sync_all else self._spare.put)
         for v in self._versions():
             if not kept(v, state.version):
                 self._path(v).unlink()
@@ -98,6 +103,8 @@ class Store:
         Raises StateDamaged if there are generations and none verifies, and OtherVersion, with all files as they were,
         if the newest that verifies is not in the form that this version writes.
         """
+        if recover:
+            self._spare.drop()
         versions = self._versions()
         for v in reversed(versions):
             if (read := self._read(v)) is not None:
@@ -139,29 +146,11 @@ class Store:
 
     def next_attempt(self) -> int:
         """A number greater than any given before in this run, durable when returned: no two attempts share one."""
-        if (last := self._last_attempt()) is not None:
-            number = last + 1
-        elif not self._attempt.exists() and self._versions() in ([], [0]):
-            number = 0
-        else:  # damaged, or lost: a number far beyond what can have been given
-            number = int(max(self._attempt.stat().st_mtime if self._attempt.exists() else 0, time.time()))
-        self._commit(self._attempt, str(number).encode())
-        return number
+        return self._attempts.next(begun=self._versions() not in ([], [0]))
 
     def jump(self) -> bool:
-        """Have the next attempt's number lie far beyond those given, of which some are not known here.
-
-        Durable when it returns. False, and nothing is changed, for a number that would be beyond all bounds.
-        """
-        number = max((self._last_attempt() or 0) + JUMP, int(time.time()))
-        if number > time.time() + MAX_AHEAD:
-            return False
-        self._commit(self._attempt, str(number).encode())
-        return True
-
-    def _last_attempt(self) -> int | None:
-        body = durable.verified(self._attempt)
-        return None if body is None else int(body)
+        """Have the next attempt's number lie far beyond those given, see `AttemptNumbers.jump`."""
+        return self._attempts.jump()
 
     def check_room(self) -> None:
         """Raise RunPaused if the disk has no room for two more generations: better before a round than in it."""
@@ -195,7 +184,8 @@ class Store:
 
         `sha256` are its 64 hexadecimal digits, where they are known; else it is computed.
         """
-        self._commit(self._journal / f"{round:08d}" / _file(client), payload, bytes.fromhex(sha256) or None)
+        path, known = self._journal / f"{round:08d}" / _file(client), bytes.fromhex(sha256) or None
+        self._commit(path, payload, sha256=known, over=self._spare.take())
 
     def read(self, round: int, client: str) -> bytes | None:
         """The bytes of a client's admitted update in a round, or None if there are none that verify."""
@@ -205,8 +195,9 @@ class Store:
         """Drop the plans and admitted updates of this round and of later ones."""
         self._keep_journal(range(round))
 
-    def _commit(self, path: Path, body: bytes, sha256: bytes | None = None) -> None:
-        durable.commit(path, body, sha256=sha256, sync=self._sync_all)
+    def close(self) -> None:
+        """Delete what was only kept to be written over: nothing more is journalled."""
+        self._spare.drop()
 
     def _keep_round(self, state: State, notes: Mapping[str, Any]) -> None:
         """Have the archive take the round that led to a state that is committed, if it has not, from the journal."""
@@ -225,11 +216,11 @@ class Store:
                  "roster": notes["roster"], "weights": weights}  # fmt: skip
         self._archive.add(facts, self.plans(number), ((c, self.read(number, c) or b"") for c in weights))
 
-    def _keep_journal(self, rounds: range) -> None:
+    def _keep_journal(self, rounds: range, let_go: Callable[[Path], None] = Path.unlink) -> None:
         for entry in self._journal.iterdir():
             if entry.name.isdecimal() and int(entry.name) not in rounds:
                 for f in entry.iterdir():
-                    f.unlink()
+                    let_go(f)
                 entry.rmdir()
 
     def _path(self, version: int) -> Path:

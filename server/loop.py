@@ -76,10 +76,13 @@ class Loop:
         if self.metrics.has(state.version) and budget.over(run.config, self.metrics.lines):
             log.warning("nothing is left to do: %s", _all_there_is(run.config, state.version))
         self._report(state, notes)
-        while between_rounds.goes_on(run, self.metrics.lines, state.version):
-            state, notes = self._round(state, between_rounds.lifted(run, state.version, notes))
-            between_rounds.committed(run, state.version, notes)
-            self._report(state, notes)
+        try:
+            while between_rounds.goes_on(run, self.metrics.lines, state.version):
+                state, notes = self._round(state, between_rounds.lifted(run, state.version, notes))
+                between_rounds.committed(run, state.version, notes)
+                self._report(state, notes)
+        finally:
+            run.store.close()
         return state
 
     def _brought_by_evaluation(self, state: State) -> dict[str, tuple[int, str]]:

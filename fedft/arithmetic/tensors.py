@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from fedft.arithmetic import compiled
+from fedft.arithmetic.norms import WithSquares, blocks
+from fedft.arithmetic.norms import norm as norm
 
 log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Tensor]
-BLOCK = 2**18  # entries
 
 
 class Digested(Mapping[str, Tensor]):
@@ -74,22 +75,18 @@ def dot(x: Tensors, y: Tensors) -> float:
     return sum(
         float(torch.dot(a.double().reshape(-1), b.double().reshape(-1)))
         for n in sorted(x)
-        for a, b in zip(_blocks(x[n]), _blocks(y[n]), strict=True)
+        for a, b in zip(blocks(x[n]), blocks(y[n]), strict=True)
     )
 
 
-def floats(x: Tensors) -> dict[str, Tensor]:
+def floats(x: Tensors) -> Tensors:
     """The tensors of `x` that hold floating-point numbers; lists of integers (seeds, places) are left out.
 
     >>> list(floats({"w": torch.ones(2), "seeds": torch.tensor([3, 7])}))
     ['w']
     """
-    return {n: t for n, t in x.items() if t.is_floating_point()}
-
-
-def norm(x: Tensors) -> float:
-    """The L2 norm of all tensors of `x` taken as one vector, summed in float64."""
-    return dot(x, x) ** 0.5
+    found = {n: t for n, t in x.items() if t.is_floating_point()}
+    return WithSquares(found, x.squares) if isinstance(x, WithSquares) else found
 
 
 def weighted_mean(items: Iterable[tuple[Tensors, float]], *, by_name: bool = False) -> dict[str, Tensor]:
@@ -181,11 +178,6 @@ def digest_of_texts(texts: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{text}\0" for text in texts).encode()).hexdigest()
 
 
-def _blocks(t: Tensor) -> tuple[Tensor, ...]:
-    """The entries of a tensor in pieces of at most BLOCK: a float64 copy of one stays in the processor's cache."""
-    return t.reshape(-1).split(BLOCK) if t.numel() > BLOCK else (t,)
-
-
 def _kernels(x: Tensors) -> ModuleType | None:
     """The module of compiled sums where these pay for tensors like those of `x`; None means torch."""
     cpu = [t for t in x.values() if t.device.type == "cpu" and t.dtype == torch.float32]
@@ -220,7 +212,7 @@ def _begin(total: Tensor, t: Tensor, weight: float, kernels: ModuleType | None) 
     """total = weight * t."""
     if kernels:
         return kernels.begin(total, t, weight)
-    for sum_, term in zip(_blocks(total), _blocks(t), strict=True):
+    for sum_, term in zip(blocks(total), blocks(t), strict=True):
         sum_.copy_(term).mul_(weight)
 
 
@@ -228,7 +220,7 @@ def _add(total: Tensor, t: Tensor, weight: float, kernels: ModuleType | None) ->
     """total += weight * t."""
     if kernels:
         return kernels.add(total, t, weight)
-    for sum_, term in zip(_blocks(total), _blocks(t), strict=True):
+    for sum_, term in zip(blocks(total), blocks(t), strict=True):
         sum_.add_(term.double(), alpha=weight)
 
 
@@ -238,7 +230,7 @@ def _quotient(total: Tensor, by: float, dtype: torch.dtype, kernels: ModuleType 
     if kernels and dtype == torch.float32:
         kernels.divide(found, total, by)
     else:
-        for rounded, sum_ in zip(_blocks(found), _blocks(total), strict=True):
+        for rounded, sum_ in zip(blocks(found), blocks(total), strict=True):
             rounded.copy_(sum_.div_(by))
     return found
 

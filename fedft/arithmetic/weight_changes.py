@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fedft.arithmetic import named_pairs
 from fedft.arithmetic.lowrank import LowRank
-from fedft.arithmetic.tensors import BLOCK, Tensors
+from fedft.arithmetic.norms import BLOCK
+from fedft.arithmetic.tensors import Tensors
 
 Change = LowRank | Tensor
 """Of one weight [o, i]: factors, or the matrix itself."""

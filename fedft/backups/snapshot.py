@@ -5,8 +5,9 @@
             number of the last attempt, see `archive.restore`
     site    all that is in its state folder
 
-A folder that is in use changes. Files that are written whole are opened and then kept, whatever takes their place; what
-is only added to ends at its last whole line. If the state changed meanwhile, everything is looked at again.
+A folder that is in use changes. Files that are written whole are opened and then kept, whatever takes their place, and
+held, so that nobody writes over them; what is only added to ends at its last whole line. If the state changed
+meanwhile, everything is looked at again.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedft import durable
+from fedft.backups import held_files
 from fedft.backups.archive import CHUNK, MAX_NAME, NAME, Kind, Part
 from fedft.durable import DIGEST_BYTES
 from fedft.errors import ConfigError, StateDamaged
@@ -129,6 +131,7 @@ def _add(path: Path, folder: Path, files: ExitStack, parts: list[Part], left: li
         left.append(name)
         return
     file = files.enter_context(path.open("rb"))
+    held_files.hold(file)
     parts.append(Part(name, file, _whole_lines(file) if path.suffix == ".jsonl" else file.seek(0, 2)))
 
 

@@ -1,11 +1,12 @@
 """The body of a message: the tensors' bytes, one after the other, as its table says."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from fedft.arithmetic.norms import BLOCK, WithSquares, squares
 from fedft.arithmetic.tensors import Tensors
 from fedft.compression.bit_packing import Reader, varint
 from fedft.compression.codec import Part
@@ -41,11 +42,16 @@ def write_body(entries: Mapping[str, Entry], tensors: Tensors, seed: int) -> lis
     return body
 
 
-def read_body(entries: Mapping[str, Entry], body: memoryview) -> dict[str, Tensor]:
+def read_body(
+    entries: Mapping[str, Entry], body: memoryview, look: Callable[[str, Tensor], None] | None = None
+) -> dict[str, Tensor]:
     """The tensors in a message's body by name: contiguous, in new memory, all floats finite and within MAX_ABS.
 
     Raises RejectedUpdate (`nonfinite`, `out_of_bounds`) for other numbers, ValueError for bytes out of the format. All
     lengths are checked before anything is decoded, so a short message allocates little.
+
+    `look` is called with each tensor of floats that has entries, as soon as it is read, and raises what `in_bounds`
+    does: the default.
     """
     r = Reader(body)
     if (total := sum(math.prod(e.shape) for e in entries.values())) > MAX_ENTRIES:
@@ -59,7 +65,33 @@ def read_body(entries: Mapping[str, Entry], body: memoryview) -> dict[str, Tenso
         if n < least and (least - n > len(r.left) or any(r.take(least - n))):
             raise ValueError(f"{math.prod(entry.shape)} entries of {name!r} in {n} bytes, not filled up with zeros")
     r.close()
-    return {name: _read(name, entry, parts[name]) for name, entry in entries.items()}
+    return {name: _read(name, entry, parts[name], look or in_bounds) for name, entry in entries.items()}
+
+
+def read_with_squares(entries: Mapping[str, Entry], body: memoryview) -> WithSquares:
+    """What `read_body` gives, with the sums of squares that a norm needs: each tensor is in the cache when it is read.
+
+    These also tell that all entries are within MAX_ABS, unless a tensor's norm is above it.
+    """
+    found: dict[str, list[float]] = {}
+    largest = max((math.prod(entry.shape) for entry in entries.values()), default=0)
+    room = torch.empty(min(BLOCK, largest), dtype=torch.float64)  # once: fresh memory costs more than the sums
+
+    def look(name: str, x: Tensor) -> None:
+        found[name] = squares(x, room)
+        if not sum(found[name]) <= MAX_ABS**2:  # rounded sums of squares are no less than the largest of these
+            in_bounds(name, x)
+
+    return WithSquares(read_body(entries, body, look), found)
+
+
+def in_bounds(name: str, x: Tensor) -> None:
+    """Raise RejectedUpdate where a float is not finite, `nonfinite`, or beyond MAX_ABS, `out_of_bounds`."""
+    lo, hi = (float(v) for v in torch.aminmax(x))  # a NaN anywhere comes out as both
+    if not (math.isfinite(lo) and math.isfinite(hi)):
+        raise RejectedUpdate("nonfinite", f"tensor {name!r} has NaN or infinite entries")
+    if max(-lo, hi) > MAX_ABS:
+        raise RejectedUpdate("out_of_bounds", f"tensor {name!r} has {max(-lo, hi):g}, above {MAX_ABS:g}")
 
 
 def seen_tensors(entries: Mapping[str, Entry], tensors: Tensors, seed: int) -> dict[str, Tensor]:
@@ -84,16 +116,12 @@ def body_bytes(spec: Spec, codec: str) -> int:
     return total
 
 
-def _read(name: str, entry: Entry, data: memoryview) -> Tensor:
+def _read(name: str, entry: Entry, data: memoryview, look: Callable[[str, Tensor], None]) -> Tensor:
     if not math.prod(entry.shape):
         return torch.empty(entry.shape, dtype=_DTYPE.get(entry.type, torch.float32))
     out = form(name, entry).codec.unpack(name, entry.shape, data)
     if out.is_floating_point():
-        lo, hi = (float(x) for x in torch.aminmax(out))  # a NaN anywhere comes out as both
-        if not (math.isfinite(lo) and math.isfinite(hi)):
-            raise RejectedUpdate("nonfinite", f"tensor {name!r} has NaN or infinite entries")
-        if max(-lo, hi) > MAX_ABS:
-            raise RejectedUpdate("out_of_bounds", f"tensor {name!r} has {max(-lo, hi):g}, above {MAX_ABS:g}")
+        look(name, out)
     return out
 
 

@@ -63,7 +63,7 @@ from fedft.update import Job, Plan, Spec, Update
 from fedft.wire import forms, frame, versions
 from fedft.wire.body import MAX_ABS as MAX_ABS
 from fedft.wire.body import body_bytes as body_bytes
-from fedft.wire.body import read_body, seen_tensors, write_body
+from fedft.wire.body import read_body, read_with_squares, seen_tensors, write_body
 from fedft.wire.forms import JOB_TABLE
 from fedft.wire.frame import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
 from fedft.wire.frame import MessageKind
@@ -109,7 +109,7 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
         values = read_fields(header, forms.FORMS[version].update)
         entries = read_entries(table)
         check_fit(entries, spec, codec)
-        return Update(delta=read_body(entries, body), **values)
+        return Update(delta=read_with_squares(entries, body), **values)
 
 
 def relabelled(data: bytes, *, round: int, attempt: int) -> bytes:

@@ -18,7 +18,7 @@ from fedft.backups import archive, snapshot
 from fedft.cli.main import app
 from fedft.client import sent_records
 from fedft.errors import ConfigError, FedftError, PlanRefused, StateDamaged
-from fedft.server import archive_check, checkpoint
+from fedft.server import archive_check, attempt_numbers
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 
@@ -103,11 +103,11 @@ def test_a_site_makes_the_numbers_jump_once_a_round_and_not_past_all_bounds(
     monkeypatch.setattr(run.sites["bert"].responder, "_train", stale)
     jumps: list[int] = []
     jump = run.store.jump
-    monkeypatch.setattr(run.store, "jump", lambda: jumps.append(run.store._last_attempt() or 0) or jump())
+    monkeypatch.setattr(run.store, "jump", lambda: jumps.append(run.store._attempts._last() or 0) or jump())
     run.run()
     assert len(jumps) == 3
     assert [line["participants"] for line in run.metrics.lines[1:]] == [["anna", "carl"]] * 3
-    monkeypatch.setattr(checkpoint, "MAX_AHEAD", 10 * checkpoint.JUMP)
+    monkeypatch.setattr(attempt_numbers, "MAX_AHEAD", 10 * attempt_numbers.JUMP)
     assert sum(jump() for _ in range(20)) in (6, 7, 8, 9), "some are behind it already"
     last = run.store.next_attempt()
     assert not jump()

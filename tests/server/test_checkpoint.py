@@ -10,10 +10,12 @@ from safetensors.torch import save
 
 from fedft import durable
 from fedft.arithmetic import tensors
+from fedft.backups import held_files
 from fedft.contract import State
 from fedft.errors import OtherVersion, RunPaused, StateDamaged
 from fedft.server.checkpoint import Store
 from fedft.server.kept_generations import kept
+from fedft.server.spare_files import LARGE
 
 
 def state(version: int) -> State:
@@ -204,3 +206,65 @@ def test_what_a_crash_of_the_machine_takes_of_a_simulated_round_is_made_again(tm
     again = Store(tmp_path, sync_all=False)
     assert again.latest() is not None
     assert (again.plans(0), again.read(0, "a")) == ({}, None)
+
+
+def _kept(folder: Path) -> list[Path]:
+    return sorted((folder / "journal").glob("spare/*"))
+
+
+def test_a_simulation_writes_over_the_journal_of_a_round_that_is_over(tmp_path: Path) -> None:
+    """The same file, by its number, under another name, with nothing of what was in it; small ones are made anew."""
+    store, long, short = Store(tmp_path, sync_all=False), b"1" * (2 * LARGE), b"2" * LARGE
+    store.keep_plans(0, {"a": b"1"})
+    store.journal(0, "a", long)
+    (before,) = (tmp_path / "journal" / "00000000").glob("u-*")
+    number = before.stat().st_ino
+    store.save(state(1), {})
+    assert [f.stat().st_ino for f in _kept(tmp_path)] == [number]
+    store.journal(1, "b", short, hashlib.sha256(short).hexdigest())
+    (after,) = (tmp_path / "journal" / "00000001").glob("u-*")
+    assert (after.stat().st_ino, _kept(tmp_path)) == (number, [])
+    assert after.read_bytes() == hashlib.sha256(short).digest() + short
+    assert Store(tmp_path).read(1, "b") == short
+
+
+def test_a_deployment_keeps_nothing_of_a_round_that_is_over_nor_a_simulation_of_one_that_is_done_again(
+    tmp_path: Path,
+) -> None:
+    for sync_all in (True, False):
+        store = Store(tmp_path / str(sync_all), sync_all=sync_all)
+        store.journal(0, "a", b"1" * LARGE)
+        if sync_all:
+            store.save(state(1), {})
+        else:
+            store.drop(0)
+        assert not list((tmp_path / str(sync_all) / "journal").rglob("*"))
+
+
+def test_what_is_kept_to_be_written_over_goes_with_the_run_and_with_a_process_that_was_killed(tmp_path: Path) -> None:
+    for end in (Store.close, lambda store: Store(tmp_path, sync_all=False).latest()):
+        store = Store(tmp_path, sync_all=False)
+        store.journal(0, "a", b"1" * LARGE)
+        store.save(state(1), {})
+        assert _kept(tmp_path)
+        end(store)
+        assert not (tmp_path / "journal" / "spare").exists()
+        store.journal(1, "a", b"2" * LARGE)  # whoever took the files away: new ones are made
+        assert store.read(1, "a") == b"2" * LARGE
+        store.drop(0)
+
+
+def test_a_file_that_is_read_or_has_another_name_is_not_written_over(tmp_path: Path) -> None:
+    store = Store(tmp_path, sync_all=False)
+    for client in "abc":
+        store.journal(0, client, client.encode() * LARGE)
+    a, b, _ = sorted((tmp_path / "journal" / "00000000").iterdir())
+    os.link(b, tmp_path / "link")
+    content = a.read_bytes(), b.read_bytes()
+    with open(a, "rb") as read:
+        held_files.hold(read)
+        store.save(state(1), {})
+        assert len(_kept(tmp_path)) == 1
+        for client in "abc":
+            store.journal(1, client, b"d" * LARGE)
+        assert (read.read(), (tmp_path / "link").read_bytes()) == content
