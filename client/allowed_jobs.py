@@ -71,6 +71,9 @@ def check_plan(plan: Plan, size: int, policy: Policy) -> None:
             raise PlanRefused("policy_download", said)
         at_most("policy_rank", "rank", plan.shape.largest, policy.max_rank)
         at_most("policy_steps", "steps", plan.steps, policy.max_steps)
+        at_most("policy_batch_size", "batch", plan.batch, policy.max_batch_size)
+        if plan.bits and plan.bits not in policy.bits:
+            raise PlanRefused("policy_bits", f"a base of {plan.bits} bits; allowed here: {policy.bits}")
         if plan.steps < 1 and not plan.evaluate:
             raise PlanRefused("policy_steps", f"steps = {plan.steps}: there is nothing to train")
         at_most("policy_learning_rate", "learning_rate", plan.learning_rate, policy.max_learning_rate, (int, float))

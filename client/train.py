@@ -17,7 +17,7 @@ from fedft.client.base_precision import precision_of
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
-from fedft.config import LOCAL, RunConfig
+from fedft.config import LOCAL, Local, RunConfig
 from fedft.contract import Batch, Trained, Turn
 from fedft.data import packing
 from fedft.data.batches import ClientRows
@@ -164,18 +164,18 @@ class Client:
             if torch.cuda.is_initialized():  # torch.manual_seed looks for every kind of device, present or not
                 torch.cuda.manual_seed_all(turn.seed)
             with device_arithmetic.in_one_order(self.config.local):
-                return self.recipe.local(self.handle, self._rows(), turn)
+                return self.recipe.local(self.handle, self._rows(turn.local), turn)
 
-    def _rows(self) -> ClientRows:
-        """This client's rows as its local steps are given them."""
+    def _rows(self, local: Local) -> ClientRows:
+        """This client's rows as its local steps are given them, by the turn's own table `[local]`."""
 
         def begun(step: int) -> None:
             self.step = step
 
         collate: Callable[[Sequence[Example]], Batch] = partial(self.handle.objective.collate, pad_id=self.base.pad_id)
-        if self.config.local.packing:
+        if local.packing:
             collate = partial(packing.collate, pad_id=self.base.pad_id, max_length=self.config.data.length)
-        return ClientRows(self.train_rows, self.config.local.batch_size, collate, begun, self._micro_batch)
+        return ClientRows(self.train_rows, local.batch_size, collate, begun, self._micro_batch)
 
     def evaluate(self, turn: Turn) -> Update:
         """The update without tensors whose metrics are those of the installed state on the client's held-out rows.
@@ -194,6 +194,8 @@ class Client:
         """
         if plan.run != self._run:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
+        if plan.bits and plan.bits != (own_bits := self.config.model.bits):
+            raise PlanRefused("base_precision", f"a base of {plan.bits} bits is asked for, here it has {own_bits}")
         if plan.evaluate and not self.test_rows:
             raise PlanRefused("no_rows", "there are no held-out rows here")
         had = self.memory.held
@@ -210,7 +212,8 @@ class Client:
             held, digest = self.memory.held.tensors, self.memory.held.digest
         own = philox.derive(self._run_seed, "client", self.name, plan.round)
         kept = self.kept.after(plan.counted)
-        turn = Turn(plan, held, digest, self.config.local, self._run_seed, own, kept)
+        local = replace(self.config.local, batch_size=plan.batch) if plan.batch else self.config.local
+        turn = Turn(plan, held, digest, local, self._run_seed, own, kept)
         self.recipe.start(self.handle, turn)
         return turn
 

@@ -42,6 +42,8 @@ from fedft.contract import (
     Member,
     Metrics,
     Next,
+    Planner,
+    Roster,
     State,
     Term,
     Trained,
@@ -55,9 +57,9 @@ from fedft.update import Download, Plan, Shape, Spec, TensorSpec, Update
 # What a strategy is written with; other names of this module are defaults of a `Recipe`'s parts.
 __all__ = [
     "Batch", "Course", "Data", "Drawers", "FirstOrder", "Full", "Handle", "Kind", "Layout", "Learning", "LoRA",
-    "LocalStep", "Member", "Metrics", "Next", "Plan", "Recipe", "Shape", "Spec", "State", "Tensors", "Term", "Trained",
-    "Transform", "Turn", "Update", "Work", "add", "anything", "back_to_base", "cut_to_rank", "everything", "l2_norm",
-    "mean", "product_norm", "replace_all", "write_all",
+    "LocalStep", "Member", "Metrics", "Next", "Plan", "Recipe", "Roster", "Shape", "Spec", "State", "Tensors", "Term",
+    "Trained", "Transform", "Turn", "Update", "Work", "add", "anything", "back_to_base", "cut_to_rank", "everything",
+    "l2_norm", "mean", "product_norm", "replace_all", "write_all",
 ]  # fmt: skip
 
 
@@ -87,14 +89,15 @@ def replace_all(held: State | None, plan: Plan) -> Tensors:
 def write_all(handle: Handle, turn: Turn) -> None:
     """Put the model's trained tensors at the state that the client holds, frozen ones at their draw from the seed."""
     frozen = handle.kind.frozen(handle.layout, turn.plan.shape, turn.run_seed)
-    handle.write({**frozen, **turn.held})
+    handle.write({**frozen, **turn.held}, turn.plan.shape.without)
 
 
 def back_to_base(handle: Handle, turn: Turn) -> None:
     """Put the model back to w0: its parameters bit for bit, or its adapter to version 0."""
     handle.reset()
     if not handle.kind.of_base:
-        handle.write(handle.kind.initial(handle.layout, turn.plan.shape, turn.run_seed))
+        shape = turn.plan.shape
+        handle.write(handle.kind.initial(handle.layout, shape, turn.run_seed), shape.without)
 
 
 def as_it_is(delta: Tensors, plan: Plan) -> Tensors:
@@ -122,7 +125,7 @@ def product_norm(delta: Tensors, plan: Plan) -> float:
     return (sum(d.norm() ** 2 for d in pairs.values()) + l2_norm(rest, plan) ** 2) ** 0.5
 
 
-def as_configured(state: State, roster: Mapping[str, Member]) -> Mapping[str, Work]:
+def as_configured(state: State, roster: Roster) -> Mapping[str, Work]:
     """The default of `Recipe.plan`: every client does what the run file says."""
     return {}
 
@@ -164,8 +167,10 @@ class Recipe:
 
     uploads: tuple[Transform, ...] = ()
     """What happens to a client's result on its way out, in order of stage: clip, noise, code, mask."""
-    plan: Callable[[State, Mapping[str, Member]], Mapping[str, Work]] = as_configured
+    plan: Planner = as_configured
     """(state, all clients by name) -> work of those who do other than the run file says; one pure call per round."""
+    remembers: int | None = 16
+    """Rounds of each client that `plan` is shown, the last so many in which the client was asked; None: all."""
     check: Callable[[RunConfig], None] = any_run
     """(RunConfig) raises ValueError with the reason where the run file makes no sense with this strategy."""
 
@@ -183,6 +188,8 @@ class Recipe:
     """What is broadcast shows single clients' tensors."""
     unlike_ranks: bool = False
     """Clients may have different LoRA ranks."""
+    unlike_modules: bool = False
+    """Clients may train different modules (`Shape.chosen`): aggregated by name, over those who sent it."""
     bases: Literal["same", "any"] = "same"
     """What clients' bases may differ in: "any": one site has it in 16 bits and another in 4, since what travels is of
     adapters, or of changes beside the base; "same": all have it in the run's precision."""
@@ -260,11 +267,16 @@ class Recipe:
         """The state of the next version: what `server` makes of the change; drawers that it does not touch stay."""
         return state.followed_by(self.server(state, change))
 
-    def plans(self, state: State, roster: Mapping[str, Member], bare: Plan, largest: int) -> dict[str, Plan]:
-        """The plan of every client of the roster, without tensors: `bare` with the client's own work in it.
+    @property
+    def plans_work(self) -> bool:
+        """Whether somebody plans for clients what the run file does not say."""
+        return self.plan is not as_configured
 
-        Raises ValueError where `plan` gives a rank above `largest`, that of the state, or unlike ones where that is
-        impossible.
+    def plans(self, state: State, roster: Roster, bare: Plan, largest: int) -> dict[str, Plan]:
+        """The plan of every client of the roster: `bare` with the client's own work, and its tensors, in it.
+
+        Raises ValueError where `plan` gives a rank above `largest`, that of the state, or unlike ranks or modules where
+        that is impossible.
         """
         works, found = self.plan(state, roster), {}
         for client, member in roster.items():
@@ -273,6 +285,8 @@ class Recipe:
                 raise ValueError(f"the plan of {client} has rank {plan.shape.largest}, the state {largest}")
             if not self.unlike_ranks and (plan.ranks or plan.rank != member.rank):
                 raise ValueError(f"the plan of {client} has another rank than the others, which {self.name} cannot mix")
+            if plan.chosen and not self.unlike_modules:
+                raise ValueError(f"by the plan of {client} some modules do not learn, which {self.name} cannot mix")
             found[client] = plan
         return found
 

@@ -198,6 +198,8 @@ MORE_OPTIMIZERS = (
     "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit", "schedule_free_adamw", "schedule_free_sgd",
 )  # fmt: skip
 """The optimisers of other libraries that have a name here."""
+PLANNERS = ("halves",)
+"""The planners of this package."""
 PREFERENCES = ("dpo", "orpo")
 """The objectives of this package that learn from pairs of answers."""
 
@@ -223,7 +225,7 @@ optimizers = Registry(
     called=False,
 )
 transforms = Registry("transform", "fedft.transforms", {})
-planners = Registry("planner", "fedft.planners", {})
+planners = Registry("planner", "fedft.planners", {n: f"fedft.server.planners.{n}:{n}" for n in PLANNERS})
 gates = Registry("gate", "fedft.gates", {"largest_norm": "fedft.server.candidate_gates:largest_norm"})
 partitioners = Registry(
     "partitioner",

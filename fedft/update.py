@@ -47,16 +47,35 @@ Download = Callable[[str], "TensorSpec | None"]
 
 @dataclass(frozen=True)
 class Shape:
-    """How large one client's adapter is: `rank` in every module but those that `ranks` gives a rank of their own."""
+    """How large one client's adapter is, and which part of it learns.
+
+    `rank` holds in every module but those that `ranks` gives a rank of their own.
+    """
 
     rank: int = 0
     """0 where the kind of adapter has no ranks."""
     ranks: Mapping[str, int] = field(default_factory=dict)
-    """Rank by module, each at least 1."""
+    """Rank by module; a module of rank 0 has no adapter."""
+    chosen: tuple[str, ...] = ()
+    """What learns and is sent, of modules with an adapter (of full fine-tuning: of parameters): names, or whole dotted
+    parts of names as "q_proj" and "layers.3"; empty: everything. The rest is in every forward pass, and stays."""
 
     def of(self, module: str) -> int:
         """The adapter's rank in the module of this name."""
         return self.ranks.get(module, self.rank)
+
+    def learns(self, name: str) -> bool:
+        """Whether the adapter of the module of this name, or a tensor of it, is among those that learn.
+
+        >>> Shape(8, chosen=("layers.3", "q_proj")).learns("model.layers.30.self_attn.v_proj.lora_A")
+        False
+        """
+        return not self.chosen or any(f".{text}." in f".{name}." for text in self.chosen)
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Modules that get no adapter, of those in `ranks`."""
+        return tuple(m for m, r in self.ranks.items() if r == 0)
 
     @property
     def largest(self) -> int:
@@ -65,7 +84,7 @@ class Shape:
 
     @property
     def key(self) -> str:
-        """A short text, equal for equal shapes and no others.
+        """A short text, equal for equal ranks and no others, whichever modules learn.
 
         >>> Shape(8).key, Shape(8, {"q_proj": 4}).key
         ('r8', 'r8-4014af53e880')
@@ -123,9 +142,15 @@ class Plan:
     rank: int = 0
     """Rank of this client's adapter; 0 where its kind has none."""
     ranks: Mapping[str, int] = field(default_factory=dict)
-    """Rank by module, for those where it is not `rank`."""
+    """Rank by module, for those where it is not `rank`; 0: no adapter there."""
+    chosen: tuple[str, ...] = ()
+    """What of the adapter learns and is sent, see `Shape.chosen`; empty: all of it."""
     steps: int = 0
     """Local optimiser steps."""
+    batch: int = 0
+    """Records per step; 0: `[local] batch_size`."""
+    bits: int = 0
+    """Precision of the base that is asked for, in bits of each frozen weight; 0: the client's own."""
     learning_rate: float = 0.0
     """Of the local optimiser in this round."""
     counted: int | None = None
@@ -145,8 +170,8 @@ class Plan:
 
     @property
     def shape(self) -> Shape:
-        """How large the adapter of the plan's client is: `rank` and `ranks` as one value."""
-        return Shape(self.rank, self.ranks)
+        """The adapter of the plan's client: `rank`, `ranks` and `chosen` as one value."""
+        return Shape(self.rank, self.ranks, self.chosen)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedft.contract import State
+from fedft.contract import Seen, State
 from fedft.server import admission
 from fedft.server.traffic import Traffic
 from fedft.update import MEMORY_LOST, Update
@@ -87,3 +87,5 @@ class Outcome:
     """Clients whose updates counted, in roster order."""
     blamed: set[str]
     """Clients at fault, see `Traffic.blamed`."""
+    seen: Mapping[str, tuple[Seen, ...]] = field(default_factory=dict)
+    """What was seen of each client until now, where somebody plans by it."""

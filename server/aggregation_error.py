@@ -13,7 +13,7 @@ clients), a sample of modules is measured in place of all.
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,7 +64,7 @@ class _Noted:
     def set_base_change(self, change: Mapping[str, Change], key: str) -> None:
         self.change = change
 
-    def write(self, values: Tensors) -> None:
+    def write(self, values: Tensors, without: Collection[str] | None = None) -> None:
         self.values.update(values)
 
 

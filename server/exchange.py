@@ -48,7 +48,7 @@ class Exchange:
         """`bare` with the tensors that take this client from the version that it stands at to `state`."""
         have, label = self.have.get(client, (None, "")) if self.federation.recipe.is_held(bare) else (None, "")
         plan = replace(bare, label=state.label, have=have, have_label=label)
-        return replace(plan, tensors=self.federation.recipe.downlink(state, plan.have, plan))
+        return replace(plan, tensors={**bare.tensors, **self.federation.recipe.downlink(state, plan.have, plan)})
 
     def ask(
         self,
@@ -79,7 +79,7 @@ class Exchange:
             return accept(came)
 
         def payload(client: str) -> bytes:
-            wanted = self.have.get(client), bare[client]
+            wanted = self.have.get(client), bare[client] if not bare[client].tensors else client
             if not self._encoded or self._encoded[0] != wanted:  # most are sent the same
                 plan = self.plan(bare[client], state, client)
                 self._encoded = wanted, messages.encode_plan(plan, self.federation.config.codec.plans)

@@ -3,17 +3,18 @@
 import logging
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedft.carriers.interface import SHORT_ANSWER_BYTES, Post
 from fedft.config import Local, RunConfig
-from fedft.contract import Layout, Member, State
+from fedft.contract import Forecast, Layout, Member, Roster, Seen, State, Work
+from fedft.contract.planning import no_forecast
 from fedft.errors import ConfigError, OtherVersion, RejectedUpdate
 from fedft.recipe import Recipe
 from fedft.reports.observers import Observer
-from fedft.server import message_sizes
+from fedft.server import message_sizes, planner_view
 from fedft.server.checkpoint import Store
 from fedft.server.job import told
 from fedft.server.membership import Membership, Roll
@@ -67,6 +68,10 @@ class Federation:
     """Members that may not take part any more, when last looked."""
     counted: dict[str, int] = field(default_factory=dict)
     """The last round in which a client's update counted, where clients keep something."""
+    seen: dict[str, tuple[Seen, ...]] = field(default_factory=dict)
+    """What was seen of each client in the last rounds, where somebody plans by it."""
+    forecast: Callable[[Work], Forecast] = no_forecast
+    """What a work takes at a client, for planners."""
 
     _looked: float = -math.inf
     _steered: Mapping[str, Any] | None = None
@@ -194,16 +199,23 @@ class Federation:
         """Those of `clients` who may take part, in their order."""
         return [c for c in clients if c not in self.gone] if self.gone else clients
 
+    @property
+    def timed(self) -> bool:
+        """Whether seconds say something of clients: those of a simulation without a clock of its own do not."""
+        return self.deployed or self.clock is not time
+
     def plans(self, state: State, clients: Collection[str]) -> dict[str, Plan]:
         """What each of these clients is to do from this state on, without the tensors that bring the client there.
 
         Raises ConfigError where the recipe's plan makes no sense.
         """
         c, version = self.config.local, state.version
+        asked = tuple(sorted(clients, key=str.encode))
+        roster = Roster(planner_view.shown(self.members, self.seen), version, self.job.seed, asked, self.forecast)
         lr = schedules.of_round(c, version, self.config.server.rounds)
         bare = Plan(self.job.run, version, version, steps=c.steps, learning_rate=lr)
         try:
-            found = self.recipe.plans(state, self.members, bare, self.rank)
+            found = self.recipe.plans(state, roster, bare, self.rank)
         except ValueError as e:
             raise ConfigError(f"{self.recipe.name}, round {version}: {e}") from e
         mine = {name: _of_epochs(found[name], self.members[name], c) for name in clients}

@@ -15,7 +15,7 @@ from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import between_rounds, budget, by_bits
+from fedft.server import between_rounds, budget, by_bits, planner_view
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import evaluate
@@ -67,6 +67,7 @@ class Loop:
         run.counted = notes.get("counted", {})
         for client, profile in notes.get("profiles", {}).items():
             run.know(client, profile)
+        run.seen = planner_view.from_json(notes.get("seen", {}))
         self._exchange.have = {c: (version, label) for c, (version, label) in notes.get("have", {}).items()}
         self._enrol([c for c in run.still(run.members) if c not in notes["barred"]])
         if self.metrics.has(state.version) and budget.over(run.config, self.metrics.lines):
@@ -186,6 +187,9 @@ class Loop:
             "profiles": {c: profile for c, profile in run.profiles.items() if profile},
             "members": run.membership.to_dict(),
         }
+        if run.recipe.plans_work:
+            run.seen = dict(outcome.seen)
+            kept["seen"] = planner_view.to_json(run.seen)
         if run.recipe.keeps:
             kept["counted"] = run.counted = {**run.counted, **dict.fromkeys(outcome.counted, number)}
         return kept

@@ -1,7 +1,7 @@
 """How large a run's messages will be, from shapes alone: what none can carry is refused before anybody is asked."""
 
 from fedft.config import RunConfig
-from fedft.contract import Layout, Member, State
+from fedft.contract import Layout, Member, Roster, State
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe, spec_of
 from fedft.reports.quantities import size
@@ -52,9 +52,10 @@ def first_round(config: RunConfig, recipe: Recipe, layout: Layout, clients: int)
     roster = {f"{i:09}": Member(ranks[i % len(ranks)]) for i in range(clients)}
     largest = max(member.rank for member in roster.values())
     try:
-        state = recipe.first_state(layout, largest, config.server.seed)
+        seed = config.server.seed
+        state = recipe.first_state(layout, largest, seed)
         bare = Plan("", 0, 0, steps=config.local.steps, learning_rate=config.local.learning_rate)
-        return state, list(recipe.plans(state, roster, bare, largest).values())
+        return state, list(recipe.plans(state, Roster(roster, 0, seed, tuple(roster)), bare, largest).values())
     except ValueError as e:
         raise ConfigError(f"{recipe.name}: {e}") from e
 

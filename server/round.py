@@ -13,7 +13,7 @@ from functools import partial
 
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
-from fedft.server import admission, by_bits, cohort
+from fedft.server import admission, by_bits, cohort, planner_view
 from fedft.server.admitted import Admitted, EverybodyLeft, Outcome
 from fedft.server.admitting import Rest
 from fedft.server.aggregation_error import AggregationAudit
@@ -81,8 +81,21 @@ class Round:
         }
         record = self.admitted.record(self.state.version, asked, weights, self.traffic, measured, seconds)
         record |= by_bits.trained(facts, self.run.config.model)
-        norms = [self.admitted.norms[c] for c in weights]
-        return Outcome(after, record, norms, list(weights), self.traffic.blamed)
+        if self.run.timed:
+            record["reply_s"] = {c: self.traffic.seconds[c] for c in asked if c in self.traffic.seconds}
+        norms = {c: self.admitted.norms[c] for c in weights}
+        seen: planner_view.SeenBy = {}
+        if self.run.recipe.plans_work:
+            record["plans"] = planner_view.told({c: self.plans[c] for c in asked})
+            seen = self._seen(norms, dict(zip(weights, (m for _, m in facts), strict=True)))
+        return Outcome(after, record, [*norms.values()], list(weights), self.traffic.blamed, seen)
+
+    def _seen(self, norms: Mapping[str, float], said: Mapping[str, Mapping[str, float]]) -> planner_view.SeenBy:
+        """What was seen of each client, this round with it; `said` are the metrics of those whose updates count."""
+        run = self.run
+        return planner_view.seen_after(
+            run.seen, self.plans, self.traffic, norms, said, timed=run.timed, most=run.recipe.remembers
+        )
 
     def _begin(self) -> list[str]:
         """Seat the members, draw the cohort, make its plans durable, and take in what was admitted before a kill.
@@ -211,7 +224,8 @@ class Round:
     def _audit(self, client: str) -> AggregationAudit | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""
         run, plan = self.run, self.plans[client]
-        if not run.config.eval.exactness:
+        partial_plans = any(p.chosen or p.shape.without for p in self.plans.values())  # each has a mean of its own
+        if not run.config.eval.exactness or partial_plans:
             return None
         audit = AggregationAudit(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
         return audit.sampled(len(self.plans)) if audit.possible() else None

@@ -67,12 +67,15 @@ class Sending:
     """Since when each client that is waited for cannot be reached."""
     _helped: Counter[tuple[str, str]] = field(default_factory=Counter)
     _admitting: Admitting = field(default_factory=Admitting)
+    _sent_at: dict[str, float] = field(default_factory=dict)
+    """When the letter meant for each client was first sent."""
 
     def push(self, letter: Letter) -> None:
         """Send a letter and wait for its answer; bytes count as needed where it is the one meant for its client."""
         ticket, size = self.federation.post.push(letter)
         self.waiting[ticket] = letter
         if letter is self.asked[letter.client]:
+            self._sent_at.setdefault(letter.client, self.federation.clock.monotonic())
             self.traffic.needed.setdefault(letter.client, size)
         self.traffic.down[letter.client] = self.traffic.down.get(letter.client, 0) + size
 
@@ -176,6 +179,8 @@ class Sending:
             return
         self.traffic.up[letter.client] = self.traffic.up.get(letter.client, 0) + len(reply.answer)
         if letter is self.asked[letter.client]:
+            seconds = self.federation.clock.monotonic() - self._sent_at[letter.client]
+            self.traffic.seconds[letter.client] = seconds
             rest = self.accept(Came(letter.client, reply.answer, reply.sha256))
             if rest is None:
                 self._accepted += 1

@@ -57,6 +57,9 @@ class Traffic:
     """Bytes of letters by client, each time that one is sent."""
     needed: dict[str, int] = field(default_factory=dict)
     """Bytes by client of the letter meant for it, once: what a client that was killed is sent again is left out."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By client, from the first time that the letter meant for it was sent to the answer that was taken, by the run's
+    clock."""
     refused: list[dict[str, str]] = field(default_factory=list)
     """{client, code, reason} of each refusal that counts, in the order in which they came."""
     blamed: set[str] = field(default_factory=set)

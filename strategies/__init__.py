@@ -11,7 +11,7 @@ from fedft import registry
 from fedft.compression import codec_names, delta_downloads
 from fedft.compression.error_feedback import ByCodec, ErrorFeedback
 from fedft.config import Local, RunConfig
-from fedft.contract import Kind, Member, State, Work
+from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
 from fedft.training import objectives, schedules
@@ -132,7 +132,7 @@ def _planned(recipe: Recipe, config: RunConfig) -> Recipe:
         return recipe
     planner = registry.planners.chosen(config.clients.plan)
 
-    def plan(state: State, roster: Mapping[str, Member]) -> Mapping[str, Work]:
+    def plan(state: State, roster: Roster) -> Mapping[str, Work]:
         return {**planner(state, roster), **recipe.plan(state, roster)}
 
     return replace(recipe, plan=plan)

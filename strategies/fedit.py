@@ -23,4 +23,4 @@ def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
     check.one_of(("none", "zero"), padding=padding)
     if padding == "zero":
         return of_unlike_ranks("fedit", padded_mean)
-    return Recipe("fedit", LoRA(), ring_summable=True, any_kind=True, bases="any")
+    return Recipe("fedit", LoRA(), ring_summable=True, any_kind=True, bases="any", unlike_modules=True)

@@ -13,4 +13,4 @@ from fedft.recipe import LoRA, Recipe
 
 def ffa_lora() -> Recipe:
     """LoRA with A frozen; the aggregate of products is the product of the aggregate."""
-    return Recipe("ffa_lora", LoRA(learns=(B_SUFFIX,)), ring_summable=True, bases="any")
+    return Recipe("ffa_lora", LoRA(learns=(B_SUFFIX,)), ring_summable=True, bases="any", unlike_modules=True)

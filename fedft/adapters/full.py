@@ -26,8 +26,8 @@ class Full(Kind):
         return replace(layout, modules={}, head={}, experts=frozenset(), whole=frozenset())
 
     def trained(self, layout: Layout, shape: Shape) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of all parameters by canonical name, whatever the adapter's shape."""
-        return layout.parameters
+        """Shapes of the parameters that learn, by canonical name."""
+        return {n: s for n, s in layout.parameters.items() if shape.learns(n)}
 
     def draw(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
         """Zeros, float32, for every parameter: no change since w0."""

@@ -45,8 +45,9 @@ class LoRA(Kind):
 
     def trained(self, layout: Layout, shape: Shape) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the factors that learn, by name."""
-        factors = {m + A_SUFFIX: (shape.of(m), i) for m, (_, i) in layout.modules.items()}
-        factors |= {m + B_SUFFIX: (o, shape.of(m)) for m, (o, _) in layout.modules.items()}
+        learn = {m: s for m, s in layout.modules.items() if shape.of(m) and shape.learns(m)}
+        factors = {m + A_SUFFIX: (shape.of(m), i) for m, (_, i) in learn.items()}
+        factors |= {m + B_SUFFIX: (o, shape.of(m)) for m, (o, _) in learn.items()}
         return {n: s for n, s in factors.items() if n.endswith(self.learns)}
 
     def draw(self, layout: Layout, shape: Shape, seed: int) -> dict[str, Tensor]:
@@ -81,7 +82,7 @@ class LoRA(Kind):
         """
         if layout.experts:
             return None
-        layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}
+        layers: dict[str, Any] = {m: model.get_submodule(m) for m in layout.modules}  # of rank 0 ones: as they are
 
         def forwards(leaves: Tensors, scales: Tensors) -> dict[nn.Module, Any]:
             return {
@@ -89,6 +90,7 @@ class LoRA(Kind):
                     adapted, layer.base_layer, leaves[m + A_SUFFIX], leaves[m + B_SUFFIX], scales[m + B_SUFFIX]
                 )
                 for m, layer in layers.items()
+                if m + A_SUFFIX in leaves
             }
 
         return forwards
@@ -99,7 +101,8 @@ class LoRA(Kind):
         Where peft fails half way, the model is left as it was, and the error goes on.
         """
         name = shape.key
-        linear = replace(layout, modules={m: s for m, s in layout.modules.items() if m not in layout.experts})
+        there = {m: s for m, s in layout.modules.items() if shape.of(m)}
+        linear = replace(layout, modules={m: s for m, s in there.items() if m not in layout.experts})
 
         def per_value(module: str) -> float:
             return 2.0 if settings.alpha is None else settings.alpha / shape.of(module)
@@ -107,7 +110,7 @@ class LoRA(Kind):
         with _undone_if_it_fails(model, linear, name):
             if linear.modules and name not in getattr(model.get_submodule(next(iter(linear.modules))), "lora_A", {}):
                 _inject(model, linear, shape, settings, name)
-            experts = MountedExperts(model, layout.experts, shape, per_value)
+            experts = MountedExperts(model, layout.experts & there.keys(), shape, per_value)
         layers: dict[str, Any] = {m: model.get_submodule(m) for m in linear.modules}
         found = {}
         for m, layer in layers.items():
@@ -138,6 +141,8 @@ def _factors(layout: Layout, shape: Shape, seed: int, suffixes: tuple[str, ...])
     """Values at version 0 of the factors with these endings."""
     found = {}
     for m, (o, i) in layout.modules.items():
+        if not shape.of(m):
+            continue
         if A_SUFFIX in suffixes:
             u = philox.uniform(seed, philox.LORA_INIT, m + A_SUFFIX, (shape.of(m), i))
             found[m + A_SUFFIX] = (2 * u - 1) / i**0.5

@@ -10,8 +10,8 @@ from fedft.update import Update
 
 
 def mean(updates: Iterable[Update]) -> dict[str, Tensor]:
-    """sum_k p_k delta_k with p_k = n_k / sum n_j over those who answered; one update in memory at a time."""
-    return tensors.weighted_mean(map(_by_examples, updates))  # which holds no update while the next one is made
+    """sum_k p_k delta_k with p_k = n_k / sum n_j, by name over those who sent it; one update in memory at a time."""
+    return tensors.weighted_mean(map(_by_examples, updates), by_name=True)  # holds no update while the next is made
 
 
 def uniform_mean(updates: Iterable[Update]) -> dict[str, Tensor]:

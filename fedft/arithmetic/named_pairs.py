@@ -54,12 +54,18 @@ def replace_pairs(old: Tensors, new: Tensors) -> dict[str, Tensor]:
 
 
 def cut(tensors: Tensors, rank: int | Callable[[str], int]) -> dict[str, Tensor]:
-    """Named tensors with the first `rank` rows of every A and columns of every B; all others as they are.
+    """Named tensors with the first `rank` rows of every A and columns of every B, none where that is 0; all others as
+    they are.
 
     Args:
         tensors: named tensors.
         rank: one for all modules, or a function from a module's name to its rank.
     """
     of = (lambda module: rank) if isinstance(rank, int) else rank
-    rows = {n: x[: of(n.removesuffix(A_SUFFIX))] if n.endswith(A_SUFFIX) else x for n, x in tensors.items()}
-    return {n: x[:, : of(n.removesuffix(B_SUFFIX))] if n.endswith(B_SUFFIX) else x for n, x in rows.items()}
+    found = {}
+    for name, x in tensors.items():
+        if not name.endswith((A_SUFFIX, B_SUFFIX)):
+            found[name] = x
+        elif r := of(name.removesuffix(A_SUFFIX).removesuffix(B_SUFFIX)):
+            found[name] = x[:r] if name.endswith(A_SUFFIX) else x[:, :r]
+    return found

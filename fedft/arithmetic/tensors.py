@@ -92,16 +92,18 @@ def norm(x: Tensors) -> float:
     return dot(x, x) ** 0.5
 
 
-def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
+def weighted_mean(items: Iterable[tuple[Tensors, float]], *, by_name: bool = False) -> dict[str, Tensor]:
     """The weighted mean sum_k n_k x_k / sum_k n_k of named tensors, reading the items once, one at a time.
 
     Memory is one float64 accumulator and one item, whatever the number of items. Weights count to 29 bits (numbers of
     examples below 2^29 exactly): times a float32 that is exact in float64, so every machine and kernel finds the same.
 
     Args:
-        items: pairs (tensors, weight); the names and shapes of the first one hold for all; weights > 0, any scale.
+        items: pairs (tensors, weight); the shapes of the first one hold for all; weights > 0, any scale.
+        by_name: items may have unlike names: the mean of each is over the items that have it. Else the names of the
+            first one hold for all.
     Returns:
-        Tensors of the first item's dtype, accumulated in float64 and rounded once.
+        Tensors of the first item's dtype, accumulated in float64 and rounded once, in the order of their coming.
     Raises:
         ValueError: there is no item of positive weight, or names or shapes differ.
 
@@ -109,22 +111,27 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]]) -> dict[str, Tensor]:
     >>> mean["w"].item()
     1.0
     """
-    total: dict[str, Tensor] | None = None
+    total: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
-    weights, kernels = 0.0, None
-    for tensors, weight in items:
-        if first := total is None:
-            dtypes, kernels = {name: t.dtype for name, t in tensors.items()}, _kernels(tensors)
-            total = {name: torch.empty(t.shape, dtype=torch.float64) for name, t in tensors.items()}
-        _same_names(total, tensors)
+    weights: dict[str, float] = {}
+    whole, kernels = 0.0, None
+    for k, (tensors, weight) in enumerate(items):
+        if not total:
+            kernels = _kernels(tensors)
+        if k and not by_name:
+            _same_names(total, tensors)
         short = _to_29_bits(weight)
-        for name in total:
-            _take(total[name], name, tensors[name], short, kernels, first=first)
-        weights += short
+        for name, t in tensors.items():
+            if first := name not in total:
+                dtypes[name], total[name] = t.dtype, torch.empty(t.shape, dtype=torch.float64)
+            _take(total[name], name, t, short, kernels, first=first)
+            weights[name] = weights.get(name, 0.0) + short
+            del t
+        whole += short
         del tensors  # before the next one is made
-    if total is None or not weights > 0:
+    if not whole > 0 or not all(w > 0 for w in weights.values()):
         raise ValueError("expected at least one update of positive weight, got none")
-    return {name: _quotient(total.pop(name), weights, dtype, kernels) for name, dtype in dtypes.items()}
+    return {name: _quotient(total.pop(name), weights[name], dtype, kernels) for name, dtype in dtypes.items()}
 
 
 def _take(total: Tensor, name: str, t: Tensor, weight: float, kernels: ModuleType | None, *, first: bool) -> None:

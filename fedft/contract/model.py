@@ -35,8 +35,11 @@ class Handle(Protocol):
     def start(self) -> Mapping[str, Tensor]:
         """What `read` gives at this moment, for when a turn has ended; it takes less memory where it can."""
 
-    def write(self, values: Tensors) -> None:
-        """Set tensors of the adapter and changes of parameters since w0; names left out stay as they are."""
+    def write(self, values: Tensors, without: Collection[str] | None = None) -> None:
+        """Set tensors of the adapter and changes of parameters since w0; names left out stay as they are.
+
+        The modules `without` get no adapter; None: those that have none now, where the ranks are those of now.
+        """
 
     def reset(self) -> None:
         """Put every parameter of the base that is trained back to w0, bit for bit."""

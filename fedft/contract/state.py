@@ -1,14 +1,13 @@
-"""The server's memory between rounds, and what it decides with: who does how much, and whether a state is committed."""
+"""The server's memory between rounds, and what decides whether it is committed."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
-from fedft.update import Plan, Scalar, Shape
 
 Drawers = Mapping[str, Tensors]
 """Tensors by owner: a part of a recipe reads and writes under its own name, and sees no other's."""
@@ -59,42 +58,6 @@ class Next(NamedTuple):
     """The shared tensors of the next version."""
     own: Drawers
     """The drawers that change, by owner; those left out stay as they are."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One client as a planner sees it."""
-
-    rank: int
-    """The rank that the run file gives the client."""
-    profile: Mapping[str, float] = field(default_factory=dict)
-    """What the client said of itself when it enrolled: numbers by name, coarse and optional ("rows", "held_out")."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one client does in one round; None: as the run file says."""
-
-    shape: Shape | None = None
-    """How large its adapter is."""
-    steps: int | None = None
-    """Local optimiser steps."""
-    learning_rate: float | None = None
-    """Of the local optimiser."""
-    extra: Mapping[str, Scalar] = field(default_factory=dict)
-    """Numbers and texts for the strategy's own client side, in `Plan.extra`."""
-
-    def planned(self, bare: Plan, rank: int) -> Plan:
-        """The plan `bare` with this work in it, for a client to whom the run file gives `rank`."""
-        shape = self.shape or Shape(rank)
-        return replace(
-            bare,
-            rank=shape.rank,
-            ranks=shape.ranks,
-            steps=bare.steps if self.steps is None else self.steps,
-            learning_rate=bare.learning_rate if self.learning_rate is None else self.learning_rate,
-            extra={**bare.extra, **self.extra},
-        )
 
 
 Measured = Mapping[str, Any]

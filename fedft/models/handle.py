@@ -122,13 +122,15 @@ class ModelHandle:
         seen = self._probe.seen(name, parameter, torch.empty_like(parameter, dtype=torch.float32))
         return (seen - parameter.detach().float()).cpu().contiguous()
 
-    def write(self, values: Tensors) -> None:
+    def write(self, values: Tensors, without: Collection[str] | None = None) -> None:
         """Set tensors of the adapter (unit scale) and parameters (as change since w0); others stay as they are.
 
-        The adapter of the values' shape becomes the live one. Raises KeyError for a name that the model does not have.
+        The adapter of the values' shape becomes the live one, which the modules `without` have no part in; None: those
+        without one in the live adapter, where the values are of its shape. Raises KeyError for a name that the model
+        does not have.
         """
         if (shape := self.kind.shape_of(values)) is not None:
-            self._switch(shape)
+            self._switch(self._adapters.completed(shape, without))
         self._values.write(values)
 
     def reset(self) -> None:

@@ -4,8 +4,9 @@ Clients of unlike ranks take turns on one resident model. An adapter that was mo
 shape is switched on again, since mounting takes longer than a step of a small model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import nn
 
@@ -23,12 +24,23 @@ class MountedAdapters:
         self._model, self._layout, self._kind, self._settings = model, layout, kind, settings
         self._by_shape: dict[str, Mounted] = {}
         """By `Shape.key`, in order of last use."""
-        self._key: str | None = None
+        self._shape: Shape | None = None
 
     @property
     def live(self) -> Mounted:
         """The adapter that is switched on; one without tensors before the first `switch_to`."""
-        return Mounted({}) if self._key is None else self._by_shape[self._key]
+        return Mounted({}) if self._shape is None else self._by_shape[self._shape.key]
+
+    def completed(self, shape: Shape, without: Collection[str] | None) -> Shape:
+        """The shape of values that say nothing of the modules `without` an adapter, with those in it.
+
+        None: those of the live adapter, where the shape is its own but for them; else none.
+        """
+        live = self._shape
+        if without is None:
+            same = live is not None and replace(live, ranks={m: r for m, r in live.ranks.items() if r}).key == shape.key
+            without = live.without if live is not None and same else ()
+        return replace(shape, ranks={**dict.fromkeys(without, 0), **shape.ranks}) if without else shape
 
     def switch_to(self, shape: Shape) -> bool:
         """Make the adapter of this shape the live one, mounting it the first time; whether another one was live.
@@ -36,14 +48,14 @@ class MountedAdapters:
         The values of an adapter that is mounted now are whatever its kind makes: they are to be written. Where the kind
         fails to mount it, the adapter that was live stays so.
         """
-        if shape.key == self._key:
+        if self._shape is not None and shape.key == self._shape.key:
             return False
-        if self._key is not None:
+        if self._shape is not None:
             self.live.switch(False)
         mounted = self._by_shape.get(shape.key) or self._mounted(shape)
         mounted.switch(True)
         self._by_shape.pop(shape.key, None)
-        self._by_shape[shape.key], self._key = mounted, shape.key  # the last one used is the last of the dict
+        self._by_shape[shape.key], self._shape = mounted, shape  # the last one used is the last of the dict
         for unused in list(self._by_shape)[:-MOST_SHAPES]:
             self._by_shape.pop(unused).remove()
         return True
@@ -65,6 +77,6 @@ class MountedAdapters:
         try:
             return self._kind.mount(self._model, self._layout, shape, self._settings)
         except BaseException:
-            if self._key is not None:
+            if self._shape is not None:
                 self.live.switch(True)
             raise

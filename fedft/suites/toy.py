@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from fedft.arithmetic import tensors
 from fedft.config import Local
-from fedft.contract import Batch, Drawers, Layout, Member, State, Turn
+from fedft.contract import Batch, Drawers, Layout, Member, Roster, State, Turn
 from fedft.data.examples import IGNORED
 from fedft.models.handle import ModelHandle
 from fedft.randomness import philox
@@ -98,11 +98,12 @@ class Toy:
     def plan(self, state: State, client: int, have: int | None = None, lr: float = 0.05, steps: int = 4) -> Plan:
         """The plan that the engine would send to `client`, which holds version `have` of the state."""
         ranks = self.ranks if not self.recipe.space.rank_free else [0] * len(self.ranks)
-        roster = {str(k): Member(rank) for k, rank in enumerate(ranks)}
+        members = {str(k): Member(rank) for k, rank in enumerate(ranks)}
+        roster = Roster(members, state.version, SEED, tuple(sorted(members)))
         counted = max((r for c, r in self.kept if c == client and r < state.version), default=None)
         bare = Plan(RUN, state.version, state.version, have, steps=steps, learning_rate=lr, counted=counted)
         plan = self.recipe.plans(state, roster, bare, max(ranks))[str(client)]
-        return replace(plan, tensors=self.recipe.downlink(state, have, plan))
+        return replace(plan, tensors={**plan.tensors, **self.recipe.downlink(state, have, plan)})
 
     def turn(self, plan: Plan, client: int, held: State | None = None) -> Turn:
         """The client's turn after it has installed `plan` on the state `held`; the model stands at its start."""

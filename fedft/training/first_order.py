@@ -64,11 +64,10 @@ class FirstOrder:
         return trained if state is None else trained._replace(kept={**trained.kept, optimizer_state.OWNER: state})
 
     def learns(self, handle: Handle, turn: Turn) -> tuple[str, ...]:
-        """Names of the tensors that learn in this turn, in the order of `handle.parameters`."""
-        if self.trains is None:
-            return tuple(handle.parameters())
-        endings, head = self.trains(turn.plan), handle.layout.head
-        return tuple(n for n in handle.parameters() if n.endswith(endings) or n in head)
+        """Names of the tensors that learn in this turn, in the order of `handle.parameters`; a head always does."""
+        shape, head = turn.plan.shape, handle.layout.head
+        endings = ("",) if self.trains is None else self.trains(turn.plan)
+        return tuple(n for n in handle.parameters() if n in head or (n.endswith(endings) and shape.learns(n)))
 
     def learning(self, handle: Handle, turn: Turn) -> Learning:
         """The tensors of the live adapter as terms see them: those that learn in this turn, and the others."""

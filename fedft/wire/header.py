@@ -208,13 +208,21 @@ def as_tables(value: Any) -> Any:
 
 
 def as_ranks(value: Any) -> Any:
-    """LoRA ranks by module, each at least 1, of at most MAX_RANKS modules."""
+    """LoRA ranks by module, of at most MAX_RANKS modules; 0 where there is no adapter."""
     table = as_table(value)
     want(len(table) <= MAX_RANKS, f"at most {MAX_RANKS} modules", len(table))
     for module, rank in table.items():
         want(NAME.fullmatch(module) is not None, "a module's name", module)
-        as_count(rank, 1)
+        as_count(rank)
     return table
+
+
+def as_names(value: Any) -> tuple[str, ...]:
+    """Names of modules or parts of them, at most MAX_RANKS."""
+    want(isinstance(value, list | tuple) and len(value) <= MAX_RANKS, f"at most {MAX_RANKS} names", value)
+    for name in value:
+        want(isinstance(name, str) and NAME.fullmatch(name) is not None, "a module's name", name)
+    return tuple(value)
 
 
 def as_extra(value: Any) -> Any:

@@ -6,7 +6,7 @@
              out
                update  r run, t round, a attempt, n num_examples, m metrics
                plan    r run, t round, v version, y label, h have, z have_label, a attempt, e evaluate, k rank, q ranks,
-                       s steps, l learning_rate, c counted, x extra
+                       o chosen, b batch, i bits, s steps, l learning_rate, c counted, x extra
                job     r run, s seed, b base, k tokenizer
     table    JSON array of at most 4 KiB + 256 bytes per tensor: [name, wire type, dimension...] for each tensor, names
              ascending bytewise, hence none twice; at most 8,192 tensors, which is also what bounds a plan's table

@@ -7,7 +7,6 @@ A client uploads its factors at the rank it was given, the pruned tail zeroed, a
 change has that as "rank.<client>"; the server's drawer as "<client>", and the client's next plan is at that rank.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from fedft.arithmetic import lowrank
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX, split, to_names
 from fedft.arithmetic.tensors import Tensors
 from fedft.errors import RejectedUpdate
-from fedft.recipe import Course, Handle, Layout, Learning, Member, Next, Shape, State, Trained, Turn, Work
+from fedft.recipe import Course, Handle, Layout, Learning, Next, Roster, Shape, State, Trained, Turn, Work
 from fedft.strategies.parts.unlike_ranks import keep_largest_rank
 from fedft.update import Plan, Spec, TensorSpec, Update
 
@@ -113,7 +112,7 @@ class Memory:
         values = {n: x for n, x in change.items() if not n.startswith(OF)}
         return Next(keep_largest_rank(state, values), {self.owner: {**state.drawer(self.owner), **news}})
 
-    def plan(self, state: State, roster: Mapping[str, Member]) -> dict[str, Work]:
+    def plan(self, state: State, roster: Roster) -> dict[str, Work]:
         """The rank that a client said last, if it is below the run file's."""
         known = {c: int(x) for c, x in state.drawer(self.owner).items() if c in roster}
         return {c: Work(shape=Shape(min(rank, roster[c].rank))) for c, rank in known.items()}

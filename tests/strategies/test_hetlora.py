@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedft.arithmetic import tensors
-from fedft.contract import Layout, Learning, Member, State, Trained, Turn
+from fedft.contract import Layout, Learning, Member, Roster, State, Trained, Turn
 from fedft.errors import RejectedUpdate
 from fedft.strategies.fedit import fedit
 from fedft.strategies.hetlora import OWNER, hetlora
@@ -218,7 +218,7 @@ def said(rank: int) -> dict[str, torch.Tensor]:
 
 def planned(recipe, state: State, client: str, rank: int) -> int:
     """The rank of a client's next plan, whose run file says `rank`."""
-    plans = recipe.plans(state, {client: Member(rank)}, Plan("", state.version, state.version), 4)
+    plans = recipe.plans(state, Roster({client: Member(rank)}), Plan("", state.version, state.version), 4)
     return plans[client].shape.rank
 
 
