@@ -93,7 +93,10 @@ class Exchange:
                 self.have[client] = served, label
 
         self._served[state.label] = state.version
-        letters = [Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c]) for c, p in bare.items()]
+        letters = [
+            Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c], state.tensors)
+            for c, p in bare.items()
+        ]
         self.send(letters, take, traffic, until, behind)
 
     def enrol(self, clients: list[str], traffic: Traffic, until: Terms) -> None:

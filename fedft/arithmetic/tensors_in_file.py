@@ -9,7 +9,10 @@ long as it has room: a read is then a copy.
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from io import FileIO
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -18,43 +21,73 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
+from fedft.arithmetic.tensors import Apart, Digested
 from fedft.errors import DataError
+
+LARGE = 2**25
+"""Bytes of tensors from which they are left in their file where they have one: to hold fewer costs little."""
 
 
 class Place(NamedTuple):
-    """Where the entries of a tensor lie in a file: row-major, little endian, one after the other."""
+    """Where a tensor lies in a file."""
 
-    dtype: torch.dtype
-    shape: tuple[int, ...]
     begin: int
     """Bytes from the file's beginning."""
+    size: int
+    """Bytes that are read."""
+    made: Callable[[Tensor], Tensor]
+    """(these bytes, uint8 [size], in new memory) -> the tensor, which may be in that memory."""
 
 
-class TensorsInFile(Mapping[str, Tensor]):
-    """A mapping of names to tensors of a file; whoever holds it can read them, whatever becomes of the file's name."""
+def as_it_is(dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> Place:
+    """The place of a tensor whose entries lie in the file one after the other, row-major and little endian."""
+    return Place(begin, prod(shape) * dtype.itemsize, partial(_as_it_is, dtype, shape))
 
-    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
-        """Open the file `path`, which nobody writes to any more; OSError where it cannot be opened."""
+
+def _as_it_is(dtype: torch.dtype, shape: tuple[int, ...], raw: Tensor) -> Tensor:
+    if sys.byteorder == "big":
+        raw = raw.view(-1, dtype.itemsize).flip(1).view(-1)
+    return raw.view(dtype).view(shape)
+
+
+class TensorsInFile(Apart):
+    """A mapping of names to tensors of a file, which nobody writes to any more."""
+
+    def __init__(self, path: Path, places: Mapping[str, Place], *, stays_open: bool = True) -> None:
+        """Open the file; OSError where that is not possible.
+
+        Args:
+            path: of the file.
+            places: of the tensors, by name.
+            stays_open: whether the file can be read whatever becomes of its name; else it is opened for each tensor,
+                so that a process may have any number of them.
+        """
         self._path, self._places, self._lock = path, dict(places), Lock()
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115, closed with the last who can read it
-        finalize(self, self._file.close)
-        self._stamp = self._stamped()
+        file = open(path, "rb", buffering=0)  # noqa: SIM115, closed with the last who can read it
+        self._stamp = _stamp(file)
+        self._file = file if stays_open else None
+        finalize(self, file.close) if stays_open else file.close()
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor in new memory. Raises DataError where the file was written to since it was opened."""
-        dtype, shape, begin = self._places[name]
-        found = torch.empty(shape, dtype=dtype)
-        raw = found.view(-1).view(torch.uint8) if found.numel() else torch.empty(0, dtype=torch.uint8)
+        """The tensor in new memory. Raises DataError where the file was written to since, or is another one."""
+        begin, size, made = self._places[name]
+        raw = torch.empty(size, dtype=torch.uint8)
+        if self._file is not None:
+            with self._lock:
+                self._read(self._file, begin, raw)
+        else:
+            with open(self._path, "rb", buffering=0) as file:
+                self._read(file, begin, raw)
+        return made(raw)
+
+    def _read(self, file: FileIO, begin: int, raw: Tensor) -> None:
+        """Fill `raw` with the bytes of the file from `begin` on."""
+        file.seek(begin)
         room = memoryview(raw.numpy())
-        with self._lock:
-            self._file.seek(begin)
-            while room and (count := self._file.readinto(room)):
-                room = room[count:]
-            if room or self._stamped() != self._stamp:
-                raise DataError(f"{self._path}: was written to while its tensors were in use; start again")
-        if sys.byteorder == "big":
-            raw.copy_(raw.view(-1, dtype.itemsize).flip(1).view(-1))
-        return found
+        while room and (count := file.readinto(room)):
+            room = room[count:]
+        if room or _stamp(file) != self._stamp:
+            raise DataError(f"{self._path}: was written to while its tensors were in use; start again")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -69,7 +102,21 @@ class TensorsInFile(Mapping[str, Tensor]):
         """For copies and other processes: the tensors themselves."""
         return dict, (dict(self),)
 
-    def _stamped(self) -> tuple[int, int]:
-        """What is another where somebody has written to the file."""
-        said = os.fstat(self._file.fileno())
-        return said.st_size, said.st_mtime_ns
+
+class DigestedInFile(TensorsInFile, Digested):
+    """Tensors of a file whose digest is known: of those that a state was saved with, and is made of since."""
+
+    def __init__(self, path: Path, places: Mapping[str, Place], digest: str) -> None:
+        """`digest`: of the tensors, as `tensors.digest` gives it."""
+        super().__init__(path, places)
+        self._digest = digest
+
+    def digest(self) -> str:
+        """As `tensors.digest` of a plain mapping."""
+        return self._digest
+
+
+def _stamp(file: FileIO) -> tuple[int, int, int]:
+    """What is another of another file, and where somebody has written to the file."""
+    said = os.fstat(file.fileno())
+    return said.st_ino, said.st_size, said.st_mtime_ns

@@ -8,8 +8,8 @@ A post and a link are used by one thread, and no call of theirs waits for a clie
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from fedft.errors import RejectedUpdate
 
@@ -48,6 +48,8 @@ class Letter:
     """Of the round: an answer counts for the attempt that it was asked in."""
     max_bytes: int = SHORT_ANSWER_BYTES
     """Longest answer there may be: no client decides how much memory it takes. The default fits one without tensors."""
+    tensors: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Of the state that a plan leads to: clients in this process may hold them in the place of equal ones."""
 
 
 @dataclass(frozen=True)

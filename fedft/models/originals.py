@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import NOTHING
 
@@ -36,7 +37,7 @@ class Originals:
         if now.device.type != "cpu" or name not in self._stored:
             return False
         there = self._stored[name][name]
-        return there.shape == now.shape and there.is_floating_point() and _same_bits(there.to(now.dtype), now)
+        return there.is_floating_point() and tensors.same_bits(there.to(now.dtype), now)
 
     def _kept(self, name: str) -> Tensor:
         """w0 of a parameter that has been moved."""
@@ -97,9 +98,3 @@ class Originals:
         if not torch.equal(moved(), parameter):  # somebody has moved it further
             return self.change(name, parameter)
         return lambda: self.change(name, moved())
-
-
-def _same_bits(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors of one dtype and shape, with entries, are the same bit for bit."""
-    a, b = (t.contiguous().view(-1).view(torch.uint8) for t in (x, y))
-    return torch.equal(a, b)

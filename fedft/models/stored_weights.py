@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedft.arithmetic.tensors import Tensors
-from fedft.arithmetic.tensors_in_file import Place, TensorsInFile
+from fedft.arithmetic.tensors_in_file import TensorsInFile, as_it_is
 from fedft.errors import DataError
 from fedft.models import hashed_files
 from fedft.models.hashed_files import Hashed, Stamp
@@ -166,9 +166,8 @@ def in_files(paths: Iterable[Path]) -> dict[str, Tensors]:
             headers = {
                 n: h for n, h in header_of(path).items() if isinstance(getattr(torch, h.dtype, None), torch.dtype)
             }
-            there = TensorsInFile(
-                path, {n: Place(getattr(torch, h.dtype), h.shape, h.begin) for n, h in headers.items()}
-            )
+            places = {n: as_it_is(getattr(torch, h.dtype), h.shape, h.begin) for n, h in headers.items()}
+            there = TensorsInFile(path, places)
             found |= dict.fromkeys(headers, there)
     return found
 
