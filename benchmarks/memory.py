@@ -15,6 +15,7 @@ import subprocess
 import sys
 import warnings
 from ctypes import CDLL
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,11 +26,11 @@ from transformers.utils import logging
 
 from fedft import strategies
 from fedft.benchmarks.clients import LONGEST, RANK, RATE, TARGETS, VOCABULARY, made_up
-from fedft.benchmarks.measure import resident_kilobytes
+from fedft.benchmarks.measure import backends, resident_kilobytes, with_kernels
 from fedft.client.received_state import CohortCache, Memory
 from fedft.client.train import Client
 from fedft.data.examples import Example
-from fedft.models import layout, load
+from fedft.models import layout, load, stored_weights
 from fedft.models.handle import ModelHandle
 from fedft.models.parameters import digest_of
 from fedft.models.resident import Resident
@@ -57,7 +58,8 @@ def run(strategy: str, folder: Path) -> int:
     config = from_dict({**tables, "clients": {"rank": RANK}}) if not recipe.space.rank_free else config
     net: Any = AutoModelForCausalLM.from_pretrained(folder)
     base = load.Base(net, None, "causal-lm", str(folder), digest_of(net))
-    handle = ModelHandle(net, layout.layout_of(base, TARGETS), recipe.space)
+    stored = stored_weights.in_files(stored_weights.files_of(str(folder)))
+    handle = ModelHandle(net, layout.layout_of(base, TARGETS), recipe.space, stored=stored)
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(1, VOCABULARY, (CLIENTS, TOKENS), generator=rng).tolist()
     clients = {
@@ -78,7 +80,7 @@ def peak_of(strategy: str, hidden: int, layers: int) -> dict[str, float]:
     logging.disable_progress_bar()
     with TemporaryDirectory() as small, TemporaryDirectory() as large:
         made_up(Path(large), hidden, layers)
-        run(strategy, made_up(Path(small), 32, 1))
+        with_kernels(backends()[-1], partial(run, strategy, made_up(Path(small), 32, 1)))()
         gc.collect()
         CDLL(None).malloc_trim(0)
         before = resident_kilobytes("VmRSS")

@@ -8,11 +8,12 @@ A site of a deployment keeps it on its disk, beside the answer it sent last, for
 """
 
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakValueDictionary, ref
 
-from fedft.arithmetic.tensors import Tensors
-from fedft.contract import State
+from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Apart, Tensors
+from fedft.contract import NOTHING, State
 from fedft.update import Plan
 
 
@@ -32,17 +33,18 @@ class CohortCache:
     _received: tuple[ref[State] | None, Plan, Tensors] | None = None
     """(state before, plan, tensors after it) received last; who held the state before may let it go."""
 
-    def plan(self, payload: bytes, read: Callable[[bytes], Plan]) -> Plan:
+    def plan(self, payload: bytes, read: Callable[[bytes], Plan], shared: Tensors = NOTHING) -> Plan:
         """The plan in `payload`, found by `read`, or without it where these bytes were read last.
 
-        Nothing is kept for a client that is alone in its process.
+        Where its tensors are those of `shared`, which others hold too, it has these. Nothing is kept for a client that
+        is alone in its process.
         """
         if len(self.members) < 2:
-            return read(payload)
+            return _sharing(read(payload), shared)
         key = len(payload), hash(payload)  # found once for bytes that all of a cohort are given
         if self._read is None or self._read[0] != key:
             self._read = None  # before another is read
-            self._read = key, read(payload)
+            self._read = key, _sharing(read(payload), shared)
         return self._read[1]
 
     def received(self, had: State | None, plan: Plan, receive: Callable[[State | None, Plan], Tensors]) -> Tensors:
@@ -66,6 +68,18 @@ class CohortCache:
         found = next((s for s in self.states.values() if s.tensors is held and s.version == version), None)
         found = found or State(version, held)
         return self.states.setdefault(f"{version}:{found.digest}", found)
+
+
+def _sharing(plan: Plan, shared: Tensors) -> Plan:
+    """The plan with tensors that are not in memory, `Apart`, in the place of its own, if they are the same to the bit.
+
+    Those of small states stay as they came.
+    """
+    own = plan.tensors
+    same = isinstance(shared, Apart) and own.keys() == shared.keys()
+    if same and all(tensors.same_bits(x, shared[n]) for n, x in own.items()):
+        return replace(plan, tensors=shared)
+    return plan
 
 
 @dataclass

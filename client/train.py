@@ -12,13 +12,14 @@ from functools import partial
 import torch
 
 from fedft.arithmetic import tensors
+from fedft.arithmetic.tensors import Tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
 from fedft.client.base_precision import precision_of
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.config import LOCAL, Local, RunConfig
-from fedft.contract import Batch, Trained, Turn
+from fedft.contract import NOTHING, Batch, Trained, Turn
 from fedft.data import packing
 from fedft.data.batches import ClientRows
 from fedft.data.examples import Example
@@ -81,15 +82,24 @@ class Client:
         else:
             self._micro_batch = MicroBatch(wanted, among=self.among)
 
-    def answer(self, kind: Kind, payload: bytes) -> bytes | Refused:
-        """The client's answer to a message of the server's; what it will not do is a refusal with a code."""
+    def answer(self, kind: Kind, payload: bytes | Plan) -> bytes | Refused:
+        """The client's answer to a message of the server's; what it will not do is a refusal with a code.
+
+        `payload`: the message, or the plan that `read` has found in it.
+        """
         try:
+            if isinstance(payload, Plan):
+                return self.carry_out(payload)
             if kind == "query":
                 return self.enrol(messages.decode_job(payload))
-            read = partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES, check=self.check_download)
-            return self.carry_out(self.memory.cache.plan(payload, read))
+            return self.carry_out(self.read(payload))
         except (PlanRefused, RejectedUpdate) as e:
             return Refused(e.code, str(e)[:MAX_REASON])
+
+    def read(self, payload: bytes, shared: Tensors = NOTHING) -> Plan:
+        """The plan in a message, with the tensors `shared` in the place of equal ones. Raises RejectedUpdate."""
+        read = partial(messages.decode_plan, max_bytes=MAX_PLAN_BYTES, check=self.check_download)
+        return self.memory.cache.plan(payload, read, shared)
 
     @property
     def rows_digest(self) -> str:

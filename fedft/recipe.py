@@ -89,7 +89,7 @@ def replace_all(held: State | None, plan: Plan) -> Tensors:
 def write_all(handle: Handle, turn: Turn) -> None:
     """Put the model's trained tensors at the state that the client holds, frozen ones at their draw from the seed."""
     frozen = handle.kind.frozen(handle.layout, turn.plan.shape, turn.run_seed)
-    handle.write({**frozen, **turn.held}, turn.plan.shape.without)
+    handle.write({**frozen, **turn.held} if frozen else turn.held, turn.plan.shape.without)
 
 
 def back_to_base(handle: Handle, turn: Turn) -> None:

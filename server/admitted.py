@@ -1,19 +1,35 @@
 """What a round has so far, and what it comes to: the updates that are durable, the next state, or nobody left."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+from fedft.arithmetic.tensors_in_file import LARGE
 from fedft.contract import Seen, State
 from fedft.server import admission
 from fedft.server.traffic import Traffic
 from fedft.update import MEMORY_LOST, Update
 
-HELD_BYTES = 2**28  # of updates that wait in memory for the end of their round; the others are read again
+HELD_BYTES = 2**28  # of updates that wait in memory for the end of their round; of more, all are read again
 
 
 class EverybodyLeft(Exception):
     """None of those whom a round has asked may take part any more, and no update of it counts."""
+
+
+class Waiting(NamedTuple):
+    """An admitted update as it waits for the end of its round."""
+
+    update: Update
+    """Without its tensors where they are LARGE: it is read again."""
+    size: int
+    """Bytes of its tensors."""
+
+
+def waiting(update: Update) -> Waiting:
+    """The update as it waits for the end of its round."""
+    size = sum(t.nbytes for t in update.delta.values())
+    return Waiting(update if size < LARGE else replace(update, delta={}), size)
 
 
 @dataclass
@@ -26,25 +42,25 @@ class Admitted:
     began_anew: set[str] = field(default_factory=set)
     """Clients that had lost what they kept between rounds."""
     _updates: dict[str, Update] = field(default_factory=dict)
-    """By client, as they were admitted: of at most HELD_BYTES in all."""
-    _held: int = 0
-    """Bytes of their tensors."""
+    """By client, as they were admitted: all of the round, or none where they do not fit HELD_BYTES."""
+    _bytes: int = 0
+    """Of all tensors that were admitted; more than HELD_BYTES with one update that is too long to wait."""
 
-    def enter(self, client: str, update: Update, norm: float, up: int) -> None:
+    def enter(self, client: str, waits: Waiting, norm: float, up: int) -> None:
         """Count the update of one more client: its norm, and the bytes that it took on the wire."""
-        size = sum(t.nbytes for t in update.delta.values())
-        if self._held + size <= HELD_BYTES:
-            self._updates[client], self._held = update, self._held + size
+        update, size = waits
+        self._bytes += size if size < LARGE else HELD_BYTES + 1
+        if self._bytes <= HELD_BYTES:
+            self._updates[client] = update
+        else:
+            self._updates.clear()
         self.examples[client], self.norms[client], self.up[client] = update.num_examples, norm, up
         if MEMORY_LOST in update.metrics:
             self.began_anew.add(client)
 
     def take(self, client: str) -> Update | None:
         """The client's update, which is then not held any more; None where there was no room for it."""
-        update = self._updates.pop(client, None)
-        if update is not None:
-            self._held -= sum(t.nbytes for t in update.delta.values())
-        return update
+        return self._updates.pop(client, None)
 
     def record(
         self,

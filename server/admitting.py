@@ -37,7 +37,7 @@ class Admitting:
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._begun: deque[tuple[Future[Any], Rest, Settle]] = deque()
+        self._begun: deque[tuple[Future[Any], Callable[[Any], None], Settle]] = deque()
 
     def __enter__(self) -> "Admitting":
         return self
@@ -64,7 +64,7 @@ class Admitting:
         while len(self._begun) >= MOST:
             self._settle_first()
         self._pool = self._pool or ThreadPoolExecutor(1, "admitting")
-        self._begun.append((self._pool.submit(rest.work), rest, settle))
+        self._begun.append((self._pool.submit(rest.work), rest.then, settle))  # the work may hold the answer's bytes
 
     def settle(self) -> None:
         """Wait until no answer is at work any more, and tell what came of each."""
@@ -82,5 +82,5 @@ class Admitting:
 
     def _settle_first(self) -> None:
         """Wait for the first answer's work, and tell."""
-        work, rest, settle = self._begun.popleft()
-        settle(lambda: rest.then(work.result()))
+        work, then, settle = self._begun.popleft()
+        settle(lambda: then(work.result()))

@@ -41,6 +41,7 @@ from fedft.server.archive import Archive
 from fedft.server.attempt_numbers import AttemptNumbers
 from fedft.server.kept_generations import kept
 from fedft.server.spare_files import SpareFiles
+from fedft.server.state_in_file import resting
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +74,11 @@ class Store:
         self._spare = SpareFiles(self._journal / "spare")
         self._journal.mkdir(parents=True, exist_ok=True)
 
-    def save(self, state: State, notes: Mapping[str, Any]) -> None:
+    def save(self, state: State, notes: Mapping[str, Any]) -> State:
         """Commit a state with its notes (plain JSON), then drop journals of earlier rounds, and old generations.
 
-        Durable when it returns. A run that is killed before that finds the generation before it and the whole journal.
+        Durable when it returns the state, which is then `resting`. A run that is killed before that finds the
+        generation before it and the whole journal.
         """
         mark = self._history.add(state.tensors) if isinstance(state.tensors, History) else None
         form = FORMAT if mark is None else WITH_HISTORY
@@ -95,6 +97,7 @@ class Store:
         for v in self._versions():
             if not kept(v, state.version):
                 self._path(v).unlink()
+        return resting(state, self._path(state.version))
 
     def latest(self, *, recover: bool = True) -> tuple[State, dict[str, Any]] | None:
         """The newest state that verifies, with its notes; None if there never was one.
@@ -114,6 +117,7 @@ class Store:
                 if recover:
                     self._keep_round(state, notes)  # a crash may have come before that
                     self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
+                    state = resting(state, self._path(v))
                 return state, notes
             if recover:
                 log.warning("%s does not verify, or what it names does not, and is put aside", self._path(v))
@@ -190,6 +194,10 @@ class Store:
     def read(self, round: int, client: str) -> bytes | None:
         """The bytes of a client's admitted update in a round, or None if there are none that verify."""
         return durable.verified(self._journal / f"{round:08d}" / _file(client))
+
+    def journalled(self, round: int, client: str) -> Path | None:
+        """The file of a client's admitted update in a round, or None if there is none that verifies."""
+        return path if durable.stands(path := self._journal / f"{round:08d}" / _file(client)) else None
 
     def drop(self, round: int) -> None:
         """Drop the plans and admitted updates of this round and of later ones."""

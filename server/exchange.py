@@ -96,7 +96,10 @@ class Exchange:
                 self.have[client] = served, label
 
         self._served[state.label] = state.version
-        letters = [Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c], p) for c, p in bare.items()]
+        letters = [
+            Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c], p, state.tensors)
+            for c, p in bare.items()
+        ]
         self.send(letters, take, traffic, until, behind)
         if self.federation.virtual:  # what a client forgot with a process that was killed its device has not forgotten
             for client in bare.keys() - answered & before.keys():

@@ -108,7 +108,7 @@ class Loop:
                 raise ConfigError(f"{run.recipe.name}: {e}") from e
             notes: dict[str, Any] = {"run": run.job.run, "norms": [], "refusals": [], "barred": [], "record": {}}
             notes["members"] = members
-            run.store.save(state, notes)
+            state = run.store.save(state, notes)
         else:
             state, notes = found
         if notes["run"] != run.job.run:
@@ -151,8 +151,7 @@ class Loop:
             raise ClientFailed(f"{e}; {self._why_not_finite()}") from None
         self._say_what_is_cut(outcome.record)
         kept = self._notes(state.version, notes, outcome)
-        run.store.save(outcome.after, kept)
-        return outcome.after, kept
+        return run.store.save(outcome.after, kept), kept
 
     def _say_what_is_cut(self, record: Mapping[str, Any]) -> None:
         """Whose weight the round cut, unless the round before cut the same."""

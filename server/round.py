@@ -15,11 +15,12 @@ from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.reports import metric_log
 from fedft.server import admission, by_bits, cohort, planner_view
-from fedft.server.admitted import Admitted, EverybodyLeft, Outcome
+from fedft.server.admitted import Admitted, EverybodyLeft, Outcome, Waiting, waiting
 from fedft.server.admitting import Rest
 from fedft.server.aggregation_error import AggregationAudit
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
+from fedft.server.journalled_update import update_in
 from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
 from fedft.update import MEMORY_LOST, Plan, Update
@@ -130,7 +131,7 @@ class Round:
                 update, norm = self._admission(client, self.plans[client], recovered=True)(payload)
             except RejectedUpdate:
                 continue
-            self.admitted.enter(client, update, norm, len(payload))
+            self.admitted.enter(client, waiting(update), norm, len(payload))
         attempt = self.state.version + 1  # of as many digits as theirs was: for the length of what they were sent
         for c in self.admitted.up:
             plan = self.exchange.plan(replace(self.plans[c], attempt=attempt), self.state, c)
@@ -179,20 +180,20 @@ class Round:
         def accept(came: Came) -> Rest:
             admit = self._admission(came.client, plans[came.client])
 
-            def work() -> tuple[Update, float]:
-                found = admit(came.payload)
+            def work() -> tuple[Waiting, float]:
+                update, norm = admit(came.payload)
                 run.store.journal(self.state.version, came.client, came.payload, came.sha256)
-                return found
+                return waiting(update), norm
 
             return Rest(len(came.payload), work, partial(enter, came.client))
 
-        def enter(client: str, found: tuple[Update, float]) -> None:
-            update, norm = found
-            self.admitted.enter(client, update, norm, self.traffic.up[client])
+        def enter(client: str, found: tuple[Waiting, float]) -> None:
+            waits, norm = found
+            self.admitted.enter(client, waits, norm, self.traffic.up[client])
             if client in self.admitted.began_anew:
                 log.warning("round %d: %s lost what it had kept, and began anew", self.state.version, client)
                 run.observe(MEMORY_LOST, {"round": self.state.version, "client": client})
-            told = {"round": self.state.version, "client": client, "metrics": update.metrics}
+            told = {"round": self.state.version, "client": client, "metrics": waits.update.metrics}
             run.observe("admitted", told)
 
         up, limits = run.config.codec.up, run.config.limits
@@ -250,7 +251,7 @@ class Round:
     def _updates(
         self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: AggregationAudit | None
     ) -> Iterator[Update]:
-        """The admitted updates in roster order: those held in memory, others one at a time from the journal."""
+        """The admitted updates in roster order: those held in memory, others as they lie in the journal."""
         for client, weight in weights.items():
             update = self.admitted.take(client) or self._journalled(client)
             facts.append((weight, update.metrics))
@@ -262,9 +263,9 @@ class Round:
     def _journalled(self, client: str) -> Update:
         """The client's update as the journal has it. Raises RunPaused where it is not what was written."""
         run, number = self.run, self.state.version
-        if (payload := run.store.read(number, client)) is None:
+        if (path := run.store.journalled(number, client)) is None:
             raise RunPaused(f"round {number}: the update of {client} on disk no longer verifies; resume")
-        return messages.decode_update(payload, run.recipe.spec(run.layout, self.plans[client]), run.config.codec.up)
+        return update_in(path, run.recipe.spec(run.layout, self.plans[client]), run.config.codec.up)
 
     def _through_gates(self, after: State, measured: Mapping[str, float]) -> State:
         for gate in self.gates:

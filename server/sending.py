@@ -5,9 +5,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedft.carriers.interface import Letter, Refused, Reply
 from fedft.errors import ClientFailed, RejectedUpdate
@@ -93,6 +93,7 @@ class Sending:
             for reply in post.pull(self.waiting):
                 came, heard = True, clock.monotonic()
                 self._hear(reply)
+                del reply  # its bytes, before the next client's turn
                 if self.federation.virtual:  # what counts by this moment does not depend on how fast we write
                     self._admitting.settle()
                 if self._over():
@@ -194,14 +195,16 @@ class Sending:
             if rest is None:
                 self._accepted += 1
             else:
-                self._admitting.begin(rest, partial(self._settle, reply, letter))
+                held = [reply]
+                work = partial(_worked, rest.work, held)
+                self._admitting.begin(rest._replace(work=work), partial(self._settle, held, letter))
             return
         self.join(letter.client, reply.answer)
         self.push(self.asked[letter.client])
 
-    def _settle(self, reply: Reply, letter: Letter, end: Callable[[], None]) -> None:
-        """Count an answer whose rest is done, or tell why it does not count."""
-        with self._refusing(reply, letter):
+    def _settle(self, held: list[Reply], letter: Letter, end: Callable[[], None]) -> None:
+        """Count an answer whose rest is done, or tell why it does not count; it is the only one of `held`."""
+        with self._refusing(held[0], letter):
             end()
             self._accepted += 1
 
@@ -217,6 +220,13 @@ class Sending:
         else:
             self.push(self.enrolment(client))
         return True
+
+
+def _worked(work: Callable[[], Any], held: list[Reply]) -> Any:
+    """What `work` returns; the bytes of the answer, the only one of `held`, are then not held here any more."""
+    found = work()
+    held[0] = replace(held[0], answer=b"")
+    return found
 
 
 def _end_where_it_would_fail_again(letter: Letter, e: RejectedUpdate) -> None:

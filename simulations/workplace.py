@@ -6,6 +6,8 @@ from pathlib import Path
 
 from fedft import durable, strategies
 from fedft import run_file as configs
+from fedft.arithmetic.tensors_in_file import LARGE
+from fedft.carriers.interface import Letter
 from fedft.carriers.local import LocalPost
 from fedft.client.private_state import Kept
 from fedft.client.received_state import CohortCache, Memory
@@ -14,7 +16,7 @@ from fedft.config import RunConfig
 from fedft.contract import Layout, State
 from fedft.data.examples import Example
 from fedft.data.row_counts import RowCounts
-from fedft.errors import ConfigError
+from fedft.errors import ConfigError, RejectedUpdate
 from fedft.models import dtypes, resident
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
@@ -24,6 +26,7 @@ from fedft.recipe import Recipe
 from fedft.server import run_outputs
 from fedft.server.checkpoint import Store
 from fedft.simulations import batched_turns, devices, virtual_clients
+from fedft.update import Plan
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,17 @@ def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:
 def local_post(clients: Mapping[str, Client]) -> LocalPost:
     """The post that carries letters to clients of this process, one at a time but for `[server] together`."""
     begin, most = batched_turns.starter(clients)
-    return LocalPost({name: client.answer for name, client in clients.items()}, begin, most)
+
+    def read(letter: Letter, payload: bytes) -> bytes | Plan:
+        """A long plan, so that letters which wait hold the state that the server has; else the bytes."""
+        if letter.kind == "query" or len(payload) < LARGE:
+            return payload
+        try:
+            return clients[letter.client].read(payload, letter.tensors)
+        except RejectedUpdate:
+            return payload  # the client says so when it is its turn
+
+    return LocalPost({name: client.answer for name, client in clients.items()}, begin, most, read)
 
 
 def whose(clients: Mapping[str, Client]) -> Iterator[bytes]:

@@ -9,11 +9,13 @@ whole file in memory, twice.
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
+from fedft.arithmetic.tensors_in_file import Place, as_it_is
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -43,6 +45,17 @@ def parts(tensors: Tensors, metadata: Mapping[str, str]) -> Iterator[bytes | mem
     header += b" " * (-len(header) % ALIGNED)
     yield len(header).to_bytes(8, "little") + header
     yield from (_bytes(tensors[name]) for name in order if tensors[name].numel())
+
+
+def places(path: Path, at: int) -> dict[str, Place]:
+    """Where each tensor of a file lies that has what `parts` made from the byte `at` on."""
+    with path.open("rb") as f:
+        f.seek(at)
+        size = int.from_bytes(f.read(8), "little")
+        said = json.loads(f.read(size))
+    said.pop("__metadata__", None)
+    dtypes, start = {name: dtype for dtype, name in DTYPES.items()}, at + 8 + size
+    return {n: as_it_is(dtypes[t["dtype"]], tuple(t["shape"]), start + t["data_offsets"][0]) for n, t in said.items()}
 
 
 def _bytes(t: Tensor) -> memoryview:

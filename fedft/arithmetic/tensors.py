@@ -34,6 +34,10 @@ class Digested(Mapping[str, Tensor]):
         """What `digest` gives for a plain mapping of the same tensors."""
 
 
+class Apart(Mapping[str, Tensor]):
+    """Named tensors that are not in memory: each is made when it is asked for, and costs more than to look it up."""
+
+
 def add(x: Tensors, y: Tensors) -> dict[str, Tensor]:
     """The sum x + y, name by name, in new memory. Raises ValueError where names or shapes differ."""
     return _pairwise(torch.add, x, y)
@@ -89,11 +93,21 @@ def floats(x: Tensors) -> Tensors:
     return WithSquares(found, x.squares) if isinstance(x, WithSquares) else found
 
 
+def same_bits(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors of one device are the same to the bit, signs of zeros and NaN included."""
+    if (x.dtype, x.shape) != (y.dtype, y.shape):
+        return False
+    a, b = (t.detach().contiguous().view(-1).view(torch.uint8) for t in (x, y))
+    return torch.equal(a, b)
+
+
 def weighted_mean(items: Iterable[tuple[Tensors, float]], *, by_name: bool = False) -> dict[str, Tensor]:
     """The weighted mean sum_k n_k x_k / sum_k n_k of named tensors, reading the items once, one at a time.
 
-    Memory is one float64 accumulator and one item, whatever the number of items. Weights count to 29 bits (numbers of
-    examples below 2^29 exactly): times a float32 that is exact in float64, so every machine and kernel finds the same.
+    Memory is one float64 accumulator and one item, whatever the number of items; where the first is `Apart`, all are
+    taken, and read name by name: it is then one tensor in float64 and one of an item. Weights count to 29 bits (numbers
+    of examples below 2^29 exactly): times a float32 that is exact in float64, so every machine and kernel finds the
+    same.
 
     Args:
         items: pairs (tensors, weight); the shapes of the first one hold for all; weights > 0, any scale.
@@ -112,7 +126,10 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]], *, by_name: bool = Fal
     dtypes: dict[str, torch.dtype] = {}
     weights: dict[str, float] = {}
     whole, kernels = 0.0, None
+    items = iter(items)
     for k, (tensors, weight) in enumerate(items):
+        if not k and isinstance(tensors, Apart):
+            return _name_by_name([(tensors, weight), *items], by_name=by_name)
         if not total:
             kernels = _kernels(tensors)
         if k and not by_name:
@@ -129,6 +146,14 @@ def weighted_mean(items: Iterable[tuple[Tensors, float]], *, by_name: bool = Fal
     if not whole > 0 or not all(w > 0 for w in weights.values()):
         raise ValueError("expected at least one update of positive weight, got none")
     return {name: _quotient(total.pop(name), weights[name], dtype, kernels) for name, dtype in dtypes.items()}
+
+
+def _name_by_name(items: Sequence[tuple[Tensors, float]], *, by_name: bool) -> dict[str, Tensor]:
+    """`weighted_mean`, one name after the other, each over all items."""
+    names = dict.fromkeys(name for tensors, _ in items for name in tensors)
+    for tensors, _ in items if not by_name else ():
+        _same_names(items[0][0], tensors)
+    return {n: weighted_mean(({n: x[n]}, weight) for x, weight in items if n in x)[n] for n in names}
 
 
 def _take(total: Tensor, name: str, t: Tensor, weight: float, kernels: ModuleType | None, *, first: bool) -> None:

@@ -8,8 +8,8 @@ A post and a link are used by one thread, and no call of theirs waits for a clie
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from fedft.errors import RejectedUpdate
 from fedft.update import Plan
@@ -51,6 +51,8 @@ class Letter:
     """Longest answer there may be: no client decides how much memory it takes. The default fits one without tensors."""
     plan: Plan | None = None
     """What is asked, without tensors, for posts that reckon with it; None for a job."""
+    tensors: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Of the state that a plan leads to: clients in this process may hold them in the place of equal ones."""
 
 
 @dataclass(frozen=True)

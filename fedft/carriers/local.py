@@ -3,13 +3,15 @@
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fedft.carriers.interface import Answer, Kind, Letter, Refused, Reply, refused
 from fedft.errors import ClientFailed, FedftError, RejectedUpdate, in_one_line
 
-Serve = Callable[[Kind, bytes], bytes | Refused]
-"""A client: (kind, payload) of a letter -> its answer."""
+Serve = Callable[[Kind, Any], bytes | Refused]
+"""A client: (kind, payload) of a letter -> its answer. The payload is bytes, or what they were read as."""
+Read = Callable[[Letter, bytes], Any]
+"""(letter, its bytes) -> what the client is given in the place of the bytes, which then nobody keeps."""
 Finish = Callable[[], bytes | Refused]
 """Gives the answer to a letter whose work was begun together with others'."""
 
@@ -19,7 +21,8 @@ class Asked(NamedTuple):
 
     client: str
     kind: Kind
-    payload: bytes
+    payload: Any
+    """Bytes, or what `Read` made of them."""
 
 
 Begin = Callable[[list[Asked]], list[Finish]]
@@ -38,20 +41,34 @@ class LocalPost:
     All clients run in the thread that pulls.
     """
 
-    def __init__(self, clients: Mapping[str, Serve], begin: Begin | None = None, together: int = 1) -> None:
-        """`clients` answer, by name, and never go away. `together`: letters of training that are begun at once."""
-        self._clients, self._begin, self.together = clients, begin, together
+    def __init__(
+        self,
+        clients: Mapping[str, Serve],
+        begin: Begin | None = None,
+        together: int = 1,
+        read: Read = lambda letter, payload: payload,
+    ) -> None:
+        """Clients answer, by name, and never go away.
+
+        Args:
+            clients: by name.
+            begin: begins the work of several letters at once.
+            together: letters of training that are begun at once.
+            read: what is kept of a letter until its client has it.
+        """
+        self._clients, self._begin, self.together, self._read = clients, begin, together, read
         self._waiting: OrderedDict[str, tuple[Letter, Asked]] = OrderedDict()  # whose first one costs no search
         self._begun: dict[str, Finish] = {}
         self._count = 0
 
     def push(self, letter: Letter) -> tuple[str, int]:
         """Keep a letter until it is pulled; (ticket, bytes of the payload)."""
-        asked = Asked(letter.client, letter.kind, letter.payload())
+        payload = letter.payload()
+        asked = Asked(letter.client, letter.kind, self._read(letter, payload))
         self._count += 1
         ticket = str(self._count)
         self._waiting[ticket] = letter, asked
-        return ticket, len(asked.payload)
+        return ticket, len(payload)
 
     def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
         """The reply to that of these letters which has waited longest, or nothing. The client does its work meanwhile.

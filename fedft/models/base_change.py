@@ -1,12 +1,12 @@
 """Base weights that act as w0 + change: a promise about what modules compute, not about how weights are stored.
 
 float weight     written: w0 + change, multiplied out and summed in float32 on the weight's device and rounded once; w0
-                 is kept as it was loaded (`Originals`); that of an expert is a part of a parameter
+                 is known as it was loaded (`Originals`); that of an expert is a part of a parameter
 packed weight    left as it is (4 and 8 bits cannot be written exactly); its module gives  y + B (A x)  instead, or
                  y + D x where the change D comes multiplied out (no longer than its factors, which is when it does)
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,71 +18,8 @@ from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.weight_changes import Change
 from fedft.contract import Layout
 from fedft.models import experts
+from fedft.models.originals import Originals
 from fedft.models.packed_linear import PackedLinear
-
-
-class Originals:
-    """The originals w0 of a model's parameters, in their dtypes, each kept from the moment before it is first moved."""
-
-    def __init__(self) -> None:
-        self._w0: dict[str, Tensor] = {}
-        self._last: dict[str, Tensor] = {}
-        """The changes that parameters were last moved by, until somebody asks; shared with whoever made them."""
-
-    def _of(self, name: str, parameter: Tensor) -> Tensor:
-        """The original w0 of a parameter; its present values at the first call."""
-        if name not in self._w0:
-            self._w0[name] = parameter.detach().clone()
-        return self._w0[name]
-
-    def move(self, name: str, parameter: Tensor, change: Tensor) -> None:
-        """Set a parameter to w0 + change (float32) in place, summed in float32 and rounded once."""
-        w0 = self._of(name, parameter)
-        parameter.copy_(w0 + change.to(w0.device))
-        self._last[name] = change
-
-    def restore(self, name: str, parameter: Tensor) -> None:
-        """Put a parameter back to w0 in place, bit for bit; at the first call of all, keep its values as w0."""
-        self._last.pop(name, None)
-        if name in self._w0:
-            parameter.copy_(self._w0[name])
-        else:
-            self._of(name, parameter)
-
-    def original(self, name: str, parameter: Tensor) -> Tensor:
-        """w0 of a parameter that has been moved, in its dtype; it shares memory with what is kept."""
-        return self._w0[name].to(parameter.dtype)
-
-    @contextmanager
-    def instead(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Inside, these parameters have their original values; behind it, what they had before, without a copy."""
-        now = {n: p.data for n, p in parameters.items() if n in self._w0}
-        try:
-            for n, x in now.items():
-                parameters[n].data = self.original(n, x).to(x.device)
-            yield
-        finally:
-            for n, x in now.items():
-                parameters[n].data = x
-
-    def change(self, name: str, parameter: Tensor) -> Tensor:
-        """The parameter's values - w0, float32 on the CPU; zeros for one that has not been moved."""
-        now = parameter.detach().to("cpu", torch.float32)
-        return now - self._w0[name].to("cpu", torch.float32) if name in self._w0 else torch.zeros_like(now)
-
-    def start(self, name: str, parameter: Tensor) -> Tensor | Callable[[], Tensor]:
-        """`change` of the parameter as it stands now, for later: found again from w0 where it was just moved there."""
-        last = self._last.pop(name, None)
-        if last is None:
-            return self.change(name, parameter)
-        w0, kind = self._w0[name], parameter.dtype
-
-        def moved() -> Tensor:
-            return (w0 + last.to(w0.device)).to(kind)
-
-        if not torch.equal(moved(), parameter):  # somebody has moved it further
-            return self.change(name, parameter)
-        return lambda: self.change(name, moved())
 
 
 class Beside:

@@ -3,8 +3,9 @@
 The base model is loaded once and stays; a turn of another client only copies its few trained tensors in. The kind of
 adapter (`fedft.contract.Kind`) puts itself into the model, one for each shape that is written (`mounted_adapters`).
 
-Beside the live model, originals w0 are kept as they were loaded: of adapted weights once a merge has moved them, and of
-all parameters in full fine-tuning. A weight in half precision is thus always w0 + change, summed and rounded once.
+Beside the live model, originals w0 are known as they were loaded (`originals`): of adapted weights once a merge has
+moved them, and of all parameters in full fine-tuning. A weight in half precision is thus always w0 + change, rounded
+once.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 
 from fedft.arithmetic.tensors import Tensors
 from fedft.arithmetic.weight_changes import Change
-from fedft.contract import Batch, Kind, Layout, Objective, Settings
+from fedft.contract import NOTHING, Batch, Kind, Layout, Objective, Settings
 from fedft.data import micro_batches
 from fedft.data.micro_batches import InPieces
 from fedft.models import learned_places
-from fedft.models.base_change import BaseChange, Originals
+from fedft.models.base_change import BaseChange
 from fedft.models.forward_passes import ForwardPasses
 from fedft.models.mounted_adapters import MountedAdapters
+from fedft.models.originals import Originals
 from fedft.models.parameters import parameters_of
 from fedft.models.perturbation import Probe
 from fedft.models.starting_values import StartingValues
@@ -47,6 +49,7 @@ class ModelHandle:
         dropout: float = 0.0,
         objective: Objective | None = None,
         autocast: bool = False,
+        stored: Mapping[str, Tensors] = NOTHING,
     ) -> None:
         """Take over `model`: its parameters stop asking for gradients, and those that `kind` trains ask for them again.
 
@@ -58,6 +61,7 @@ class ModelHandle:
             dropout: rate before the adapter in training, 0 to 1.
             objective: gives the loss; None: the likelihood of tokens or classes.
             autocast: whether forward passes multiply matrices in bfloat16, whatever the parameters are in.
+            stored: see `Originals`; left out, w0 of what is moved is copied.
         """
         self.layout, self.kind = kind.layout(layout), kind
         self.objective: Objective = objective or Likelihood()
@@ -69,7 +73,7 @@ class ModelHandle:
         self._fixed = half and getattr(kind, "along_directions", False)
         if kind.of_base and not self._fixed:
             model.float()  # small steps must not be lost
-        self._originals = Originals()
+        self._originals = Originals(stored)
         self._parameters = parameters_of(model)
         model.requires_grad_(False)
         self._base = BaseChange(model, self.layout, self._originals)

@@ -7,7 +7,7 @@ works on it through a `ModelHandle`.
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 
 from fedft import check, quickstart
 from fedft.arithmetic.lowrank import LowRank
+from fedft.arithmetic.tensors import Tensors
 from fedft.data.labels import SINGLE
 from fedft.errors import DataError, FedftError, first_line, in_one_line, offline
 from fedft.models import classes, stored_quantization, stored_weights, tasks, tokenizer_digest
@@ -55,6 +56,8 @@ class Base:
     """How many token ids the model has an embedding for, from 0."""
     bits: int | None = None
     """Of each weight of its linear layers, where they are packed (`quantized_base`): 4 or 8."""
+    stored: Mapping[str, Tensors] = field(default_factory=dict, repr=False)
+    """The file that holds a tensor of the checkpoint, by the tensor's name."""
     repair_rank: int = 0
     """Of the pairs in `merged` that repair packed weights (`base_repair`); 0: there are none."""
 
@@ -119,7 +122,8 @@ def load(
         raise lacking(source, config.model_type, drawn)
     if labels and not wanted.generates:
         classes.fit(model, own, named, source, drawn)
-    base = ready(model, tokenizer, task, source, drawn, stored_weights.of_model(folder, files, model, drawn))
+    digest = stored_weights.of_model(folder, files, model, drawn)
+    base = replace(ready(model, tokenizer, task, source, drawn, digest), stored=stored_weights.in_files(files))
     if wanted.two_sides:
         _check_decoder(base)
     return base

@@ -84,6 +84,7 @@ def load(config: RunConfig, recipe: Recipe, *, trains: bool = True) -> Resident:
         dropout=m.lora_dropout,
         objective=objectives.of(config),
         autocast=config.local.autocast,
+        stored=base.stored,
     )
     if config.local.neftune_alpha:
         noisy_embeddings.switch_on(base.model, config.local.neftune_alpha)

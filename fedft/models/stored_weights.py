@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedft.arithmetic.tensors import Tensors
+from fedft.arithmetic.tensors_in_file import TensorsInFile, as_it_is
 from fedft.errors import DataError
 from fedft.models import hashed_files
 from fedft.models.hashed_files import Hashed, Stamp
@@ -155,6 +156,20 @@ def _hashed(path: Path) -> dict[str, Hashed]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(headers, pool.map(one, headers.values()), strict=True))
+
+
+def in_files(paths: Iterable[Path]) -> dict[str, Tensors]:
+    """The file that holds each tensor of these files, by the tensor's name; none of a file of another form."""
+    found: dict[str, Tensors] = {}
+    for path in paths:
+        if path.suffix == ".safetensors":
+            headers = {
+                n: h for n, h in header_of(path).items() if isinstance(getattr(torch, h.dtype, None), torch.dtype)
+            }
+            places = {n: as_it_is(getattr(torch, h.dtype), h.shape, h.begin) for n, h in headers.items()}
+            there = TensorsInFile(path, places)
+            found |= dict.fromkeys(headers, there)
+    return found
 
 
 def header_of(path: Path) -> dict[str, Header]:

@@ -18,8 +18,8 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.arithmetic.weight_changes import Change
 from fedft.contract import Kind, Layout
 from fedft.models import transfers
-from fedft.models.base_change import Originals
 from fedft.models.mounted_adapters import MountedAdapters
+from fedft.models.originals import Originals
 
 
 class TrainedValues:
@@ -52,14 +52,14 @@ class TrainedValues:
         Raises KeyError for a name that the model does not have.
         """
         mounted = {} if self._kind.of_base else self._adapters.live.parameters
-        inside = {n: x for n, x in values.items() if n in mounted}
+        inside = {n: values[n] for n in values if n in mounted}
         scales = {n: self._adapters.live.scale(n) for n in inside}
         own = [x if scales[n] == 1.0 else x / scales[n] for n, x in inside.items()]
         with torch.no_grad():
             transfers.to_device(own, [mounted[n] for n in inside])
-            for n, x in values.items():
+            for n in values:
                 if n not in inside:
-                    self._originals.move(n, self._base[n], x)
+                    self._originals.move_to(n, self._base[n], values)
 
     def change(self, before: Mapping[str, Change], layout: Layout) -> dict[str, Change]:
         """The change [out, in] of each adapted weight since w0: that `before`, of base weights, and the live adapter's.

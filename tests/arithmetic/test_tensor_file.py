@@ -1,6 +1,7 @@
 """A file of tensors in parts is one that the library reads, and costs no copy of them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load, save
 
 from fedft import durable
 from fedft.arithmetic import tensor_file
+from fedft.arithmetic.tensors_in_file import TensorsInFile
 
 SOME = {
     "/a": torch.arange(6.0).reshape(2, 3),
@@ -46,3 +48,11 @@ def test_tensors_that_lie_in_order_are_not_copied_and_others_are_written_in_orde
     assert bytes(part) == x.numpy().tobytes()
     turned = torch.arange(6.0).reshape(2, 3).T
     assert torch.equal(load(b"".join(tensor_file.parts({"x": turned}, {})))["x"], turned)
+
+
+def test_each_tensor_is_found_at_its_place_behind_whatever_stands_before(tmp_path: Path) -> None:
+    path = tmp_path / "some"
+    path.write_bytes(b"before." + b"".join(tensor_file.parts(SOME, META)))
+    found = TensorsInFile(path, tensor_file.places(path, 7))
+    assert found.keys() == SOME.keys()
+    assert all(found[n].dtype == t.dtype and torch.equal(found[n], t) for n, t in SOME.items())

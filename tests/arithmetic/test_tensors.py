@@ -227,3 +227,47 @@ def test_the_digest_sees_the_shape_of_an_empty_tensor():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint16, torch.int32])
 def test_every_dtype_and_a_scalar_can_be_digested(dtype):
     assert len(tensors.digest({"s": torch.ones((), dtype=dtype), "v": torch.ones(3, dtype=dtype)})) == 64
+
+
+class Elsewhere(tensors.Apart):
+    """Tensors that are made anew whenever they are asked for; `asked` has whose, and their names."""
+
+    def __init__(self, x: dict[str, torch.Tensor], asked: list[tuple[int, str]]) -> None:
+        self.x, self.asked = x, asked
+
+    def __getitem__(self, name):
+        self.asked.append((id(self), name))
+        return self.x[name].clone()
+
+    def __iter__(self):
+        return iter(self.x)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __contains__(self, name):
+        return name in self.x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_that_are_apart_have_the_same_mean_to_the_bit_and_are_read_once_name_by_name(dtype):
+    every = [(random_tensors(seed, dtype), 1.0 + seed / 3) for seed in range(5)]
+    every[0][0]["only"] = every[3][0]["only"] = torch.randn(4, generator=torch.Generator().manual_seed(9)).to(dtype)
+    asked: list[tuple[int, str]] = []
+    apart = [(Elsewhere(x, asked), weight) for x, weight in every]
+    wanted = tensors.weighted_mean(every, by_name=True)
+    found = tensors.weighted_mean(iter(apart), by_name=True)
+    assert [*found] == [*wanted]
+    assert all(tensors.same_bits(found[n], x) for n, x in wanted.items())
+    assert asked == [(id(x), n) for n in wanted for x, _ in apart if n in x]
+    with pytest.raises(ValueError, match="only"):
+        tensors.weighted_mean(apart)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [([0.0], [-0.0]), ([1.0], [2.0]), ([1.0], [[1.0]]), ([1.0], [1]), ([float("nan")], [-float("nan")])],
+)
+def test_the_same_bits_are_more_than_equal_numbers(x, y):
+    assert tensors.same_bits(torch.tensor(x), torch.tensor(x))
+    assert not tensors.same_bits(torch.tensor(x), torch.tensor(y))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import NoReturn
 
@@ -149,3 +150,25 @@ def test_a_pull_looks_at_no_more_letters_than_it_begins_however_many_wait(togeth
     assert len(answers) == 200
     assert (b"shared" in answers) == (together > 1)
     assert waiting.looked <= 2 * len(letters)
+
+
+def test_a_letter_that_waits_is_what_it_was_read_as_and_its_bytes_are_not_kept() -> None:
+    heard, made = [], []
+
+    def payload() -> bytes:
+        made.append(weakref.ref(data := Bytes(b"a long plan")))
+        return data
+
+    post = LocalPost(
+        {"anna": lambda kind, plan: heard.append(plan) or b"said"},
+        read=lambda letter, payload: (letter.tensors["w"], len(payload)),
+    )
+    ticket, size = post.push(Letter("anna", "train", payload, tensors={"w": 3}))
+    assert size == len(b"a long plan")
+    assert made[0]() is None
+    assert [r.answer for r in post.pull([ticket])] == [b"said"]
+    assert heard == [(3, size)]
+
+
+class Bytes(bytearray):
+    """Bytes that can be asked whether they are still there."""

@@ -1,9 +1,13 @@
 """What the clients of one process hold between rounds: equal states once, and none that nobody holds."""
 
+import pytest
 import torch
 
+from fedft.arithmetic import tensor_file
+from fedft.arithmetic.tensors_in_file import TensorsInFile
 from fedft.client.received_state import CohortCache, Memory
 from fedft.contract import State
+from fedft.update import Plan
 
 
 def test_clients_that_hold_equal_tensors_share_one_state_and_the_last_to_leave_it_takes_it_along():
@@ -30,3 +34,22 @@ def test_holding_costs_the_same_however_many_clients_there_are(monkeypatch):
         for member in cache.members:
             member.hold(version, "", held)
     assert len(looked) == 200
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+def test_a_plan_has_the_tensors_that_the_server_has_in_a_file_where_they_are_its_own_to_the_bit(tmp_path, clients):
+    path, w = tmp_path / "state", {"w": torch.tensor([0.0, 1.0])}
+    path.write_bytes(b"".join(tensor_file.parts(w, {})))
+    there = TensorsInFile(path, tensor_file.places(path, 0))
+    cache = CohortCache()
+    cache.members = [Memory(cache) for _ in range(clients)]
+
+    def read(sent):
+        plan = Plan("run", 0, 0, tensors=sent)
+        found = [cache.plan(str(sent).encode(), lambda data: plan, there).tensors for _ in range(clients)]
+        assert all(x is found[0] for x in found)
+        return found[0]
+
+    assert read({"w": w["w"].clone()}) is there
+    for other in ({"w": -w["w"].clone()}, {"w": torch.tensor([-0.0, 1.0])}, {}, {"w": w["w"].clone(), "v": w["w"]}):
+        assert read(other) is other

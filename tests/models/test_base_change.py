@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedft.arithmetic.lowrank import LowRank
 from fedft.benchmarks.measure import Peak
 from fedft.models import quantized_base
-from fedft.models.base_change import BaseChange, Originals
+from fedft.models.base_change import BaseChange
+from fedft.models.originals import Originals
 
 
 def dense(change: dict[str, LowRank]) -> dict[str, torch.Tensor]:
