@@ -23,6 +23,8 @@ MEMORY_LOST = "memory_lost"
 """Metric of an update whose client did not find what it had kept after its last one that counted: it began anew."""
 BITS = "bits"
 """Metric of an update or an evaluation whose client has the base in another precision than the run says: its bits."""
+KNOWN_BITS = (4, 8, 16, 32)
+"""What a client may say of them; whoever says something else counts as "other"."""
 VERSION = re.compile(r"0|[1-9][0-9]{0,15}")
 
 
