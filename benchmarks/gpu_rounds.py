@@ -70,7 +70,8 @@ def fleet(machine: Machine, seconds: float) -> Facts:
     from fedft.simulations.run import QUICKSTART, simulate
 
     device = f"{machine.device}:0" if machine.device.type == "cuda" else "cpu"
-    config = read(QUICKSTART)
+    small = ["data.clients=2", "local.steps=1", "eval.max_rows=2"] if machine.tiny else []
+    config = read(QUICKSTART, small)
     config = replace(config, model=replace(config.model, device=device), server=replace(config.server, rounds=1))
     found: list[str] = []
     took: list[float] = []

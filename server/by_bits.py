@@ -12,11 +12,9 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from fedft.config import Model
-from fedft.update import BITS
+from fedft.update import BITS, KNOWN_BITS
 
 T = TypeVar("T")
-KNOWN = (4, 8, 16, 32)
-"""What a client may say; whoever says something else counts as "other"."""
 
 
 def trained(facts: Collection[tuple[int, Mapping[str, float]]], run: Model) -> dict[str, Any]:
@@ -55,5 +53,5 @@ def _groups(said: Iterable[Mapping[str, float]], items: Iterable[T], run: Model)
         return []
     for m, item in zip(said, items, strict=True):
         bits = m.get(BITS, run.bits)
-        groups[int(bits) if bits in KNOWN else 0].append(item)
+        groups[int(bits) if bits in KNOWN_BITS else 0].append(item)
     return [(str(bits or "other"), groups[bits]) for bits in sorted(groups)]

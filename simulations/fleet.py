@@ -29,6 +29,7 @@ from fedft.simulations.workplace import Workplace, local_post, whose
 
 MODULE = "fedft.simulations.fleet_worker"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+MARK = ".fleet-"  # an empty file of the run folder, by which workers see that the folder is theirs, too
 
 
 def devices(config: RunConfig, clients: int) -> list[str]:
@@ -90,12 +91,14 @@ def post(place: Workplace, folder: Path) -> Iterator[Post]:
     Raises ConfigError and DataError for what a worker finds wrong as it begins, before any training: a device that is
     not there, or another model, other rows or another folder than here, as on another machine. RunPaused: one died.
     """
+    for left in folder.glob(f"{MARK}*"):
+        left.unlink()  # of a start that was killed: the folder is ours, and nobody looks for that one any more
     chosen = devices(place.config, len(place.clients))
     if not chosen:
         yield local_post(place.clients)
         return
     worker_of = dealt(place.clients, len(chosen))
-    mark = folder.resolve() / f".fleet-{secrets.token_hex(8)}"
+    mark = folder.resolve() / f"{MARK}{secrets.token_hex(8)}"
     mark.touch()
     try:
         crew = _crew(place.config, chosen, worker_of, mark)

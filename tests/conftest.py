@@ -11,6 +11,7 @@ import os
 os.environ.update(
     HF_HUB_OFFLINE="1", FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", TOKENIZERS_PARALLELISM="false"
 )
+os.environ.setdefault("WARM_PROCESSES", "1")  # see tests/support/warm_processes.py
 
 from collections.abc import Callable
 from pathlib import Path

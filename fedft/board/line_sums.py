@@ -10,6 +10,7 @@ from typing import Any
 
 from fedft.reports import metric_log
 from fedft.training.metrics.loss import LOSS
+from fedft.update import BITS, KNOWN_BITS
 
 MAX_REFUSALS = 100
 MAX_CODES, OTHER = 64, "other"  # of refusals: a site may give any, and each would be a series of its own for ever
@@ -82,7 +83,9 @@ class LineSums:
         for client in line.get("participants", ()):
             self._client(client)["counted"] += 1
         for client, found in line.get("evaluation", {}).items():
-            self._client(client)["loss"] = _finite(found.get(LOSS.name))
+            bits = found.get(BITS)
+            known = int(bits) if bits in KNOWN_BITS else None
+            self._client(client).update(loss=_finite(found.get(LOSS.name)), bits=known)
         for r in line.get("refused", ()):
             told = {k: str(r[k]) for k in ("client", "code", "reason")}
             self.refused.append({"time": None, "round": line.get("round", line["version"]), **told})
@@ -96,7 +99,9 @@ class LineSums:
         self.version, self.train_loss = line["version"], point["train_loss"]
 
     def _client(self, name: str) -> dict[str, Any]:
-        return self.clients.setdefault(name, {"counted": 0, "refused": 0, "up": 0, "down": 0, "loss": None})
+        return self.clients.setdefault(
+            name, {"counted": 0, "refused": 0, "up": 0, "down": 0, "loss": None, "bits": None}
+        )
 
 
 def _finite(value: Any) -> float | None:

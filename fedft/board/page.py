@@ -95,7 +95,7 @@ def _sites(sites: Sequence[Mapping[str, Any]]) -> str:
     heads = ("site", "state", "loss", "rounds counted", "refused", "up", "down", "answers in", "left")
     rows = [
         (
-            s["name"], s["state"] + (f": {s['doing']}" if s["doing"] else ""), LOSS.text(s["loss"]), str(s["counted"]),
+            s["name"], status_text.site_state(s), LOSS.text(s["loss"]), str(s["counted"]),
             str(s["refused"]), size(s["up"]), size(s["down"]), _time(s["took_s"]), _time(s["left_s"]),
         )
         for s in shown

@@ -26,7 +26,8 @@ A status has these keys, None where nothing is known:
     adapter                  whether model/ is there
     written_by               which fedft wrote the state last, and in which format
     sites                    a list: name, state (`SITE_STATES`), loss, doing, counted (rounds in which it counted),
-                             refused, up, down (bytes), took_s (mean of its last answers), left_s
+                             refused, up, down (bytes), took_s (mean of its last answers), left_s, bits (of its base,
+                             where that is not in the run's precision)
     refusals                 a list, newest first: time, round, client, code, reason; refused: code -> how many
     curve                    a list, a point per state: round, loss, train_loss, bytes, seconds; at most MAX_POINTS
 """
@@ -156,7 +157,7 @@ class RunReader:
                     "name": name, "state": at, "doing": (step or said or None) if at in SAYING else None,
                     "loss": sums.get("loss"), "counted": sums.get("counted", 0), "refused": sums.get("refused", 0),
                     "up": sums.get("up", 0), "down": sums.get("down", 0), "took_s": took,
-                    "left_s": left if at in ("waiting", "working") else None,
+                    "left_s": left if at in ("waiting", "working") else None, "bits": sums.get("bits"),
                 }
             )  # fmt: skip
         return found

@@ -58,6 +58,13 @@ SITE: dict[str, Test] = {
     "name": text, "state": text, "doing": known(text), "loss": known(number), "counted": whole, "refused": whole,
     "up": number, "down": number, "took_s": known(number), "left_s": known(number),
 }  # fmt: skip
+
+
+def site(x: Any) -> bool:
+    """Whether it is what a status says of a site; that of a server of before says no bits."""
+    return having(SITE)(x) and known(whole)(x.get("bits"))
+
+
 REFUSAL: dict[str, Test] = {
     "time": known(moment), "round": known(whole), "client": text, "code": text, "reason": text,
 }  # fmt: skip
@@ -71,7 +78,7 @@ RUN: dict[str, Test] = {
     "barred": map_to(text), "loss": known(number), "first_loss": known(number), "train_loss": known(number),
     "bytes_up": number, "bytes_down": number, "seconds": number, "left_s": known(number), "disk_bytes": number,
     "disk_free": number, "memory_bytes": known(number), "adapter": lambda x: isinstance(x, bool),
-    "steered": lambda x: x == {} or having(STEERED)(x), "sites": list_of(having(SITE)),
+    "steered": lambda x: x == {} or having(STEERED)(x), "sites": list_of(site),
     "refusals": list_of(having(REFUSAL)), "refused": map_to(whole),
 }  # fmt: skip
 SHORT: dict[str, Test] = {

@@ -111,7 +111,7 @@ def _sites(sites: Sequence[Mapping[str, Any]]) -> list[str]:
     heads = ("site", "state", "loss", "counted", "refused", "up", "down", "answers in", "left")
     rows = [
         (
-            printable(s["name"])[:32], _state(s), LOSS.text(s["loss"]), str(s["counted"]),
+            printable(s["name"])[:32], printable(site_state(s))[:60], LOSS.text(s["loss"]), str(s["counted"]),
             str(s["refused"]), size(s["up"]), size(s["down"]), _time(s["took_s"]), _time(s["left_s"]),
         )
         for s in sites[:MAX_SITES]
@@ -120,8 +120,10 @@ def _sites(sites: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["", *_table([heads, *rows], left=2), *more]
 
 
-def _state(site: Mapping[str, Any]) -> str:
-    return printable(site["state"] + (f": {site['doing']}" if site["doing"] else ""))[:60]
+def site_state(site: Mapping[str, Any]) -> str:
+    """What a site is, what it does, and the bits of its base where they are not the run's; not made printable."""
+    bits = f", base of {site['bits']} bits" if site.get("bits") else ""
+    return site["state"] + (f": {site['doing']}" if site["doing"] else "") + bits
 
 
 def _time(seconds: float | None) -> str:

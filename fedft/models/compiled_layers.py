@@ -6,6 +6,7 @@ rows are free in it. What is outside of the layers (embeddings, output, loss) ru
 
 import os
 import shutil
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,13 +14,17 @@ from torch import nn
 
 from fedft.errors import ConfigError
 
+PROGRAMS = 4  # that a rank needs at most: steps and evaluations, of layers whose input learns and of the first one
 
-def switch_on(model: nn.Module, source: str) -> None:
+
+def switch_on(model: nn.Module, source: str, ranks: int = 1) -> None:
     """Have a transformers model run its layers compiled from their next pass on.
 
     Args:
         model: on its device; may get adapters later.
         source: what the message calls it.
+        ranks: of adapters that are foreseen. Each has programs of its own, and torch gives up compiling behind a
+            number of them, for the whole process: that is raised where more are foreseen.
     Raises:
         ConfigError: there is nothing that compiles for its device, or the model does not say which its layers are.
     """
@@ -31,6 +36,8 @@ def switch_on(model: nn.Module, source: str) -> None:
         raise ConfigError(
             f"[local] compile: {source}, a {type(model).__name__}, does not say which its layers are; leave it out"
         )
+    limits: Any = import_module("torch._dynamo.config")  # late: torch's compiler is imported for seconds
+    limits.recompile_limit = max(limits.recompile_limit, PROGRAMS * ranks)
     for layer in layers:
         layer.compile(dynamic=True)
 

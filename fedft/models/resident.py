@@ -93,7 +93,8 @@ def load(config: RunConfig, recipe: Recipe, *, trains: bool = True) -> Resident:
     if config.local.packing:
         packed_rows.check_exact(handle, base, config.data.length)
     if config.local.compile:
-        compiled_layers.switch_on(base.model, base.source)
+        ranks = config.clients.rank
+        compiled_layers.switch_on(base.model, base.source, len({*ranks}) if isinstance(ranks, list) else 1)
     return Resident(base, handle.layout, handle)
 
 

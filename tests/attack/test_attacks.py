@@ -5,8 +5,6 @@ What is not as it should be yet is listed by name, and the lists only shrink: wh
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_processes
 from processes import Deployment, command_of
 
 from fedft import run_file
@@ -35,10 +34,7 @@ def attack(script: str, *options: object, tmp: Path, seconds: float = 240) -> li
     """The JSON lines that a script prints."""
     env = {**os.environ, "TMPDIR": str(tmp), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "support"), *filter(None, [env.get("PYTHONPATH")])])
-    command = [sys.executable, str(HERE / script), *map(str, options)]
-    done = subprocess.run(
-        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
-    )
+    done = warm_processes.run([str(HERE / script), *map(str, options)], env=env, timeout=seconds)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{") and line.endswith("}")]
 

@@ -3,12 +3,11 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_processes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "benchmarks" / "deployment"
@@ -16,8 +15,7 @@ PHASES = {"down", "site", "up", "aggregate", "commit", "rest", "fsync"}
 
 
 def _run(script: str, *args: str) -> str:
-    command = [sys.executable, str(SCRIPTS / script), *args]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = warm_processes.run([str(SCRIPTS / script), *args], cwd=ROOT)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -11,7 +11,7 @@ import watched_runs
 from deployed import Deployment, Direct, Site
 
 from fedft import run_file
-from fedft.board import live_file, metrics_text, page, status_text
+from fedft.board import live_file, metrics_text, page, status_form, status_text
 from fedft.board.live_file import LiveFile
 from fedft.board.run_folders import FolderReader
 from fedft.board.run_status import MAX_POINTS, RunReader
@@ -294,6 +294,25 @@ def test_a_phase_that_is_not_known_is_shown_as_it_is(tmp_path: Path) -> None:
     found = told_by(watched_runs.folder(tmp_path / "run"), *ASKED, phase="<b>summing</b>")
     assert status_text.state_line(found, time.time()) == "3 of 6 rounds done; <b>summing</b>"
     assert "&lt;b&gt;summing" in page.page(found, "nonce")
+
+
+def test_a_site_whose_base_is_in_another_precision_says_its_bits(tmp_path: Path) -> None:
+    """Where they are any that there are; the status of a server of before says none, and odd ones are no status."""
+    folder = watched_runs.folder(tmp_path / "run")
+    said = {"north": {"loss": 2.5, "bits": 4.0}, "south": {"loss": 1.5}, "west": {"loss": 1.0, "bits": -1e300}}
+    with open(folder / "metrics.jsonl", "a") as lines:
+        lines.write(json.dumps(watched_runs.line(4, evaluation=said)) + "\n")
+    found = watched_runs.check(RunReader(folder).status())
+    assert {s["name"]: s["bits"] for s in found["sites"]} == {"north": 4, "south": None, "west": None}
+    assert [x.split()[0] for x in status_text.lines(found) if "base of 4 bits" in x] == ["north"]
+    assert page.page(found, "nonce").count("base of 4 bits") == 1
+    assert not status_form.fault(found)
+    found["sites"][0]["bits"] = "<b>"
+    assert "'sites'" in status_form.fault(found)
+    for site in found["sites"]:
+        del site["bits"]
+    assert not status_form.fault(found)
+    assert "bits" not in page.page(found, "nonce")
 
 
 def test_it_says_who_sets_the_pace_when_each_is_done_and_what_ends_the_round(tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """Letters within one process: answered as over a network, one at a time, and Flower has no part in it."""
 
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -106,22 +103,6 @@ def test_a_client_s_refusal_is_bounded_and_its_code_is_one_that_a_client_may_giv
         answer = _only(lambda kind, payload, code=code: Refused(code, "")).answer  # type: ignore[misc]
         assert isinstance(answer, RejectedUpdate)
         assert answer.code == "malformed"
-
-
-@pytest.mark.slow
-def test_a_simulation_in_one_process_loads_nothing_of_flower(tiny_base: Path, tmp_path: Path) -> None:
-    """Whole, from the run file to the summary; its partitioners are a package of their own."""
-    code = f"""
-import sys
-from fedft import run_file
-from fedft.simulations import run
-sets = ["model.id='{tiny_base}'", "clients.rank=2", "server.rounds=1", "local.steps=1", "eval.max_rows=1"]
-summary = run.simulate(run_file.load(run.QUICKSTART, sets), out="run").summary
-print(summary["rounds"], sorted({{m.partition(".")[0] for m in sys.modules}} & {{"flwr", "ray"}}))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "1 []"
 
 
 class Counted(dict[str, Letter]):

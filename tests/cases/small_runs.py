@@ -26,10 +26,13 @@ Nothing is downloaded. A tokenizer of 256 bytes and a few special tokens stands 
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
+
+import warm_processes
 
 for name, value in {
     "HF_HUB_OFFLINE": "1",
@@ -178,16 +181,10 @@ class Done:
         return lines[-1][:400] if lines else ""
 
 
-def fedft(*args, cwd=None, env=None, timeout=300, apart=True) -> Done:
+def fedft(*args, cwd=None, env=None, timeout=300) -> Done:
     """The fedft command, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fedft", *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        timeout=timeout,
-    )
+    own = {**os.environ, **(env or {})}
+    done = warm_processes.run(["-m", "fedft", *map(str, args)], cwd=cwd, env=own, timeout=timeout)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

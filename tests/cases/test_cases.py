@@ -5,10 +5,10 @@ A check that fails today is listed with its case. The list only shrinks: a check
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm_processes
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -27,8 +27,7 @@ NO_CASES = {"arch_matrix", "architectures", "small_runs", "test_cases"} | {p.ste
 def run(script: str, *options: str, tmp: Path) -> subprocess.CompletedProcess[str]:
     """A script of this folder, in a process of its own, with its files under `tmp`."""
     env = {**os.environ, "TMPDIR": str(tmp), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(HERE / script), *options]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=580, check=False)
+    return warm_processes.run([str(HERE / script), *options], env=env, timeout=580)
 
 
 def test_every_file_is_a_case_with_a_list() -> None:

@@ -3,11 +3,11 @@
 import json
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
-from processes import FEDFT, Deployment
+import warm_processes
+from processes import Deployment
 
 from fedft import run_file
 from fedft.simulations import run as runs
@@ -40,7 +40,7 @@ def test_a_run_waits_for_the_operator_through_a_kill_and_ends_with_the_simulatio
         assert not (d.site(two) / "fedft-site" / "state.fedft").exists()
         simulated = runs.simulate(run_file.load(d.run, [*sets, "server.quorum=1.0"]), out=tmp_path / "simulated")
         command = shlex.split(found[1])[1:]
-        done = subprocess.run([*FEDFT, *command], capture_output=True, text=True, check=True)
+        done = warm_processes.run(["-m", "fedft", *command], check=True)
         assert "approved" in done.stdout
         assert server.ended(180) == 0, server.said()
         summary = json.loads((d.out / "summary.json").read_text())
@@ -49,6 +49,6 @@ def test_a_run_waits_for_the_operator_through_a_kill_and_ends_with_the_simulatio
         to = tmp_path / "exported"
         run = command[3]
         exported = ["site", "export", str(file), "--run", run, "--to", str(to)]
-        subprocess.run([*FEDFT, *exported], capture_output=True, text=True, check=True)
+        warm_processes.run(["-m", "fedft", *exported], check=True)
         weights = "adapter_model.safetensors"
         assert (to / weights).read_bytes() == (d.out / "model" / weights).read_bytes()

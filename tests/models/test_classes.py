@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import warm_processes
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -209,8 +210,8 @@ def test_the_printed_line_loads_the_model_of_every_task(saved, tiny_base, tmp_pa
     task = "sequence-classification" if classes else "causal-lm"
     if classes:
         sets += [f"model.task={task}", f"model.labels={NAMES[:classes]}", f"model.problem_type={problem}"]
-    command = [sys.executable, "-m", "fedft", "simulate", "--out", "run", *(x for s in sets for x in ("--set", s))]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    words = ["-m", "fedft", "simulate", "--out", "run", *(x for s in sets for x in ("--set", s))]
+    done = warm_processes.run(words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (line,) = (text for text in done.stdout.splitlines() if text.startswith("load "))
     said = shlex.split(line)[1:]

@@ -1,8 +1,13 @@
 """Compiled layers give the loss that layers give, and what cannot be compiled is refused before training."""
 
+from functools import partialmethod
+
 import pytest
 import torch
 from client_turns import batch_of, handle_on, llama, start, turn_of
+from torch import nn
+from torch._dynamo import config as limits
+from torch._dynamo.testing import CompileCounter
 
 from fedft import run_file, strategies
 from fedft.config import Local
@@ -48,6 +53,37 @@ def test_passes_are_not_shared():
     recipe = strategies.of(run_file.from_dict({"strategy": {"name": "fedit"}}))
     assert "[local] compile" in unfit(recipe, handle_on(llama()), Local(compile=True))
     assert not unfit(recipe, handle_on(llama()), Local())
+
+
+def test_torch_may_compile_as_often_as_there_are_ranks(monkeypatch):
+    monkeypatch.setattr(compiled_layers, "check_compiler", lambda device: None)
+    with limits.patch(recompile_limit=8):
+        compiled_layers.switch_on(llama(), "made up")
+        assert limits.recompile_limit == 8
+        compiled_layers.switch_on(llama(), "made up", ranks=5)
+        assert limits.recompile_limit == 20
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it traces
+def test_every_rank_that_is_foreseen_is_compiled_in_steps_and_evaluations(monkeypatch):
+    """Traced only: where torch gives up it counts no more."""
+    programs = CompileCounter()
+    monkeypatch.setattr(compiled_layers, "check_compiler", lambda device: None)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=programs))
+    handle, counted = handle_on(llama()), []
+    with limits.patch(recompile_limit=2):
+        compiled_layers.switch_on(handle.model, "made up", ranks=2)
+        for rank in (2, 3):
+            start(handle, turn_of(1, rank=rank))
+            for length in (9, 12):
+                handle.loss(batch_of(3, 3, length)).backward()
+            with torch.no_grad():
+                handle.loss(batch_of(3, 3, 9))
+            counted.append(programs.frame_count)
+    first, second = counted
+    assert 1 < first <= compiled_layers.PROGRAMS
+    assert second == 2 * first
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ def watched(folder: Path, command: list[str]) -> Watched:
     path = [str(SUPPORT / "contacts"), str(SUPPORT), env.get("PYTHONPATH", "")]
     env |= {"PYTHONPATH": os.pathsep.join(p for p in path if p), "FEDFT_CONTACTS": str(folder / "contacts.jsonl")}
     env |= {"HF_HOME": str(folder / "huggingface"), "FLWR_HOME": str(folder / "flwr")}
+    env |= {"WARM_PROCESSES": "0"}  # from nothing: imports are watched, too
     lonely = not no_network_of_our_own()
     begun = [*LONELY, str(folder / "seen.json"), *command] if lonely else command
     done = subprocess.run(begun, env=env, capture_output=True, text=True, check=False)

@@ -122,6 +122,17 @@ def test_a_worker_that_has_another_model_other_rows_or_another_folder_is_told_be
         begin({"mark": str(tmp_path / "nowhere" / "mark")})
 
 
+@pytest.mark.parametrize("workers", ["none", "2"])
+def test_what_a_start_that_was_killed_left_is_gone_at_the_next(
+    sets: Callable[..., list[str]], inline: list[InlineCrew], tmp_path: Path, workers: str
+) -> None:
+    done = runs.simulate(run_file.load(runs.QUICKSTART, sets("fedit", "server.rounds=1")), out=tmp_path / "run")
+    (done.folder / ".fleet-0123456789abcdef").touch()
+    more = ("server.rounds=2", *([f"server.workers={workers}"] if workers != "none" else []))
+    runs.simulate(run_file.load(runs.QUICKSTART, sets("fedit", *more)), out=done.folder, resume=True)
+    assert [*done.folder.glob(".fleet-*")] == []
+
+
 @pytest.mark.parametrize(
     ("tables", "said"),
     [

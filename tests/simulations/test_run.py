@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import warm_processes
 
 from fedft import run_file
 from fedft.cli import main
@@ -316,15 +317,15 @@ def test_sigkill_in_the_middle_of_a_round_and_resume_give_the_same_digest(
     finished: dict[str, runs.Run], overrides: Callable[..., list[str]], tmp_path: Path, after: str
 ) -> None:
     sets = [x for o in overrides("flora") for x in ("--set", o)]
-    command = [sys.executable, "-m", "fedft", "simulate", *sets, "--out", str(tmp_path / "run"), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    words = ["-m", "fedft", "simulate", *sets, "--out", str(tmp_path / "run"), "--json"]
+    with open(tmp_path / "said", "wb") as said:
+        process = warm_processes.start(words, said, said)
     until = time.monotonic() + 120
     while not any(p.name.startswith(after) for p in (tmp_path / "run").rglob("*")) and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
+    assert process.wait(60) == -signal.SIGKILL
+    done = warm_processes.run([*words, "--resume"], timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["state_digest"] == finished["flora"].summary["state_digest"]
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import warm_processes
+
 FEDFT = (sys.executable, "-m", "fedft")
 POLL_S = 0.05
 
@@ -35,7 +37,7 @@ class Service:
         self.log, self.command = log, command
         self.program: Sequence[str] = FEDFT
         self.starts = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: warm_processes.Process | None = None
         self._from = 0
 
     @property
@@ -48,9 +50,7 @@ class Service:
         """Start, or start again."""
         with open(self.log, "ab") as log:
             self._from = log.tell()
-            self._process = subprocess.Popen(
-                [*self.program, *self.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            self._process = warm_processes.start([*self.program[1:], *self.command], log, log)
         self.starts += 1
         return self
 

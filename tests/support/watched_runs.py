@@ -16,7 +16,7 @@ KEYS: dict[str, Any] = {
 }  # fmt: skip
 SITE: dict[str, Any] = {
     "name": str, "state": str, "doing": str | None, "loss": float | None, "counted": int, "refused": int, "up": int,
-    "down": int, "took_s": float | None, "left_s": float | None,
+    "down": int, "took_s": float | None, "left_s": float | None, "bits": int | None,
 }  # fmt: skip
 REFUSAL: dict[str, Any] = {"time": float | None, "round": int | None, "client": str, "code": str, "reason": str}
 POINT: dict[str, Any] = {
