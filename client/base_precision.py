@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from fedft import strategies
 from fedft.client.site_settings import SiteConfig
-from fedft.config import Model, RunConfig
+from fedft.config import BITS, Model, RunConfig
 from fedft.errors import PlanRefused
 from fedft.update import Job
 
@@ -25,6 +25,18 @@ def own_model(said: RunConfig, site: SiteConfig) -> Model:
     here = replace(said.model, **own, dtype=dtype or said.model.dtype, base_bits=bits)
     _check(here, said)
     return here
+
+
+def with_bits(m: Model, bits: int) -> Model:
+    """The `[model]` table with the base in so many bits: 4 or 8 packed, 16 as bfloat16 where it was of other bits.
+
+    >>> with_bits(Model(dtype="float16", base_bits=4), 16).dtype, with_bits(Model(dtype="float32"), 8).base_bits
+    ('float16', 8)
+    """
+    if bits in (4, 8):
+        return replace(m, base_bits=bits)
+    dtype = m.dtype if BITS.get(m.dtype) == bits else "float32" if bits == 32 else "bfloat16"
+    return replace(m, dtype=dtype, base_bits=None)
 
 
 def precision_of(job: Job) -> Model:

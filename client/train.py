@@ -14,7 +14,7 @@ import torch
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
-from fedft.client.base_precision import precision_of
+from fedft.client.base_precision import precision_of, with_bits
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
@@ -68,6 +68,10 @@ class Client:
     """Local steps begun in the round at hand, for those who wait."""
     _micro_batch: MicroBatch | None = field(init=False)
     """Stays between rounds: what memory has shown to be enough for."""
+    in_bits: Callable[[int], tuple[Base, ModelHandle]] | None = None
+    """Gives the base in so many bits, where a plan may ask for another precision; None: there is this one only."""
+    _own_bits: int = 0
+    _run_bits: int = 0
     _bits: Mapping[str, float] = field(default_factory=dict)
     """What every update says of the base's precision: nothing where it is the run's."""
     _run: str = ""
@@ -149,8 +153,8 @@ class Client:
                 "tokens or chat template",
             )
         self._run, self._run_seed = job.run, job.seed
-        bits = self.config.model.bits
-        self._bits = {BITS: float(bits)} if bits != precision_of(job).bits else {}
+        bits, self._run_bits = self.config.model.bits, precision_of(job).bits
+        self._bits = {BITS: float(bits)} if bits != self._run_bits else {}
         self.kept.open(job.run)
 
     def train(self, turn: Turn) -> Update:
@@ -206,8 +210,7 @@ class Client:
         """
         if plan.run != self._run:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
-        if plan.bits and plan.bits != (own_bits := self.config.model.bits):
-            raise PlanRefused("base_precision", f"a base of {plan.bits} bits is asked for, here it has {own_bits}")
+        self._take_base(plan.bits)
         if plan.evaluate and not self.test_rows:
             raise PlanRefused("no_rows", "there are no held-out rows here")
         had = self.memory.held
@@ -228,6 +231,19 @@ class Client:
         turn = Turn(plan, held, digest, local, self._run_seed, own, kept)
         self.recipe.start(self.handle, turn)
         return turn
+
+    def _take_base(self, bits: int) -> None:
+        """Go on with the base in so many bits, 0: as the client had it first. Raises PlanRefused, `base_precision`."""
+        now = self.config.model.bits
+        if (wanted := bits or self._own_bits or now) == now:
+            return
+        self._own_bits = self._own_bits or now
+        if self.in_bits is None:
+            why = f"a base of {bits} bits is asked for, here it has {now}"
+            raise PlanRefused("base_precision", f"{why}: [model] base_bits and dtype of the site's file say it")
+        self.base, self.handle = self.in_bits(wanted)
+        self.config = replace(self.config, model=with_bits(self.config.model, wanted))
+        self._bits = {BITS: float(wanted)} if wanted != self._run_bits else {}
 
     def _update(self, plan: Plan, delta: dict[str, torch.Tensor], n: int, metrics: dict[str, float]) -> Update:
         return Update(delta, n, plan.round, plan.run, plan.attempt, metrics={**metrics, **self._bits})

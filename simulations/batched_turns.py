@@ -132,7 +132,9 @@ class SharedPasses:
         """Train all who are asked to; returns a function for each, in their order, that makes the client's answer."""
         clients = [self.clients[a.client] for a in asked]
         opened = [_open(client, a, self.base) for client, a in zip(clients, asked, strict=True)]
-        trained = iter(self._train([o for o in opened if isinstance(o, Seat)]))
+        seats = [o for o in opened if isinstance(o, Seat)]
+        one_model = all(c.handle is clients[0].handle for c in clients)  # plans may have asked for unlike bases
+        trained = iter(self._train(seats) if one_model else [None] * len(seats))
         pairs = zip(clients, opened, strict=True)
         return [partial(_finish, c, o, next(trained)) if isinstance(o, Seat) else o for c, o in pairs]
 

@@ -1,7 +1,9 @@
 """What every client of a simulation shares: the base model, the handle on it, the rows cut into clients."""
 
-from collections.abc import Collection, Iterator, Mapping
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache as cached
 from pathlib import Path
 
 from fedft import durable, strategies
@@ -9,6 +11,7 @@ from fedft import run_file as configs
 from fedft.arithmetic.tensors_in_file import LARGE
 from fedft.carriers.interface import Letter
 from fedft.carriers.local import LocalPost
+from fedft.client.base_precision import with_bits
 from fedft.client.private_state import Kept
 from fedft.client.received_state import CohortCache, Memory
 from fedft.client.train import Client
@@ -27,6 +30,8 @@ from fedft.server import run_outputs
 from fedft.server.checkpoint import Store
 from fedft.simulations import batched_turns, devices, virtual_clients
 from fedft.update import Plan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ def workplace(
     if only is not None:
         parts = {name: parts[name] for name in parts if name in only}
     here = resident.load(config, recipe, trains=trains)
+    of_bits = _bases(config, recipe, trains=trains) if recipe.bases == "any" and recipe.plans_work else None
     cache = CohortCache()
     at = folder and folder / "clients"
     clients = {
@@ -92,6 +98,7 @@ def workplace(
             Memory(cache),
             Kept(at and at / durable.folder_name(name)),
             profile=profiles.get(name, {}),
+            in_bits=of_bits,
         )
         for name, (train, test) in virtual_clients.encode(
             parts, config, here.base, rows, cache_folder() / "tokens"
@@ -99,6 +106,18 @@ def workplace(
     }
     cache.members += [c.memory for c in clients.values()]
     return Workplace(config, recipe, here.base, here.layout, here.handle, clients, rows=rows)
+
+
+def _bases(config: RunConfig, recipe: Recipe, *, trains: bool) -> Callable[[int], tuple[Base, ModelHandle]]:
+    """Gives the base in so many bits, with a handle; each that was asked for stays loaded, beside the run's own."""
+
+    @cached
+    def of_bits(bits: int) -> tuple[Base, ModelHandle]:
+        log.info("the base is loaded once more, in %d bits", bits)
+        here = resident.load(replace(config, model=with_bits(config.model, bits)), recipe, trains=trains)
+        return here.base, here.handle
+
+    return of_bits
 
 
 def reopen(folder: Path, *, data: bool = True) -> tuple[Workplace, State]:

@@ -3,12 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fedft
-from fedft import run_file
+from fedft import allowed_code, run_file
 from fedft.config import Model
+from fedft.contract import Roster, Work
+from fedft.errors import PlanRefused
 from fedft.models import resident
 from fedft.reports import columns
 from fedft.server import by_bits
@@ -70,3 +73,34 @@ def test_where_all_have_the_run_s_precision_nothing_is_said(config, tmp_path) ->
 def test_what_no_base_has_counts_as_other() -> None:
     facts = [(1, {"loss": 1.0, BITS: x}) for x in (4.0, 1e300, -3.0)]
     assert by_bits.trained(facts, Model(dtype="float32"))[BITS].keys() == {"other", "4"}
+
+
+def by_name() -> Any:
+    """A planner: y is asked for a base of 8 bits and z for one of 4, in the second round z for its own again."""
+
+    def plan(state: Any, roster: Roster) -> dict[str, Work]:
+        return {"y": Work(bits=8), **({"z": Work(bits=4)} if roster.round == 0 else {})}
+
+    return plan
+
+
+def test_a_plan_may_ask_for_another_precision_and_each_loss_is_told(config, tmp_path) -> None:
+    """The clients train one set of adapters; who was asked for 8 or 4 bits says so, and the losses differ by it."""
+    allowed_code.allow([name := "tests.simulations.test_unlike_bases:by_name"])
+    planned = replace(config, clients=replace(config.clients, plan=name))
+    done = fedft.simulate(planned, out=tmp_path / "run")
+    assert [{b: x["clients"] for b, x in line[BITS].items()} for line in done.lines[1:]] == [
+        {"4": 1, "8": 1, "32": 1}, {"8": 1, "32": 2},
+    ]  # fmt: skip
+    assert done.lines[1]["plans"]["z"]["bits"] == 4
+    whole = fedft.simulate(config, out=tmp_path / "whole")
+    assert done.lines[1]["train_loss"] != whole.lines[1]["train_loss"]
+    assert done.lines[1]["train_loss"] == pytest.approx(whole.lines[1]["train_loss"], rel=0.05)
+    assert done.summary["refused"] == 0
+
+
+def test_a_client_without_a_choice_of_bases_refuses_and_names_what_it_has(config) -> None:
+    place = workplace.workplace(config)
+    client = next(iter(place.clients.values()))
+    with pytest.raises(PlanRefused, match=r"a base of 4 bits is asked for, here it has 32: \[model\] base_bits"):
+        client._take_base(4)
