@@ -63,6 +63,8 @@ class SiteDisk:
         self.sent = SentRecords(folder / FILE)
         self._states = StateFiles(folder)
         self._last: tuple[Asked, bytes] | None = None
+        self._hashed: tuple[bytes, bytes] = b"", hashlib.sha256().digest()
+        """The answer that was hashed last, and its SHA-256."""
         self._saved: dict[str, dict[str, str]] = {}
         """What the file of a run's state was last said to hold, by run."""
         for name, run_of in (("answer", _run_of_answer), ("state", _run_of_state)):
@@ -77,6 +79,14 @@ class SiteDisk:
         durable.mark(self._folder, FORMAT)
         durable.commit(self._file("answer", asked.run), json.dumps(asdict(asked)).encode() + b"\n", payload)
         self._last = asked, payload
+
+    def digest_of(self, payload: bytes) -> bytes:
+        """SHA-256 of an answer, 32 bytes: computed once for the record, the log and the seal of the same object."""
+        answer, digest = self._hashed
+        if payload is not answer:
+            digest = hashlib.sha256(payload).digest()
+            self._hashed = payload, digest
+        return digest
 
     def answer(self, run: str) -> tuple[Asked, bytes] | None:
         """(request, payload) of the answer that was kept last in `run`; None if there is none that can be read."""

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from fedft import durable
-from fedft.arithmetic import tensors
+from fedft.arithmetic import tensor_file, tensors
 from fedft.contract import Drawers
 
 log = logging.getLogger(__name__)
@@ -73,8 +72,8 @@ class Kept:
         self._rounds = {n: self._rounds[n] for n in stay} | {number: kept}
         if self.folder is None:
             return
-        body = save_tensors(tensors.in_one(kept), {"run": self._run})
-        durable.commit(self.folder / f"kept-{number}.fedft", body)
+        body = tensor_file.parts(tensors.in_one(kept), {"run": self._run})
+        durable.commit(self.folder / f"kept-{number}.fedft", *body)
         for found, path in self._files():
             if found not in self._rounds:
                 path.unlink(missing_ok=True)

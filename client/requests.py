@@ -14,7 +14,6 @@ refused; a later attempt at the same work is answered from what is there. So a s
 things to one request, and trains once for a round if its disk lives.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -216,7 +215,7 @@ class Responder:
             did = f"{plan.steps} steps, loss {update.metrics.get('loss', math.nan):.4f}"
         payload = self._recorded("train", opened, payload, len(client.train_rows), client.rows_digest)
         self.disk.keep_answer(asked, payload)
-        sent = f"{len(payload)} bytes, sha256 {hashlib.sha256(payload).hexdigest()[:12]}"
+        sent = f"{len(payload)} bytes, sha256 {self.disk.digest_of(payload).hex()[:12]}"
         said = "%s: %s, %d rows: %s to send"
         of = {"run": about.run, "site": self.site, "round": about.round}
         log.info(said, self.runs.round(about), did, len(client.train_rows), sent, extra=of)
@@ -225,7 +224,8 @@ class Responder:
     def _recorded(self, kind: str, opened: Opened, answer: bytes, rows: int, data: str = "") -> bytes:
         """The answer in the version of the question, which stands in the site's record before it can leave."""
         about, answer = opened.about, messages.in_version(answer, frame.version_of(opened.payload))
-        self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows, data)
+        sha256 = self.disk.digest_of(answer).hex()
+        self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows, data, sha256)
         return answer
 
     def _progress(self, about: About) -> dict[str, object]:
@@ -249,7 +249,7 @@ class Responder:
         if payload is None:
             reply(self._seal(Kind.PROGRESS, opened, json.dumps({"doing": "unknown"}).encode()))
         else:
-            reply(self._seal(Kind.ANSWER, opened, payload))
+            reply(self._seal(Kind.ANSWER, opened, payload, self.disk.digest_of(payload)))
 
     def _answer_to(self, about: About) -> bytes | None:
         if (kept := self.disk.answer(about.run)) is None:
@@ -261,9 +261,9 @@ class Responder:
     def _refusal(self, opened: Opened, code: str, reason: str) -> bytes:
         return self._seal(Kind.REFUSAL, opened, json.dumps({"code": code, "reason": reason[:300]}).encode())
 
-    def _seal(self, kind: Kind, opened: Opened, payload: bytes) -> bytes:
-        """An answer to what was opened, sealed in the version of its seal."""
-        return sealed.seal(kind, opened.about, payload, self.key, opened.version)
+    def _seal(self, kind: Kind, opened: Opened, payload: bytes, sha256: bytes | None = None) -> bytes:
+        """An answer to what was opened, sealed in the version of its seal; `sha256` is its own, where it is known."""
+        return sealed.head(kind, opened.about, payload, self.key, sha256, opened.version) + payload
 
 
 Requests = Queue[tuple[Responder, Opened, Reply]]

@@ -51,15 +51,17 @@ class SentRecords:
         self._lines = ChainedLines(self.path)
 
     def add(
-        self, kind: str, run: str, round: int, attempt: int, plan: str, answer: bytes, rows: int, data: str = ""
-    ) -> None:
+        self, kind: str, run: str, round: int, attempt: int, plan: str, answer: bytes, rows: int, data: str = "",
+        sha256: str = "",
+    ) -> None:  # fmt: skip
         """Record an answer durably, before it is sent; see the module's docstring for what of it.
 
-        Nothing is added for the answer that was recorded last, which is sent once more. Raises RunPaused where the disk
-        does not take it.
+        `sha256` is the answer's, hexadecimal, where it is known. Nothing is added for the answer that was recorded
+        last, which is sent once more. Raises RunPaused where the disk does not take it.
         """
         said = {"kind": kind, "run": run, "round": round, "attempt": attempt, "plan": plan, "bytes": len(answer)}
-        entry = {**said, "sha256": hashlib.sha256(answer).hexdigest(), "rows": rows} | ({"data": data} if data else {})
+        said["sha256"] = sha256 or hashlib.sha256(answer).hexdigest()
+        entry = {**said, "rows": rows} | ({"data": data} if data else {})
         if entry.items() <= self._lines.last.items():
             return
         self._lines.add(entry | {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.clock()))})

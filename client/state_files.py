@@ -15,9 +15,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 from fedft import durable
+from fedft.arithmetic import tensor_file
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import State
 from fedft.histories.history_file import HistoryFile, Mark
@@ -43,11 +43,11 @@ class StateFiles:
                 file = self._histories[run] = HistoryFile(self._path("history", run))
                 mark = file.add(state.tensors)
         if mark is None:
-            body = save_tensors({n: t.contiguous() for n, t in state.tensors.items()}, dict(meta))
+            parts = tensor_file.parts(state.tensors, meta)
         else:
             name, other = GROWING, WHOLE
-            body = save_tensors({}, {**meta, "history": json.dumps(mark.said)})
-        durable.commit(self._path(name, run), body)
+            parts = tensor_file.parts({}, {**meta, "history": json.dumps(mark.said)})
+        durable.commit(self._path(name, run), *parts)
         if mark is not None:
             file.keep(mark)
         self._path(other, run).unlink(missing_ok=True)

@@ -22,6 +22,7 @@
     roster_file         the roster, read again when it changes; audit: audit.jsonl
     steering            what an operator changes of a run; between_rounds: when it holds; admin, admin_socket: how
     open_letter         when one such letter is due; site_reports: what sites say about themselves
+    arrival_clock       what a deployment waits by
     succession_link     tells the sites of a server's new keys
 
 One thread runs all of it; another one answers the admin socket. Not here: what a strategy does (`fedft.strategies`),

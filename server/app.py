@@ -29,6 +29,7 @@ from fedft.reports.quantities import size
 from fedft.security import new_keys, private_keys
 from fedft.server import admin, admin_socket, disk_need, message_sizes, open_run, run_outputs
 from fedft.server import audit as audits
+from fedft.server.arrival_clock import ArrivalClock
 from fedft.server.audit import Audit
 from fedft.server.membership import Without
 from fedft.server.roster_file import RosterFile
@@ -74,12 +75,13 @@ def serve(
         ConfigError, DataError, KeyFault: a mistake of the operator's, before any work.
         RunPaused: the run stopped where it can go on.
     """
-    office = Office.at(place, lift)
+    office, clock = Office.at(place, lift), ArrivalClock()
     if config.clients.devices is not None:
         log.warning(
             "[clients.devices] has no effect: they are virtual, of simulations; sites have devices of their own"
         )
-    return coordinate(config, office, folder, partial(link_of, office), lift=lift, observe=observe)
+    link = partial(link_of, office, came=clock.came)
+    return coordinate(config, office, folder, link, lift=lift, observe=observe, clock=clock)
 
 
 @dataclass(frozen=True)
@@ -175,14 +177,14 @@ def _salt(path: Path) -> bytes:
     return salt
 
 
-def link_of(office: Office, most: int) -> Link:
+def link_of(office: Office, most: int, came: Callable[[], None] = lambda: None) -> Link:
     """The way to the sites, which listens already where it is ours. Raises ConfigError if it cannot.
 
-    `most`: bytes of the longest answer.
+    `most`: bytes of the longest answer. `came`: called when an answer has come, where the way is ours.
     """
     place, roster = office.place, office.roster
     if place.listen is not None:
-        own = StreamLink(*place.listen, place.keys / "server.pem", place.keys / "server.key", roster.nodes, most)
+        own = StreamLink(*place.listen, place.keys / "server.pem", place.keys / "server.key", roster.nodes, most, came)
         own.start()
         log.info("listening on %s:%d", own.host, own.port)
         return own

@@ -14,6 +14,7 @@ from fedft.errors import GateRefused
 from fedft.recipe import Recipe
 from fedft.update import Plan
 from fedft.wire import messages
+from fedft.wire.body import largest_entry
 
 
 def largest_norm(*, most: float) -> Gate:
@@ -46,13 +47,9 @@ class Travels:
         travels = [*self.recipe.downlink(candidate, None, plan).items()]
         travels += self.recipe.downlink(candidate, state.version, replace(plan, have=state.version)).items()
         known = state.tensors if state.version else {}
-        for name, x in travels:
-            if (
-                known.get(name) is not x
-                and x.is_floating_point()
-                and x.numel()
-                and not float(x.abs().max()) <= messages.MAX_ABS
-            ):
+        news = {id(x): (name, x) for name, x in travels if known.get(name) is not x}  # many travel both ways
+        for name, x in news.values():
+            if x.is_floating_point() and x.numel() and not largest_entry(x) <= messages.MAX_ABS:
                 norms = measured["norms"]
                 largest = max(norms, key=lambda c: norms[c])
                 raise GateRefused(

@@ -74,11 +74,10 @@ class Store:
         self._spare = SpareFiles(self._journal / "spare")
         self._journal.mkdir(parents=True, exist_ok=True)
 
-    def save(self, state: State, notes: Mapping[str, Any]) -> State:
+    def save(self, state: State, notes: Mapping[str, Any]) -> None:
         """Commit a state with its notes (plain JSON), then drop journals of earlier rounds, and old generations.
 
-        Durable when it returns the state, which is then `resting`. A run that is killed before that finds the
-        generation before it and the whole journal.
+        Durable when it returns. A run that is killed before that finds the generation before it and the whole journal.
         """
         mark = self._history.add(state.tensors) if isinstance(state.tensors, History) else None
         form = FORMAT if mark is None else WITH_HISTORY
@@ -97,6 +96,9 @@ class Store:
         for v in self._versions():
             if not kept(v, state.version):
                 self._path(v).unlink()
+
+    def resting(self, state: State) -> State:
+        """The state, which was saved, with its tensors read from its file where they are large."""
         return resting(state, self._path(state.version))
 
     def latest(self, *, recover: bool = True) -> tuple[State, dict[str, Any]] | None:

@@ -8,6 +8,7 @@ most the work of clients whose updates were not yet journalled, and the run ends
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,8 @@ class Loop:
                 raise ConfigError(f"{run.recipe.name}: {e}") from e
             notes: dict[str, Any] = {"run": run.job.run, "norms": [], "refusals": [], "barred": [], "record": {}}
             notes["members"] = members
-            state = run.store.save(state, notes)
+            run.store.save(state, notes)
+            state = run.store.resting(state)
         else:
             state, notes = found
         if notes["run"] != run.job.run:
@@ -151,7 +153,10 @@ class Loop:
             raise ClientFailed(f"{e}; {self._why_not_finite()}") from None
         self._say_what_is_cut(outcome.record)
         kept = self._notes(state.version, notes, outcome)
-        return run.store.save(outcome.after, kept), kept
+        with ThreadPoolExecutor(1, "digest") as pool:  # the next line and plan name it; the disk is waited for
+            pool.submit(lambda: outcome.after.digest)
+            run.store.save(outcome.after, kept)
+        return run.store.resting(outcome.after), kept
 
     def _say_what_is_cut(self, record: Mapping[str, Any]) -> None:
         """Whose weight the round cut, unless the round before cut the same."""

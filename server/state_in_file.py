@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from fedft import durable
-from fedft.arithmetic import tensor_file, tensors
+from fedft.arithmetic import tensor_file
 from fedft.arithmetic.tensors import Digested
 from fedft.arithmetic.tensors_in_file import LARGE, DigestedInFile
 from fedft.contract import State
@@ -21,4 +21,4 @@ def resting(state: State, path: Path) -> State:
         return state  # Windows deletes no file that is open
     places = tensor_file.places(path, durable.DIGEST_BYTES)
     own = {n: places[f"/{n}"] for n in shared}
-    return State(state.version, DigestedInFile(path, own, tensors.digest(shared)), state.own)
+    return State(state.version, DigestedInFile(path, own, state.shared_digest), state.own)

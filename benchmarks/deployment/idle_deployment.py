@@ -34,6 +34,7 @@ from fedft.recipe import Full, Recipe
 from fedft.reports.metric_log import MetricsFile
 from fedft.security import private_keys
 from fedft.security import roster as keys
+from fedft.server.arrival_clock import ArrivalClock
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
 from fedft.server.job import job_of
@@ -86,7 +87,8 @@ def serve(folder: Path) -> None:
     setting, note, place = Setting(folder), Notes(folder / "server.jsonl"), folder / "keys"
     roster = keys.load_roster(place / "roster.toml")
     members = {name: m.nodes() for name, m in roster.members.items()}
-    link = StreamLink("127.0.0.1", 0, place / "server.pem", place / "server.key", lambda: members, 2**31 - 1)
+    pem, key, clock = place / "server.pem", place / "server.key", ArrivalClock()
+    link = StreamLink("127.0.0.1", 0, pem, key, lambda: members, 2**31 - 1, clock.came)
     link.start()
     note("listens", port=link.port)
     job = job_of(setting.config, BASE_DIGEST, ())
@@ -99,9 +101,11 @@ def serve(folder: Path) -> None:
             more = {k: info[k] for k in ("client", "code", "reason", "bytes_up", "bytes_down") if k in info}
             note(kind, fsync=fsync_s(), **more)
 
-    post = SealedPost(link, roster, private_keys.load_signing(place / "signing.key"), job.run, observe)
+    post = SealedPost(link, roster, private_keys.load_signing(place / "signing.key"), job.run, observe, clock)
     metrics = MetricsFile(folder / "metrics.jsonl", -1)
-    federation = Federation(post, setting.recipe, setting.layout, setting.config, job, store, observe, deployed=True)
+    federation = Federation(
+        post, setting.recipe, setting.layout, setting.config, job, store, observe, clock, deployed=True
+    )
     loop = Loop(federation, metrics)
     try:
         loop.run(list(members))

@@ -27,9 +27,14 @@ class State:
     """The server's own drawer, by owner: optimiser moments, what a codec lost, ledgers. Durable, never sent."""
 
     @cached_property
+    def shared_digest(self) -> str:
+        """SHA-256 of the shared tensors; hexadecimal."""
+        return tensors.digest(self.tensors)
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the shared tensors and, where there are any, of the server's own; hexadecimal."""
-        shared = tensors.digest(self.tensors)
+        shared = self.shared_digest
         if not any(self.own.values()):
             return shared
         own = {f"{owner}/{n}": x for owner, drawer in self.own.items() for n, x in drawer.items()}

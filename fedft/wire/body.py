@@ -87,11 +87,16 @@ def read_with_squares(entries: Mapping[str, Entry], body: memoryview) -> WithSqu
 
 def in_bounds(name: str, x: Tensor) -> None:
     """Raise RejectedUpdate where a float is not finite, `nonfinite`, or beyond MAX_ABS, `out_of_bounds`."""
-    lo, hi = (float(v) for v in torch.aminmax(x))  # a NaN anywhere comes out as both
-    if not (math.isfinite(lo) and math.isfinite(hi)):
+    if not math.isfinite(largest := largest_entry(x)):
         raise RejectedUpdate("nonfinite", f"tensor {name!r} has NaN or infinite entries")
-    if max(-lo, hi) > MAX_ABS:
-        raise RejectedUpdate("out_of_bounds", f"tensor {name!r} has {max(-lo, hi):g}, above {MAX_ABS:g}")
+    if largest > MAX_ABS:
+        raise RejectedUpdate("out_of_bounds", f"tensor {name!r} has {largest:g}, above {MAX_ABS:g}")
+
+
+def largest_entry(x: Tensor) -> float:
+    """The largest magnitude in a tensor of floats that has entries; NaN if there is one."""
+    lo, hi = (float(v) for v in torch.aminmax(x))  # a NaN anywhere comes out as both
+    return max(-lo, hi)
 
 
 def seen_tensors(entries: Mapping[str, Entry], tensors: Tensors, seed: int) -> dict[str, Tensor]:

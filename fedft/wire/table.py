@@ -48,6 +48,7 @@ class Form(NamedTuple):
     """The codec makes exactly `most`; else their number stands before them, as a varint."""
 
 
+@lru_cache(maxsize=1024)  # asked for every tensor of every letter
 def type_of(dtype: str, codec: str) -> str:
     """The wire type of a tensor of `dtype` in a message of `codec`. Raises ValueError for other dtypes and names."""
     check.one_of(DTYPES.values(), dtype=dtype)
@@ -56,7 +57,7 @@ def type_of(dtype: str, codec: str) -> str:
     return "numbers" if dtype == "uint16" and not received(codec).plain else dtype
 
 
-@lru_cache(maxsize=8192)  # asked for every tensor of every letter
+@lru_cache(maxsize=8192)  # as often
 def form(name: str, entry: Entry) -> Form:
     """How the tensor `name` of a table is written; the codec is asked for the length of its bytes.
 

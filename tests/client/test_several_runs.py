@@ -1,5 +1,6 @@
 """A site that takes part in several runs of one server at a time: nothing of one gets into another."""
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -194,3 +195,13 @@ def test_of_an_answer_that_was_damaged_nothing_is_taken_over(tmp_path: Path) -> 
     shutil.copy(tmp_path / "answer.fedft", tmp_path / "state.fedft")
     assert SiteDisk(tmp_path).answer(A) is None
     assert (tmp_path / "answer.fedft").exists()
+
+
+def test_an_answer_is_hashed_once_and_another_one_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, answer = SiteDisk(tmp_path), b"an answer"
+    assert disk.digest_of(answer) == hashlib.sha256(answer).digest()
+    known = hashlib.sha256(answer).digest()
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "sha256", None)
+        assert disk.digest_of(answer) == known
+    assert disk.digest_of(b"another") == hashlib.sha256(b"another").digest()

@@ -33,6 +33,7 @@ class StreamLink:
         members: gives the public node keys with which each site may come now, one or two; called often, and from the
             network's thread.
         max_bytes: the longest answer there is, until `pull` says it.
+        came: called when an answer has come, from the network's thread.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class StreamLink:
         key: Path,
         members: Callable[[], Mapping[str, tuple[bytes, ...]]],
         max_bytes: int,
+        came: Callable[[], None] = lambda: None,
     ) -> None:
         self.host, self.port = host, port
         self._cert, self._key, self._members, self._limit = cert, key, members, max_bytes
+        self._came = came
         self._sent: set[str] = set()
         self._done: deque[tuple[str, Answer]] = deque()
         self._ready: dict[str, Answer] = {}
@@ -65,7 +68,7 @@ class StreamLink:
         self.port = listener.getsockname()[1]
         _allow_files()
         loop = self._loop = asyncio.new_event_loop()
-        self._desk = Desk(loop, self._members, lambda n, answer: self._done.append((str(n), answer)), self._most)
+        self._desk = Desk(loop, self._members, self._take, self._most)
         front = Front(loop, listener, context, self._desk.known, self._desk.welcome, epoch=secrets.token_bytes(16))
         self._thread = threading.Thread(target=self._carry, args=(loop, front), name="carrier", daemon=True)
         self._thread.start()
@@ -124,6 +127,10 @@ class StreamLink:
         if self._loop and self._thread and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(STOP_S)
+
+    def _take(self, number: int, answer: Answer) -> None:
+        self._done.append((str(number), answer))
+        self._came()
 
     def _free(self, mid: str) -> None:
         self._tell(lambda: self._desk.free(int(mid)))
