@@ -58,7 +58,7 @@ def test_what_a_run_leaves_has_its_loss_on_a_base_of_as_many_bits(tiny_base, tmp
 
 
 def test_downloads_of_changes_bring_clients_where_the_server_is_on_a_packed_base_too(tiny_base, tmp_path):
-    """One of two is asked in a round, so one of them lacks changes; it is as near as with whole downloads, resumed too."""
+    """One of two is asked in a round, so one lacks changes; it is as near as with whole downloads, resumed too."""
     more = ("server.rounds=3", "clients.per_round=1", "codec.down='delta | int4'")
     whole = runs.simulate(settings(tiny_base, 4, "fedit", *more[:2]), out=tmp_path / "whole").summary
     changes = runs.simulate(settings(tiny_base, 4, "fedit", *more), out=tmp_path / "changes").summary
