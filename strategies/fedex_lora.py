@@ -15,7 +15,7 @@ Singhal, Ponkshe, Vepakomma, "FedEx-LoRA: Exact Aggregation for Federated and Ef
 Models", ACL 2025, arXiv:2410.09432.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -23,9 +23,10 @@ from typing import Literal
 from torch import Tensor
 
 from fedft import check
-from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
-from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX, pairs_and_mean, to_names
+from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX, split, to_names
+from fedft.arithmetic.stacks import Stack
+from fedft.arithmetic.tensors import weighted_mean
 from fedft.recipe import Handle, Layout, LoRA, Plan, Recipe, Spec, Tensors, Turn, Update
 from fedft.strategies.parts import moving_base
 
@@ -57,10 +58,26 @@ def fedex_lora(
 
 
 def aggregate(updates: Iterable[Update], rank: int | None, uniform: bool, transposed: bool) -> dict[str, Tensor]:
-    """The residual as pairs; the means of the factors and of the head as values."""
-    pairs, rest = pairs_and_mean((u.delta, 1 if uniform else u.num_examples) for u in updates)
-    mean = {m: lowrank.mean_factors(of_clients) for m, of_clients in pairs.items()}
-    missing = {m: lowrank.mean_residual(of_clients) for m, of_clients in pairs.items()}
+    """The residual as pairs; the means of the factors and of the head as values.
+
+    Factors are written into stacks as they come: there are the stacks, the sums, and one update at a time.
+    """
+    stacks: dict[str, Stack] = {}
+
+    def add(delta: Tensors, cohort: int, weight: float) -> None:
+        for m, d in split(delta)[0].items():
+            stacks.setdefault(m, Stack(cohort)).add(d, weight)
+
+    def coming() -> Iterator[tuple[Tensors, float]]:
+        for u in updates:
+            delta, weight = u.delta, 1 if uniform else u.num_examples
+            add(delta, u.cohort, weight)
+            del u
+            yield delta, weight
+            del delta  # gone before the next one is made
+
+    mean, rest = split(weighted_mean(coming()))
+    missing = {m: stacks.pop(m).residual() for m in [*stacks]}
     if rank is not None:
         missing = {m: d.truncate(rank) for m, d in missing.items()}
     if transposed:

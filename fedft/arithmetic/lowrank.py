@@ -9,7 +9,7 @@
 Pairs are in unit-scale form: B carries alpha / r. Algebra runs in float64 and is rounded once to the factors' dtype.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -146,26 +146,6 @@ def mean_factors(items: Iterable[tuple[LowRank, float]]) -> LowRank:
 
     mean = weighted_mean(factors())
     return LowRank(mean["A"], mean["B"])
-
-
-def mean_residual(items: Sequence[tuple[LowRank, float]]) -> LowRank:
-    """R = sum_k p_k B_k A_k - B A with the mean factors A and B and p_k = n_k / sum n: `stack` less `mean_factors`.
-
-    R = sum_{k>1} p_k (B_k - B)(A_k - A_1), since the p_k (B_k - B) sum to zero: (n - 1) r ranks (FedEx-LoRA).
-
-    Args:
-        items: pairs (D_k, n_k) of one shape and one rank, at least one; a single one gives rank 0.
-    Returns:
-        R in float32, computed in float64 and rounded once per factor.
-    """
-    total = sum(n for _, n in items)
-    b = sum((n / total) * d.B.double() for d, n in items)
-    first, others = items[0][0], items[1:]
-    rows = [d.A.double() - first.A.double() for d, _ in others]
-    columns = [(n / total) * (d.B.double() - b) for d, n in others]
-    if not others:
-        return zero(*first.shape)
-    return LowRank(torch.cat(rows).float(), torch.cat(columns, dim=1).float())
 
 
 def inner(x: LowRank, y: LowRank) -> float:

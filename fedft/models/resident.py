@@ -93,8 +93,7 @@ def load(config: RunConfig, recipe: Recipe, *, trains: bool = True) -> Resident:
     if config.local.packing:
         packed_rows.check_exact(handle, base, config.data.length)
     if config.local.compile:
-        ranks = config.clients.rank
-        compiled_layers.switch_on(base.model, base.source, len({*ranks}) if isinstance(ranks, list) else 1)
+        compiled_layers.switch_on(base.model, base.source, len({*config.ranks()}))
     return Resident(base, handle.layout, handle)
 
 

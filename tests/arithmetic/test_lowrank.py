@@ -7,7 +7,7 @@ import torch
 
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
-from fedft.arithmetic.stacks import stack
+from fedft.arithmetic.stacks import mean_residual, stack
 
 OUT, IN = 7, 5
 
@@ -109,10 +109,10 @@ def test_what_the_mean_lacks_of_the_stack_is_the_covariance_of_the_factors(rank)
 @pytest.mark.parametrize("rank", [1, 3, 8])
 def test_the_residual_is_what_the_mean_lacks_in_one_block_less_than_there_are_clients(rank):
     items = clients(rank, rank, rank)
-    residual = lowrank.mean_residual(items)
+    residual = mean_residual(items)
     assert residual.rank == 2 * rank
     assert relative(exact(residual), exact(stack(items) + -lowrank.mean_factors(items))) < 1e-5
-    assert lowrank.mean_residual(items[:1]).rank == 0
+    assert mean_residual(items[:1]).rank == 0
 
 
 @pytest.mark.parametrize("common", ["A", "B"])

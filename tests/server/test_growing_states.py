@@ -62,6 +62,20 @@ def test_a_damaged_history_costs_the_generations_that_need_the_damaged_part(tmp_
     assert again[0].version == version + 1
 
 
+@pytest.mark.parametrize(("round", "left"), [(2, 0), (9, 8), (17, 16)])
+def test_one_altered_byte_costs_what_is_behind_it_and_nothing_before(tmp_path: Path, round: int, left: int) -> None:
+    """A state of all rounds needs each of them; OPERATING.md says what it costs, and what gives it back."""
+    rounds_saved(tmp_path, 20)
+    file = tmp_path / "history"
+    data = bytearray(file.read_bytes())
+    data[(2 * round + 1) * len(data) // 40] ^= 1  # in the middle of that round
+    file.write_bytes(data)
+    found = Store(tmp_path).latest()
+    assert found is not None
+    assert found[0].version == left
+    assert found[0].digest == State(left, dict(grown(left)), {"own": {"m": torch.ones(1)}} if left else {}).digest
+
+
 def test_a_state_with_another_past_than_the_one_on_disk_is_saved_whole(tmp_path: Path) -> None:
     """As a gate may give one; the generations before stay what they are."""
     rounds_saved(tmp_path, 4)

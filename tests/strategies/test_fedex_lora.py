@@ -10,7 +10,8 @@ from torch import nn
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic import lowrank, named_pairs, tensors, weight_changes
 from fedft.arithmetic.lowrank import LowRank
-from fedft.arithmetic.stacks import stack
+from fedft.arithmetic.stacks import mean_residual, stack
+from fedft.benchmarks.measure import Peak
 from fedft.config import Local
 from fedft.contract import Layout, State, Turn
 from fedft.models.handle import ModelHandle
@@ -121,7 +122,7 @@ def test_the_adapter_restarts_from_fedit_s_mean_and_the_head_is_averaged():
 
 def test_the_residual_is_the_covariance_of_the_factors():
     for m in MODULES:
-        d = lowrank.mean_residual(pairs_of(COHORT, m))
+        d = mean_residual(pairs_of(COHORT, m))
         assert close(product(named_pairs.to_names({m: d}), m), covariance(COHORT, m))
         pairs = pairs_of(COHORT, m)
         longer = stack(pairs) + -lowrank.mean_factors(pairs)
@@ -131,10 +132,22 @@ def test_the_residual_is_the_covariance_of_the_factors():
 def test_the_residual_has_a_block_less_than_there_are_clients():
     """Rank at most (n - 1) r, and no row more is sent; beyond it nothing is left."""
     for n in (1, 2, 3, 5):
-        d = lowrank.mean_residual(pairs_of([client(k, k + 1) for k in range(n)], "m"))
+        d = mean_residual(pairs_of([client(k, k + 1) for k in range(n)], "m"))
         assert d.rank == (n - 1) * RANK
     exact = covariance(COHORT, "m")
     assert torch.linalg.svdvals(exact)[2 * RANK] < 1e-9 * torch.linalg.svdvals(exact)[0]
+
+
+def test_aggregating_takes_the_memory_of_the_stacks_and_of_one_update():
+    """30 clients whose updates are made when they are asked for; beside the stacks there are two float64 sums."""
+    clients = 30
+    with Peak() as live:
+        change = fedex_lora().aggregate(replace(client(k, k + 1), cohort=clients) for k in range(clients))
+    one = sum(x.nbytes for x in client(0, 1).delta.values())
+    stacks = sum(x.nbytes for n, x in change.items() if not n.endswith(MEAN))
+    assert stacks > 0.9 * (clients - 1) * one
+    of_a_module = stacks / len(MODULES)  # its residual is made beside its stack
+    assert live.most <= stacks + one + of_a_module + 5 * one
 
 
 def test_one_client_and_equal_factors_leave_no_residual():
@@ -316,7 +329,7 @@ def test_single_clients_can_be_read_off_the_step_so_it_says_so():
 
 
 def test_unlike_ranks_bad_options_and_nobody_are_refused():
-    with pytest.raises(ValueError, match="one rank"):
+    with pytest.raises(ValueError, match="first one has"):
         fedex_lora().aggregate([client(1, 1, rank=1), client(2, 1, rank=2)])
     with pytest.raises(ValueError, match="none"):
         fedex_lora().aggregate(iter([]))
