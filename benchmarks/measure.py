@@ -161,7 +161,7 @@ class Peak(TorchDispatchMode):
 
 
 def resident_kilobytes(what: str) -> int:
-    """Kilobytes of this process as Linux counts them: "VmRSS" now, "VmHWM" at the peak since `clear_refs` was told 5."""
+    """Kilobytes of this process, as Linux says: "VmRSS" now, "VmHWM" at the peak since `clear_refs` was told 5."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what + ":"))
 

@@ -99,8 +99,8 @@ def lowest(of: Anatomy, learning: Learning) -> tuple[int, int] | None:
 def kept(of: Anatomy, learning: Learning, given: Pass) -> tuple[list[int], int]:
     """(bytes that each layer keeps until its gradients, bytes of the largest one while it is computed again).
 
-    The first end with what stands behind the last layer, of full fine-tuning also before the first; all are 0 where nothing in a layer learns. The
-    second is 0 without checkpointing. Logits are not among them.
+    The first end with what stands behind the last layer, of full fine-tuning also before the first; all are 0 where
+    nothing in a layer learns. The second is 0 without checkpointing. Logits are not among them.
     """
     low, inside = lowest(of, learning), learning.inside(of)
     if low is None:

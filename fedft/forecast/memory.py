@@ -1,8 +1,8 @@
 """Bytes of a client's process at its peak, part by part.
 
     base         4 bytes a number, 2 in half precision; those that are packed 1.031 (8 bits) or 0.5159 (4 bits)
-    adapter      its numbers in float32; what learns also as it stood when the turn began, and as it came from the server
-                 (full fine-tuning: w0 and what came, and no third copy, see `fedft.models.starting_values`)
+    adapter      its numbers in float32; what learns also as it stood when the turn began, and as it came from the
+                 server (of parameters of the base: w0 and what came, see `fedft.models.starting_values`)
     optimizer    its moments, beside the gradients
     activations  `activations.kept`, and what the layer at hand holds for a moment
     logits       of learned places, and of their gradients
@@ -15,11 +15,11 @@ large blocks back (MALLOC_MMAP_THRESHOLD_=65536); glibc's own may keep half as m
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fedft.config import Local, Model
 from fedft.forecast.activations import FLOAT, Learning, Pass, kept, logits
-from fedft.forecast.anatomy import Anatomy
+from fedft.forecast.anatomy import ACTIVATIONS, Anatomy
 from fedft.registry import named
 from fedft.training.objectives import AT_ONCE
 
@@ -76,8 +76,8 @@ class Memory:
         return self.base + self.adapter + self.optimizer + self.activations + self.logits + self.process
 
 
-def base_bytes(of: Anatomy, bits: int, whole: int = 0) -> float:
-    """Bytes of the base in so many bits: 32, 16, 8 or 4; of `whole` numbers that are trained it is in float32."""
+def base_bytes(of: Anatomy, bits: int) -> float:
+    """Bytes of the base in so many bits of each frozen weight: 32, 16, 8 or 4; of the last two the rest is float32."""
     if bits >= 16:
         return of.parameters * bits / 8
     return PACKED[bits] * of.packed + FLOAT * (of.parameters - of.packed)
@@ -91,7 +91,7 @@ def moments(local: Local) -> int:
 
 def memory_of(
     of: Anatomy, model: Model, local: Local, learning: Learning, sizes: Sizes, step: Pass, measured: Pass | None,
-    *, back_propagates: bool = True, pieces: int = 1, bits: int | None = None, evaluations: int = 0,
+    *, back_propagates: bool = True, pieces: int = 1, bits: int | None = None,
 ) -> Memory:  # fmt: skip
     """Memory of a client's process at its peak over a turn of training and, where there is one, of evaluation.
 
@@ -106,62 +106,62 @@ def memory_of(
         pieces: how many passes a step has.
         bits: of the base's frozen weights; None: the run's.
     """
-    whole_base = learning.full and back_propagates
-    base = base_bytes(of, 32 if whole_base else bits or model.bits)
-    standing = FLOAT * (sizes.learned - sizes.whole + sizes.frozen + sizes.received + sizes.whole)
-    start = FLOAT * (sizes.learned - sizes.whole)
-    cast = 2 * of.packed if step.autocast else 0  # of weights, kept until gradients
+    base = base_bytes(of, 32 if learning.full and back_propagates else bits or model.bits)
+    process = PROCESS if model.device.startswith("cpu") else CUDA_PROCESS
+    start = sizes.learned - sizes.whole  # what a turn began with; of the base's parameters it is w0 and what came
+    values = start + sizes.frozen + sizes.received + sizes.whole
+    state = moments(local) * sizes.learned
     found: list[Memory] = []
 
-    def at(where: str, adapter: float, optimizer: float, activations: float, of_logits: float) -> None:
-        process = PROCESS if model.device.startswith("cpu") else CUDA_PROCESS
-        found.append(Memory(base, standing + adapter, optimizer, activations, of_logits, process, where))
+    def moment(where: str, adapter: int, optimizer: float, activations: float, of_logits: float = 0) -> None:
+        found.append(Memory(base, FLOAT * (values + adapter), optimizer, activations, of_logits, process, where))
 
-    forward, of_forward = _forward(of, step)
     if back_propagates:
-        state = moments(local) * sizes.learned
+        cast = 2 * of.packed if step.autocast else 0  # of weights, kept until gradients
         for gradients, activations, of_logits in _backward(of, learning, sizes, step, pieces):
-            at("step", start, state + FLOAT * gradients, cast + activations, of_logits)
-        at("optimizer", start, state + FLOAT * (sizes.learned + 2 * sizes.largest), 0, 0)
+            moment("step", start, state + FLOAT * gradients, cast + activations, of_logits)
+        moment("optimizer", start, state + FLOAT * (sizes.learned + 2 * sizes.largest), 0)
     else:
-        at("step", start, 0, forward + FLOAT * sizes.largest, of_forward)
-    if measured is not None:
-        at("evaluation", 0, 0, *_forward(of, measured))
-    at("result", start + FLOAT * (sizes.learned + sizes.largest), 0, 0, 0)
+        for activations, of_logits in _forward(of, learning, step):
+            moment("step", start + of.largest, 0, activations, of_logits)
+    for activations, of_logits in _forward(of, learning, measured) if measured is not None else ():
+        moment("evaluation", 0, 0, activations, of_logits)
+    moment("result", start + sizes.learned + sizes.largest, 0, 0)
     return max(found, key=lambda m: m.peak)
 
 
-def _forward(of: Anatomy, given: Pass) -> tuple[float, float]:
-    """(bytes of the layer at hand, bytes of logits) in a pass without gradients."""
+def _forward(of: Anatomy, learning: Learning, given: Pass) -> list[tuple[float, float]]:
+    """(bytes of the layer at hand, bytes of logits) at the two moments of a pass without gradients that may be most.
+
+    Beside the feed-forward part's own vectors an adapted layer holds what the adapter gives, before and after scaling.
+    """
+    adapted = any(p.role == "feed_in" for parts in learning.inside(of)[:1] for p, rank in parts if rank)
+    feed = of.feed_forward * (1 + 2 * (of.gated or ACTIVATIONS.get(of.activation, 2) > 1) + 2 * adapted)
+    attention = 3 * of.queries + 2 * of.keys + (2 * of.heads * given.tokens if of.attention == "eager" else 0)
+    layer = given.places * (given.width * max(feed, attention) + 2 * of.hidden * given.stream)
     numbers = given.learned * of.vocabulary
-    inside = max(of.feed_forward * (2 + of.gated), 3 * of.queries + 2 * of.keys)
-    if of.attention == "eager":
-        inside += 2 * of.heads * given.tokens
-    layer = given.places * (inside * given.width + 2 * of.hidden * given.stream)
-    return layer, given.width * numbers + 2 * FLOAT * min(numbers, AT_ONCE)
+    wide = FLOAT if given.width == FLOAT else 2 * FLOAT  # log-softmax, of a copy in float32
+    return [(layer, 0), (0, given.width * numbers + wide * min(numbers, AT_ONCE))]
 
 
 def _backward(
     of: Anatomy, learning: Learning, sizes: Sizes, given: Pass, pieces: int
-) -> list[tuple[float, float, float]]:
-    """(numbers with gradients, bytes of activations, bytes of logits) at the moments of a pass that may be its peak."""
+) -> list[tuple[int, float, float]]:
+    """(numbers with gradients, bytes of activations, bytes of logits) at the moments of a pass that may be its peak.
+
+    The output's gradient comes first; then layer by layer, the last one first, activations go and gradients come.
+    """
     layers, again = kept(of, learning, given)
     of_logits, beside = logits(of, given)
-    forward, _ = _forward(of, replace(given, learned=0))
-    widths = of.feed_forward * (2 + of.gated) if of.feed_forward * (2 + of.gated) > 4 * of.queries else 4 * of.queries
-    shares = 2 * of.heads * given.tokens if of.attention == "eager" or of.attention_dropout else 0
-    layer = given.places * (given.width * (widths + shares) + 2 * of.hidden * given.stream)
-    before = sizes.learned if pieces > 1 else 0
-    total = sum(layers)
-    moments: list[tuple[float, float, float]] = [
-        (before, total - again * 0 + (forward if not given.checkpointing else 0) * 0, of_logits + beside),
-    ]
-    by_layer = list(sizes.by_layer) or [0] * of.layers
-    done = sizes.learned - sum(by_layer)
-    left = total
-    for n in range(of.layers - 1, -1, -1):
-        if layers[n]:
-            moments.append((max(before, done), left + again + layer, 0))
-        done += by_layer[n]
-        left -= layers[n]
-    return moments
+    dropped = of.attention_dropout > 0
+    shares = 2 * of.heads * given.tokens if of.attention == "eager" or dropped else 0
+    freed = of.feed_forward * (ACTIVATIONS.get(of.activation, 2) + 2 * of.gated)  # when attention has its turn
+    at_hand = given.places * given.width * max(1.6 * of.feed_forward, 3 * of.queries + shares - freed)
+    earlier = sizes.learned if pieces > 1 else 0
+    done, left = sizes.learned - sum(sizes.by_layer), float(sum(layers))
+    found: list[tuple[int, float, float]] = [(earlier, left, of_logits + beside)]
+    for kept_here, learned in zip(reversed(layers[:-1]), reversed(sizes.by_layer), strict=True):
+        if kept_here:
+            found.append((max(earlier, done), left + again + at_hand, 0))
+        done, left = done + learned, left - kept_here
+    return found

@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, prod
-from typing import NamedTuple
 
 from fedft.config import RunConfig
-from fedft.contract import Layout, Work
+from fedft.contract import Forecast, Layout, Work
 from fedft.forecast import memory, seconds
 from fedft.forecast.activations import FLOAT, Learning, Pass
 from fedft.forecast.anatomy import Anatomy
@@ -24,19 +23,6 @@ from fedft.models.layer_numbers import number_of
 from fedft.recipe import Recipe
 from fedft.training.first_order import gradient_steps
 from fedft.update import Plan, Shape, Spec
-
-
-class Forecast(NamedTuple):
-    """What a round's work takes at a client."""
-
-    memory: float
-    """Bytes at the peak, base and process included."""
-    flops: float
-    """Operations of all steps of the round."""
-    up: int
-    """Bytes of the update."""
-    down: int
-    """Bytes of what is sent for it."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +82,8 @@ class Forecaster:
     rows: Rows = field(default_factory=Rows)
     together: int = 1
     """Clients that share a pass."""
+    asked: int | None = None
+    """Clients of a round, whose updates a state that grows brings down; None: as the run file says, or one."""
 
     def forecast(self, work: Work) -> Forecast:
         """What the work takes."""
@@ -122,7 +110,7 @@ class Forecaster:
         step, pieces = self._step(work)
         return memory.memory_of(
             self.anatomy, self.config.model, self.config.local, learning, sizes, step, self._evaluation(),
-            back_propagates=self._back_propagates, pieces=pieces, bits=getattr(work, "bits", None) or None,
+            back_propagates=self._back_propagates, pieces=pieces, bits=work.bits or None,
         )  # fmt: skip
 
     def flops(self, work: Work) -> float:
@@ -147,7 +135,7 @@ class Forecaster:
         recipe, codec = self.recipe, self.config.codec
         spec = recipe.spec(self.layout, self.plan(work))
         if not recipe.replaces_what_is_held and not codec.changes:
-            asked = self.config.clients.per_round or self.config.data.clients or 1
+            asked = self.asked or self.config.clients.per_round or self.config.data.clients or 1
             return message_bytes(spec, "fp32") * (asked if recipe.downlink_is_increment else 1)
         return message_bytes(self._state(work), codec.changes or codec.plans)
 
@@ -172,7 +160,7 @@ class Forecaster:
 
     def _step(self, work: Work, tokens: float | None = None) -> tuple[Pass, int]:
         """(the pass of a piece of a step, how many pieces a step has)."""
-        local, batch = self.config.local, getattr(work, "batch", None) or self.config.local.batch_size
+        local, batch = self.config.local, work.batch or self.config.local.batch_size
         rows = min(batch, local.micro_batch) if isinstance(local.micro_batch, int) else batch
         return self._pass(rows * self.together, tokens), ceil(batch / rows)
 
@@ -231,8 +219,7 @@ class Forecaster:
         """Whether a tensor of this name learns under a plan."""
         steps = gradient_steps(self.recipe.local)
         endings = steps.trains(plan) if steps is not None and steps.trains is not None else ("",)
-        chosen: Callable[[str], bool] = getattr(plan.shape, "learns", lambda name: True)
-        return lambda name: name.endswith(endings) and chosen(name)
+        return lambda name: name.endswith(endings) and plan.shape.learns(name)
 
     def _frozen_factors(self, shape: Shape, trained: Mapping[str, int]) -> int:
         """Numbers of factors that are drawn from the run's seed and never learn."""

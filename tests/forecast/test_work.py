@@ -9,9 +9,9 @@ import torch
 
 from fedft import run_file, strategies
 from fedft.config import RunConfig
-from fedft.contract import Layout, Work
+from fedft.contract import Forecast, Layout, Work
 from fedft.forecast.anatomy import anatomy_of
-from fedft.forecast.work import Forecast, Forecaster, Rows, forecaster
+from fedft.forecast.work import Forecaster, Rows, forecaster
 from fedft.models.layout import layout_of
 from fedft.update import Plan, Shape, Update
 from fedft.wire import messages
