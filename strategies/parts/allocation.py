@@ -19,6 +19,7 @@ ones. No order depends on what the client has, so more memory or time never make
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -187,15 +188,20 @@ class Search:
         return self._orders[batch, lowest]
 
     def _points(self, batch: int, lowest: float, start: Ranks) -> dict[str, list[tuple[int, float, Forecast]]]:
-        """By weight (rank, utility, what all takes) beside `start`, for its rank there and every higher one."""
-        found = {}
+        """By weight (rank, utility, what all takes) beside `start`, for its rank there and every higher one.
+
+        Weights that have one name in layers above the lowest are taken to cost alike: it decides their order only.
+        """
+        found: dict[str, list[tuple[int, float, Forecast]]] = {}
+        alike: dict[tuple[str, bool, bool], list[Forecast]] = {}
         for m in sorted(self.scores):
             if _layer(m) >= lowest:
-                now = start.get(m, 0)
-                ranks = [now, *(r for r in self.ladder if r > now)]
-                works = [{**start, m: r} if r else start for r in ranks]
-                costs = [self.forecast(self.bits[0], batch, w) for w in works]
-                found[m] = [(r, self.utility({m: r}), c) for r, c in zip(ranks, costs, strict=True)]
+                ranks = [now := start.get(m, 0), *(r for r in self.ladder if r > now)]
+                kind = re.sub(r"\.\d+\.", "..", m, count=1), _layer(m) == lowest, m in start
+                if kind not in alike:
+                    works = [{**start, m: r} if r else start for r in ranks]
+                    alike[kind] = [self.forecast(self.bits[0], batch, w) for w in works]
+                found[m] = [(r, self.utility({m: r}), c) for r, c in zip(ranks, alike[kind], strict=True)]
         return found
 
 
