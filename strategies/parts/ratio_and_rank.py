@@ -31,8 +31,9 @@ from fedft.randomness import philox
 from fedft.recipe import Roster, Shape, Work
 from fedft.strategies.parts.bandit import Arm, Box, Pull
 
-RATIO, INCREMENT, PREDICTED = "ratio", "increment", "predicted_s"
-"""In `Plan.extra`: the share to be pruned at the round's end, the arm's part in it, the seconds that are expected."""
+RATIO, INCREMENT, CUT, PREDICTED = "ratio", "increment", "cut", "predicted_s"
+"""In `Plan.extra`: the share to be pruned at the round's end, the arm's part in it; the share that is cut away in the
+turn, where clients do so; the seconds that are expected."""
 BEFORE, AFTER = "loss.before", "loss.after"
 """Metrics of an update: the loss of the same records before and after the turn."""
 GAIN, PRUNED, MOVED, LATE, SHIFT = 0.5, 0.2, 0.1, 0.2, 0.2  # w1 to w4, and what is added
@@ -53,6 +54,8 @@ class Controller:
     target: float
     """The pruned share at which a client stops."""
     rule: Rule = "filtered"
+    slices: bool = False
+    """Whether clients cut away in a turn what they had pruned before it."""
 
     def plan(self, roster: Roster, pruned: Mapping[str, float]) -> dict[str, Work]:
         """The work of every client. `pruned`: the share that each has pruned by now; 0 where it is left out."""
@@ -74,7 +77,8 @@ class Controller:
     def _work(self, now: float, arm: Arm) -> Work:
         """What a client is asked for that has pruned the share `now`."""
         ratio = max(now, min(self.target, now + arm.increment))
-        return Work(shape=Shape(arm.rank), extra={INCREMENT: arm.increment, RATIO: ratio})
+        spared = {CUT: now} if self.slices and now else {}
+        return Work(shape=Shape(arm.rank), extra={INCREMENT: arm.increment, RATIO: ratio, **spared})
 
     def _seconds(self, roster: Roster, slowness: float, now: float, arm: Arm) -> float:
         """What an arm would take a client that has pruned the share `now`; 0 where nothing is known of that."""
