@@ -23,7 +23,7 @@ from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
 from fedft.reports import columns
-from fedft.server import by_bits
+from fedft.server import by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
 # packages whose versions config.toml notes: they may change a run's numbers
@@ -105,6 +105,7 @@ def summary_of(
         "task": config.model.task,
         "base": base.source,
         "base_digest": base.digest,
+        **pruned_models.summary(lines),
     }
 
 

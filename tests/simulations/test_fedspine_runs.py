@@ -50,6 +50,10 @@ def test_a_run_prunes_to_its_ratios_and_its_models_are_measured_as_they_are(
     evaluated, mean = finished_run.evaluate_run(tmp_path)
     assert mean["loss"] == pytest.approx(done.summary["final"]["loss"], abs=1e-4)
     assert len({m["loss"] for m in evaluated.values()}) == 3
+    for client, said in done.summary["models"].items():
+        assert said["sparsity"] == pytest.approx(found.get(client, 0.0), abs=1e-6)
+        assert said["loss"] == pytest.approx(evaluated[client]["loss"], abs=1e-4)
+        assert said["parameters"] > 0
 
 
 @pytest.fixture
