@@ -3,7 +3,8 @@
     sigma_k      median of the last three T_k / T_model of what k was asked for: how slow k is, its only unknown
     M            0.7 M + 0.3 median_k T_k, from round to round: the pace of the run
     admissible   sigma_k T_model(arm) <= 1.1 M
-    draw         from k's own partition (`bandit`); if that is not admissible: a lower rank, then a larger increment
+    draw         from k's own partition (`bandit`); if that is not admissible: a lower rank, then a larger increment;
+                 after a round in which k did not answer the lowest rank
     R_k          w1 n(1 - loss after / before) + w2 increment / most + w3 n(|D_k|_F) - w4 |T_k - T| / T + 0.2, in [0, 1]
                  n(x) = x / max_j |x_j| and T = median_j T_j, over those whose updates counted in the round
 
@@ -69,7 +70,7 @@ class Controller:
             along, across = philox.uniform(key, philox.SAMPLING, "arm", (2,)).tolist()
             arm = self._drawn(box, paid.get(client, []), along, across)
             if self.rule == "filtered" and pace is not None:
-                arm = fast_enough(arm, box, seconds, TOLERANCE * pace)
+                arm = fast_enough(_after_silence(arm, box, member), box, seconds, TOLERANCE * pace)
             work, expected = self._work(now, arm), seconds(arm)
             works[client] = replace(work, extra={**work.extra, PREDICTED: expected}) if expected else work
         return works
@@ -130,6 +131,12 @@ def _gain(before: float, after: float) -> float:
 def warming(round: int, steps: int) -> int:
     """In how many of a round's steps nothing is pruned yet, where every round so far had as many."""
     return max(0, WARM - round * steps)
+
+
+def _after_silence(arm: Arm, box: Box, member: Member) -> Arm:
+    """The arm, at the lowest rank where the client did not answer last time: else its speed may never be learned."""
+    silent = member.seen and not member.seen[-1].admitted and member.seen[-1].seconds is None
+    return arm._replace(rank=box.ranks[0]) if silent else arm
 
 
 def fast_enough(arm: Arm, box: Box, seconds: Callable[[Arm], float], most: float) -> Arm:

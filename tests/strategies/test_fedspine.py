@@ -193,11 +193,17 @@ def test_a_group_that_was_pruned_may_not_be_said_to_be_there():
         recipe.admit(sent(1, "a", had, kept("1110011")).delta, plan)
 
 
-def test_a_client_that_says_it_has_nothing_left_does_not_stop_the_run():
-    recipe = fedspine()
-    state = recipe.first_state(LAYOUT, 2, 7)
-    nothing = kept("0" * 7)
-    updates = [sent(1, "a", kept("1" * 7)), sent(2, "b", kept("1" * 7), nothing)]
+@pytest.mark.parametrize("groups", [7, 40])
+def test_a_client_that_says_it_has_nothing_left_does_not_stop_the_run(groups):
+    """Nor one whose bits are fewer than the groups, which the wire lets through."""
+    recipe, more = fedspine(), groups - 7
+    part = (Structure("more", more, (Part("y", "rows", 1),), (), 1),) if more else ()
+    layout = replace(LAYOUT, groups=Groups((*GROUPS.structures, *part)))
+    state = recipe.first_state(replace(layout, modules={**LAYOUT.modules, "y": (33, HIDDEN)}), 2, 7)
+    state = replace(state, tensors={n: x for n, x in state.tensors.items() if not n.startswith("y.")})
+    updates = [sent(1, "a", kept("1" * 7)), sent(2, "b", kept("1" * 7), kept("0" * 7))]
+    for u in updates:
+        recipe.admit(u.delta, plan_of(None))
     after = recipe.next_state(state, recipe.aggregate(updates))
     assert all(x.isfinite().all() for x in after.tensors.values())
     assert recipe.spec(LAYOUT, plan_of(after.own[OWNER][OF + "b"]))["q.lora_B"].shape == (0, 2)

@@ -18,6 +18,7 @@ from fedft.strategies.parts.ratio_and_rank import (
     slowness,
     warming,
 )
+from fedft.update import Shape
 
 RANKS = (4, 8, 16, 32)
 BOX = Box(0.1, RANKS)
@@ -71,6 +72,17 @@ def test_a_slow_arm_gives_way_to_a_lower_rank_and_then_to_a_larger_increment():
     assert 0.02 < lower.increment < 0.1
     assert seconds(lower) <= 10.0
     assert fast_enough(asked, BOX, seconds, 1.0) == Arm(0.1, 4)
+
+
+def test_who_did_not_answer_is_asked_for_the_lowest_rank():
+    """In its last round "c" did not; in a run without a clock nobody's seconds are known, and nobody is late."""
+    silent = {**HISTORY, "c": (HISTORY["c"][0], replace(HISTORY["c"][1], admitted=False))}
+    untimed = {c: tuple(replace(s, seconds=None) for s in of) for c, of in silent.items()}
+    ranks = list[Shape | None]()
+    for n in range(3, 30):
+        assert Controller(BOX, 0.5).plan(roster(silent, n), {})["c"].shape == Shape(4)
+        ranks.append(Controller(BOX, 0.5).plan(roster(untimed, n), {})["c"].shape)
+    assert any(shape != ranks[0] for shape in ranks)
 
 
 @pytest.mark.parametrize("speeds", [{"a": 1.0, "b": 6.0, "c": 2.0}, {"a": 1.0, "b": 1.0, "c": 9.0}], ids=str)
