@@ -23,6 +23,8 @@ MEMORY_LOST = "memory_lost"
 """Metric of an update whose client did not find what it had kept after its last one that counted: it began anew."""
 BITS = "bits"
 """Metric of an update or an evaluation whose client has the base in another precision than the run says: its bits."""
+CUT = "cut"
+"""In `Plan.extra` and `Work.extra`: the share of heads and channels, by weights, that is cut away during the turn."""
 VERSION = re.compile(r"0|[1-9][0-9]{0,15}")
 
 

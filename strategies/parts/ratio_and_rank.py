@@ -31,10 +31,10 @@ from fedft.contract import Member, Seen
 from fedft.randomness import philox
 from fedft.recipe import Roster, Shape, Work
 from fedft.strategies.parts.bandit import Arm, Box, Pull
+from fedft.update import CUT
 
-RATIO, INCREMENT, CUT, PREDICTED = "ratio", "increment", "cut", "predicted_s"
-"""In `Plan.extra`: the share to be pruned at the round's end, the arm's part in it; the share that is cut away in the
-turn, where clients do so; the seconds that are expected."""
+RATIO, INCREMENT, PREDICTED = "ratio", "increment", "predicted_s"
+"""In `Plan.extra`: the share to be pruned at the round's end, the arm's part in it, the seconds that are expected."""
 BEFORE, AFTER = "loss.before", "loss.after"
 """Metrics of an update: the loss of the same records before and after the turn."""
 GAIN, PRUNED, MOVED, LATE, SHIFT = 0.5, 0.2, 0.1, 0.2, 0.2  # w1 to w4, and what is added
