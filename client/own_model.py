@@ -25,7 +25,7 @@ class Exported(NamedTuple):
     """What `export` wrote."""
 
     kind: str
-    """"adapter", "delta", "values" or "merged model"."""
+    """As `model_folder.write` calls it."""
     run: str
     rounds: int
     """Rounds after which the run had this state."""

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fedft import strategies as strategies
+    from fedft.models.sliced_folder import load_sliced as load_sliced
     from fedft.recipe import Recipe as Recipe
     from fedft.recipe import State as State
     from fedft.simulations.run import simulate as simulate
@@ -27,10 +28,11 @@ _HOME = {
     "Recipe": "fedft.recipe",
     "State": "fedft.recipe",
     "Update": "fedft.update",
+    "load_sliced": "fedft.models.sliced_folder",
     "simulate": "fedft.simulations.run",
     "strategies": "fedft.strategies",
 }
-__all__ = ["Plan", "Recipe", "State", "Update", "simulate", "strategies"]
+__all__ = ["Plan", "Recipe", "State", "Update", "load_sliced", "simulate", "strategies"]
 
 
 def __getattr__(name: str) -> Any:

@@ -57,7 +57,7 @@ def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ())
 def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | None = None) -> str:
     """Write the newest state's model to `to`, or that of `client` where clients keep models of their own.
 
-    Returns "adapter", "delta", "values" or "merged model".
+    Returns what `model_folder.write` does.
     """
     model_folder.check_free(to)
     # before --to is made: a run that cannot be read leaves nothing there

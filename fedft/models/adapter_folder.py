@@ -30,6 +30,8 @@ from fedft.models.parameters import digest_of, shared_names
 from fedft.models.peft_names import INNER, changes_of
 from fedft.models.whole_modules import inside
 
+SLICES = "fedft_slices.safetensors"
+"""Beside a pruned model's files: what of it is kept, see `sliced_folder`."""
 MAX_ADAPTERS = 8
 """On top of each other, from folder to folder: two that name each other have no end."""
 
@@ -112,6 +114,7 @@ def merged(below: Base, source: str) -> Base:
             warnings.filterwarnings("error", message=".*missing adapter keys.*")  # they would be random numbers
             # peft asks transformers for a name that is being renamed
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # of a Conv1D: peft corrects it
             warnings.filterwarnings("ignore", message=".*ensure_weight_tying")  # `in_its_weights` ties what was tied
             model: Any = PeftModel.from_pretrained(below.model, folder, torch_device=str(below.model.device))
         changes = changes_of(model)

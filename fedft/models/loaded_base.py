@@ -52,6 +52,12 @@ def _read_as(m: Model) -> str:
 
 
 def _check_adapters(m: Model) -> None:
+    for folder in adapter_folder.chain(m.id)[:-1]:
+        if (Path(os.path.expanduser(folder)) / adapter_folder.SLICES).is_file():
+            raise DataError(
+                f"[model] id: the adapter in {folder!r} is of a pruned model, and on its whole base it would be "
+                f"another one; export the run with --merged and give that folder"
+            )
     for folder in adapter_folder.chain(m.id)[:-1] if m.repair_rank else ():
         if base_note.repaired(Path(os.path.expanduser(folder))):
             raise DataError(

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from fedft.arithmetic.lowrank import LowRank
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, base_note, export, quantized_base, stored_quantization
+from fedft.models import adapter_folder, base_note, export, quantized_base, sliced_folder, stored_quantization
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.models.parameters import parameters_of, shared_names
+from fedft.pruning.kept import Kept
+from fedft.pruning.masks import kept_in
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +38,10 @@ def write(
 ) -> str:  # fmt: skip
     """Write the model as it stands into the folder `to`, made if missing; returns what it is.
 
-    "adapter", "delta" or "values" as `export.save_adapter` says; with `merged` "merged model", the whole of it.
-    `clients` is for `base_note`. Raises ConfigError: the folder cannot be written, or a change that is no matrix cannot
-    be merged, nor any into weights that are packed.
+    "adapter", "delta" or "values" as `export.save_adapter` says; with `merged` "merged model", the whole of it, or a
+    pruned one as `sliced_folder.save` says: what masks in the model switch off is pruned. `clients` is for `base_note`.
+    Raises ConfigError: the folder cannot be written, or a change that is no matrix cannot be merged, nor any into
+    weights that are packed.
     """
     if merged and (method := stored_quantization.method_of(base.model.config)):
         raise ConfigError(f"--merged: {base.source!r} holds its weights packed by {method}; export the adapter alone")
@@ -48,18 +51,26 @@ def write(
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
     kind = export.save_adapter(to, handle, base, export.base_name(base))
     _tokenizer(config, base.tokenizer).save_pretrained(to)
+    kept = kept_in(handle.model)
+    pruned = kept if kept is not None and kept.ratio else None
     if not merged:
+        if pruned is not None:
+            sliced_folder.write_slices(to, pruned)
+            log.warning(
+                "%.0f %% of the weights in heads and channels are pruned: fedft.load_sliced(%r) gives this model, the "
+                "adapter on its whole base another one", 100 * pruned.ratio, str(to),
+            )  # fmt: skip
         base_note.write(to, export.base_name(base), base, config.model, clients)
         if base.bits is not None:
             log.warning(
                 "it was trained on a base of %d bits, and gives another loss on any other: see base.json", base.bits
             )
         return kind
-    _merge(to, config, base, handle)
-    return "merged model"
+    return _merge(to, config, base, handle, pruned)
 
 
-def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle) -> None:
+def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle, pruned: Kept | None) -> str:
+    """Write the whole model in place of the adapter that is in `to`; returns what it is."""
     m, seed = config.model, config.server.seed
     adapter = (to / "adapter_config.json").exists()
     # an adapter on an adapter has been exported as one, of the base below both
@@ -84,6 +95,7 @@ def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle) -> None
         with warnings.catch_warnings():
             # peft asks transformers for a name that is being renamed
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # of a Conv1D: peft corrects it
             warnings.filterwarnings("ignore", message=".*ensure_weight_tying")  # those of an encoder-decoder: export.py
             shared = shared_names(fresh.model)
             whole = adapter_folder.in_its_weights(PeftModel.from_pretrained(fresh.model, str(to)), shared)
@@ -94,8 +106,11 @@ def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle) -> None
             own[name].data.add_(change)
     for file in to.iterdir():
         shutil.rmtree(file) if file.is_dir() else file.unlink()
-    whole.save_pretrained(str(to))
     _tokenizer(config, fresh.tokenizer).save_pretrained(str(to))
+    if pruned is not None:
+        return sliced_folder.save(to, whole, pruned)
+    whole.save_pretrained(str(to))
+    return "merged model"
 
 
 def _tokenizer(config: RunConfig, tokenizer: Any) -> Any:

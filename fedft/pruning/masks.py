@@ -22,12 +22,13 @@ class Masks:
         """Switch off in the model what is not kept. `within`: what its weights have been cut to; None: nothing was."""
         self._within = within
         layers = [model.get_submodule(s.inputs.module) for s in kept.groups.structures]
-        self._masks = [_Mask() for _ in layers]
+        self._masks = [_Mask(self) for _ in layers]
         self._hooks = [x.register_forward_pre_hook(mask) for x, mask in zip(layers, self._masks, strict=True)]
         self.set(kept)
 
     def set(self, kept: Kept) -> None:
         """Switch off what is not kept from now on, and nothing else."""
+        self.kept = kept
         for mask, s in zip(self._masks, kept.groups.structures, strict=True):
             mask.lost = kept.lost(s.inputs.module, self._within)
 
@@ -42,11 +43,20 @@ class _Mask:
 
     lost: Tensor
 
+    def __init__(self, of: Masks) -> None:
+        self.of = of
+
     def __call__(self, layer: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x, *rest = given
         if self.lost.device != x.device:
             self.lost = self.lost.to(x.device)
         return (x.masked_fill(self.lost, 0), *rest)  # not a product: 0 times infinity is no 0
+
+
+def kept_in(model: nn.Module) -> Kept | None:
+    """What the masks in a model keep, the ones put there last; None where there are none."""
+    hooks = (hook for module in model.modules() for hook in reversed(module._forward_pre_hooks.values()))
+    return next((hook.of.kept for hook in hooks if isinstance(hook, _Mask)), None)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fedft.errors import ConfigError
@@ -41,6 +42,21 @@ def slice_for_good(model: nn.Module, kept: Kept, before: Kept | None = None) -> 
     """
     _check_floats(model, kept)
     _cut(model, kept, before, None)
+
+
+@torch.no_grad()
+def put_to_zero(model: nn.Module, kept: Kept) -> None:
+    """Put every weight, and bias of a row, that belongs to a pruned group to 0, in place: what masks compute.
+
+    The model has no adapters.
+    """
+    for module, (part, _) in kept.groups.parts.items():
+        layer: Any = model.get_submodule(module)
+        lost = kept.lost(module).to(layer.weight.device)
+        weight = layer.weight.T if type(layer).__name__ == "Conv1D" else layer.weight
+        weight.masked_fill_(lost[:, None] if part.side == "rows" else lost, 0)
+        if part.side == "rows" and layer.bias is not None:
+            layer.bias.masked_fill_(lost, 0)
 
 
 class _Undo:

@@ -34,12 +34,12 @@ every_prunable = pytest.mark.parametrize("name", FORMS)
 BATCH = {"input_ids": TOKENS, "attention_mask": torch.ones_like(TOKENS)}
 
 
-def prunable(name: str) -> nn.Module:
-    """A model of two layers; its weights are large enough for what is lost to show."""
+def prunable(name: str, **other: Any) -> nn.Module:
+    """A model of two layers; its weights are large enough for what is lost to show. `other`: sizes."""
     model, config, sizes = _MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**sizes))
+        made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**{**sizes, **other}))
         with torch.no_grad():
             for n, p in made.named_parameters():
                 p.mul_(4 if p.ndim == 2 else 1)
