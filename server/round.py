@@ -14,7 +14,7 @@ from functools import partial
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.reports import metric_log
-from fedft.server import admission, by_bits, cohort, planner_view
+from fedft.server import admission, by_bits, cohort, planner_view, pruned_models
 from fedft.server.admitted import Admitted, EverybodyLeft, Outcome, Waiting, waiting
 from fedft.server.admitting import Rest
 from fedft.server.aggregation_error import AggregationAudit
@@ -86,13 +86,15 @@ class Round:
         }
         record = self.admitted.record(self.state.version, asked, weights, self.traffic, measured, seconds)
         record |= by_bits.trained(facts, self.run.config.model)
+        said = dict(zip(weights, (m for _, m in facts), strict=True))
+        record |= pruned_models.trained(said)
         if self.run.timed:
             record["reply_s"] = {c: self.traffic.seconds[c] for c in asked if c in self.traffic.seconds}
         norms = {c: self.admitted.norms[c] for c in weights}
         seen: planner_view.SeenBy = {}
         if self.run.recipe.plans_work:
             record["plans"] = planner_view.told({c: self.plans[c] for c in asked})
-            seen = self._seen(norms, dict(zip(weights, (m for _, m in facts), strict=True)))
+            seen = self._seen(norms, said)
         return Outcome(after, record, [*norms.values()], list(weights), self.traffic.blamed, seen)
 
     def _seen(self, norms: Mapping[str, float], said: Mapping[str, Mapping[str, float]]) -> planner_view.SeenBy:

@@ -24,7 +24,7 @@ from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
 from fedft.reports import columns, metric_log
-from fedft.server import by_bits
+from fedft.server import by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
 # packages whose versions config.toml notes: they may change a run's numbers
@@ -107,6 +107,7 @@ def summary_of(
         "task": config.model.task,
         "base": base.source,
         "base_digest": base.digest,
+        **pruned_models.summary(lines),
     }
 
 

@@ -15,7 +15,7 @@ from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
 from fedft.training import objectives, schedules
-from fedft.training.first_order import gradient_steps
+from fedft.training.first_order import steps_within
 from fedft.training.optimizers import check_optimizer, named_in
 from fedft.training.trainer_names import check_trainer
 
@@ -80,7 +80,7 @@ def of(config: RunConfig) -> Recipe:
 def _stepping(recipe: Recipe, name: str, local: Local) -> Recipe:
     """The recipe of this name with local steps as `[local]` wants them; ConfigError where they cannot be taken so."""
     check_optimizer(local)
-    steps = gradient_steps(recipe.local)
+    steps = steps_within(recipe.local)
     if steps is None:
         no = f"{name} does not back-propagate"
         if schedules.moves_in_rounds(local):

@@ -21,6 +21,7 @@ adapters) is defined here by us. Results are no reproduction.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -33,6 +34,7 @@ from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import split, to_names
 from fedft.arithmetic.stacks import stack
 from fedft.arithmetic.tensors import Tensors, weighted_mean
+from fedft.config import RunConfig
 from fedft.pruning.cut_adapters import cut, cut_shapes, scattered
 from fedft.pruning.groups import adapted
 from fedft.pruning.kept import Kept
@@ -60,6 +62,7 @@ def fedspine(
     discount: float = 1.0,
     weights: Literal["examples", "norm"] = "examples",
     variant: Rule = "filtered",
+    mode: Literal["mask", "slice"] = "mask",
 ) -> Recipe:
     """Pruning and LoRA by turns; a head, if there is one, is averaged and replaced.
 
@@ -75,6 +78,8 @@ def fedspine(
         weights: p_k by `examples`, or by the `norm` of the client's B A, module by module (HetLoRA's).
         variant: `filtered`: arms that would be slower than the run's pace are left out; `reference`: all arms, and late
             clients are paid less; `random` arms; `fixed`: `most` and the largest rank in every round, for comparison.
+        mode: `mask`: pruned groups are switched off, which any base allows and saves no time; `slice`: during a turn
+            they are cut out of a base in floats.
     """
     check.between(0, 0.95, ratio=ratio)
     check.above(0, most=most, finest=finest, discount=discount)
@@ -82,12 +87,13 @@ def fedspine(
     check.at_least(0, exploration=exploration)
     check.one_of(("examples", "norm"), weights=weights)
     check.one_of(get_args(Rule), variant=variant)
+    check.one_of(("mask", "slice"), mode=mode)
     ladder = tuple(sorted({4, 8, 16, 32} if ranks is None else {*ranks}))
     if any(r < 1 for r in ladder):
         raise ValueError(f"expected ranks of at least 1, got {ranks}")
     box = Box(most, ladder, discount, exploration, finest)
-    spine = Spine(Controller(box, ratio, variant), weights == "norm")
-    turns = PruneAndTrain(prunes=ratio > 0)
+    spine = Spine(Controller(box, ratio, variant, mode == "slice"), weights == "norm")
+    turns = PruneAndTrain(prunes=ratio > 0, slices=mode == "slice")
     return Recipe(
         "fedspine",
         LoRA(),
@@ -101,6 +107,7 @@ def fedspine(
         upload=spine.upload,
         admit=pruned_clients.check_kept,
         plan=spine.plan,
+        check=partial(check_run, mode),
         remembers=None,
         linear=False,
         unlike_ranks=True,
@@ -111,6 +118,15 @@ def fedspine(
         keeps=ratio > 0,
         personal=ratio > 0,
     )
+
+
+def check_run(mode: str, config: RunConfig) -> None:
+    """Raise ValueError where a run file's base cannot be cut."""
+    if mode == "slice" and config.model.base_bits is not None:
+        raise ValueError(
+            f"mode = 'slice' cuts matrices of floats, and [model] base_bits = {config.model.base_bits} packs them; "
+            "wanted mode = 'mask'"
+        )
 
 
 @dataclass(frozen=True)

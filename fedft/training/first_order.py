@@ -103,6 +103,14 @@ def gradient_steps(local: Any) -> FirstOrder | None:
     return local if isinstance(local, FirstOrder) else None
 
 
+def steps_within(local: Any) -> FirstOrder | None:
+    """The back-propagation that `local` is, or that it calls and has as `local.steps`; None where there is none.
+
+    What it is itself takes terms and may share passes; what it calls has whatever is done around it.
+    """
+    return gradient_steps(local) or gradient_steps(getattr(local, "steps", None))
+
+
 def _descend(
     handle: Handle,
     live: Mapping[str, nn.Parameter],

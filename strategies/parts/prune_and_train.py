@@ -5,10 +5,12 @@
     sent         factors in coordinates of what the client had at the turn's start, 0 where it has pruned since;
                  `kept`, a bit for each group, if anything was pruned in this turn (else empty)
 
-Pruned groups are switched off by masks on activations: no weight of the base is touched, and a turn costs what it costs
-without pruning. The metrics `loss.before` and `loss.after` are of the client's first records, the same in every round;
-`sparsity` is the share of the groups' weights that is pruned, `parameters` how many numbers of groups and adapter are
-left.
+What a turn prunes is switched off by masks on activations: no weight of the base is touched. What was pruned before
+it is, too, so that the turn costs what it costs without pruning; or it is cut away for the length of the turn, which
+then takes less time and leaves the same values but for rounding.
+
+The metrics `loss.before` and `loss.after` are of the client's first records, the same in every round; `sparsity` is the
+share of the groups' weights that is pruned, `parameters` how many numbers of groups and adapter are left.
 """
 
 import math
@@ -22,8 +24,9 @@ from torch import nn
 from fedft.pruning.cut_adapters import cut, scattered
 from fedft.pruning.importance import Importance, Sums
 from fedft.pruning.kept import Kept
-from fedft.pruning.masks import Masks, zero_pruned
+from fedft.pruning.masks import Masks, masked, zero_pruned
 from fedft.pruning.schedule import SLICE, next_kept
+from fedft.pruning.slices import sliced
 from fedft.recipe import Batch, Course, Data, FirstOrder, Handle, Learning, Trained, Turn, write_all
 from fedft.strategies.parts.pruned_clients import KEPT, NO_GROUPS, OWNER, kept_of
 from fedft.strategies.parts.ratio_and_rank import AFTER, BEFORE, RATIO, warming
@@ -44,6 +47,8 @@ class PruneAndTrain:
     steps: FirstOrder = field(default_factory=lambda: FirstOrder("value"))
     prunes: bool = True
     """Whether there is anything to prune; else it is ordinary training."""
+    slices: bool = False
+    """Whether what was pruned before a turn is cut away in it."""
     _masks: "WeakKeyDictionary[nn.Module, Masks]" = field(default_factory=WeakKeyDictionary, compare=False)
 
     def start(self, handle: Handle, turn: Turn) -> None:
@@ -54,21 +59,33 @@ class PruneAndTrain:
         had, kept = self._kept(handle, turn)
         handle.write(scattered({n: x for n, x in turn.held.items() if n != KEPT}, had))
         zero_pruned(handle.adapter(), kept)
-        model = model_of(handle)
-        if model in self._masks:
-            self._masks[model].set(kept)
-        else:
-            self._masks[model] = Masks(model, kept)
+        self._switch_off(model_of(handle), kept)
 
     def __call__(self, handle: Handle, data: Data, turn: Turn) -> Trained:
         """Take `turn.plan.steps` steps from where the model stands, pruning up to the plan's ratio on the way."""
         if not self.prunes:
             return self.steps(handle, data, turn)
         records = data.batch(data.rows[: turn.local.batch_size])
-        before = _loss(handle, records)
-        pruning = Pruning(handle, self._masks[model_of(handle)], *self._kept(handle, turn))
-        trained = self.steps.with_term(pruning)(handle, data, turn)
+        before, model, (had, kept) = _loss(handle, records), model_of(handle), self._kept(handle, turn)
+        if self.slices:
+            self._masks.pop(model).remove()  # they are as wide as the whole model
+            with sliced(model, kept), masked(model, kept, kept) as masks:
+                trained = self._trained(Pruning(handle, masks, had, kept, kept), data, turn)
+        else:
+            trained = self._trained(Pruning(handle, self._masks[model], had, kept), data, turn)
+        self._switch_off(model, kept_of(kept.groups, trained.kept[OWNER][KEPT]))
         return trained._replace(metrics={**trained.metrics, BEFORE: before, AFTER: _loss(handle, records)})
+
+    def _trained(self, pruning: "Pruning", data: Data, turn: Turn) -> Trained:
+        """What the steps give that prune on their way."""
+        return self.steps.with_term(pruning)(pruning.handle, data, turn)
+
+    def _switch_off(self, model: nn.Module, kept: Kept) -> None:
+        """Switch off in the model what is not kept, and nothing else; whoever trained on it before."""
+        if model in self._masks:
+            self._masks[model].set(kept)
+        else:
+            self._masks[model] = Masks(model, kept)
 
     def _kept(self, handle: Handle, turn: Turn) -> tuple[Kept, Kept]:
         """What the client has by what came down, in whose coordinates tensors travel; and what it has."""
@@ -105,6 +122,8 @@ class Pruning:
     """In whose coordinates the result is sent."""
     kept: Kept
     """At the turn's start: as `had`, or less."""
+    within: Kept | None = None
+    """What the model is cut to; None: it is whole."""
 
     def begin(self, learning: Learning, turn: Turn) -> Course:
         """The term's part in the turn."""
@@ -115,7 +134,7 @@ class _Slices(Course):
     def __init__(self, pruning: Pruning, learning: Learning, turn: Turn) -> None:
         self._of, self._kept, self._step = pruning, pruning.kept, 0
         self._sums = Sums(pruning.kept.groups)
-        self._reading = Importance(model_of(pruning.handle), self._sums).begin(learning, turn)
+        self._reading = Importance(model_of(pruning.handle), self._sums, pruning.within).begin(learning, turn)
         self._ratio = float(turn.plan.extra.get(RATIO, 0.0))
         slices = max(0, math.ceil((self._ratio - pruning.kept.ratio) / SLICE))
         self._due = due(turn.plan.steps, slices, warming(turn.plan.round, turn.plan.steps))
@@ -132,12 +151,13 @@ class _Slices(Course):
         self._step += 1
         if self._kept is not before:
             self._of.masks.set(self._kept)
-            zero_pruned(self._of.handle.adapter(), self._kept)
+            zero_pruned(self._of.handle.adapter(), self._kept, self._of.within)
 
     def finish(self, trained: Trained, handle: Handle) -> Trained:
         """The factors as they are sent, `kept` if it changed, and what the client keeps for itself."""
-        zero_pruned(handle.adapter(), self._kept)  # momentum goes on to move what has no gradient
-        left = cut(trained.delta, self._kept)
+        zero_pruned(handle.adapter(), self._kept, self._of.within)  # momentum goes on to move what has no gradient
+        whole = trained.delta if self._of.within is None else scattered(trained.delta, self._of.within)
+        left = cut(whole, self._kept)
         words, had = self._kept.words(), self._of.had
         said = words if self._kept != had else words[:0]
         sent = {**cut(scattered(left, self._kept), had), KEPT: said}

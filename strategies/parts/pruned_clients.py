@@ -46,11 +46,16 @@ def groups_in(drawer: Tensors) -> Groups:
 
 
 def kept_of(groups: Groups, words: Tensor | None) -> Kept:
-    """What words say is kept (`Kept.words`; bits behind the last group are not looked at); None: everything."""
+    """What words say is kept (`Kept.words`), whoever wrote them; None: everything.
+
+    Bits behind the last group are not looked at, groups that have none are pruned.
+    """
     if words is None:
         return everything(groups)
-    bits = np.unpackbits(np.frombuffer(words.numpy().astype(">u2").tobytes(), np.uint8))[: groups.size]
-    return Kept(groups, torch.from_numpy(bits.astype(bool)))
+    bits = torch.zeros(groups.size, dtype=torch.bool)
+    said = np.unpackbits(np.frombuffer(words.numpy().astype(">u2").tobytes(), np.uint8))[: groups.size]
+    bits[: len(said)] = torch.from_numpy(said.astype(bool))
+    return Kept(groups, bits)
 
 
 def words_of(drawer: Tensors) -> dict[str, Tensor]:

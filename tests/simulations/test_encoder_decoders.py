@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from fedft import registry, run_file
+from fedft.errors import ConfigError
 from fedft.reports.terminal import Progress
 from fedft.simulations import finished_run, workplace
 from fedft.simulations import run as runs
@@ -82,9 +83,8 @@ def agree(run: runs.Run, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 QUICK = (("t5", "fedit"), ("bart", "flora"), ("t5", "fedkseed"), ("bart", "fedavg"), ("marian", "mezo"))
-ALL = [
-    pytest.param(k, n, marks=[pytest.mark.slow] * ((k, n) not in QUICK)) for k in tiny.KINDS for n in registry.BUILT_IN
-]
+OTHERS = [n for n in registry.BUILT_IN if n != "fedspine"]  # which knows no groups of theirs
+ALL = [pytest.param(k, n, marks=[pytest.mark.slow] * ((k, n) not in QUICK)) for k in tiny.KINDS for n in OTHERS]
 
 
 @pytest.mark.parametrize(("kind", "strategy"), ALL)
@@ -97,6 +97,14 @@ def test_the_loss_reported_is_that_of_the_model_that_is_left(
         assert run.summary["final"]["loss"] < run.summary["initial"]["loss"] - 10 * CLOSE
     else:
         agree(run, capsys)
+
+
+def test_what_prunes_refuses_a_model_whose_heads_and_channels_it_does_not_know(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="pruning knows llama"):
+        run_of(folders, "t5", "fedspine", tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_generated_text_is_measured_as_plain_transformers_writes_it(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import deployed
 import pytest
+import torch
 
+import fedft
 from fedft import run_file
 from fedft.server.checkpoint import Store
-from fedft.simulations import finished_run
+from fedft.simulations import finished_run, workplace
 from fedft.simulations import run as runs
 from fedft.strategies.parts import pruned_clients, ratio_and_rank
 from fedft.strategies.parts.pruned_clients import OWNER
@@ -50,6 +52,20 @@ def test_a_run_prunes_to_its_ratios_and_its_models_are_measured_as_they_are(
     evaluated, mean = finished_run.evaluate_run(tmp_path)
     assert mean["loss"] == pytest.approx(done.summary["final"]["loss"], abs=1e-4)
     assert len({m["loss"] for m in evaluated.values()}) == 3
+    for client, said in done.summary["models"].items():
+        assert said["sparsity"] == pytest.approx(found.get(client, 0.0), abs=1e-6)
+        assert said["loss"] == pytest.approx(evaluated[client]["loss"], abs=1e-4)
+        assert said["parameters"] > 0
+    place, state = workplace.reopen(tmp_path)
+    most, batch = max(found, key=lambda c: found[c]), torch.arange(40)[None]
+    place.stand(state, most)
+    place.handle.training(False)
+    with torch.no_grad():
+        wanted = place.handle.model(input_ids=batch).logits
+        for merged in (False, True):
+            to = tmp_path / f"exported-{merged}"
+            finished_run.export_run(tmp_path, to, merged=merged, client=most)
+            assert torch.allclose(fedft.load_sliced(to)(input_ids=batch).logits, wanted, atol=1e-4)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from fedft.contract import Forecast, Member, Roster, Seen, Work
 from fedft.strategies.parts.bandit import Box
 from fedft.strategies.parts.ratio_and_rank import AFTER, BEFORE, INCREMENT, RATIO, Controller
+from fedft.update import CUT
 
 SLOWNESS = [1.0] * 30 + [2.5] * 40 + [6.0] * 10
 ROUNDS, TARGET, MOST, STEPS = 40, 0.5, 0.1, 20
@@ -19,7 +20,7 @@ RANKS = (4, 8, 16, 32)
 def forecast(work: Work) -> Forecast:
     """1 for a whole model at rank 0; half as much again at rank 32."""
     assert work.shape is not None
-    return Forecast(0.0, (1 - float(work.extra[RATIO])) * (1 + work.shape.rank / 64), 0, 0)
+    return Forecast(0.0, (1 - float(work.extra.get(CUT, 0.0))) * (1 + work.shape.rank / 64), 0, 0)
 
 
 def gain(work: Work) -> float:
@@ -62,11 +63,13 @@ def test_the_filter_shortens_rounds_and_the_bandit_alone_does_not(record_propert
     """The order of the ways that the method rests on; the figures are made up, and beside the test's name."""
     box = Box(MOST, RANKS)
     ways = {
-        "fixed: a quarter of the largest increment, rank 8": Controller(Box(MOST / 4, (8,)), TARGET, "fixed"),
-        "random": Controller(box, TARGET, "random"),
-        "bandit, g .95 c .5 theta .05": Controller(Box(MOST, RANKS, 0.95, 0.5, 0.05), TARGET, "reference"),
-        "bandit": Controller(box, TARGET, "reference"),
-        "filter and bandit": Controller(box, TARGET),
+        "fixed: a quarter of the largest increment, rank 8": Controller(
+            Box(MOST / 4, (8,)), TARGET, "fixed", slices=True
+        ),
+        "random": Controller(box, TARGET, "random", slices=True),
+        "bandit, g .95 c .5 theta .05": Controller(Box(MOST, RANKS, 0.95, 0.5, 0.05), TARGET, "reference", slices=True),
+        "bandit": Controller(box, TARGET, "reference", slices=True),
+        "filter and bandit": Controller(box, TARGET, slices=True),
     }
     found = {way: mean(controller) for way, controller in ways.items()}
     table = "; ".join(f"{way}: {t:.2f} s, gain {g:.3f}, ratio {r:.2f}" for way, (t, g, r) in found.items())
@@ -82,7 +85,7 @@ def test_the_filter_shortens_rounds_and_the_bandit_alone_does_not(record_propert
 
 def test_hidden_speeds_are_found_out_and_everything_is_the_same_again() -> None:
     """Five rounds: the slow devices are asked for low ranks, and a second run plans the same to the bit."""
-    controller = Controller(Box(MOST, RANKS), TARGET)
+    controller = Controller(Box(MOST, RANKS), TARGET, slices=True)
     once = played(controller, 3, 5)
     assert once == played(controller, 3, 5)
     ranks = [work.shape.rank for _, work in sorted(once[3].items()) if work.shape is not None]

@@ -14,24 +14,26 @@ from fedft.strategies.parts.ratio_and_rank import (
     RATIO,
     Controller,
     fast_enough,
+    model_of,
     pace_of,
     slowness,
     warming,
 )
+from fedft.update import CUT, Shape
 
 RANKS = (4, 8, 16, 32)
 BOX = Box(0.1, RANKS)
 
 
 def forecast(work: Work) -> Forecast:
-    """Work grows with the rank and falls with the share that is pruned."""
-    shape, ratio = work.shape, float(work.extra.get(RATIO, 0.0))
+    """Work grows with the rank and falls with the share that is cut away."""
+    shape, cut = work.shape, float(work.extra.get(CUT, 0.0))
     assert shape is not None
-    return Forecast(0.0, (1 - ratio) * (10.0 + shape.rank), 0, 0)
+    return Forecast(0.0, (1 - cut) * (10.0 + shape.rank), 0, 0)
 
 
 def seen(round: int, rank: int, seconds: float | None = None, **how: float) -> Seen:
-    extra = {INCREMENT: how.get("increment", 0.05), RATIO: how.get("ratio", 0.0)}
+    extra = {INCREMENT: how.get("increment", 0.05), CUT: how.get("cut", 0.0)}
     metrics = {BEFORE: how.get("before", 2.0), AFTER: how.get("after", 1.0)}
     return Seen(
         round, rank, 20, extra=extra, seconds=seconds, norm=how.get("norm", 1.0), admitted=True, metrics=metrics
@@ -44,13 +46,14 @@ def roster(members: dict[str, tuple[Seen, ...]], round: int = 3, rank: int = 32)
 
 HISTORY = {
     "a": (seen(1, 8, 18.0), seen(2, 32, 42.0, after=1.5)),
-    "b": (seen(1, 8, 36.0), seen(2, 8, 36.0, ratio=0.0)),
+    "b": (seen(1, 8, 36.0), seen(2, 8, 36.0)),
     "c": (seen(1, 4, 14.0), seen(2, 16, None)),
 }
 
 
 def test_slowness_is_seconds_over_the_forecast_of_what_was_asked():
-    found = slowness(roster({"a": (seen(1, 10, 40.0), seen(2, 10, 80.0, ratio=0.5), seen(3, 10, 2000.0)), "b": ()}))
+    people = roster({"a": (seen(1, 10, 40.0), seen(2, 10, 80.0, cut=0.5), seen(3, 10, 2000.0)), "b": ()})
+    found = slowness(people, model_of(people))
     assert found == {"a": pytest.approx(8.0)}  # the median of 2, 8 and 100
 
 
@@ -59,18 +62,23 @@ def test_the_pace_is_the_smoothed_median_of_the_rounds():
     assert pace_of(roster({"a": (seen(1, 8),)})) is None
 
 
-def test_a_slow_arm_gives_way_to_a_lower_rank_and_then_to_a_larger_increment():
-    def seconds(arm: Arm) -> float:
-        return (1 - 5 * arm.increment) * (10 + arm.rank)
+def test_a_slow_arm_gives_way_to_a_lower_rank_and_then_to_the_largest_increment():
+    times, asked = {r: 10.0 + r for r in RANKS}, Arm(0.02, 16)
+    assert fast_enough(asked, BOX, times, 100.0) == asked
+    assert fast_enough(asked, BOX, times, 18.0) == Arm(0.02, 8)
+    assert fast_enough(asked, BOX, times, 1.0) == Arm(0.1, 4)
+    assert fast_enough(asked, BOX, {}, 1.0) == asked
 
-    asked = Arm(0.02, 16)
-    assert fast_enough(asked, BOX, seconds, 100.0) == asked
-    assert fast_enough(asked, BOX, seconds, 17.0) == Arm(0.02, 8)
-    lower = fast_enough(asked, BOX, seconds, 10.0)
-    assert lower.rank == 4
-    assert 0.02 < lower.increment < 0.1
-    assert seconds(lower) <= 10.0
-    assert fast_enough(asked, BOX, seconds, 1.0) == Arm(0.1, 4)
+
+def test_who_did_not_answer_is_asked_for_the_lowest_rank():
+    """In its last round "c" did not; in a run without a clock nobody's seconds are known, and nobody is late."""
+    silent = {**HISTORY, "c": (HISTORY["c"][0], replace(HISTORY["c"][1], admitted=False))}
+    untimed = {c: tuple(replace(s, seconds=None) for s in of) for c, of in silent.items()}
+    ranks = list[Shape | None]()
+    for n in range(3, 30):
+        assert Controller(BOX, 0.5).plan(roster(silent, n), {})["c"].shape == Shape(4)
+        ranks.append(Controller(BOX, 0.5).plan(roster(untimed, n), {})["c"].shape)
+    assert any(shape != ranks[0] for shape in ranks)
 
 
 @pytest.mark.parametrize("speeds", [{"a": 1.0, "b": 6.0, "c": 2.0}, {"a": 1.0, "b": 1.0, "c": 9.0}], ids=str)
@@ -85,7 +93,7 @@ def test_every_plan_keeps_the_pace_where_that_is_possible(speeds):
             takes = speeds[c] * forecast(work).flops
             if pace is not None:
                 assert work.extra[PREDICTED] == pytest.approx(takes)
-                fastest = speeds[c] * forecast(Work(shape=replace(work.shape, rank=4), extra={RATIO: 0.1})).flops
+                fastest = speeds[c] * forecast(Work(shape=Shape(4))).flops
                 assert takes <= max(1.1 * pace, fastest) + 1e-9
             people[c] += (replace(seen(n, work.shape.rank, takes), extra=work.extra),)
 
