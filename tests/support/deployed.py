@@ -55,7 +55,7 @@ class ToyClient(Client):
 
     index = 0
 
-    def _rows(self) -> Any:
+    def _rows(self, local: Any) -> Any:
         client = self
 
         class Counted(testing.Ready):
