@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from fedft import strategies
 from fedft.benchmarks.clients import LONGEST, RANK, RATE, TARGETS, VOCABULARY, made_up
+from fedft.benchmarks.measure import resident_kilobytes
 from fedft.client.received_state import CohortCache, Memory
 from fedft.client.train import Client
 from fedft.data.examples import Example
@@ -80,16 +81,11 @@ def peak_of(strategy: str, hidden: int, layers: int) -> dict[str, float]:
         run(strategy, made_up(Path(small), 32, 1))
         gc.collect()
         CDLL(None).malloc_trim(0)
-        before = _kilobytes("VmRSS")
+        before = resident_kilobytes("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins here
         weights = run(strategy, Path(large))
-    beside = 1024 * (_kilobytes("VmHWM") - before)
+    beside = 1024 * (resident_kilobytes("VmHWM") - before)
     return {"copies": beside / weights, "peak_mb": beside / 1e6, "weights_mb": weights / 1e6}
-
-
-def _kilobytes(what: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what + ":"))
 
 
 def main() -> None:

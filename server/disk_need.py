@@ -15,10 +15,11 @@ import torch
 from fedft.config import RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
+from fedft.forecast.messages import message_bytes
 from fedft.recipe import Recipe, spec_of
 from fedft.reports.quantities import size
 from fedft.server.kept_generations import KEEP_LAST, kept
-from fedft.server.message_sizes import first_round, message_bytes
+from fedft.server.message_sizes import first_round
 from fedft.update import Spec
 
 log = logging.getLogger(__name__)

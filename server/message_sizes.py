@@ -3,13 +3,11 @@
 from fedft.config import RunConfig
 from fedft.contract import Layout, Member, Roster, State
 from fedft.errors import ConfigError
+from fedft.forecast.messages import message_bytes
 from fedft.recipe import Recipe, spec_of
 from fedft.reports.quantities import size
 from fedft.update import Plan, Spec
-from fedft.wire.body import body_bytes
 from fedft.wire.messages import MAX_MESSAGE_BYTES
-
-ROW_BYTES, HEADER_BYTES = 30, 250  # beside a tensor's name in a message's table, and of the rest of its header
 
 
 def check_sizes(config: RunConfig, recipe: Recipe, layout: Layout, clients: int) -> None:
@@ -63,13 +61,3 @@ def first_round(config: RunConfig, recipe: Recipe, layout: Layout, clients: int)
 def sent_down(recipe: Recipe, state: State, plan: Plan) -> Spec:
     """Names, shapes and dtypes of what is sent down to somebody new."""
     return spec_of(recipe.downlink(state, None, plan))
-
-
-def message_bytes(spec: Spec, codec: str) -> int:
-    """Bytes of a message with these tensors, within those of a header.
-
-    Raises ConfigError for a tensor that is neither a vector nor a matrix, such as experts in one parameter.
-    """
-    if stack := next((f"{n} has {len(t.shape)} dimensions" for n, t in spec.items() if len(t.shape) > 2), ""):
-        raise ConfigError(f"{stack}, messages carry up to 2; wanted a strategy with adapters, or of seeds and scalars")
-    return HEADER_BYTES + sum(len(n) + ROW_BYTES for n in spec) + body_bytes(spec, codec)

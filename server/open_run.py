@@ -10,10 +10,10 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from fedft import registry, strategies
 from fedft.board.live_file import LiveFile
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
-from fedft.contract import State
+from fedft.contract import Forecast, State, Work
+from fedft.forecast.anatomy import anatomy_of
+from fedft.forecast.work import forecaster
 from fedft.models import dtypes
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
@@ -86,10 +88,18 @@ class OpenRun:
         """
         federation = Federation(
             post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
-            virtual=virtual, deployed=self.deployed, roll=roll, steering=self.steering,
+            virtual=virtual, deployed=self.deployed, roll=roll, steering=self.steering, forecast=self.forecast,
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         return Loop(federation, self.metrics, lift, gates)
+
+    def forecast(self, work: Work) -> Forecast:
+        """What a work of this run takes at a client of whose rows nothing is known, for planners."""
+        return self._forecast(work)
+
+    @cached_property
+    def _forecast(self) -> Callable[[Work], Forecast]:
+        return forecaster(anatomy_of(self.here.base), self.here.layout, self.config, self.recipe)
 
     def finish(self, state: State, clients: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Set the model to the final `state` and write it with the summary; returns the summary.

@@ -7,9 +7,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from fedft.forecast.messages import message_bytes
 from fedft.models import device_arithmetic
 from fedft.server import disk_need
-from fedft.server.message_sizes import first_round, message_bytes, sent_down
+from fedft.server.message_sizes import first_round, sent_down
 from fedft.simulations import fleet
 from fedft.simulations.workplace import Workplace
 

@@ -19,14 +19,14 @@ def kept(names: Sequence[str], model: nn.Module, numbers: str | None) -> list[st
     """
     if numbers is None:
         return list(names)
-    there = {at for n, _ in model.named_modules() if (at := _number(n)) is not None}
+    there = {at for n, _ in model.named_modules() if (at := number_of(n)) is not None}
     wanted = check.number_ranges("layers", numbers)
     if lost := [r for r in wanted if not there.issuperset(r[:: max(1, len(r) - 1)])]:
         has = f"layers {min(there)} to {max(there)}" if there else "no numbered layers"
         raise DataError(f"[model] layers: there is no layer {lost[0][-1]}; this model has {has}")
-    return [n for n in names if any(_number(n) in r for r in wanted)]
+    return [n for n in names if any(number_of(n) in r for r in wanted)]
 
 
-def _number(name: str) -> int | None:
+def number_of(name: str) -> int | None:
     """The number of the layer that a name is in; None for one that is in no layer."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)

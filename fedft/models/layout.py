@@ -34,7 +34,7 @@ def layout_of(
             Modules that cannot be trained whole.
     """
     model = base.model
-    linear = {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}
+    linear = linear_layers(model)
     whole = whole_modules(base, modules_to_save)
     output = model.get_output_embeddings() if tasks.of(base.task).generates else None
     body = {n: s for n, s in linear.items() if model.get_submodule(n) is not output and not inside(n, whole)}
@@ -47,6 +47,11 @@ def layout_of(
     order = tuple(n for n in order_of(model) if n in parameters)
     fused = frozenset(modules.keys() & experts)
     return Layout(_in_order(modules), _in_order(heads), _in_order(parameters), order, fused, whole)
+
+
+def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear layer of a model by name, of its output and head, too, in the model's own order."""
+    return {n: _out_in(m) for n, m in model.named_modules() if _is_linear(m)}
 
 
 def _in_order(shapes: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def packed(
     """
     every = sum(p.numel() for p in base.model.parameters())
     weights, repairs = 0, {}
-    for names in _packable(base, modules_to_save):
+    for names in packable(base, modules_to_save):
         layer: Any = base.model.get_submodule(names[0])
         weight = _out_in(layer).detach().to(device)
         small = PackedLinear(weight.contiguous(), layer.bias, bits, dtype).train(layer.training)
@@ -77,7 +77,7 @@ def below_adapters(base: Base, bits: Bits, repair_rank: int = 0) -> Base:
 def rounded(base: Base, bits: Bits, modules_to_save: Sequence[str] = (), repair_rank: int = 0) -> Base:
     """The base with the weights that `packed` ones stand for, as floats, changed in place; arguments as there."""
     form = FORMS[bits]
-    for name, *_ in _packable(base, modules_to_save):
+    for name, *_ in packable(base, modules_to_save):
         layer: Any = base.model.get_submodule(name)
         weight = _out_in(layer).detach()
         kept = form.unpack(form.pack(weight), weight.numel()).view(weight.shape)
@@ -87,7 +87,7 @@ def rounded(base: Base, bits: Bits, modules_to_save: Sequence[str] = (), repair_
     return replace(base, bits=bits)
 
 
-def _packable(base: Base, modules_to_save: Sequence[str]) -> list[list[str]]:
+def packable(base: Base, modules_to_save: Sequence[str] = ()) -> list[list[str]]:
     """All names of each layer that is packed; a layer that shares its weight with another one is not."""
     model = base.model
     left = whole_modules(base, modules_to_save)

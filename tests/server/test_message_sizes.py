@@ -7,6 +7,7 @@ import pytest
 
 from fedft import run_file, strategies, testing
 from fedft.errors import ConfigError
+from fedft.forecast.messages import message_bytes
 from fedft.server import app, message_sizes
 from fedft.simulations import run as runs
 from fedft.update import TensorSpec
@@ -24,8 +25,8 @@ def test_a_stack_of_matrices_is_refused_by_its_name() -> None:
     """Experts that lie in one parameter, under full fine-tuning."""
     spec = {"mlp.weight": TensorSpec((3, 4), "float32"), "mlp.experts.down_proj": TensorSpec((2, 3, 4), "float32")}
     with pytest.raises(ConfigError, match=r"^mlp.experts.down_proj has 3 dimensions, messages carry up to 2; wanted"):
-        message_sizes.message_bytes(spec, "fp32")
-    assert message_sizes.message_bytes({"mlp.weight": spec["mlp.weight"]}, "fp32") > 48
+        message_bytes(spec, "fp32")
+    assert message_bytes({"mlp.weight": spec["mlp.weight"]}, "fp32") > 48
 
 
 @pytest.mark.parametrize("name", ["fedit", "flora"])
@@ -44,7 +45,7 @@ def test_the_limit_is_where_the_message_of_the_first_plan_and_update_ends(
 
 
 def test_a_shorter_codec_makes_it_fit_and_more_clients_make_stacks_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = {c: message_sizes.message_bytes({"x": TensorSpec((1000,))}, c) for c in ("fp32", "fp16")}
+    lengths = {c: message_bytes({"x": TensorSpec((1000,))}, c) for c in ("fp32", "fp16")}
     assert lengths["fp32"] - lengths["fp16"] == pytest.approx(2000, abs=1)
     toy = testing.toy(strategies.make("fedit", {}))
     for up, down in (("fp32", "fp16"), ("fp16", "fp32")):
@@ -60,7 +61,7 @@ def test_a_shorter_codec_makes_it_fit_and_more_clients_make_stacks_too_long(monk
 def _bytes(toy: testing.Toy, codec: str) -> int:
     config = run_file.from_dict({"strategy": {"name": "fedit"}, "clients": {"rank": 4}})
     state, (plan, *_) = message_sizes.first_round(config, toy.recipe, toy.layout, 3)
-    return message_sizes.message_bytes(message_sizes.sent_down(toy.recipe, state, plan), codec)
+    return message_bytes(message_sizes.sent_down(toy.recipe, state, plan), codec)
 
 
 def test_the_limit_is_the_carrier_s() -> None:

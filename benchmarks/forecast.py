@@ -1,0 +1,200 @@
+"""Memory of a client's turn as `fedft plan` foresees it, and as a process that does it is measured to take.
+
+    measured   peak of resident memory over building the model, two rounds of two steps and an evaluation, less what the
+               process had after the same on a tiny model (libraries and compiled kernels)
+    forecast   `fedft.forecast` of the same run file, less what it takes for a process
+
+Models of random weights, a few million parameters: a Llama whose heads share keys and values, a GPT-2, a BERT with a
+classifier. malloc maps each large block by itself, as it does those of real models. Linux only. By itself:
+`python -m fedft.benchmarks.forecast`.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from ctypes import CDLL
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers.utils import logging
+
+from fedft import strategies
+from fedft.benchmarks.measure import resident_kilobytes
+from fedft.client.train import Client
+from fedft.config import RunConfig
+from fedft.contract import Work
+from fedft.data.examples import IGNORED, Example
+from fedft.forecast.anatomy import anatomy_of
+from fedft.forecast.memory import Memory
+from fedft.forecast.work import Forecaster, Rows
+from fedft.models import checkpointing, layout, load, quantized_base
+from fedft.models.handle import ModelHandle
+from fedft.recipe import Recipe
+from fedft.run_file import from_dict
+from fedft.training import objectives
+from fedft.update import Plan
+
+ROUNDS, STEPS, ROWS, RANK = 2, 2, 16, 8
+TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "bert": ["query", "value"]}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the table."""
+
+    model: Literal["llama", "gpt2", "bert"]
+    trains: Literal["all", "qv", "full"]
+    tokens: int
+    checkpointing: bool = False
+    batch: int = 8
+    micro_batch: int = 0
+    """0: none."""
+    base_bits: int = 0
+    """0: float32."""
+    hidden: int = 256
+    layers: int = 6
+
+    def config(self) -> RunConfig:
+        """Its run file."""
+        model: dict[str, Any] = {"targets": "all-linear" if self.trains == "all" else TARGETS[self.model]}
+        model |= {"base_bits": self.base_bits} if self.base_bits else {}
+        model |= {"task": "sequence-classification", "labels": list("abc")} if self.model == "bert" else {}
+        local: dict[str, Any] = {"steps": STEPS, "batch_size": self.batch, "checkpointing": self.checkpointing}
+        local |= {"micro_batch": self.micro_batch} if self.micro_batch else {}
+        tables = {
+            "model": {**model, "dtype": "float32"}, "data": {"max_length": self.tokens}, "local": local,
+            "strategy": {"name": "fedavg" if self.trains == "full" else "fedit"}, "clients": {"rank": RANK},
+        }  # fmt: skip
+        if self.trains == "full":
+            del tables["model"]["targets"], tables["clients"]
+        return from_dict(tables)
+
+
+SETTINGS: Sequence[Setting] = (
+    Setting("llama", "all", 256),
+    Setting("llama", "all", 256, checkpointing=True),
+    Setting("llama", "qv", 256),
+    Setting("llama", "full", 128),
+    Setting("llama", "all", 512, micro_batch=2, base_bits=4),
+    Setting("gpt2", "all", 256),
+    Setting("gpt2", "qv", 128),
+    Setting("gpt2", "full", 256),
+    Setting("gpt2", "all", 256, checkpointing=True),
+    Setting("bert", "all", 256),
+    Setting("bert", "qv", 128),
+    Setting("bert", "full", 256),
+)
+
+
+def base_of(setting: Setting) -> load.Base:
+    """A model of random weights."""
+    h, n = setting.hidden, setting.layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if setting.model == "llama":
+            net: Any = transformers.LlamaForCausalLM(
+                transformers.LlamaConfig(
+                    hidden_size=h, intermediate_size=h * 11 // 4, num_hidden_layers=n, num_attention_heads=8,
+                    num_key_value_heads=2, vocab_size=4000, max_position_embeddings=512, pad_token_id=0,
+                )
+            )  # fmt: skip
+        elif setting.model == "gpt2":
+            ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+            net = transformers.GPT2LMHeadModel(
+                transformers.GPT2Config(n_embd=h, n_layer=n, n_head=8, vocab_size=4000, n_positions=512, **ends)
+            )
+        else:
+            net = transformers.BertForSequenceClassification(
+                transformers.BertConfig(
+                    hidden_size=h, intermediate_size=4 * h, num_hidden_layers=n, num_attention_heads=8, vocab_size=4000,
+                    num_labels=3,
+                )
+            )  # fmt: skip
+    task = "sequence-classification" if setting.model == "bert" else "causal-lm"
+    drawn = frozenset(n for n, _ in net.named_parameters() if n.startswith("classifier"))
+    base = load.Base(net, None, task, "made up", "", drawn=drawn)
+    return quantized_base.packed(base, setting.base_bits) if setting.base_bits else base  # type: ignore[arg-type]
+
+
+def rows_of(setting: Setting) -> list[Any]:
+    """Rows of unlike length, of which half is learned."""
+    g = torch.Generator().manual_seed(0)
+    found = []
+    for k in range(ROWS):
+        length = setting.tokens - (setting.tokens // 3) * (k % 4) // 4
+        ids = torch.randint(1, 4000, (length,), generator=g).tolist()
+        half = length // 2
+        labels: Any = k % 3 if setting.model == "bert" else [IGNORED] * half + ids[half:]
+        found.append(Example(ids, labels, 0 if setting.model == "bert" else half))
+    return found
+
+
+def forecast(setting: Setting, base: load.Base, of: layout.Layout, rows: Sequence[Any], recipe: Recipe) -> Memory:
+    """What the plan says of a setting."""
+    sizes = [(len(r.input_ids), r.learned) for r in rows]
+    known = Rows.of(sizes, sizes, setting.batch)
+    return Forecaster(anatomy_of(base), of, setting.config(), recipe, known).memory(Work())
+
+
+def turn(setting: Setting) -> Memory:
+    """Do what a client does, and give what is foreseen of it."""
+    config = setting.config()
+    recipe, base, rows = strategies.of(config), base_of(setting), rows_of(setting)
+    whole = [] if setting.trains == "full" else config.model.targets
+    handle = ModelHandle(base.model, layout.layout_of(base, whole), recipe.space, objective=objectives.of(config))
+    found = forecast(setting, base, handle.layout, rows, recipe)
+    if setting.checkpointing:
+        checkpointing.switch_on(base.model, base.source)
+    client = Client("a", rows, rows, base, handle, recipe, config)
+    rank = 0 if recipe.space.rank_free else RANK
+    state = recipe.first_state(handle.layout, rank, 0)
+    for number in range(ROUNDS + 1):
+        plan = Plan("", number, 0, rank=rank, steps=STEPS, learning_rate=1e-3, evaluate=number == ROUNDS)
+        client.carry_out(replace(plan, tensors=recipe.downlink(state, None, plan)))
+    return found
+
+
+def peak_of(setting: Setting) -> dict[str, float]:
+    """Bytes measured and foreseen; called in a process of its own."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable_progress_bar()
+    turn(Setting(**{**asdict(setting), "hidden": 32, "layers": 1, "tokens": 16}))
+    gc.collect()
+    CDLL(None).malloc_trim(0)
+    before = resident_kilobytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins here
+    said = turn(setting)
+    beside = 1024 * (resident_kilobytes("VmHWM") - before)
+    return {"measured_mb": beside / 1e6, "forecast_mb": (said.peak - said.process) / 1e6, "where": said.where}
+
+
+def compare(settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """A row for each setting, each in a process of its own."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    rows = []
+    for setting in settings:
+        command = [sys.executable, "-m", "fedft.benchmarks.forecast", json.dumps(asdict(setting))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        rows.append({**asdict(setting), **json.loads(done.stdout)})
+    return rows
+
+
+def main() -> None:
+    """Print, as JSON, what is measured and foreseen of each setting, or of the one that is named."""
+    if len(sys.argv) > 1:
+        print(json.dumps(peak_of(Setting(**json.loads(sys.argv[1])))))  # noqa: T201
+    else:
+        for row in compare(SETTINGS):
+            print(json.dumps(row))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""What one client's work takes: memory at its peak, operations, bytes each way.
+
+    forecast = forecaster(anatomy, layout, config, recipe)
+    forecast(Work(Shape(8), steps=20)).memory
+
+Nothing large is allocated, and no model is needed. What a work leaves open is as in the run file; of LoRA's ranks the
+largest.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import ceil, prod
+
+from fedft.config import RunConfig
+from fedft.contract import Forecast, Layout, Work
+from fedft.forecast import memory, seconds
+from fedft.forecast.activations import FLOAT, Learning, Pass
+from fedft.forecast.anatomy import Anatomy
+from fedft.forecast.memory import Memory, Sizes
+from fedft.forecast.messages import drawn_share, message_bytes
+from fedft.models.layer_numbers import number_of
+from fedft.recipe import Recipe
+from fedft.training.first_order import gradient_steps
+from fedft.update import Plan, Shape, Spec
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of a client's rows; by default nothing is, and the run file's limits stand for them."""
+
+    longest: int | None = None
+    """Tokens of the longest row; None: `[data] max_length`."""
+    usual: float | None = None
+    """Tokens that a row has in a batch on average, padding among them; None: `longest`."""
+    learned: int | None = None
+    """Most learned places of a row; None: all but one of its tokens."""
+    train: int | None = None
+    """How many there are to train on; None: unknown, so `[local] steps` counts."""
+    held_out: int | None = None
+    """How many an evaluation measures; None: as many as `[eval] batch_size`."""
+    padded: bool = True
+    """Whether rows of a batch are of unlike length."""
+
+    @classmethod
+    def of(cls, train: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]], batch: int) -> "Rows":
+        """What is to know of rows whose (tokens, learned places) these are, in batches of so many."""
+        every, lengths = [*train, *held_out], sorted(length for length, _ in train)
+        n = max(1, len(lengths))
+        usual = sum(
+            x * (((i + 1) / n) ** batch - (i / n) ** batch) for i, x in enumerate(lengths)
+        )  # largest of a batch
+        return cls(
+            max((x for x, _ in every), default=None), usual or None, max((x for _, x in every), default=None),
+            len(train), len(held_out), len(set(lengths)) > 1,
+        )  # fmt: skip
+
+
+def forecaster(
+    anatomy: Anatomy, layout: Layout, config: RunConfig, recipe: Recipe, rows: Rows | None = None
+) -> Callable[[Work], Forecast]:
+    """The function that forecasts a work of this run, at a client with these rows; pure, within milliseconds.
+
+    Args:
+        anatomy: of the base model.
+        layout: its trainable parts, as the recipe's kind of adapter takes them.
+        config: as resolved when a run begins: `[data] max_length` and `[model] dtype` are no "auto".
+        recipe: of its strategy.
+        rows: what is known of the client's; None: nothing.
+    """
+    return Forecaster(anatomy, layout, config, recipe, rows or Rows()).forecast
+
+
+@dataclass(frozen=True)
+class Forecaster:
+    """`forecaster` with its parts to ask for; arguments as there."""
+
+    anatomy: Anatomy
+    layout: Layout
+    config: RunConfig
+    recipe: Recipe
+    rows: Rows = field(default_factory=Rows)
+    together: int = 1
+    """Clients that share a pass."""
+    asked: int | None = None
+    """Clients of a round, whose updates a state that grows brings down; None: as the run file says, or one."""
+
+    def forecast(self, work: Work) -> Forecast:
+        """What the work takes."""
+        return Forecast(self.memory(work).peak, self.flops(work), self.up(work), self.down(work))
+
+    def shape(self, work: Work) -> Shape:
+        """The adapter's shape; where the work does not say it, of the run file's largest rank."""
+        if work.shape is not None:
+            return work.shape
+        return Shape(0 if self.recipe.space.rank_free else max(self.config.ranks()))
+
+    def plan(self, work: Work) -> Plan:
+        """The plan that the work becomes, without tensors."""
+        return work.planned(Plan("", 0, 0, steps=self.steps(work)), self.shape(work).rank)
+
+    def steps(self, work: Work) -> int:
+        """Optimiser steps of the round."""
+        local = self.config.local
+        return work.steps or (local.steps if self.rows.train is None else local.steps_over(self.rows.train))
+
+    def memory(self, work: Work) -> Memory:
+        """Bytes of the client's process at its peak, part by part."""
+        learning, sizes = self._learning(work)
+        step, pieces = self._step(work)
+        return memory.memory_of(
+            self.anatomy, self.config.model, self.config.local, learning, sizes, step, self._evaluation(),
+            back_propagates=self._back_propagates, pieces=pieces, bits=work.bits or None,
+        )  # fmt: skip
+
+    def flops(self, work: Work) -> float:
+        """Operations of all steps of the round."""
+        learning, sizes = self._learning(work)
+        step, pieces = self._step(work, self.rows.usual)
+        adapters = sizes.learned - sizes.whole + sizes.frozen
+        passes = 0 if self._back_propagates else 2 * self._samples
+        one = seconds.step_flops(self.anatomy, learning, step, adapters, passes)
+        return self.steps(work) * pieces * one / self.together
+
+    def up(self, work: Work) -> int:
+        """Bytes of the update, as the codec writes normal numbers."""
+        spec = self.recipe.spec(self.layout, self.plan(work))
+        return message_bytes(spec, self.config.codec.up, self._drawn)
+
+    def down(self, work: Work) -> int:
+        """Bytes of the plan that brings a client from one version to the next, in which all do such work.
+
+        What changes of a state are codes of normal numbers; a state that clients add up is sent as all have sent it.
+        """
+        recipe, codec = self.recipe, self.config.codec
+        spec = recipe.spec(self.layout, self.plan(work))
+        if not recipe.replaces_what_is_held and not codec.changes:
+            asked = self.asked or self.config.clients.per_round or self.config.data.clients or 1
+            return message_bytes(spec, "fp32") * (asked if recipe.downlink_is_increment else 1)
+        return message_bytes(self._state(work), codec.changes or codec.plans)
+
+    @cached_property
+    def _drawn(self) -> float:
+        return drawn_share(self.recipe.spec(self.layout, self.plan(Work())), self.config.codec.up)
+
+    @property
+    def _back_propagates(self) -> bool:
+        return gradient_steps(self.recipe.local) is not None
+
+    @property
+    def _samples(self) -> int:
+        """Directions of a step of a zeroth-order method."""
+        found = self.config.strategy.options.get("samples", 1)
+        return found if isinstance(found, int) else 1
+
+    def _state(self, work: Work) -> Spec:
+        """What a client holds of a state that replaces what it held."""
+        space, shape = self.recipe.space, self.shape(work)
+        return space.spec(self.layout, shape if self.recipe.cuts_the_state else self.shape(Work()))
+
+    def _step(self, work: Work, tokens: float | None = None) -> tuple[Pass, int]:
+        """(the pass of a piece of a step, how many pieces a step has)."""
+        local, batch = self.config.local, work.batch or self.config.local.batch_size
+        rows = min(batch, local.micro_batch) if isinstance(local.micro_batch, int) else batch
+        return self._pass(rows * self.together, tokens), ceil(batch / rows)
+
+    def _pass(self, rows: int, tokens: float | None = None) -> Pass:
+        local, longest = self.config.local, self.rows.longest or self.config.data.length
+        length = round(tokens or longest)
+        learned = min(length, length - 1 if self.rows.learned is None else self.rows.learned)
+        return Pass(
+            rows, length, rows * learned, self.rows.padded and rows > 1 and not local.packing,
+            2 if self.config.model.dtype in ("bfloat16", "float16") and not self._float else FLOAT,
+            local.autocast, self.config.model.lora_dropout, local.checkpointing,
+        )  # fmt: skip
+
+    @property
+    def _float(self) -> bool:
+        """Whether the base is put into float32, since small steps of its parameters must not be lost."""
+        space = self.recipe.space
+        return space.of_base and not getattr(space, "along_directions", False)
+
+    def _evaluation(self) -> Pass | None:
+        """The pass of an evaluation; None where there is none."""
+        e, held_out = self.config.eval, self.rows.held_out
+        rows = e.batch_size if held_out is None else min(e.batch_size, held_out, e.max_rows or held_out)
+        return self._pass(rows) if rows else None
+
+    def _learning(self, work: Work) -> tuple[Learning, Sizes]:
+        """What learns, and how many numbers that is."""
+        space, plan = self.recipe.space, self.plan(work)
+        trained = {n: prod(s) for n, s in space.trained(self.layout, plan.shape).items()}
+        learns = self._learns(plan)
+        live = {n: size for n, size in trained.items() if learns(n)}
+        head = sum(map(prod, self.layout.head.values()))
+        modules = {n.rpartition(".")[0] for n in live}
+        of_base = space.of_base
+        ranks = {m: 0 if of_base else plan.shape.of(m) for m in self.anatomy.parts if m in modules}
+        full = of_base and len(live) == len(trained)
+        by_layer = [0] * self.anatomy.layers
+        for n, size in live.items():
+            if (at := number_of(n)) is not None and at < len(by_layer):
+                by_layer[at] += size
+        learned = sum(live.values())
+        frozen = sum(trained.values()) - learned
+        if not of_base and getattr(space, "pairs", False):
+            frozen += self._frozen_factors(plan.shape, trained)
+        held = sum(prod(t.shape) for t in self._state(work).values())
+        whole = head + (learned if of_base else 0)
+        moved = self.recipe.downlink_is_increment and space.pairs and not self.config.model.base_bits
+        originals = sum(o * i for o, i in self.layout.modules.values()) if moved else 0  # w0 of weights that are merged
+        sizes = Sizes(
+            learned + head, max((*live.values(), *map(prod, self.layout.head.values())), default=0),
+            0 if of_base else frozen, held + originals, by_layer, whole,
+        )  # fmt: skip
+        return Learning({} if full else ranks, full), sizes
+
+    def _learns(self, plan: Plan) -> Callable[[str], bool]:
+        """Whether a tensor of this name learns under a plan."""
+        steps = gradient_steps(self.recipe.local)
+        endings = steps.trains(plan) if steps is not None and steps.trains is not None else ("",)
+        return lambda name: name.endswith(endings) and plan.shape.learns(name)
+
+    def _frozen_factors(self, shape: Shape, trained: Mapping[str, int]) -> int:
+        """Numbers of factors that are drawn from the run's seed and never learn."""
+        whole = sum(shape.of(m) * (o + i) for m, (o, i) in self.layout.modules.items())
+        return max(0, whole - sum(trained.values()))
