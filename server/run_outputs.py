@@ -23,7 +23,7 @@ from fedft.models import base_note, export, tasks
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
-from fedft.reports import columns, metric_log
+from fedft.reports import columns, metric_log, plan_facts
 from fedft.server import by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
@@ -75,7 +75,8 @@ def summary_of(
     """The content of summary.json: how the run ended, first and last evaluation, bytes, seconds, digests.
 
     `cut_weights` is in how many rounds each client counted less than by its rows, by `max_share`; `memory_lost`, in how
-    many it had lost what it kept between rounds.
+    many it had lost what it kept between rounds. With virtual devices there are their seconds, and where somebody plans
+    what `plan_facts.summary` says.
     The arguments are those of `write_outputs`.
     """
     measured = [line for line in lines if "evaluation" in line]
@@ -98,6 +99,7 @@ def summary_of(
         "bytes_down": sum(line["bytes_down"] for line in lines),
         "seconds": round(max(seconds, sum(map(metric_log.wall_seconds, lines))), 3),  # resumed: all of it
         **({"seconds_virtual": math.fsum(virtual)} if (virtual := metric_log.virtual_seconds(lines)) else {}),
+        **plan_facts.summary(lines),
         "refused": sum(len(line.get("refused", [])) for line in lines),
         "max_share": config.limits.max_share,
         MEMORY_LOST: dict(Counter(c for line in lines for c in line.get(MEMORY_LOST, ()))),

@@ -10,15 +10,14 @@ same run file and seed give the same seconds on every machine.
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from fedft import check
 from fedft.config import Devices, RunConfig
-from fedft.contract import Layout
+from fedft.contract import Forecast, Work
 from fedft.errors import ConfigError
 from fedft.randomness import philox
-from fedft.recipe import Recipe
 from fedft.simulations.availability import ALWAYS, Trace, traces
 from fedft.update import Plan
 
@@ -156,14 +155,6 @@ def _share(seed: int, purpose: str, client: str, round: int) -> float:
     return (philox.derive(seed, f"devices.{purpose}", client, round) >> 10) / 2**53
 
 
-def operations(config: RunConfig, recipe: Recipe, layout: Layout, plan: Plan) -> float:
-    """Floating-point operations of a plan's local steps: by token, 6 for a number that learns and 4 for a frozen one.
-
-    Two of them are the pass forward, two the gradients of activations, two more those of what learns. A step is taken
-    to have `[local] batch_size` rows of `[data] max_length` tokens, and to differentiate: of methods that only
-    compare losses it is twice as many as there are, and more.
-    """
-    learns = sum(math.prod(t.shape) for t in recipe.space.spec(layout, plan.shape).values())
-    base = sum(map(math.prod, layout.parameters.values()))
-    tokens = plan.steps * config.local.batch_size * config.data.length
-    return float(tokens) * (6 * learns + 4 * (base - learns if recipe.space.of_base else base))
+def operations(forecast: Callable[[Work], Forecast], plan: Plan) -> float:
+    """Floating-point operations of a plan's local steps, by the formula that planners are told."""
+    return forecast(Work(plan.shape, plan.steps, batch=plan.batch or None, bits=plan.bits or None)).flops

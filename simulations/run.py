@@ -107,7 +107,7 @@ def _loop(opened: OpenRun, place: Workplace, post: Post) -> Loop:
         post,
         config,
         devices.dealt(config, place.clients),
-        work=partial(devices.operations, config, recipe, place.layout),
+        work=partial(devices.operations, opened.forecast),
         brought=partial(budget.brought, earlier=lines, adds=not recipe.replaces_what_is_held),
     )
     return opened.loop(slow, clock=slow.clock, virtual=True)

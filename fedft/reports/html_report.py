@@ -12,7 +12,7 @@ from typing import Any
 
 from fedft import durable
 from fedft.errors import ConfigError, RunPaused
-from fedft.reports import columns, plots
+from fedft.reports import columns, plans, plots
 from fedft.reports.comparison import BASELINES, readable, shown_columns
 from fedft.reports.finished_runs import gather
 from fedft.training.metrics.loss import LOSS
@@ -41,6 +41,9 @@ th { font-weight: 400; color: #767676; vertical-align: bottom; white-space: norm
 th:first-child, td:first-child { text-align: left; padding-left: 0 } td { font-weight: 400 }
 td.best { font-weight: 700 }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1.2rem }
+.maps { display: flex; flex-wrap: wrap; gap: 1.2rem 2.5rem; margin: .6rem 0 1.2rem }
+.maps img { width: auto; max-width: 100% }
+h3 { font-size: 1rem; font-weight: 400; margin: 1.4rem 0 .3rem }
 figure { margin: 0; break-inside: avoid } figure img { width: 100%; height: auto } figcaption { color: #555 }
 ul.key { list-style: none; margin: 0 0 1rem; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem }
 .swatch { width: 42px; height: 14px; vertical-align: middle; margin-right: .5rem }
@@ -59,14 +62,14 @@ def write(folders: Sequence[Path], to: Path) -> dict[str, Any]:
     """
     comparison = gather(folders)
     try:
-        durable.write(to, page(comparison).encode())
+        durable.write(to, page(comparison, plans.section(plans.of_folders(folders), _image)).encode())
     except RunPaused as e:  # there is no run that could be resumed
         raise ConfigError(f"--to {to}: cannot be written: {getattr(e.__cause__, 'strerror', e)}") from e
     return comparison
 
 
-def page(comparison: Mapping[str, Any]) -> str:
-    """The page, HTML text, of a comparison as `comparison.compare` gives it."""
+def page(comparison: Mapping[str, Any], behind: str = "") -> str:
+    """The page, HTML text, of a comparison as `comparison.compare` gives it; `behind` is HTML that ends it."""
     facts = dict(comparison["about"])
     contenders = facts.pop("contenders", {})
     variants = {c: " ".join(o) for c, o in contenders.items() if [k for k in o if not k.startswith("strategy.name=")]}
@@ -89,6 +92,7 @@ def page(comparison: Mapping[str, Any]) -> str:
             f"<h2>Variants</h2>{_facts(variants)}" if variants else "",
             "<h2>Plots</h2>",
             _plots(comparison),
+            behind,
             "</body></html>\n",
         ]
     )

@@ -175,6 +175,26 @@ def _ends(rows: Sequence[Mapping[str, Any]], look: Mapping[str, Style]) -> str:
     return _svg(draw)
 
 
+def against(pairs: Sequence[tuple[float, float]]) -> str:
+    """The SVG of (predicted, measured) seconds, all above 0, as dots, with the line on which they are equal."""
+
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    def draw(axes: Any) -> None:
+        ends = [min(min(p) for p in pairs) / 1.5, max(max(p) for p in pairs) * 1.5]
+        axes.set(
+            xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="predicted seconds", ylabel="measured seconds"
+        )
+        axes.plot(ends, ends, color="#9a9a9a", linewidth=0.8)
+        axes.plot(*zip(*pairs, strict=True), color=PALETTE[0], marker="o", linestyle="", alpha=0.5)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=7))
+            axis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+            axis.set_minor_formatter(NullFormatter())
+
+    return _svg(draw, inches=(3.6, 3.4))
+
+
 def swatch(style: Style) -> str:
     """The SVG of a piece of a method's line, for the key."""
     return _svg(lambda axes: _piece(axes, style), inches=(0.42, 0.14), bare=True)

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from fedft import run_file
+from fedft.contract import Work
 from fedft.errors import RunPaused
+from fedft.forecast.anatomy import anatomy_of
+from fedft.forecast.work import forecaster
 from fedft.server.checkpoint import Store
-from fedft.simulations import devices
+from fedft.simulations import devices, workplace
 from fedft.simulations import run as runs
 
 SMALL = (
@@ -74,9 +77,9 @@ def test_a_round_takes_as_long_as_its_slowest_device(simulated: Run) -> None:
     slowest = min(d.flops for d in dealt.values())
     links = spent["up"] / 4 / 1e5 + spent["down"] / 4 / 1e6
     work = run.lines[1]["seconds"]["virtual"] - links
-    base = json.loads((run.folder / "summary.json").read_text())["header"]["parameters"]
-    learns = run.summary["header"]["trainable"]
-    assert work * slowest == pytest.approx(2 * 32 * (4 * base + 6 * learns), rel=0.01)
+    place = workplace.workplace(config, data=False)
+    forecast = forecaster(anatomy_of(place.base), place.layout, config, place.recipe)
+    assert work * slowest == pytest.approx(forecast(Work(steps=1)).flops, rel=0.01)
 
 
 SLOW = [

@@ -32,3 +32,20 @@ def compared(*labels: str) -> dict[str, Any]:
     }
     baselines = {name: of(*(lines(0.02 * s, traffic=0) for s in range(2))) for name in ("local", "central")}
     return comparison.compare({"model": "m", "budget": "none"}, methods | baselines)
+
+
+def planned(clients: int = 6, rounds: int = 5, *, modules: int = 8, off: float = 1.2) -> list[Any]:
+    """The lines of a run whose even clients are fast and have ranks by module; `off`: measured by predicted seconds."""
+    found = lines(rounds=rounds)
+    names = [f"layers.{n}.{part}" for n in range(-(-modules // 2)) for part in ("k_proj", "q_proj")][:modules]
+    for line in found[1:]:
+        plans, took = {}, {}
+        for n in range(clients):
+            slow, client = n % 2, f"site-{n}"
+            ranks = {m: 16 if k % 3 else 4 for k, m in enumerate(names)} if not slow else dict.fromkeys(names[:2], 0)
+            plans[client] = {"rank": 8, "ranks": ranks, "steps": 5 + line["round"] // 2, "batch": 2 << n % 3}
+            plans[client] |= {"bits": 4 if slow else 16, "extra": {"predicted_s": 3.0 + n, "ratio": 0.1 * n}}
+            plans[client] |= {"chosen": [m for m in names if "q_proj" in m]} if n % 3 == 2 else {}
+            took[client] = off * (3.0 + n) * (1 + 0.01 * line["round"])
+        line |= {"plans": plans, "reply_s": took, "participants": list(took)}
+    return found
