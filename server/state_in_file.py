@@ -19,6 +19,7 @@ def resting(state: State, path: Path) -> State:
     shared = state.tensors
     if sys.platform == "win32" or isinstance(shared, Digested) or sum(x.nbytes for x in shared.values()) < LARGE:
         return state  # Windows deletes no file that is open
-    places = tensor_file.places(path, durable.DIGEST_BYTES)
+    with path.open("rb") as f:
+        places = tensor_file.places(f, durable.DIGEST_BYTES)
     own = {n: places[f"/{n}"] for n in shared}
     return State(state.version, DigestedInFile(path, own, state.shared_digest), state.own)

@@ -7,15 +7,20 @@ whole file in memory, twice.
 """
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from io import FileIO
+from tempfile import TemporaryFile
+from typing import BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
-from fedft.arithmetic.tensors_in_file import Place, as_it_is
+from fedft.arithmetic.tensors_in_file import LARGE, Place, TensorsInFile, as_it_is
+
+log = logging.getLogger(__name__)
 
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -47,15 +52,34 @@ def parts(tensors: Tensors, metadata: Mapping[str, str]) -> Iterator[bytes | mem
     yield from (_bytes(tensors[name]) for name in order if tensors[name].numel())
 
 
-def places(path: Path, at: int) -> dict[str, Place]:
-    """Where each tensor of a file lies that has what `parts` made from the byte `at` on."""
-    with path.open("rb") as f:
-        f.seek(at)
-        size = int.from_bytes(f.read(8), "little")
-        said = json.loads(f.read(size))
+def places(file: BinaryIO | FileIO, at: int) -> dict[str, Place]:
+    """Where each tensor of an open file lies that has what `parts` made from the byte `at` on."""
+    file.seek(at)
+    size = int.from_bytes(file.read(8), "little")
+    said = json.loads(file.read(size))
     said.pop("__metadata__", None)
     dtypes, start = {name: dtype for dtype, name in DTYPES.items()}, at + 8 + size
     return {n: as_it_is(dtypes[t["dtype"]], tuple(t["shape"]), start + t["data_offsets"][0]) for n, t in said.items()}
+
+
+def aside(tensors: Tensors) -> Tensors:
+    """The same tensors, read from now on from a temporary file without a name, which goes with whoever has them.
+
+    It lies where Python's `tempfile` puts files (TMPDIR). Tensors that are not LARGE, or for which there is no room,
+    are given back as they are.
+    """
+    if sum(x.nbytes for x in tensors.values()) < LARGE:
+        return tensors
+    try:
+        file = cast(FileIO, TemporaryFile(prefix="fedft-", buffering=0))  # noqa: SIM115, open as long as it is read
+        for part in parts(tensors, {}):
+            left = memoryview(part)
+            while left:
+                left = left[file.write(left) :]
+    except OSError as e:
+        log.info("%s: what waits stays in memory", e)
+        return tensors
+    return TensorsInFile(file, places(file, 0))
 
 
 def _bytes(t: Tensor) -> memoryview:

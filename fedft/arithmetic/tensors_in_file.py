@@ -53,18 +53,18 @@ def _as_it_is(dtype: torch.dtype, shape: tuple[int, ...], raw: Tensor) -> Tensor
 class TensorsInFile(Apart):
     """A mapping of names to tensors of a file, which nobody writes to any more."""
 
-    def __init__(self, path: Path, places: Mapping[str, Place], *, stays_open: bool = True) -> None:
+    def __init__(self, path: Path | FileIO, places: Mapping[str, Place], *, stays_open: bool = True) -> None:
         """Open the file; OSError where that is not possible.
 
         Args:
-            path: of the file.
+            path: of the file; or the file, open, which nobody else reads: it needs no name.
             places: of the tensors, by name.
             stays_open: whether the file can be read whatever becomes of its name; else it is opened for each tensor,
                 so that a process may have any number of them.
         """
-        self._path, self._places, self._lock = path, dict(places), Lock()
-        file = open(path, "rb", buffering=0)  # noqa: SIM115, closed with the last who can read it
-        self._stamp = _stamp(file)
+        self._places, self._lock = dict(places), Lock()
+        file = path if isinstance(path, FileIO) else FileIO(path)
+        self._path, self._stamp = Path(str(file.name)), _stamp(file)
         self._file = file if stays_open else None
         finalize(self, file.close) if stays_open else file.close()
 
@@ -76,7 +76,7 @@ class TensorsInFile(Apart):
             with self._lock:
                 self._read(self._file, begin, raw)
         else:
-            with open(self._path, "rb", buffering=0) as file:
+            with FileIO(self._path) as file:
                 self._read(file, begin, raw)
         return made(raw)
 

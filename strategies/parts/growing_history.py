@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedft.arithmetic import tensor_file
 from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Handle, State, Turn
 from fedft.histories.rounds import History, Round, named
@@ -74,10 +75,12 @@ class Replay:
     """The change that a history amounts to: float32, one round after the other, always in the same order.
 
     Keeps the last sum, so a client that took part in every round adds one round; the bits are those of adding all.
-    Its memory is one copy of what is trained.
+    It is one copy of what is trained, in a temporary file where that is large (`tensor_file.aside`).
     """
 
-    _sum: dict[str, Tensor] = field(default_factory=dict)
+    _sum: Tensors = field(default_factory=dict)
+    _shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of the sum."""
     _done: list[Round] = field(default_factory=list)
     _seed: int | None = None
 
@@ -87,17 +90,19 @@ class Replay:
         shapes: Mapping[str, tuple[int, ...]],
         run_seed: int,
         add: Callable[[dict[str, Tensor], int, Tensors], None],
-    ) -> dict[str, Tensor]:
+    ) -> Tensors:
         """The sum by name, not to be changed; `add(sum, version, round)` adds one round in place."""
         asked = History.of(history)
-        fits = {n: tuple(x.shape) for n, x in self._sum.items()} == dict(shapes) and self._seed == run_seed
-        if not fits or not self._begins(asked):
-            self._sum = {n: torch.zeros(shape) for n, shape in shapes.items()}
-            self._done = []
+        if self._shapes != dict(shapes) or self._seed != run_seed or not self._begins(asked):
+            self._sum = {n: torch.zeros(()).expand(shape) for n, shape in shapes.items()}  # one number in memory each
+            self._shapes, self._done = dict(shapes), []
         self._seed = None  # a round added by half is not to be built on
-        for told in asked.rounds[len(self._done) :]:
-            add(self._sum, told.version, told.tensors)
-            self._done.append(told)
+        if news := asked.rounds[len(self._done) :]:
+            total = {n: x.contiguous() for n, x in self._sum.items()}
+            for told in news:
+                add(total, told.version, told.tensors)
+                self._done.append(told)
+            self._sum = tensor_file.aside(total)
         self._seed = run_seed
         return self._sum
 

@@ -1,6 +1,7 @@
 """A file of tensors in parts is one that the library reads, and costs no copy of them."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,25 @@ def test_tensors_that_lie_in_order_are_not_copied_and_others_are_written_in_orde
 def test_each_tensor_is_found_at_its_place_behind_whatever_stands_before(tmp_path: Path) -> None:
     path = tmp_path / "some"
     path.write_bytes(b"before." + b"".join(tensor_file.parts(SOME, META)))
-    found = TensorsInFile(path, tensor_file.places(path, 7))
+    with path.open("rb") as f:
+        found = TensorsInFile(path, tensor_file.places(f, 7))
     assert found.keys() == SOME.keys()
     assert all(found[n].dtype == t.dtype and torch.equal(found[n], t) for n, t in SOME.items())
+
+
+def test_what_is_put_aside_is_read_from_a_file_that_nobody_finds_and_holds_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert tensor_file.aside(SOME) is SOME
+    monkeypatch.setattr(tensor_file, "LARGE", 1)
+    found = tensor_file.aside(SOME)
+    assert isinstance(found, TensorsInFile)
+    assert list(tmp_path.iterdir()) == []
+    assert all(found[n].dtype == t.dtype and torch.equal(found[n], t) for n, t in SOME.items())
+
+
+def test_where_there_is_no_room_aside_tensors_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_file, "LARGE", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert tensor_file.aside(SOME) is SOME

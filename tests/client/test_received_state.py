@@ -40,7 +40,8 @@ def test_holding_costs_the_same_however_many_clients_there_are(monkeypatch):
 def test_a_plan_has_the_tensors_that_the_server_has_in_a_file_where_they_are_its_own_to_the_bit(tmp_path, clients):
     path, w = tmp_path / "state", {"w": torch.tensor([0.0, 1.0])}
     path.write_bytes(b"".join(tensor_file.parts(w, {})))
-    there = TensorsInFile(path, tensor_file.places(path, 0))
+    with path.open("rb") as f:
+        there = TensorsInFile(path, tensor_file.places(f, 0))
     cache = CohortCache()
     cache.members = [Memory(cache) for _ in range(clients)]
 
