@@ -198,7 +198,7 @@ MORE_OPTIMIZERS = (
     "paged_adamw_8bit", "lion_8bit", "paged_lion_8bit", "schedule_free_adamw", "schedule_free_sgd",
 )  # fmt: skip
 """The optimisers of other libraries that have a name here."""
-PLANNERS = ("halves",)
+PLANNERS = ("flops_budget", "halves", "important_layers", "rank_budget")
 """The planners of this package."""
 PREFERENCES = ("dpo", "orpo")
 """The objectives of this package that learn from pairs of answers."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedft.contract import Member, Seen
 from fedft.server.traffic import Traffic
-from fedft.update import Plan
+from fedft.update import Plan, Shape
 
 CLAIMS = ("memory", "flops", "up", "down")  # of a profile: larger ones bring more work
 WITHIN = 64.0  # times the median of all claims, or divided by it
@@ -71,9 +71,10 @@ def seen_after(
             up=traffic.up.get(client, 0), down=traffic.down.get(client, 0),
             loss=loss if math.isfinite(loss := said.get("loss", math.nan)) else None,
             norm=norms.get(client), admitted=client in metrics,
-            metrics={n: x for n, x in said.items() if n.startswith(OF_CLIENTS)},
+            metrics={n: x for n, x in said.items() if n.startswith(OF_CLIENTS)}, shape=plan.shape,
         )  # fmt: skip
-        found[client] = (*found.get(client, ()), one)[0 if most is None else -most :]
+        earlier = [s if s.shape is None else replace(s, shape=None) for s in found.get(client, ())]
+        found[client] = (*earlier, one)[0 if most is None else -most :]
     return found
 
 
@@ -89,7 +90,13 @@ def to_json(seen: SeenBy) -> dict[str, list[dict[str, Any]]]:
 
 def from_json(said: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[Seen, ...]]:
     """What was seen, as `to_json` wrote it."""
-    return {c: tuple(Seen(**one) for one in rounds) for c, rounds in said.items()}
+    return {c: tuple(_seen(one) for one in rounds) for c, rounds in said.items()}
+
+
+def _seen(one: Mapping[str, Any]) -> Seen:
+    if (shape := one.get("shape")) is None:
+        return Seen(**one)
+    return Seen(**{**one, "shape": Shape(shape["rank"], shape["ranks"], tuple(shape["chosen"]))})
 
 
 def told(plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ paper).
 Zhang et al., "Towards Building the Federated GPT: Federated Instruction Tuning", ICASSP 2024, arXiv:2305.05644.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 from fedft import check
@@ -22,5 +23,5 @@ def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
     """Weighted mean of A and of B; `padding="zero"` allows unlike ranks."""
     check.one_of(("none", "zero"), padding=padding)
     if padding == "zero":
-        return of_unlike_ranks("fedit", padded_mean)
+        return replace(of_unlike_ranks("fedit", padded_mean), unlike_modules=True)
     return Recipe("fedit", LoRA(), ring_summable=True, any_kind=True, bases="any", unlike_modules=True)

@@ -50,7 +50,7 @@ def flexlora(
     """
     check.one_of(tuple(SHARE_OF_A), gauge=gauge)
     server = partial(redistribute, SHARE_OF_A[gauge], feedback, FactoredMomentum(server_lr, momentum))
-    return replace(of_unlike_ranks("flexlora", stacked_mean), server=server, norm=product_norm)
+    return replace(of_unlike_ranks("flexlora", stacked_mean), server=server, norm=product_norm, unlike_modules=True)
 
 
 def redistribute(share_of_a: float, feedback: bool, optimizer: FactoredMomentum, state: State, change: Tensors) -> Next:

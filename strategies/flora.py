@@ -27,7 +27,7 @@ SPACE = LoRA()
 def flora() -> Recipe:
     """Exact aggregation for unlike ranks; a head, if there is one, is averaged."""
     recipe = moving_base.of_moving_base("flora", stacked_mean, _nothing_yet, _restart, _head)
-    return replace(recipe, unlike_ranks=True, norm=product_norm)
+    return replace(recipe, unlike_ranks=True, unlike_modules=True, norm=product_norm)
 
 
 def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:
@@ -42,4 +42,5 @@ def _head(layout: Layout, plan: Plan) -> Spec:
 def _restart(handle: Handle, turn: Turn) -> None:
     """W = w0 + the sum; A a fresh draw of this client, B zero: the function is unchanged."""
     head = moving_base.stand(handle, turn)
-    handle.write({**SPACE.initial(handle.layout, turn.plan.shape, turn.seed), **head})
+    shape = turn.plan.shape
+    handle.write({**SPACE.initial(handle.layout, shape, turn.seed), **head}, shape.without)

@@ -34,6 +34,8 @@ class Seen:
     """Whether the update counted; what was refused has neither loss nor norm."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Other numbers that the client said of its round, by name."""
+    shape: Shape | None = None
+    """Of the plan; of a client's last round only, since it may name many modules. None: of an earlier one."""
 
 
 @dataclass(frozen=True)

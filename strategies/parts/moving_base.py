@@ -125,7 +125,7 @@ def _plus(total: Tensors, step: Tensors) -> dict[str, Tensor]:
     """The sum after one more step, without other values. Same code, hence same bits, on both sides."""
     before, news = weight_changes.split(total)[0], weight_changes.split(step)[0]
     after = {m: weight_changes.shorter(weight_changes.plus(before[m], d)) for m, d in news.items()}
-    return weight_changes.to_names(after)
+    return weight_changes.to_names({**before, **after})  # a module that nobody has trained stays
 
 
 def _size(x: Tensors) -> int:

@@ -29,7 +29,6 @@ def of_unlike_ranks(name: str, aggregate: Callable[[Iterable[Update]], dict[str,
         downlink=cut_to_rank,
         linear=False,  # values of unlike shapes, not changes that add up
         unlike_ranks=True,
-        unlike_modules=True,
         bases="any",
         upload_kind="values",
     )

@@ -172,9 +172,9 @@ def test_commands_named_in_a_document_exist(document: str) -> None:
         assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", words)) <= options, f"{document}: fedft {words}"
 
 
-def test_every_strategy_has_its_row() -> None:
+def test_every_strategy_and_planner_has_its_row() -> None:
     found = set(re.findall(r"^\| `(\w+)` \|", DOCUMENTS["STRATEGIES.md"], re.MULTILINE))
-    assert found == set(registry.BUILT_IN)
+    assert found == {*registry.BUILT_IN, *registry.PLANNERS}
 
 
 GOES_WITH: dict[str, dict[str, dict[str, Any]]] = {
