@@ -60,4 +60,4 @@ def _places(f: BinaryIO, begin: int, entries: Mapping[str, Entry]) -> Iterator[t
 
 def _decoded(name: str, entry: Entry, raw: Tensor) -> Tensor:
     """The tensor of a body that has no other."""
-    return read_body({name: entry}, memoryview(raw.numpy()))[name]
+    return read_body({name: entry}, raw.numpy().data)[name]

@@ -19,10 +19,10 @@ With `sparsity` all K directions are zero in the same entries, for the whole run
 `variant="reference"` is what the published code computes: raw slopes in the pool, the learning rate applied at replay
 (so it must not change from round to round), and weight decay once per replayed non-zero seed.
 
-A client holds w0 beside the live weights (replay starts there) and one module's perturbed weights at a time; no third
-copy. In half precision the live weights are w0 for the whole run, and forward passes see the rounded sum, made anew for
-every module (`fedft.models.perturbation`): the memory of inference and one module. Works on all parameters
-(`space="full"`) or on LoRA's (`space="lora"`), whose w0 is the seeded A and B = 0.
+A client has w0 beside the live weights (replay starts there), in the model's files where they hold it, and one module's
+perturbed weights at a time; no third copy. In half precision the live weights are w0 for the whole run, and forward
+passes see the rounded sum, made anew for every module (`fedft.models.perturbation`): the memory of inference and one
+module. Works on all parameters (`space="full"`) or on LoRA's (`space="lora"`), whose w0 is the seeded A and B = 0.
 
 Qin et al., "Federated Full-Parameter Tuning of Billion-Sized Language Models with Communication Cost under 18
 Kilobytes", ICML 2024, arXiv:2312.06353.

@@ -25,8 +25,8 @@ the mean no term gamma_j z_j of a block is longer than 10, before eta_g. The sta
 Not copied: half precision, blocks that share one stream, updates that are not finite left out, the server's momentum
 (the published script has none).
 
-A machine keeps the sum of the rounds beside the weights. `largest_move`, a metric, is the largest |Z gamma_l| / |w_l|
-of one client's update: beyond a tenth the rates are too high for so few coordinates.
+A machine keeps the sum of the rounds beside the weights, a large one in a temporary file. `largest_move`, a metric, is
+the largest |Z gamma_l| / |w_l| of one client's update: beyond a tenth the rates are too high for so few coordinates.
 
 Shu, Hu, Ng, Low, Yu, "Ferret: Federated Full-Parameter Tuning at Scale for Large Language Models", ICML 2025,
 arXiv:2409.06277.

@@ -69,21 +69,24 @@ class TensorsInFile(Apart):
         finalize(self, file.close) if stays_open else file.close()
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor in new memory. Raises DataError where the file was written to since, or is another one."""
+        """The tensor in new memory. Raises DataError where the file is gone, or was written to since."""
         begin, size, made = self._places[name]
         raw = torch.empty(size, dtype=torch.uint8)
-        if self._file is not None:
-            with self._lock:
-                self._read(self._file, begin, raw)
-        else:
-            with FileIO(self._path) as file:
-                self._read(file, begin, raw)
+        try:
+            if self._file is not None:
+                with self._lock:
+                    self._read(self._file, begin, raw)
+            else:
+                with FileIO(self._path) as file:
+                    self._read(file, begin, raw)
+        except OSError as e:
+            raise DataError(f"{self._path}: cannot be read any more: {e.strerror}; start again") from e
         return made(raw)
 
     def _read(self, file: FileIO, begin: int, raw: Tensor) -> None:
         """Fill `raw` with the bytes of the file from `begin` on."""
         file.seek(begin)
-        room = memoryview(raw.numpy())
+        room = raw.numpy().data
         while room and (count := file.readinto(room)):
             room = room[count:]
         if room or _stamp(file) != self._stamp:

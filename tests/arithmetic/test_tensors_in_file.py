@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedft.arithmetic.tensors_in_file import TensorsInFile
+from fedft.arithmetic.tensors_in_file import TensorsInFile, as_it_is
 from fedft.errors import DataError
 from fedft.models import stored_weights
 
@@ -76,3 +76,17 @@ def test_a_copy_for_another_process_is_the_tensors_themselves(tmp_path: Path) ->
     found = copy.deepcopy(in_file(tmp_path / "some.safetensors"))
     assert type(found) is dict
     assert all(equal(found[n], x) for n, x in SOME.items())
+
+
+def test_a_file_that_is_opened_for_each_tensor_is_refused_when_it_is_gone_or_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "some"
+    path.write_bytes(b"abcd")
+    there = TensorsInFile(path, {"w": as_it_is(torch.uint8, (2,), 1)}, stays_open=False)
+    assert there["w"].tolist() == [98, 99]
+    (tmp_path / "other").write_bytes(b"abcd")
+    os.replace(tmp_path / "other", path)
+    with pytest.raises(DataError, match="was written to"):
+        there["w"]
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be read any more: No such file"):
+        there["w"]
