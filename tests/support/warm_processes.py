@@ -188,6 +188,7 @@ def _tell(askers: dict[int, socket.socket]) -> None:
 def _become(asked: dict[str, Any]) -> None:
     """Do what the words say, as `python` does."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])
