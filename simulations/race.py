@@ -4,54 +4,25 @@ Beside the federated contenders run two baselines that need no federation, `loca
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 
-from fedft import check, durable, strategies
-from fedft import run_file as configs
+from fedft import durable
 from fedft.config import RunConfig
 from fedft.errors import ClientFailed, ConfigError, RunPaused
 from fedft.reports import finished_runs, html_report, run_result
 from fedft.reports.comparison import BASELINES, compare
 from fedft.reports.observers import Audience, Observer, Observers
 from fedft.server import budget as budgets
-from fedft.server import open_run
-from fedft.server.run_folder import changed, check_plugins, prepare
+from fedft.server.run_folder import prepare
 from fedft.simulations import baselines
 from fedft.simulations import run as runs
-
-TABLE, PAGE, RESULT = "race.json", "race.html", "result.json"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One line of the table: a label and the `table.key=value` overrides that make it."""
-
-    label: str
-    overrides: tuple[str, ...]
-
-
-def contender(text: str) -> Contender:
-    """The contender of a text: `flora`, `package.module:factory`, or `label: key=value key=value` for a variant;
-    `local` and `central` are the baselines. A label names a folder: other signs in a strategy's name become dots.
-
-    >>> contender("small: strategy.name=fedit clients.rank=2")
-    Contender(label='small', overrides=('strategy.name=fedit', 'clients.rank=2'))
-    """
-    label, colon, rest = text.partition(": ")
-    if label in BASELINES:
-        return Contender(label, ("strategy.name=fedit", *rest.split()))
-    if colon:
-        return Contender(label, tuple(rest.split()))
-    return Contender(re.sub(r"[^\w.+-]", ".", text, flags=re.ASCII), (f"strategy.name={text}",))
+from fedft.simulations.contenders import PAGE, RESULT, TABLE, Contender, check_labels, finished, planned
 
 
 def race(
@@ -84,29 +55,29 @@ def race(
             strategy that cannot run so, an `out` that cannot be written or has runs of another config; before any work.
     """
     observe = Audience(observe)
-    _check(contenders, seeds)
+    check_labels(contenders, seeds)
     bound = [f"server.budget={budget}"] if budget is not None else []
-    planned = {c.label: _planned(file, c, seeds, [*overrides, *bound], out, observe) for c in contenders}
+    configs = {c.label: planned(file, c, seeds, [*overrides, *bound], out, observe) for c in contenders}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"--out {out}: cannot be written: {e.strerror}") from e
     about = {
         "run file": file.name,
-        **finished_runs.about([config for of_seeds in planned.values() for config in of_seeds]),
+        **finished_runs.about([config for of_seeds in configs.values() for config in of_seeds]),
     }
     about["contenders"] = {c.label: list(c.overrides) for c in contenders}
     results: dict[str, list[dict[str, Any]]] = {}
     stopped: dict[str, str] = {}
-    for at, (label, of_seeds) in enumerate(planned.items()):
+    for at, (label, of_seeds) in enumerate(configs.items()):
         folders = [out / label / f"seed-{seed}" for seed in range(seeds)]
-        missing = any(_finished(folder) is None for folder in folders)
-        found, why = _contend(label, of_seeds, folders, observe, before=at * seeds, of=len(planned) * seeds)
+        missing = any(finished(folder) is None for folder in folders)
+        found, why = _contend(label, of_seeds, folders, observe, before=at * seeds, of=len(configs) * seeds)
         if why:
             stopped[label] = why
         else:
             results[label] = found
-        if missing and at + 1 < len(planned):
+        if missing and at + 1 < len(configs):
             _save(compare(about, results, stopped, complete=False), out)
     done = compare(about, results, stopped)
     _save(done, out)
@@ -119,7 +90,7 @@ def _contend(
     """(results of a contender by seed, "" or why it stopped); `before` it come so many runs of the race's `of`."""
     results: list[dict[str, Any]] = []
     for seed, (config, folder) in enumerate(zip(of_seeds, folders, strict=True)):
-        if (result := _finished(folder)) is None:
+        if (result := finished(folder)) is None:
             who = {"contender": label, "seed": seed}
             observe("run", {**who, "number": before + seed + 1, "of": of})
             try:
@@ -136,77 +107,6 @@ def _contend(
 def _save(comparison: Mapping[str, Any], out: Path) -> None:
     durable.write(out / TABLE, json.dumps(comparison, indent=1).encode() + b"\n")
     durable.write(out / PAGE, html_report.page(comparison).encode())
-
-
-def _check(contenders: Sequence[Contender], seeds: int) -> None:
-    if not contenders or seeds < 1:
-        raise ConfigError(f"a race needs a contender and a seed, got {len(contenders)} contenders and {seeds} seeds")
-    seen: set[str] = set()
-    for label in (c.label for c in contenders):
-        plain = re.fullmatch(r"[\w.+-]+( +[\w.+-]+)*", label, flags=re.ASCII)
-        if not plain or label in (".", "..", TABLE, PAGE):
-            raise ConfigError(f"contender {label!r}: wanted a plain name of letters, digits, spaces and _ . + -")
-        if label.casefold() in seen:
-            raise ConfigError(f"contender {label!r} is there twice; 'LABEL: KEY=VALUE ...' gives one another label")
-        seen.add(label.casefold())
-
-
-def _planned(
-    file: Path, c: Contender, seeds: int, overrides: Sequence[str], out: Path, observe: Observer
-) -> list[RunConfig]:
-    """The config of each seed, after all that can be refused before any work."""
-    planned = []
-    for seed in range(seeds):
-        config = open_run.resolved(configs.load(file, [*overrides, *c.overrides, f"server.seed={seed}"]))
-        if config.data.test is None and not config.data.holdout:
-            raise ConfigError(f"{file.name}: {baselines.NO_ROWS}")
-        if config.local.epochs is not None:
-            raise ConfigError(
-                f"{file.name}: [local] epochs: a race compares by steps, which are then unlike; name steps"
-            )
-        ranks = config.ranks()
-        if len(set(ranks)) > 1 and (c.label in BASELINES or _needs_one_rank(config)):
-            config = replace(config, clients=replace(config.clients, rank=round(fmean(ranks))))
-            if seed == 0:
-                given = check.few([*map(str, ranks)], 8)
-                observe("note", {"text": f"{c.label} takes one rank: {config.clients.rank}, the mean of {given}"})
-        strategies.of(config)
-        check_plugins(config)
-        folder = out / c.label / f"seed-{seed}"
-        if keys := _changed(folder, config):
-            raise ConfigError(
-                f"--out {out}: {c.label}, seed {seed} in it is of a run that differs in {', '.join(keys)}; "
-                "name another --out"
-            )
-        planned.append(config)
-    return planned
-
-
-def _needs_one_rank(config: RunConfig) -> bool:
-    recipe = strategies.make(config.strategy.name, config.strategy.options)
-    return not (recipe.space.rank_free or recipe.unlike_ranks)
-
-
-def _finished(folder: Path) -> dict[str, Any] | None:
-    """What a finished run left here; None if there is none, or what is there is not whole."""
-    try:
-        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and {"config", "before", "after", "curve"} <= found.keys() else None
-
-
-def _changed(folder: Path, now: RunConfig) -> list[str]:
-    """`table.key` of what the run in `folder`, finished or not, has otherwise than `now`; where it ends counts here."""
-    if result := _finished(folder):
-        before = configs.from_dict(result["config"], where=str(folder / RESULT))
-    elif (folder / "config.toml").exists():
-        before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
-    else:
-        return []
-    keys = [k for k in changed(before, now) if k != "server.budget"]
-    ends = [k for k in ("rounds", "budget") if getattr(before.server, k) != getattr(now.server, k)]
-    return keys + [f"server.{k}" for k in ends]
 
 
 def _one(label: str, config: RunConfig, folder: Path, observe: Observer) -> dict[str, Any]:

@@ -104,9 +104,10 @@ def race(
     with RaceProgress() as progress:
         from fedft.reports.comparison import LEGEND, readable, shown_columns, spare_columns
         from fedft.simulations import race as races
+        from fedft.simulations.contenders import contender
 
-        contenders = [races.contender(s.strip()) for s in strategies.split(",") if s.strip()]
-        contenders += [races.contender(v) for v in variant or ()]
+        contenders = [contender(s.strip()) for s in strategies.split(",") if s.strip()]
+        contenders += [contender(v) for v in variant or ()]
         try:
             done = races.race(
                 run, contenders, seeds, out, budget=budget, overrides=set_ or (), observe=progress.observe

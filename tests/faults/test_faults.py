@@ -115,14 +115,15 @@ BROKEN: dict[str, tuple[Any, str, Any]] = {
 }
 
 
-SLOW = ("was never signed by it", "nothing fails any more")
+RARE = {"was never signed by it": 16, "nothing fails any more": 32}
+"""What few seeds find out, with the first one from 0 on that does; from another one it takes longer."""
 
 
-@pytest.mark.parametrize("said", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW)) for s in BROKEN])
+@pytest.mark.parametrize("said", BROKEN)
 def test_an_engine_that_is_broken_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setattr(*BROKEN[said])
     with pytest.raises(AssertionError, match=said):
-        many(1000, tmp_path, 0)
+        many(1000, tmp_path, RARE.get(said, 0))
 
 
 def from_the_beginning(session: Session, number: int) -> None:

@@ -3,8 +3,6 @@
 import json
 import logging
 import shlex
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -214,11 +212,12 @@ def test_the_printed_line_loads_the_model_of_every_task(saved, tiny_base, tmp_pa
     done = warm_processes.run(words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (line,) = (text for text in done.stdout.splitlines() if text.startswith("load "))
-    said = shlex.split(line)[1:]
-    said[0] = sys.executable
-    said[2] += "; import torch; print(getattr(model.config, 'problem_type', None))"
-    said[2] += "; print(model.eval()(torch.arange(5, 15)[None]).logits[0].tolist())"
-    loaded = subprocess.run(said, cwd=tmp_path, capture_output=True, text=True, check=False)
+    _, python, how, said = shlex.split(line)
+    assert (python, how) == ("python", "-c")
+    said += "; import torch; print(getattr(model.config, 'problem_type', None))"
+    said += "; print(model.eval()(torch.arange(5, 15)[None]).logits[0].tolist())"
+    (tmp_path / "said.py").write_text(said)
+    loaded = warm_processes.run([str(tmp_path / "said.py")], cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr
     ours = adapter_folder.load(str(tmp_path / "run/model"), task, labels=NAMES[:classes], problem_type=problem).model
     assert problem == SINGLE or loaded.stdout.splitlines()[-2] == problem

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_processes
 
 from fedft import run_file
 from fedft.simulations import run as runs
@@ -34,7 +33,7 @@ def whole(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.fixture
 def command(tiny_base: Path, tmp_path: Path) -> list[str]:
     words = [word for one in (*sets(tiny_base), "server.workers=2") for word in ("--set", one)]
-    return [sys.executable, "-m", "fedft", "simulate", *words, "--out", str(tmp_path / "run")]
+    return ["-m", "fedft", "simulate", *words, "--out", str(tmp_path / "run")]
 
 
 def children(pid: int) -> list[int]:
@@ -42,46 +41,49 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in found]
 
 
-def at_work(process: "subprocess.Popen[str]", folder: Path) -> Iterator[int]:
+def at_work(process: warm_processes.Process, folder: Path) -> Iterator[int]:
     """The workers of a run, once it is in its second round."""
     until = time.monotonic() + 180
     while not any(folder.glob("state/gen-00000001*")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
-    assert process.poll() is None, process.communicate()
+    assert process.poll() is None, (folder.parent / "said").read_text()
     yield from children(process.pid)
 
 
 @pytest.mark.parametrize("how", ["SIGINT to all", "SIGKILL to the run", "SIGKILL to a worker"])
 def test_a_run_with_workers_that_is_ended_leaves_none_behind_and_goes_on_to_the_same_bytes(
-    command: list[str], whole: dict[str, Any], tmp_path: Path, how: str
+    command: list[str], whole: dict[str, Any], tiny_base: Path, tmp_path: Path, how: str
 ) -> None:
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    with open(tmp_path / "said", "wb") as said:
+        process = warm_processes.start(command, said, said)
     workers = list(at_work(process, tmp_path / "run"))
     assert len(workers) == 2
     if how == "SIGINT to all":
         os.killpg(process.pid, signal.SIGINT)
     else:
         os.kill(process.pid if how == "SIGKILL to the run" else workers[1], signal.SIGKILL)
-    _, err = process.communicate(timeout=120)
     code = {"SIGINT to all": 130, "SIGKILL to the run": -9, "SIGKILL to a worker": 75}[how]
-    assert process.returncode == code, err
+    assert process.wait(120) == code, (tmp_path / "said").read_text()
     if code == 75:
-        assert "(cpu) was killed (SIGKILL: as the system does where memory runs out)" in err.splitlines()[-1]
+        last = (tmp_path / "said").read_text().splitlines()[-1]
+        assert "(cpu) was killed (SIGKILL: as the system does where memory runs out)" in last
     until = time.monotonic() + 60
     while (left := [w for w in workers if Path(f"/proc/{w}").exists()]) and time.monotonic() < until:
         time.sleep(0.05)
     assert not left
-    done = subprocess.run([*command, "--resume", "--json"], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["state_digest"] == whole["state_digest"]
+    if how == "SIGKILL to a worker":
+        done = warm_processes.run([*command, "--resume", "--json"], timeout=300)
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+    else:  # without workers, which need none of what they had
+        config = run_file.load(runs.QUICKSTART, sets(tiny_base))
+        summary = runs.simulate(config, out=tmp_path / "run", resume=True).summary
+    assert summary["state_digest"] == whole["state_digest"]
 
 
 def test_actors_of_ray_give_the_bytes_of_one_process(command: list[str], whole: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    words = [*command, "--set", "server.ray=local", "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    done = warm_processes.run([*command, "--set", "server.ray=local", "--json"], timeout=300)
     assert done.returncode == 0, done.stderr
     same = ("state_digest", "final", "initial", "bytes_up", "bytes_down")
     assert {k: json.loads(done.stdout)[k] for k in same} == {k: whole[k] for k in same}

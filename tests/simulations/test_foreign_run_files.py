@@ -13,6 +13,7 @@ import fedft
 from fedft import allowed_code, run_file, strategies
 from fedft.errors import ConfigError
 from fedft.simulations import finished_run, race
+from fedft.simulations.contenders import contender
 
 MODULE = """
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ def test_a_run_folder_is_data_for_every_command(beside: Path, tiny_base: Path) -
         lambda: finished_run.evaluate_run(beside / "run"),
         lambda: finished_run.export_run(beside / "run", beside / "to"),
         lambda: fedft.simulate(beside / "again" / "config.toml", out=beside / "again", resume=True),
-        lambda: race.race(config, [race.contender("a: local.steps=1")], 1, beside / "race"),
+        lambda: race.race(config, [contender("a: local.steps=1")], 1, beside / "race"),
     ):
         with pytest.raises(ConfigError, match=r"beside:mine.* is code outside fedft"):
             act()

@@ -20,6 +20,7 @@ from fedft.reports.comparison import readable
 from fedft.simulations import baselines, workplace
 from fedft.simulations import race as races
 from fedft.simulations import run as runs
+from fedft.simulations.contenders import Contender, contender
 
 METHODS = ("fedit", "local", "central")
 RANKED = ("flora", "ffa_lora", "local")
@@ -51,7 +52,7 @@ def race(overrides: list[str]) -> Race:
             if said is not None:
                 said.append((kind, dict(info)))
 
-        contenders = [races.contender(n) for n in names]
+        contenders = [contender(n) for n in names]
         of = [*overrides, *more]
         return races.race(runs.QUICKSTART, contenders, seeds, out, overrides=of, observe=observe, **how)["rows"]
 
@@ -197,10 +198,10 @@ def test_a_strategy_by_module_and_factory_runs_under_a_plain_name(race: Race, tm
 
 
 def test_contenders_by_name() -> None:
-    assert races.contender("flora") == races.Contender("flora", ("strategy.name=flora",))
-    assert races.contender("r 4: clients.rank=4 local.steps=2").overrides == ("clients.rank=4", "local.steps=2")
-    assert races.contender("local").overrides == ("strategy.name=fedit",)
-    assert races.contender("a.b:c") == races.Contender("a.b.c", ("strategy.name=a.b:c",))
+    assert contender("flora") == Contender("flora", ("strategy.name=flora",))
+    assert contender("r 4: clients.rank=4 local.steps=2").overrides == ("clients.rank=4", "local.steps=2")
+    assert contender("local").overrides == ("strategy.name=fedit",)
+    assert contender("a.b:c") == Contender("a.b.c", ("strategy.name=a.b:c",))
 
 
 @pytest.mark.parametrize(

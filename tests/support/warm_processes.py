@@ -45,7 +45,10 @@ class Forked:
         self.returncode: int | None = None
         self._parent = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._parent.connect(_address())
-        asked = {"words": [*words], "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
+        own = dict(os.environ if env is None else env)
+        if own.get(SWITCH) == "1":  # written down before there was an address
+            own[SWITCH] = os.environ[SWITCH]
+        asked = {"words": [*words], "cwd": str(cwd or Path.cwd()), "env": own}
         with open(os.devnull, "rb") as nothing:
             files = [file.fileno() for file in (nothing, stdout, stderr)]
             socket.send_fds(self._parent, [json.dumps(asked).encode()], files)
@@ -188,6 +191,7 @@ def _tell(askers: dict[int, socket.socket]) -> None:
 def _become(asked: dict[str, Any]) -> None:
     """Do what the words say, as `python` does."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
     os.chdir(asked["cwd"])
     os.environ.clear()
     os.environ.update(asked["env"])

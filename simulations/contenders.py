@@ -1,0 +1,116 @@
+"""Who runs in a race, and with what: labels, the config of each seed, and what an earlier start has left."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedft import check, strategies
+from fedft import run_file as configs
+from fedft.config import RunConfig
+from fedft.errors import ConfigError
+from fedft.reports.comparison import BASELINES
+from fedft.reports.observers import Observer
+from fedft.server import open_run
+from fedft.server.run_folder import changed, check_plugins
+from fedft.simulations import baselines
+
+TABLE, PAGE, RESULT = "race.json", "race.html", "result.json"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of the table: a label and the `table.key=value` overrides that make it."""
+
+    label: str
+    overrides: tuple[str, ...]
+
+
+def contender(text: str) -> Contender:
+    """The contender of a text: `flora`, `package.module:factory`, or `label: key=value key=value` for a variant;
+    `local` and `central` are the baselines. A label names a folder: other signs in a strategy's name become dots.
+
+    >>> contender("small: strategy.name=fedit clients.rank=2")
+    Contender(label='small', overrides=('strategy.name=fedit', 'clients.rank=2'))
+    """
+    label, colon, rest = text.partition(": ")
+    if label in BASELINES:
+        return Contender(label, ("strategy.name=fedit", *rest.split()))
+    if colon:
+        return Contender(label, tuple(rest.split()))
+    return Contender(re.sub(r"[^\w.+-]", ".", text, flags=re.ASCII), (f"strategy.name={text}",))
+
+
+def check_labels(contenders: Sequence[Contender], seeds: int) -> None:
+    """Return None where there is somebody to run and each label names a folder of its own. Raises ConfigError."""
+    if not contenders or seeds < 1:
+        raise ConfigError(f"a race needs a contender and a seed, got {len(contenders)} contenders and {seeds} seeds")
+    seen: set[str] = set()
+    for label in (c.label for c in contenders):
+        plain = re.fullmatch(r"[\w.+-]+( +[\w.+-]+)*", label, flags=re.ASCII)
+        if not plain or label in (".", "..", TABLE, PAGE):
+            raise ConfigError(f"contender {label!r}: wanted a plain name of letters, digits, spaces and _ . + -")
+        if label.casefold() in seen:
+            raise ConfigError(f"contender {label!r} is there twice; 'LABEL: KEY=VALUE ...' gives one another label")
+        seen.add(label.casefold())
+
+
+def planned(
+    file: Path, c: Contender, seeds: int, overrides: Sequence[str], out: Path, observe: Observer
+) -> list[RunConfig]:
+    """The config of each seed, after all that can be refused before any work."""
+    found = []
+    for seed in range(seeds):
+        config = open_run.resolved(configs.load(file, [*overrides, *c.overrides, f"server.seed={seed}"]))
+        if config.data.test is None and not config.data.holdout:
+            raise ConfigError(f"{file.name}: {baselines.NO_ROWS}")
+        if config.local.epochs is not None:
+            raise ConfigError(
+                f"{file.name}: [local] epochs: a race compares by steps, which are then unlike; name steps"
+            )
+        ranks = config.ranks()
+        if len(set(ranks)) > 1 and (c.label in BASELINES or _needs_one_rank(config)):
+            config = replace(config, clients=replace(config.clients, rank=round(fmean(ranks))))
+            if seed == 0:
+                given = check.few([*map(str, ranks)], 8)
+                observe("note", {"text": f"{c.label} takes one rank: {config.clients.rank}, the mean of {given}"})
+        strategies.of(config)
+        check_plugins(config)
+        folder = out / c.label / f"seed-{seed}"
+        if keys := _changed(folder, config):
+            raise ConfigError(
+                f"--out {out}: {c.label}, seed {seed} in it is of a run that differs in {', '.join(keys)}; "
+                "name another --out"
+            )
+        found.append(config)
+    return found
+
+
+def _needs_one_rank(config: RunConfig) -> bool:
+    recipe = strategies.make(config.strategy.name, config.strategy.options)
+    return not (recipe.space.rank_free or recipe.unlike_ranks)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """What a finished run left here; None if there is none, or what is there is not whole."""
+    try:
+        found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"config", "before", "after", "curve"} <= found.keys() else None
+
+
+def _changed(folder: Path, now: RunConfig) -> list[str]:
+    """`table.key` of what the run in `folder`, finished or not, has otherwise than `now`; where it ends counts here."""
+    if result := finished(folder):
+        before = configs.from_dict(result["config"], where=str(folder / RESULT))
+    elif (folder / "config.toml").exists():
+        before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
+    else:
+        return []
+    keys = [k for k in changed(before, now) if k != "server.budget"]
+    ends = [k for k in ("rounds", "budget") if getattr(before.server, k) != getattr(now.server, k)]
+    return keys + [f"server.{k}" for k in ends]
