@@ -106,15 +106,16 @@ def base_of(setting: Setting) -> load.Base:
                 )
             )  # fmt: skip
         elif setting.model == "gpt2":
-            ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+            ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
             net = transformers.GPT2LMHeadModel(
                 transformers.GPT2Config(n_embd=h, n_layer=n, n_head=8, vocab_size=4000, n_positions=512, **ends)
             )
         else:
+            classes: dict[str, Any] = {"num_labels": 3}
             net = transformers.BertForSequenceClassification(
                 transformers.BertConfig(
                     hidden_size=h, intermediate_size=4 * h, num_hidden_layers=n, num_attention_heads=8, vocab_size=4000,
-                    num_labels=3,
+                    **classes,
                 )
             )  # fmt: skip
     task = "sequence-classification" if setting.model == "bert" else "causal-lm"
@@ -161,7 +162,7 @@ def turn(setting: Setting) -> Memory:
     return found
 
 
-def peak_of(setting: Setting) -> dict[str, float]:
+def peak_of(setting: Setting) -> dict[str, float | str]:
     """Bytes measured and foreseen; called in a process of its own."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

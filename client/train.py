@@ -59,6 +59,8 @@ class Client:
     """The processes that share this client's batches; None: there is this one only."""
     rows: OwnRows | None = None
     """Where the rows come from, if their files are looked at again; None: they never change."""
+    allowed: Callable[[Plan], None] = lambda plan: None
+    """Raises PlanRefused for a plan that takes more memory than the site allows."""
     at: Plan | None = None
     """The plan that brought the client to the state that it holds; without tensors."""
     step: int = 0
@@ -190,10 +192,12 @@ class Client:
     def install(self, plan: Plan) -> Turn:
         """Bring the model to the plan's state; returns the client's turn on it.
 
-        Raises PlanRefused: `wrong_run`, `no_rows`, or `behind` with the version held if the plan builds on another.
+        Raises PlanRefused: `wrong_run`, `policy_memory`, `base_precision`, `no_rows`, or `behind` with the version held
+        if the plan builds on another.
         """
         if plan.run != self._run:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
+        self.allowed(plan)
         if plan.bits and plan.bits != (own_bits := self.config.model.bits):
             raise PlanRefused("base_precision", f"a base of {plan.bits} bits is asked for, here it has {own_bits}")
         if plan.evaluate and not self.test_rows:
