@@ -36,7 +36,6 @@ from fedft.forecast.memory import Memory
 from fedft.forecast.work import Forecaster, Rows
 from fedft.models import checkpointing, layout, load, quantized_base
 from fedft.models.handle import ModelHandle
-from fedft.recipe import Recipe
 from fedft.run_file import from_dict
 from fedft.training import objectives
 from fedft.update import Plan
@@ -137,11 +136,10 @@ def rows_of(setting: Setting) -> list[Any]:
     return found
 
 
-def forecast(setting: Setting, base: load.Base, of: layout.Layout, rows: Sequence[Any], recipe: Recipe) -> Memory:
-    """What the plan says of a setting."""
-    sizes = [(len(r.input_ids), r.learned) for r in rows]
-    known = Rows.of(sizes, sizes, setting.batch)
-    return Forecaster(anatomy_of(base), of, setting.config(), recipe, known).memory(Work())
+def known(setting: Setting) -> Rows:
+    """What is known of these rows."""
+    sizes = [(len(r.input_ids), r.learned) for r in rows_of(setting)]
+    return Rows.of(sizes, sizes, setting.batch)
 
 
 def turn(setting: Setting) -> Memory:
@@ -150,7 +148,8 @@ def turn(setting: Setting) -> Memory:
     recipe, base, rows = strategies.of(config), base_of(setting), rows_of(setting)
     whole = [] if setting.trains == "full" else config.model.targets
     handle = ModelHandle(base.model, layout.layout_of(base, whole), recipe.space, objective=objectives.of(config))
-    found = forecast(setting, base, handle.layout, rows, recipe)
+    of = Forecaster(anatomy_of(base), handle.layout, config, recipe, known(setting))
+    found = of.memory(Work())
     if setting.checkpointing:
         checkpointing.switch_on(base.model, base.source)
     client = Client("a", rows, rows, base, handle, recipe, config)

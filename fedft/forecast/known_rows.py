@@ -31,11 +31,11 @@ def of_records(parts: Parts, config: RunConfig, base: Base) -> dict[str, Rows]:
 
 
 def _sizes(rows: Sequence[Any]) -> list[tuple[int, int]]:
-    """(tokens, learned places) of each row; of a pair of answers of the longer one, twice as many places."""
+    """(tokens, learned places) of each row; of a pair of answers the larger number of each."""
     found = []
     for row in rows:
         both = getattr(row, "both", (row,))
         known = [(len(x.input_ids), x.learned) for x in both if hasattr(x, "input_ids")]
         if known:
-            found.append((max(n for n, _ in known), sum(n for _, n in known)))
+            found.append((max(n for n, _ in known), max(n for _, n in known)))
     return found

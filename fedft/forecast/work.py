@@ -189,6 +189,7 @@ class Forecaster:
     def pass_of(self, rows: int, tokens: float | None = None) -> Pass:
         """A pass of so many rows, each as long as the longest, or of so many tokens."""
         local, longest = self.config.local, self.rows.longest or self.config.data.length
+        rows *= 2 if local.pairs else 1  # both answers
         length = round(tokens or longest)
         learned = min(length, length - 1 if self.rows.learned is None else self.rows.learned)
         return Pass(
