@@ -27,7 +27,7 @@ ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("o_proj", "attn.c_proj", "attention.output.dense"), "attention_out"),
     **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "mlp.c_fc", "intermediate.dense"), "feed_in"),
     **dict.fromkeys(("down_proj", "mlp.c_proj", "output.dense"), "feed_out"),
-}  # type: ignore[assignment]
+}
 """By endings of the names in Llama, Mistral, Qwen and their kin, GPT-2, BERT and RoBERTa; the longest ending counts."""
 ACTIVATIONS: Mapping[str, int] = {"gelu_new": 4, "gelu": 1, "gelu_pytorch_tanh": 1, "silu": 1, "swish": 1, "relu": 1}
 """Vectors of the feed-forward width that an activation keeps for its gradient, beside the input of what follows;
@@ -123,10 +123,10 @@ def anatomy_of(base: Any, whole: Sequence[str] = ()) -> Anatomy:
     small = {n: s for n, s in linear.items() if isinstance(layer[n], PackedLinear)}
     shapes = {**_own({n: tuple(p.shape) for n, p in parameters_of(model).items()}), **small}
     packed = sum(map(prod, small.values()) if small else (prod(s) for n, s in linear.items() if n in packs))
-    decoder = not getattr(config, "is_encoder_decoder", False)
+    one_sided = not getattr(model.config, "is_encoder_decoder", False)
     return Anatomy(
         kind=str(config.model_type),
-        known=bool(inside) and decoder and _regular(inside, layers),
+        known=bool(inside) and one_sided and _regular(inside, layers),
         layers=layers, hidden=hidden, heads=heads, queries=queries, keys=keys, feed_forward=down,
         gated=sum(p.out for p in feed) == 2 * down,
         activation=str(getattr(config, "hidden_act", None) or getattr(config, "activation_function", "gelu")),
