@@ -36,7 +36,6 @@ from fedft.forecast.memory import Memory
 from fedft.forecast.work import Forecaster, Rows
 from fedft.models import checkpointing, layout, load, quantized_base
 from fedft.models.handle import ModelHandle
-from fedft.recipe import Recipe
 from fedft.run_file import from_dict
 from fedft.training import objectives
 from fedft.update import Plan
@@ -106,15 +105,16 @@ def base_of(setting: Setting) -> load.Base:
                 )
             )  # fmt: skip
         elif setting.model == "gpt2":
-            ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+            ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
             net = transformers.GPT2LMHeadModel(
                 transformers.GPT2Config(n_embd=h, n_layer=n, n_head=8, vocab_size=4000, n_positions=512, **ends)
             )
         else:
+            classes: dict[str, Any] = {"num_labels": 3}
             net = transformers.BertForSequenceClassification(
                 transformers.BertConfig(
                     hidden_size=h, intermediate_size=4 * h, num_hidden_layers=n, num_attention_heads=8, vocab_size=4000,
-                    num_labels=3,
+                    **classes,
                 )
             )  # fmt: skip
     task = "sequence-classification" if setting.model == "bert" else "causal-lm"
@@ -136,11 +136,10 @@ def rows_of(setting: Setting) -> list[Any]:
     return found
 
 
-def forecast(setting: Setting, base: load.Base, of: layout.Layout, rows: Sequence[Any], recipe: Recipe) -> Memory:
-    """What the plan says of a setting."""
-    sizes = [(len(r.input_ids), r.learned) for r in rows]
-    known = Rows.of(sizes, sizes, setting.batch)
-    return Forecaster(anatomy_of(base), of, setting.config(), recipe, known).memory(Work())
+def known(setting: Setting) -> Rows:
+    """What is known of these rows."""
+    sizes = [(len(r.input_ids), r.learned) for r in rows_of(setting)]
+    return Rows.of(sizes, sizes, setting.batch)
 
 
 def turn(setting: Setting) -> Memory:
@@ -149,7 +148,8 @@ def turn(setting: Setting) -> Memory:
     recipe, base, rows = strategies.of(config), base_of(setting), rows_of(setting)
     whole = [] if setting.trains == "full" else config.model.targets
     handle = ModelHandle(base.model, layout.layout_of(base, whole), recipe.space, objective=objectives.of(config))
-    found = forecast(setting, base, handle.layout, rows, recipe)
+    of = Forecaster(anatomy_of(base), handle.layout, config, recipe, known(setting))
+    found = of.memory(Work())
     if setting.checkpointing:
         checkpointing.switch_on(base.model, base.source)
     client = Client("a", rows, rows, base, handle, recipe, config)
@@ -161,7 +161,7 @@ def turn(setting: Setting) -> Memory:
     return found
 
 
-def peak_of(setting: Setting) -> dict[str, float]:
+def peak_of(setting: Setting) -> dict[str, float | str]:
     """Bytes measured and foreseen; called in a process of its own."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -12,6 +12,7 @@ Whatever a server says, the outcome is work that the policy allows, or PlanRefus
     policy_targets         layers that the site does not list
     policy_rank, policy_steps, policy_learning_rate, policy_batch_size, policy_tokens       above the site's limit
     policy_download        tensors of a plan, with what they are added to, that take more memory than the site allows
+    policy_memory          work that is foreseen to take more memory than the site allows, see `memory_limit`
     policy_metrics         a metric that the site does not list
     policy_options         anything else: an unknown key, a wrong type, an option that the strategy does not take
 
@@ -93,21 +94,26 @@ def run_config(job: Job, site: SiteConfig) -> RunConfig:
     """
     with _refusing():
         said = _check_job(job, site.policy)
-        own = {k: v for k, v in vars(site.data).items() if k not in ("client", "value")}
-        form = {k: v for k, v in own.items() if v is not None}
-        if form.keys() & {"prompt", "response", "messages", "tokens"}:  # another form here is not this site's
-            form = {"messages": None, "tokens": None} | form
-        if form.get("messages", said.data.messages) is None and not said.local.pairs:
-            form["chat_template"] = None
-        elif (theirs := said.data.chat_template) is not None and theirs != site.data.chat_template:
-            why = "a program, which runs only where [data] of the site's own file says the same"
-            raise PlanRefused("policy_options", f"[data] chat_template: {why}")
-        return replace(
-            said,
-            model=own_model(said, site),
-            data=replace(said.data, **form),
-            local=replace(said.local, **{k: v for k, v in vars(site.local).items() if k in LOCAL["local"]}),
-        )
+        return carried_out(said, site)
+
+
+def carried_out(said: RunConfig, site: SiteConfig) -> RunConfig:
+    """A run as this site carries it out; raises PlanRefused for a chat template that is not the site's own."""
+    own = {k: v for k, v in vars(site.data).items() if k not in ("client", "value")}
+    form = {k: v for k, v in own.items() if v is not None}
+    if form.keys() & {"prompt", "response", "messages", "tokens"}:  # another form here is not this site's
+        form = {"messages": None, "tokens": None} | form
+    if form.get("messages", said.data.messages) is None and not said.local.pairs:
+        form["chat_template"] = None
+    elif (theirs := said.data.chat_template) is not None and theirs != site.data.chat_template:
+        why = "a program, which runs only where [data] of the site's own file says the same"
+        raise PlanRefused("policy_options", f"[data] chat_template: {why}")
+    return replace(
+        said,
+        model=own_model(said, site),
+        data=replace(said.data, **form),
+        local=replace(said.local, **{k: v for k, v in vars(site.local).items() if k in LOCAL["local"]}),
+    )
 
 
 def _check_job(job: Job, policy: Policy) -> RunConfig:

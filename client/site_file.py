@@ -120,6 +120,8 @@ def _check(c: SiteConfig, path: Path) -> None:
             check.at_least(1, micro_batch=c.local.micro_batch)
         check.at_least(1, max_batch_size=p.max_batch_size, max_tokens=p.max_tokens, max_download_mib=p.max_download_mib)
         check.at_least(0, max_learning_rate=p.max_learning_rate)
+        if p.max_memory_mib is not None:
+            check.at_least(1, max_memory_mib=p.max_memory_mib)
         if not (p.bits and {*p.bits} <= {*BITS}):
             raise ValueError(f"[policy] bits is {p.bits}, wanted some of {', '.join(map(str, BITS))}")
         for digest in p.base or ():

@@ -147,6 +147,9 @@ class Policy:
     max_download_mib: int = 4096
     """Memory, in MiB, of what a plan brings, and of what the site holds where that is added to it. A longer message is
     refused before it is taken in, and no tensor is decoded of more."""
+    max_memory_mib: int | None = None
+    """Memory, in MiB, of this process at its peak in a round, as `fedft plan` foresees it; left out: what the machine
+    has."""
     approve: Literal["auto", "ask"] = "auto"
     """"ask": a run that this policy allows waits until `fedft site approve` says yes; "auto": it is taken up at once.
     A run that was refused by hand stays refused in both."""

@@ -62,6 +62,8 @@ class Client:
     """Where the rows come from, if their files are looked at again; None: they never change."""
     profile: Mapping[str, float] = field(default_factory=dict)
     """What the client says of its machine when it enrols, by the names of `fedft.contract.Member.profile`."""
+    allowed: Callable[[Plan], None] = lambda plan: None
+    """Raises PlanRefused for a plan that takes more memory than the site allows."""
     at: Plan | None = None
     """The plan that brought the client to the state that it holds; without tensors."""
     step: int = 0
@@ -206,10 +208,12 @@ class Client:
     def install(self, plan: Plan) -> Turn:
         """Bring the model to the plan's state; returns the client's turn on it.
 
-        Raises PlanRefused: `wrong_run`, `no_rows`, or `behind` with the version held if the plan builds on another.
+        Raises PlanRefused: `wrong_run`, `policy_memory`, `base_precision`, `no_rows`, or `behind` with the version held
+        if the plan builds on another.
         """
         if plan.run != self._run:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
+        self.allowed(plan)
         self._take_base(plan.bits)
         if plan.evaluate and not self.test_rows:
             raise PlanRefused("no_rows", "there are no held-out rows here")

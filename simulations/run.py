@@ -89,11 +89,12 @@ def simulate(
         message_sizes.check_sizes(config, held.recipe, place.layout, len(place.clients))
         disk_need.check(config, held.recipe, place.layout, len(place.clients), folder)
         opened = held.begin(place.here, whose(place.clients))
+        before = run_header.peak(place)
         with fleet.post(place, folder) as post:
             said = run_header.header(place, getattr(post, "together", 1))
             opened.observe("header", said)
             state = _loop(opened, place, post).run(place.clients)
-        more = {"rows": place.rows.to_dict(), "header": said}
+        more = {"rows": place.rows.to_dict(), "header": said, **run_header.error(place, said, before)}
         return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
 
 

@@ -4,11 +4,16 @@
 """
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
+from fedft.forecast import known_rows
+from fedft.forecast.anatomy import anatomy_of
+from fedft.forecast.clients import Group, clients_of
 from fedft.forecast.messages import message_bytes
-from fedft.models import device_arithmetic
+from fedft.forecast.work import Forecaster
+from fedft.models import device_arithmetic, free_memory
 from fedft.server import disk_need
 from fedft.server.message_sizes import first_round, sent_down
 from fedft.simulations import fleet
@@ -29,6 +34,9 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
     max_length, every, budget               of the run file
     bytes_up, bytes_down                    of a round, as far as shapes tell; see `_traffic`
     disk                                    bytes of the run folder at the end, as `fedft.server.disk_need` foresees
+    memory, largest                         bytes of a client's process at its peak by what they are for, foreseen as by
+                                            `fedft plan`, and whose they are; of the server none is among them
+    flops, pace                             operations of the round that has most, and whose it is
     together                                clients that train in one pass, as given
     depends                                 what the run's bytes depend on beside its run file and rows, in words
     """
@@ -40,6 +48,8 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
     able = sum(bool(c.test_rows) for c in place.clients.values())
     asked = min(config.clients.per_round or len(place.clients), len(place.clients))
     up, down = _traffic(place, asked, min(config.eval.clients or able, able))
+    group = foreseen(place, together)
+    large, slow = group.largest, group.slowest
     return {
         "model": config.model.id,
         "device": config.model.device,
@@ -66,10 +76,41 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
         "bytes_up": up,
         "bytes_down": down,
         "disk": disk_need.foreseen(config, recipe, place.layout, len(place.clients)).whole,
+        "memory": {**asdict(large.memory), "peak": large.memory.peak},
+        "largest": large.name,
+        "flops": slow.flops,
+        "pace": slow.name,
         "together": together,
         "depends": device_arithmetic.depends(config.model.device, config.local)
         + ([f"{together} clients a pass{f', {len(devices)} workers' * (len(devices) > 1)}"] if together > 1 else []),
     }
+
+
+def foreseen(place: Workplace, together: int = 1) -> Group:
+    """What the run's clients do in their first round, and what it takes, as far as the run file says it."""
+    anatomy = anatomy_of(place.base, place.config.model.modules_to_save)
+    rows = known_rows.encoded({n: (c.train_rows, c.test_rows) for n, c in place.clients.items()}, place.config)
+    of = Forecaster(anatomy, place.layout, place.config, place.recipe, together=together)
+    return Group(clients_of(of, rows))
+
+
+def peak(place: Workplace) -> int | None:
+    """The most bytes that this process has had so far, where clients train in it; None elsewhere, or nobody says."""
+    if place.config.server.workers is not None:
+        return None
+    return free_memory.peak_bytes(next(place.base.model.parameters()).device)
+
+
+def error(place: Workplace, said: Mapping[str, Any], before: int | None) -> dict[str, Any]:
+    """What a run's header `said` of memory against what its process had, for the summary, by key.
+
+    `forecast_error`: measured over foreseen, less 1; the process of a simulation is the server's, too, so it may be
+    above 0 without a fault of the formulas. Nothing where the peak was not in this run: `before` is that of before.
+    """
+    now = peak(place)
+    if now is None or before is None or now <= before:
+        return {}
+    return {"forecast_error": {"memory": now / said["memory"]["peak"] - 1}}
 
 
 def _traffic(place: Workplace, asked: int, measured: int) -> tuple[int, int]:

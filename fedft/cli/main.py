@@ -15,7 +15,22 @@ from typing import Annotated, Any
 
 import typer
 
-from fedft.cli import admin, backup, bench, deploy, doctor, finished, keys, kinds, logs, probe, records, site, watch
+from fedft.cli import (
+    admin,
+    backup,
+    bench,
+    deploy,
+    doctor,
+    finished,
+    keys,
+    kinds,
+    logs,
+    plan,
+    probe,
+    records,
+    site,
+    watch,
+)
 from fedft.cli.options import Allow, AsJson, SetKeys, named
 from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
 
@@ -178,6 +193,7 @@ app.command()(deploy.server)
 app.command()(deploy.queue)
 app.command()(deploy.client)
 app.command()(doctor.doctor)
+app.command()(plan.plan)
 app.command()(probe.probe)
 app.command()(watch.status)
 app.command()(watch.board)

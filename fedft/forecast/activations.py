@@ -161,6 +161,8 @@ def _inputs(learn: Sequence[Learner], given: Pass) -> int:
 def _layer(of: Anatomy, learn: Sequence[Learner], full: bool, given: Pass, stage: int = -1) -> int:
     """Bytes that a layer keeps whose gradients go down to its stage of this number, or through it (-1)."""
     norm = _norm(of, full, given)
+    if not of.known:  # as if each layer's output were kept, and its input again where it is adapted
+        return given.places * (of.norms * norm + of.outputs * given.width + _inputs(learn, given))
     shared = not given.alone and any(p.role == "attention_out" for p, _ in learn)
     dropped = of.hidden * given.stream * (of.hidden_dropout > 0)
     before, between, behind = (norm, norm, 0) if of.closing_norm else (0, norm, norm)

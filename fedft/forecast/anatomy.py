@@ -5,7 +5,7 @@ It is read off the modules of a model, loaded or on torch's "meta" device where 
 the ones below, `known` is False, and what depends on them is a rough estimate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -27,7 +27,7 @@ ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("o_proj", "attn.c_proj", "attention.output.dense"), "attention_out"),
     **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "mlp.c_fc", "intermediate.dense"), "feed_in"),
     **dict.fromkeys(("down_proj", "mlp.c_proj", "output.dense"), "feed_out"),
-}  # type: ignore[assignment]
+}
 """By endings of the names in Llama, Mistral, Qwen and their kin, GPT-2, BERT and RoBERTa; the longest ending counts."""
 ACTIVATIONS: Mapping[str, int] = {"gelu_new": 4, "gelu": 1, "gelu_pytorch_tanh": 1, "silu": 1, "swish": 1, "relu": 1}
 """Vectors of the feed-forward width that an activation keeps for its gradient, beside the input of what follows;
@@ -92,14 +92,16 @@ class Anatomy:
     """Those of `parameters` that `[model] base_bits` packs."""
     largest: int
     """Numbers in the largest parameter."""
+    outputs: int = 0
+    """Width of what all linear layers of a layer give, on average."""
     parts: Mapping[str, Part] = field(default_factory=dict)
     """The body's linear layers by name."""
 
 
-def anatomy_of(base: Any) -> Anatomy:
+def anatomy_of(base: Any, whole: Sequence[str] = ()) -> Anatomy:
     """The anatomy of a base model (`fedft.models.load.Base`); no weight is read.
 
-    The same whether weights are packed by now or not, and whether LoRA is mounted.
+    The same whether weights are packed by now or not, and whether LoRA is mounted. `whole`: `[model] modules_to_save`.
     """
     model, config = base.model, base.model.config.get_text_config()
     linear = _own(linear_layers(model))
@@ -107,7 +109,7 @@ def anatomy_of(base: Any) -> Anatomy:
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     parts = {n: _part(n, s) for n, s in linear.items() if layer[n] is not output}
     inside = {n: p for n, p in parts.items() if p.layer >= 0}
-    packs = {n.replace(MOUNTED, "") for names in packable(base) for n in names}
+    packs = {n.replace(MOUNTED, "") for names in packable(base, whole) for n in names}
     layers = 1 + max((p.layer for p in inside.values()), default=-1)
     first = {n: p for n, p in inside.items() if p.layer == 0}
     every = [(number_of(n), n, m) for n, m in model.named_modules() if "norm" in type(m).__name__.lower()]
@@ -121,10 +123,10 @@ def anatomy_of(base: Any) -> Anatomy:
     small = {n: s for n, s in linear.items() if isinstance(layer[n], PackedLinear)}
     shapes = {**_own({n: tuple(p.shape) for n, p in parameters_of(model).items()}), **small}
     packed = sum(map(prod, small.values()) if small else (prod(s) for n, s in linear.items() if n in packs))
-    decoder = not getattr(config, "is_encoder_decoder", False)
+    one_sided = not getattr(model.config, "is_encoder_decoder", False)
     return Anatomy(
         kind=str(config.model_type),
-        known=bool(inside) and decoder and _regular(inside, layers),
+        known=bool(inside) and one_sided and _regular(inside, layers),
         layers=layers, hidden=hidden, heads=heads, queries=queries, keys=keys, feed_forward=down,
         gated=sum(p.out for p in feed) == 2 * down,
         activation=str(getattr(config, "hidden_act", None) or getattr(config, "activation_function", "gelu")),
@@ -136,7 +138,7 @@ def anatomy_of(base: Any) -> Anatomy:
         attention_dropout=_first(config, "attention_dropout", "attn_pdrop", "attention_probs_dropout_prob"),
         hidden_dropout=_first(config, "hidden_dropout_prob", "resid_pdrop", "hidden_dropout"),
         parameters=sum(map(prod, shapes.values())), packed=packed, largest=max(map(prod, shapes.values()), default=0),
-        parts=parts,
+        outputs=sum(p.out for p in inside.values()) // max(1, layers), parts=parts,
     )  # fmt: skip
 
 

@@ -37,8 +37,10 @@ def drawn_share(spec: Spec, codec: str) -> float:
     if codec in codec_names.PLAIN or not floats:
         return 1.0
     some: dict[str, TensorSpec] = {}
+    numbers = 0
     for n, t in floats.items():
-        if some and sum(math.prod(x.shape) for x in some.values()) + math.prod(t.shape) > DRAWN:
+        numbers += math.prod(t.shape)
+        if some and numbers > DRAWN:
             break
         some[n] = t
     g = torch.Generator().manual_seed(0)

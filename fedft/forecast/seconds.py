@@ -20,8 +20,8 @@ from fedft.forecast.activations import Learning, Pass, lowest
 from fedft.forecast.anatomy import STAGES, Anatomy
 
 
-def step_flops(of: Anatomy, learning: Learning, given: Pass, adapters: int, forward_passes: int = 0) -> float:
-    """Operations of one pass forward and backward, or of so many forward passes alone.
+def pass_flops(of: Anatomy, learning: Learning, given: Pass, adapters: int, *, backward: bool = True) -> float:
+    """Operations of one pass forward and, unless it is without gradients, backward.
 
     `adapters`: numbers of adapters in the layers, learned or not.
     """
@@ -33,8 +33,8 @@ def step_flops(of: Anatomy, learning: Learning, given: Pass, adapters: int, forw
     attention = 4.0 * n * given.tokens * of.queries
     output = 2.0 * places * of.hidden * of.vocabulary
     forward = 2.0 * n * sum(weights) + of.layers * attention + output + 2.0 * n * adapters
-    if forward_passes:
-        return forward_passes * forward
+    if not backward:
+        return forward
     low = lowest(of, learning)
     back = output
     if low is not None:

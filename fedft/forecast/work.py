@@ -9,12 +9,12 @@ largest.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import ceil, prod
+from typing import Any
 
 from fedft.config import RunConfig
 from fedft.contract import Forecast, Layout, Work
-from fedft.forecast import memory, seconds
+from fedft.forecast import activations, memory, seconds
 from fedft.forecast.activations import FLOAT, Learning, Pass
 from fedft.forecast.anatomy import Anatomy
 from fedft.forecast.memory import Memory, Sizes
@@ -84,6 +84,8 @@ class Forecaster:
     """Clients that share a pass."""
     asked: int | None = None
     """Clients of a round, whose updates a state that grows brings down; None: as the run file says, or one."""
+    found: dict[tuple[object, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+    """What does not depend on rows, by what it depends on, so that many clients cost little; empty for a new run."""
 
     def forecast(self, work: Work) -> Forecast:
         """What the work takes."""
@@ -107,44 +109,65 @@ class Forecaster:
     def memory(self, work: Work) -> Memory:
         """Bytes of the client's process at its peak, part by part."""
         learning, sizes = self._learning(work)
-        step, pieces = self._step(work)
+        step, pieces = self.step(work)
         return memory.memory_of(
             self.anatomy, self.config.model, self.config.local, learning, sizes, step, self._evaluation(),
-            back_propagates=self._back_propagates, pieces=pieces, bits=work.bits or None,
+            back_propagates=self.back_propagates, pieces=pieces, bits=work.bits or None,
         )  # fmt: skip
 
     def flops(self, work: Work) -> float:
         """Operations of all steps of the round."""
+        step, pieces = self.step(work, self.rows.usual)
+        passes = 1 if self.back_propagates else 2 * self._samples  # of a zeroth-order step, each forward
+        return self.steps(work) * pieces * passes * self.pass_flops(work, step) / self.together
+
+    def pass_flops(self, work: Work, given: Pass) -> float:
+        """Operations of one pass, forward and, where steps are by gradients, backward."""
         learning, sizes = self._learning(work)
-        step, pieces = self._step(work, self.rows.usual)
         adapters = sizes.learned - sizes.whole + sizes.frozen
-        passes = 0 if self._back_propagates else 2 * self._samples
-        one = seconds.step_flops(self.anatomy, learning, step, adapters, passes)
-        return self.steps(work) * pieces * one / self.together
+        return seconds.pass_flops(self.anatomy, learning, given, adapters, backward=self.back_propagates)
+
+    def kept(self, work: Work, given: Pass) -> int:
+        """Bytes that a pass keeps until its gradients, logits among them."""
+        layers, _ = activations.kept(self.anatomy, self._learning(work)[0], given)
+        return sum(layers) + activations.logits(self.anatomy, given)[0]
 
     def up(self, work: Work) -> int:
         """Bytes of the update, as the codec writes normal numbers."""
-        spec = self.recipe.spec(self.layout, self.plan(work))
-        return message_bytes(spec, self.config.codec.up, self._drawn)
+        found: int = self._once("up", self.plan(work), self._up)
+        return found
+
+    def _up(self, plan: Plan) -> int:
+        return message_bytes(self.recipe.spec(self.layout, plan), self.config.codec.up, self._drawn)
 
     def down(self, work: Work) -> int:
         """Bytes of the plan that brings a client from one version to the next, in which all do such work.
 
-        What changes of a state are codes of normal numbers; a state that clients add up is sent as all have sent it.
+        Of changes of a state as long as their codec makes any; a state that clients add up comes as all have sent it.
         """
+        found: int = self._once("down", self.plan(work), self._down)
+        return found
+
+    def _down(self, plan: Plan) -> int:
         recipe, codec = self.recipe, self.config.codec
-        spec = recipe.spec(self.layout, self.plan(work))
         if not recipe.replaces_what_is_held and not codec.changes:
             asked = self.asked or self.config.clients.per_round or self.config.data.clients or 1
-            return message_bytes(spec, "fp32") * (asked if recipe.downlink_is_increment else 1)
-        return message_bytes(self._state(work), codec.changes or codec.plans)
-
-    @cached_property
-    def _drawn(self) -> float:
-        return drawn_share(self.recipe.spec(self.layout, self.plan(Work())), self.config.codec.up)
+            sent = message_bytes(recipe.spec(self.layout, plan), "fp32")
+            return sent * (asked if recipe.downlink_is_increment else 1)
+        return message_bytes(self._state(plan.shape), codec.changes or codec.plans)
 
     @property
-    def _back_propagates(self) -> bool:
+    def _drawn(self) -> float:
+        """Of the longest form of the codec of updates, what normal numbers take of it."""
+        plan = self.plan(Work(steps=self.config.local.steps))
+        return float(self._once("drawn", plan, self._drawn_of))
+
+    def _drawn_of(self, plan: Plan) -> float:
+        return drawn_share(self.recipe.spec(self.layout, plan), self.config.codec.up)
+
+    @property
+    def back_propagates(self) -> bool:
+        """Whether local steps are by gradients; else they are forward passes."""
         return gradient_steps(self.recipe.local) is not None
 
     @property
@@ -153,19 +176,20 @@ class Forecaster:
         found = self.config.strategy.options.get("samples", 1)
         return found if isinstance(found, int) else 1
 
-    def _state(self, work: Work) -> Spec:
-        """What a client holds of a state that replaces what it held."""
-        space, shape = self.recipe.space, self.shape(work)
-        return space.spec(self.layout, shape if self.recipe.cuts_the_state else self.shape(Work()))
+    def _state(self, shape: Shape) -> Spec:
+        """What a client of this shape holds of a state that replaces what it held."""
+        return self.recipe.space.spec(self.layout, shape if self.recipe.cuts_the_state else self.shape(Work()))
 
-    def _step(self, work: Work, tokens: float | None = None) -> tuple[Pass, int]:
+    def step(self, work: Work, tokens: float | None = None) -> tuple[Pass, int]:
         """(the pass of a piece of a step, how many pieces a step has)."""
         local, batch = self.config.local, work.batch or self.config.local.batch_size
         rows = min(batch, local.micro_batch) if isinstance(local.micro_batch, int) else batch
-        return self._pass(rows * self.together, tokens), ceil(batch / rows)
+        return self.pass_of(rows * self.together, tokens), ceil(batch / rows)
 
-    def _pass(self, rows: int, tokens: float | None = None) -> Pass:
+    def pass_of(self, rows: int, tokens: float | None = None) -> Pass:
+        """A pass of so many rows, each as long as the longest, or of so many tokens."""
         local, longest = self.config.local, self.rows.longest or self.config.data.length
+        rows *= 2 if local.pairs else 1  # both answers
         length = round(tokens or longest)
         learned = min(length, length - 1 if self.rows.learned is None else self.rows.learned)
         return Pass(
@@ -184,11 +208,22 @@ class Forecaster:
         """The pass of an evaluation; None where there is none."""
         e, held_out = self.config.eval, self.rows.held_out
         rows = e.batch_size if held_out is None else min(e.batch_size, held_out, e.max_rows or held_out)
-        return self._pass(rows) if rows else None
+        return self.pass_of(rows) if rows else None
+
+    def _once(self, what: str, plan: Plan, make: Callable[[Plan], Any]) -> Any:
+        """What `make` gives of a plan, made once for all plans of its shape and steps."""
+        key = (what, plan.shape.key, plan.chosen, plan.steps)
+        if key not in self.found:
+            self.found[key] = make(plan)
+        return self.found[key]
 
     def _learning(self, work: Work) -> tuple[Learning, Sizes]:
         """What learns, and how many numbers that is."""
-        space, plan = self.recipe.space, self.plan(work)
+        found: tuple[Learning, Sizes] = self._once("learning", self.plan(work), self._learning_of)
+        return found
+
+    def _learning_of(self, plan: Plan) -> tuple[Learning, Sizes]:
+        space = self.recipe.space
         trained = {n: prod(s) for n, s in space.trained(self.layout, plan.shape).items()}
         learns = self._learns(plan)
         live = {n: size for n, size in trained.items() if learns(n)}
@@ -205,7 +240,7 @@ class Forecaster:
         frozen = sum(trained.values()) - learned
         if not of_base and getattr(space, "pairs", False):
             frozen += self._frozen_factors(plan.shape, trained)
-        held = sum(prod(t.shape) for t in self._state(work).values())
+        held = sum(prod(t.shape) for t in self._state(plan.shape).values())
         whole = head + (learned if of_base else 0)
         moved = self.recipe.downlink_is_increment and space.pairs and not self.config.model.base_bits
         originals = sum(o * i for o, i in self.layout.modules.values()) if moved else 0  # w0 of weights that are merged

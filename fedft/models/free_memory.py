@@ -15,13 +15,18 @@ def free_bytes(device: torch.device) -> int | None:
     """Bytes that this process may still take on a device: of a CPU those of the machine or its container, whichever
     are fewer. None where nobody says.
     """
+    return min(limits(device).values(), default=None)
+
+
+def limits(device: torch.device) -> dict[str, int]:
+    """Bytes that this process may still take on a device, by whose limit it is; nothing where nobody says."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + cached
+        return {f"free on {device}": int(torch.cuda.mem_get_info(device)[0]) + cached}
     if device.type != "cpu":
-        return None
-    found = [n for n in (_of_machine(), _of_container()) if n is not None]
-    return min(found, default=None)
+        return {}
+    found = {"free on this machine": _of_machine(), "left in this container": _of_container()}
+    return {whose: n for whose, n in found.items() if n is not None}
 
 
 def _of_machine() -> int | None:
@@ -37,6 +42,17 @@ def _of_container() -> int | None:
     try:
         return int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
     except (OSError, ValueError):  # "max": none
+        return None
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most bytes that this process has had on a device since it began, of a CPU resident; None: nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration, ValueError):
         return None
 
 

@@ -96,7 +96,7 @@ def load(
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    folder = _folder(source)
+    folder = folder_of(source)
     place = device_of(device)
     kind: Any = getattr(transformers, f"Auto{wanted.model}")
     try:
@@ -104,7 +104,7 @@ def load(
         if misfit := tasks.misfit(config, wanted):
             raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {misfit}")
         packed = stored_quantization.check_readable(config, source, only_floats)
-        tokenizer = _tokenizer(folder)  # before gigabytes of weights are read
+        tokenizer = tokenizer_of(folder)  # before gigabytes of weights are read
         own, named = classes.of_config(config), Classes(labels, problem_type)
         if labels and not wanted.generates:
             classes.name(config, own, named, source)
@@ -137,7 +137,7 @@ def _weights(kind: Any, folder: str, seed: int, **how: Any) -> tuple[Any, frozen
     return model, frozenset(told["missing_keys"])
 
 
-def _folder(source: str) -> str:
+def folder_of(source: str) -> str:
     """What transformers loads for a model id: a folder, or a hub id as it is. DataError for neither."""
     if source == quickstart.BASE:
         from fedft.quickstart import base as stdlib_base
@@ -156,7 +156,7 @@ def _folder(source: str) -> str:
     return folder
 
 
-def _tokenizer(folder: str) -> Any:
+def tokenizer_of(folder: str) -> Any:
     """The tokenizer of a model. Raises DataError with the whole of the reason, which says what is missing."""
     from transformers import AutoTokenizer
 

@@ -11,9 +11,9 @@ SHORT_S = 10.0  # a run that ends sooner needs no forecast
 
 
 def lines(header: Mapping[str, Any]) -> list[str]:
-    """The header of a run as six lines of plain text, or seven; `fedft.simulations.run_header` explains its facts.
+    """The header of a run as six lines of plain text; `fedft.simulations.run_header` explains its facts.
 
-    One more says what the run's bytes depend on beside its run file and rows, where they do.
+    One more each where there is something to say of workers, of memory, and of what the run's bytes depend on.
 
     They fit into 80 columns unless names in them are long.
     """
@@ -39,6 +39,9 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     traffic = f"{size(h['bytes_up'])} up, {size(h['bytes_down'])} down"
     steps = f"{h['steps']} {'step' if h['steps'] == 1 else 'steps'}"
     told.append(f"a round  {steps} each; about {traffic}; run folder {size(h['disk'])}")
+    if memory := h.get("memory"):
+        parts = [f"{k} {size(round(memory[k]))}" for k in ("base", "activations", "logits") if memory[k]]
+        told.append(f"memory   {size(round(memory['peak']))} at the peak ({memory['where']}): {', '.join(parts)}")
     if depends := h.get("depends"):
         told.append(f"digests  depend on {', '.join(depends)}")
     return [*told, "loss     of held-out rows, mean over clients: each counts once"]
