@@ -64,8 +64,8 @@ def _goes_together(kept: Kept, importance: Tensor, cap: float, uniform: bool) ->
     for s, place in kept.groups.each():
         left = kept.bits[place].nonzero().flatten() + place.start
         order = left[importance[left].argsort(stable=True)].tolist()
-        family = s.name.rpartition(".")[2] if uniform else s.name
-        families.setdefault(family, []).append((s, order[: max(0, len(left) - fewest(s.size, cap))]))
+        name = s.name.rpartition(".")[2] if uniform else s.name
+        families.setdefault(name, []).append((s, order[: max(0, len(left) - fewest(s.size, cap))]))
     worth = importance.tolist()
     for family in families.values():
         weights = sum(s.weights for s, _ in family)
