@@ -54,13 +54,14 @@ def write(
     kept = kept_in(handle.model)
     pruned = kept if kept is not None and kept.ratio else None
     if not merged:
+        base_note.write(to, export.base_name(base), base, config.model, clients)
         if pruned is not None:
             sliced_folder.write_slices(to, pruned)
+            sliced_folder.add_to_card(to, pruned)
             log.warning(
                 "%.0f %% of the weights in heads and channels are pruned: fedft.load_sliced(%r) gives this model, the "
                 "adapter on its whole base another one", 100 * pruned.ratio, str(to),
             )  # fmt: skip
-        base_note.write(to, export.base_name(base), base, config.model, clients)
         if base.bits is not None:
             log.warning(
                 "it was trained on a base of %d bits, and gives another loss on any other: see base.json", base.bits

@@ -48,6 +48,15 @@ def write_slices(folder: Path, kept: Kept) -> None:
     save_file(numbers, folder / SLICES, {"format": "pt", "fedft_slices": "1"})
 
 
+def add_to_card(folder: Path, kept: Kept) -> None:
+    """Say in the `README.md` of an exported adapter that its base is pruned."""
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write(
+            f"\nOf its model {kept.ratio:.0%} of the weights in heads and channels are pruned: "
+            f"`fedft.load_sliced(folder)` gives that model, the adapter on its whole base another one.\n"
+        )
+
+
 def load_sliced(folder: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
     """The pruned model in a folder that `fedft export` wrote, cut, in evaluation mode; an adapter is in its weights.
 

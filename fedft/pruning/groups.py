@@ -210,8 +210,8 @@ def adapted(groups: Groups | None, modules: Collection[str]) -> Groups:
         )
     if bare := [s.name for s in groups.structures if not any(part.module in modules for part in s.parts)]:
         raise ConfigError(
-            f"[model] targets: {bare[0]} and {len(bare) - 1} more have no adapter, whose gradients would say what "
-            f'to prune there; targets = "all-linear" would do'
+            f"[model] targets: {len(bare)} of {len(groups.structures)} structures, such as {bare[0]}, have no adapter, "
+            f'whose gradients would say what to prune there; targets = "all-linear" would do'
         )
     return groups
 

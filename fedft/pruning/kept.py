@@ -17,10 +17,6 @@ class Kept:
     bits: Tensor
     """bool [groups] on the CPU, in the order of `groups`; not to be modified."""
 
-    def of(self, structure: str) -> Tensor:
-        """Whether each group of the structure of this name is kept, bool [groups of it]."""
-        return next(self.bits[place] for s, place in self.groups.each() if s.name == structure)
-
     def places(self, module: str, within: "Kept | None" = None) -> Tensor:
         """Which rows or columns of the module's weight are kept, int64, ascending.
 
@@ -75,24 +71,9 @@ def everything(groups: Groups) -> Kept:
     return Kept(groups, torch.ones(groups.size, dtype=torch.bool))
 
 
-def from_packed(groups: Groups, data: bytes) -> Kept:
-    """What `Kept.packed` wrote. Raises ValueError for other bytes, and where a structure would keep no group."""
-    if len(data) != (wanted := -(-groups.size // 8)):
-        raise ValueError(f"expected {wanted} bytes for {groups.size} groups, got {len(data)}")
-    bits = np.unpackbits(np.frombuffer(data, np.uint8))
-    if bits[groups.size :].any():
-        raise ValueError("the last byte is not filled up with zeros")
-    kept = Kept(groups, torch.from_numpy(bits[: groups.size].astype(bool)))
-    if empty := [name for name, count in kept.counts().items() if not count]:
-        raise ValueError(f"nothing is kept of {empty[0]}; at least one group of each stays")
-    return kept
-
-
 def from_words(groups: Groups, words: Tensor) -> Kept:
-    """What `Kept.words` gave. Raises ValueError as `from_packed` does."""
-    if words.shape != (wanted := (-(-groups.size // 16),)):
-        raise ValueError(f"expected {wanted[0]} words for {groups.size} groups, got {list(words.shape)}")
-    data, size = words.numpy().astype(">u2").tobytes(), -(-groups.size // 8)
-    if any(data[size:]):
-        raise ValueError("the last word is not filled up with zeros")
-    return from_packed(groups, data[:size])
+    """What `Kept.words` gave, whoever sent it: groups without a bit are pruned, bits without a group not looked at."""
+    bits = torch.zeros(groups.size, dtype=torch.bool)
+    said = np.unpackbits(np.frombuffer(words.numpy().astype(">u2").tobytes(), np.uint8))[: groups.size]
+    bits[: len(said)] = torch.from_numpy(said.astype(bool))
+    return Kept(groups, bits)

@@ -1,4 +1,4 @@
-"""A model with pruned groups switched off: what comes into the weight that narrows a structure is multiplied by 0 or 1.
+"""A model with pruned groups switched off: what comes from them into the weight that narrows a structure is put to 0.
 
 All else follows: rows that only feed pruned groups have gradients of exactly zero, and so have columns that only read
 them. No weight is touched, since others in the process may share the base.
@@ -30,7 +30,8 @@ class Masks:
         """Switch off what is not kept from now on, and nothing else."""
         self.kept = kept
         for mask, s in zip(self._masks, kept.groups.structures, strict=True):
-            mask.lost = kept.lost(s.inputs.module, self._within)
+            lost = kept.lost(s.inputs.module, self._within)
+            mask.lost = lost if lost.any() else None
 
     def remove(self) -> None:
         """Take the hooks out: the model is whole again."""
@@ -41,13 +42,15 @@ class Masks:
 class _Mask:
     """Puts the pruned features of a layer's input [..., in] to 0."""
 
-    lost: Tensor
+    lost: Tensor | None = None
 
     def __init__(self, of: Masks) -> None:
         self.of = of
 
     def __call__(self, layer: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x, *rest = given
+        if self.lost is None:
+            return None
         if self.lost.device != x.device:
             self.lost = self.lost.to(x.device)
         return (x.masked_fill(self.lost, 0), *rest)  # not a product: 0 times infinity is no 0

@@ -36,10 +36,12 @@ def sliced(model: nn.Module, kept: Kept) -> Iterator[None]:
 
 
 def slice_for_good(model: nn.Module, kept: Kept, before: Kept | None = None) -> None:
-    """Cut the model to what is kept; the rest is gone. Errors as of `sliced`.
+    """Cut the model to what is kept; the rest is gone. Errors as of `sliced`, ValueError where that is gone already.
 
     `before`: what the model has been cut to; None: nothing was cut yet.
     """
+    if before is not None and not kept <= before:
+        raise ValueError("some of what is to be kept has been cut away")
     _check_floats(model, kept)
     _cut(model, kept, before, None)
 

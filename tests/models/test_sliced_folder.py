@@ -112,6 +112,7 @@ def test_an_exported_adapter_of_a_pruned_model_says_so_and_load_sliced_gives_tha
     wanted = _logits(here.handle.model)
     assert model_folder.write(tmp_path / "to", config, here.base, here.handle, merged=False) == "adapter"
     assert "% of the weights in heads and channels are pruned" in caplog.text
+    assert "`fedft.load_sliced(folder)` gives that model" in (tmp_path / "to" / "README.md").read_text()
     ours = fedft.load_sliced(str(tmp_path / "to"))
     assert distance(_logits(ours), wanted) < 1e-5 * wanted.abs().max()
     whole = sum(p.numel() for p in prunable(name, vocab_size=512).parameters())

@@ -100,5 +100,5 @@ def test_a_structure_without_an_adapter_is_refused() -> None:
     groups = groups_of(prunable("llama"))
     modules = list(groups.parts)
     assert adapted(groups, [m for m in modules if m.endswith(("q_proj", "up_proj"))]) is groups
-    with pytest.raises(ConfigError, match=r"layers\.0\.feed_forward and 1 more"):
+    with pytest.raises(ConfigError, match=r"2 of 4 structures, such as model\.layers\.0\.feed_forward"):
         adapted(groups, [m for m in modules if m.endswith("q_proj")])

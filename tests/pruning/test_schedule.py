@@ -53,6 +53,22 @@ def test_a_cap_and_the_last_group_hold_whatever_the_importance() -> None:
     assert _all_steps(everything(TEN), importance, 1.0, cap=1.0)[-1].counts() == {"a": 1, "b": 1}
 
 
+@every_prunable
+def test_uniform_layers_keep_as_many_groups_as_each_other_and_the_most_important(name: str) -> None:
+    groups = groups_of(prunable(name))
+    importance = torch.rand(groups.size, generator=torch.Generator().manual_seed(2))
+    steps = _all_steps(everything(groups), importance, 0.5, uniform=True)
+    layers = len(groups.structures) // 2
+    assert len(steps) > 5
+    assert 0.5 <= steps[-1].ratio < 0.5 + layers * int(groups.weights.max()) / int(groups.weights.sum())
+    for kept in steps:
+        counts = [*kept.counts().values()]
+        assert counts == counts[:2] * layers
+        for _, place in groups.each():
+            lost = importance[place][~kept.bits[place]]
+            assert not len(lost) or lost.max() < importance[place][kept.bits[place]].min()
+
+
 def test_at_the_ratio_nothing_goes() -> None:
     kept = some(TEN, 3)
     assert next_kept(kept, torch.zeros(20), kept.ratio) is kept
