@@ -12,6 +12,7 @@ Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ def _hooked(layer: Any, names: Mapping[str, str], sizes: tuple[int, int, int], o
         on: its only element says whether the triplet works.
     """
     o, r, i = sizes
-    device = next(layer.parameters()).device
+    device = next(chain(layer.parameters(), layer.buffers())).device  # a packed layer may have buffers only
     for part, size in (("P", (o, r)), ("lam", (r,)), ("Q", (r, i))):
         layer.register_parameter(names[part], nn.Parameter(torch.zeros(size, device=device)))
 
