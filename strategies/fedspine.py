@@ -38,11 +38,12 @@ from fedft.config import RunConfig
 from fedft.pruning.cut_adapters import cut, cut_shapes, scattered
 from fedft.pruning.groups import adapted
 from fedft.pruning.kept import Kept
+from fedft.pruning.schedule import largest_ratio
 from fedft.recipe import Layout, LoRA, Next, Plan, Recipe, Roster, State, Update, Work, cut_to_rank, product_norm
 from fedft.strategies.flexlora import redistribute
 from fedft.strategies.parts import pruned_clients
 from fedft.strategies.parts.bandit import Box
-from fedft.strategies.parts.kept_entries import Part, completed, mean_of_kept
+from fedft.strategies.parts.kept_entries import Holding, completed, mean_of_kept
 from fedft.strategies.parts.prune_and_train import PruneAndTrain
 from fedft.strategies.parts.pruned_clients import KEPT, NO_GROUPS, OWNER
 from fedft.strategies.parts.ratio_and_rank import Controller, Rule
@@ -67,8 +68,8 @@ def fedspine(
     """Pruning and LoRA by turns; a head, if there is one, is averaged and replaced.
 
     Args:
-        ratio: share of the weights in heads and feed-forward channels that every client has pruned in the end, below 1;
-            0: nothing is pruned.
+        ratio: share of the weights in heads and feed-forward channels that every client has pruned in the end; 0:
+            nothing is pruned.
         most: the largest increment of a client's share in one round; the bandit chooses from 0 to it.
         ranks: that the bandit chooses from, those not above the run file's rank for the client; left out: 4, 8, 16 and
             32; an empty list: the run file's, and no choice.
@@ -81,9 +82,8 @@ def fedspine(
         mode: `mask`: pruned groups are switched off, which any base allows and saves no time; `slice`: during a turn
             they are cut out of a base in floats.
     """
-    check.between(0, 0.95, ratio=ratio)
     check.above(0, most=most, finest=finest, discount=discount)
-    check.between(0, 1, most=most, discount=discount)
+    check.between(0, 1, ratio=ratio, most=most, discount=discount)
     check.at_least(0, exploration=exploration)
     check.one_of(("examples", "norm"), weights=weights)
     check.one_of(get_args(Rule), variant=variant)
@@ -144,9 +144,12 @@ class Spine:
     def initial(self, layout: Layout, rank: int, seed: int) -> Next:
         """Version 0, and the model's groups in the server's drawer.
 
-        Raises ConfigError for a model whose groups are not known, or where some have no adapter.
+        Raises ConfigError for a model whose groups are not known, or where some have no adapter; ValueError for a ratio
+        that is never reached, since something of each layer stays.
         """
         groups = adapted(layout.groups, layout.modules) if self.prunes else NO_GROUPS
+        if self.prunes and self.controller.target > (most := largest_ratio(groups)):
+            raise ValueError(f"ratio = {self.controller.target:g}, but of this model at most {most:.3g} is ever pruned")
         return Next(LoRA().start(layout, rank, seed), {OWNER: pruned_clients.written(groups)})
 
     def plan(self, state: State, roster: Roster) -> dict[str, Work]:
@@ -209,7 +212,7 @@ class Spine:
         if module not in groups.parts:
             return stack([(d, w) for (d, _), w in zip(items, shares, strict=True)])
         held = [~kept[c].lost(module) for c in of]
-        parts = [Part(d, w, k) for d, w, k in zip(of.values(), shares, held, strict=True)]
+        parts = [Holding(d, w, k) for d, w, k in zip(of.values(), shares, held, strict=True)]
         side = groups.parts[module][0].side
         return completed(mean_of_kept(parts, side), held, state, side)
 

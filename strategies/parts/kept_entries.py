@@ -13,31 +13,28 @@ Resource-constrained Devices", 2025, arXiv:2501.02438, which gives no formula.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.stacks import stack
-
-Side = Literal["rows", "columns"]
-"""Which side of a matrix is pruned: its rows, which are outputs of the weight, or its columns, which are inputs."""
+from fedft.pruning.groups import Side
 
 
 @dataclass(frozen=True)
-class Part:
+class Holding:
     """What one client says of a matrix [o, i]."""
 
     change: LowRank
     """B A of shape [o, i]; entries that are not kept may hold anything finite."""
     weight: float
-    """In proportion to which the client counts where it holds something; positive."""
+    """In proportion to which the client counts where it holds something; at least 0."""
     kept: Tensor
     """bool [o] or [i], by the side that is pruned: what the client still holds."""
 
 
-def mean_of_kept(parts: Sequence[Part], side: Side) -> LowRank:
+def mean_of_kept(parts: Sequence[Holding], side: Side) -> LowRank:
     """The mean D over those who hold an entry, as stacked factors; zero where nobody does.
 
     Where everybody holds everything, this is `stack` to the bit.
@@ -50,7 +47,7 @@ def mean_of_kept(parts: Sequence[Part], side: Side) -> LowRank:
     if held.all():
         return stack([(p.change, p.weight) for p in parts])
     weights = held * torch.tensor([p.weight for p in parts], dtype=torch.float64)[:, None]
-    shares = torch.where(held, weights / weights.sum(0), 0.0)
+    shares = torch.where(weights.sum(0) > 0, weights / weights.sum(0), 0.0)
     return joined([only(p.change, share, side) for p, share in zip(parts, shares, strict=True)])
 
 

@@ -136,7 +136,7 @@ class _Slices(Course):
         self._sums = Sums(pruning.kept.groups)
         self._reading = Importance(model_of(pruning.handle), self._sums, pruning.within).begin(learning, turn)
         self._ratio = float(turn.plan.extra.get(RATIO, 0.0))
-        slices = max(0, math.ceil((self._ratio - pruning.kept.ratio) / SLICE))
+        slices = max(0, math.ceil((self._ratio - pruning.kept.ratio) / SLICE - 1e-9))
         self._due = due(turn.plan.steps, slices, warming(turn.plan.round, turn.plan.steps))
 
     def step(self) -> None:

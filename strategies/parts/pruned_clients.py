@@ -3,8 +3,8 @@
 drawer   `kept.<client>` uint16 [ceil(groups / 16)], a bit for each group that the client still has (`Kept.words`); of
          clients that have all there is none
          `part.<module>` int32 [6], which rows or columns of the module's weight belong to which groups, see `written`
-plan     `kept` of its client comes with the plan, so that a client keeps nothing between rounds; left out while it has
-         pruned nothing
+plan     `kept` of its client comes with the plan, also for one that has lost its own; left out while it has pruned
+         nothing
 """
 
 import numpy as np

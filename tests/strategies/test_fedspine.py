@@ -277,6 +277,8 @@ def test_a_model_whose_groups_are_not_known_is_refused():
     with pytest.raises(ConfigError, match="pruning knows llama"):
         fedspine().first_state(unknown, 2, 7)
     fedspine(ratio=0.0).first_state(unknown, 2, 7)
+    with pytest.raises(ValueError, match=r"at most 0\.\d+ is ever pruned"):
+        fedspine(ratio=0.9).first_state(LAYOUT, 2, 7)
     bare = replace(LAYOUT, modules={m: s for m, s in LAYOUT.modules.items() if m in ("q", "o")})
     with pytest.raises(ConfigError, match="no adapter"):
         fedspine().first_state(bare, 2, 7)
@@ -295,7 +297,7 @@ def test_the_order_of_clients_does_not_matter():
 
 @pytest.mark.parametrize(
     "options",
-    [{"ratio": 0.96}, {"ratio": -0.1}, {"most": 0.0}, {"discount": 1.1}, {"ranks": [0]}, {"exploration": -1.0}],
+    [{"ratio": 1.1}, {"ratio": -0.1}, {"most": 0.0}, {"discount": 1.1}, {"ranks": [0]}, {"exploration": -1.0}],
     ids=str,
 )
 def test_options_out_of_range_are_refused(options):

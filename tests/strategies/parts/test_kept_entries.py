@@ -5,12 +5,12 @@ import torch
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.stacks import stack
-from fedft.strategies.parts.kept_entries import Part, completed, mean_of_kept
+from fedft.strategies.parts.kept_entries import Holding, completed, mean_of_kept
 
 OUT, IN = 7, 5
 
 
-def drawn(seed: int, side: str, clients: int = 4, keep: float = 0.5) -> list[Part]:
+def drawn(seed: int, side: str, clients: int = 4, keep: float = 0.5) -> list[Holding]:
     """Random clients of unlike ranks, weights and masks."""
     rng = torch.Generator().manual_seed(seed)
     parts = []
@@ -18,7 +18,7 @@ def drawn(seed: int, side: str, clients: int = 4, keep: float = 0.5) -> list[Par
         rank = int(torch.randint(1, 4, (), generator=rng))
         a, b = torch.randn(rank, IN, generator=rng), torch.randn(OUT, rank, generator=rng)
         kept = torch.rand(OUT if side == "rows" else IN, generator=rng) < keep
-        parts.append(Part(LowRank(a, b), 1 + 3 * k, kept))
+        parts.append(Holding(LowRank(a, b), 1 + 3 * k, kept))
     return parts
 
 
@@ -27,7 +27,7 @@ def as_grid(kept: torch.Tensor, side: str) -> torch.Tensor:
     return kept[:, None].expand(OUT, IN) if side == "rows" else kept.expand(OUT, IN)
 
 
-def entrywise(parts: list[Part], side: str) -> torch.Tensor:
+def entrywise(parts: list[Holding], side: str) -> torch.Tensor:
     """The oracle: a loop over entries, in float64."""
     out = torch.zeros(OUT, IN, dtype=torch.float64)
     for a in range(OUT):
@@ -53,14 +53,14 @@ def test_it_is_the_entrywise_mean_for_random_masks(side):
 
 def test_by_hand():
     """p = (1/4, 3/4), rows 110 and 101: omega = (1/4 1 0) and (3/4 0 1)."""
-    one = Part(
+    one = Holding(
         LowRank(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0], [1.0], [0.0]])), 1, torch.tensor([True, True, False])
     )
-    two = Part(
+    two = Holding(
         LowRank(torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0], [0.0], [1.0]])), 3, torch.tensor([True, False, True])
     )
     assert mean_of_kept([one, two], "rows").dense().tolist() == [[4.75, 0.5], [1.0, 2.0], [3.0, 0.0]]
-    turned = [Part(LowRank(p.change.B.T, p.change.A.T), p.weight, p.kept) for p in (one, two)]
+    turned = [Holding(LowRank(p.change.B.T, p.change.A.T), p.weight, p.kept) for p in (one, two)]
     assert mean_of_kept(turned, "columns").dense().T.tolist() == [[4.75, 0.5], [1.0, 2.0], [3.0, 0.0]]
 
 
@@ -73,9 +73,18 @@ def test_where_everybody_keeps_everything_it_is_the_mean_of_products_to_the_bit(
 
 
 @pytest.mark.parametrize("side", ["rows", "columns"])
+def test_who_counts_nothing_leaves_zeros_where_nobody_else_holds_anything(side):
+    one, two = drawn(5, side, clients=2)
+    mean = mean_of_kept([Holding(one.change, 0.0, one.kept), Holding(two.change, 1.0, ~one.kept)], side).dense()
+    of_one = as_grid(one.kept, side)
+    assert not mean[of_one].any()
+    assert torch.allclose(mean[~of_one], two.change.dense()[~of_one], atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["rows", "columns"])
 def test_of_disjoint_rows_each_is_its_clients_own(side):
     one, two = drawn(5, side, clients=2)
-    two = Part(two.change, two.weight, ~one.kept)
+    two = Holding(two.change, two.weight, ~one.kept)
     mean = mean_of_kept([one, two], side).dense()
     for part in (one, two):
         assert part.kept.any()
@@ -93,13 +102,13 @@ def test_pruned_entries_of_a_factor_are_never_read(side):
             b[~p.kept] = 1e30
         else:
             a[:, ~p.kept] = 1e30
-        marred.append(Part(LowRank(a, b), p.weight, p.kept))
+        marred.append(Holding(LowRank(a, b), p.weight, p.kept))
     assert torch.equal(mean_of_kept(marred, side).dense(), mean_of_kept(parts, side).dense())
 
 
 @pytest.mark.parametrize("side", ["rows", "columns"])
 def test_what_nobody_keeps_has_the_states_value(side):
-    parts = [Part(p.change, p.weight, p.kept & (torch.arange(len(p.kept)) > 1)) for p in drawn(2, side, keep=0.9)]
+    parts = [Holding(p.change, p.weight, p.kept & (torch.arange(len(p.kept)) > 1)) for p in drawn(2, side, keep=0.9)]
     kept = [p.kept for p in parts]
     state = LowRank(torch.randn(3, IN), torch.randn(OUT, 3))
     mean = mean_of_kept(parts, side)
