@@ -4,15 +4,16 @@ A client whose rank is below the state's holds a part of it only (HetLoRA, FlexL
 the whole, which it is sent for this once: what is reported as loss is the loss of the model that the run leaves.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from fedft.carriers.interface import SHORT_ANSWER_BYTES
 from fedft.contract import State
 from fedft.errors import RejectedUpdate
-from fedft.recipe import WHOLE
+from fedft.recipe import WHOLE, Recipe
 from fedft.reports.columns import Column, declare
+from fedft.reports.metric_log import Line
 from fedft.server import cohort
 from fedft.server.exchange import Exchange
 from fedft.server.sending import Came
@@ -81,6 +82,18 @@ def evaluate(
         at_full_rank = {c: m for c, m in found.items() if c not in whole} | measured(whole)
         found = {c: at_full_rank.get(c, {}) | at_own_rank.get(c, {}) for c in at_full_rank.keys() | at_own_rank.keys()}
     return dict(sorted(found.items())), traffic
+
+
+def brought(recipe: Recipe, state: State, lines: Sequence[Line]) -> dict[str, tuple[int, str]]:
+    """Version and label of a state by client, of those whom its evaluation, if it was finished, has brought there.
+
+    No notes have that, which are durable before a state is evaluated: with it a run that was killed sends what it would
+    have sent. `lines` are those of metrics.jsonl.
+    """
+    if recipe.evaluation_has_own_state:
+        return {}
+    measured = [c for line in lines if line["version"] == state.version for c in line.get("evaluation", ())]
+    return dict.fromkeys(measured, (state.version, state.label))
 
 
 def _of_the_whole(exchange: Exchange, plans: Mapping[str, Plan]) -> dict[str, Plan]:

@@ -19,7 +19,7 @@ from fedft.reports.metric_log import MetricsFile
 from fedft.server import between_rounds, budget, by_bits, planner_view
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
-from fedft.server.evaluation_round import evaluate
+from fedft.server.evaluation_round import brought, evaluate
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.round import Round
@@ -72,7 +72,7 @@ class Loop:
         self._exchange.have = {c: (version, label) for c, (version, label) in notes.get("have", {}).items()}
         if run.virtual:
             run.clock.sleep(notes.get("clock_s", 0.0))
-            self._exchange.have |= self._brought_by_evaluation(state)
+            self._exchange.have |= brought(run.recipe, state, self.metrics.lines)
         self._enrol([c for c in run.still(run.members) if c not in notes["barred"]])
         if self.metrics.has(state.version) and budget.over(run.config, self.metrics.lines):
             log.warning("nothing is left to do: %s", _all_there_is(run.config, state.version))
@@ -85,15 +85,6 @@ class Loop:
         finally:
             run.store.close()
         return state
-
-    def _brought_by_evaluation(self, state: State) -> dict[str, tuple[int, str]]:
-        """The version and label of a state by client, of those whom its evaluation has brought it: who are in no notes.
-
-        So a run that was killed sends what it would have sent.
-        """
-        measured = [line for line in self.metrics.lines if line["version"] == state.version]
-        own = self.federation.recipe.evaluation_has_own_state
-        return {} if own else {c: (state.version, state.label) for line in measured for c in line.get("evaluation", ())}
 
     def _found(self, clients: Collection[str]) -> tuple[State, dict[str, Any]]:
         """The state to go on from: the newest on disk, or the first, whose founders are `clients`."""

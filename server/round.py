@@ -14,7 +14,7 @@ from functools import partial
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.reports import metric_log
-from fedft.server import admission, by_bits, cohort, planner_view, pruned_models
+from fedft.server import admission, by_bits, cohort, planner_view, pruned_models, too_few
 from fedft.server.admitted import Admitted, EverybodyLeft, Outcome, Waiting, waiting
 from fedft.server.admitting import Rest
 from fedft.server.aggregation_error import AggregationAudit
@@ -151,23 +151,9 @@ class Round:
                 raise EverybodyLeft(f"round {self.state.version}: all who were asked have left")
             if len(self.admitted.examples) >= run.quorum(len(self._counted(asked))):
                 return
-        raise RunPaused(self._too_few(asked, attempts))
-
-    def _too_few(self, asked: Collection[str], attempts: int) -> str:
-        """Why the round has stayed below quorum, and what to do."""
-        run, counted, admitted = self.run, self._counted(asked), len(self.admitted.examples)
-        barred = f"; quarantined: {', '.join(self.barred)}" if self.barred else ""
-        if not asked:
-            return f"round {self.state.version}: nobody is left to ask{barred}; run again to continue"
-        few = f"round {self.state.version}: {admitted} of {len(counted)} updates admitted"
-        quorum = f"quorum is {run.quorum(len(counted))}{barred}"
-        if run.deployed:
-            return f"{few} in {attempts} attempts, {quorum}; run again to continue"
-        if run.virtual:
-            hint = "the same again would come of it; see [server] quorum, deadline_s and [clients] devices"
-            return f"{few} in {attempts} attempts, {quorum}; {hint}"
-        why = f"; {r['client']} was refused: {r['reason']}" if (r := next(iter(self.traffic.refused), None)) else ""
-        return f"{few}, {quorum}{why}"
+        refused = next(iter(self.traffic.refused), None)
+        admitted, counted = len(self.admitted.examples), len(self._counted(asked)) if asked else 0
+        raise RunPaused(too_few.why(run, self.state.version, admitted, counted, attempts, self.barred, refused))
 
     def _counted(self, asked: Collection[str]) -> Collection[str]:
         """Those of whom a quorum is taken: they may still take part, or had their update admitted before they left."""

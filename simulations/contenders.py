@@ -17,6 +17,7 @@ from fedft.reports.observers import Observer
 from fedft.server import open_run
 from fedft.server.run_folder import changed, check_plugins
 from fedft.simulations import baselines
+from fedft.simulations.devices import check_devices
 
 TABLE, PAGE, RESULT = "race.json", "race.html", "result.json"
 
@@ -79,6 +80,9 @@ def planned(
                 observe("note", {"text": f"{c.label} takes one rank: {config.clients.rank}, the mean of {given}"})
         strategies.of(config)
         check_plugins(config)
+        check_devices(config)
+        if seed == 0 and config.clients.devices is not None and c.label in BASELINES:
+            observe("note", {"text": f"{c.label} is on no virtual device: its seconds are this machine's"})
         folder = out / c.label / f"seed-{seed}"
         if keys := _changed(folder, config):
             raise ConfigError(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from fedft import check
-from fedft.config import Devices, RunConfig
+from fedft.config import DeviceClass, Devices, RunConfig
 from fedft.contract import Forecast, Work
 from fedft.errors import ConfigError
 from fedft.randomness import philox
@@ -34,16 +34,8 @@ class Device:
     """Bytes in a virtual second to the server."""
     down: float = math.inf
     """Bytes in a virtual second from the server."""
-    memory: int | None = None
-    """Bytes that a turn may take; None: not said."""
     trace: Trace = ALWAYS
     """When the device is on."""
-
-    @property
-    def profile(self) -> dict[str, float]:
-        """What its client says of the device when it enrols: the finite ones of its numbers, by name."""
-        said = {"memory": self.memory, "flops": self.flops, "up": self.up, "down": self.down}
-        return {name: float(x) for name, x in said.items() if x is not None and math.isfinite(x)}
 
     def answers_at(self, sent: float, *, down: int, work: float, up: int) -> float:
         """The virtual second at which an answer of `up` bytes is there, to a message of `down` bytes sent at `sent`.
@@ -98,32 +90,37 @@ def memory_bytes(said: int | str | None) -> int | None:
 def dealt(config: RunConfig, clients: Collection[str]) -> dict[str, Device]:
     """The device of each of all the run's clients, whoever of them is in this process; none without devices.
 
-    Classes have their shares of the clients, to within one: 30, 40 and 10 of eighty are just these. Raises ConfigError
-    where the file of traces cannot be read.
+    Raises ConfigError where the file of traces cannot be read.
     """
-    devices, seed = config.clients.devices, config.server.seed
-    if devices is None:
+    if (devices := config.clients.devices) is None:
         return {}
-    found = traces(devices.availability, devices.period_s)
-    order = _shuffled(clients, seed, "devices")
-    by_trace = {name: n for n, name in enumerate(_shuffled(clients, seed, "traces"))}
-    ends = _ends([of.share for of in devices.classes], len(order))
-    of_class = [next(k for k, end in enumerate(ends) if n < end) for n in range(len(order))]
-    made = {}
-    for name, k in zip(order, of_class, strict=True):
-        of = devices.classes[k]
-        made[name] = Device(
-            of.flops, of.up or math.inf, of.down or math.inf, memory_bytes(of.memory),
-            found[by_trace[name] % len(found)] if found else ALWAYS,
-        )  # fmt: skip
-    return made
+    found = traces(devices.availability, devices.period_s) or [ALWAYS]
+    turn = {name: n for n, name in enumerate(_shuffled(clients, config.server.seed, "traces"))}
+    return {
+        name: Device(of.flops, of.up or math.inf, of.down or math.inf, found[turn[name] % len(found)])
+        for name, of in _classes(devices, config.server.seed, clients).items()
+    }
 
 
 def profiles(config: RunConfig, clients: Collection[str]) -> dict[str, dict[str, float]]:
     """What each of all the run's clients says of its device when it enrols; nothing where they are hidden, or none."""
-    if config.clients.devices is None or config.clients.devices.hidden:
+    devices = config.clients.devices
+    if devices is None or devices.hidden:
         return {}
-    return {name: device.profile for name, device in dealt(config, clients).items()}
+    found = {}
+    for name, of in _classes(devices, config.server.seed, clients).items():
+        said = {"memory": memory_bytes(of.memory), "flops": of.flops, "up": of.up, "down": of.down}
+        found[name] = {key: float(x) for key, x in said.items() if x is not None}
+    return found
+
+
+def _classes(devices: Devices, seed: int, clients: Collection[str]) -> dict[str, DeviceClass]:
+    """The class of each client. Classes have their shares to within one: 30, 40 and 10 of eighty are just these."""
+    ends = _ends([of.share for of in devices.classes], len(clients))
+    order = _shuffled(clients, seed, "devices")
+    return {
+        name: next(of for of, end in zip(devices.classes, ends, strict=True) if n < end) for n, name in enumerate(order)
+    }
 
 
 def _shuffled(names: Collection[str], seed: int, purpose: str) -> list[str]:

@@ -13,6 +13,7 @@ counts as sent with the next plan. A client that has to be told again where the 
 longer for it.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
@@ -96,6 +97,7 @@ class VirtualPost:
         self._vanished: dict[str, str] = {}
         """By ticket: clients that never answer it."""
         self._coming: list[Coming] = []
+        """A heap."""
 
     def push(self, letter: Letter) -> tuple[str, int]:
         """Send a letter now, to a client that answers or vanishes; (ticket, bytes of the payload)."""
@@ -112,15 +114,14 @@ class VirtualPost:
         return ticket, size
 
     def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
-        """The replies to these letters that have come by now, one after the other. All clients do their work first."""
+        """The replies that have come by now, one after the other. All who were asked do their work first."""
         while self._asked:
             for reply in self._inner.pull({*self._asked}):
                 letter = self._asked.pop(reply.ticket)
-                self._coming.append(Coming(self._arrival(letter, reply), letter.client.encode(), reply.ticket, reply))
-        while due := [c for c in self._coming if c.at <= self.clock.monotonic() and c.ticket in tickets]:
-            first = min(due, key=lambda c: c[:3])
-            self._coming.remove(first)
-            yield first.reply
+                coming = Coming(self._arrival(letter, reply), letter.client.encode(), reply.ticket, reply)
+                heapq.heappush(self._coming, coming)
+        while self._coming and self._coming[0].at <= self.clock.monotonic():
+            yield heapq.heappop(self._coming).reply
 
     def _arrival(self, letter: Letter, reply: Reply) -> float:
         """The virtual second at which a reply is there, not before now."""
@@ -142,6 +143,7 @@ class VirtualPost:
             self._asked.pop(ticket, None)
             self._vanished.pop(ticket, None)
         self._coming = [c for c in self._coming if c.ticket not in gone]
+        heapq.heapify(self._coming)
 
     def gone(self, client: str) -> bool:
         """Whether a client has vanished in the open round, or its device is off now."""
@@ -149,6 +151,5 @@ class VirtualPost:
 
     def _next_news(self, now: float) -> float:
         """The next moment at which an answer comes, or a device goes off whose answer is waited for."""
-        arrivals = (c.at for c in self._coming)
         offs = (self._devices[c.reply.client].trace.next_off(now) for c in self._coming)
-        return min((*arrivals, *offs), default=math.inf)
+        return min((*(c.at for c in self._coming[:1]), *offs), default=math.inf)

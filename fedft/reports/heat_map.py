@@ -33,7 +33,7 @@ def colours(values: Sequence[float]) -> dict[float, str]:
     found = sorted({*values} - {0})
     steps = {v: n / (len(found) - 1) if len(found) > 1 else 0.6 for n, v in enumerate(found)}
     mixed = {v: [round(a + (b - a) * at) for a, b in zip(LIGHT, DARK, strict=True)] for v, at in steps.items()}
-    zero = {0: NONE} if 0 in values else {}
+    zero: dict[float, str] = {0: NONE} if 0 in values else {}
     return {**zero, **{v: "#{:02x}{:02x}{:02x}".format(*rgb) for v, rgb in mixed.items()}}
 
 

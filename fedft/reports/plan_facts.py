@@ -43,9 +43,9 @@ def turns(lines: Iterable[Line]) -> Iterator[Turn]:
         for client in sorted({*plans, *took}, key=str.encode):
             plan = plans.get(client, {})
             flat = {**plan.get("extra", {}), **{k: x for k, x in plan.items() if k != "extra"}}
-            predicted = flat.get(PREDICTED)
-            known = isinstance(predicted, int | float) and not isinstance(predicted, bool)
-            yield Turn(line["round"], client, flat, float(predicted) if known else None, took.get(client))
+            said = flat.get(PREDICTED)
+            predicted = float(said) if isinstance(said, int | float) and not isinstance(said, bool) else None
+            yield Turn(line["round"], client, flat, predicted, took.get(client))
 
 
 def plans_changed(found: Iterable[Turn]) -> int:

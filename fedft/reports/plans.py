@@ -65,7 +65,7 @@ def _of_run(label: str, lines: Sequence[Line], image: Draw) -> str:
 def _figures(found: Sequence[Turn]) -> list[tuple[str, str]]:
     """(SVG, caption) of each figure; "" in place of one that there is nothing for."""
     planned = [t for t in found if t.plan]
-    predicted = [(t.predicted_s, t.measured_s) for t in found if t.off is not None]
+    predicted = [(t.predicted_s, t.measured_s) for t in found if t.predicted_s and t.measured_s]
     against = plots.against(predicted) if predicted and plots.available() else ""
     return [
         (_by_round(planned), "Rank by client and round"),

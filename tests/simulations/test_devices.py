@@ -30,6 +30,16 @@ def test_classes_have_their_shares_whatever_the_order_of_the_names() -> None:
     assert devices.dealt(RunConfig(), EIGHTY) == {}
 
 
+def test_a_client_says_what_it_was_dealt_unless_that_is_hidden() -> None:
+    classes = [{"flops": 1e9, "memory": "1MiB"}, {"flops": 4e8, "up": 1e5, "down": 2e5}]
+    said, dealt = devices.profiles(config(classes=classes), EIGHTY), devices.dealt(config(classes=classes), EIGHTY)
+    assert [dict(p) for p in {tuple(p.items()) for p in said.values() if "up" in p}] == [
+        {"flops": 4e8, "up": 1e5, "down": 2e5}
+    ]
+    assert all(said[c]["flops"] == dealt[c].flops and ("memory" in said[c]) == (dealt[c].flops == 1e9) for c in EIGHTY)
+    assert devices.profiles(config(hidden=True), EIGHTY) == devices.profiles(RunConfig(), EIGHTY) == {}
+
+
 def test_traces_are_dealt_out_in_turn_and_apart_from_the_classes() -> None:
     three = [[[0, n + 1], [n + 2, 10]] for n in range(3)]
     dealt = devices.dealt(config(availability=three), EIGHTY)
@@ -41,7 +51,6 @@ def test_a_turn_takes_down_work_and_up() -> None:
     device = Device(flops=100.0, up=10.0, down=20.0)
     assert device.answers_at(5.0, down=40, work=300.0, up=50) == 5 + 2 + 3 + 5
     assert Device(flops=100.0).answers_at(5.0, down=10**9, work=300.0, up=10**9) == 8.0
-    assert device.profile == {"flops": 100.0, "up": 10.0, "down": 20.0}
 
 
 def test_jitter_and_dropouts_are_of_client_and_round_and_seed_alone() -> None:
