@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.pace import MBIT
 from fedft.carriers.stream.site_node import Node
-from fedft.client import allowed_jobs, companions, contact, device_lock, memory_limit
+from fedft.client import allowed_jobs, companions, contact, device_lock, memory_limit, own_profile
 from fedft.client.companions import Companions, Follower
 from fedft.client.disk import SiteDisk
 from fedft.client.held_letters import Door, HeldLetters
@@ -208,6 +208,7 @@ class Joiner:
         kept, name = Kept(self.disk.kept(job.run)), self.site.site.name
         allowed = memory_limit.check_of(self.site.policy, config, recipe, here, (train, test))
         client = Client(
-            name, train, test, here.base, here.handle, recipe, config, kept=kept, ready=turn, rows=rows, allowed=allowed
-        )
+            name, train, test, here.base, here.handle, recipe, config, kept=kept, ready=turn, rows=rows,
+            profile=own_profile.of(self.site), tells="speed" in self.site.profile.share, allowed=allowed,
+        )  # fmt: skip
         return client if self.among is None else companions.leading(client, job, self.among)

@@ -158,6 +158,15 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class SiteProfile:
+    """[profile]: what the site says of itself to servers, so that they ask for what it can carry."""
+
+    share: list[Literal["memory", "link", "speed"]] = field(default_factory=lambda: ["memory"])
+    """"memory": [policy] max_memory_mib, where it is said; "link": [site] max_mbit_s, where it is said; "speed": with
+    every update how long its local steps took, and how much memory the process has had. []: nothing."""
+
+
+@dataclass(frozen=True)
 class SiteConfig:
     """A whole site file, one field per table. All paths are absolute."""
 
@@ -168,3 +177,4 @@ class SiteConfig:
     keys: Keys = Keys()
     local: SiteLocal = SiteLocal()
     policy: Policy = Policy()
+    profile: SiteProfile = SiteProfile()

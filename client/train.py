@@ -14,13 +14,14 @@ import torch
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
+from fedft.client import own_profile
 from fedft.client.base_precision import precision_of, with_bits
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.config import LOCAL, Local, RunConfig
 from fedft.contract import NOTHING, Batch, Trained, Turn
-from fedft.data import packing
+from fedft.data import micro_batches, packing
 from fedft.data.batches import ClientRows
 from fedft.data.examples import Example
 from fedft.data.micro_batches import Among, MicroBatch
@@ -62,6 +63,8 @@ class Client:
     """Where the rows come from, if their files are looked at again; None: they never change."""
     profile: Mapping[str, float] = field(default_factory=dict)
     """What the client says of its machine when it enrols, by the names of `fedft.contract.Member.profile`."""
+    tells: bool = False
+    """Whether updates say how long local steps took, and the memory that they had."""
     allowed: Callable[[Plan], None] = lambda plan: None
     """Raises PlanRefused for a plan that takes more memory than the site allows."""
     at: Plan | None = None
@@ -80,13 +83,7 @@ class Client:
     _run_seed: int = 0
 
     def __post_init__(self) -> None:
-        wanted = self.config.local.micro_batch
-        if wanted is None and self.among is None:
-            self._micro_batch = None
-        elif wanted == "auto":
-            self._micro_batch = MicroBatch(may_shrink=True)
-        else:
-            self._micro_batch = MicroBatch(wanted, among=self.among)
+        self._micro_batch = micro_batches.wanted(self.config.local.micro_batch, self.among)
 
     def answer(self, kind: Kind, payload: bytes | Plan) -> bytes | Refused:
         """The client's answer to a message of the server's; what it will not do is a refusal with a code.
@@ -164,6 +161,7 @@ class Client:
 
         Raises PlanRefused, `nonfinite`, if no step had a finite loss.
         """
+        told = own_profile.begun(next(iter(self.handle.base().values())).device) if self.tells else dict[str, float]
         try:
             trained = self.steps(turn)
             delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
@@ -173,7 +171,7 @@ class Client:
             if self.kept.has_lost(counted := turn.plan.counted):
                 metrics = {**metrics, MEMORY_LOST: 1.0}
             self.kept.keep(turn.plan.round, kept, counted)
-        return self._update(turn.plan, delta, len(self.train_rows), metrics)
+        return self._update(turn.plan, delta, len(self.train_rows), {**metrics, **told()})
 
     def steps(self, turn: Turn) -> Trained:
         """What the recipe's local steps give, from where the model stands. Raises FloatingPointError as they do."""
@@ -202,8 +200,7 @@ class Client:
         """
         more = ["rouge_l"] if turn.plan.extra.get("rouge") else []
         found = evaluate.measure(self.handle, self.base, self.test_rows, self.config.eval, more)
-        rows = len(self.test_rows[: self.config.eval.max_rows])
-        return self._update(turn.plan, {}, max(1, rows), found)
+        return self._update(turn.plan, {}, max(1, len(self.test_rows[: self.config.eval.max_rows])), found)
 
     def install(self, plan: Plan) -> Turn:
         """Bring the model to the plan's state; returns the client's turn on it.

@@ -6,7 +6,7 @@ mean, n_i being the places in it: the same step as of the whole batch, also wher
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -56,6 +56,13 @@ class MicroBatch:
             return False
         self.rows = now // 2
         return True
+
+
+def wanted(rows: int | Literal["auto"] | None, among: Among | None) -> MicroBatch | None:
+    """How many rows a pass takes by `[local] micro_batch`; None: all of a batch, in this process alone."""
+    if rows is None and among is None:
+        return None
+    return MicroBatch(may_shrink=True) if rows == "auto" else MicroBatch(rows, among=among)
 
 
 class InPieces(Mapping[str, Tensor]):

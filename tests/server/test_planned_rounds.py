@@ -156,3 +156,37 @@ def test_new_fields_of_a_plan_travel_and_are_left_out_at_their_defaults() -> Non
     for key in (b'"o"', b'"b"', b'"i"'):
         assert key not in messages.encode_plan(bare, "fp32")
         assert key in messages.encode_plan(plan, "fp32")
+
+
+def by_memory() -> Any:
+    """A planner: who says that it has little memory takes one step."""
+
+    def plan(state: Any, roster: Roster) -> dict[str, Work]:
+        return {c: Work(steps=1) for c, m in roster.items() if m.profile.get("memory", 1e9) < 1e8}
+
+    return plan
+
+
+def test_a_profile_reaches_the_planner_and_what_clients_measure_is_seen(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedft.simulations import run, workplace
+
+    made = workplace.workplace
+
+    def place(*args: Any, **how: Any) -> Any:
+        found = made(*args, **how)
+        for name, client in found.clients.items():
+            client.profile, client.tells = {"memory": 5e7 if name == "b" else 4e8}, name == "c"
+        return found
+
+    monkeypatch.setattr(run, "workplace", place)
+    allowed_code.allow([name := "tests.server.test_planned_rounds:by_memory"])
+    done = run_of(tmp_path, tiny_base, name)
+    assert {c: p["steps"] for c, p in done.lines[1]["plans"].items()} == {"a": 2, "b": 1, "c": 2}
+    found = Store(done.folder / "state").latest(recover=False)
+    assert found is not None
+    seen = planner_view.from_json(found[1]["seen"])
+    assert {n for c in "ab" for s in seen[c] for n in s.metrics} == set()
+    assert all(s.metrics.keys() == {"seconds.train", "memory.peak"} for s in seen["c"])
+    assert [s.steps for s in seen["b"]] == [1, 1, 1]
