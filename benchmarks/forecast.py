@@ -33,7 +33,8 @@ from fedft.contract import Work
 from fedft.data.examples import IGNORED, Example
 from fedft.forecast.anatomy import anatomy_of
 from fedft.forecast.memory import Memory
-from fedft.forecast.work import Forecaster, Rows
+from fedft.forecast.rows import Rows
+from fedft.forecast.work import Forecaster
 from fedft.models import checkpointing, layout, load, quantized_base
 from fedft.models.handle import ModelHandle
 from fedft.run_file import from_dict

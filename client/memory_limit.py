@@ -7,8 +7,8 @@ from fedft.client.site_settings import Policy
 from fedft.config import RunConfig
 from fedft.contract import Work
 from fedft.errors import PlanRefused
-from fedft.forecast import known_rows
 from fedft.forecast.anatomy import anatomy_of
+from fedft.forecast.rows import encoded
 from fedft.forecast.work import Forecaster
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
@@ -27,7 +27,7 @@ def check_of(
     most = policy.max_memory_mib
     if most is None:
         return lambda plan: None
-    known: Mapping[str, Any] = known_rows.encoded({"": rows}, config)
+    known: Mapping[str, Any] = encoded({"": rows}, config)
     of = Forecaster(anatomy_of(here.base, config.model.modules_to_save), here.layout, config, recipe, known[""])
 
     def check(plan: Plan) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from fedft.forecast import known_rows
 from fedft.forecast.anatomy import anatomy_of
 from fedft.forecast.clients import Group, clients_of
 from fedft.forecast.messages import message_bytes
+from fedft.forecast.rows import encoded
 from fedft.forecast.work import Forecaster
 from fedft.models import device_arithmetic, free_memory
 from fedft.server import disk_need
@@ -89,7 +89,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
 def foreseen(place: Workplace, together: int = 1) -> Group:
     """What the run's clients do in their first round, and what it takes, as far as the run file says it."""
     anatomy = anatomy_of(place.base, place.config.model.modules_to_save)
-    rows = known_rows.encoded({n: (c.train_rows, c.test_rows) for n, c in place.clients.items()}, place.config)
+    rows = encoded({n: (c.train_rows, c.test_rows) for n, c in place.clients.items()}, place.config)
     of = Forecaster(anatomy, place.layout, place.config, place.recipe, together=together)
     return Group(clients_of(of, rows))
 

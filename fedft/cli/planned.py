@@ -11,7 +11,8 @@ from fedft.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from fedft.client.site_settings import SiteConfig
     from fedft.config import RunConfig
-    from fedft.forecast.work import Forecaster, Rows
+    from fedft.forecast.rows import Rows
+    from fedft.forecast.work import Forecaster
     from fedft.models.load import Base
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,7 @@ def _layout(config: "RunConfig", base: "Base", of_base: bool) -> Any:
 def _rows(config: "RunConfig", base: "Base", site: "SiteConfig | None") -> "dict[str, Rows]":
     """What is known of each client's rows; where they cannot be read the run file's limits stand for one client."""
     from fedft.data import client_datasets
-    from fedft.forecast import known_rows
-    from fedft.forecast.work import Rows
+    from fedft.forecast.rows import Rows, of_records
     from fedft.simulations import virtual_clients
 
     try:
@@ -101,7 +101,7 @@ def _rows(config: "RunConfig", base: "Base", site: "SiteConfig | None") -> "dict
             parts: Any = {name: client_datasets.of_site(config, name, d.client, d.value)}
         else:
             parts = virtual_clients.rows_by_client(config)
-        return known_rows.of_records(parts, config, base)
+        return of_records(parts, config, base)
     except DataError as e:
         if site is not None or config.data.train == type(config.data)().train:
             raise

@@ -74,6 +74,8 @@ class Learning:
     """Rank by module, of those that learn; of full fine-tuning none."""
     full: bool = False
     """Every parameter of the base learns."""
+    inputs: bool = True
+    """Whether the inputs of modules that learn are kept: not where A of every pair is frozen, which passes them on."""
 
     def inside(self, of: Anatomy) -> list[list[Learner]]:
         """What learns in each layer."""
@@ -106,8 +108,8 @@ def kept(of: Anatomy, learning: Learning, given: Pass) -> tuple[list[int], int]:
     if low is None:
         return [0] * (of.layers + 1), 0
     layer, stage = low
-    whole = [0] * layer + [_layer(of, inside[layer], learning.full, given, stage)]
-    whole += [_layer(of, inside[n], learning.full, given) for n in range(layer + 1, of.layers)]
+    whole = [0] * layer + [_layer(of, inside[layer], learning, given, stage)]
+    whole += [_layer(of, inside[n], learning, given) for n in range(layer + 1, of.layers)]
     closing = of.closing_norm * _norm(of, learning.full, given) * given.places
     closing += (not of.vocabulary) * of.hidden * given.stream * given.places  # of which a head reads one token
     closing += learning.full * of.hidden * given.stream * (given.places + bool(of.vocabulary) * given.learned)
@@ -149,21 +151,23 @@ def _attention(of: Anatomy, shared: bool, given: Pass) -> int:
     return int(norms) + given.width * numbers + FLOAT * of.heads
 
 
-def _inputs(learn: Sequence[Learner], given: Pass) -> int:
-    """Bytes per token of the inputs that adapted or trained layers keep, and of their ranks."""
+def _inputs(learn: Sequence[Learner], whole: bool, given: Pass) -> int:
+    """Bytes per token of the inputs that adapted or trained layers keep, unless they are passed on, and of ranks."""
     width = 2 if given.autocast else FLOAT
     ranks = width * sum(r for _, r in learn)
+    if not whole:
+        return ranks
     if given.alone and ranks:
         return ranks + width * sum(p.inputs for p, _ in learn) * (2 if given.dropout else 1)
     return ranks + width * sum({p.role: p.inputs for p, _ in learn}.values())
 
 
-def _layer(of: Anatomy, learn: Sequence[Learner], full: bool, given: Pass, stage: int = -1) -> int:
+def _layer(of: Anatomy, learn: Sequence[Learner], learning: Learning, given: Pass, stage: int = -1) -> int:
     """Bytes that a layer keeps whose gradients go down to its stage of this number, or through it (-1)."""
-    norm = _norm(of, full, given)
+    norm, inputs = _norm(of, learning.full, given), _inputs(learn, learning.inputs, given)
     if not of.known:  # as if each layer's output were kept, and its input again where it is adapted
-        return given.places * (of.norms * norm + of.outputs * given.width + _inputs(learn, given))
-    shared = not given.alone and any(p.role == "attention_out" for p, _ in learn)
+        return given.places * (of.norms * norm + of.outputs * given.width + inputs)
+    shared = learning.inputs and not given.alone and any(p.role == "attention_out" for p, _ in learn)
     dropped = of.hidden * given.stream * (of.hidden_dropout > 0)
     before, between, behind = (norm, norm, 0) if of.closing_norm else (0, norm, norm)
     behind += max(0, of.norms - 2) * norm
@@ -172,6 +176,6 @@ def _layer(of: Anatomy, learn: Sequence[Learner], full: bool, given: Pass, stage
         _attention(of, shared, given) if stage < 1 else 0,
         dropped + between if stage < 2 else 0,
         of.feed_forward * given.width * (ACTIVATIONS.get(of.activation, 2) + 2 * of.gated) if stage < 3 else 0,
-        dropped + behind + _inputs(learn, given),
+        dropped + behind + inputs,
     )
     return given.places * sum(parts)

@@ -11,8 +11,9 @@ from fedft import config as tables
 from fedft.contract import Member, Roster, State, Work
 from fedft.errors import ConfigError
 from fedft.forecast.memory import Memory
+from fedft.forecast.rows import Rows
 from fedft.forecast.seconds import Device, round_seconds
-from fedft.forecast.work import Forecaster, Rows
+from fedft.forecast.work import Forecaster
 from fedft.update import Shape
 
 

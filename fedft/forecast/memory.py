@@ -106,7 +106,7 @@ def memory_of(
         pieces: how many passes a step has.
         bits: of the base's frozen weights; None: the run's.
     """
-    base = base_bytes(of, 32 if learning.full and back_propagates else bits or model.bits)
+    base = base_bytes(of, bits or model.bits)
     process = PROCESS if model.device.startswith("cpu") else CUDA_PROCESS
     start = sizes.learned - sizes.whole  # what a turn began with; of the base's parameters it is w0 and what came
     values = start + sizes.frozen + sizes.received + sizes.whole

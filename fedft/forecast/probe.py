@@ -20,8 +20,9 @@ from fedft.data.examples import IGNORED, Example
 from fedft.errors import ConfigError
 from fedft.forecast.activations import Pass
 from fedft.forecast.clients import Client
+from fedft.forecast.rows import Rows
 from fedft.forecast.seconds import Device
-from fedft.forecast.work import Forecaster, Rows
+from fedft.forecast.work import Forecaster
 from fedft.models import resident, tasks
 from fedft.models.free_memory import kept_bytes
 from fedft.models.handle import ModelHandle

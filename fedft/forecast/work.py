@@ -7,11 +7,12 @@ Nothing large is allocated, and no model is needed. What a work leaves open is a
 largest.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil, prod
 from typing import Any
 
+from fedft.arithmetic.named_pairs import A_SUFFIX
 from fedft.config import RunConfig
 from fedft.contract import Forecast, Layout, Work
 from fedft.forecast import activations, memory, seconds
@@ -19,41 +20,11 @@ from fedft.forecast.activations import FLOAT, Learning, Pass
 from fedft.forecast.anatomy import Anatomy
 from fedft.forecast.memory import Memory, Sizes
 from fedft.forecast.messages import drawn_share, message_bytes
+from fedft.forecast.rows import Rows
 from fedft.models.layer_numbers import number_of
 from fedft.recipe import Recipe
 from fedft.training.first_order import gradient_steps
 from fedft.update import Plan, Shape, Spec
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What is known of a client's rows; by default nothing is, and the run file's limits stand for them."""
-
-    longest: int | None = None
-    """Tokens of the longest row; None: `[data] max_length`."""
-    usual: float | None = None
-    """Tokens that a row has in a batch on average, padding among them; None: `longest`."""
-    learned: int | None = None
-    """Most learned places of a row; None: all but one of its tokens."""
-    train: int | None = None
-    """How many there are to train on; None: unknown, so `[local] steps` counts."""
-    held_out: int | None = None
-    """How many an evaluation measures; None: as many as `[eval] batch_size`."""
-    padded: bool = True
-    """Whether rows of a batch are of unlike length."""
-
-    @classmethod
-    def of(cls, train: Sequence[tuple[int, int]], held_out: Sequence[tuple[int, int]], batch: int) -> "Rows":
-        """What is to know of rows whose (tokens, learned places) these are, in batches of so many."""
-        every, lengths = [*train, *held_out], sorted(length for length, _ in train)
-        n = max(1, len(lengths))
-        usual = sum(
-            x * (((i + 1) / n) ** batch - (i / n) ** batch) for i, x in enumerate(lengths)
-        )  # largest of a batch
-        return cls(
-            max((x for x, _ in every), default=None), usual or None, max((x for _, x in every), default=None),
-            len(train), len(held_out), len(set(lengths)) > 1,
-        )  # fmt: skip
 
 
 def forecaster(
@@ -112,7 +83,7 @@ class Forecaster:
         step, pieces = self.step(work)
         return memory.memory_of(
             self.anatomy, self.config.model, self.config.local, learning, sizes, step, self._evaluation(),
-            back_propagates=self.back_propagates, pieces=pieces, bits=work.bits or None,
+            back_propagates=self.back_propagates, pieces=pieces, bits=32 if self._float else work.bits or None,
         )  # fmt: skip
 
     def flops(self, work: Work) -> float:
@@ -231,14 +202,14 @@ class Forecaster:
         modules = {n.rpartition(".")[0] for n in live}
         of_base = space.of_base
         ranks = {m: 0 if of_base else plan.shape.of(m) for m in self.anatomy.parts if m in modules}
-        full = of_base and len(live) == len(trained)
+        full = of_base and not plan.chosen
         by_layer = [0] * self.anatomy.layers
         for n, size in live.items():
             if (at := number_of(n)) is not None and at < len(by_layer):
                 by_layer[at] += size
         learned = sum(live.values())
         frozen = sum(trained.values()) - learned
-        if not of_base and getattr(space, "pairs", False):
+        if space.pairs:
             frozen += self._frozen_factors(plan.shape, trained)
         held = sum(prod(t.shape) for t in self._state(plan.shape).values())
         whole = head + (learned if of_base else 0)
@@ -248,7 +219,8 @@ class Forecaster:
             learned + head, max((*live.values(), *map(prod, self.layout.head.values())), default=0),
             0 if of_base else frozen, held + originals, by_layer, whole,
         )  # fmt: skip
-        return Learning({} if full else ranks, full), sizes
+        inputs = not space.pairs or any(n.endswith(A_SUFFIX) for n in live)
+        return Learning({} if full else ranks, full, inputs), sizes
 
     def _learns(self, plan: Plan) -> Callable[[str], bool]:
         """Whether a tensor of this name learns under a plan."""

@@ -11,7 +11,8 @@ from fedft.contract import Work
 from fedft.data.examples import Example
 from fedft.errors import PlanRefused
 from fedft.forecast.anatomy import anatomy_of
-from fedft.forecast.work import Forecaster, Rows
+from fedft.forecast.rows import Rows
+from fedft.forecast.work import Forecaster
 from fedft.models import dtypes, resident
 from fedft.update import Plan, Shape
 

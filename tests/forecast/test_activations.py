@@ -75,6 +75,22 @@ def test_dropout_before_adapters_keeps_more() -> None:
     assert foreseen > 1.2 * counted_and_foreseen("llama")[1]
 
 
+def test_where_a_is_frozen_inputs_are_not_kept() -> None:
+    found = []
+    for learns in ((".lora_A", ".lora_B"), (".lora_B",)):
+        base = base_of(llama())
+        handle = ModelHandle(base.model, layout_of(base, "all-linear"), LoRA(learns))
+        handle.write(handle.kind.initial(handle.layout, Shape(RANK), 0))
+        ids = torch.randint(1, 20, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        of, given = anatomy_of(base), Pass(ROWS, TOKENS, ROWS * (TOKENS - 1), masked=False)
+        learning = Learning(dict.fromkeys(of.parts, RANK), inputs=len(learns) == 2)
+        foreseen = sum(kept(of, learning, given)[0]) + logits(of, given)[0]
+        assert foreseen == pytest.approx(kept_bytes(handle, batch), rel=0.06)
+        found.append(foreseen)
+    assert found[1] < 0.9 * found[0]
+
+
 def of_small_llama() -> Anatomy:
     return anatomy_of(base_of(llama()))
 

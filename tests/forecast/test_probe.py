@@ -10,8 +10,9 @@ from fedft.errors import ConfigError
 from fedft.forecast import probe
 from fedft.forecast.anatomy import anatomy_of
 from fedft.forecast.clients import clients_of
+from fedft.forecast.rows import Rows
 from fedft.forecast.seconds import Device
-from fedft.forecast.work import Forecaster, Rows
+from fedft.forecast.work import Forecaster
 from fedft.models import load
 from fedft.models.layout import layout_of
 from fedft.models.skeleton import skeleton

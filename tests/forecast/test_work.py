@@ -11,7 +11,8 @@ from fedft import run_file, strategies
 from fedft.config import RunConfig
 from fedft.contract import Forecast, Layout, Work
 from fedft.forecast.anatomy import anatomy_of
-from fedft.forecast.work import Forecaster, Rows, forecaster
+from fedft.forecast.rows import Rows
+from fedft.forecast.work import Forecaster, forecaster
 from fedft.models.layout import layout_of
 from fedft.update import Plan, Shape, Update
 from fedft.wire import messages
