@@ -23,6 +23,7 @@ SMALL = (
 TWO = "{flops=1e9,up=1e5,down=1e6},{flops=5e8,up=1e5,down=1e6}"
 JITTER = f"clients.devices={{classes=[{TWO}],jitter=0.1}}"
 STEADY = f"clients.devices={{classes=[{TWO}]}}"
+PLANNED = ["strategy.padding=zero", "clients.plan='by_slowness:by_slowness'"]
 Run = Callable[..., runs.Run]
 
 
@@ -55,9 +56,9 @@ def seconds(run: runs.Run) -> list[float]:
 
 
 def told(run: runs.Run) -> tuple[list[float], list[str], list[Any]]:
-    """What must not depend on this machine: seconds, digests, who took part."""
+    """What must not depend on this machine: seconds, digests, who took part, what each took and was asked."""
     digests = [line["state_digest"] for line in run.lines]
-    return seconds(run), digests, [line.get("participants") for line in run.lines]
+    return seconds(run), digests, [[line.get(k) for k in ("participants", "reply_s", "plans")] for line in run.lines]
 
 
 def test_devices_change_when_answers_come_and_not_what_they_are(simulated: Run, whole: runs.Run) -> None:
@@ -89,11 +90,12 @@ SLOW = [
 
 @pytest.mark.parametrize(("strategy", "kills"), [("fedit", [7, 8, 4]), *SLOW])
 def test_two_runs_and_one_that_is_killed_again_and_again_have_the_same_seconds(
-    simulated: Run, tmp_path: Path, strategy: str, kills: Sequence[int]
+    simulated: Run, tmp_path: Path, allow: Any, strategy: str, kills: Sequence[int]
 ) -> None:
     """Killed after so many answers, measurements and lines each time: the round at work is carried out anew."""
-    ranks = ["clients.rank=[2, 4]"] if strategy == "hetlora" else []
-    sets = JITTER, "server.quorum=0.5", "server.grace_s=0.04", *ranks
+    own = {"hetlora": ["clients.rank=[2, 4]"], "fedit": PLANNED}.get(strategy, [])
+    allow("by_slowness:by_slowness")
+    sets = JITTER, "server.quorum=0.5", "server.grace_s=0.04", *own
     first = simulated(*sets, strategy=strategy)
     assert any(line["refused"] for line in first.lines[1:])  # somebody was too late
     assert told(simulated(*sets, strategy=strategy)) == told(first)
