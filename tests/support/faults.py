@@ -26,7 +26,7 @@ from fedft import durable, testing
 from fedft.client import requests
 from fedft.config import RunConfig
 from fedft.reports import metric_log
-from fedft.server import checkpoint, loop
+from fedft.server import attempt_numbers, checkpoint, loop
 from fedft.server import round as round_
 
 SERVER = "server"
@@ -264,7 +264,7 @@ def installed(world: World, disk: Disk) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in (durable, metric_log):
             stack.enter_context(mock.patch.object(module, "os", disk))
-        for module in (loop, round_, requests, checkpoint):
+        for module in (loop, round_, requests, attempt_numbers):
             stack.enter_context(mock.patch.object(module, "time", world))
         stack.enter_context(mock.patch.object(checkpoint, "shutil", usage))
         stack.enter_context(mock.patch.object(RunConfig, "to_dict", remembered))
