@@ -263,7 +263,7 @@ class Responder:
 
     def _seal(self, kind: Kind, opened: Opened, payload: bytes, sha256: bytes | None = None) -> bytes:
         """An answer to what was opened, sealed in the version of its seal; `sha256` is its own, where it is known."""
-        return sealed.head(kind, opened.about, payload, self.key, sha256, opened.version) + payload
+        return sealed.seal(kind, opened.about, payload, self.key, opened.version, sha256)
 
 
 Requests = Queue[tuple[Responder, Opened, Reply]]

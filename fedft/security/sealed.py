@@ -136,9 +136,16 @@ def digest(payload: bytes) -> bytes:
     return hashlib.sha256(payload).digest()
 
 
-def seal(kind: Kind, about: About, payload: bytes, key: Ed25519PrivateKey, version: int | None = None) -> bytes:
+def seal(
+    kind: Kind,
+    about: About,
+    payload: bytes,
+    key: Ed25519PrivateKey,
+    version: int | None = None,
+    sha256: bytes | None = None,
+) -> bytes:
     """The sealed message of `payload`, signed with `key`: `head`, and then the payload, which is copied once."""
-    return head(kind, about, payload, key, version=version) + payload
+    return head(kind, about, payload, key, sha256, version) + payload
 
 
 def head(
