@@ -22,4 +22,5 @@ def resting(state: State, path: Path) -> State:
     with path.open("rb") as f:
         places = tensor_file.places(f, durable.DIGEST_BYTES)
     own = {n: places[f"/{n}"] for n in shared}
-    return State(state.version, DigestedInFile(path, own, tensors.digest(shared)), state.own)
+    digest = tensors.digest(shared) if any(state.own.values()) else state.digest  # which is found once
+    return State(state.version, DigestedInFile(path, own, digest), state.own)
