@@ -81,8 +81,9 @@ class Originals:
 
     def change(self, name: str, parameter: Tensor) -> Tensor:
         """The parameter's values - w0, float32 on the CPU; zeros for one that has not been moved."""
-        now = parameter.detach().to("cpu", torch.float32)
-        return now - self._kept(name).to("cpu", torch.float32) if name in self._w0 else torch.zeros_like(now)
+        if name in self._w0:
+            return _since(self._kept(name), parameter.detach())
+        return torch.zeros_like(parameter.detach(), dtype=torch.float32, device="cpu")
 
     def start(self, name: str, parameter: Tensor) -> Tensor | Callable[[], Tensor]:
         """`change` of the parameter as it stands now, for later: found again from w0 where it was just moved there."""
@@ -91,10 +92,18 @@ class Originals:
             return self.change(name, parameter)
         kind = parameter.dtype
 
-        def moved() -> Tensor:
-            w0 = self._kept(name)
+        def moved(w0: Tensor) -> Tensor:
             return (w0 + last[name].to(w0.device)).to(kind)
 
-        if not torch.equal(moved(), parameter):  # somebody has moved it further
+        def again() -> Tensor:
+            w0 = self._kept(name)  # once: it may have to be read
+            return _since(w0, moved(w0))
+
+        if not torch.equal(moved(self._kept(name)), parameter):  # somebody has moved it further
             return self.change(name, parameter)
-        return lambda: self.change(name, moved())
+        return again
+
+
+def _since(w0: Tensor, now: Tensor) -> Tensor:
+    """now - w0, in float32 on the CPU."""
+    return now.to("cpu", torch.float32) - w0.to("cpu", torch.float32)
