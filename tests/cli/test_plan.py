@@ -176,3 +176,49 @@ def test_rows_that_are_elsewhere_count_as_long_as_they_may_be(plan: Plan, caplog
     assert done.json["clients"][0]["clients"] == 5
     here = plan("run.toml", "--json").json["clients"][0]
     assert done.json["clients"][0]["memory"]["peak"] > here["memory"]["peak"]
+
+
+SITE = """
+[site]
+name = "north"
+[server]
+address = "127.0.0.1:9092"
+[model]
+id = "bare"
+[data]
+train = "own.jsonl"
+test = "own.jsonl"
+prompt = "{q}"
+response = "{a}"
+[local]
+micro_batch = 1
+[policy]
+strategies = ["fedit"]
+"""
+
+
+def test_a_site_plans_with_its_own_rows_machine_and_limit(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    for name in ("keys/ca.pem", "keys/server.pub", "keys/signing.key", "keys/node.key"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "own.jsonl").write_text(ROWS)
+    site = tmp_path / "site.toml"
+    site.write_text(SITE)
+    found = plan("run.toml", "site.toml", "--json")
+    assert found.code == 0, found.err
+    (row,) = found.json["clients"]
+    assert row["name"] == "north"
+    assert found.json["disk"] is None
+    run = plan("run.toml", "--json").json["clients"][0]
+    assert row["memory"]["activations"] < run["memory"]["activations"] / 4  # micro_batch is the site's own
+
+    most = int(row["memory"]["peak"] / 2**20)
+    site.write_text(f"{SITE}max_memory_mib = {most}\n")
+    done = plan("run.toml", "site.toml")
+    assert done.code == 2
+    assert "([policy] max_memory_mib)" in done.err
+    site.write_text(f"{SITE}max_memory_mib = {most + 1}\nmax_rank = 4\n")
+    done = plan("run.toml", "site.toml", "--set", "local.steps=100000")
+    assert done.code != 0
+    assert done.err.count("\n") == 1
+    assert "[local] steps = 100000, allowed here: 0 to 1000" in done.err
