@@ -128,14 +128,20 @@ def start(handle: Handle, turn: Turn) -> None:
     if turn.plan.shape.largest:
         write_all(handle, turn)
         return
-    shape = TripletShape(int(turn.plan.extra.get(PROBE, R0)))
+    shape = TripletShape(probe_rank(turn.plan))
     handle.write({**handle.kind.initial(handle.layout, shape, turn.run_seed), **turn.held}, ())
+
+
+def probe_rank(plan: Plan) -> int:
+    """The rank of a probe's triplets; R0 where a plan says something else than 1 to R0, as no server of ours does."""
+    said = plan.extra.get(PROBE, R0)
+    return said if isinstance(said, int) and 1 <= said <= R0 else R0
 
 
 def upload(layout: Layout, plan: Plan) -> Spec:
     """Scores of all weights from a probe; else the pairs that learn, a score of each, and a head."""
     if not plan.shape.largest:
-        return {SCORE + m: TensorSpec((int(plan.extra.get(PROBE, R0)),)) for m in layout.modules}
+        return {SCORE + m: TensorSpec((probe_rank(plan),)) for m in layout.modules}
     spec = ProbedPairs().spec(layout, plan.shape)
     return spec | {SCORE + n.removesuffix(A_SUFFIX): TensorSpec((1,)) for n in spec if n.endswith(A_SUFFIX)}
 

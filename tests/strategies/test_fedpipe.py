@@ -108,6 +108,12 @@ def test_of_layout_and_plan_a_probe_takes_four_bytes_per_component():
     assert {n: s.shape for n, s in spec.items()} == {SCORE + m: (4,) for m in MODULES}
 
 
+@pytest.mark.parametrize(("said", "rank"), [(2, 2), (4, 4), (10**9, 4), (0, 4), ("x", 4), (1.5, 4)])
+def test_whatever_a_plan_says_a_probe_is_of_rank_four_at_most(said, rank):
+    spec = fedpipe().spec(LAYOUT, Plan(RUN, 0, 0, extra={"probe": said}))
+    assert {s.shape for s in spec.values()} == {(rank,)}
+
+
 def test_the_scores_decide_what_a_client_without_memory_for_all_adapts():
     """And one of equal resources adapts the same, one with more is no worse off."""
     one = costs(Work(shape=Shape(0, {"layers.2.v": 16}), batch=4)).memory
