@@ -13,6 +13,9 @@ What nobody of a round keeps keeps the state's value. Clients have models of unl
 Bytes, per matrix: r (kept rows + in) numbers each way where rows are pruned, r (out + kept columns) where columns are;
 a bit per group down, from when the client has pruned something, and up in rounds in which it prunes.
 
+Measured (a Llama of two layers of 64, 3 clients, 8 rounds of 20 steps, 40 % pruned; mean held-out loss and spread of 3
+seeds): 4.110 (.010); FlexLoRA pruned behind its last round 4.409 (.021), not pruned 3.973 (.013).
+
 Yao, Xu, Xu, Liao, Xie, "Efficient Deployment of Large Language Models on Resource-constrained Devices", 2025,
 arXiv:2501.02438. There is no public code, and only the abstract was read: what is known of the method (importance from
 the adapter's gradients, pruning in turn with recovery, a bandit over ratio and rank, weighted aggregation of unlike
