@@ -210,7 +210,7 @@ class Federation:
     @property
     def timed(self) -> bool:
         """Whether seconds say something of clients: those of a simulation without a clock of its own do not."""
-        return self.deployed or self.clock is not time
+        return self.deployed or self.virtual
 
     def plans(self, state: State, clients: Collection[str]) -> dict[str, Plan]:
         """What each of these clients is to do from this state on, without the tensors that bring the client there.
