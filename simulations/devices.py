@@ -154,4 +154,6 @@ def _share(seed: int, purpose: str, client: str, round: int) -> float:
 
 def operations(forecast: Callable[[Work], Forecast], plan: Plan) -> float:
     """Floating-point operations of a plan's local steps, by the formula that planners are told."""
-    return forecast(Work(plan.shape, plan.steps, batch=plan.batch or None, bits=plan.bits or None)).flops
+    return forecast(
+        Work(plan.shape, plan.steps, batch=plan.batch or None, bits=plan.bits or None, extra=plan.extra)
+    ).flops

@@ -20,17 +20,21 @@ from fedft.forecast.activations import Learning, Pass, lowest
 from fedft.forecast.anatomy import STAGES, Anatomy
 
 
-def pass_flops(of: Anatomy, learning: Learning, given: Pass, adapters: int, *, backward: bool = True) -> float:
+def pass_flops(
+    of: Anatomy, learning: Learning, given: Pass, adapters: float, *, backward: bool = True, left: float = 1.0
+) -> float:
     """Operations of one pass forward and, unless it is without gradients, backward.
 
-    `adapters`: numbers of adapters in the layers, learned or not.
+    `adapters`: numbers of adapters in the layers, learned or not. `left`: share of the layers' heads and channels that
+    is left, where a client has cut away what it pruned.
     """
     n, places = given.places, given.learned
     weights = [0.0] * of.layers
     for part in of.parts.values():
         if part.layer >= 0:
             weights[part.layer] += part.weights
-    attention = 4.0 * n * given.tokens * of.queries
+    weights, adapters = [left * w for w in weights], left * adapters
+    attention = left * 4.0 * n * given.tokens * of.queries
     output = 2.0 * places * of.hidden * of.vocabulary
     forward = 2.0 * n * sum(weights) + of.layers * attention + output + 2.0 * n * adapters
     if not backward:
@@ -39,7 +43,7 @@ def pass_flops(of: Anatomy, learning: Learning, given: Pass, adapters: int, *, b
     back = output
     if low is not None:
         layer, stage = low
-        through = sum(weights[layer + 1 :]) + sum(
+        through = sum(weights[layer + 1 :]) + left * sum(
             p.weights
             for p in of.parts.values()
             if p.layer == layer and p.role in STAGES and STAGES.index(p.role) > stage

@@ -23,8 +23,8 @@ from fedft.forecast.messages import drawn_share, message_bytes
 from fedft.forecast.rows import Rows
 from fedft.models.layer_numbers import number_of
 from fedft.recipe import Recipe
-from fedft.training.first_order import gradient_steps
-from fedft.update import Plan, Shape, Spec
+from fedft.training.first_order import steps_within
+from fedft.update import CUT, Plan, Shape, Spec
 
 
 def forecaster(
@@ -96,7 +96,8 @@ class Forecaster:
         """Operations of one pass, forward and, where steps are by gradients, backward."""
         learning, sizes = self._learning(work)
         adapters = sizes.learned - sizes.whole + sizes.frozen
-        return seconds.pass_flops(self.anatomy, learning, given, adapters, backward=self.back_propagates)
+        left = 1 - float(work.extra.get(CUT, 0.0))
+        return seconds.pass_flops(self.anatomy, learning, given, adapters, backward=self.back_propagates, left=left)
 
     def kept(self, work: Work, given: Pass) -> int:
         """Bytes that a pass keeps until its gradients, logits among them."""
@@ -139,7 +140,7 @@ class Forecaster:
     @property
     def back_propagates(self) -> bool:
         """Whether local steps are by gradients; else they are forward passes."""
-        return gradient_steps(self.recipe.local) is not None
+        return steps_within(self.recipe.local) is not None
 
     @property
     def _samples(self) -> int:
@@ -224,7 +225,7 @@ class Forecaster:
 
     def _learns(self, plan: Plan) -> Callable[[str], bool]:
         """Whether a tensor of this name learns under a plan."""
-        steps = gradient_steps(self.recipe.local)
+        steps = steps_within(self.recipe.local)
         endings = steps.trains(plan) if steps is not None and steps.trains is not None else ("",)
         return lambda name: name.endswith(endings) and plan.shape.learns(name)
 
