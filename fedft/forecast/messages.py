@@ -33,7 +33,7 @@ def drawn_share(spec: Spec, codec: str) -> float:
 
     1 where the length follows from shapes, or where the spec has no floats of known number.
     """
-    floats = {n: t for n, t in spec.items() if t.dtype == "float32" and not t.at_most and math.prod(t.shape) > 0}
+    floats = {n: t for n, t in spec.items() if t.dtype == "float32" and not t.at_most and 0 not in t.shape}
     if codec in codec_names.PLAIN or not floats:
         return 1.0
     some: dict[str, TensorSpec] = {}
