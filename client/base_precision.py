@@ -1,6 +1,7 @@
 """In which precision a site has a run's base: as the run says, or as the site's own file does."""
 
 from dataclasses import replace
+from typing import Literal
 
 from fedft import strategies
 from fedft.client.site_settings import SiteConfig
@@ -33,8 +34,9 @@ def with_bits(m: Model, bits: int) -> Model:
     >>> with_bits(Model(dtype="float16", base_bits=4), 16).dtype, with_bits(Model(dtype="float32"), 8).base_bits
     ('float16', 8)
     """
-    if bits in (4, 8):
-        return replace(m, base_bits=bits)
+    packed: dict[int, Literal[4, 8]] = {4: 4, 8: 8}
+    if bits in packed:
+        return replace(m, base_bits=packed[bits])
     dtype = m.dtype if BITS.get(m.dtype) == bits else "float32" if bits == 32 else "bfloat16"
     return replace(m, dtype=dtype, base_bits=None)
 
