@@ -12,7 +12,8 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from fedft.config import Model
-from fedft.update import BITS, KNOWN_BITS
+from fedft.reports import metric_log
+from fedft.update import BITS
 
 T = TypeVar("T")
 
@@ -53,5 +54,5 @@ def _groups(said: Iterable[Mapping[str, float]], items: Iterable[T], run: Model)
         return []
     for m, item in zip(said, items, strict=True):
         bits = m.get(BITS, run.bits)
-        groups[int(bits) if bits in KNOWN_BITS else 0].append(item)
+        groups[int(bits) if bits in metric_log.KNOWN_BITS else 0].append(item)
     return [(str(bits or "other"), groups[bits]) for bits in sorted(groups)]

@@ -10,7 +10,6 @@ from typing import Any
 
 from fedft.reports import metric_log
 from fedft.training.metrics.loss import LOSS
-from fedft.update import BITS, KNOWN_BITS
 
 MAX_REFUSALS = 100
 MAX_CODES, OTHER = 64, "other"  # of refusals: a site may give any, and each would be a series of its own for ever
@@ -83,8 +82,8 @@ class LineSums:
         for client in line.get("participants", ()):
             self._client(client)["counted"] += 1
         for client, found in line.get("evaluation", {}).items():
-            bits = found.get(BITS)
-            known = int(bits) if bits in KNOWN_BITS else None
+            bits = found.get("bits")
+            known = int(bits) if bits in metric_log.KNOWN_BITS else None
             self._client(client).update(loss=_finite(found.get(LOSS.name)), bits=known)
         for r in line.get("refused", ()):
             told = {k: str(r[k]) for k in ("client", "code", "reason")}

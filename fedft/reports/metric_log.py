@@ -16,6 +16,8 @@ Line = Mapping[str, Any]
 """A line of metrics.jsonl, parsed."""
 VIRTUAL = "virtual"
 """Of a line's seconds: those that the round took by the clock of virtual devices, from its first letter to its end."""
+KNOWN_BITS = (4, 8, 16, 32)
+"""What clients may say of the precision of their bases; whoever says something else counts as "other"."""
 FACTS = ("train_loss", "bytes_up", "bytes_down")
 """Numbers of a line that belong to the round rather than to its evaluation, and are drawn over versions."""
 
