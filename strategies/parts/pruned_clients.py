@@ -7,14 +7,13 @@ plan     `kept` of its client comes with the plan, also for one that has lost it
          nothing
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
 from fedft.errors import RejectedUpdate
 from fedft.pruning.groups import Groups, Part, Structure
-from fedft.pruning.kept import Kept, everything
+from fedft.pruning.kept import Kept, everything, from_words
 from fedft.update import Plan
 
 OWNER = "fedspine"
@@ -50,12 +49,7 @@ def kept_of(groups: Groups, words: Tensor | None) -> Kept:
 
     Bits behind the last group are not looked at, groups that have none are pruned.
     """
-    if words is None:
-        return everything(groups)
-    bits = torch.zeros(groups.size, dtype=torch.bool)
-    said = np.unpackbits(np.frombuffer(words.numpy().astype(">u2").tobytes(), np.uint8))[: groups.size]
-    bits[: len(said)] = torch.from_numpy(said.astype(bool))
-    return Kept(groups, bits)
+    return everything(groups) if words is None else from_words(groups, words)
 
 
 def words_of(drawer: Tensors) -> dict[str, Tensor]:

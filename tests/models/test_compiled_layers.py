@@ -45,7 +45,7 @@ def test_every_layer_is_compiled_by_itself_and_nothing_else(monkeypatch):
 
 def test_steps_that_move_weights_under_a_pass_are_refused_before_the_model_is_loaded():
     config = run_file.from_dict({"model": {"id": "nowhere"}, "local": {"compile": True}, "strategy": {"name": "mezo"}})
-    with pytest.raises(ConfigError, match="local steps of mezo move weights under a pass"):
+    with pytest.raises(ConfigError, match="local steps of mezo do more to a model than to train it"):
         resident.load(config, strategies.of(config))
 
 
