@@ -58,7 +58,8 @@ def load(config: RunConfig, recipe: Recipe, *, trains: bool = True) -> Resident:
     config = dtypes.resolved(config)
     device_arithmetic.prepare(config.model.device, config.local)
     if config.local.compile and gradient_steps(recipe.local) is None:
-        raise ConfigError(f"[local] compile: local steps of {recipe.name} do more to a model than to train it; leave it out")
+        why = f"local steps of {recipe.name} do more to a model than to train it"
+        raise ConfigError(f"[local] compile: {why}; leave it out")
     m = config.model
     if not m.modules_to_save and (slow := dtypes.slow(m.dtype, m.task, m.device)):
         log.warning("%s", slow)
