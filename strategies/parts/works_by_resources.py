@@ -15,6 +15,7 @@ nobody has adapted yet are not there.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import split
@@ -102,7 +103,7 @@ class _Round:
         try:
             return search.allocate(limits)
         except Infeasible as e:
-            log.warning("round %d: %s: %s; it is asked for that all the same", self.round, client, e)
+            _say_once(f"round {self.round}: {client}: {e}; it is asked for that all the same")
             return e.least
 
     def _search(self, ladder: tuple[int, ...], bits: int | None) -> Search:
@@ -136,6 +137,12 @@ class _Round:
         """The same, of which operations and bytes are those of the weights that are adapted alone."""
         alone = replace(self, held=dict.fromkeys(self.held, 0))._work(bits, batch, ranks)
         return self.roster.forecast(alone)._replace(memory=self._cost(bits, batch, ranks).memory)
+
+
+@lru_cache(1024)
+def _say_once(text: str) -> None:
+    """Warn of something; a round's works are asked for again where its state is measured."""
+    log.warning("%s", text)
 
 
 def _ranks_in_use(d: LowRank) -> int:

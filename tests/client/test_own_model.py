@@ -45,7 +45,7 @@ class Ended:
         self.files = {file.parent.name: file for file in files}
         self.sites = {name: SimpleNamespace(responder=self._responder(file)) for name, file in self.files.items()}
         with pytest.MonkeyPatch.context() as m:
-            m.setattr(server_app, "link_of", lambda *_: Direct(self.sites))  # type: ignore[arg-type]
+            m.setattr(server_app, "link_of", lambda *_, came: Direct(self.sites))  # type: ignore[arg-type]
             server_app.serve(self.config, server_app.Place(keys, ("127.0.0.1", 9443)), self.out)
         self.line: dict[str, Any] = json.loads((self.out / "metrics.jsonl").read_text().splitlines()[-1])
 
