@@ -144,7 +144,8 @@ def test_a_simulation_prints_a_row_per_state_and_how_to_load_the_model(
     done = fedft("simulate", *(x for s in sets for x in ("--set", s)))
     assert done.returncode == 0, done.stderr
     header, _, rows = done.stdout.partition("\n\n")
-    assert [line.split()[0] for line in header.splitlines()] == ["model", "trains", "clients", "rows", "a", "memory", "loss"]
+    wanted = ["model", "trains", "clients", "rows", "a", "memory", "loss"]
+    assert [line.split()[0] for line in header.splitlines()] == wanted
     assert [line.split()[0] for line in rows.splitlines()[:3]] == ["round", "0/1", "1/1"]
     assert "AutoPeftModelForCausalLM.from_pretrained('fedft-runs/quickstart-flora/model')" in done.stdout
     listed = json.loads(fedft("eval", "fedft-runs/quickstart-flora", "--json").stdout)
