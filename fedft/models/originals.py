@@ -19,7 +19,7 @@ class Originals:
 
     def __init__(self, stored: Mapping[str, Tensors] = NOTHING) -> None:
         """`stored`: the file that holds a tensor, by the tensor's name; of parameters on the CPU it is used."""
-        self._stored = stored
+        self._stored = dict(stored)
         self._w0: dict[str, Tensor | torch.dtype] = {}
         """A copy; or the parameter's dtype, where rounding what is stored to it gives w0."""
         self._last: dict[str, Tensors] = {}

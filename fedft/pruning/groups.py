@@ -194,7 +194,7 @@ def groups_of(model: nn.Module) -> Groups:
 def groups_if_known(model: nn.Module) -> Groups | None:
     """As `groups_of`; None for a model that is refused there, or has no configuration of transformers."""
     try:
-        return groups_of(model) if hasattr(model, "config") else None
+        return groups_of(model) if hasattr(model, "base_model_prefix") else None
     except (ConfigError, DataError):
         return None
 

@@ -100,7 +100,9 @@ def test_a_run_on_a_cpu_has_the_same_bytes_with_and_without_and_is_deterministic
 ):
     seen, own = [], train.Client._rows
     monkeypatch.setattr(
-        train.Client, "_rows", lambda self: seen.append(torch.are_deterministic_algorithms_enabled()) or own(self)
+        train.Client,
+        "_rows",
+        lambda self, local: seen.append(torch.are_deterministic_algorithms_enabled()) or own(self, local),
     )
     digests = []
     for on in ("false", "true"):
