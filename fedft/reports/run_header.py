@@ -41,7 +41,7 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     told.append(f"a round  {steps} each; about {traffic}; run folder {size(h['disk'])}")
     if memory := h.get("memory"):
         parts = [f"{k} {size(round(memory[k]))}" for k in ("base", "activations", "logits") if memory[k]]
-        told.append(f"memory   {size(round(memory['peak']))} at the peak ({memory['where']}): {', '.join(parts)}")
+        told.append(f"memory   {size(round(memory['peak']))} at most: {', '.join(parts)}")
     if depends := h.get("depends"):
         told.append(f"digests  depend on {', '.join(depends)}")
     return [*told, "loss     of held-out rows, mean over clients: each counts once"]

@@ -40,7 +40,7 @@ def test_it_is_six_lines_of_eighty_columns(more: dict[str, Any]) -> None:
 def test_memory_is_a_line_where_it_is_foreseen() -> None:
     memory = {"peak": 5e8, "where": "step", "base": 4e6, "activations": 3e7, "logits": 0}
     said = run_header.lines({**FACTS, "memory": memory})
-    assert "memory   500.0 MB at the peak (step): base 4.0 MB, activations 30.0 MB" in said
+    assert "memory   500.0 MB at most: base 4.0 MB, activations 30.0 MB" in said
 
 
 def test_how_long_it_will_take_is_said_once_where_it_is_worth_it(capsys: pytest.CaptureFixture[str]) -> None:
