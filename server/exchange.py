@@ -74,6 +74,7 @@ class Exchange:
         """
 
         before, answered = dict(self.have), set()
+        self._encoded = None  # of a plan with tensors it says whose it is, not of which exchange
 
         def take(came: Came) -> Rest | None:
             answered.add(came.client)
