@@ -99,9 +99,9 @@ class Round:
 
     def _seen(self, norms: Mapping[str, float], said: Mapping[str, Mapping[str, float]]) -> planner_view.SeenBy:
         """What was seen of each client, this round with it; `said` are the metrics of those whose updates count."""
-        run = self.run
+        run, of_all = self.run, replace(self.traffic, up=self.traffic.up | self.admitted.up)  # before a kill, too
         return planner_view.seen_after(
-            run.seen, self.plans, self.traffic, norms, said, timed=run.timed, most=run.recipe.remembers
+            run.seen, self.plans, of_all, norms, said, timed=run.timed, most=run.recipe.remembers
         )
 
     def _begin(self) -> list[str]:

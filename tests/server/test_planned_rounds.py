@@ -115,6 +115,14 @@ def test_a_planned_run_that_is_killed_ends_with_the_same_bytes(tmp_path: Path, t
     assert first
     assert [x["state_digest"] for x in again.lines] == [x["state_digest"] for x in whole.lines]
     assert [x.get("plans") for x in again.lines] == [x.get("plans") for x in whole.lines]
+    assert _bytes_seen(again) == _bytes_seen(whole)  # of what was admitted before the kill, too
+
+
+def _bytes_seen(run: Any) -> dict[str, list[int]]:
+    """Bytes of each client's answers, as planners are shown them."""
+    found = Store(run.folder / "state").latest(recover=False)
+    assert found is not None
+    return {c: [s.up for s in seen] for c, seen in planner_view.from_json(found[1]["seen"]).items()}
 
 
 def test_what_was_seen_is_bounded_and_survives_as_json() -> None:
