@@ -19,7 +19,7 @@ from fedft.forecast.messages import message_bytes
 from fedft.recipe import Recipe, spec_of
 from fedft.reports.quantities import size
 from fedft.server.kept_generations import KEEP_LAST, kept
-from fedft.server.message_sizes import first_round
+from fedft.server.message_sizes import first_round, largest_plans
 from fedft.update import Spec
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,11 @@ def foreseen(config: RunConfig, recipe: Recipe, layout: Layout, clients: int) ->
 
     A state that is replaced is as large as the first one. One that only grows is added to by a round as all who are
     asked send (or their mean), and stands once; a sum of low-rank steps grows so up to the rank of what it changes.
+    Where somebody plans, every round counts as the largest that may be planned.
     """
     state, plans = first_round(config, recipe, layout, clients)
     rounds, asked = config.server.rounds, min(config.clients.per_round or clients, clients)
+    plans = [*largest_plans(config, recipe, plans)]
     by_shape = {p.shape.key: recipe.spec(layout, p) for p in plans}
     uploads = [by_shape[p.shape.key] for p in plans]
     sent = sum(map(_bytes, uploads)) // len(uploads)

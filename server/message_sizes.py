@@ -1,5 +1,9 @@
 """How large a run's messages will be, from shapes alone: what none can carry is refused before anybody is asked."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
+
 from fedft.config import RunConfig
 from fedft.contract import Layout, Member, Roster, State
 from fedft.errors import ConfigError
@@ -11,7 +15,7 @@ from fedft.wire.messages import MAX_MESSAGE_BYTES
 
 
 def check_sizes(config: RunConfig, recipe: Recipe, layout: Layout, clients: int) -> None:
-    """Return None if every message of the run's first round is one that can be sent.
+    """Return None if every message of the run's first round is one that can be sent, and of any that may be planned.
 
     Codecs whose length depends on the numbers count as their longest; what a strategy gathers in later rounds does not
     count. Raises ConfigError with both sizes and the keys that make messages smaller, or for options that do not fit.
@@ -23,7 +27,7 @@ def check_sizes(config: RunConfig, recipe: Recipe, layout: Layout, clients: int)
         clients: how many there are.
     """
     state, plans = first_round(config, recipe, layout, clients)
-    by_shape = {p.shape.key: p for p in plans}.values()
+    by_shape = {p.shape.key: p for p in largest_plans(config, recipe, plans)}.values()
     asked = min(config.clients.per_round or clients, clients)
     up = max(message_bytes(recipe.spec(layout, p), config.codec.up) for p in by_shape)
     if recipe.downlink_is_increment:
@@ -56,6 +60,16 @@ def first_round(config: RunConfig, recipe: Recipe, layout: Layout, clients: int)
         return state, list(recipe.plans(state, Roster(roster, 0, seed, tuple(roster)), bare, largest).values())
     except ValueError as e:
         raise ConfigError(f"{recipe.name}: {e}") from e
+
+
+def largest_plans(config: RunConfig, recipe: Recipe, plans: Sequence[Plan]) -> Sequence[Plan]:
+    """`plans` of the first round as they are; where somebody plans, with all modules at each client's own rank.
+
+    So much may be planned in a later round, however little the first one asks for.
+    """
+    if not recipe.plans_work or recipe.space.rank_free:
+        return [replace(p, chosen=()) for p in plans]
+    return [replace(p, rank=r, ranks={}, chosen=()) for p, r in zip(plans, cycle(config.ranks()), strict=False)]
 
 
 def sent_down(recipe: Recipe, state: State, plan: Plan) -> Spec:

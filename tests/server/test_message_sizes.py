@@ -85,3 +85,19 @@ def test_a_simulation_and_a_server_are_refused_before_there_is_a_run(
         app.serve(config, app.Place(tmp_path / "keys", superlink="localhost:1"), tmp_path / "served")
     for folder in ("simulated", "served"):
         assert not (tmp_path / folder / "config.toml").exists()
+
+
+def test_what_a_later_round_may_plan_counts_though_the_first_one_sends_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FedPipe's first round sends scores alone; half of the modules learn by `halves`, another half at each client."""
+    toy = testing.toy(strategies.make("fedpipe", {}))
+    with pytest.raises(ConfigError, match="an update of fedpipe"):
+        check("fedpipe", _bytes(toy, "fp32") - 1, monkeypatch)
+    check("fedpipe", _bytes(toy, "fp32") + 10_000, monkeypatch)
+    config = run_file.from_dict({"strategy": {"name": "fedit"}, "clients": {"rank": 4, "plan": "halves"}})
+    recipe = strategies.of(config)
+    plans = message_sizes.first_round(config, recipe, toy.layout, 2)[1]
+    assert all(p.chosen for p in plans)
+    whole = message_sizes.largest_plans(config, recipe, plans)
+    assert [(p.rank, p.ranks, p.chosen) for p in whole] == [(4, {}, ())] * 2
