@@ -15,8 +15,8 @@ def mean(updates: Iterable[Update]) -> dict[str, Tensor]:
 
 
 def uniform_mean(updates: Iterable[Update]) -> dict[str, Tensor]:
-    """The plain mean over those who answered; one update in memory at a time."""
-    return tensors.weighted_mean(map(_uniform, updates))
+    """The plain mean, by name over those who sent it; one update in memory at a time."""
+    return tensors.weighted_mean(map(_uniform, updates), by_name=True)
 
 
 def _by_examples(u: Update) -> tuple[Tensors, float]:

@@ -68,6 +68,7 @@ def with_controls(inner: Recipe) -> Recipe:
         check=rules,
         norm=norm,
         keeps=True,
+        unlike_modules=False,  # what does not learn in a round has no gradient: see `_check_one_x`
     )
 
 

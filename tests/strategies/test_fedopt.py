@@ -309,3 +309,10 @@ def test_so_does_the_published_variant(options):
 @pytest.mark.parametrize("on", [fedavg(), ffa_lora(), fedprox(), rolora()], ids=lambda r: r.name)
 def test_so_does_fedopt_on_what_adds_to_fedit(on):
     strategy_contract(fedopt(on=on))
+
+
+def test_a_uniform_mean_is_by_name_over_those_who_sent_it() -> None:
+    """As `mean` is: clients of a planner have unlike modules."""
+    updates = [Update({"x": torch.full((2,), 4.0)}, 1), Update({"x": torch.zeros(2), "y": torch.ones(1)}, 9)]
+    found = uniform_mean(updates)
+    assert (found["x"].tolist(), found["y"].tolist()) == ([2.0, 2.0], [1.0])

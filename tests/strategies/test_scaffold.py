@@ -267,3 +267,9 @@ def test_what_is_declared_is_so():
 @pytest.mark.parametrize("options", [{"on": fedavg()}, {"on": ffa_lora(), "server_lr": 0.5}], ids=["full", "half"])
 def test_it_keeps_every_strategy_s_promises(options):
     strategy_contract(scaffold(**options))
+
+
+def test_it_refuses_plans_by_which_some_modules_do_not_learn() -> None:
+    """Their control variates would be stale, and a client's own of them lost."""
+    assert fedit().unlike_modules
+    assert not scaffold(on=fedit()).unlike_modules
