@@ -134,13 +134,13 @@ class SharedPasses:
         opened = [_open(client, a, self.base) for client, a in zip(clients, asked, strict=True)]
         seats = [o for o in opened if isinstance(o, Seat)]
         one_model = all(c.handle is clients[0].handle for c in clients)  # plans may have asked for unlike bases
-        trained = iter(self._train(seats) if one_model else [None] * len(seats))
+        trained = iter(self._train(seats, clients[0]) if one_model else [None] * len(seats))
         pairs = zip(clients, opened, strict=True)
         return [partial(_finish, c, o, next(trained)) if isinstance(o, Seat) else o for c, o in pairs]
 
-    def _train(self, seats: list[Seat]) -> list[Outcome]:
+    def _train(self, seats: list[Seat], anyone: Client) -> list[Outcome]:
+        """What the seats' turns give on the model of `anyone` of their clients."""
         if len(seats) > 1 and not self.alone:
-            anyone = next(iter(self.clients.values()))
             local, pad_id = cast(FirstOrder, anyone.recipe.local), anyone.base.pad_id
             try:
                 with device_arithmetic.in_one_order(anyone.config.local):
@@ -158,8 +158,10 @@ class SharedPasses:
 def _open(client: Client, asked: Asked, base: Sequence[nn.Parameter]) -> Seat | Finish:
     """The client's seat, taken when the model stood at its start; or its answer, where it does not come to train."""
 
-    def sit(handle: Handle, data: Data, turn: Turn) -> NoReturn:
+    def sit(handle: Handle, data: Data, turn: Turn) -> Trained:
         steps = cast(FirstOrder, client.recipe.local)
+        if handle is not client.handle:  # the plan asks for a base in other bits than the client stands at
+            return steps(handle, data, turn)
         raise Seated(batched_clients.seat(client.handle, steps, turn, data.batches(turn), base))
 
     try:

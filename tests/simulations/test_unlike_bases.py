@@ -99,6 +99,23 @@ def test_a_plan_may_ask_for_another_precision_and_each_loss_is_told(config, tmp_
     assert done.summary["refused"] == 0
 
 
+def test_who_is_asked_for_another_precision_trains_on_it_among_those_who_share_passes(config, tmp_path) -> None:
+    """Nobody is evaluated in between, so that clients stand at their own bases when they begin together."""
+    allowed_code.allow([name := "tests.simulations.test_unlike_bases:by_name"])
+    losses = {}
+    for together in (1, 3):
+        planned = replace(
+            config,
+            clients=replace(config.clients, plan=name),
+            eval=replace(config.eval, every=9),
+            server=replace(config.server, together=together),
+        )
+        done = fedft.simulate(planned, out=tmp_path / f"{together}")
+        losses[together] = [{b: x["train_loss"] for b, x in line[BITS].items()} for line in done.lines[1:]]
+    for alone, among in zip(losses[1], losses[3], strict=True):
+        assert among == pytest.approx(alone, rel=1e-5)
+
+
 def test_a_client_without_a_choice_of_bases_refuses_and_names_what_it_has(config) -> None:
     place = workplace.workplace(config)
     client = next(iter(place.clients.values()))
