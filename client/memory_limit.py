@@ -31,7 +31,8 @@ def check_of(
     of = Forecaster(anatomy_of(here.base, config.model.modules_to_save), here.layout, config, recipe, known[""])
 
     def check(plan: Plan) -> None:
-        peak = of.memory(Work(plan.shape, steps=plan.steps, batch=plan.batch, bits=plan.bits)).peak
+        work = Work(plan.shape, steps=plan.steps, batch=plan.batch, bits=plan.bits)
+        peak = of.memory(work, trains=not plan.evaluate).peak
         if peak > most * MIB:
             said = f"{peak / MIB:.0f} MiB of memory are foreseen, [policy] max_memory_mib = {most}"
             raise PlanRefused("policy_memory", said)

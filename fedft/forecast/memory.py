@@ -92,6 +92,7 @@ def moments(local: Local) -> int:
 def memory_of(
     of: Anatomy, model: Model, local: Local, learning: Learning, sizes: Sizes, step: Pass, measured: Pass | None,
     *, back_propagates: bool = True, pieces: int = 1, bits: int | None = None,
+    trains: bool = True,
 ) -> Memory:  # fmt: skip
     """Memory of a client's process at its peak over a turn of training and, where there is one, of evaluation.
 
@@ -105,6 +106,7 @@ def memory_of(
         back_propagates: whether steps do; else they are forward passes alone.
         pieces: how many passes a step has.
         bits: of the base's frozen weights; None: the run's.
+        trains: whether the turn trains; else it is an evaluation alone.
     """
     base = base_bytes(of, bits or model.bits)
     process = PROCESS if model.device.startswith("cpu") else CUDA_PROCESS
@@ -116,7 +118,9 @@ def memory_of(
     def moment(where: str, adapter: int, optimizer: float, activations: float, of_logits: float = 0) -> None:
         found.append(Memory(base, FLOAT * (values + adapter), optimizer, activations, of_logits, process, where))
 
-    if back_propagates:
+    if not trains:
+        moment("evaluation", 0, 0, 0)
+    elif back_propagates:
         cast = 2 * of.packed if step.autocast else 0  # of weights, kept until gradients
         for gradients, activations, of_logits in _backward(of, learning, sizes, step, pieces):
             moment("step", start, state + FLOAT * gradients, cast + activations, of_logits)
@@ -126,7 +130,8 @@ def memory_of(
             moment("step", start + of.largest, 0, activations, of_logits)
     for activations, of_logits in _forward(of, learning, measured) if measured is not None else ():
         moment("evaluation", 0, 0, activations, of_logits)
-    moment("result", start + sizes.learned + sizes.largest, 0, 0)
+    if trains:
+        moment("result", start + sizes.learned + sizes.largest, 0, 0)
     return max(found, key=lambda m: m.peak)
 
 

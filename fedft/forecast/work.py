@@ -77,13 +77,14 @@ class Forecaster:
         local = self.config.local
         return work.steps or (local.steps if self.rows.train is None else local.steps_over(self.rows.train))
 
-    def memory(self, work: Work) -> Memory:
-        """Bytes of the client's process at its peak, part by part."""
+    def memory(self, work: Work, *, trains: bool = True) -> Memory:
+        """Bytes of the client's process at its peak, part by part; without `trains` of an evaluation at that shape."""
         learning, sizes = self._learning(work)
         step, pieces = self.step(work)
         return memory.memory_of(
             self.anatomy, self.config.model, self.config.local, learning, sizes, step, self._evaluation(),
             back_propagates=self.back_propagates, pieces=pieces, bits=32 if self._float else work.bits or None,
+            trains=trains,
         )  # fmt: skip
 
     def flops(self, work: Work) -> float:

@@ -37,4 +37,5 @@ def test_a_plan_above_the_limit_is_refused_and_one_below_is_not(tiny_base: Path)
     ) as e:
         check(Plan("", 0, 0, rank=8, steps=2, batch=64))
     assert e.value.code == "policy_memory"
+    check(Plan("", 0, 0, rank=8, batch=64, evaluate=True))  # whatever the state's shape, nothing is trained
     memory_limit.check_of(Policy(), config, recipe, here, (rows, []))(Plan("", 0, 0, rank=8, steps=2, batch=64))
