@@ -33,6 +33,8 @@ class Exchange:
     federation: Federation
     have: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Version and label of the state that a client was last brought to; the engine makes it durable with the state."""
+    _shapes: dict[str, str] = field(default_factory=dict)
+    """Key of the adapter's shape that a client was last brought to, as far as this process knows."""
     _joined: set[str] = field(default_factory=set)
     """Clients that have answered the job, as it is, since this process started."""
     _told: Job | None = None
@@ -46,9 +48,21 @@ class Exchange:
 
     def plan(self, bare: Plan, state: State, client: str) -> Plan:
         """`bare` with the tensors that take this client from the version that it stands at to `state`."""
-        have, label = self.have.get(client, (None, "")) if self.federation.recipe.is_held(bare) else (None, "")
+        have, label = self._stood(bare, state, client)
         plan = replace(bare, label=state.label, have=have, have_label=label)
         return replace(plan, tensors={**bare.tensors, **self.federation.recipe.downlink(state, plan.have, plan)})
+
+    def _stood(self, bare: Plan, state: State, client: str) -> tuple[int | None, str]:
+        """Version and label of what the client may build on for this plan; (None, "") for nothing.
+
+        Nothing too where it stands at `state` cut to another shape, since a plan may have changed since then: one of an
+        evaluation is made anew in the round, when others may have joined.
+        """
+        recipe, (have, label) = self.federation.recipe, self.have.get(client, (None, ""))
+        cut = recipe.cuts_the_state and have == state.version
+        if not recipe.is_held(bare) or (cut and self._shapes.get(client, bare.shape.key) != bare.shape.key):
+            return None, ""
+        return have, label
 
     def ask(
         self,
@@ -80,10 +94,12 @@ class Exchange:
             answered.add(came.client)
             if self.federation.recipe.is_held(bare[came.client]):
                 self.have[came.client] = state.version, state.label
+                self._shapes[came.client] = bare[came.client].shape.key
             return accept(came)
 
         def payload(client: str) -> bytes:
-            wanted = self.have.get(client), bare[client] if not bare[client].tensors else client
+            stood = self._stood(bare[client], state, client)
+            wanted = stood, bare[client] if not bare[client].tensors else client
             if not self._encoded or self._encoded[0] != wanted:  # most are sent the same
                 plan = self.plan(bare[client], state, client)
                 self._encoded = wanted, messages.encode_plan(plan, self.federation.config.codec.plans)
