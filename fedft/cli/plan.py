@@ -1,6 +1,7 @@
 """`fedft plan`: what a run takes at each of its clients before anything starts, and what to change where it is much."""
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from fedft.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedft.cli.planned import Planned
-    from fedft.forecast.clients import Group, Run
+    from fedft.forecast.clients import Client, Group, Run
     from fedft.forecast.probe import Probe
     from fedft.forecast.remedies import Remedy
 
@@ -19,6 +20,7 @@ COLUMNS = (
     "clients", "rank", "base", "adapter", "optimizer", "activations", "logits", "peak", "down", "up", "steps", "work",
     "round",
 )  # fmt: skip
+log = logging.getLogger(__name__)
 SPARE = ("steps", "optimizer", "logits", "adapter")
 
 
@@ -55,6 +57,8 @@ def plan(
         device = measured.device(device)
     state = _first_state(found) if found.of.recipe.plans_work and site is None else None
     clients = clients_of(found.of, found.rows, device, state)
+    if state is not None:
+        _say_what_may_be_planned(clients, clients_of(found.of, found.rows, device))
     if measured is not None:
         clients = [measured.corrected(c) for c in clients]
     groups, whole = grouped(clients), run_of(clients, found.of.config)
@@ -72,6 +76,16 @@ def plan(
 def _first_state(found: "Planned") -> Any:
     of = found.of
     return of.recipe.first_state(of.layout, max(of.config.ranks()), of.config.server.seed)
+
+
+def _say_what_may_be_planned(first: "list[Client]", unplanned: "list[Client]") -> None:
+    """Warn where clients of a later round may be asked for more than those of the first one."""
+    from fedft.reports.quantities import size
+
+    peak, up = (max(of) for of in zip(*((c.memory.peak, c.up) for c in unplanned), strict=True))
+    if peak > max(c.memory.peak for c in first) or up > max(c.up for c in first):
+        said = "this is the first round as it is planned; a later one may take up to %s of memory and %s up at a client"
+        log.warning(said, size(round(peak)), size(up))
 
 
 def _refusal(group: "Group", remedy: "Remedy", limit: int, whose: str) -> str:

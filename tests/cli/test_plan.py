@@ -222,3 +222,14 @@ def test_a_site_plans_with_its_own_rows_machine_and_limit(plan: Plan, tmp_path: 
     assert done.code != 0
     assert done.err.count("\n") == 1
     assert "[local] steps = 100000, allowed here: 0 to 1000" in done.err
+
+
+def test_a_first_round_that_asks_for_little_does_not_stand_for_all(
+    plan: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FedPipe probes first; without a planner there is nothing to say."""
+    said = "a later one may take up to"
+    plan("run.toml")
+    assert said not in caplog.text
+    plan("run.toml", "--set", "strategy.name=fedpipe")
+    assert said in caplog.text
