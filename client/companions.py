@@ -188,7 +188,7 @@ class Follower:
             client, job = self._clients.get(turn.plan.run, (None, b""))
             if client is not None:
                 client.renew_rows()
-                turn = replace(turn, local=client.config.local)
+                turn = replace(turn, local=client.local_of(turn.plan))
                 client.ready()
                 client.recipe.start(client.handle, turn)
                 on = _agreed(client, job, told)

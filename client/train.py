@@ -228,10 +228,13 @@ class Client:
             held, digest = self.memory.held.tensors, self.memory.held.digest
         own = philox.derive(self._run_seed, "client", self.name, plan.round)
         kept = self.kept.after(plan.counted)
-        local = replace(self.config.local, batch_size=plan.batch) if plan.batch else self.config.local
-        turn = Turn(plan, held, digest, local, self._run_seed, own, kept)
+        turn = Turn(plan, held, digest, self.local_of(plan), self._run_seed, own, kept)
         self.recipe.start(self.handle, turn)
         return turn
+
+    def local_of(self, plan: Plan) -> Local:
+        """The table `[local]` as the plan's turn has it."""
+        return replace(self.config.local, batch_size=plan.batch) if plan.batch else self.config.local
 
     def _take_base(self, bits: int) -> None:
         """Go on with the base in so many bits, 0: as the client had it first. Raises PlanRefused, `base_precision`."""

@@ -9,6 +9,7 @@ from deployed import Deployment
 from fedft import strategies, testing
 from fedft.client import companions
 from fedft.client.companions import NOT_READY, Follower, LeadingClient
+from fedft.client.train import Client
 from fedft.config import Local
 from fedft.contract import Turn
 from fedft.errors import ConfigError, PlanRefused
@@ -84,6 +85,32 @@ def test_a_follower_is_not_ready_for_a_run_that_it_could_not_join(tmp_path, capl
     assert talk.said == [NOT_READY]
     assert "no such rows here" in caplog.text
     assert not talk.told
+
+
+def test_a_follower_has_batches_of_the_plan_s_size_as_the_first_process_has(tmp_path) -> None:
+    d, toy, recipe = (
+        Deployment(tmp_path, "fedit"),
+        testing.toy(strategies.make("fedit", {})),
+        strategies.make("fedit", {}),
+    )
+    taken: list[Local] = []
+
+    class Stub(Client):
+        def join(self, job):
+            pass
+
+        def steps(self, turn):
+            taken.append(turn.local)
+            raise FloatingPointError
+
+    def make(job):
+        none = replace(recipe, start=lambda handle, turn: None)
+        return Stub("anna", [1, 2], [], toy, toy.handle, none, d.config)
+
+    plans = [replace(PLAN, run=d.job.run, batch=batch) for batch in (0, 3)]
+    told = [(b"turn", *companions._written(replace(turn(), plan=plan))) for plan in plans]
+    Follower(Talk(True, [(b"job", messages.encode_job(d.job)), *told]), make).follow()
+    assert taken == [d.config.local, replace(d.config.local, batch_size=3)]
 
 
 @pytest.mark.parametrize("said", ["", "two", "0", "-1"])
