@@ -135,7 +135,8 @@ class _Slices(Course):
         self._of, self._kept, self._step = pruning, pruning.kept, 0
         self._sums = Sums(pruning.kept.groups)
         self._reading = Importance(model_of(pruning.handle), self._sums, pruning.within).begin(learning, turn)
-        self._ratio = float(turn.plan.extra.get(RATIO, 0.0))
+        said = float(turn.plan.extra.get(RATIO, 0.0))
+        self._ratio = min(1.0, max(0.0, said))  # no server of ours says more, and each slice takes its time
         slices = max(0, math.ceil((self._ratio - pruning.kept.ratio) / SLICE - 1e-9))
         self._due = due(turn.plan.steps, slices, warming(turn.plan.round, turn.plan.steps))
 

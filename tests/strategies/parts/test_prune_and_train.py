@@ -1,5 +1,6 @@
 """When slices go in a turn, and what a turn of a client leaves behind."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from fedft.strategies.fedspine import fedspine
 from fedft.strategies.parts.prune_and_train import INTERVAL, due
 from fedft.strategies.parts.pruned_clients import KEPT, OWNER, kept_of
 from fedft.strategies.parts.ratio_and_rank import AFTER, BEFORE, RATIO
-from fedft.testing import toy
+from fedft.testing import Ready, data_of, toy
 
 
 @pytest.mark.parametrize("steps", [1, 5, 20, 100, 1000])
@@ -52,3 +53,13 @@ def test_a_turn_prunes_up_to_its_ratio_and_says_and_keeps_what_is_left(mode):
     ):
         assert not pruned[~left.bits].any(), name
         assert torch.all(pruned[left.bits].any(dim=1)), name
+
+
+def test_a_ratio_that_no_server_of_ours_says_ends_with_the_model_that_stays():
+    """1e12 would be 5e13 slices, each of them put down before the first step."""
+    t = toy(fedspine(variant="fixed", most=0.4))
+    state = t.step(t.state(), [t.update(t.state(), k, steps=20) for k in range(3)])
+    plan = t.plan(state, 1, steps=20)
+    turn = t.turn(replace(plan, extra={**plan.extra, RATIO: 1e12}), 1)
+    trained = t.recipe.local(t.handle, Ready(data_of(1)), turn)
+    assert 0 < trained.metrics["sparsity"] < 1
