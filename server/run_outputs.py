@@ -27,6 +27,7 @@ from fedft.reports import columns, metric_log, plan_facts
 from fedft.server import by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
+
 # packages whose versions config.toml notes: they may change a run's numbers
 VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
 
@@ -64,9 +65,19 @@ def write_outputs(
     name = export.base_name(base)
     export.save_adapter(folder / "model", handle, base, name)
     base_note.write(folder / "model", name, base, config.model, by_bits.clients(lines))
-    summary = {**summary_of(config, base, clients, state, lines, seconds), **(more or {})}
+    summary = joined(summary_of(config, base, clients, state, lines, seconds), more or {})
     _json(folder / "summary.json", summary)
     return summary
+
+
+def joined(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary `found` with `more` in it; by how much forecasts were off, of time and of memory, is in both.
+
+    >>> joined({"forecast_error": {"time": 0.5}, "rounds": 2}, {"forecast_error": {"memory": 0.1}})
+    {'forecast_error': {'time': 0.5, 'memory': 0.1}, 'rounds': 2}
+    """
+    errors = {**found.get("forecast_error", {}), **more.get("forecast_error", {})}
+    return {**found, **more, **({"forecast_error": errors} if errors else {})}
 
 
 def summary_of(
