@@ -204,7 +204,7 @@ class Round:
             run.observe("admitted", told)
 
         up, limits = run.config.codec.up, run.config.limits
-        longest = {c: admission.longest(run.recipe.spec(run.layout, plans[c]), up, limits) for c in clients}
+        longest = {c: admission.longest(run.recipe.spec(run.layout, p), up, limits) for c, p in plans.items()}
         before, told = len(self.admitted.examples), len(self.traffic.refused)
 
         def until() -> Until:

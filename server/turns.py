@@ -45,9 +45,11 @@ class Turns:
 
     def _state_is_lost(self, version: int) -> bool:
         """Whether a state that turns began from is not on the disk any more, as after a damaged file."""
-        if version not in self._states and (found := self.run.store.state(version)) is not None:
+        if version == self.version or version in self._states:
+            return False
+        if (found := self.run.store.state(version)) is not None:
             self._states[version] = found
-        return version not in self._states
+        return found is None
 
     def give_up(self, allowed: Collection[str], traffic: Traffic) -> Mapping[str, OpenTurn]:
         """The turns of earlier rounds that go on: neither too old, nor of clients who are not among the `allowed`.
@@ -57,19 +59,15 @@ class Turns:
         """
         most = self.run.config.server.max_staleness
         self.too_old = buffered.too_old(self.earlier, self.version, most)
-        why = {
-            c: ("too_old", f"{age} versions late, [server] max_staleness is {most}") for c, age in self.too_old.items()
-        }
-        for client in self.earlier.keys() - self.exchange.at_work().keys() - why.keys():
+        lost: dict[str, RejectedUpdate] = {}
+        for client, age in self.too_old.items():
+            lost[client] = RejectedUpdate("too_old", f"{age} versions late, [server] max_staleness is {most}")
+        for client in self.earlier.keys() - self.exchange.at_work().keys() - lost.keys():
             if self._state_is_lost(version := self.earlier[client].plan.version):
-                why[client] = (
-                    "state_lost",
-                    f"was asked at version {version}, which is not on the server's disk any more",
-                )
-        for client, (code, reason) in sorted(why.items()):
-            e = RejectedUpdate(code, reason)
+                lost[client] = RejectedUpdate("state_lost", f"version {version} is not on the server's disk any more")
+        for client, e in sorted(lost.items()):
             traffic.refuse(Reply("", client, e, proven=False), e, self.run.observe)
-        over = [c for c in self.earlier if c in why or c not in allowed]
+        over = [c for c in self.earlier if c in lost or c not in allowed]
         self.exchange.end(over)
         self.earlier = {c: turn for c, turn in self.earlier.items() if c not in over}
         return self.earlier
@@ -82,14 +80,16 @@ class Turns:
     def attempt(self, plans: Mapping[str, Plan]) -> dict[str, Plan]:
         """These plans with the number of the attempt in which each client is asked, which no other attempt has.
 
-        With virtual devices it goes by the round, so that one which is carried out anew after a kill sends letters of
-        the same length. A turn that goes on keeps its own, but for one that a deployment has to ask for anew.
+        Without those of lost states, which cannot be sent again. With virtual devices it goes by the round, so that one
+        which is carried out anew after a kill sends letters of the same length. A turn that goes on keeps its own, but
+        for one that a deployment has to ask for anew.
         """
         run, now = self.run, self.run.clock.monotonic()
-        own = self.exchange.at_work()
+        own = at_work = self.exchange.at_work()
         self._attempts += 1
         if run.virtual and self._attempts == 1:
             own = {c: turn.plan.attempt for c, turn in self.earlier.items()} | own
+        plans = {c: p for c, p in plans.items() if c in at_work or not self._state_is_lost(p.version)}
         for c in plans:
             if c not in own:
                 self.begun[c] = Begun(now)
