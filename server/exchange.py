@@ -93,7 +93,7 @@ class Exchange:
 
         def payload(client: str, state: State) -> bytes:
             p = bare[client]
-            wanted = self.have.get(client), (client, p.version) if p.tensors else p
+            wanted = self.have.get(client), (client, p.version, p.attempt) if p.tensors else p
             if not self._encoded or self._encoded[0] != wanted:  # most are sent the same
                 plan = self.plan(p, state, client)
                 self._encoded = wanted, messages.encode_plan(plan, self.federation.config.codec.plans)
