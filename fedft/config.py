@@ -360,6 +360,14 @@ class Server:
     """What has to agree before a state is committed, each by name, "package.module:factory", or a table."""
     attempts: int = 3
     """Tries per round below quorum before the run pauses."""
+    buffer: int | None = None
+    """Rounds that do not wait: a version is made of the first so many updates that count, while those who are not ready
+    go on with theirs, from the older state, and count in the round in which they come, for less (FedBuff). At any time
+    `[clients] per_round` clients are at work. Of methods that add a mean of changes, and FLoRA; in a simulation with
+    `[clients.devices]`. `grace_s` has no part in it. Left out: a round waits for those that it has asked."""
+    max_staleness: int = 20
+    """With `buffer`: versions that the state may have gone on since a client was asked; what is older is dropped and
+    counted, and its client free to be asked anew."""
     loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Who else is told of every line of metrics: "tensorboard" (the folder events/ of the run), "otel" (a collector of
     OpenTelemetry, where this machine's OTEL_EXPORTER_OTLP_ENDPOINT names one), or another package's by its name or as

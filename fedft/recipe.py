@@ -209,6 +209,9 @@ class Recipe:
     """`aggregate` gives a mean of the clients' changes; None: it does if it is left at its default. See `averages`."""
     adds_changes: bool | None = None
     """`server` adds the change to the state; None: it does if it is left at its default. See `adds`."""
+    takes_stale: bool | None = None
+    """Updates that were trained from an older state may be aggregated as they are; None: where `aggregate` gives a mean
+    of changes which `server` adds. See `allows_stale`."""
     cuts_to_rank: bool | None = None
     """`downlink` cuts the state to the client's rank; None: it does if it is `cut_to_rank`. See `cuts_the_state`."""
     with_server: "Callable[[Recipe, Callable[[State, Tensors], Tensors | Next]], Recipe] | None" = None
@@ -225,6 +228,13 @@ class Recipe:
     def adds(self) -> bool:
         """Whether the next state is the last one plus the change."""
         return self.server is add if self.adds_changes is None else self.adds_changes
+
+    @property
+    def allows_stale(self) -> bool:
+        """Whether rounds need not wait: an update counts whichever of the last states it was trained from."""
+        if self.takes_stale is not None:
+            return self.takes_stale
+        return self.averages and self.adds and self.upload_kind == "changes"
 
     @property
     def sends_whole_state(self) -> bool:

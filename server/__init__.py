@@ -9,6 +9,7 @@
     membership          who takes part, and the rank that each was dealt, for good
     loop                the engine: rounds, evaluations and lines of metrics, until the budget is spent
     round               one round of training; admitted: what it has and comes to; evaluation_round: one evaluation
+    buffered, turns     rounds that do not wait: what goes on behind a round, and for how much it counts
     cohort              who is asked: drawn from the run's seed
     exchange, sending   letters out, answers in; traffic: what they cost, who was refused, who is to blame
     admission           whether an update counts; candidate_gates: whether a new state does

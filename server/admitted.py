@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from fedft.arithmetic.tensors_in_file import LARGE
 from fedft.contract import Seen, State
 from fedft.server import admission
+from fedft.server.buffered import OpenTurn
 from fedft.server.traffic import Traffic
 from fedft.update import MEMORY_LOST, Update
 
@@ -99,9 +100,11 @@ class Outcome:
     """The round's part of its line in metrics.jsonl."""
     norms: list[float]
     """Norms of the updates that counted, in roster order."""
-    counted: list[str]
-    """Clients whose updates counted, in roster order."""
+    counted: dict[str, int]
+    """By client whose update counted, in roster order: the round that it was asked in."""
     blamed: set[str]
     """Clients at fault, see `Traffic.blamed`."""
+    turns: Mapping[str, OpenTurn] = field(default_factory=dict)
+    """What goes on behind the round, by client."""
     seen: Mapping[str, tuple[Seen, ...]] = field(default_factory=dict)
     """What was seen of each client until now, where somebody plans by it."""

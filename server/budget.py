@@ -55,7 +55,7 @@ def training_bytes(line: Line, earlier: Sequence[Line], adds: bool) -> dict[str,
     """
     up = sum(b["up"] for b in line["bytes"].values())
     needed = {c: b.get("needed", b["down"]) for c, b in line["bytes"].items()}
-    down = sum(n + brought(c, n, earlier, adds) for c, n in needed.items())
+    down = sum(n + brought(c, n, earlier, adds) for c, n in needed.items() if n)  # others are at work from before
     return {"up": up, "down": down}
 
 
@@ -70,8 +70,14 @@ def brought(client: str, sent: int, earlier: Sequence[Line], adds: bool) -> int:
         came = of.get("needed", of.get("down", {})).get(client)
         if came is not None and (adds or line is earlier[-1]):
             found.append(came)
-        if not adds or client in line.get("bytes", {}):
+        if not adds or _was_sent(client, line):
             break
     # who was evaluated just before is sent a plan without state: as long as a message is that carries none
     empty = sent if earlier and client in earlier[-1].get("evaluation_bytes", {}).get("down", {}) else 0
     return sum(max(0, came - empty) for came in found)
+
+
+def _was_sent(client: str, line: Line) -> bool:
+    """Whether the client was sent a plan in the round of a line; a turn may go on over several."""
+    of = line.get("bytes", {}).get(client)
+    return of is not None and of.get("needed", of["down"]) > 0

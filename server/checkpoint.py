@@ -22,7 +22,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ from fedft.contract import State
 from fedft.errors import OtherVersion, RunPaused, StateDamaged, in_one_line
 from fedft.histories.history_file import HistoryFile, Mark
 from fedft.histories.rounds import History
+from fedft.server import buffered
 from fedft.server.archive import Archive
 from fedft.server.attempt_numbers import AttemptNumbers
-from fedft.server.kept_generations import kept
+from fedft.server.kept_generations import KEEP_LAST, kept
 from fedft.server.spare_files import SpareFiles
 from fedft.server.state_in_file import resting
 
@@ -70,6 +71,8 @@ class Store:
         self._history = HistoryFile(folder / "history")
         self._saved: tuple[int, str] | None = None
         """Version and digest of what this process saved last, for the archive."""
+        self._begun_from: list[Collection[int]] = []
+        """Versions that turns began from which go on behind each of the last generations."""
         self._attempts = AttemptNumbers(folder / "attempt", self._commit)
         self._spare = SpareFiles(self._journal / "spare")
         self._journal.mkdir(parents=True, exist_ok=True)
@@ -93,9 +96,16 @@ class Store:
         self._saved = (state.version, state.digest) if self._archive else None
         # only rounds that are over: what a crash of the machine may show of them is too late for any other
         self._keep_journal(range(state.version, 2**63), Path.unlink if self._sync_all else self._spare.put)
+        self._begun_from = [*self._begun_from, buffered.begun_from(notes)][-KEEP_LAST:]
         for v in self._versions():
-            if not kept(v, state.version):
+            if not kept(v, state.version) and not any(v in begun for begun in self._begun_from):
                 self._path(v).unlink()
+
+    def state(self, version: int) -> State | None:
+        """The state of a version that a turn which is not over began from; None if there is none that verifies."""
+        if (read := self._read(version)) is None:
+            return None
+        return resting(read[0], self._path(version))
 
     def resting(self, state: State) -> State:
         """The state, which was saved, with its tensors read from its file where they are large."""
@@ -117,6 +127,7 @@ class Store:
                 if mark is not None:
                     self._history.keep(mark)
                 if recover:
+                    self._begun_from = [buffered.begun_from(notes)]
                     self._keep_round(state, notes)  # a crash may have come before that
                     self._keep_journal(range(v + 1))  # later updates were trained from a state that is no more
                     state = resting(state, self._path(v))

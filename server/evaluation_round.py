@@ -73,7 +73,7 @@ def evaluate(
         def until() -> Until:
             return federation.until_measured(federation.still(asked))
 
-        exchange.ask("evaluate", asked, state, partial(accept, found), traffic, limits, until)
+        exchange.ask("evaluate", asked, lambda version: state, partial(accept, found), traffic, limits, until)
         return found
 
     found = measured(plans)

@@ -2,22 +2,22 @@
 
     exchange = Exchange(federation)
     exchange.enrol(clients, traffic, until)                                  the job
-    exchange.ask("train", plans, state, accept, traffic, max_bytes, until)   plans; `accept` is called with each answer
+    exchange.ask("train", plans, state_of, accept, traffic, max_bytes, until)   plans; `accept` gets each answer
 
 All of it runs in the caller's thread, `accept` too; what that leaves to be done may run in another, see `admitting`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from fedft.carriers.interface import Kind, Letter, Reply
+from fedft.carriers.interface import Begun, Kind, Letter, Reply
 from fedft.contract import State
 from fedft.errors import RejectedUpdate
 from fedft.server.admitting import Rest
 from fedft.server.federation import Federation
 from fedft.server.sending import Accept, Came, Sending
-from fedft.server.traffic import Terms, Traffic
+from fedft.server.traffic import Terms, Traffic, Until
 from fedft.update import Job, Plan
 from fedft.wire import messages
 
@@ -43,6 +43,12 @@ class Exchange:
     """Its bytes."""
     _served: dict[str, int] = field(default_factory=dict)
     """Version by label of each state that somebody was brought to since this process started."""
+    _labels: dict[int, str] = field(default_factory=dict)
+    """Label by version of the same."""
+    _open: dict[str, Letter] = field(default_factory=dict)
+    """Letters of turns that go on behind their exchange, by ticket."""
+    _early: list[Reply] = field(default_factory=list)
+    """Their answers that came in other exchanges."""
     _encoded: tuple[object, bytes] | None = None
     """What the last encoded plan depends on, and its bytes."""
 
@@ -56,11 +62,15 @@ class Exchange:
         """Version and label of what the client may build on for this plan; (None, "") for nothing.
 
         Nothing too where it stands at `state` cut to another shape, since a plan may have changed since then: one of an
-        evaluation is made anew in the round, when others may have joined.
+        evaluation is made anew in the round, when others may have joined. Nor where it stands further on, to which an
+        evaluation has brought it while its turn goes on.
         """
         recipe, (have, label) = self.federation.recipe, self.have.get(client, (None, ""))
         cut = recipe.cuts_the_state and have == state.version
-        if not recipe.is_held(bare) or (cut and self._shapes.get(client, bare.shape.key) != bare.shape.key):
+        further = have is not None and have > state.version
+        if not recipe.is_held(bare) or further:
+            return None, ""
+        if cut and self._shapes.get(client, bare.shape.key) != bare.shape.key:
             return None, ""
         return have, label
 
@@ -68,23 +78,26 @@ class Exchange:
         self,
         kind: Kind,
         bare: Mapping[str, Plan],
-        state: State,
+        state_of: Callable[[int], State],
         accept: Accept,
         traffic: Traffic,
         max_bytes: Mapping[str, int],
         until: Terms,
+        begun: Mapping[str, Begun] | None = None,
     ) -> None:
         """Send each client its plan and hand each answer to `accept`. Returns when the exchange is over.
 
         Args:
             kind: of the letters, "train" or "evaluate".
             bare: plans by client, without tensors.
-            state: that the plans bring the clients to.
+            state_of: gives the state of a version that plans bring the clients to.
             accept: called once for each answer; what it, or the rest that it leaves, raises as RejectedUpdate is told
                 as a refusal.
             traffic: bytes, refusals and blame are added to it.
             max_bytes: longest answer by client.
             until: gives when the exchange ends though not all have answered; who has not is refused as `deadline`.
+            begun: when each client's turn began. With it turns go on behind the exchange, until they are as old as the
+                deadline, and those that went on are not sent anew. None: they end with it.
         """
 
         before, answered = dict(self.have), set()
@@ -92,16 +105,14 @@ class Exchange:
 
         def take(came: Came) -> Rest | None:
             answered.add(came.client)
-            if self.federation.recipe.is_held(bare[came.client]):
-                self.have[came.client] = state.version, state.label
-                self._shapes[came.client] = bare[came.client].shape.key
+            self._brought(came.client, bare[came.client])
             return accept(came)
 
-        def payload(client: str) -> bytes:
-            stood = self._stood(bare[client], state, client)
-            wanted = stood, bare[client] if not bare[client].tensors else client
+        def payload(client: str, state: State) -> bytes:
+            p = bare[client]
+            wanted = self._stood(p, state, client), (client, p.version, p.attempt) if p.tensors else p
             if not self._encoded or self._encoded[0] != wanted:  # most are sent the same
-                plan = self.plan(bare[client], state, client)
+                plan = self.plan(p, state, client)
                 self._encoded = wanted, messages.encode_plan(plan, self.federation.config.codec.plans)
             return self._encoded[1]
 
@@ -112,15 +123,44 @@ class Exchange:
             if (served := self._served.get(label)) is not None and version == str(served):
                 self.have[client] = served, label
 
-        self._served[state.label] = state.version
-        letters = [
-            Letter(c, kind, partial(payload, c), p.round, p.attempt, max_bytes[c], p, state.tensors)
-            for c, p in bare.items()
-        ]
-        self.send(letters, take, traffic, until, behind)
+        went_on = {letter.client: letter for letter in self._open.values()} if begun is not None else {}
+
+        def letter(client: str, p: Plan) -> Letter:
+            state = state_of(p.version)
+            self._served[state.label], self._labels[p.version] = p.version, state.label
+            make, since = partial(payload, client, state), begun[client] if begun is not None else None
+            return Letter(client, kind, make, p.round, p.attempt, max_bytes[client], p, since, state.tensors)
+
+        letters = [went_on.get(c) or letter(c, p) for c, p in bare.items()]
+        self.send(letters, take, traffic, until, behind, goes_on=begun is not None)
         if self.federation.virtual:  # what a client forgot with a process that was killed its device has not forgotten
             for client in bare.keys() - answered & before.keys():
                 self.have[client] = before[client]
+
+    def _brought(self, client: str, plan: Plan) -> None:
+        """Note that a client stands at the state of a plan that it has answered, unless it has gone on since."""
+        have, _ = self.have.get(client, (None, ""))
+        if self.federation.recipe.is_held(plan) and (have is None or have <= plan.version):
+            self.have[client] = plan.version, self._labels[plan.version]
+            self._shapes[client] = plan.shape.key
+
+    def at_work(self) -> dict[str, int]:
+        """The attempt that each client was asked in whose turn goes on behind the last exchange."""
+        return {letter.client: letter.attempt for letter in self._open.values()}
+
+    def end(self, clients: Collection[str]) -> None:
+        """Wait no longer for these clients, whose turns went on."""
+        over = [ticket for ticket, letter in self._open.items() if letter.client in clients]
+        for ticket in over:
+            del self._open[ticket]
+        self._early = [reply for reply in self._early if reply.ticket in self._open]
+        self.federation.post.cancel(over)
+
+    def _elsewhere(self, reply: Reply) -> bool:
+        """Keep a reply to a turn that goes on; whether it is one."""
+        if known := reply.ticket in self._open:
+            self._early.append(reply)
+        return known
 
     def enrol(self, clients: list[str], traffic: Traffic, until: Terms) -> None:
         """Send the job to these clients; who answers as a client does is enrolled in the federation."""
@@ -140,11 +180,12 @@ class Exchange:
         traffic: Traffic,
         until: Terms,
         behind: Callable[[str, str], None] | None = None,
+        goes_on: bool = False,
     ) -> None:
         """Send letters and take the answers, each as it comes.
 
         `behind` is told which client says that it stands at another state, and at which one; None for letters that need
-        no state and no run.
+        no state and no run. `goes_on`: see `begun` of `ask`.
         """
         federation = self.federation
         if self._told is not federation.job:
@@ -152,15 +193,34 @@ class Exchange:
             self._joined.clear()
         asked = {letter.client: letter for letter in letters}
         out = Sending(federation, asked, self._enrolment, self._join, accept, traffic, until, behind)
+        out.elsewhere = self._elsewhere
+        went_on = {t: x for t, x in self._open.items() if goes_on and x.client in asked}
+        for ticket in went_on:
+            out.go_on(ticket, self._open.pop(ticket))
+        out.early = [reply for reply in self._early if reply.ticket in went_on]
+        self._early = [reply for reply in self._early if reply.ticket in self._open]
+        on_their_way = {letter.client for letter in went_on.values()}
         for letter in letters:
-            joined = behind is None or letter.client in self._joined
-            out.push(letter if joined else self._enrolment(letter.client))
+            if letter.client not in on_their_way:
+                joined = behind is None or letter.client in self._joined
+                out.push(letter if joined else self._enrolment(letter.client))
         self._encoded = None  # a late one is made anew
         out.listen()
+        young = {c for c in asked if goes_on and self._is_young(asked[c], until())}
+        kept = {t: x for t, x in out.waiting.items() if x is asked[x.client] and x.client in young}
+        self._open |= kept
+        self._early += out.early
         for letter in out.waiting.values():
-            late = RejectedUpdate("deadline", f"no answer within {federation.clock.monotonic() - out.started:.1f} s")
-            traffic.refuse(Reply("", letter.client, late, proven=False), late, federation.observe)
-        federation.post.cancel(out.waiting)
+            if letter.client not in young:
+                began = asked[letter.client].begun
+                waited = federation.clock.monotonic() - (began.sent if began is not None else out.started)
+                late = RejectedUpdate("deadline", f"no answer within {waited:.1f} s")
+                traffic.refuse(Reply("", letter.client, late, proven=False), late, federation.observe)
+        federation.post.cancel([ticket for ticket in out.waiting if ticket not in kept])
+
+    def _is_young(self, letter: Letter, terms: Until) -> bool:
+        """Whether the turn of a letter began less than the deadline ago."""
+        return letter.begun is not None and self.federation.clock.monotonic() < letter.begun.sent + terms.deadline_s
 
     def _enrolment(self, client: str) -> Letter:
         return Letter(client, "query", lambda: self._job)

@@ -199,6 +199,17 @@ class Federation:
             return Until(need, before=before)
         return Until(need, grace, limit or DEADLINE_S, before)
 
+    def enough(self, asked: int) -> int:
+        """How many of `asked` clients at work must have answered for a version: the quorum of `[server] buffer`, or of
+        all."""
+        buffer = self.config.server.buffer
+        return self.quorum(asked if buffer is None else min(buffer, asked))
+
+    def until_filled(self, asked: Collection[str], before: int = 0) -> Until:
+        """When the exchange of a round ends: with the last answer that `[server] buffer` wants, or as `until` says."""
+        buffer, until = self.config.server.buffer, self.until(asked, before)
+        return until if buffer is None else replace(until, need=min(buffer, len(asked)) - before, grace_s=0.0)
+
     def until_measured(self, asked: Collection[str]) -> Until:
         """When an evaluation ends: as a round; with its last answer where virtual devices take no time for it."""
         return Until() if self.virtual else self.until(asked)
@@ -229,11 +240,13 @@ class Federation:
         mine = {name: _of_epochs(found[name], self.members[name], c) for name in clients}
         return {name: _counted(plan, self.counted.get(name)) for name, plan in mine.items()}
 
-    def durable_plans(self, state: State, clients: Collection[str]) -> dict[str, Plan]:
+    def durable_plans(
+        self, state: State, clients: Collection[str], going_on: Mapping[str, Plan] | None = None
+    ) -> dict[str, Plan]:
         """The training plans of a round, on disk before anybody is sent one; those of a run that was killed stand.
 
-        What is admitted and aggregated is judged by these and by no plan that is made later. Raises OtherVersion where
-        a newer fedft has begun the round.
+        `going_on` are those of earlier rounds that clients are at still. What is admitted and aggregated is judged by
+        all these and by no plan that is made later. Raises OtherVersion where a newer fedft has begun the round.
         """
         kept = self.store.plans(state.version)
         try:
@@ -242,7 +255,8 @@ class Federation:
             where = f"the plans of round {state.version} on disk cannot be read ({e})"
             raise OtherVersion(f"{where}; end the round with the fedft that began it; nothing was changed") from e
         if missing := [c for c in clients if c not in found]:
-            found |= self.plans(state, missing)
+            found |= {c: p for c, p in (going_on or {}).items() if c in missing}
+            found |= self.plans(state, [c for c in missing if c not in found])
             encoded = {c: messages.encode_plan(found[c], "fp32") for c in found}
             self.store.keep_plans(state.version, encoded)
         return {c: found[c] for c in clients}

@@ -16,7 +16,7 @@ from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import between_rounds, budget, by_bits, planner_view
+from fedft.server import between_rounds, budget, buffered, by_bits, planner_view
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import brought, evaluate
@@ -135,7 +135,8 @@ class Loop:
         norms = [n for of_round in notes["norms"] for n in of_round]
         gates: list[Gate] = [Travels(run.recipe, run.rank), *self.gates]
         try:
-            outcome = Round(self._exchange, state, norms, gates, notes["barred"]).carry_out()
+            turns = buffered.from_json(notes.get(buffered.KEY, {}), run.clock.monotonic())
+            outcome = Round(self._exchange, state, norms, gates, notes["barred"], turns).carry_out()
         except EverybodyLeft as e:
             log.warning("%s: it begins anew with those who are there now", e)
             run.store.drop(state.version)
@@ -203,7 +204,9 @@ class Loop:
             run.seen = dict(outcome.seen)
             kept["seen"] = planner_view.to_json(run.seen)
         if run.recipe.keeps:
-            kept["counted"] = run.counted = {**run.counted, **dict.fromkeys(outcome.counted, number)}
+            kept["counted"] = run.counted = {**run.counted, **outcome.counted}
+        if run.config.server.buffer is not None:
+            kept[buffered.KEY] = buffered.to_json(outcome.turns, virtual=run.virtual)
         return kept
 
     def _report(self, state: State, notes: Mapping[str, Any]) -> None:
@@ -220,7 +223,10 @@ class Loop:
         last = budget.over(run.config, [*self.metrics.lines, line])
         if last or state.version % run.config.eval.every == 0:
             rouge = run.config.eval.rouge and (last or state.version == 0)
-            found, traffic = evaluate(self._exchange, state, notes["barred"], rouge=rouge)
+            if last:
+                self._exchange.end(run.members)
+            busy = self._exchange.at_work() if run.deployed else ()  # who trains would hold it up
+            found, traffic = evaluate(self._exchange, state, [*notes["barred"], *busy], rouge=rouge)
             line = over_clients(found.values()) | line | by_bits.evaluated(line, found.values(), run.config.model)
             # refused evaluations are nobody's fault where the state is; a contradiction of an update is
             self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}

@@ -30,7 +30,7 @@ from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import archive, run_folder, run_outputs, steering
+from fedft.server import archive, buffered, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
@@ -197,6 +197,7 @@ def opened(
     """
     config = resolved(config, deployed=deployed)
     recipe = strategies.of(config)
+    buffered.check(config, recipe, deployed)
     run_folder.check_plugins(config)
     before = run_folder.prepare(config, folder, resume)
     audience = Audience(observe)

@@ -8,21 +8,24 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.reports import metric_log
-from fedft.server import admission, by_bits, cohort, planner_view, pruned_models, too_few
+from fedft.server import admission, buffered, by_bits, planner_view, pruned_models, too_few
 from fedft.server.admitted import Admitted, EverybodyLeft, Outcome, Waiting, waiting
 from fedft.server.admitting import Rest
 from fedft.server.aggregation_error import AggregationAudit
+from fedft.server.buffered import OpenTurn
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.journalled_update import update_in
 from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
+from fedft.server.turns import Turns
 from fedft.update import MEMORY_LOST, Plan, Update
 from fedft.wire import messages
 
@@ -42,14 +45,17 @@ class Round:
     """Asked in this order; each may refuse the new state or give another one."""
     barred: Sequence[str] = ()
     """Clients in quarantine, who are not asked."""
+    going_on: InitVar[Mapping[str, OpenTurn]] = MappingProxyType({})
+    """What of earlier rounds goes on, by client."""
     admitted: Admitted = field(default_factory=Admitted)
     traffic: Traffic = field(default_factory=Traffic)
     plans: dict[str, Plan] = field(default_factory=dict)
     """By client, without tensors; durable before the first is sent."""
-    _attempts: int = 0
-    """How many were begun, where they are numbered by round."""
     _jumped: bool = False
     """Whether a site's word has sent the numbers of attempts ahead in this round."""
+
+    def __post_init__(self, going_on: Mapping[str, OpenTurn]) -> None:
+        self._turns = Turns(self.exchange, self.state.version, going_on)
 
     @property
     def run(self) -> Federation:
@@ -69,7 +75,7 @@ class Round:
         trained, by_clock = time.monotonic(), self.run.clock.monotonic() - by_clock
         weights = self._weights(asked)
         facts: list[tuple[int, Mapping[str, float]]] = []
-        audit = self._audit(next(iter(weights)))
+        audit = self._audit(weights)
         change = self.run.recipe.aggregate(self._updates(weights, facts, audit))
         after = self.run.recipe.next_state(self.state, change)
         aggregated = time.monotonic()
@@ -85,6 +91,7 @@ class Round:
             **({metric_log.VIRTUAL: by_clock} if self.run.virtual else {}),
         }
         record = self.admitted.record(self.state.version, asked, weights, self.traffic, measured, seconds)
+        record |= self._turns.facts(weights, self.plans)
         record |= by_bits.trained(facts, self.run.config.model)
         said = dict(zip(weights, (m for _, m in facts), strict=True))
         record |= pruned_models.trained(said)
@@ -93,16 +100,23 @@ class Round:
         norms = {c: self.admitted.norms[c] for c in weights}
         seen: planner_view.SeenBy = {}
         if self.run.recipe.plans_work:
-            record["plans"] = planner_view.told({c: self.plans[c] for c in asked})
+            new = {c: self.plans[c] for c in asked if self.plans[c].round == self.state.version}
+            record["plans"] = planner_view.told(new)
             seen = self._seen(norms, said)
-        return Outcome(after, record, [*norms.values()], list(weights), self.traffic.blamed, seen)
+        counted = {c: self.plans[c].round for c in weights}
+        turns = self._going_on()
+        return Outcome(after, record, [*norms.values()], counted, self.traffic.blamed, turns, seen)
+
+    def _going_on(self) -> dict[str, OpenTurn]:
+        """What goes on behind the round, by client."""
+        return self._turns.going_on(self.plans, self.admitted.examples, self.traffic)
 
     def _seen(self, norms: Mapping[str, float], said: Mapping[str, Mapping[str, float]]) -> planner_view.SeenBy:
         """What was seen of each client, this round with it; `said` are the metrics of those whose updates count."""
-        run, of_all = self.run, replace(self.traffic, up=self.traffic.up | self.admitted.up)  # before a kill, too
-        return planner_view.seen_after(
-            run.seen, self.plans, of_all, norms, said, timed=run.timed, most=run.recipe.remembers
-        )
+        run, going_on = self.run, self._going_on()
+        plans = {c: p for c, p in self.plans.items() if c not in going_on}
+        of_all = replace(self.traffic, up=self.traffic.up | self.admitted.up)  # before a kill, too
+        return planner_view.seen_after(run.seen, plans, of_all, norms, said, timed=run.timed, most=run.recipe.remembers)
 
     def _begin(self) -> list[str]:
         """Seat the members, draw the cohort, make its plans durable, and take in what was admitted before a kill.
@@ -112,11 +126,12 @@ class Round:
         run, number = self.run, self.state.version
         asked = sorted(run.store.plans(number), key=str.encode)
         run.seat(number, asked)
+        allowed = [c for c in run.members if c not in self.barred]
+        going_on = self._turns.give_up(allowed, self.traffic)
         if not asked:
-            allowed = [c for c in run.members if c not in self.barred]
-            asked = cohort.cohort(allowed, run.config.clients.per_round, run.job.seed, number)
+            asked = buffered.at_work(allowed, going_on, run.config.clients.per_round, run.job.seed, number)
         run.store.check_room()
-        self.plans = run.durable_plans(self.state, asked)
+        self.plans = run.durable_plans(self.state, asked, {c: turn.plan for c, turn in going_on.items()})
         if not run.virtual:
             self._recover(asked)
         recovered = list(self.admitted.examples)
@@ -136,6 +151,8 @@ class Round:
             self.admitted.enter(client, waiting(update), norm, len(payload))
         attempt = self.state.version + 1  # of as many digits as theirs was: for the length of what they were sent
         for c in self.admitted.up:
+            if self.plans[c].round != self.state.version:  # it was sent its plan in an earlier round
+                continue
             plan = self.exchange.plan(replace(self.plans[c], attempt=attempt), self.state, c)
             self.traffic.needed[c] = self.traffic.down[c] = len(messages.encode_plan(plan, run.config.codec.plans))
             self.exchange.have[c] = self.state.version, self.state.label
@@ -145,11 +162,12 @@ class Round:
         # clients of a simulation do the same again, but that later answers of virtual devices have come meanwhile
         while attempts < (run.config.server.attempts if run.deployed or run.virtual else 1):
             attempts += 1
-            if missing := [c for c in run.still(asked) if c not in self.admitted.examples]:
+            missing = [c for c in run.still(asked) if c not in self.admitted.examples]
+            if missing and not self._turns.are_enough(len(self.admitted.examples), len(self._counted(asked))):
                 self._collect(missing, asked)
             if asked and not self._counted(asked):
                 raise EverybodyLeft(f"round {self.state.version}: all who were asked have left")
-            if len(self.admitted.examples) >= run.quorum(len(self._counted(asked))):
+            if len(self.admitted.examples) >= run.enough(len(self._counted(asked))):
                 return
         refused = next(iter(self.traffic.refused), None)
         admitted, counted = len(self.admitted.examples), len(self._counted(asked)) if asked else 0
@@ -162,8 +180,8 @@ class Round:
 
     def _collect(self, clients: list[str], asked: Collection[str]) -> None:
         """Ask these clients of all that the round asks; what is admitted is durable when it enters `admitted`."""
-        run, attempt = self.run, self._next_attempt()
-        plans = {c: replace(self.plans[c], attempt=attempt) for c in clients}
+        run = self.run
+        plans = self._turns.attempt({c: self.plans[c] for c in clients})
 
         def accept(came: Came) -> Rest:
             admit = self._admission(came.client, plans[came.client])
@@ -185,14 +203,17 @@ class Round:
             run.observe("admitted", told)
 
         up, limits = run.config.codec.up, run.config.limits
-        longest = {c: admission.longest(run.recipe.spec(run.layout, plans[c]), up, limits) for c in clients}
+        longest = {c: admission.longest(run.recipe.spec(run.layout, p), up, limits) for c, p in plans.items()}
         before, told = len(self.admitted.examples), len(self.traffic.refused)
 
         def until() -> Until:
-            return run.until(self._counted(asked), before)
+            return run.until_filled(self._counted(asked), before)
 
         run.observe("asking", {"round": self.state.version, "clients": clients, **until().to_dict()})
-        self.exchange.ask("train", plans, self.state, accept, self.traffic, longest, until)
+        begun = None if run.config.server.buffer is None else self._turns.begun
+        self.exchange.ask("train", plans, self._state_of, accept, self.traffic, longest, until, begun)
+        for client in (c for c, p in plans.items() if p.round != self.state.version):
+            self.traffic.needed.pop(client, None)  # it was counted in the round that the turn began in
         stale = [r["client"] for r in self.traffic.refused[told:] if r["code"] == "stale" and r["client"] in plans]
         if stale and run.deployed and not self._jumped and run.store.jump():
             self._jumped = True  # once a round: no site sends the numbers on and on
@@ -200,38 +221,46 @@ class Round:
             log.warning(said, self.state.version, ", ".join(stale))
             self._collect(stale, asked)
 
-    def _next_attempt(self) -> int:
-        """The number of an attempt, which no other one has; with virtual devices by round, so that one which is carried
-        out anew after a kill sends letters of the same length."""
-        run = self.run
-        if not run.virtual:
-            return run.store.next_attempt()
-        self._attempts += 1
-        return self.state.version * run.config.server.attempts + self._attempts - 1
+    def _state_of(self, version: int) -> State:
+        """The state of this version, which a plan leads to."""
+        return self.state if version == self.state.version else self._turns.state(version)
 
     def _admission(
         self, client: str, plan: Plan, *, recovered: bool = False
     ) -> Callable[[bytes], tuple[Update, float]]:
-        """`admission.admit` for the bytes of one client, by the limits that hold now: it may be called elsewhere."""
+        """`admission.admit` for the bytes of one client, by the limits that hold now: it may be called elsewhere.
+
+        Where rounds do not wait the update has the examples that it counts for.
+        """
         run, limits = self.run, self.run.config.limits
         cap = limits.max_num_examples  # of what was admitted before, the roster's holds no more
         if not recovered:
             cap = min(run.caps.get(client, cap), cap)
-        return partial(
+        admit = partial(
             admission.admit, client=client, plan=plan, recipe=run.recipe, layout=run.layout, up=run.config.codec.up,
             limits=replace(limits, max_num_examples=cap), norms=self.norms, recovered=recovered,
         )  # fmt: skip
+        if run.config.server.buffer is None:
+            return admit
+        staleness = self.state.version - plan.round
+
+        def weighed(payload: bytes) -> tuple[Update, float]:
+            update, norm = admit(payload)
+            return replace(update, num_examples=buffered.weight(update.num_examples, staleness)), norm
+
+        return weighed
 
     def _weights(self, asked: list[str]) -> dict[str, int]:
         """Weights of those who are admitted, in roster order."""
         examples = {c: self.admitted.examples[c] for c in asked if c in self.admitted.examples}
         return admission.capped(examples, self.run.config.limits.share(self.run.deployed))
 
-    def _audit(self, client: str) -> AggregationAudit | None:
+    def _audit(self, weights: Mapping[str, int]) -> AggregationAudit | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""
-        run, plan = self.run, self.plans[client]
+        run, plan = self.run, self.plans[next(iter(weights))]
         partial_plans = any(p.chosen or p.shape.without for p in self.plans.values())  # each has a mean of its own
-        if not run.config.eval.exactness or partial_plans:
+        late = any(self.plans[c].round != self.state.version for c in weights)  # these are changes of other states
+        if not run.config.eval.exactness or partial_plans or late:
             return None
         audit = AggregationAudit(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
         return audit.sampled(len(self.plans)) if audit.possible() else None

@@ -24,7 +24,7 @@ from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
 from fedft.reports import columns, metric_log, plan_facts
-from fedft.server import by_bits, pruned_models
+from fedft.server import buffered, by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
 
@@ -111,6 +111,7 @@ def summary_of(
         "seconds": round(max(seconds, sum(map(metric_log.wall_seconds, lines))), 3),  # resumed: all of it
         **({"seconds_virtual": math.fsum(virtual)} if (virtual := metric_log.virtual_seconds(lines)) else {}),
         **plan_facts.summary(lines),
+        **buffered.summary(lines),
         "refused": sum(len(line.get("refused", [])) for line in lines),
         "max_share": config.limits.max_share,
         MEMORY_LOST: dict(Counter(c for line in lines for c in line.get(MEMORY_LOST, ()))),

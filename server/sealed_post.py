@@ -104,10 +104,10 @@ class SealedPost:
         """Stop waiting for the answers to these letters. The last messages stay known: a late answer is told of."""
         for ticket in tickets:
             self._open.pop(ticket, None)
-        if not self._open:
-            kept = KEPT_PER_SITE * len(self.roster.members)
+        kept = KEPT_PER_SITE * len(self.roster.members)
+        if not self._open or len(self._answered) > 2 * kept:  # there may always be letters that wait
             self._answered = dict(list(self._answered.items())[-kept:])
-            if old := list(self._ids)[:-kept]:
+            if old := [mid for mid, (ticket, _, _) in self._ids.items() if ticket not in self._open][:-kept]:
                 self._linked(lambda: self.link.forget(old))
                 self._ids = {mid: about for mid, about in self._ids.items() if mid not in set(old)}
 

@@ -53,6 +53,10 @@ class Sending:
     until: Terms
     behind: Callable[[str, str], None] | None
     """See `Exchange.send`."""
+    early: list[Reply] = field(default_factory=list)
+    """Replies that have come already; those that are heard are taken out."""
+    elsewhere: Callable[[Reply], bool] = lambda reply: False
+    """Takes a reply to a letter that waits outside of this exchange; whether it is one."""
     waiting: dict[str, Letter] = field(default_factory=dict)
     """Letters without an answer by ticket."""
     started: float = 0.0
@@ -75,9 +79,19 @@ class Sending:
         ticket, size = self.federation.post.push(letter)
         self.waiting[ticket] = letter
         if letter is self.asked[letter.client]:
-            self._sent_at.setdefault(letter.client, self.federation.clock.monotonic())
+            self._sent(letter)
             self.traffic.needed.setdefault(letter.client, size)
         self.traffic.down[letter.client] = self.traffic.down.get(letter.client, 0) + size
+
+    def go_on(self, ticket: str, letter: Letter) -> None:
+        """Wait for the answer to a letter that an exchange before this one has sent."""
+        self.waiting[ticket] = letter
+        self._sent(letter)
+
+    def _sent(self, letter: Letter) -> None:
+        """Note when the letter meant for its client was first sent."""
+        sent = letter.begun.sent if letter.begun is not None else self.federation.clock.monotonic()
+        self._sent_at.setdefault(letter.client, sent)
 
     def listen(self) -> None:
         """Take answers until nothing waits, or `until` says that it is over; all that came are settled then."""
@@ -90,7 +104,7 @@ class Sending:
         self._terms = self.until()
         while self._look():
             came = False
-            for reply in post.pull(self.waiting):
+            for reply in self._replies():
                 came, heard = True, clock.monotonic()
                 self._hear(reply)
                 del reply  # its bytes, before the next client's turn
@@ -104,6 +118,12 @@ class Sending:
                 return
             if not came and not self._admitting.look(POLL_S[0]):
                 clock.sleep(self._pause(heard))
+
+    def _replies(self) -> Iterator[Reply]:
+        """The replies that have come, the early ones first."""
+        while self.early:
+            yield self.early.pop(0)
+        yield from self.federation.post.pull(self.waiting)
 
     def _pause(self, heard: float) -> float:
         """Seconds until the next look, after a reply at `heard`; a virtual clock says itself when there is news."""
@@ -161,6 +181,8 @@ class Sending:
     def _hear(self, reply: Reply) -> None:
         """Take one reply; what must not count is told as a refusal."""
         known = self.waiting.pop(reply.ticket) if reply.ticket in self.waiting else None
+        if known is None and self.elsewhere(reply):
+            return
         with self._refusing(reply, known):
             if known is not None:
                 self._take(reply, known)

@@ -25,6 +25,8 @@ def lines(config: RunConfig, recipe: Recipe, clients: int, measured: int) -> lis
         said.append(f"there is one client: this is training on its rows alone, {recipe.name} has nothing to average")
     if (most := config.clients.per_round) is not None and most > clients:
         said.append(f"[clients] per_round = {most}: there are {clients} clients, all are asked in every round")
+    if (most := server.buffer) is not None and most > clients:
+        said.append(f"[server] buffer = {most}: there are {clients} clients, every round waits for all of them")
     if (most := config.eval.clients) is not None and most > measured:
         said.append(f"[eval] clients = {most}: {measured} clients have held-out rows, all of them are measured")
     asked = min(config.clients.per_round or clients, clients)

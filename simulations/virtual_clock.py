@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from fedft.carriers.interface import Letter, Post, Refused, Reply
+from fedft.carriers.interface import Begun, Letter, Post, Refused, Reply
 from fedft.config import RunConfig
 from fedft.simulations import devices as drawn
 from fedft.simulations.devices import Device
@@ -45,7 +45,7 @@ class VirtualClock:
         self._now = max(self._now, then)
 
 
-class Begun(NamedTuple):
+class Turn(NamedTuple):
     """A turn that a client was asked for first at some moment."""
 
     round: int
@@ -91,7 +91,7 @@ class VirtualPost:
         self.clock = VirtualClock(self._next_news)
         self._inner, self._devices, self._work, self._brought = inner, devices, work, brought
         self._table, self._seed = config.clients.devices, config.server.seed
-        self._begun: dict[str, Begun] = {}
+        self._begun: dict[str, Turn] = {}
         self._asked: dict[str, Letter] = {}
         """By ticket: what the other post has not answered yet."""
         self._vanished: dict[str, str] = {}
@@ -109,19 +109,34 @@ class VirtualPost:
         self._asked[ticket] = letter
         begun = self._begun.get(letter.client)
         if letter.kind == "train" and (begun is None or begun.round != letter.round):
-            down = size + self._brought(letter.client, size)
-            self._begun[letter.client] = Begun(letter.round, self.clock.monotonic(), down)
+            self._begun[letter.client] = self._begin(letter, size)
         return ticket, size
 
+    def _begin(self, letter: Letter, size: int) -> Turn:
+        """The turn of a client that is sent this letter of `size` bytes, as it began."""
+        begun = letter.begun or Begun(self.clock.monotonic())
+        if begun.down is None:
+            begun.down = size + self._brought(letter.client, size)
+        return Turn(letter.round, begun.sent, begun.down)
+
     def pull(self, tickets: Collection[str]) -> Iterator[Reply]:
-        """The replies that have come by now, one after the other. All who were asked do their work first."""
+        """The replies to these letters that have come by now, one after the other. All who were asked work first."""
         while self._asked:
             for reply in self._inner.pull({*self._asked}):
                 letter = self._asked.pop(reply.ticket)
                 coming = Coming(self._arrival(letter, reply), letter.client.encode(), reply.ticket, reply)
                 heapq.heappush(self._coming, coming)
-        while self._coming and self._coming[0].at <= self.clock.monotonic():
-            yield heapq.heappop(self._coming).reply
+        others: list[Coming] = []
+        try:
+            while self._coming and self._coming[0].at <= self.clock.monotonic():
+                coming = heapq.heappop(self._coming)
+                if coming.ticket in tickets:
+                    yield coming.reply
+                else:
+                    others.append(coming)  # of a turn that goes on while there is an evaluation
+        finally:
+            for coming in others:
+                heapq.heappush(self._coming, coming)
 
     def _arrival(self, letter: Letter, reply: Reply) -> float:
         """The virtual second at which a reply is there, not before now."""

@@ -27,7 +27,7 @@ SPACE = LoRA()
 def flora() -> Recipe:
     """Exact aggregation for unlike ranks; a head, if there is one, is averaged."""
     recipe = moving_base.of_moving_base("flora", stacked_mean, _nothing_yet, _restart, _head)
-    return replace(recipe, unlike_ranks=True, unlike_modules=True, norm=product_norm)
+    return replace(recipe, unlike_ranks=True, unlike_modules=True, norm=product_norm, takes_stale=True)
 
 
 def _nothing_yet(layout: Layout, rank: int, seed: int) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ def rolora() -> Recipe:
         download=lambda layout, plan: SPACE.spec(layout, plan.shape).get,
         upload=_one_factor,
         ring_summable=True,
+        takes_stale=False,
         bases="any",
     )
 

@@ -50,6 +50,7 @@ def scaffold(*, on: On = "fedit", server_lr: float = 1.0) -> Recipe:
         with_server=lambda recipe, step: replace(recipe, server=_moving(replace(inner, server=step), server_lr)),
         averages_changes=inner.averages,
         adds_changes=inner.adds,
+        takes_stale=False,
         linear=False,  # x by examples, c by clients
         ring_summable=False,
     )

@@ -35,6 +35,16 @@ Answer = bytes | Refused | RejectedUpdate
 """A payload; the client's refusal, or a transport's in its name; or why what came is neither."""
 
 
+@dataclass
+class Begun:
+    """When a turn was first asked for, which may be before this process started."""
+
+    sent: float
+    """By the run's clock."""
+    down: int | None = None
+    """Bytes that its client needed for it, where a post reckons with them: that one fills them in, the first time."""
+
+
 @dataclass(frozen=True)
 class Letter:
     """A message to one client: a job ("query") or a plan ("train", "evaluate")."""
@@ -51,6 +61,8 @@ class Letter:
     """Longest answer there may be: no client decides how much memory it takes. The default fits one without tensors."""
     plan: Plan | None = None
     """What is asked, without tensors, for posts that reckon with it; None for a job."""
+    begun: Begun | None = None
+    """Of a turn that may go on over several rounds; None: it begins with the first letter of its round."""
     tensors: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Of the state that a plan leads to: clients in this process may hold them in the place of equal ones."""
 

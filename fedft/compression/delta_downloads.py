@@ -62,8 +62,9 @@ def wrapped(recipe: Recipe, changes: str) -> Recipe:
     """The recipe, which must not be `unfit`, with downloads that bring changes of its state in the codec `changes`."""
     d = Deltas(recipe, changes)
     return replace(
-        recipe, initial=d.initial, server=d.server, downlink=d.downlink, receive=d.receive, download=d.download
-    )
+        recipe, initial=d.initial, server=d.server, downlink=d.downlink, receive=d.receive, download=d.download,
+        takes_stale=recipe.allows_stale,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Everything fails, and the run is right: the engine and its sites on a simulated network and disk, from one seed.
 
-FEDFT_FAULT_SEED=123 pytest tests/faults -k replay                one run again; FEDFT_FAULT_STREAM=1 over our carrier
+FEDFT_FAULT_SEED=123 pytest tests/faults -k replay                one run again; FEDFT_FAULT_STREAM=1 over our carrier,
+                                                                  FEDFT_FAULT_BUFFERED=1 with rounds that do not wait
 FEDFT_FAULT_ROUNDS=100000 pytest tests/faults -k many -n 2        more of them, in two processes
 
 Before a release, and after a change of the engine, of what a site keeps or of what is written: 20,000 rounds at least.
@@ -43,6 +44,21 @@ def test_whatever_fails_200_rounds_come_out_right(tmp_path: Path, record_propert
     record_property("told", many(200, tmp_path, 10**6).told(time.perf_counter() - started))
 
 
+def test_whatever_fails_60_rounds_that_do_not_wait_come_out_right(tmp_path: Path, record_property: Tell) -> None:
+    """Every state is what updates make of it that began from the versions that its line says."""
+    started, tally = time.perf_counter(), many(60, tmp_path, 7 * 10**6, buffered=True)
+    assert tally.counts["updates that were late"] > 5
+    record_property("told", tally.told(time.perf_counter() - started))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_whatever_fails_many_rounds_that_do_not_wait_come_out_right(tmp_path: Path, record_property: Tell) -> None:
+    started = time.perf_counter()
+    tally = many(int(os.environ.get("FEDFT_FAULT_ROUNDS", "400")), tmp_path, 8 * 10**6, buffered=True)
+    record_property("told", tally.told(time.perf_counter() - started))
+
+
 def test_whatever_fails_of_our_carrier_100_rounds_come_out_right(tmp_path: Path, record_property: Tell) -> None:
     """Wires are cut in the middle of a plan or an answer, seen by one end, slow; sites come twice, the server anew."""
     started, tally = time.perf_counter(), many(100, tmp_path, 5 * 10**6, stream=True)
@@ -74,10 +90,9 @@ def test_whatever_fails_many_rounds_come_out_right(tmp_path: Path, record_proper
 def test_replay_of_one_seed(tmp_path: Path, record_property: Tell) -> None:
     if "FEDFT_FAULT_SEED" not in os.environ:
         pytest.skip("FEDFT_FAULT_SEED names no run")
-    started, done = (
-        time.perf_counter(),
-        simulate(int(os.environ["FEDFT_FAULT_SEED"]), tmp_path, stream="FEDFT_FAULT_STREAM" in os.environ),
-    )
+    ways = {"stream": "FEDFT_FAULT_STREAM" in os.environ, "buffered": "FEDFT_FAULT_BUFFERED" in os.environ}
+    started = time.perf_counter()
+    done = simulate(int(os.environ["FEDFT_FAULT_SEED"]), tmp_path, **ways)
     tally = Tally(1, done.witness.commits, done.world.counts)
     record_property("told", tally.told(time.perf_counter() - started))
 

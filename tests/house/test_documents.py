@@ -233,6 +233,12 @@ def test_what_shares_passes_is_back_propagation_on_pairs() -> None:
     assert set(re.findall(r"`(\w+)`", cell)) == shares
 
 
+def test_what_need_not_wait_is_what_the_document_says() -> None:
+    found = {name for name in registry.BUILT_IN if strategies.make(name, {}).allows_stale}
+    (cell,) = [cells[0] for row, cells in table("STRATEGIES.md", "key").items() if row.startswith("[server] buffer")]
+    assert set(re.findall(r"`(\w+)`", cell.partition(":")[0])) == found
+
+
 @every_document
 def test_run_files_in_a_document_load(document: str, tmp_path: Path) -> None:
     for block in blocks(document, "toml"):

@@ -183,3 +183,15 @@ def test_a_run_that_ended_at_its_rounds_says_so(overrides: list[str], tmp_path: 
     done = run(tmp_path / "a", overrides, "strategy.name=fedit", "server.rounds=2", "server.budget=steps=2")
     assert (done.summary["rounds"], done.summary["ended"]) == (2, "rounds")
     assert json.loads((done.folder / "summary.json").read_text())["ended"] == "rounds"
+
+
+def test_a_client_that_is_at_work_from_an_earlier_round_is_paid_for_once() -> None:
+    """Its state was paid for when it was sent; what evaluations bring meanwhile counts with its next plan."""
+    at_work = {"a": {"up": 0, "down": 0, "needed": 0}}
+    sent = line(1, up=60, down=40, evaluated=30)
+    goes_on = line(2, evaluated=50) | {"bytes": at_work}
+    came = line(3, up=60) | {"bytes": {"a": {"up": 60, "down": 0, "needed": 0}}}
+    assert budget.training_bytes(goes_on, [sent], adds=True) == {"up": 0, "down": 0}
+    assert budget.training_bytes(came, [sent, goes_on], adds=True) == {"up": 60, "down": 0}
+    again = line(4, up=60, down=10)
+    assert budget.training_bytes(again, [sent, goes_on, came], adds=True) == {"up": 60, "down": 10 + 50 + 30}

@@ -21,6 +21,7 @@ def said(tables: dict[str, dict[str, object]], clients: int = 4, measured: int =
     ("tables", "line"),
     [
         ({"clients": {"per_round": 5}}, "[clients] per_round = 5: there are 4 clients"),
+        ({"server": {"buffer": 5}}, "[server] buffer = 5: there are 4 clients, every round waits for all"),
         ({"eval": {"clients": 5}}, "[eval] clients = 5: 4 clients have held-out rows"),
         ({"strategy": {"name": "flora"}, "clients": {"rank": [2] * 7}}, "[clients] rank: the last 3 of 7 are nobody's"),
         ({"local": {"momentum": 0.9}}, "[local] momentum = 0.9 has no effect on optimizer 'adamw'"),

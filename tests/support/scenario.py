@@ -59,6 +59,8 @@ class Scenario:
     names: tuple[str, ...] = ()
     rounds: int = 0
     kill_at: int = 0
+    buffered: bool = False
+    """Rounds do not wait."""
     stream: bool = False
     """Our own carrier, on wires that break, in place of a network that does everything."""
     world: World = field(init=False)
@@ -86,6 +88,10 @@ class Scenario:
         }
         self.up = rng.choice(["fp32", "fp32", "bf16"])
         self.per_round = rng.choice([None, None, max(1, len(self.names) - 1)])
+        if self.buffered:
+            self.strategy = random.Random(f"strategy {self.seed}").choice(["fedit", "flora"])
+            self.server["buffer"] = random.Random(f"buffer {self.seed}").randint(1, self.per_round or len(self.names))
+            self.server["max_staleness"] = random.Random(f"staleness {self.seed}").choice([1, 3, 20])
         toy, bare = _toy(self.strategy)
         self.layout = toy.layout
         self.recipe = bare if self.trains else hashed(bare, toy.layout)
@@ -184,6 +190,7 @@ class Scenario:
             save(state, notes)
             self.witness.save_stands(state.version)
             self._all_take_part(notes["record"])
+            self.world.counts["updates that were late"] += sum(map(bool, notes["record"].get("staleness", {}).values()))
             self._be_patient()
             if state.version >= self.rounds - CALM_ROUNDS:
                 self._calm()
@@ -213,7 +220,7 @@ class Scenario:
         """Faults leave nothing behind: in the third round without any, whoever is asked counts."""
         self.calm_commits += self.world.calm
         enough = 10.0 if self.stream else 1e-9  # a connection that was half open takes some seconds to be found out
-        if self.calm_commits > 2 and self.server["grace_s"] >= enough:
+        if self.calm_commits > 2 and not self.buffered and self.server["grace_s"] >= enough:
             taken, asked = record["participants"], list(record["bytes"])
             assert taken == asked, f"nothing fails any more, yet of {asked} only {taken} count: {record['refused']}"
 
@@ -257,7 +264,8 @@ def simulate(seed: int, folder: Path, **fixed: Any) -> Scenario:
         e.add_note(
             f"seed {seed}, {scenario.strategy}, sites {scenario.names}, {scenario.server}, {scenario.world.odds}, "
             f"virtual time {scenario.world.now:.1f} s\n"
-            f"again: FEDFT_FAULT_SEED={seed} {'FEDFT_FAULT_STREAM=1 ' * scenario.stream}pytest tests/faults -k replay"
+            f"again: FEDFT_FAULT_SEED={seed} {'FEDFT_FAULT_STREAM=1 ' * scenario.stream}"
+            f"{'FEDFT_FAULT_BUFFERED=1 ' * scenario.buffered}pytest tests/faults -k replay"
         )
         raise
     return scenario

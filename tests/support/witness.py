@@ -6,6 +6,7 @@ ever happened to, from the state before, with weights written out here.
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -86,7 +87,7 @@ class Witness:
         """An update is about to be made durable: it was signed by its site, and is the first of the round."""
         assert client not in self.journalled[round], f"round {round}: {client} is admitted a second time"
         digest = hashlib.sha256(payload).digest()
-        mine = {d for (site, _, r, _, _), d in self.answers.items() if site == client and r == round}
+        mine = {d for (site, _, r, _, _), d in self.answers.items() if site == client and r <= round}
         assert digest in mine, f"round {round}: what is admitted of {client} was never signed by it"
         self.entries[round, client] = payload
 
@@ -113,9 +114,14 @@ class Witness:
         lost = self.journalled[round] - set(taken)
         assert not lost, f"round {round}: updates of {sorted(lost)} were admitted and are lost"
         state = self.states[round]
-        updates = [self._update(state, client) for client in taken]
+        late = record.get("staleness", dict.fromkeys(taken, 0))
+        updates = [self._update(self.states[round - late[client]], client, round) for client in taken]
+        if "staleness" in record:
+            of = [int(0.5 + 256 * u.num_examples / math.sqrt(1 + late[u.client])) for u in updates]
+            updates = [replace(u, num_examples=n) for u, n in zip(updates, of, strict=True)]
         if self.exact:
-            news = {c: (round, self.clients[c].kept.after(round)) for c in taken if self.recipe.keeps}
+            asked = {c: round - late[c] for c in taken if self.recipe.keeps}
+            news = {c: (r, self.clients[c].kept.after(r)) for c, r in asked.items()}
             self.kept[after.version] = {**self.kept[round], **news}
         weights = _weights({u.client: u.num_examples for u in updates})
         assert record["weights"] == weights, f"round {round}: weights {record['weights']}, wanted {weights}"
@@ -132,7 +138,7 @@ class Witness:
         self.commits += 1
         for round in [r for r in self.journalled if r < version]:
             del self.journalled[round]
-        self.answers = {k: d for k, d in self.answers.items() if k[2] >= version - 6}
+        self.answers = {k: d for k, d in self.answers.items() if k[2] >= version - 30}
 
     def torn(self, actor: str, path: Path) -> None:
         """A finished file is about to be damaged; what it held may be lost then."""
@@ -184,12 +190,12 @@ class Witness:
     def _held(self, state: State, client: str) -> str:
         return tensors.digest(self.recipe.receive(None, self._plan(state, client)))
 
-    def _update(self, state: State, name: str) -> Update:
-        """What an undisturbed client sends from this state, after the wire."""
+    def _update(self, state: State, name: str, round: int) -> Update:
+        """What an undisturbed client sends from this state, after the wire; in which round it counts."""
         plan, client = self._plan(state, name), self.clients[name]
         spec = self.recipe.spec(self.layout, plan)
         if not self.exact:
-            sent = self.entries[state.version, name]
+            sent = self.entries[round, name]
             return replace(messages.decode_update(sent, spec, self.up), client=name)
         client.memory, client.kept = Memory(), Kept()
         client.kept.open(testing.RUN)
