@@ -27,7 +27,6 @@ from fedft.reports import columns, metric_log, plan_facts
 from fedft.server import by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
-
 # packages whose versions config.toml notes: they may change a run's numbers
 VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
 
