@@ -205,4 +205,6 @@ def work_of(turn: Turn, rows: str = "") -> str:
         kept,
         rows,
     ]
+    if p.chosen or p.batch or p.bits:  # left out at their defaults: answers of before are told by the rest
+        asked += [p.chosen, p.batch, p.bits]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

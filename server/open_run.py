@@ -99,7 +99,8 @@ class OpenRun:
 
     @cached_property
     def _forecast(self) -> Callable[[Work], Forecast]:
-        return forecaster(anatomy_of(self.here.base), self.here.layout, self.config, self.recipe)
+        anatomy = anatomy_of(self.here.base, self.config.model.modules_to_save)
+        return forecaster(anatomy, self.here.layout, self.config, self.recipe)
 
     def finish(self, state: State, clients: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Set the model to the final `state` and write it with the summary; returns the summary.

@@ -3,6 +3,7 @@
 A name comes from the operator's own file or command line, never from a message.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,8 @@ from fedft.training import objectives, schedules
 from fedft.training.first_order import steps_within
 from fedft.training.optimizers import check_optimizer, named_in
 from fedft.training.trainer_names import check_trainer
+
+log = logging.getLogger(__name__)
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -131,6 +134,9 @@ def _planned(recipe: Recipe, config: RunConfig) -> Recipe:
     if config.clients.plan is None:
         return recipe
     planner = registry.planners.chosen(config.clients.plan)
+    if recipe.plans_work:
+        said = "[clients] plan = %r counts only for clients and rounds of which %s plans nothing itself"
+        log.warning(said, config.clients.plan, recipe.name)
 
     def plan(state: State, roster: Roster) -> Mapping[str, Work]:
         return {**planner(state, roster), **recipe.plan(state, roster)}

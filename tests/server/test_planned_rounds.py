@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fedft
-from fedft import allowed_code, run_file
+from fedft import allowed_code, run_file, strategies
 from fedft.contract import Member, Roster, Seen, Work
 from fedft.server import planner_view
 from fedft.server.checkpoint import Store
@@ -198,3 +198,10 @@ def test_a_profile_reaches_the_planner_and_what_clients_measure_is_seen(
     assert {n for c in "ab" for s in seen[c] for n in s.metrics} == set()
     assert all(s.metrics.keys() == {"seconds.train", "memory.peak"} for s in seen["c"])
     assert [s.steps for s in seen["b"]] == [1, 1, 1]
+
+
+def test_a_planner_beside_a_strategy_that_plans_is_said_to_count_for_little(caplog: pytest.LogCaptureFixture) -> None:
+    for name, said in (("fedit", False), ("fedspine", True)):
+        caplog.clear()
+        strategies.of(run_file.from_dict({"strategy": {"name": name}, "clients": {"plan": "halves"}}))
+        assert ("counts only for clients and rounds of which fedspine plans nothing" in caplog.text) == said
