@@ -164,10 +164,11 @@ def _serve(asking: socket.socket) -> dict[str, Any] | None:
         said, files, _, _ = socket.recv_fds(asker, MOST_BYTES, 3)
         if pid := os.fork():
             askers[pid] = asker
-            asker.send(str(pid).encode())
             for file in files:
                 os.close(file)
             continue
+        os.setsid()  # before it is known: who asks may kill its group at once
+        asker.send(str(os.getpid()).encode())
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for n, file in enumerate(files):
@@ -190,7 +191,6 @@ def _tell(askers: dict[int, socket.socket]) -> None:
 
 def _become(asked: dict[str, Any]) -> None:
     """Do what the words say, as `python` does."""
-    os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has it ignored
     os.chdir(asked["cwd"])
     os.environ.clear()
