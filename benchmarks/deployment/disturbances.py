@@ -18,6 +18,7 @@ HOW = {
 }
 PAUSE_S = 6.0  # longest pause before a restart
 AWAY_S = 12.0  # longest freeze or cut: longer than a site's heartbeat
+DELAY_S = 3.0  # longest wait for a place inside of a round
 BURST = 1 / 3  # of the kills come before the one before is over
 SIGNALS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "freeze": signal.SIGSTOP}
 ORDERLY = {"server": 130, "client": 0}
@@ -29,10 +30,10 @@ TOO_SOON = -signal.SIGTERM  # before the command has said what SIGTERM shall do:
 class Kill:
     """One disturbance, as the seed has it."""
 
-    after: float
+    after: int
     """States that must stand before it comes; a burst comes whatever stands."""
     delay: float
-    """Seconds from then on."""
+    """Seconds from then on, up to DELAY_S; half a round at most, so that short ones are not over before."""
     burst: bool
     what: str
     how: str
@@ -49,9 +50,9 @@ def plan(kinds: list[str], seed: int, rounds: int, sites: list[str]) -> list[Kil
         how = rng.choice(HOW[what])
         lasts = how in ("freeze", "cut", "stall")
         away = rng.uniform(0.5, AWAY_S) if lasts else rng.choice([0.0, rng.uniform(0, PAUSE_S)])
-        after = 0.97 * rounds * (i + rng.random()) / len(kinds)
+        after = int(0.97 * rounds * (i + rng.random()) / len(kinds))
         planned.append(
-            Kill(after, rng.uniform(0, 3), i > 0 and rng.random() < BURST, what, how, rng.choice(sites), away)
+            Kill(after, rng.uniform(0, DELAY_S), i > 0 and rng.random() < BURST, what, how, rng.choice(sites), away)
         )
     return planned
 
@@ -89,7 +90,7 @@ class Chaos:
             if waiting:
                 kill = waiting[0]
                 if due is None and (kill.burst or self._version() >= kill.after):
-                    due = now + kill.delay
+                    due = now + min(kill.delay, kill.delay / DELAY_S * self._round_s() / 2)
                 if due is not None and now >= due:
                     waiting.pop(0)
                     due = None
@@ -98,6 +99,10 @@ class Chaos:
             if now > last + patience_s:
                 return False
             time.sleep(0.02)
+
+    def _round_s(self) -> float:
+        """Seconds of a round so far; 0 before two states are told of."""
+        return (self.states[-1][0] - self.states[0][0]) / (len(self.states) - 1) if len(self.states) > 1 else 0.0
 
     def _finished(self) -> bool:
         """Whether the server is done; what else has ended by itself is noted as wrong and started again."""

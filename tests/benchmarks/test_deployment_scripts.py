@@ -91,7 +91,7 @@ def _sets(*sets: str) -> list[str]:
 @pytest.mark.slow
 def test_chaos_is_dealt_over_families_of_strategies(tiny_base: Path, tmp_path: Path) -> None:
     table, run_file = tmp_path / "chaos.md", str(ROOT / "simulations" / "quickstart.toml")
-    options = ("--kills", "1", "--rounds", "4", "--only", "fedsa_lora", "--table", str(table))
+    options = ("--kills", "1", "--rounds", "12", "--only", "fedsa_lora", "--table", str(table))
     _run("chaos_families.py", run_file, *options, *_sets(f"model.id='{tiny_base}'"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.read_text().splitlines()[2:]]
     assert {row[0].split(":")[0] for row in rows} == {"fedsa_lora"}

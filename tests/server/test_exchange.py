@@ -23,7 +23,7 @@ class Late(Exchange):
     answers: bool = False
     """Whether clients answer what they are sent."""
 
-    def send(self, letters: list[Letter], accept: Any, *how: Any) -> None:
+    def send(self, letters: list[Letter], accept: Any, *how: Any, **goes_on: bool) -> None:
         self.sent += [letter.payload() for letter in letters]
         for letter in letters if self.answers else ():
             accept(Came(letter.client, b""))
@@ -38,7 +38,7 @@ def test_a_plan_with_tensors_of_its_own_is_made_anew_in_every_exchange() -> None
     plan = Plan("0" * 16, 0, 0, rank=4, steps=1, attempt=1, tensors={"words": torch.ones(2)})
     for attempt in (1, 2):
         asked = {"a": replace(plan, attempt=attempt)}
-        exchange.ask("train", asked, state, lambda came: None, Traffic(), {"a": 9}, Until)
+        exchange.ask("train", asked, lambda version: state, lambda came: None, Traffic(), {"a": 9}, Until)
     assert [messages.decode_plan(sent, max_bytes=len(sent)).attempt for sent in exchange.sent] == [1, 2]
 
 
@@ -50,7 +50,7 @@ def test_who_holds_the_state_cut_to_another_shape_is_sent_it_again() -> None:
     exchange = Late(SimpleNamespace(recipe=toy.recipe, config=config, virtual=False), answers=True)  # type: ignore[arg-type]
     for rank in (2, 2, 4):
         asked = {"a": Plan("0" * 16, 0, 0, rank=rank, steps=1)}
-        exchange.ask("train", asked, state, lambda came: None, Traffic(), {"a": 9}, Until)
+        exchange.ask("train", asked, lambda version: state, lambda came: None, Traffic(), {"a": 9}, Until)
     first, again, other = (messages.decode_plan(sent, max_bytes=len(sent)) for sent in exchange.sent)
     assert (first.have, again.have, other.have) == (None, 0, None)
     assert not again.tensors
