@@ -352,11 +352,11 @@ def test_a_run_killed_on_every_side_goes_on_to_the_same_bytes(
         server.wait_for("round 1: asyncio admitted", 120)
         server.send(signal.SIGKILL)
         server.ended()
-        server.start().wait_for("round 2: asking", 120)
+        server.start().wait_for(r"round [2-7]: asking", 120)
         clients["email"].send(signal.SIGKILL)
         clients["email"].ended()
         clients["email"].start()
-        server.wait_for("round 4: asking", 120)
+        server.wait_for(r"round [4-7]: asking", 120)
         assert server.stop() == 130
         server.start()
         assert server.ended(120) == 0
