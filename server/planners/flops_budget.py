@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fedft import check
 from fedft.contract import Planner, Roster, State, Work
-from fedft.server.planners.modules import layer_of, moved
+from fedft.server.planners.modules import moved
+from fedft.training.layers import layer_of
 from fedft.update import Shape
 
 
@@ -48,7 +49,7 @@ def _chosen(worth: Mapping[str, float], rank: int, share: float, roster: Roster)
     limit = share * flops(())
     if flops(tuple(worth)) <= limit:
         return ()
-    layers = {m: (layer_of(m) or (-1, ""))[0] for m in worth}  # what is in no layer may lie below all of them
+    layers = {m: (layer_of(m) or ("", -1))[1] for m in worth}  # what is in no layer may lie below all of them
     best: tuple[float, list[str]] = 0.0, [max(worth, key=lambda m: (layers[m], worth[m]))]
     for lowest in sorted(set(layers.values()), reverse=True):
         above = sorted((m for m in worth if layers[m] >= lowest), key=lambda m: (-worth[m], m.encode()))

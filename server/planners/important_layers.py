@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from fedft import check
 from fedft.contract import Planner, Roster, State, Work
 from fedft.server.planners.halves import drawn as drawn_of
-from fedft.server.planners.modules import layer_of, moved
+from fedft.server.planners.modules import moved
+from fedft.training.layers import layer_of
 from fedft.update import Shape
 
 
@@ -44,5 +45,5 @@ def layer_scores(state: State) -> dict[str, float]:
     squares: dict[str, float] = defaultdict(float)
     for module, distance in moved(state).items():
         if (layer := layer_of(module)) is not None:
-            squares[layer[1]] += distance**2
+            squares[layer[0]] += distance**2
     return {layer: square**0.5 for layer, square in squares.items()}

@@ -22,14 +22,3 @@ def moved(state: State) -> dict[str, float]:
     for name, x in rest.items():
         squares[name.rpartition(".")[0]] += float(x.double().square().sum())
     return {m: math.sqrt(squares[m]) for m in modules_of(state)}
-
-
-def layer_of(module: str) -> tuple[int, str] | None:
-    """(number, name up to it) of the layer that a module is in; None for one in no numbered layer.
-
-    >>> layer_of("model.layers.3.mlp.up_proj")
-    (3, 'model.layers.3')
-    """
-    parts = module.split(".")
-    at = next((k for k, part in enumerate(parts) if part.isdigit()), None)
-    return None if at is None else (int(parts[at]), ".".join(parts[: at + 1]))
