@@ -91,7 +91,6 @@ def load(
     """
     wanted = tasks.of(task)
     import transformers
-    from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -100,9 +99,7 @@ def load(
     place = device_of(device)
     kind: Any = getattr(transformers, f"Auto{wanted.model}")
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if misfit := tasks.misfit(config, wanted):
-            raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {misfit}")
+        config = tasks.config_in(folder, source, wanted)
         packed = stored_quantization.check_readable(config, source, only_floats)
         tokenizer = tokenizer_of(folder)  # before gigabytes of weights are read
         own, named = classes.of_config(config), Classes(labels, problem_type)

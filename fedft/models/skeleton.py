@@ -20,7 +20,6 @@ def skeleton(m: Model) -> Base:
     The folder of an adapter stands for its base. Raises DataError in one line: no config.json, or one of another task.
     """
     import transformers
-    from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -28,9 +27,7 @@ def skeleton(m: Model) -> Base:
     folder = folder_of(source)
     kind: Any = getattr(transformers, f"Auto{wanted.model}")
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if misfit := tasks.misfit(config, wanted):
-            raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {misfit}")
+        config = tasks.config_in(folder, source, wanted)
         if m.labels and not wanted.generates:
             config.num_labels = len(m.labels)
         with torch.device("meta"):

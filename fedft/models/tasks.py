@@ -4,9 +4,11 @@ if tasks.of(config.model.task).generates: ...
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fedft import check
+from fedft.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,16 @@ def misfit(config: Any, task: Task) -> str:
     if two_sided and writes:
         return f"an encoder-decoder; wanted a causal language model, or task = {SEQ2SEQ.name!r}"
     return f"which does not generate text; wanted a causal language model, or task = {CLASSES.name!r}"
+
+
+def config_in(folder: str | Path, source: str, task: Task) -> Any:
+    """transformers' config of the model in a folder; no code of the folder is run.
+
+    Raises DataError, which calls the model `source`, for one of another task, and what transformers raises.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if why := misfit(config, task):
+        raise DataError(f"[model] id: {source!r} is a {config.model_type} model, {why}")
+    return config
