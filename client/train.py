@@ -77,8 +77,6 @@ class Client:
     """Gives the base in so many bits, where a plan may ask for another precision; None: there is this one only."""
     _own_bits: int = 0
     _run_bits: int = 0
-    _bits: Mapping[str, float] = field(default_factory=dict)
-    """What every update says of the base's precision: nothing where it is the run's."""
     _run: str = ""
     _run_seed: int = 0
 
@@ -152,8 +150,7 @@ class Client:
                 "tokens or chat template",
             )
         self._run, self._run_seed = job.run, job.seed
-        bits, self._run_bits = self.config.model.bits, precision_of(job).bits
-        self._bits = {BITS: float(bits)} if bits != self._run_bits else {}
+        self._run_bits = precision_of(job).bits
         self.kept.open(job.run)
 
     def train(self, turn: Turn) -> Update:
@@ -247,7 +244,8 @@ class Client:
             raise PlanRefused("base_precision", f"{why}: [model] base_bits and dtype of the site's file say it")
         self.base, self.handle = self.in_bits(wanted)
         self.config = replace(self.config, model=with_bits(self.config.model, wanted))
-        self._bits = {BITS: float(wanted)} if wanted != self._run_bits else {}
 
     def _update(self, plan: Plan, delta: dict[str, torch.Tensor], n: int, metrics: dict[str, float]) -> Update:
-        return Update(delta, n, plan.round, plan.run, plan.attempt, metrics={**metrics, **self._bits})
+        if (bits := self.config.model.bits) != self._run_bits:
+            metrics = {**metrics, BITS: float(bits)}
+        return Update(delta, n, plan.round, plan.run, plan.attempt, metrics=metrics)
