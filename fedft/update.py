@@ -25,6 +25,8 @@ BITS = "bits"
 """Metric of an update or an evaluation whose client has the base in another precision than the run says: its bits."""
 PROFILE = "profile."
 """Beginning of names of metrics of an enrolment: what the client says of its machine."""
+PREDICTED = "predicted_s"
+"""In `Plan.extra` and `Work.extra`: the seconds that the turn is expected to take, from the letter to the answer."""
 CUT = "cut"
 """In `Plan.extra` and `Work.extra`: the share of heads and channels, by weights, that is cut away during the turn."""
 VERSION = re.compile(r"0|[1-9][0-9]{0,15}")

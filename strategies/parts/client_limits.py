@@ -14,9 +14,9 @@ from statistics import median
 
 from fedft.contract import Forecast, Member
 from fedft.strategies.parts.allocation import Limits
-from fedft.update import Scalar
+from fedft.update import PREDICTED, Scalar
 
-PREDICTED, SLOWNESS = "predicted_s", "slowness"
+SLOWNESS = "slowness"
 ROUNDS = 3  # of which the median is taken
 ANY_SPEED = 1e9  # operations per second where nobody says: slowness makes up for it
 

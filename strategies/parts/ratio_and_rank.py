@@ -31,10 +31,10 @@ from fedft.contract import Member, Seen
 from fedft.randomness import philox
 from fedft.recipe import Roster, Shape, Work
 from fedft.strategies.parts.bandit import Arm, Box, Pull
-from fedft.update import CUT
+from fedft.update import CUT, PREDICTED
 
-RATIO, INCREMENT, PREDICTED = "ratio", "increment", "predicted_s"
-"""In `Plan.extra`: the share to be pruned at the round's end, the arm's part in it, the seconds that are expected."""
+RATIO, INCREMENT = "ratio", "increment"
+"""In `Plan.extra`: the share to be pruned at the round's end, and the arm's part in it."""
 BEFORE, AFTER = "loss.before", "loss.after"
 """Metrics of an update: the loss of the same records before and after the turn."""
 GAIN, PRUNED, MOVED, LATE, SHIFT = 0.5, 0.2, 0.1, 0.2, 0.2  # w1 to w4, and what is added

@@ -10,7 +10,6 @@ from fedft.strategies.parts.ratio_and_rank import (
     AFTER,
     BEFORE,
     INCREMENT,
-    PREDICTED,
     RATIO,
     Controller,
     fast_enough,
@@ -19,7 +18,7 @@ from fedft.strategies.parts.ratio_and_rank import (
     slowness,
     warming,
 )
-from fedft.update import CUT, Shape
+from fedft.update import CUT, PREDICTED, Shape
 
 RANKS = (4, 8, 16, 32)
 BOX = Box(0.1, RANKS)
