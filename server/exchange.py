@@ -66,13 +66,10 @@ class Exchange:
         evaluation has brought it while its turn goes on.
         """
         recipe, (have, label) = self.federation.recipe, self.have.get(client, (None, ""))
-        cut = recipe.cuts_the_state and have == state.version
         further = have is not None and have > state.version
-        if not recipe.is_held(bare) or further:
-            return None, ""
-        if cut and self._shapes.get(client, bare.shape.key) != bare.shape.key:
-            return None, ""
-        return have, label
+        other_shape = self._shapes.get(client, bare.shape.key) != bare.shape.key
+        other_cut = recipe.cuts_the_state and have == state.version and other_shape
+        return (None, "") if not recipe.is_held(bare) or further or other_cut else (have, label)
 
     def ask(
         self,
@@ -116,13 +113,6 @@ class Exchange:
                 self._encoded = wanted, messages.encode_plan(plan, self.federation.config.codec.plans)
             return self._encoded[1]
 
-        def behind(client: str, reason: str) -> None:
-            """Note where the client says it stands, if there was such a state since we started."""
-            self.have.pop(client, None)
-            version, _, label = reason.partition(" ")
-            if (served := self._served.get(label)) is not None and version == str(served):
-                self.have[client] = served, label
-
         went_on = {letter.client: letter for letter in self._open.values()} if begun is not None else {}
 
         def letter(client: str, p: Plan) -> Letter:
@@ -132,7 +122,7 @@ class Exchange:
             return Letter(client, kind, make, p.round, p.attempt, max_bytes[client], p, since, state.tensors)
 
         letters = [went_on.get(c) or letter(c, p) for c, p in bare.items()]
-        self.send(letters, take, traffic, until, behind, goes_on=begun is not None)
+        self.send(letters, take, traffic, until, self._behind, goes_on=begun is not None)
         if self.federation.virtual:  # what a client forgot with a process that was killed its device has not forgotten
             for client in bare.keys() - answered & before.keys():
                 self.have[client] = before[client]
@@ -143,6 +133,13 @@ class Exchange:
         if self.federation.recipe.is_held(plan) and (have is None or have <= plan.version):
             self.have[client] = plan.version, self._labels[plan.version]
             self._shapes[client] = plan.shape.key
+
+    def _behind(self, client: str, reason: str) -> None:
+        """Note where the client says that it stands, if there was such a state since we started."""
+        self.have.pop(client, None)
+        version, _, label = reason.partition(" ")
+        if (served := self._served.get(label)) is not None and version == str(served):
+            self.have[client] = served, label
 
     def at_work(self) -> dict[str, int]:
         """The attempt that each client was asked in whose turn goes on behind the last exchange."""

@@ -99,21 +99,22 @@ class Round:
             record["reply_s"] = {c: self.traffic.seconds[c] for c in asked if c in self.traffic.seconds}
         norms = {c: self.admitted.norms[c] for c in weights}
         seen: planner_view.SeenBy = {}
+        turns = self._turns.going_on(self.plans, self.admitted.examples, self.traffic)
         if self.run.recipe.plans_work:
             new = {c: self.plans[c] for c in asked if self.plans[c].round == self.state.version}
             record["plans"] = planner_view.told(new)
-            seen = self._seen(norms, said)
+            seen = self._seen(norms, said, turns)
         counted = {c: self.plans[c].round for c in weights}
-        turns = self._going_on()
         return Outcome(after, record, [*norms.values()], counted, self.traffic.blamed, turns, seen)
 
-    def _going_on(self) -> dict[str, OpenTurn]:
-        """What goes on behind the round, by client."""
-        return self._turns.going_on(self.plans, self.admitted.examples, self.traffic)
+    def _seen(
+        self, norms: Mapping[str, float], said: Mapping[str, Mapping[str, float]], going_on: Collection[str]
+    ) -> planner_view.SeenBy:
+        """What was seen of each client, this round with it, but of those whose turn is `going_on`.
 
-    def _seen(self, norms: Mapping[str, float], said: Mapping[str, Mapping[str, float]]) -> planner_view.SeenBy:
-        """What was seen of each client, this round with it; `said` are the metrics of those whose updates count."""
-        run, going_on = self.run, self._going_on()
+        `said` are the metrics of those whose updates count.
+        """
+        run = self.run
         plans = {c: p for c, p in self.plans.items() if c not in going_on}
         of_all = replace(self.traffic, up=self.traffic.up | self.admitted.up)  # before a kill, too
         return planner_view.seen_after(run.seen, plans, of_all, norms, said, timed=run.timed, most=run.recipe.remembers)

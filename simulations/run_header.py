@@ -48,8 +48,6 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
     able = sum(bool(c.test_rows) for c in place.clients.values())
     asked = min(config.clients.per_round or len(place.clients), len(place.clients))
     up, down = _traffic(place, asked, min(config.eval.clients or able, able))
-    group = foreseen(place, together)
-    large, slow = group.largest, group.slowest
     return {
         "model": config.model.id,
         "device": config.model.device,
@@ -76,14 +74,18 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
         "bytes_up": up,
         "bytes_down": down,
         "disk": disk_need.foreseen(config, recipe, place.layout, len(place.clients)).whole,
-        "memory": {**asdict(large.memory), "peak": large.memory.peak},
-        "largest": large.name,
-        "flops": slow.flops,
-        "pace": slow.name,
+        **_extremes(foreseen(place, together)),
         "together": together,
         "depends": device_arithmetic.depends(config.model.device, config.local)
         + ([f"{together} clients a pass{f', {len(devices)} workers' * (len(devices) > 1)}"] if together > 1 else []),
     }
+
+
+def _extremes(group: Group) -> dict[str, Any]:
+    """`memory`, `largest`, `flops` and `pace` of a header: who takes most memory, and who has most to compute."""
+    large, slow = group.largest, group.slowest
+    memory = {**asdict(large.memory), "peak": large.memory.peak}
+    return {"memory": memory, "largest": large.name, "flops": slow.flops, "pace": slow.name}
 
 
 def foreseen(place: Workplace, together: int = 1) -> Group:
