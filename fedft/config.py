@@ -16,6 +16,7 @@ from typing import Any, Literal, get_type_hints
 
 from fedft import check, quickstart
 from fedft.compression import codec_names
+from fedft.privacy.tables import Audit, Privacy, Robust
 from fedft.registry import IN_JOBS, PREFERENCES, Choice, Registry, named
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -32,7 +33,9 @@ LOCAL: Mapping[str, Collection[str]] = {
     "server": ALL,
     "clients": ALL,
     "limits": frozenset({"max_norm", "norm_factor", "max_num_examples", "max_bytes", "quarantine_after"}),
-    "privacy": ALL,
+    "privacy": frozenset({"max_epsilon", "cohort", "adaptive_quantile", "clip_learning_rate", "evaluate"}),
+    "robust": ALL,
+    "audit": ALL,
 }
 """Keys by table that never travel with a job, or ALL of a table. Whatever else a run file has does, new tables too."""
 OTHER_TOOLS: Mapping[str, str] = {
@@ -312,14 +315,6 @@ class Codecs:
 
 
 @dataclass(frozen=True)
-class Privacy:
-    """[privacy]: protection beyond TLS and signatures."""
-
-    mode: str = "none"
-    """"none" is what there is so far."""
-
-
-@dataclass(frozen=True)
 class Server:
     """[server]: rounds and when one ends."""
 
@@ -485,7 +480,9 @@ class RunConfig:
     strategy: Strategy = Strategy()
     local: Local = Local()
     codec: Codecs = Codecs()
-    privacy: Privacy = Privacy()
+    privacy: Privacy = field(default_factory=Privacy)
+    robust: Robust = field(default_factory=Robust)
+    audit: Audit = field(default_factory=Audit)
     server: Server = Server()
     clients: Clients = Clients()
     limits: Limits = Limits()

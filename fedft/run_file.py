@@ -14,6 +14,7 @@ from fedft.config import DTYPE_ALIASES, DTYPES, RunConfig, Strategy, budget_of, 
 from fedft.data import labels, source_paths, template_checks
 from fedft.errors import ConfigError
 from fedft.models import tasks
+from fedft.privacy.tables import check_privacy
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str = "") -> RunConfig:
@@ -211,7 +212,7 @@ def _check_values(c: RunConfig) -> None:
         values = {f"[{table}] {key}": getattr(getattr(c, table), key) for key in keys}
         return {name: value for name, value in values.items() if value is not None}
 
-    check.one_of(("none",), **of("privacy", "mode"))
+    check_privacy(c.privacy, c.robust, c.audit)
     if isinstance(c.server.workers, int):
         check.at_least(1, **of("server", "workers"))
     elif c.server.workers is not None and not all(c.server.workers or [""]):

@@ -16,6 +16,7 @@ from fedft.recipe import Recipe
 from fedft.reports.observers import Observer
 from fedft.server import message_sizes, planner_view
 from fedft.server.checkpoint import Store
+from fedft.server.guard import Guard, Unguarded
 from fedft.server.job import told
 from fedft.server.membership import Membership, Roll
 from fedft.server.steering import Steering
@@ -51,6 +52,8 @@ class Federation:
     round that was interrupted is carried out anew, since nobody wrote down when its answers came."""
     deployed: bool = False
     """Sites come and go: whoever is not there is waited for up to quorum and deadline, and never an error."""
+    guard: Guard = field(default_factory=Unguarded)
+    """How the updates of a round are summed."""
     caps: Mapping[str, int] = field(default_factory=dict)
     """Most examples that a client may claim, where that is less than `[limits] max_num_examples`."""
     roll: Roll | None = None

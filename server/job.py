@@ -7,6 +7,7 @@ from typing import Any
 
 from fedft.config import ALL, LOCAL, RunConfig
 from fedft.models.load import Base
+from fedft.privacy.tables import unlike_default
 from fedft.update import Job
 
 
@@ -24,7 +25,11 @@ def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes], tokenizer_
             any.
     """
     tables = config.to_dict()
-    fixed = {t: v for t, v in tables.items() if t not in ("server", "eval", "limits")}
+    fixed = {t: v for t, v in tables.items() if t not in ("server", "eval", "limits", "robust", "audit")}
+    fixed["privacy"] = {"mode": config.privacy.mode, **unlike_default(config.privacy)}
+    for name, table in (("robust", config.robust), ("audit", config.audit)):
+        if said := unlike_default(table):  # what is not said changes no identifier, so runs of before keep theirs
+            fixed[name] = said
     h = hashlib.sha256(json.dumps([fixed, config.server.seed, base_digest], sort_keys=True).encode())
     for part in who:
         h.update(part)
@@ -48,4 +53,6 @@ def job_on(config: RunConfig, base: Base, who: Iterable[bytes], begun: str = "")
 def told(config: RunConfig) -> dict[str, dict[str, Any]]:
     """The tables of a run file that its clients are told."""
     said = {t: {k: v for k, v in keys.items() if k not in LOCAL.get(t, ())} for t, keys in config.to_dict().items()}
+    if not unlike_default(config.privacy):  # an older site knows no such table
+        del said["privacy"]
     return {t: v for t, v in said.items() if LOCAL.get(t) != ALL}

@@ -34,6 +34,7 @@ from fedft.server import archive, buffered, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
+from fedft.server.guards import guard_of
 from fedft.server.job import job_on
 from fedft.server.loop import Loop
 from fedft.server.membership import Roll
@@ -89,6 +90,7 @@ class OpenRun:
         federation = Federation(
             post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
             virtual=virtual, deployed=self.deployed, roll=roll, steering=self.steering, forecast=self.forecast,
+            guard=guard_of(self.config, self.recipe, self.store),
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         return Loop(federation, self.metrics, lift, gates)

@@ -22,6 +22,7 @@ from fedft.server.aggregation_error import AggregationAudit
 from fedft.server.buffered import OpenTurn
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
+from fedft.server.guard import Sum
 from fedft.server.journalled_update import update_in
 from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
@@ -74,14 +75,16 @@ class Round:
         self._collect_to_quorum(asked)
         trained, by_clock = time.monotonic(), self.run.clock.monotonic() - by_clock
         weights = self._weights(asked)
-        facts: list[tuple[int, Mapping[str, float]]] = []
+        said: dict[str, Mapping[str, float]] = {}
         audit = self._audit(weights)
-        change = self.run.recipe.aggregate(self._updates(weights, facts, audit))
-        after = self.run.recipe.next_state(self.state, change)
+        updates = partial(self._updates, weights, said, audit)
+        run, plans = self.run, self.plans
+        change, guarded = run.guard.sum(Sum(run.recipe, run.layout, self.state, asked, weights, plans, updates))
+        after = run.recipe.next_state(self.state, change)
         aggregated = time.monotonic()
         error = audit.error(after, self.run.rank) if audit else None
-        total = sum(n for n, _ in facts)
-        loss = sum(n * m.get("loss", math.nan) for n, m in facts) / total
+        facts = [(n, said[c]) for c, n in weights.items()]
+        loss = sum(n * m.get("loss", math.nan) for n, m in facts) / sum(weights.values())
         measured = {"train_loss": loss, **({} if error is None else {"aggregation_error": error})}
         after = self._through_gates(after, measured)
         seconds = {
@@ -91,9 +94,8 @@ class Round:
             **({metric_log.VIRTUAL: by_clock} if self.run.virtual else {}),
         }
         record = self.admitted.record(self.state.version, asked, weights, self.traffic, measured, seconds)
-        record |= self._turns.facts(weights, self.plans)
+        record |= {**guarded, **self._turns.facts(weights, self.plans)}
         record |= by_bits.trained(facts, self.run.config.model)
-        said = dict(zip(weights, (m for _, m in facts), strict=True))
         record |= pruned_models.trained(said)
         if self.run.timed:
             record["reply_s"] = {c: self.traffic.seconds[c] for c in asked if c in self.traffic.seconds}
@@ -267,15 +269,18 @@ class Round:
         return audit.sampled(len(self.plans)) if audit.possible() else None
 
     def _updates(
-        self, weights: Mapping[str, int], facts: list[tuple[int, Mapping[str, float]]], audit: AggregationAudit | None
+        self, weights: Mapping[str, int], said: dict[str, Mapping[str, float]], audit: AggregationAudit | None
     ) -> Iterator[Update]:
-        """The admitted updates in roster order: those held in memory, others as they lie in the journal."""
+        """The admitted updates in roster order: those held in memory, others as they lie in the journal.
+
+        `said` gets the metrics of each that was not read before, and `audit` sees it.
+        """
         for client, weight in weights.items():
             update = self.admitted.take(client) or self._journalled(client)
-            facts.append((weight, update.metrics))
             update = replace(update, client=client, roster=len(self.run.members), cohort=len(weights))
-            if audit:
+            if audit and client not in said:
                 audit.see(update, self.plans[client])  # with the published weight, so that a cut shows in the error
+            said[client] = update.metrics
             yield replace(update, num_examples=weight)
 
     def _journalled(self, client: str) -> Update:

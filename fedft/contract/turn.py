@@ -11,7 +11,22 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.config import Local
 from fedft.contract.model import Handle, Metrics
 from fedft.contract.state import NOTHING, Drawers
+from fedft.privacy.keyed_stream import Stream
 from fedft.update import Plan
+
+
+@dataclass(frozen=True)
+class Private:
+    """What noise at one client goes by, in one turn."""
+
+    clip: float
+    """C, the largest L2 norm that one unit (the client's whole update, or one record's gradient) may have."""
+    noise_multiplier: float
+    """z: the standard deviation of the noise on a sum is z C."""
+    stream: Stream
+    """Of the client's own key and of this turn: noise, and who is in a batch. Nobody else can compute it."""
+    probability: float = 1.0
+    """Of every record being in a step's batch, where batches are drawn so."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,8 @@ class Turn:
     """This client's own in this round: order of batches, draws nobody else needs."""
     kept: Drawers = field(default_factory=dict)
     """What this client kept, by owner, in the last round in which its update counted; nothing before that."""
+    private: Private | None = None
+    """What a private local step, or noise on the result, goes by; None where the run's mode has none at clients."""
 
     def drawer(self, owner: str) -> Tensors:
         """The tensors that `owner` kept on this client; none before it keeps something."""

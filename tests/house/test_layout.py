@@ -59,6 +59,7 @@ DOORS = {
     "transformers": {"fedft/models/", "fedft/quickstart/", "fedft/training/trainer_turns.py"},
     "ray": {"fedft/carriers/fleet/actors.py"},
     "peft": {"fedft/models/", "fedft/adapters/"},
+    "dp_accounting": {"fedft/privacy/accountant.py"},
     "datasets": {"fedft/data/", "fedft/training/trainer_turns.py"},
     "flwr_datasets": {"fedft/data/"},
     "matplotlib": {"fedft/reports/plots.py"},
