@@ -15,7 +15,7 @@ from fedft.config import Local, RunConfig
 from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
-from fedft.training import objectives, schedules
+from fedft.training import objectives, private_steps, schedules
 from fedft.training.first_order import steps_within
 from fedft.training.optimizers import check_optimizer, named_in
 from fedft.training.trainer_names import check_trainer
@@ -76,6 +76,7 @@ def of(config: RunConfig) -> Recipe:
         recipe.check(config)
     except ValueError as e:
         raise ConfigError(f"{name}: {e}") from e
+    recipe = private_steps.private(recipe, config) if config.privacy.mode == "example-dp" else recipe
     recipe = _planned(_transformed(_coded(recipe, config), config), config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
 
