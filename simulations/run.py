@@ -27,6 +27,7 @@ from fedft.server import budget, disk_need, message_sizes, open_run
 from fedft.server.loop import Loop
 from fedft.server.open_run import OpenRun
 from fedft.simulations import devices, fleet, idle_options, python_inputs, run_header
+from fedft.simulations.client_accounts import ClientAccounts
 from fedft.simulations.python_run import Run
 from fedft.simulations.virtual_clock import VirtualPost
 from fedft.simulations.workplace import Workplace, whose, workplace
@@ -113,7 +114,9 @@ def _run(config: RunConfig, folder: Path, resume: bool, observe: Observers) -> R
         with fleet.post(place, folder) as post:
             said = run_header.header(place, getattr(post, "together", 1))
             opened.observe("header", said)
-            state = _loop(opened, place, post).run(place.clients)
+            loop = _loop(opened, place, post)
+            loop.federation.spent = ClientAccounts(folder, config.privacy.delta or 0.0).largest
+            state = loop.run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said, **run_header.error(place, said, before)}
         return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
 
