@@ -14,7 +14,7 @@ from fedft.compression.error_feedback import ByCodec, ErrorFeedback
 from fedft.config import Local, RunConfig
 from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
-from fedft.privacy import site_noise
+from fedft.privacy import site_noise, unfit
 from fedft.recipe import Recipe
 from fedft.training import objectives, private_steps, schedules
 from fedft.training.first_order import steps_within
@@ -77,6 +77,8 @@ def of(config: RunConfig) -> Recipe:
         recipe.check(config)
     except ValueError as e:
         raise ConfigError(f"{name}: {e}") from e
+    if why := unfit.unfit(recipe, config):
+        raise ConfigError(why)
     recipe = private_steps.private(recipe, config) if config.privacy.mode == "example-dp" else recipe
     recipe = _planned(_transformed(_coded(_noisy(recipe, config), config), config), config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
