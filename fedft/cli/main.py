@@ -27,6 +27,7 @@ from fedft.cli import (
     keys,
     kinds,
     logs,
+    new,
     plan,
     probe,
     records,
@@ -212,6 +213,7 @@ app.command()(deploy.client)
 app.command()(doctor.doctor)
 app.command()(plan.plan)
 app.command()(explain.explain)
+app.command()(new.new)
 app.command()(probe.probe)
 app.command()(watch.status)
 app.command()(watch.board)
