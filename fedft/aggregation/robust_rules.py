@@ -44,8 +44,10 @@ def check(config: RunConfig, recipe: Recipe, deployed: bool) -> None:
     if rule not in (can := rules_for(recipe)):
         others = f"it can have {', '.join(can)}" if can else "it can have none; PRIVACY.md says which strategies can"
         raise ConfigError(f"{where}: {recipe.name} cannot have it as it is set; {others}")
-    if rule == "fltrust":
-        raise ConfigError(f"{where}: the server does not train on [robust] root yet; wanted 'multi_krum' or another")
+    if rule == "fltrust" and robust.root is None:
+        raise ConfigError(f"{where} needs [robust] root: records that the server trains on itself, as [data] train")
+    if rule == "fltrust" and config.privacy.on:
+        raise ConfigError(f"{where}: the server's own turn takes no part in [privacy] mode = {config.privacy.mode!r}")
     if config.server.buffer is not None:
         raise ConfigError(f"{where}: updates of [server] buffer began at unlike states, which no distance compares")
     if rule == "trimmed_mean" and not robust.trim < 0.5:

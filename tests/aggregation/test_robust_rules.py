@@ -58,6 +58,7 @@ def test_where_rules_weigh_clients_aggregates_heed_num_examples(name):
         ({"rule": "median"}, "rule = 'median': fedit cannot have it as it is set; it can have norm_clip, multi_krum"),
         ({"rule": "multi_krum", "f": 2}, "f = 2 needs 7 clients in a round, and 5 are asked"),
         ({"rule": "norm_clip", "f": 2}, "[robust] f is of rule = 'multi_krum', found rule = 'norm_clip'"),
+        ({"rule": "fltrust"}, "rule = 'fltrust' needs [robust] root"),
         ({"rule": "none", "root": "a.jsonl"}, "[robust] root is of rule = 'fltrust', found rule = 'none'"),
     ],
 )
