@@ -5,7 +5,7 @@ One turn more, from the state that the round's clients began at, with as many st
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from fedft.arithmetic import tensors
 from fedft.config import Local, RunConfig
-from fedft.contract import Turn
+from fedft.contract import Batch, Turn
 from fedft.data import client_datasets, packing
 from fedft.data.batches import ClientRows
 from fedft.data.row_counts import RowCounts
@@ -66,7 +66,9 @@ class RootUpdate:
         return Update(delta, 1, plan.round), replace(plan, tensors={})
 
     def _data(self, local: Local) -> ClientRows:
-        collate = partial(self.here.handle.objective.collate, pad_id=self.here.base.pad_id)
+        collate: Callable[[Sequence[Any]], Batch] = partial(
+            self.here.handle.objective.collate, pad_id=self.here.base.pad_id
+        )
         if local.packing:
             collate = partial(packing.collate, pad_id=self.here.base.pad_id, max_length=self.config.data.length)
         return ClientRows(self.rows, local.batch_size, collate)
