@@ -145,6 +145,12 @@ def test_without_a_clock_of_its_own_no_seconds_are_noted() -> None:
     assert seen["a"][0].seconds is None
 
 
+def test_of_two_who_claim_something_a_lie_of_one_does_not_move_the_other() -> None:
+    """Nobody is usual among two: 1e12 would be shown as 7.8e27 beside 1e30."""
+    members = {"a": Member(2, {"flops": 1e12}), "b": Member(2, {"flops": 1e30}), "c": Member(2, {"rows": 3.0})}
+    assert planner_view.shown(members, {}) == members
+
+
 def test_a_lie_of_a_profile_stays_within_bounds_of_the_others() -> None:
     """Ten honest clients and a liar: every honest one is shown as it is, the liar at most 64 times the median."""
     honest = {f"h{k}": Member(2, {"flops": 1e12 + k, "memory": 8e9, "rows": 5.0}) for k in range(10)}
