@@ -91,7 +91,7 @@ class OpenRun:
         federation = Federation(
             post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
             virtual=virtual, deployed=self.deployed, roll=roll, steering=self.steering, forecast=self.forecast,
-            guard=guard_of(self.config, self.recipe, self.store),
+            guard=guard_of(self.config, self.recipe, self.store, self.here),
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         return Loop(federation, self.metrics, lift, gates)

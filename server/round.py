@@ -262,13 +262,12 @@ class Round:
     def _audit(self, weights: Mapping[str, int]) -> AggregationAudit | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""
         run, plan = self.run, self.plans[next(iter(weights))]
-        partial_plans = any(p.chosen or p.shape.without for p in self.plans.values())  # each has a mean of its own
         late = any(self.plans[c].round != self.state.version for c in weights)  # these are changes of other states
-        if not run.config.eval.exactness or partial_plans or late:
+        if not run.config.eval.exactness or late:
             return None
         begun = Beginnings(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
         audit = AggregationAudit(begun)
-        return audit.sampled(len(self.plans)) if audit.possible() else None
+        return audit.sampled(len(self.plans)) if audit.possible(self.plans[c] for c in weights) else None
 
     def _updates(
         self, weights: Mapping[str, int], said: dict[str, Mapping[str, float]], audit: AggregationAudit | None

@@ -23,6 +23,9 @@ from fedft.training.trainer_names import check_trainer
 
 log = logging.getLogger(__name__)
 
+GIVES = {"unlike_ranks": "gives modules ranks of their own", "unlike_modules": "chooses which modules learn"}
+"""Attributes of planners, each by the name of what a recipe must declare for them."""
+
 
 def load(name: str) -> Callable[..., Recipe]:
     """The factory of a strategy; its keyword arguments are the strategy's options.
@@ -151,13 +154,20 @@ def _noisy(recipe: Recipe, config: RunConfig) -> Recipe:
 
 
 def _planned(recipe: Recipe, config: RunConfig) -> Recipe:
-    """The recipe with the run file's planner; what the recipe itself plans for a client wins."""
+    """The recipe with the run file's planner; what the recipe itself plans for a client wins.
+
+    Raises ConfigError where the planner says that it gives what the recipe cannot mix.
+    """
     if config.clients.plan is None:
         return recipe
     planner = registry.planners.chosen(config.clients.plan)
+    name = registry.named(config.clients.plan, "planner")[0]
     if recipe.plans_work:
         said = "[clients] plan = %r counts only for clients and rounds of which %s plans nothing itself"
         log.warning(said, config.clients.plan, recipe.name)
+    elif lacking := [key for key in GIVES if getattr(planner, key, False) and not getattr(recipe, key)]:
+        able = f"{recipe.name} cannot mix; STRATEGIES.md says which strategies can"
+        raise ConfigError(f"[clients] plan = {name!r} {GIVES[lacking[0]]}, which {able}")
 
     def plan(state: State, roster: Roster) -> Mapping[str, Work]:
         return {**planner(state, roster), **recipe.plan(state, roster)}
