@@ -66,8 +66,8 @@ def made_up(n: int, wanted: Spec) -> Made:
     asked = replace(block)
     ask = asked.unmask(SLOT, sent)
     openings = {name: m.opened(ask)[1] for name, (m, _) in sent.items()}
-    for name, said in openings.items():
-        asked.took_opening(SLOT, name, said)
+    for name, opening in openings.items():
+        asked.took_opening(SLOT, name, opening)
     said = {"open": block.open(), "keys": began[me].keys(), "book": book, "shares": dealt[me][1], "deliver": delivery,
             "ready": ready[me][1], "unmask": ask, "opened": openings[me]}  # fmt: skip
     steps = (began[me], dealt[me][0], ready[me][0], sent[me][0])
