@@ -1,7 +1,5 @@
 """One client's part in privacy: what its noise follows from, when it is charged, and what the server is not told."""
 
-import math
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,7 @@ from fedft.client.own_privacy import Budget, OwnPrivacy, two_digits
 from fedft.client.privacy_ledger import Ledger
 from fedft.contract import Private, Turn
 from fedft.errors import PlanRefused, StateDamaged
-from fedft.privacy import accountant
-from fedft.privacy.accountant import Release
+from fedft.privacy.accountant import Release, epsilon
 from fedft.server.job import job_of
 from fedft.update import Plan
 
@@ -25,18 +22,6 @@ pytest.importorskip("dp_accounting", reason="pip install 'fedft[dp]'")
 ROWS = [f"row {n}" for n in range(47)]
 HELD = {"w": torch.zeros(2)}
 SAID = {"mode": "example-dp", "clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Epsilon by a formula that composes as the accountant does, in no time: zero-concentrated privacy."""
-
-    def of(releases: Iterable[Release], delta: float) -> float:
-        rho = sum(r.count * r.probability**2 / (2 * r.noise_multiplier**2) for r in releases)
-        return rho + 2 * math.sqrt(rho * math.log(1 / delta))
-
-    monkeypatch.setattr(accountant, "epsilon", of)
-    own_privacy._calibrated.cache_clear()
 
 
 def config_of(server_rounds: int = 4, **said: Any) -> Any:
@@ -155,13 +140,13 @@ def test_an_epsilon_gives_each_client_the_noise_that_its_rows_need(tmp_path: Pat
     z = private_of(own, turn_of()).noise_multiplier
     for round in range(4):
         own.charge(own.guarded(turn_of(round=round), ROWS))
-    assert 0.95 * 6.0 < accountant.epsilon(Ledger(tmp_path).read().releases, 1e-5) <= 6.0
+    assert 0.95 * 6.0 < epsilon(Ledger(tmp_path).read().releases, 1e-5) <= 6.0
     longer = begun(tmp_path, server_rounds=400, **asked)
     assert private_of(longer, turn_of()).noise_multiplier == z, "a run that goes on keeps its noise"
 
 
 def test_what_would_cost_more_than_a_site_allows_is_refused_before_it_is_taken(tmp_path: Path) -> None:
-    most = accountant.epsilon([Release(2.0, 5 / 47, 3)] * 2, 1e-6)
+    most = epsilon([Release(2.0, 5 / 47, 3)] * 2, 1e-6)
     own = begun(tmp_path, budget=Budget(most * 1.001, 1e-6), deployed=True)
     for round in (0, 1, 1):
         own.charge(own.guarded(turn_of(round=round), ROWS))
@@ -186,7 +171,7 @@ def test_a_site_books_what_a_server_promises(tmp_path: Path) -> None:
     own = begun(tmp_path / "e", mode="central-dp", deployed=True, noise_multiplier=None, epsilon=5.0)
     for round in range(3):
         own.charge(own.guarded(turn_of(round=round), ROWS))
-    assert 4.75 < accountant.epsilon(Ledger(tmp_path / "e").read().releases, 1e-5) <= 5.0
+    assert 4.75 < epsilon(Ledger(tmp_path / "e").read().releases, 1e-5) <= 5.0
     own = begun(tmp_path / "simulated", mode="central-dp")
     own.charge(own.guarded(turn_of(), ROWS))
     assert not (tmp_path / "simulated").exists(), "there the server's own ledger is at hand"
