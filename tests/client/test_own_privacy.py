@@ -1,16 +1,20 @@
 """One client's part in privacy: what its noise follows from, when it is charged, and what the server is not told."""
 
+import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from asked_site import SITE
 
 from fedft import run_file
 from fedft.client import own_privacy
 from fedft.client.own_privacy import Budget, OwnPrivacy, two_digits
 from fedft.client.privacy_ledger import Ledger
+from fedft.client.site_settings import SitePrivacy
 from fedft.contract import Private, Turn
 from fedft.errors import PlanRefused, StateDamaged
 from fedft.privacy.accountant import Release, epsilon
@@ -104,6 +108,31 @@ def test_seeded_noise_is_the_same_on_every_machine(tmp_path: Path) -> None:
     assert streams[0] == streams[1]
     assert private_of(begun(None, noise="seeded", name="bert"), turn_of()).stream.key != streams[0].key
     assert not list(tmp_path.glob("*.key"))
+    deployed = turn_of()
+    deployed = replace(deployed, plan=replace(deployed.plan, run="b" * 16))  # of the same seed, on the same rows
+    assert private_of(begun(None, noise="seeded"), deployed).stream == streams[0]
+
+
+def test_noise_that_everybody_knows_is_booked_as_none(tmp_path: Path) -> None:
+    own = begun(tmp_path, noise="seeded", budget=Budget(math.inf, 1e-5), deployed=True)
+    own.charge(own.guarded(turn_of(), ROWS))
+    assert math.isinf(epsilon(Ledger(tmp_path).read().releases, 1e-5))
+    bounded = begun(tmp_path, budget=Budget(1e6, 1e-5), deployed=True, clip=0.5)
+    with pytest.raises(PlanRefused, match="is spent"):
+        bounded.charge(bounded.guarded(turn_of(round=3), ROWS))
+
+
+def test_a_site_s_log_says_what_its_rows_have_cost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    site = replace(SITE, privacy=SitePrivacy(rows=100))
+    own = own_privacy.of_site(site, tmp_path, tmp_path / "kept")
+    config = config_of()
+    own.begin("anna", job_of(config, "d" * 64, [b"x"]), config, len(ROWS))
+    with caplog.at_level(logging.INFO):
+        own.charge(own.guarded(turn_of(), ROWS))
+    cost = epsilon([Release(2.0, 0.05, 3)], 1e-5)
+    assert f"round 0: epsilon of all runs at most {cost:.4g} at delta 1e-05" in caplog.text
+    limited = replace(site, policy=replace(site.policy, max_epsilon=8.0, delta=1e-7))
+    assert own_privacy.of_site(limited, tmp_path, tmp_path).budget == Budget(8.0, 1e-7)
 
 
 def test_a_turn_is_booked_before_it_is_taken_and_once(tmp_path: Path) -> None:
