@@ -63,6 +63,8 @@ class Loop:
                 continues.
         """
         run = self.federation
+        if run.deployed:
+            client_noise.say_what_is_not_measured(run.config.privacy)
         state, notes = self._found(clients)
         run.barred = notes["barred"]
         run.counted = notes.get("counted", {})

@@ -137,20 +137,13 @@ def _transformed(recipe: Recipe, config: RunConfig) -> Recipe:
 
 
 def _noisy(recipe: Recipe, config: RunConfig) -> Recipe:
-    """The recipe with each client's own noise on its update, where the run file's mode wants it; ConfigError if not."""
-    privacy = config.privacy
-    if privacy.at_clients and config.local.epochs is not None:
-        why = "steps would tell a server how many rows a client has; wanted steps"
-        raise ConfigError(f"[local] epochs and [privacy] mode = {privacy.mode!r}: {why}")
-    if privacy.mode != "local-dp":
+    """The recipe with each client's own noise on its update, where the run file's mode wants it."""
+    if config.privacy.mode != "local-dp":
         return recipe
-    if (z := privacy.noise_multiplier) is not None and z < site_noise.LEAST:
+    if (z := config.privacy.noise_multiplier) is not None and z < site_noise.LEAST:
         said = "[privacy] noise_multiplier = %g: below %g a site's noise hides next to nothing of its data"
         log.warning(said, z, site_noise.LEAST)
-    try:
-        return site_noise.noisy(recipe)
-    except ValueError as e:
-        raise ConfigError(f"[privacy] mode = 'local-dp': {e}") from e
+    return site_noise.noisy(recipe)
 
 
 def _planned(recipe: Recipe, config: RunConfig) -> Recipe:
