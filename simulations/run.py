@@ -23,7 +23,7 @@ from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
-from fedft.server import budget, disk_need, message_sizes, open_run
+from fedft.server import budget, disk_need, foreseen_privacy, message_sizes, open_run
 from fedft.server.loop import Loop
 from fedft.server.open_run import OpenRun
 from fedft.simulations import devices, fleet, idle_options, run_header
@@ -88,10 +88,12 @@ def simulate(
             log.warning("%s", line)
         message_sizes.check_sizes(config, held.recipe, place.layout, len(place.clients))
         disk_need.check(config, held.recipe, place.layout, len(place.clients), folder)
+        counts = {name: len(c.train_rows) for name, c in place.clients.items()}
+        cost = foreseen_privacy.of_run(config, held.recipe, place.layout, counts, deployed=False)
         opened = held.begin(place.here, whose(place.clients))
         before = run_header.peak(place)
         with fleet.post(place, folder) as post:
-            said = run_header.header(place, getattr(post, "together", 1))
+            said = run_header.header(place, getattr(post, "together", 1), cost)
             opened.observe("header", said)
             state = _loop(opened, place, post).run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said, **run_header.error(place, said, before)}
