@@ -13,6 +13,7 @@ from fedft.privacy.schedule import Schedule
 from fedft.recipe import Recipe, as_it_is
 from fedft.update import Plan
 
+ROWS = "how many records sites have is known to them alone"
 MEASURES = 2
 """Of an evaluation with noise: loss and accuracy."""
 
@@ -69,7 +70,7 @@ def cost(of: Schedule, numbers: int) -> dict[str, Any]:
     """The facts of a run under a mode, all of them plain values.
 
     mode, unit, clip, delta                of the run file; the unit that is protected in words
-    noise_multiplier                       z, of the client with fewest rows
+    noise_multiplier                       z, of the client with fewest rows; None: each has its own
     epsilon, epsilon_why                   of the whole run, of the client that pays most; None and why there is none
     after                                  [rounds, epsilon] after 1, half and all of them
     around                                 [z, epsilon] of half as much noise, this, and twice as much
@@ -81,19 +82,20 @@ def cost(of: Schedule, numbers: int) -> dict[str, Any]:
     Raises ConfigError where no noise is enough, or dp-accounting is not installed.
     """
     said = of.privacy
+    found: dict[str, Any] = {
+        "mode": said.mode, "unit": "record" if of.of_records else "client", "clip": said.clip, "delta": said.delta,
+        "secagg": said.secagg, "epsilon": None, "epsilon_why": of.none, "noise_multiplier": said.noise_multiplier,
+        "numbers": numbers, "sigma": None, "noise_to_signal": None, "verdict": "",
+        "after": [], "around": [], "by_rows": [],
+    }  # fmt: skip
+    if of.of_records and not of.rows:  # a server: each site finds its own noise for an epsilon
+        return found | {"epsilon": said.epsilon, "epsilon_why": of.none or ("" if said.epsilon else ROWS)}
     clients = of.smallest or [0]
     z = of.noise(clients[0])
-    ratio = schedule.noise_to_signal(of, z, numbers)
-    root = 1.0 if said.mode == "zo-dp" else numbers**0.5
-    found = {
-        "mode": said.mode, "unit": "record" if of.of_records else "client", "clip": said.clip, "delta": said.delta,
-        "secagg": said.secagg, "noise_multiplier": z, "epsilon": None, "epsilon_why": of.none, "numbers": numbers,
-        "sigma": (said.clip or 0.0) * ratio / root, "noise_to_signal": ratio,
-        "verdict": schedule.verdict(ratio), "after": [], "around": [], "by_rows": [],
-    }  # fmt: skip
-    if of.of_records and not of.rows:
-        found["epsilon_why"] = of.none or "how many records sites have is known to them alone"
-    if found["epsilon_why"]:
+    ratio, root = schedule.noise_to_signal(of, z, numbers), 1.0 if said.mode == "zo-dp" else numbers**0.5
+    found |= {"noise_multiplier": z, "noise_to_signal": ratio, "verdict": schedule.verdict(ratio)}
+    found |= {"sigma": (said.clip or 0.0) * ratio / root}
+    if of.none:
         return found
     found["after"] = [[t, of.epsilon(t, z, clients[0])] for t in sorted({1, max(1, of.rounds // 2), of.rounds})]
     found["around"] = [[x, of.epsilon(of.rounds, x, clients[0])] for x in (z / 2, z, 2 * z)]

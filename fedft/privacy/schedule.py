@@ -83,7 +83,8 @@ class Schedule:
             return said.noise_multiplier
         if said.epsilon is None or said.delta is None:
             raise ConfigError(f"[privacy] mode = {said.mode!r} says neither noise_multiplier nor epsilon")
-        return accountant.noise_for(lambda z: self.releases(z, self.rounds, rows), said.epsilon, said.delta)
+        rounds = said.rounds or self.rounds
+        return accountant.noise_for(lambda z: self.releases(z, rounds, rows), said.epsilon, said.delta)
 
     def epsilon(self, rounds: int, z: float, rows: int = 1) -> float:
         """What so many rounds cost with this noise. Raises ConfigError where dp-accounting is not installed."""

@@ -22,7 +22,8 @@ def lines(cost: Mapping[str, Any]) -> list[str]:
     if cost["epsilon"] is None:
         told.append(f"privacy  {cost['mode']}, of one {cost['unit']}: epsilon none ({cost['epsilon_why']})")
     else:
-        spent = f"epsilon {_short(cost['epsilon'])} at delta {cost['delta']:g} in {cost['after'][-1][0]} rounds"
+        rounds = f" in {cost['after'][-1][0]} rounds" if cost["after"] else ", at every client"
+        spent = f"epsilon {_short(cost['epsilon'])} at delta {cost['delta']:g}{rounds}"
         told.append(f"privacy  {cost['mode']}, of one {cost['unit']}: {spent}")
     return [*told, *_epsilons(cost), *_noise(cost)]
 
@@ -45,7 +46,9 @@ def _epsilons(cost: Mapping[str, Any]) -> list[str]:
 
 def _noise(cost: Mapping[str, Any]) -> list[str]:
     """How large the noise is beside what can be learned."""
-    ratio, where = cost["noise_to_signal"], f"z {cost['noise_multiplier']:.3g}, clip {cost['clip']:g}"
+    if (ratio := cost["noise_to_signal"]) is None:
+        return []
+    where = f"z {cost['noise_multiplier']:.3g}, clip {cost['clip']:g}"
     told = [f"noise    {where}: {_short(ratio)} times the largest signal; {cost['verdict']}"]
     if ratio > 10:
         more = "more clients a round" if cost["unit"] == "client" else "larger batches"

@@ -34,6 +34,7 @@ def test_a_run_s_model_and_its_export_say_their_base_and_its_precision(config, t
     config = replace(config, model=replace(config.model, dtype="bfloat16"))
     found = fedft.simulate(config, out=tmp_path / "run").summary
     note = {"base": config.model.id, "base_digest": found["base_digest"], "dtype": "bfloat16", "bits": 16}
+    note |= {"epsilon": None, "epsilon_why": "no differential privacy"}
     finished_run.export_run(tmp_path / "run", tmp_path / "out")
     for folder in (tmp_path / "run/model", tmp_path / "out"):
         assert said(folder) == note
@@ -41,6 +42,7 @@ def test_a_run_s_model_and_its_export_say_their_base_and_its_precision(config, t
         assert card.startswith(f"---\nbase_model: {config.model.id}\n")
         assert f"`{found['base_digest']}`" in card
         assert "in bfloat16." in card
+        assert "whose records it learned: epsilon none: no differential privacy.\n" in card
     finished_run.export_run(tmp_path / "run", tmp_path / "merged", merged=True)
     assert not {base_note.NAME, "README.md"} & {p.name for p in (tmp_path / "merged").iterdir()}
     caplog.clear()

@@ -78,6 +78,7 @@ def test_one_record_more_changes_no_probability() -> None:
     of = records([40], noise_multiplier=1.0)
     assert of.probability(4107) == of.probability(4106) == 8 / 4100
     assert of.probability(5) == 1.0
+    assert [schedule.two_digits(n) for n in (0, 7, 47, 326, 4197, 99999)] == [1, 7, 47, 320, 4100, 99000]
 
 
 def test_only_who_pays_most_and_who_pays_least_are_said() -> None:
