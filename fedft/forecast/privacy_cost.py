@@ -106,4 +106,5 @@ def cost(of: Schedule, numbers: int) -> dict[str, Any]:
         found["by_rows"].append(
             {"rows": rows, "probability": of.probability(rows), "noise_multiplier": own, "epsilon": spent}
         )
+        found["epsilon"] = max(found["epsilon"], spent)
     return found

@@ -66,7 +66,8 @@ def write(
     how = f", packed by {method} in its files" if method else f" in {_precision(m.dtype, m.bits)}"
     if clients:
         how += f"; its clients had it in {_numbers(clients)} bits"
-    durable.write(folder / "README.md", CARD.format(**said, how=how, privacy=spent_privacy.sentence(spent)).encode())
+    card = CARD.format(base=name, base_digest=digest, how=how, privacy=spent_privacy.sentence(spent))
+    durable.write(folder / "README.md", card.encode())
 
 
 def differences(folder: Path, m: Model, base: Base) -> list[str]:

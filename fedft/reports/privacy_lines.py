@@ -52,7 +52,7 @@ def _noise(cost: Mapping[str, Any]) -> list[str]:
     told = [f"noise    {where}: {_short(ratio)} times the largest signal; {cost['verdict']}"]
     if ratio > 10:
         more = "more clients a round" if cost["unit"] == "client" else "larger batches"
-        told.append(f"         ffa_lora, fewer parameters or {more} would help")
+        told.append(f"         fewer numbers (ffa_lora, lower rank) or {more} would help")
     return told
 
 

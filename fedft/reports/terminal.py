@@ -126,7 +126,9 @@ class Progress:
                 f"[bold]{LOSS.text(after[LOSS.name])}[/bold], mean over clients",
                 markup=True,
             )
-            others = [columns.of(n) for n in columns.measured(after) if n in before and n != LOSS.name]
+            others = [
+                columns.of(n) for n in columns.measured(after) if n in before and n not in (LOSS.name, *columns.OWN)
+            ]
             told = [f"{c.heading} {c.text(before[c.name])} -> {c.text(after[c.name])}" for c in others]
             if told:
                 self.out.print("       " + ", ".join(told))
