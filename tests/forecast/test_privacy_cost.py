@@ -30,6 +30,24 @@ def test_nothing_is_said_where_nothing_is_protected() -> None:
     assert privacy_lines.lines({}) == []
 
 
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ({"epsilon": 8.0}, "[privacy] epsilon = 8.0 has no effect: mode = 'none', nothing is hidden"),
+        ({"min_cohort": 9}, "[privacy] min_cohort = 9 has no effect: secagg = 'off'"),
+        (BASE | {"mode": "local-dp", "noise_multiplier": 9.0, "balance": True}, "[privacy] balance = True has no"),
+        (BASE | {"mode": "central-dp", "noise_multiplier": 9.0, "clip_learning_rate": 0.1}, "[privacy] clip_learning"),
+        ({"secagg": "on", "min_cohort": 9}, ""),
+        (BASE | {"mode": "central-dp", "noise_multiplier": 9.0, "cohort": "cyclic", "evaluate": "noisy"}, ""),
+    ],
+)
+def test_keys_that_count_for_nothing_are_said(
+    said: dict[str, Any], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    foreseen(said)
+    assert [r.message.startswith(line) for r in caplog.records] == ([True] if line else [])
+
+
 def test_secure_sums_alone_have_a_line_and_no_epsilon() -> None:
     assert privacy_lines.lines(foreseen({"secagg": "on"})) == [f"sums     {privacy_lines.SUMS['on']}"]
     (line,) = privacy_lines.lines(foreseen({"secagg": "clear"}))
