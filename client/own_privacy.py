@@ -30,6 +30,7 @@ from fedft.contract import Private, Turn
 from fedft.errors import ConfigError, PlanRefused
 from fedft.privacy import accountant
 from fedft.privacy.keyed_stream import Stream, new_key
+from fedft.privacy.schedule import two_digits
 from fedft.privacy.tables import Privacy
 from fedft.update import BITS, MEMORY_LOST, Job
 
@@ -202,16 +203,6 @@ def of_site(site: SiteConfig, state: Path, keys: Path) -> OwnPrivacy:
     policy = site.policy
     budget = Budget(math.inf if policy.max_epsilon is None else policy.max_epsilon, policy.delta)
     return OwnPrivacy(Ledger(state), keys, site.privacy.rows, budget, deployed=True)
-
-
-def two_digits(rows: int) -> int:
-    """A number of rows, rounded down to two digits: it stays as it is while few records come or go; at least 1.
-
-    >>> two_digits(4197), two_digits(326), two_digits(40)
-    (4100, 320, 40)
-    """
-    unit = 10 ** max(0, len(str(rows)) - 2)
-    return max(1, rows // unit * unit)
 
 
 def _facts(job: Job, config: RunConfig) -> bytes:

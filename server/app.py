@@ -24,10 +24,11 @@ from fedft.carriers.stream.link import StreamLink
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, StateDamaged
 from fedft.models import resident
+from fedft.reports import privacy_lines
 from fedft.reports.observers import Audience, Observers
 from fedft.reports.quantities import size
 from fedft.security import new_keys, private_keys
-from fedft.server import admin, admin_socket, disk_need, message_sizes, open_run, run_outputs
+from fedft.server import admin, admin_socket, disk_need, foreseen_privacy, message_sizes, open_run, run_outputs
 from fedft.server import audit as audits
 from fedft.server.arrival_clock import ArrivalClock
 from fedft.server.audit import Audit
@@ -133,6 +134,9 @@ def coordinate(
         message_sizes.check_sizes(held.config, held.recipe, here.layout, len(sites))
         need = disk_need.check(held.config, held.recipe, here.layout, len(sites), folder)
         log.info("the run will take about %s of disk", size(need.whole))
+        foreseen = foreseen_privacy.of_run(held.config, held.recipe, here.layout, dict.fromkeys(sites))
+        for line in privacy_lines.lines(foreseen):
+            log.info("%s", line)
         run = held.begin(here, salt)
         audit.begin(run.job.run, held.version)
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES

@@ -23,7 +23,7 @@ from fedft.models import base_note, export, tasks
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
-from fedft.reports import columns, metric_log, plan_facts
+from fedft.reports import columns, metric_log, plan_facts, spent_privacy
 from fedft.server import buffered, by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
@@ -63,7 +63,8 @@ def write_outputs(
     """
     name = export.base_name(base)
     export.save_adapter(folder / "model", handle, base, name)
-    base_note.write(folder / "model", name, base, config.model, by_bits.clients(lines))
+    spent = spent_privacy.spent(config.privacy, lines)
+    base_note.write(folder / "model", name, base, config.model, by_bits.clients(lines), spent)
     summary = joined(summary_of(config, base, clients, state, lines, seconds), more or {})
     _json(folder / "summary.json", summary)
     return summary
@@ -111,6 +112,7 @@ def summary_of(
         **({"seconds_virtual": math.fsum(virtual)} if (virtual := metric_log.virtual_seconds(lines)) else {}),
         **plan_facts.summary(lines),
         **buffered.summary(lines),
+        **spent_privacy.spent(config.privacy, lines),
         "refused": sum(len(line.get("refused", [])) for line in lines),
         "max_share": config.limits.max_share,
         MEMORY_LOST: dict(Counter(c for line in lines for c in line.get(MEMORY_LOST, ()))),

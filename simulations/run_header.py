@@ -6,6 +6,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 from fedft.forecast.anatomy import anatomy_of
@@ -20,7 +21,7 @@ from fedft.simulations import fleet
 from fedft.simulations.workplace import Workplace
 
 
-def header(place: Workplace, together: int = 1) -> dict[str, Any]:
+def header(place: Workplace, together: int = 1, privacy: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """The facts of a run that has not begun, all of them plain values.
 
     model, device, dtype, base_bits         as the run file names them
@@ -40,6 +41,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
     flops, pace                             operations of the round that has most, and whose it is
     together                                clients that train in one pass, as given
     depends                                 what the run's bytes depend on beside its run file and rows, in words
+    privacy                                 what it will cost (`fedft.forecast.privacy_cost.cost`), as given
     """
     config, recipe, rows = place.config, place.recipe, place.rows
     devices = fleet.devices(config, len(place.clients))
@@ -76,6 +78,7 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
         "bytes_down": down,
         "planned": recipe.plans_work,
         "disk": disk_need.foreseen(config, recipe, place.layout, len(place.clients)).whole,
+        "privacy": dict(privacy),
         **_extremes(foreseen(place, together)),
         "together": together,
         "depends": device_arithmetic.depends(config.model.device, config.local)

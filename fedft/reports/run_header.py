@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedft import check
-from fedft.reports import metric_log
+from fedft.reports import metric_log, privacy_lines
 from fedft.reports.quantities import count, duration, size
 
 SHORT_S = 10.0  # a run that ends sooner needs no forecast
@@ -13,7 +13,7 @@ SHORT_S = 10.0  # a run that ends sooner needs no forecast
 def lines(header: Mapping[str, Any]) -> list[str]:
     """The header of a run as six lines of plain text; `fedft.simulations.run_header` explains its facts.
 
-    One more each where there is something to say of workers, of memory, and of what the run's bytes depend on.
+    More where there is something to say of workers, of memory, of what the run's bytes depend on, and of privacy.
 
     They fit into 80 columns unless names in them are long.
     """
@@ -45,6 +45,7 @@ def lines(header: Mapping[str, Any]) -> list[str]:
         told.append(f"memory   {size(round(memory['peak']))} at most: {', '.join(parts)}")
     if depends := h.get("depends"):
         told.append(f"digests  depend on {', '.join(depends)}")
+    told += privacy_lines.lines(h.get("privacy", {}))
     return [*told, "loss     of held-out rows, mean over clients: each counts once"]
 
 
