@@ -31,9 +31,6 @@ from fedft.training.first_order import FirstOrder, gradient_steps, in_memory, se
 from fedft.training.objectives import loss_of_rows
 from fedft.training.per_example import Gradients, Watch, clipped_sum
 
-PURPOSE = "step"
-"""Of the stream whose numbers are the noise of a step."""
-
 
 @dataclass(frozen=True)
 class PrivateFirstOrder:
@@ -84,8 +81,7 @@ def descend(
 
 def _noisy(total: Tensor | None, like: Tensor, private: Private, name: str, batch_size: int) -> Tensor:
     """(sum + z C xi) / B, of the shape, dtype and device of `like`; the sum over no rows is None."""
-    xi = private.stream.gaussians(PURPOSE, name, like.numel()).view(like.shape).to(like.device)
-    noise = xi.mul_(private.noise_multiplier * private.clip)
+    noise = private.noise_of_step(name, like.numel()).view(like.shape).to(like.device)
     return (noise if total is None else noise.add_(total)).div_(batch_size).to(like.dtype)
 
 

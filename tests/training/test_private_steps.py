@@ -22,7 +22,7 @@ from fedft.privacy.keyed_stream import Stream
 from fedft.privacy.tables import Privacy
 from fedft.training.first_order import FirstOrder
 from fedft.training.objectives import Likelihood, OfLogits
-from fedft.training.private_steps import PURPOSE, PrivateFirstOrder
+from fedft.training.private_steps import PrivateFirstOrder
 from fedft.update import Plan
 
 SGD = Local(optimizer="sgd", batch_size=8, max_grad_norm=None)
@@ -57,7 +57,7 @@ def trained(of, *, handle=None, steps=1, lr=1.0, local=SGD, terms=(), micro_batc
 
 
 def xi(handle: ModelHandle, step: int, of: Stream) -> torch.Tensor:
-    return torch.cat([of.gaussians(PURPOSE, f"{step}/{n}", p.numel()) for n, p in handle.parameters().items()])
+    return torch.cat([of.gaussians("step", f"{step}/{n}", p.numel()) for n, p in handle.parameters().items()])
 
 
 def row(k: int, length: int = 9, given: int = 3) -> Example:
