@@ -4,13 +4,16 @@ The steps themselves are `zeroth_order.walk`'s, by the noisy slopes of `row_slop
 a pool or history of scalars, replay) costs nothing more.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from weakref import WeakSet
+
+from torch import nn
 
 from fedft.config import RunConfig
 from fedft.contract import Data, Handle, LocalStep, Trained, Turn
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
-from fedft.training import objectives
+from fedft.training import objectives, per_example
 from fedft.training.private_steps import noise_of
 
 
@@ -20,12 +23,16 @@ class PrivateWalk:
 
     walk: LocalStep
     """Takes its steps by `zeroth_order.walk`."""
+    _tested: "WeakSet[nn.Module]" = field(default_factory=WeakSet, compare=False, repr=False)
+    """Models whose rows are known not to see each other."""
 
     def __call__(self, handle: Handle, data: Data, turn: Turn) -> Trained:
         """Take `turn.plan.steps` steps on the client's rows from the values in `handle`; the client's result.
 
-        Its only metric is `steps`, as a loss would tell of the rows.
+        Its only metric is `steps`, as a loss would tell of the rows. Raises PlanRefused, `dp_selftest`, before the
+        first step on a model where a row's loss depends on the other rows.
         """
+        per_example.once(self._tested, per_example.losses_test, handle, data)
         trained = self.walk(handle, data, replace(turn, private=replace(noise_of(turn), in_steps=True)))
         if "loss" in trained.metrics:
             raise RuntimeError("steps without noise where noise was wanted: they are not zeroth_order.walk's")
@@ -49,7 +56,5 @@ def private(recipe: Recipe, config: RunConfig) -> Recipe:
     for option, (said, why) in refused.items():
         if said:
             raise ConfigError(f"[strategy] {option} and [privacy] mode = 'zo-dp': it {why}")
-    if config.local.packing:
-        raise ConfigError("[local] packing and [privacy] mode = 'zo-dp': a packed record has no loss of its own")
     objectives.loss_of_rows(objectives.of(config))
     return replace(recipe, local=PrivateWalk(recipe.local))

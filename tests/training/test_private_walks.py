@@ -16,13 +16,15 @@ from fedft.data import batches
 from fedft.data.batches import ClientRows
 from fedft.data.examples import IGNORED, Example
 from fedft.data.micro_batches import MicroBatch
-from fedft.errors import ConfigError
+from fedft.errors import ConfigError, PlanRefused
 from fedft.models.handle import ModelHandle
 from fedft.privacy.keyed_stream import Stream
 from fedft.privacy.tables import Privacy
 from fedft.randomness import families
-from fedft.testing import Ready, data_of, toy
-from fedft.training import row_slopes, zeroth_order
+from fedft.recipe import Recipe
+from fedft.testing import toy
+from fedft.training import private_walks, row_slopes, zeroth_order
+from fedft.training.first_order import FirstOrder
 from fedft.training.private_walks import PrivateWalk
 from fedft.training.zeroth_rules import Walk
 from fedft.update import Plan
@@ -220,7 +222,7 @@ def test_every_zeroth_order_strategy_hides_records_and_no_other(name: str) -> No
     if name in WALKS:
         assert isinstance(recipe_of(name).local, PrivateWalk)
         return
-    with pytest.raises(ConfigError, match="zeroth-order steps, which") as e:
+    with pytest.raises(ConfigError, match="zo-dp") as e:
         recipe_of(name)
     assert "\n" not in str(e.value)
 
@@ -231,17 +233,36 @@ def test_what_a_method_wraps_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("how", "said"),
     [
-        ("fedkseed", {"rule": "conservative"}, "looks at the losses"),
-        ("zo_fedavg", {"objective": "f1"}, "of all records together"),
-        ("zo_fedavg", {"first_order_from": 1}, "without noise"),
-        ("zo_fedavg", {"blocks": True, "coordinate": True}, "before the next is probed"),
+        (None, "which mine does not take"),
+        (Walk(rule="conservative"), "looks at the losses"),
+        (Walk(objective="f1"), "of all records together"),
+        (Walk(first_order_from=1), "without noise"),
+        (Walk(blocks=True, coordinate=True), "before the next is probed"),
     ],
 )
-def test_what_looks_at_records_in_another_way_is_refused(name: str, options: dict, said: str) -> None:
+def test_what_looks_at_records_in_another_way_is_refused_whoever_wrote_it(how: Walk | None, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        recipe_of(name, **options)
+        private_walks.private(Recipe("mine", LoRA(), walk=how), RunConfig(privacy=MODE))
+
+
+def test_a_run_that_moves_layer_after_layer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="coordinate and"):
+        recipe_of("zo_fedavg", blocks=True, coordinate=True)
+
+
+def test_rows_that_see_each_other_are_found_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = small("llama")
+    handle = ModelHandle(s.model, s.layout, LoRA())
+    layer = handle.model.model.layers[0].mlp
+    ran = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda x: ran(x) + 0.1 * x.mean(0, keepdim=True))
+    turn = Turn(Plan("", 0, 0, steps=1, learning_rate=0.1), {}, "", LOCAL, 7, 5, private=Private(1.0, 1.0, stream()))
+    data = ClientRows(rows(), 8, lambda some: batches.collate(some, 0))
+    with pytest.raises(PlanRefused, match="loss of a record") as e:
+        recipe_of("zo_fedavg").local(handle, data, turn)
+    assert e.value.code == "dp_selftest"
 
 
 @pytest.mark.parametrize("name", sorted(WALKS))
@@ -270,10 +291,8 @@ def test_an_upload_with_noise_is_of_the_same_form(name: str) -> None:
 
 
 def test_steps_that_are_no_walk_are_not_passed_off_as_hidden() -> None:
-    plain = strategies.of(RunConfig(strategy=Strategy("fedit")))
-    there = toy(plain)
-    plan = there.plan(there.state(), 0)
-    turn = there.turn(plan, 0)
-    turn = Turn(turn.plan, turn.held, "", turn.local, 7, 5, private=Private(1.0, 1.0, stream()))
+    handle = handle_of()
+    turn = Turn(Plan("", 0, 0, steps=1, learning_rate=0.1), {}, "", LOCAL, 7, 5, private=Private(1.0, 1.0, stream()))
+    data = ClientRows(ALIKE, 8, lambda some: batches.collate(some, 0))
     with pytest.raises(RuntimeError, match="without noise"):
-        PrivateWalk(plain.local)(there.handle, Ready(data_of(0)), turn)
+        PrivateWalk(FirstOrder())(handle, data, turn)
