@@ -16,7 +16,7 @@ from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
 from fedft.privacy import site_noise, unfit
 from fedft.recipe import Recipe
-from fedft.training import objectives, private_steps, schedules
+from fedft.training import objectives, private_steps, private_walks, schedules
 from fedft.training.first_order import steps_within
 from fedft.training.optimizers import check_optimizer, named_in
 from fedft.training.trainer_names import check_trainer
@@ -82,7 +82,7 @@ def of(config: RunConfig) -> Recipe:
         raise ConfigError(f"{name}: {e}") from e
     if why := unfit.unfit(recipe, config):
         raise ConfigError(why)
-    recipe = private_steps.private(recipe, config) if config.privacy.mode == "example-dp" else recipe
+    recipe = _hiding_records(recipe, config)
     recipe = _planned(_transformed(_coded(_noisy(recipe, config), config), config), config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
 
@@ -109,6 +109,12 @@ def _stepping(recipe: Recipe, name: str, local: Local) -> Recipe:
         why = "would begin each round at the iterates of its last one, not at what it received"
         raise ConfigError(f"[local] keep_optimizer: {own} {why}; leave it out")
     return replace(recipe, keeps=True)
+
+
+def _hiding_records(recipe: Recipe, config: RunConfig) -> Recipe:
+    """The recipe with local steps as `[privacy] mode` wants them; ConfigError where they cannot be taken so."""
+    by_mode = {"example-dp": private_steps.private, "zo-dp": private_walks.private}
+    return by_mode[mode](recipe, config) if (mode := config.privacy.mode) in by_mode else recipe
 
 
 def _on_kind(name: str, options: Mapping[str, Any], kind: Kind) -> Recipe:
