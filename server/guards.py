@@ -4,8 +4,11 @@ from fedft.config import RunConfig
 from fedft.recipe import Recipe
 from fedft.server.checkpoint import Store
 from fedft.server.guard import Guard, Unguarded
+from fedft.server.private_sum import PrivateSum
 
 
 def guard_of(config: RunConfig, recipe: Recipe, store: Store) -> Guard:
     """How the updates of a run's rounds are summed. What a guard makes durable lies beside the states of `store`."""
+    if config.privacy.mode == "central-dp":
+        return PrivateSum(config, store.folder)
     return Unguarded()

@@ -35,6 +35,7 @@ RESERVED = frozenset(
             "train_loss",
             "aggregation_error",
         ),
+        *("epsilon", "epsilon_why", "delta", "rounds_left", "privacy", "hidden", "outside_epsilon"),
         # of a client's evaluation: how many tokens or rows it was
         "count",
         # of a result, a row of a table and a point of a curve
