@@ -5,10 +5,13 @@ from fedft.recipe import Recipe
 from fedft.server.checkpoint import Store
 from fedft.server.guard import Guard, Unguarded
 from fedft.server.private_sum import PrivateSum
+from fedft.server.robust_sum import RobustSum
 
 
 def guard_of(config: RunConfig, recipe: Recipe, store: Store) -> Guard:
     """How the updates of a run's rounds are summed. What a guard makes durable lies beside the states of `store`."""
     if config.privacy.mode == "central-dp":
         return PrivateSum(config, store.folder)
+    if config.robust.rule != "none":
+        return RobustSum(config)
     return Unguarded()
