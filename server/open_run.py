@@ -31,7 +31,7 @@ from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import archive, buffered, run_folder, run_outputs, steering
+from fedft.server import archive, buffered, private_checks, private_facts, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
@@ -88,8 +88,9 @@ class OpenRun:
             lift: clients whose quarantine ends now.
             clock, virtual: see `Federation`.
         """
+        observe = private_facts.quiet(self.observe, self.config.privacy)
         federation = Federation(
-            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
+            post, self.recipe, self.here.layout, self.config, self.job, self.store, observe, clock,
             virtual=virtual, deployed=self.deployed, roll=roll, steering=self.steering, forecast=self.forecast,
             guard=guard_of(self.config, self.recipe, self.store, self.here),
         )  # fmt: skip
@@ -202,6 +203,7 @@ def opened(
     config = resolved(config, deployed=deployed)
     recipe = strategies.of(config)
     buffered.check(config, recipe, deployed)
+    private_checks.check(config, deployed)
     robust_rules.check(config, recipe, deployed)
     run_folder.check_plugins(config)
     before = run_folder.prepare(config, folder, resume)

@@ -100,7 +100,7 @@ def summary_of(
         **labels,
         "strategy": config.strategy.name,
         "rounds": state.version,
-        "ended": "rounds" if state.version >= config.server.rounds else "budget",
+        **_end(config, state.version, lines[-1]),
         "clients": clients,
         "seed": config.server.seed,
         "initial": ends[0],
@@ -124,6 +124,16 @@ def summary_of(
         "base_digest": base.digest,
         **pruned_models.summary(lines),
     }
+
+
+def _end(config: RunConfig, version: int, last: Mapping[str, Any]) -> dict[str, Any]:
+    """Why a run has ended, and under differential privacy what it has spent; `last` is its last line."""
+    spent = {k: last[k] for k in ("epsilon", "epsilon_why", "delta") if k in last}
+    if version >= config.server.rounds:
+        return {"ended": "rounds", **spent}
+    if spent and (config.server.budget is None or last["rounds_left"] == 0):
+        return {"ended": "max_epsilon", "stopped": "max_epsilon", **spent}
+    return {"ended": "budget", **spent}
 
 
 def never_took_part(clients: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
