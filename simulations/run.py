@@ -22,11 +22,14 @@ from fedft import run_file as configs
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
+from fedft.privacy.audit import canaries, planted_records, verdict
+from fedft.privacy.audit.canaries import planned
 from fedft.reports.observers import Observers
 from fedft.server import budget, disk_need, message_sizes, open_run
 from fedft.server.loop import Loop
 from fedft.server.open_run import OpenRun
 from fedft.simulations import devices, fleet, idle_options, run_header
+from fedft.simulations.audited_run import rows_of
 from fedft.simulations.virtual_clock import VirtualPost
 from fedft.simulations.workplace import Workplace, whose, workplace
 
@@ -69,6 +72,7 @@ def simulate(
     Raises:
         ConfigError, DataError: a user's mistake, before any work.
         RunPaused: the run stopped where it can go on.
+        ModelHeldBack: the run ended, and `[audit] gate` keeps its model from being written.
         ClientFailed: a client failed, and would fail again; an exception of its code is the cause.
     """
     allowed_code.allow(allow)
@@ -88,14 +92,22 @@ def simulate(
             log.warning("%s", line)
         message_sizes.check_sizes(config, held.recipe, place.layout, len(place.clients))
         disk_need.check(config, held.recipe, place.layout, len(place.clients), folder)
+        plan = planned(config.audit, list(place.clients)) if config.audit.canaries else None
+        if plan is not None:
+            planted_records.check_fits(config, place.base, plan)
+        verdict.check(config, plan, held_out=able > 0)
         opened = held.begin(place.here, whose(place.clients))
+        if plan is not None:
+            canaries.keep(folder, plan)
         before = run_header.peak(place)
         with fleet.post(place, folder) as post:
             said = run_header.header(place, getattr(post, "together", 1))
             opened.observe("header", said)
             state = _loop(opened, place, post).run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said, **run_header.error(place, said, before)}
-        return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
+        done = Run(folder, opened.finish(state, len(place.clients), more, rows_of(place, plan)), opened.metrics.lines)
+    verdict.raise_if_held(folder, done.summary)
+    return done
 
 
 def _loop(opened: OpenRun, place: Workplace, post: Post) -> Loop:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fedft import check
+from fedft.privacy.audit.gate import bounds
 
 Mode = Literal["none", "central-dp", "local-dp", "example-dp", "zo-dp"]
 
@@ -109,6 +110,7 @@ def check_privacy(privacy: Privacy, robust: Robust, audit: Audit) -> None:
     check.between(2, 24, **of("privacy", privacy, "value_bits"))
     check.at_least(3, **of("privacy", privacy, "min_cohort"))
     check.at_least(0, **of("robust", robust, "f"), **of("audit", audit, "canaries", "seed"))
+    bounds(audit.gate)
     if not audit.repeats or any(r < 1 for r in audit.repeats):
         raise ValueError(f"[audit] repeats is {audit.repeats}, wanted numbers from 1 on")
     if robust.rule != "none" and (privacy.secagg != "off" or privacy.mode == "central-dp"):
