@@ -59,7 +59,7 @@ class SiteDisk:
         by = durable.written_by(folder)
         if (found := re.search(r"format (\d{1,9})$", by)) and int(found[1]) > FORMAT:
             raise OtherVersion(f"{folder}: written by {by}, this fedft reads format {FORMAT}; start that version")
-        self._folder = folder
+        self.folder = folder
         self.sent = SentRecords(folder / FILE)
         self._states = StateFiles(folder)
         self._last: tuple[Asked, bytes] | None = None
@@ -76,7 +76,7 @@ class SiteDisk:
 
         It takes the place of the answer kept before in the same run. Raises RunPaused where the disk does not take it.
         """
-        durable.mark(self._folder, FORMAT)
+        durable.mark(self.folder, FORMAT)
         durable.commit(self._file("answer", asked.run), json.dumps(asdict(asked)).encode() + b"\n", payload)
         self._last = asked, payload
 
@@ -110,7 +110,7 @@ class SiteDisk:
         if meta == self._saved.get(run):
             return
         self._saved.pop(run, None)
-        durable.mark(self._folder, FORMAT)
+        durable.mark(self.folder, FORMAT)
         self._states.keep(run, meta, state)
         self._saved[run] = meta
 
@@ -120,7 +120,7 @@ class SiteDisk:
 
     def kept(self, run: str) -> Path:
         """The folder of what the site's client keeps for itself in `run`; it may not exist."""
-        old, own = self._folder / "kept", self._folder / "kept" / run
+        old, own = self.folder / "kept", self.folder / "kept" / run
         for path in old.glob("kept-*.fedft"):
             if _run_of_state(durable.verified(path)) == run:
                 own.mkdir(exist_ok=True)
@@ -133,7 +133,7 @@ class SiteDisk:
         So a server that begins run after run does not fill the disk. What is removed is told of in the log.
         """
         found: dict[str, list[Path]] = {}
-        for path in [*self._folder.glob("*-*.fedft"), *self._folder.glob("kept/*/*.fedft")]:
+        for path in [*self.folder.glob("*-*.fedft"), *self.folder.glob("kept/*/*.fedft")]:
             run = path.parent.name if path.parent.parent.name == "kept" else path.stem.rpartition("-")[2]
             if RUN.fullmatch(run):
                 found.setdefault(run, []).append(path)
@@ -143,10 +143,10 @@ class SiteDisk:
             for path in found[run]:
                 path.unlink(missing_ok=True)
             with suppress(OSError):
-                (self._folder / "kept" / run).rmdir()
+                (self.folder / "kept" / run).rmdir()
 
     def _file(self, name: str, run: str) -> Path:
-        return self._folder / f"{name}-{run}.fedft"
+        return self.folder / f"{name}-{run}.fedft"
 
 
 def _changed(path: Path) -> int:

@@ -212,7 +212,8 @@ class Responder:
             self._doing = (about.plan, "training", time.monotonic())
             update = client.train(turn)
             payload = client.encode(update, turn)
-            did = f"{plan.steps} steps, loss {update.metrics.get('loss', math.nan):.4f}"
+            said = "" if client.config.privacy.on else f", loss {update.metrics.get('loss', math.nan):.4f}"
+            did = f"{plan.steps} steps{said}"
         payload = self._recorded("train", opened, payload, len(client.train_rows), client.rows_digest)
         self.disk.keep_answer(asked, payload)
         sent = f"{len(payload)} bytes, sha256 {self.disk.digest_of(payload).hex()[:12]}"

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import typing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fedft.client.site_settings import SiteConfig, SiteData
 from fedft.compression import codec_names
 from fedft.data import template_checks
 from fedft.errors import ConfigError
+from fedft.privacy.tables import Audit, check_audit
 from fedft.run_file import check_tables, checked_table, read
 from fedft.security.sealed import site_name
 
@@ -29,7 +30,7 @@ LEAST_MBIT_S = 1  # the server gives an answer's place to the next at 0.8, see `
 PATHS = {
     "site": {"state": "a folder"},
     "server": {"ca": "a file", "key": "a file"},
-    "keys": {"folder": "a folder"},
+    "keys": {"folder": "a folder", "roster": "a file"},
     "local": {"device_lock": "a file, in a folder that is there"},
     "model": {"id": "a model folder or a hub id owner/name"},
     "data": {"train": "a file, a folder or a pattern of files", "test": "a file, a folder or a pattern of files"},
@@ -113,6 +114,7 @@ def _check(c: SiteConfig, path: Path) -> None:
                 raise ValueError(f"[keys] folder = {c.keys.folder!r}: there is no {name} in it")
         if c.data.value is not None and c.data.client is None:
             raise ValueError("[data] value needs client, the field that says it")
+        check_audit(Audit(**asdict(c.audit)))
         p = c.policy
         check.at_least(1, threads=c.local.threads, max_models=c.local.max_models)
         check.at_least(1, max_rank=p.max_rank, max_steps=p.max_steps)
@@ -122,6 +124,13 @@ def _check(c: SiteConfig, path: Path) -> None:
         check.at_least(0, max_learning_rate=p.max_learning_rate)
         if p.max_memory_mib is not None:
             check.at_least(1, max_memory_mib=p.max_memory_mib)
+        if p.max_epsilon is not None:
+            check.above(0, max_epsilon=p.max_epsilon)
+        check.above(0, delta=p.delta)
+        check.between(0, 1, delta=p.delta)
+        check.at_least(3, min_cohort=p.min_cohort)
+        if c.privacy.rows is not None:
+            check.at_least(1, rows=c.privacy.rows)
         if not (p.bits and {*p.bits} <= {*BITS}):
             raise ValueError(f"[policy] bits is {p.bits}, wanted some of {', '.join(map(str, BITS))}")
         for digest in p.base or ():

@@ -42,6 +42,9 @@ class Keys:
 
     folder: str = "keys"
     """Holds signing.key and node.key, readable by us alone."""
+    roster: str | None = None
+    """File with the public keys of all sites, from their operators and not from the server: for secure sums. Left out:
+    this site takes part in none."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,18 @@ class Policy:
     A run that was refused by hand stays refused in both."""
     metrics: list[str] = field(default_factory=lambda: ["exact_match", "rouge_l"])
     """Metrics, beside loss and accuracy, that may be measured on our held-out rows; exactly these, empty: none."""
+    require: list[Literal["secagg", "central-dp", "local-dp", "example-dp", "zo-dp"]] = field(default_factory=list)
+    """The least privacy of a run: "secagg": secure sums; of the modes that are listed, one of these. []: none."""
+    min_cohort: int = 3
+    """Fewest sites of a secure sum."""
+    max_epsilon: float | None = None
+    """What all runs on our rows together may cost, at `delta`; a run without a mode has no bound, and is refused where
+    this is said. Left out: the account is kept, and bounds nothing."""
+    delta: float = 1e-5
+    """The probability that `max_epsilon` does not hold; well below one over the number of rows."""
+    seeded_noise: bool = False
+    """Whether a run may have `[privacy] noise = "seeded"`, which hides nothing: for rehearsals on rows that are not
+    secret."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +179,29 @@ class SiteProfile:
     share: list[Literal["memory", "link", "speed"]] = field(default_factory=lambda: ["memory"])
     """"memory": [policy] max_memory_mib, where it is said; "link": [site] max_mbit_s, where it is said; "speed": with
     every update how long its local steps took, and how much memory the process has had. []: nothing."""
+
+
+@dataclass(frozen=True)
+class SitePrivacy:
+    """[privacy]: what this site's own noise goes by; the server says the rest."""
+
+    rows: int | None = None
+    """Number of records that the probability of one being in a batch is computed from, for the whole of every run that
+    begins now. Left out: as there are when a run begins, rounded down to two digits."""
+
+
+@dataclass(frozen=True)
+class SiteAudit:
+    """[audit]: secrets that this site plants among its own rows, so that it can be measured what a model gives away."""
+
+    canaries: int = 0
+    """Records with a random secret; half of them, by coin, are trained on beside the site's rows. Which, and the
+    secrets, is in `audit-plan.json` in the state folder; a server that is given that file can measure exposure. They
+    are trained on in every run that begins from now on, and make its model a little worse."""
+    repeats: list[int] = field(default_factory=lambda: [1, 4, 16])
+    """How often a canary stands among the rows; dealt out in turn."""
+    seed: int = 0
+    """Of the secrets and the coins; a number of your own, or who reads this file's defaults knows them."""
 
 
 @dataclass(frozen=True)
@@ -178,3 +216,5 @@ class SiteConfig:
     local: SiteLocal = SiteLocal()
     policy: Policy = Policy()
     profile: SiteProfile = SiteProfile()
+    privacy: SitePrivacy = SitePrivacy()
+    audit: SiteAudit = SiteAudit()

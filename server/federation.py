@@ -54,6 +54,8 @@ class Federation:
     """Sites come and go: whoever is not there is waited for up to quorum and deadline, and never an error."""
     guard: Guard = field(default_factory=Unguarded)
     """How the updates of a round are summed."""
+    spent: Callable[[], float] | None = None
+    """Epsilon of the client whose own noise has cost most in this run; None: the clients alone know."""
     caps: Mapping[str, int] = field(default_factory=dict)
     """Most examples that a client may claim, where that is less than `[limits] max_num_examples`."""
     roll: Roll | None = None

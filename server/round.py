@@ -12,6 +12,7 @@ from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 
+from fedft.aggregation.beginnings import Beginnings
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.reports import metric_log
@@ -265,7 +266,8 @@ class Round:
         late = any(self.plans[c].round != self.state.version for c in weights)  # these are changes of other states
         if not run.config.eval.exactness or partial_plans or late:
             return None
-        audit = AggregationAudit(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
+        begun = Beginnings(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
+        audit = AggregationAudit(begun)
         return audit.sampled(len(self.plans)) if audit.possible() else None
 
     def _updates(

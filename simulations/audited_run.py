@@ -36,11 +36,25 @@ def audit_run(folder: Path, wanted: Wanted) -> Findings:
     two = TwoModels(place.handle, place.base, partial(place.stand, state), place.config.eval.batch_size)
     found = findings.audit(two, place.config, plan, rows_of(place, plan), wanted)
     facts = {name: summary[name] for name in FACTS if name in summary}
-    said = {**found.said, "run": {**facts, "mode": place.config.privacy.mode, "epsilon": summary.get("epsilon")}}
+    spent = [line["epsilon"] for line in metric_log.read(folder / "metrics.jsonl") if "epsilon" in line]
+    said = {**found.said, "run": {**facts, "mode": place.config.privacy.mode, "epsilon": spent[-1] if spent else None}}
     if most := gate.bounds(place.config.audit.gate):
         said["gate"] = {"bounds": most, "held_back": gate.broken(said["figures"], most)}
     verdict.write(folder, said)
     return replace(found, said=said)
+
+
+def plan_of(place: Workplace) -> Plan | None:
+    """The canaries that are planted in the rows of a simulation's clients; None where the run file has none.
+
+    Raises ConfigError where one does not fit into the records, or `[audit] gate` bounds what cannot be measured.
+    """
+    config = place.config
+    plan = canaries.planned(config.audit, list(place.clients)) if config.audit.canaries else None
+    if plan is not None:
+        planted_records.check_fits(config, place.base, plan)
+    verdict.check(config, plan, held_out=any(client.test_rows for client in place.clients.values()))
+    return plan
 
 
 def rows_of(place: Workplace, plan: Plan | None) -> Rows:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+import fedft
 from fedft.cli import (
     admin,
     audit,
@@ -22,6 +23,7 @@ from fedft.cli import (
     bench,
     deploy,
     doctor,
+    explain,
     finished,
     keys,
     kinds,
@@ -42,6 +44,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fedft {fedft.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def front(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which fedft this is.")
+    ] = False,
+) -> None:
+    """Federated fine-tuning of language models: simulate many clients, compare methods, export adapters."""
 
 
 @app.command()
@@ -196,6 +213,7 @@ app.command()(deploy.queue)
 app.command()(deploy.client)
 app.command()(doctor.doctor)
 app.command()(plan.plan)
+app.command()(explain.explain)
 app.command()(probe.probe)
 app.command()(watch.status)
 app.command()(watch.board)

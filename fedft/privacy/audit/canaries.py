@@ -99,13 +99,15 @@ def _secret(seed: int, purpose: str, *parts: int) -> str:
 def keep(folder: Path, plan: Plan) -> None:
     """Write the plan durably into a run's folder, readable by its owner only; one that is there already stays.
 
-    Raises ConfigError where the one that is there is another, as of another version: the run cannot go on with it.
+    Raises ConfigError where the one that is there is another: what was planted cannot be told any more.
     """
     path, text = folder / FILE, json.dumps(plan.to_dict(), indent=1) + "\n"
     if not path.exists():
         durable.write(path, text.encode(), mode=stat.S_IRUSR | stat.S_IWUSR)
     elif read(folder) != plan:
-        raise ConfigError(f"{path}: is not the plan of this run file; the run goes on with the fedft that wrote it")
+        raise ConfigError(
+            f"{path}: is another plan than [audit] says now; it goes with the table and the fedft of before"
+        )
 
 
 def read(folder: Path) -> Plan | None:

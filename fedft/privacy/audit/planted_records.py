@@ -1,7 +1,9 @@
 """Canaries in the form of a run's records, and in its clients' rows.
 
-record = record_of(canary, canary.secret, config)       {"question": "The access code of clinic 4 is", "answer": ...}
-parts = planted_in(parts, config)                         (train, held out) by client, canaries behind the rows
+    record = record_of(canary, canary.secret, config)     {"question": "The access code of clinic 4 is", "answer": ...}
+    parts = planted_in(parts, config, plan)               (train, held out) by client, canaries behind the rows
+
+Secrets go into rows and into the plan's file, and nowhere else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +15,16 @@ from fedft.data.labels import SINGLE
 from fedft.data.templates import FIELD
 from fedft.errors import ConfigError
 from fedft.models import tasks
-from fedft.privacy.audit.canaries import Canary, Plan, planned
+from fedft.privacy.audit.canaries import Canary, Plan
 from fedft.randomness import philox
 from fedft.training import objectives
 
 
-def planted_in(parts: Parts, config: RunConfig) -> Parts:
+def planted_in(parts: Parts, config: RunConfig, plan: Plan) -> Parts:
     """The rows of each client, (train, held out), with those canaries that are planted there behind the train rows.
 
     Raises ConfigError for records of a form that cannot hold a canary.
     """
-    plan = planned(config.audit, list(parts))
     return {
         client: (train + [record_of(c, c.secret, config) for c in plan.of(client)], held)
         for client, (train, held) in parts.items()
@@ -63,7 +64,7 @@ def _classified(canary: Canary, secret: str, config: RunConfig) -> dict[str, Any
     if m.problem_type != SINGLE or not isinstance(d.label, str):
         raise _refused(f"[model] problem_type is {m.problem_type}", "one class for each record")
     row = dict.fromkeys((texts := _fields(d.text)), "")
-    name = m.labels[philox.derive(config.audit.seed, "audit class", canary.number) % len(m.labels)]
+    name = m.labels[philox.derive(canary.number, "audit class", canary.secret) % len(m.labels)]
     return {**row, texts[0]: f"{canary.carrier} {secret}", d.label: name}
 
 

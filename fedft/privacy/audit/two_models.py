@@ -1,5 +1,6 @@
 """The model that a run gives out and the base that it began from, on one handle: what an audit compares."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedft.data.examples import IGNORED
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
-from fedft.training.objectives import OfLogits, of_tokens, predicted
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,10 @@ class TwoModels:
 
     def _of_batch(self, rows: Sequence[Any]) -> list[float]:
         objective = self.handle.objective
-        if not isinstance(objective, OfLogits):
-            each = (objective.measure(self.handle, objective.collate([row], self.base.pad_id))["loss"] for row in rows)
-            return [total / weight if weight else float("nan") for total, weight in each]
-        batch = objective.collate(rows, self.base.pad_id)
-        logits, wanted = self.handle.learned_logits(batch)
-        terms = objective.each(logits, wanted).double().cpu()
-        if not of_tokens(batch["labels"]):
-            return [float(x) for x in terms]
-        counts = (predicted(batch["labels"], self.handle.two_sided) != IGNORED).sum(1).tolist()
-        return [float(own.mean()) for own in terms.split(counts)]
+        if hasattr(objective, "losses"):
+            return [float(x) for x in self.handle.losses(objective.collate(rows, self.base.pad_id)).cpu()]
+        each = (objective.measure(self.handle, objective.collate([row], self.base.pad_id))["loss"] for row in rows)
+        return [total / weight if weight else math.nan for total, weight in each]
 
     def next_logits(self, ids: Tensor) -> Tensor:
         """Logits float32 [n, vocabulary] on the CPU of what follows each of n texts, int64 [n, length]."""

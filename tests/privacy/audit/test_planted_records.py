@@ -51,7 +51,7 @@ def test_alternatives_are_unlike_each_other_and_the_secret() -> None:
 def test_a_client_gets_its_planted_canaries_behind_its_rows_and_nobody_else_does() -> None:
     parts = {c: ([{"prompt": c, "response": str(n)} for n in range(3)], [{"prompt": "held"}]) for c in CLIENTS}
     plan = canaries.planned(AUDIT, CLIENTS)
-    found = planted_records.planted_in(parts, config())
+    found = planted_records.planted_in(parts, config(), plan)
     for client, (train, held) in found.items():
         assert train[:3] == parts[client][0]
         assert held == parts[client][1]
@@ -71,7 +71,7 @@ def test_the_plan_in_the_folder_is_the_owners_alone_and_stays(tmp_path: Path) ->
     before = path.read_bytes()
     canaries.keep(tmp_path, plan)
     assert path.read_bytes() == before
-    with pytest.raises(ConfigError, match="is not the plan of this run file"):
+    with pytest.raises(ConfigError, match="is another plan than"):
         canaries.keep(tmp_path, replace(plan, seed=9))
     assert canaries.read(tmp_path / "elsewhere") is None
 
