@@ -27,6 +27,9 @@ from fedft.forecast.anatomy import anatomy_of
 from fedft.forecast.work import forecaster
 from fedft.models import dtypes
 from fedft.models.resident import Resident
+from fedft.privacy.audit import canaries, verdict
+from fedft.privacy.audit.findings import Rows
+from fedft.privacy.audit.two_models import TwoModels
 from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
@@ -106,19 +109,31 @@ class OpenRun:
         anatomy = anatomy_of(self.here.base, self.config.model.modules_to_save)
         return forecaster(anatomy, self.here.layout, self.config, self.recipe)
 
-    def finish(self, state: State, clients: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def finish(
+        self, state: State, clients: int, more: Mapping[str, Any] | None = None, rows: Rows | None = None
+    ) -> dict[str, Any]:
         """Set the model to the final `state` and write it with the summary; returns the summary.
 
-        `clients` is the number of those that could take part; `more` is what else the summary says, by its key.
+        An audit comes first where `[audit] gate` bounds something; a model that is above a bound is not written, and
+        the summary says why (`held_back`).
+
+        Args:
+            state: the run's last.
+            clients: the number of those that could take part.
+            more: what else the summary says, by its key.
+            rows: of the clients, for the audit; None: they are not here.
         """
         base, handle = self.here.base, self.here.handle
-        run_outputs.set_model_to(self.config, self.recipe, self.here.layout, handle, state)
+        stand = partial(run_outputs.set_model_to, self.config, self.recipe, self.here.layout, handle, state)
+        stand()
+        two = TwoModels(handle, base, stand, self.config.eval.batch_size)
+        held_back = verdict.judged(self.folder, two, self.config, canaries.read(self.folder), rows or Rows())
         seconds = time.monotonic() - self.began
         lines, steered = self.metrics.lines, self.steering.facts()
         if any(steered.values()):
             more = {**(more or {}), "steered": steered}
         self.ended["summary"] = run_outputs.write_outputs(
-            self.folder, self.config, base, handle, state, clients, lines, seconds, more
+            self.folder, self.config, base, handle, state, clients, lines, seconds, more, held_back
         )
         found: dict[str, Any] = self.ended["summary"]
         return found

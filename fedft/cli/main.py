@@ -18,6 +18,7 @@ import typer
 import fedft
 from fedft.cli import (
     admin,
+    audit,
     backup,
     bench,
     deploy,
@@ -201,6 +202,7 @@ def check_strategy(
 
 app.command(name="eval")(finished.evaluate)
 app.command()(finished.export)
+app.command()(audit.audit)
 app.command()(bench.bench)
 app.command()(deploy.split)
 app.add_typer(keys.app, name="keys")
