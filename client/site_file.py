@@ -29,7 +29,7 @@ LEAST_MBIT_S = 1  # the server gives an answer's place to the next at 0.8, see `
 PATHS = {
     "site": {"state": "a folder"},
     "server": {"ca": "a file", "key": "a file"},
-    "keys": {"folder": "a folder"},
+    "keys": {"folder": "a folder", "roster": "a file"},
     "local": {"device_lock": "a file, in a folder that is there"},
     "model": {"id": "a model folder or a hub id owner/name"},
     "data": {"train": "a file, a folder or a pattern of files", "test": "a file, a folder or a pattern of files"},

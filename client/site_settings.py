@@ -42,6 +42,9 @@ class Keys:
 
     folder: str = "keys"
     """Holds signing.key and node.key, readable by us alone."""
+    roster: str | None = None
+    """File with the public keys of all sites, from their operators and not from the server: for secure sums. Left out:
+    this site takes part in none."""
 
 
 @dataclass(frozen=True)

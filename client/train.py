@@ -3,6 +3,7 @@
 query      Job      -> how many rows there are                    (once)
 train      Plan     -> Update: what the local steps changed
 evaluate   Plan     -> Update without tensors: metrics on the held-out rows
+secagg     message of a secure sum -> the next one
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,12 @@ import torch
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
-from fedft.client import own_profile
+from fedft.client import own_profile, secure_sums
 from fedft.client.base_precision import precision_of, with_bits
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
+from fedft.client.secure_sums import SecureSums
 from fedft.config import LOCAL, Local, RunConfig
 from fedft.contract import NOTHING, Batch, Trained, Turn
 from fedft.data import micro_batches, packing
@@ -61,6 +63,8 @@ class Client:
     """The processes that share this client's batches; None: there is this one only."""
     rows: OwnRows | None = None
     """Where the rows come from, if their files are looked at again; None: they never change."""
+    secure: SecureSums | None = None
+    """The client's part in masked sums; None where nothing is masked, or nobody has given it the others' keys."""
     profile: Mapping[str, float] = field(default_factory=dict)
     """What the client says of its machine when it enrols, by the names of `fedft.contract.Member.profile`."""
     tells: bool = False
@@ -93,6 +97,8 @@ class Client:
                 return self.carry_out(payload)
             if kind == "query":
                 return self.enrol(messages.decode_job(payload))
+            if kind == "secagg":
+                return self.sum_securely(payload)
             return self.carry_out(self.read(payload))
         except (PlanRefused, RejectedUpdate) as e:
             return Refused(e.code, str(e)[:MAX_REASON])
@@ -125,14 +131,28 @@ class Client:
         return self.encode(self.evaluate(turn) if plan.evaluate else self.train(turn), turn)
 
     def encode(self, update: Update, turn: Turn) -> bytes:
-        """The bytes of the turn's update, in the codec of `[codec] up`."""
+        """The bytes of the turn's update, in the codec of `[codec] up`, or masked. Raises PlanRefused."""
+        if self.config.privacy.secagg == "on":
+            update = secure_sums.of(self.secure).masked(update, turn, self.handle.layout, self.rows_digest)
         return messages.encode_update(update, self.config.codec.up, turn.seed)
+
+    def sum_securely(self, message: bytes) -> bytes:
+        """The answer to a server's message of a secure sum. Raises PlanRefused."""
+        return secure_sums.of(self.secure).answer(message, self.handle.layout)
 
     def enrol(self, job: Job) -> bytes:
         """Agree on the run; returns the encoded numbers of rows to train on and held out. Raises PlanRefused."""
         self.join(job)
-        said = {"held_out": float(len(self.test_rows)), **{PROFILE + name: x for name, x in self.profile.items()}}
-        return messages.encode_update(Update({}, max(1, len(self.train_rows)), run=job.run, metrics=said), "fp32")
+        held_out, rows = len(self.test_rows), max(1, len(self.train_rows))
+        if self.summed:
+            held_out, rows = min(1, held_out), 1
+        said = {"held_out": float(held_out), **{PROFILE + name: x for name, x in self.profile.items()}}
+        return messages.encode_update(Update({}, rows, run=job.run, metrics=said), "fp32")
+
+    @property
+    def summed(self) -> bool:
+        """Whether the server is to learn sums over clients only: then nothing else leaves that tells of the rows."""
+        return self.config.privacy.secagg != "off"
 
     def join(self, job: Job) -> None:
         """Take part in `job` if it is what the local config says. Raises PlanRefused."""
@@ -152,13 +172,16 @@ class Client:
         self._run, self._run_seed = job.run, job.seed
         self._run_bits = precision_of(job).bits
         self.kept.open(job.run)
+        if self.secure is not None:
+            self.secure.open(job.run)
 
     def train(self, turn: Turn) -> Update:
         """The update of the local steps from the installed state; what the client keeps of them is on the disk then.
 
         Raises PlanRefused, `nonfinite`, if no step had a finite loss.
         """
-        told = own_profile.begun(next(iter(self.handle.base().values())).device) if self.tells else dict[str, float]
+        tells = self.tells and not self.summed
+        told = own_profile.begun(next(iter(self.handle.base().values())).device) if tells else dict[str, float]
         try:
             trained = self.steps(turn)
             delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
@@ -168,7 +191,8 @@ class Client:
             if self.kept.has_lost(counted := turn.plan.counted):
                 metrics = {**metrics, MEMORY_LOST: 1.0}
             self.kept.keep(turn.plan.round, kept, counted)
-        return self._update(turn.plan, delta, len(self.train_rows), {**metrics, **told()})
+        rows = 1 if self.summed else len(self.train_rows)
+        return self._update(turn.plan, delta, rows, {**metrics, **told()})
 
     def steps(self, turn: Turn) -> Trained:
         """What the recipe's local steps give, from where the model stands. Raises FloatingPointError as they do."""

@@ -14,6 +14,7 @@ from fedft.compression.error_feedback import ByCodec, ErrorFeedback
 from fedft.config import Local, RunConfig
 from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
+from fedft.privacy.secure_sum import integer_uploads
 from fedft.recipe import Recipe
 from fedft.training import objectives, schedules
 from fedft.training.first_order import steps_within
@@ -77,6 +78,7 @@ def of(config: RunConfig) -> Recipe:
     except ValueError as e:
         raise ConfigError(f"{name}: {e}") from e
     recipe = _planned(_transformed(_coded(recipe, config), config), config)
+    recipe = integer_uploads.secured(recipe, config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
 
 
