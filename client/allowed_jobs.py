@@ -14,6 +14,7 @@ Whatever a server says, the outcome is work that the policy allows, or PlanRefus
     policy_download        tensors of a plan, with what they are added to, that take more memory than the site allows
     policy_memory          work that is foreseen to take more memory than the site allows, see `memory_limit`
     policy_metrics         a metric that the site does not list
+    policy_privacy         less privacy than the site requires, or a table [privacy] that makes no sense
     policy_options         anything else: an unknown key, a wrong type, an option that the strategy does not take
 
 The lines quote what the server said and the site's limits, never a record.
@@ -27,7 +28,7 @@ from typing import Any, get_type_hints
 
 from fedft import check, config, registry, run_file, strategies
 from fedft.client.base_precision import own_model
-from fedft.client.job_limits import at_most, check_limits
+from fedft.client.job_limits import at_most, check_limits, check_privacy
 from fedft.client.site_settings import Policy, SiteConfig
 from fedft.compression import codec_names
 from fedft.config import ALL, LOCAL, RunConfig
@@ -131,7 +132,9 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
     if not (isinstance(job.run, str) and RUN.fullmatch(job.run)):
         raise PlanRefused("policy_options", "run: wanted 16 hexadecimal digits")
     _check_codecs(job.table("codec"))
-    said = run_file.from_dict(_tables(job), where="job")
+    tables = _tables(job)
+    check_privacy(job.table("privacy"), policy)
+    said = run_file.from_dict(tables, where="job")
     # Not through from_dict: an option that is called like a strategy would be taken for that strategy's own table.
     options = {k: v for k, v in job.table("strategy").items() if k != "name"}
     said = replace(said, strategy=config.Strategy(name, options))

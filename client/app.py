@@ -19,7 +19,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.pace import MBIT
 from fedft.carriers.stream.site_node import Node
-from fedft.client import allowed_jobs, companions, contact, device_lock, memory_limit, own_profile, secure_sums
+from fedft.client import (
+    allowed_jobs,
+    companions,
+    contact,
+    device_lock,
+    memory_limit,
+    own_privacy,
+    own_profile,
+    secure_sums,
+)
 from fedft.client.companions import Companions, Follower
 from fedft.client.disk import SiteDisk
 from fedft.client.held_letters import Door, HeldLetters
@@ -206,11 +215,12 @@ class Joiner:
             log.error("run %s: %s", job.run, e)  # it may quote a record: for this site's operator only
             raise PlanRefused("site_unfit", "model or data of this site do not fit the job; its log says why") from None
         log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
-        kept, name = Kept(self.disk.kept(job.run)), self.site.site.name
+        own, name = self.disk.kept(job.run), self.site.site.name
+        privacy = own_privacy.of_site(self.site, self.disk.folder, own)
         allowed = memory_limit.check_of(self.site.policy, config, recipe, here, (train, test))
         client = Client(
-            name, train, test, here.base, here.handle, recipe, config, kept=kept, ready=turn, rows=rows,
-            profile=own_profile.of(self.site), tells="speed" in self.site.profile.share, allowed=allowed,
+            name, train, test, here.base, here.handle, recipe, config, kept=Kept(own), privacy=privacy, ready=turn,
+            rows=rows, profile=own_profile.of(self.site), tells="speed" in self.site.profile.share, allowed=allowed,
             secure=secure,
         )  # fmt: skip
         return client if self.among is None else companions.leading(client, job, self.among)

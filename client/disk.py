@@ -23,7 +23,7 @@ from fedft.client.sent_records import FILE, SentRecords
 from fedft.client.state_files import StateFiles
 from fedft.contract import State, Turn
 from fedft.errors import OtherVersion
-from fedft.update import RUNS_AT_ONCE, Plan
+from fedft.update import BLOCK, RUNS_AT_ONCE, SLOT, Plan
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class SiteDisk:
         by = durable.written_by(folder)
         if (found := re.search(r"format (\d{1,9})$", by)) and int(found[1]) > FORMAT:
             raise OtherVersion(f"{folder}: written by {by}, this fedft reads format {FORMAT}; start that version")
-        self._folder = folder
+        self.folder = folder
         self.sent = SentRecords(folder / FILE)
         self._states = StateFiles(folder)
         self._last: tuple[Asked, bytes] | None = None
@@ -76,7 +76,7 @@ class SiteDisk:
 
         It takes the place of the answer kept before in the same run. Raises RunPaused where the disk does not take it.
         """
-        durable.mark(self._folder, FORMAT)
+        durable.mark(self.folder, FORMAT)
         durable.commit(self._file("answer", asked.run), json.dumps(asdict(asked)).encode() + b"\n", payload)
         self._last = asked, payload
 
@@ -110,7 +110,7 @@ class SiteDisk:
         if meta == self._saved.get(run):
             return
         self._saved.pop(run, None)
-        durable.mark(self._folder, FORMAT)
+        durable.mark(self.folder, FORMAT)
         self._states.keep(run, meta, state)
         self._saved[run] = meta
 
@@ -120,7 +120,7 @@ class SiteDisk:
 
     def kept(self, run: str) -> Path:
         """The folder of what the site's client keeps for itself in `run`; it may not exist."""
-        old, own = self._folder / "kept", self._folder / "kept" / run
+        old, own = self.folder / "kept", self.folder / "kept" / run
         for path in old.glob("kept-*.fedft"):
             if _run_of_state(durable.verified(path)) == run:
                 own.mkdir(exist_ok=True)
@@ -133,7 +133,7 @@ class SiteDisk:
         So a server that begins run after run does not fill the disk. What is removed is told of in the log.
         """
         found: dict[str, list[Path]] = {}
-        for path in [*self._folder.glob("*-*.fedft"), *self._folder.glob("kept/*/*.fedft")]:
+        for path in [*self.folder.glob("*-*.fedft"), *self.folder.glob("kept/*/*.fedft")]:
             run = path.parent.name if path.parent.parent.name == "kept" else path.stem.rpartition("-")[2]
             if RUN.fullmatch(run):
                 found.setdefault(run, []).append(path)
@@ -143,10 +143,10 @@ class SiteDisk:
             for path in found[run]:
                 path.unlink(missing_ok=True)
             with suppress(OSError):
-                (self._folder / "kept" / run).rmdir()
+                (self.folder / "kept" / run).rmdir()
 
     def _file(self, name: str, run: str) -> Path:
-        return self._folder / f"{name}-{run}.fedft"
+        return self.folder / f"{name}-{run}.fedft"
 
 
 def _changed(path: Path) -> int:
@@ -184,12 +184,16 @@ def plan_of(meta: Mapping[str, str]) -> Plan:
     return replace(bare, **{key: said[key] for key in PLAN})
 
 
-def work_of(turn: Turn, rows: str = "") -> str:
+def work_of(turn: Turn, rows: str = "", *, any_slot: bool = False) -> str:
     """The digest, hexadecimal, of everything that decides an answer to TRAIN except the attempt's number.
 
-    `rows`: the digest of the rows that are trained on.
+    Args:
+        turn: at which the answer is made.
+        rows: the digest of the rows that are trained on.
+        any_slot: whether the slot does not count whose masks hide the answer: what is done is the same in any.
     """
     p = turn.plan
+    extra = {k: x for k, x in p.extra.items() if not (any_slot and k in (BLOCK, SLOT))}
     kept = tensors.digest(tensors.in_one(turn.kept)) if turn.kept else ""
     asked = [
         p.run,
@@ -200,7 +204,7 @@ def work_of(turn: Turn, rows: str = "") -> str:
         p.steps,
         p.learning_rate,
         p.counted,
-        dict(p.extra),
+        extra,
         turn.held_digest,
         kept,
         rows,

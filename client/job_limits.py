@@ -1,11 +1,17 @@
-"""Numbers, layers and templates of a job, held against the site's policy: how much, and where, may be asked for."""
+"""Numbers, layers, templates and privacy of a job, held against the site's policy: how much, and where, may be asked
+for, and what has to be hidden of it.
+"""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedft.client.site_settings import Policy
 from fedft.config import RunConfig
 from fedft.data import template_checks, templates
-from fedft.errors import PlanRefused
+from fedft.errors import ConfigError, PlanRefused
+from fedft.privacy import tables
+from fedft.privacy.tables import Audit, Privacy, Robust
+from fedft.run_file import checked_table
 
 MAX_TEMPLATE = 4096  # characters; the longest prompt we know has 600
 MAX_FIELDS = 32  # in a template, and blocks: a row's text is multiplied by no more than this
@@ -36,6 +42,31 @@ def check_limits(said: RunConfig, policy: Policy) -> None:
         raise PlanRefused("policy_options", f"{len(said.model.labels)} labels, at most {MAX_LABELS} are trained here")
     for key in template_checks.TEMPLATES:
         _check_template(f"[data] {key}", getattr(said.data, key))
+
+
+def check_privacy(said: Mapping[str, Any], policy: Policy) -> None:
+    """Return None if a job's table [privacy] makes sense, and hides as much as the policy requires.
+
+    Raises PlanRefused, `policy_privacy`.
+    """
+    try:
+        found = checked_table(Privacy, said, "[privacy]")
+        tables.check_privacy(found, Robust(), Audit())
+    except (ConfigError, ValueError) as e:
+        raise PlanRefused("policy_privacy", str(e)) from None
+    modes = [x for x in policy.require if x != "secagg"]
+    if modes and found.mode not in modes:
+        raise PlanRefused("policy_privacy", f"[privacy] mode = {found.mode!r}; required here: {' or '.join(modes)}")
+    if "secagg" in policy.require and found.secagg != "on":
+        raise PlanRefused("policy_privacy", f"[privacy] secagg = {found.secagg!r}; required here: 'on'")
+    if found.secagg == "on" and found.min_cohort < policy.min_cohort:
+        wanted = f"[policy] min_cohort = {policy.min_cohort}"
+        raise PlanRefused("policy_privacy", f"[privacy] min_cohort = {found.min_cohort}, {wanted}")
+    if found.noise == "seeded" and not policy.seeded_noise:
+        raise PlanRefused("policy_privacy", "[privacy] noise = 'seeded' hides nothing; allowed here: 'os'")
+    if policy.max_epsilon is not None and not found.on:
+        why = f"has no epsilon, [policy] max_epsilon = {policy.max_epsilon:g}"
+        raise PlanRefused("policy_privacy", f"[privacy] mode = 'none' {why}")
 
 
 def _check_template(key: str, template: str) -> None:

@@ -17,7 +17,6 @@ things to one request, and trains once for a round if its disk lives.
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -27,7 +26,6 @@ from queue import Empty, Queue
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedft.client import secure_sums
 from fedft.client.disk import Asked, SiteDisk, work_of
 from fedft.client.held_letters import HeldLetters, Waits
 from fedft.client.joined_runs import JoinedRuns
@@ -166,8 +164,6 @@ class Responder:
         client = self.runs.of(plan.run)
         if not plan.evaluate:
             return self._train(client, plan, opened)
-        if client.summed:
-            raise PlanRefused("policy_privacy", "what this site measures is its own: the run has secure sums")
         client.renew_rows()
         rows = len(client.test_rows[: client.config.eval.max_rows])
         return self._recorded("evaluate", opened, client.carry_out(plan), rows, client.rows_digest)
@@ -238,15 +234,14 @@ class Responder:
 
     def _trained(self, client: Client, turn: Turn) -> tuple[Update, str]:
         """(the update of a turn, before masks; what was done for it): that of another slot, where there is one."""
-        if (secure := client.secure) is None:
-            update = client.train(turn)
-            return update, f"{turn.plan.steps} steps, loss {update.metrics.get('loss', math.nan):.4f}"
-        work = secure_sums.work_without_slot(turn, client.rows_digest)
-        if (kept := secure.unmasked(work, turn.plan, client.handle.layout)) is not None:
+        secure, work = client.secure, work_of(turn, client.rows_digest, any_slot=True)
+        if secure is not None and (kept := secure.unmasked(work, turn.plan, client.handle.layout)) is not None:
             return kept, "no step, the work of another slot"
         update = client.train(turn)
-        secure.keep_unmasked(work, update)
-        return update, f"{turn.plan.steps} steps"
+        if secure is not None:
+            secure.keep_unmasked(work, update)
+        said = f", loss {update.metrics['loss']:.4f}" if "loss" in update.metrics else ""
+        return update, f"{turn.plan.steps} steps{said}"
 
     def _recorded(self, kind: str, opened: Opened, answer: bytes, rows: int, data: str = "") -> bytes:
         """The answer in the version of the question, which stands in the site's record before it can leave."""

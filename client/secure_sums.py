@@ -25,9 +25,7 @@ from fedft.errors import PlanRefused
 from fedft.privacy.secure_sum import member as members
 from fedft.privacy.secure_sum.context import Spec
 from fedft.privacy.secure_sum.integer_uploads import (
-    BLOCK,
     RING,
-    SLOT,
     Integers,
     as_they_travel,
     integers_of,
@@ -38,7 +36,7 @@ from fedft.privacy.secure_sum.messages import Step
 from fedft.recipe import Recipe
 from fedft.security import private_keys
 from fedft.security.roster import load_roster
-from fedft.update import Plan, Update
+from fedft.update import BLOCK, SLOT, Plan, Update
 from fedft.wire import messages
 
 STEP_AT = 6  # of a message's bytes
@@ -107,7 +105,7 @@ class SecureSums:
             raise PlanRefused("secagg_context", f"block {block!r:.20}, slot {slot!r:.20}; here the block is {there}")
         if spec != held.spec:
             raise PlanRefused("secagg_context", "the plan is for another vector than the block")
-        held, y = held.masked(slot, of_ring(update.delta[RING]), bytes.fromhex(work_without_slot(turn, rows)))
+        held, y = held.masked(slot, of_ring(update.delta[RING]), bytes.fromhex(work_of(turn, rows, any_slot=True)))
         self._keep(held)
         return replace(update, delta={RING: as_they_travel(y)})
 
@@ -181,9 +179,3 @@ def of(secure: SecureSums | None) -> SecureSums:
     if secure is None:
         raise PlanRefused("secagg_roster", "this site was given no roster by the operators: see [keys] roster")
     return secure
-
-
-def work_without_slot(turn: Turn, rows: str) -> str:
-    """`work_of` the turn whatever the slot that its answer is masked in: of one work a client opens one sum."""
-    extra = {k: x for k, x in turn.plan.extra.items() if k not in (BLOCK, SLOT)}
-    return work_of(replace(turn, plan=replace(turn.plan, extra=extra)), rows)

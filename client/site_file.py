@@ -122,6 +122,13 @@ def _check(c: SiteConfig, path: Path) -> None:
         check.at_least(0, max_learning_rate=p.max_learning_rate)
         if p.max_memory_mib is not None:
             check.at_least(1, max_memory_mib=p.max_memory_mib)
+        if p.max_epsilon is not None:
+            check.above(0, max_epsilon=p.max_epsilon)
+        check.above(0, delta=p.delta)
+        check.between(0, 1, delta=p.delta)
+        check.at_least(3, min_cohort=p.min_cohort)
+        if c.privacy.rows is not None:
+            check.at_least(1, rows=c.privacy.rows)
         if not (p.bits and {*p.bits} <= {*BITS}):
             raise ValueError(f"[policy] bits is {p.bits}, wanted some of {', '.join(map(str, BITS))}")
         for digest in p.base or ():

@@ -158,6 +158,18 @@ class Policy:
     A run that was refused by hand stays refused in both."""
     metrics: list[str] = field(default_factory=lambda: ["exact_match", "rouge_l"])
     """Metrics, beside loss and accuracy, that may be measured on our held-out rows; exactly these, empty: none."""
+    require: list[Literal["secagg", "central-dp", "local-dp", "example-dp", "zo-dp"]] = field(default_factory=list)
+    """The least privacy of a run: "secagg": secure sums; of the modes that are listed, one of these. []: none."""
+    min_cohort: int = 3
+    """Fewest sites of a secure sum."""
+    max_epsilon: float | None = None
+    """What all runs on our rows together may cost, at `delta`; a run without a mode has no bound, and is refused where
+    this is said. Left out: the account is kept, and bounds nothing."""
+    delta: float = 1e-5
+    """The probability that `max_epsilon` does not hold; well below one over the number of rows."""
+    seeded_noise: bool = False
+    """Whether a run may have `[privacy] noise = "seeded"`, which hides nothing: for rehearsals on rows that are not
+    secret."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,15 @@ class SiteProfile:
     share: list[Literal["memory", "link", "speed"]] = field(default_factory=lambda: ["memory"])
     """"memory": [policy] max_memory_mib, where it is said; "link": [site] max_mbit_s, where it is said; "speed": with
     every update how long its local steps took, and how much memory the process has had. []: nothing."""
+
+
+@dataclass(frozen=True)
+class SitePrivacy:
+    """[privacy]: what this site's own noise goes by; the server says the rest."""
+
+    rows: int | None = None
+    """Number of records that the probability of one being in a batch is computed from, for the whole of every run that
+    begins now. Left out: as there are when a run begins, rounded down to two digits."""
 
 
 @dataclass(frozen=True)
@@ -181,3 +202,4 @@ class SiteConfig:
     local: SiteLocal = SiteLocal()
     policy: Policy = Policy()
     profile: SiteProfile = SiteProfile()
+    privacy: SitePrivacy = SitePrivacy()

@@ -15,13 +15,14 @@ import torch
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
-from fedft.client import own_profile, secure_sums
-from fedft.client.base_precision import precision_of, with_bits
+from fedft.client import agreed_job, own_profile, secure_sums
+from fedft.client.base_precision import with_bits
+from fedft.client.own_privacy import OwnPrivacy
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.client.secure_sums import SecureSums
-from fedft.config import LOCAL, Local, RunConfig
+from fedft.config import Local, RunConfig
 from fedft.contract import NOTHING, Batch, Trained, Turn
 from fedft.data import micro_batches, packing
 from fedft.data.batches import ClientRows
@@ -57,6 +58,8 @@ class Client:
     config: RunConfig
     memory: Memory = field(default_factory=Memory)
     kept: Kept = field(default_factory=Kept)
+    privacy: OwnPrivacy = field(default_factory=OwnPrivacy)
+    """Key and account of the client's own noise; left out: in memory only."""
     ready: Callable[[], None] = lambda: None
     """Called before the client's turn on the model, which others may have had turns on."""
     among: Among | None = None
@@ -143,34 +146,15 @@ class Client:
     def enrol(self, job: Job) -> bytes:
         """Agree on the run; returns the encoded numbers of rows to train on and held out. Raises PlanRefused."""
         self.join(job)
-        held_out, rows = len(self.test_rows), max(1, len(self.train_rows))
-        if self.summed:
-            held_out, rows = min(1, held_out), 1
+        rows, held_out = self.privacy.rows_told(len(self.train_rows), len(self.test_rows))
         said = {"held_out": float(held_out), **{PROFILE + name: x for name, x in self.profile.items()}}
         return messages.encode_update(Update({}, rows, run=job.run, metrics=said), "fp32")
 
-    @property
-    def summed(self) -> bool:
-        """Whether the server is to learn sums over clients only: then nothing else leaves that tells of the rows."""
-        return self.config.privacy.secagg != "off"
-
     def join(self, job: Job) -> None:
         """Take part in `job` if it is what the local config says. Raises PlanRefused."""
-        ours = self.config.to_dict()
-        for table in ("strategy", "local", "codec"):  # models and data are the site's own, in other words
-            mine = {k: v for k, v in ours[table].items() if k not in LOCAL.get(table, ())}
-            if (theirs := dict(job.table(table))) != mine:
-                raise PlanRefused("job_mismatch", f"the server's [{table}] is {theirs}, ours is {mine}")
-        if job.base != self.base.digest and job.base != self.base.earlier(str(job.table("model").get("dtype"))):
-            raise PlanRefused("base_mismatch", f"base model {self.base.digest[:12]}, the server's {job.base[:12]}")
-        if job.tokenizer and job.tokenizer != (own := self.base.tokenizer_digest):
-            raise PlanRefused(
-                "tokenizer_mismatch",
-                f"tokenizer {own[:12]}, the server's {job.tokenizer[:12]}: another vocabulary, other merges, special "
-                "tokens or chat template",
-            )
+        self._run_bits = agreed_job.check(job, self.config, self.base)
+        self.privacy.begin(self.name, job, self.config, len(self.train_rows))
         self._run, self._run_seed = job.run, job.seed
-        self._run_bits = precision_of(job).bits
         self.kept.open(job.run)
         if self.secure is not None:
             self.secure.open(job.run)
@@ -178,10 +162,10 @@ class Client:
     def train(self, turn: Turn) -> Update:
         """The update of the local steps from the installed state; what the client keeps of them is on the disk then.
 
-        Raises PlanRefused, `nonfinite`, if no step had a finite loss.
+        Raises PlanRefused: `nonfinite`, if no step had a finite loss; `privacy_budget`, before the first one.
         """
-        tells = self.tells and not self.summed
-        told = own_profile.begun(next(iter(self.handle.base().values())).device) if tells else dict[str, float]
+        self.privacy.charge(turn)
+        told = own_profile.begun(next(iter(self.handle.base().values())).device) if self.tells else dict[str, float]
         try:
             trained = self.steps(turn)
             delta, metrics, kept = self.recipe.sent(trained, turn, self.handle)
@@ -191,8 +175,8 @@ class Client:
             if self.kept.has_lost(counted := turn.plan.counted):
                 metrics = {**metrics, MEMORY_LOST: 1.0}
             self.kept.keep(turn.plan.round, kept, counted)
-        rows = 1 if self.summed else len(self.train_rows)
-        return self._update(turn.plan, delta, rows, {**metrics, **told()})
+        rows, _ = self.privacy.rows_told(len(self.train_rows), 0)
+        return self._update(turn.plan, delta, rows, self.privacy.told({**metrics, **told()}))
 
     def steps(self, turn: Turn) -> Trained:
         """What the recipe's local steps give, from where the model stands. Raises FloatingPointError as they do."""
@@ -226,15 +210,17 @@ class Client:
     def install(self, plan: Plan) -> Turn:
         """Bring the model to the plan's state; returns the client's turn on it.
 
-        Raises PlanRefused: `wrong_run`, `policy_memory`, `base_precision`, `no_rows`, or `behind` with the version held
-        if the plan builds on another.
+        Raises PlanRefused: `wrong_run`, `policy_memory`, `base_precision`, `no_rows`, `privacy_evaluation`, or `behind`
+        with the version held if the plan builds on another.
         """
         if plan.run != self._run:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
         self.allowed(plan)
         self._take_base(plan.bits)
-        if plan.evaluate and not self.test_rows:
-            raise PlanRefused("no_rows", "there are no held-out rows here")
+        if plan.evaluate:
+            self.privacy.check_measures()
+            if not self.test_rows:
+                raise PlanRefused("no_rows", "there are no held-out rows here")
         had = self.memory.held
         if plan.have is not None and (had is None or (had.version, self.memory.label) != (plan.have, plan.have_label)):
             raise PlanRefused("behind", f"{had.version} {self.memory.label}" if had else "none")
@@ -250,6 +236,7 @@ class Client:
         own = philox.derive(self._run_seed, "client", self.name, plan.round)
         kept = self.kept.after(plan.counted)
         turn = Turn(plan, held, digest, self.local_of(plan), self._run_seed, own, kept)
+        turn = self.privacy.guarded(turn, self.train_rows)
         self.recipe.start(self.handle, turn)
         return turn
 

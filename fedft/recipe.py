@@ -185,6 +185,8 @@ class Recipe:
 
     linear: bool = True
     """The server needs only weighted sums of what is sent."""
+    weighs_by_examples: bool = True
+    """`aggregate` weighs updates by `num_examples`, in which robust sums say who counts how much."""
     ring_summable: bool = False
     """What is sent can be summed as integers under masks (needs equal shapes for all clients)."""
     reveals_clients: bool = False

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedft import check, registry
@@ -17,24 +18,38 @@ from fedft.models import tasks
 from fedft.privacy.tables import check_privacy
 
 
-def load(path: Path | None = None, overrides: Sequence[str] = (), *, where: str = "") -> RunConfig:
+def load(
+    path: Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    tables: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    where: str = "",
+) -> RunConfig:
     """The checked config of the run file at `path` (None: defaults), with `table.key=value` overrides on top.
 
-    Paths of data and model may use `$VARIABLES` and `~`; relative ones mean relative to the file where there is such a
-    file, else to the working folder; those that are there become absolute. Raises ConfigError in one line.
+    `tables`, whose paths are as in the working folder, are laid over the file's first, key by key. Paths of data and
+    model may use `$VARIABLES` and `~`; relative ones mean relative to the file where there is such a file, else to the
+    working folder; those that are there become absolute. Raises ConfigError in one line.
     """
-    tables: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if path is not None:
         where = where or path.name
-        tables = read(path, "no such run file; `fedft simulate` without one runs the quickstart")
+        found = read(path, "no such run file; `fedft simulate` without one runs the quickstart")
+    over = {name: dict(table) for name, table in tables.items()}
+    check_tables(RunConfig, over, where or "run", "a run file")
+    _resolve_paths(over, Path(), where or "run")
+    if "name" in (strategy := over.get("strategy", {})):
+        found["strategy"] = strategy  # the options of another one are none of its
     for override in overrides:
         if override.startswith("strategy.name="):
-            _apply(tables, override)
-    tables = _for_strategy(tables, where or "run")
-    for override in overrides:  # behind the strategy's own tables: what is said on the command line wins
-        _apply(tables, override)
-    _resolve_paths(tables, path.parent if path else Path(), where or "run")
-    return from_dict(tables, where=where or "run")
+            _apply(found, override)
+    found = _for_strategy(found, where or "run")
+    for name, table in over.items():  # behind the strategy's own tables, as what is said on the command line: it wins
+        found[name] = {**found.get(name, {}), **table}
+    for override in overrides:
+        _apply(found, override)
+    _resolve_paths(found, path.parent if path else Path(), where or "run")
+    return from_dict(found, where=where or "run")
 
 
 def read(path: Path, missing: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a round has so far, and what it comes to: the updates that are durable, the next state, or nobody left."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -81,7 +82,7 @@ class Admitted:
             **({"cut_weights": cut} if (cut := admission.cut_shares(self.examples, weights)) else {}),
             **({MEMORY_LOST: lost} if (lost := sorted(self.began_anew & weights.keys())) else {}),
             "refused": traffic.refused,
-            **measured,
+            **{name: x for name, x in measured.items() if not math.isnan(x)},  # clients that tell no loss have none
             "bytes": {
                 c: {"up": up.get(c, 0), "down": traffic.down.get(c, 0), "needed": traffic.needed.get(c, 0)}
                 for c in asked

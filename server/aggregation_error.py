@@ -5,7 +5,7 @@
 
 Zero, up to float32, for a method whose aggregate is exact, where `[limits] max_share` cuts no weight; for FedIT it is
 the covariance of the factors, |sum_k p_k (B_k - B)(A_k - A)| / |sum_k p_k B_k A_k|. All products stay factored. Where a
-strategy puts a model is found by letting it put an imaginary one there, so no strategy has code for this.
+strategy puts a model `beginnings` finds, so no strategy has code for this.
 
 Where the factors of all clients would take much memory, or their products much time (it grows with the square of the
 clients), a sample of modules is measured in place of all.
@@ -13,21 +13,20 @@ clients), a sample of modules is measured in place of all.
 
 import hashlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fedft.aggregation.beginnings import Beginnings
 from fedft.arithmetic import lowrank
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.arithmetic.stacks import stack
 from fedft.arithmetic.tensors import Tensors
 from fedft.arithmetic.weight_changes import Change, plus
-from fedft.contract import Kind, Layout, State, Turn
-from fedft.recipe import Recipe
+from fedft.contract import Layout, State
 from fedft.update import Plan, Shape, Update
 
 log = logging.getLogger(__name__)
@@ -53,61 +52,30 @@ def sampled(layout: Layout, rank: int, clients: int) -> list[str]:
 
 
 @dataclass
-class _Noted:
-    """A `Handle` without a model: notes the base's change and the adapter that a strategy sets."""
-
-    layout: Layout
-    kind: Kind
-    change: Mapping[str, Change] = field(default_factory=dict)
-    values: dict[str, Tensor] = field(default_factory=dict)
-
-    def set_base_change(self, change: Mapping[str, Change], key: str) -> None:
-        self.change = change
-
-    def write(self, values: Tensors, without: Collection[str] | None = None) -> None:
-        self.values.update(values)
-
-
-@dataclass
 class AggregationAudit:
     """Measures one round: `see` each update that counts, then ask for the `error`. Holds their factors till then."""
 
-    recipe: Recipe
-    layout: Layout
-    """Of the base model."""
-    state: State
-    """That the round began from."""
-    plan: Plan
-    """Any plan of the round; each client's own comes with its update."""
-    local: Any
-    """The run file's `[local]`."""
-    run_seed: int
+    begun: Beginnings
+    """Where its clients began."""
     modules: Sequence[str] = ()
     """That are measured; none named: all."""
-    _begun: dict[str, _Noted] = field(default_factory=dict)
     _trained: list[tuple[dict[str, LowRank], float]] = field(default_factory=list)
     _partial: bool = False
 
     def __post_init__(self) -> None:
-        self.modules = self.modules or [*self.layout.modules]
+        self.modules = self.modules or [*self.begun.layout.modules]
 
     def possible(self) -> bool:
         """Whether the strategy sends factors of LoRA pairs whose other half is known here."""
-        sent = self.recipe.spec(self.layout, self.plan)
-        factors = {m + s for m in self.layout.modules for s in (A_SUFFIX, B_SUFFIX)}
-        if self.recipe.personal or not factors & sent.keys():
-            return False
-        try:
-            return factors <= self._start(self.plan.shape).values.keys()
-        except AttributeError:  # it does more with a model than to set factors and base
-            return False
+        return self.begun.of_pairs()
 
     def sampled(self, clients: int) -> "AggregationAudit":
         """This, of as many modules as can be measured for so many clients; that it is a sample is logged."""
-        self.modules = sampled(self.layout, self.plan.shape.largest, clients)
-        if len(self.modules) < len(self.layout.modules):
+        layout = self.begun.layout
+        self.modules = sampled(layout, self.begun.plan.shape.largest, clients)
+        if len(self.modules) < len(layout.modules):
             log.info("round %d: aggregation_error is of %d of %d modules; [eval] exactness = false measures none",
-                     self.state.version, len(self.modules), len(self.layout.modules))  # fmt: skip
+                     self.begun.state.version, len(self.modules), len(layout.modules))  # fmt: skip
         return self
 
     def see(self, update: Update, plan: Plan) -> None:
@@ -115,11 +83,11 @@ class AggregationAudit:
         self._partial = self._partial or bool(plan.chosen or plan.shape.without)
         if self._partial:
             return
-        begun, now = self._start(plan.shape).values, {}
+        begun, now = self.begun.of(plan.shape).values, {}
         wanted = {m + s for m in self.modules for s in (A_SUFFIX, B_SUFFIX)}
         for name in wanted & begun.keys():
             x, sent = begun[name], update.delta.get(name)
-            now[name] = x if sent is None else sent if self.recipe.upload_kind == "values" else x + sent
+            now[name] = x if sent is None else sent if self.begun.recipe.upload_kind == "values" else x + sent
         self._trained.append((self._pairs(now), update.num_examples))
 
     def error(self, after: State, rank: int) -> float | None:
@@ -129,30 +97,15 @@ class AggregationAudit:
         """
         if self._partial:
             return None
-        begun, new = next(iter(self._begun.values())), self._model(after, Shape(rank))
+        begun, new = self.begun.of(self.begun.plan.shape), self.begun.at(after, Shape(rank))
         applied = self._pairs(new.values)
         wrong, right = 0.0, 0.0
         for m in self.modules:
             exact = stack([(pairs[m], n) for pairs, n in self._trained])
-            moved = plus(applied[m], _minus(new.change.get(m), begun.change.get(m), self.layout.modules[m]))
+            moved = plus(applied[m], _minus(new.change.get(m), begun.change.get(m), self.begun.layout.modules[m]))
             wrong += _distance(moved, exact) ** 2
             right += exact.norm() ** 2
         return (wrong / right) ** 0.5 if right else None
-
-    def _start(self, shape: Shape) -> _Noted:
-        """Where the clients of a shape begin: all with the same B A."""
-        if shape.key not in self._begun:
-            self._begun[shape.key] = self._model(self.state, shape)
-        return self._begun[shape.key]
-
-    def _model(self, state: State, shape: Shape) -> _Noted:
-        """Where a newcomer of this shape stands."""
-        plan = replace(self.plan, round=state.version, version=state.version, rank=shape.rank, ranks=shape.ranks)
-        plan = replace(plan, tensors=self.recipe.downlink(state, None, plan))
-        held, noted = self.recipe.receive(None, plan), _Noted(self.layout, self.recipe.space)
-        # the draws of a client's own seed are of pairs with B = 0, or are sent back whole
-        self.recipe.start(noted, Turn(plan, held, "", self.local, self.run_seed, self.run_seed))  # type: ignore[arg-type]
-        return noted
 
     def _pairs(self, values: Tensors) -> dict[str, LowRank]:
         return {m: LowRank(values[m + A_SUFFIX], values[m + B_SUFFIX]) for m in self.modules}

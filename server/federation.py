@@ -58,6 +58,8 @@ class Federation:
     """How the updates of a round are summed."""
     fewest: int = 1
     """Answers that a round needs, whatever the quorum: t of a secure sum."""
+    spent: Callable[[], float] | None = None
+    """Epsilon of the client whose own noise has cost most in this run; None: the clients alone know."""
     caps: Mapping[str, int] = field(default_factory=dict)
     """Most examples that a client may claim, where that is less than `[limits] max_num_examples`."""
     roll: Roll | None = None

@@ -10,6 +10,7 @@ from fedft.server.checkpoint import Store
 from fedft.server.guard import Guard, Unguarded
 from fedft.server.integer_sum import IntegerSum
 from fedft.server.masked_rounds import MaskedRounds
+from fedft.server.robust_sum import RobustSum
 
 
 def masked_of(
@@ -27,4 +28,6 @@ def guard_of(config: RunConfig, recipe: Recipe, store: Store, masked: MaskedRoun
     """How the updates of a run's rounds are summed. What a guard makes durable lies beside the states of `store`."""
     if (integers := integers_of(recipe)) is not None:
         return IntegerSum(integers, masked.total if masked else None)
+    if config.robust.rule != "none":
+        return RobustSum(config)
     return Unguarded()

@@ -55,4 +55,6 @@ def told(config: RunConfig) -> dict[str, dict[str, Any]]:
     said = {t: {k: v for k, v in keys.items() if k not in LOCAL.get(t, ())} for t, keys in config.to_dict().items()}
     if not unlike_default(config.privacy):  # an older site knows no such table
         del said["privacy"]
+    elif config.privacy.at_clients and config.privacy.epsilon is not None:  # each finds the noise that it needs
+        said["privacy"]["rounds"] = config.privacy.rounds or config.server.rounds
     return {t: v for t, v in said.items() if LOCAL.get(t) != ALL}

@@ -16,7 +16,7 @@ from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import between_rounds, budget, buffered, by_bits, planner_view
+from fedft.server import between_rounds, budget, buffered, by_bits, client_noise, planner_view
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import brought, evaluate
@@ -219,6 +219,8 @@ class Loop:
         run, started = self.federation, time.monotonic()
         line: dict[str, Any] = {"version": state.version, "refused": [], "seconds": {}, **notes["record"]}
         line["state_digest"] = state.digest
+        if run.config.privacy.at_clients:
+            line |= client_noise.said(run.config.privacy, state.version, run.spent and run.spent())
         if "bytes" in line:
             adds = not run.recipe.replaces_what_is_held
             earlier = [] if run.recipe.evaluation_has_own_state else self.metrics.lines

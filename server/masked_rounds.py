@@ -29,13 +29,13 @@ from fedft.errors import RejectedUpdate, RunPaused
 from fedft.privacy.secure_sum import collector, context
 from fedft.privacy.secure_sum.collector import Block
 from fedft.privacy.secure_sum.context import SLOTS
-from fedft.privacy.secure_sum.integer_uploads import BLOCK, SLOT, Integers
+from fedft.privacy.secure_sum.integer_uploads import Integers
 from fedft.server.attempt_numbers import AttemptNumbers
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
-from fedft.update import Plan
+from fedft.update import BLOCK, SLOT, Plan
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedft import registry, strategies
+from fedft.aggregation import robust_rules
 from fedft.board.live_file import LiveFile
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
@@ -203,6 +204,7 @@ def opened(
     config = resolved(config, deployed=deployed)
     recipe = strategies.of(config)
     buffered.check(config, recipe, deployed)
+    robust_rules.check(config, recipe, deployed)
     run_folder.check_plugins(config)
     before = run_folder.prepare(config, folder, resume)
     audience = Audience(observe)

@@ -12,6 +12,7 @@ from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 
+from fedft.aggregation.beginnings import Beginnings
 from fedft.contract import Gate, State
 from fedft.errors import GateRefused, RejectedUpdate, RunPaused
 from fedft.reports import metric_log
@@ -279,7 +280,8 @@ class Round:
         summed = run.config.privacy.secagg != "off"  # nobody sees single updates
         if not run.config.eval.exactness or partial_plans or late or summed:
             return None
-        audit = AggregationAudit(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
+        begun = Beginnings(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
+        audit = AggregationAudit(begun)
         return audit.sampled(len(self.plans)) if audit.possible() else None
 
     def _updates(

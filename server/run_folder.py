@@ -13,6 +13,9 @@ from fedft.models import dtypes
 from fedft.reports.loggers import interface as loggers
 from fedft.training.metrics import interface as metrics
 
+INPUTS = "inputs"
+"""The folder in it of what a Python caller gave in memory: rows, a base model."""
+
 
 def prepare(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
     """Make the run folder, or find it as it must be to be resumed; returns the config that its `config.toml` has.
@@ -47,7 +50,8 @@ def prepare(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
 def _holds_more(folder: Path) -> bool:
     """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written."""
     left = {"state", "state/lock", "state/journal", ".writable", "config.toml.tmp"}
-    return any(p.relative_to(folder).as_posix() not in left for p in folder.rglob("*"))
+    found = (p.relative_to(folder) for p in folder.rglob("*"))
+    return any(p.as_posix() not in left and p.parts[0] != INPUTS for p in found)
 
 
 def check_rounds(folder: Path, version: int, config: RunConfig) -> None:

@@ -1,11 +1,14 @@
 """What can be asked of a run folder afterwards: evaluate its newest state, export its model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from fedft import check
+from fedft.data.examples import Example
+from fedft.data.templates import fill
 from fedft.errors import ConfigError
 from fedft.models import base_note, model_folder, tasks
 from fedft.reports import metric_log
@@ -52,6 +55,33 @@ def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ())
         raise ConfigError(f"{folder}: no client has held-out rows; see [data] holdout and test")
     counts = {"count": fmean(m["count"] for m in found.values())}
     return found, over_clients(found.values()) | counts
+
+
+def written(folder: Path, records: Sequence[str | Mapping[str, Any]], new_tokens: int = 48) -> list[str]:
+    """What the newest state's model writes, greedily, behind each text or each record's prompt.
+
+    Args:
+        folder: of the run.
+        records: texts that are taken as they are, or records whose prompt the run's template makes.
+        new_tokens: at most so many each.
+    Raises:
+        DataError: a record without a field of the template, or a model that writes no text.
+    """
+    place, _ = runs.reopen(folder, data=False)
+    tokenizer, model = (
+        place.base.tokenizer,
+        evaluate.Measured(place.handle, place.base.tokenizer, new_tokens=new_tokens),
+    )
+    place.handle.training(False)
+    said = []
+    for number, record in enumerate(records, 1):
+        plain = isinstance(record, str)
+        template, row = ("{text}", {"text": record}) if plain else (place.config.data.prompt, record)
+        text = fill(template, row, f"record {number}")
+        ids = tokenizer(text, add_special_tokens=place.handle.two_sided, verbose=False)["input_ids"]
+        bos = [] if place.handle.two_sided or tokenizer.bos_token_id in (None, *ids[:1]) else [tokenizer.bos_token_id]
+        said.append(model.generate(Example([*bos, *ids], [], len(bos) + len(ids))))
+    return said
 
 
 def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | None = None) -> str:

@@ -11,8 +11,7 @@ The run folder is written as the run goes: `config.toml`, `metrics.jsonl`, `stat
 """
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,30 +22,19 @@ from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.observers import Observers
+from fedft.reports.terminal import Progress
 from fedft.server import budget, disk_need, message_sizes, open_run
 from fedft.server.loop import Loop
 from fedft.server.open_run import OpenRun
-from fedft.simulations import devices, fleet, idle_options, run_header
+from fedft.simulations import devices, fleet, idle_options, python_inputs, run_header
+from fedft.simulations.client_accounts import ClientAccounts
+from fedft.simulations.python_run import Run
 from fedft.simulations.virtual_clock import VirtualPost
 from fedft.simulations.workplace import Workplace, whose, workplace
 
 log = logging.getLogger(__name__)
 
 QUICKSTART = Path(__file__).with_name("quickstart.toml")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its folder, its summary and its metrics lines."""
-
-    folder: Path
-    summary: dict[str, Any]
-    lines: list[dict[str, Any]]
-
-    @property
-    def model(self) -> Path:
-        """Folder of the trained adapter (or of the changes, in the full space)."""
-        return self.folder / "model"
 
 
 def simulate(
@@ -56,25 +44,58 @@ def simulate(
     resume: bool = False,
     allow: Iterable[str] = (),
     observe: Observers = (),
+    show: bool = False,
+    **tables: Any,
 ) -> Run:
     """Run a simulation to its end.
 
+        fedft.simulate("run.toml", out="runs/a")
+        fedft.simulate(model="models/llama", data={"north": rows, "south": frame}, local={"steps": 20}, show=True)
+
     Args:
-        run: a run file, a config, or None for the quickstart.
+        run: a run file, a config, or None: the quickstart, or defaults where tables are given.
         out: run folder; None: a new one under `fedft-runs/`.
         resume: continue the run in `out` where it stands.
         allow: each "package.module:name" outside fedft that the run file may name; importing one runs its module.
-        observe: who hears of rounds, admitted updates and metrics as they come, one or several. An observer that fails
-            is told once and does not end the run.
+        observe: who hears of rounds, admitted updates and metrics as they come, one or several: functions of a kind
+            ("round", "admitted", "line"...) and of its facts by name. One that fails is told once and does not end the
+            run.
+        show: print what `fedft simulate` prints, with its bar, in notebooks too.
+        tables: tables of a run file, whose keys win over those of `run`: local={"steps": 20}, server={"rounds": 3}...
+            `strategy` may be a name; `model` a folder, a hub id or (model, tokenizer), loaded; `data` a file, rows
+            (dictionaries), a pandas frame, a data set of `datasets`, or a dictionary of these by client, as may
+            data={"train": ..., "test": ...}. What is in memory is written to `inputs/` of the run folder.
     Raises:
         ConfigError, DataError: a user's mistake, before any work.
         RunPaused: the run stopped where it can go on.
         ClientFailed: a client failed, and would fail again; an exception of its code is the cause.
     """
     allowed_code.allow(allow)
-    config = run if isinstance(run, RunConfig) else configs.load(Path(run) if run else QUICKSTART)
-    name = f"{Path(run).stem if isinstance(run, str | Path) else 'quickstart'}-{config.strategy.name}"
-    folder = choose_folder(name, out, resume)
+    config, folder = _opened(run, tables, out, resume)
+    if not show:
+        return _run(config, folder, resume, observe)
+    with Progress(quiet=False, rounds=config.server.rounds) as progress:
+        done = _run(config, folder, resume, [*([observe] if callable(observe) else observe), progress.observe])
+        progress.finish(done.summary, done.folder)
+    return done
+
+
+def _opened(
+    run: RunConfig | str | Path | None, tables: Mapping[str, Any], out: str | Path | None, resume: bool
+) -> tuple[RunConfig, Path]:
+    """(config, folder) of the run that a caller of `simulate` means."""
+    if isinstance(run, RunConfig):
+        if tables:
+            raise ConfigError(f"{next(iter(tables))}: keys are laid over a run file, not over a config; use replace")
+        return run, choose_folder(f"quickstart-{run.strategy.name}", out, resume)
+    if tables:
+        folder = choose_folder(Path(run).stem if run else "python", out, resume)
+        return python_inputs.config_of(Path(run) if run else None, tables, folder, resume=resume), folder
+    config = configs.load(Path(run) if run else QUICKSTART)
+    return config, choose_folder(f"{Path(run).stem if run else 'quickstart'}-{config.strategy.name}", out, resume)
+
+
+def _run(config: RunConfig, folder: Path, resume: bool, observe: Observers) -> Run:
     fleet.check(config)
     devices.check_devices(config)
     with open_run.opened(config, folder, resume=resume, observe=observe) as held:
@@ -93,7 +114,9 @@ def simulate(
         with fleet.post(place, folder) as post:
             said = run_header.header(place, getattr(post, "together", 1))
             opened.observe("header", said)
-            state = _loop(opened, place, post).run(place.clients)
+            loop = _loop(opened, place, post)
+            loop.federation.spent = ClientAccounts(folder, config.privacy.delta or 0.0).largest
+            state = loop.run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said, **run_header.error(place, said, before)}
         return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
 

@@ -12,6 +12,8 @@ from fedft.arithmetic.tensors_in_file import LARGE
 from fedft.carriers.interface import Letter
 from fedft.carriers.local import LocalPost
 from fedft.client.base_precision import with_bits
+from fedft.client.own_privacy import OwnPrivacy
+from fedft.client.privacy_ledger import Ledger
 from fedft.client.private_state import Kept
 from fedft.client.received_state import CohortCache, Memory
 from fedft.client.train import Client
@@ -101,7 +103,8 @@ def workplace(
             recipe,
             config,
             Memory(cache),
-            Kept(at and at / durable.folder_name(name)),
+            Kept(own := at and at / durable.folder_name(name)),
+            OwnPrivacy(Ledger(own), own),
             secure=secure.get(name),
             profile=profiles.get(name, {}),
             in_bits=of_bits,

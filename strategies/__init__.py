@@ -14,9 +14,10 @@ from fedft.compression.error_feedback import ByCodec, ErrorFeedback
 from fedft.config import Local, RunConfig
 from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
+from fedft.privacy import site_noise, unfit
 from fedft.privacy.secure_sum import integer_uploads
 from fedft.recipe import Recipe
-from fedft.training import objectives, schedules
+from fedft.training import objectives, private_steps, schedules
 from fedft.training.first_order import steps_within
 from fedft.training.optimizers import check_optimizer, named_in
 from fedft.training.trainer_names import check_trainer
@@ -77,7 +78,10 @@ def of(config: RunConfig) -> Recipe:
         recipe.check(config)
     except ValueError as e:
         raise ConfigError(f"{name}: {e}") from e
-    recipe = _planned(_transformed(_coded(recipe, config), config), config)
+    if why := unfit.unfit(recipe, config):
+        raise ConfigError(why)
+    recipe = private_steps.private(recipe, config) if config.privacy.mode == "example-dp" else recipe
+    recipe = _planned(_transformed(_coded(_noisy(recipe, config), config), config), config)
     recipe = integer_uploads.secured(recipe, config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
 
@@ -129,6 +133,23 @@ def _transformed(recipe: Recipe, config: RunConfig) -> Recipe:
         )
     extra = tuple(map(registry.transforms.chosen, config.local.transforms))
     return replace(recipe, uploads=(*extra, *recipe.uploads), keeps=recipe.keeps or any(t.keeps for t in extra))
+
+
+def _noisy(recipe: Recipe, config: RunConfig) -> Recipe:
+    """The recipe with each client's own noise on its update, where the run file's mode wants it; ConfigError if not."""
+    privacy = config.privacy
+    if privacy.at_clients and config.local.epochs is not None:
+        why = "steps would tell a server how many rows a client has; wanted steps"
+        raise ConfigError(f"[local] epochs and [privacy] mode = {privacy.mode!r}: {why}")
+    if privacy.mode != "local-dp":
+        return recipe
+    if (z := privacy.noise_multiplier) is not None and z < site_noise.LEAST:
+        said = "[privacy] noise_multiplier = %g: below %g a site's noise hides next to nothing of its data"
+        log.warning(said, z, site_noise.LEAST)
+    try:
+        return site_noise.noisy(recipe)
+    except ValueError as e:
+        raise ConfigError(f"[privacy] mode = 'local-dp': {e}") from e
 
 
 def _planned(recipe: Recipe, config: RunConfig) -> Recipe:

@@ -52,9 +52,10 @@ def fedex_lora(
     check.one_of(("examples", "uniform"), weights=weights)
     check.one_of(("exact", "reference"), variant=variant)
     reference = variant == "reference"
-    mean = partial(aggregate, rank=residual_rank, uniform=weights == "uniform" or reference, transposed=reference)
+    uniform = weights == "uniform" or reference
+    mean = partial(aggregate, rank=residual_rank, uniform=uniform, transposed=reference)
     recipe = moving_base.of_moving_base("fedex_lora", mean, partial(_start, square=reference), _stand, _means)
-    return replace(recipe, reveals_clients=residual_rank != 0)
+    return replace(recipe, reveals_clients=residual_rank != 0, weighs_by_examples=not uniform)
 
 
 def aggregate(updates: Iterable[Update], rank: int | None, uniform: bool, transposed: bool) -> dict[str, Tensor]:

@@ -20,7 +20,11 @@ from fedft.strategies.parts.unlike_ranks import of_unlike_ranks
 
 
 def fedit(*, padding: Literal["none", "zero"] = "none") -> Recipe:
-    """Weighted mean of A and of B; `padding="zero"` allows unlike ranks."""
+    """Weighted mean of A and of B.
+
+    Args:
+        padding: "zero" allows unlike ranks, whose factors are filled up with zeros; "none": all have one rank.
+    """
     check.one_of(("none", "zero"), padding=padding)
     if padding == "zero":
         return replace(of_unlike_ranks("fedit", padded_mean), unlike_modules=True)

@@ -113,6 +113,7 @@ def fedspine(
         check=partial(check_run, mode),
         remembers=None,
         linear=False,
+        weighs_by_examples=weights == "examples",
         unlike_ranks=True,
         bases="any",
         upload_kind="values",

@@ -56,7 +56,7 @@ def ferret(
     scale: Literal["unbiased", "projection", "mmse", "norm", "lstsq"] = "unbiased",
     seeds: Literal["shared", "per_client", "fixed"] = "shared",
     server_lr: float = 1.0,
-    allocation: Literal["norm", "error"] = "norm",
+    allocation: Literal["norm", "error", "size"] = "norm",
     error_feedback: bool = False,
     space: Space = "full",
     family: str = "hadamard",
@@ -75,7 +75,8 @@ def ferret(
             published code: what those directions cannot say is never said).
         server_lr: eta_g > 0, factor on the mean update.
         allocation: K_l in proportion to |D_l| (`norm`, the paper's, all coordinates of one size), or to sqrt(d_l) |D_l|
-            (`error`, the least total error of unbiased coordinates for blocks of unlike sizes).
+            (`error`, the least total error of unbiased coordinates for blocks of unlike sizes), or in all rounds to
+            sqrt(d_l) (`size`: no norm travels, as noise on the sum wants it).
         error_feedback: a client adds what its coordinates left out to its next update. The sum arrives about d/K rounds
             late, so it wants small steps. Needs scale = projection, mmse or lstsq.
         space: all parameters, or the LoRA factors only.
@@ -100,10 +101,11 @@ def ferret(
         blocks, seeds = Subsets(K, blocks.source, tuple(draws or ())), "fixed"
     elif draws is not None:
         raise ValueError("draws are of variant 'reference'; all others use every direction")
-    return _recipe(BlockCoordinates(blocks, seeds, server_lr, kind_of(space)), scale, error_feedback)
+    alike = scale == "unbiased" and allocation != "size"
+    return _recipe(BlockCoordinates(blocks, seeds, server_lr, kind_of(space)), alike, error_feedback)
 
 
-def _recipe(coordinates: BlockCoordinates, scale: str, error_feedback: bool) -> Recipe:
+def _recipe(coordinates: BlockCoordinates, alike: bool, error_feedback: bool) -> Recipe:
     shared = not coordinates.own_seeds
     by_examples = isinstance(coordinates.sketch, Budget)
     return Recipe(
@@ -120,7 +122,7 @@ def _recipe(coordinates: BlockCoordinates, scale: str, error_feedback: bool) -> 
         upload=coordinates.upload,
         admit=admit,
         reach=_unknown,
-        check=lambda config: _check(config, 2 if shared else 3, scale),
+        check=lambda config: _check(config, 2 if shared else 3, alike),
         upload_kind="numbers",
         linear=shared and by_examples,  # sums elsewhere are by examples
         ring_summable=shared and by_examples,
@@ -134,11 +136,11 @@ def _unknown(config: RunConfig, name: str) -> float:
     raise ValueError("how large its coordinates are is not known beforehand: range has to say it")
 
 
-def _check(config: RunConfig, tensors_per_round: int, scale: str) -> None:
+def _check(config: RunConfig, tensors_per_round: int, alike: bool) -> None:
     """Raise ValueError for more rounds than a history holds, or a codec too coarse for coordinates of unlike sizes."""
     growing_history.check_rounds(config.server.rounds, tensors_per_round)
     for way, name in (("up", config.codec.up), ("down", config.codec.down)):
         # coordinates of large blocks are then small beside those of small ones, and int8 has one scale for all
         c = codec_names.parse(name)
-        if scale != "unbiased" and (not c.linear or c.ring_summable):
+        if not alike and (not c.linear or c.ring_summable):
             raise ValueError(f"[codec] {way} = {name!r} would round away the coordinates of large blocks; wanted fp16")

@@ -66,6 +66,7 @@ def hetlora(
         upload=shrinking_ranks.upload,
         admit=shrinking_ranks.admit,
         plan=memory.plan,
+        weighs_by_examples=weights == "examples",
     )
 
 

@@ -15,12 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
+import fedft
 from fedft.cli import (
     admin,
     backup,
     bench,
     deploy,
     doctor,
+    explain,
     finished,
     keys,
     kinds,
@@ -41,6 +43,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fedft {fedft.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def front(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which fedft this is.")
+    ] = False,
+) -> None:
+    """Federated fine-tuning of language models: simulate many clients, compare methods, export adapters."""
 
 
 @app.command()
@@ -194,6 +211,7 @@ app.command()(deploy.queue)
 app.command()(deploy.client)
 app.command()(doctor.doctor)
 app.command()(plan.plan)
+app.command()(explain.explain)
 app.command()(probe.probe)
 app.command()(watch.status)
 app.command()(watch.board)

@@ -20,6 +20,9 @@ class Data(Protocol):
     def batch(self, rows: Sequence[Any]) -> Batch:
         """The given rows as one batch of tensors."""
 
+    def of_step(self, rows: Sequence[Any], step: int) -> Batch:
+        """The given rows as the batch of a step, numbered from 1; it comes in pieces where the run takes them so."""
+
     def batches(self, turn: Turn) -> Iterator[Batch]:
         """`turn.plan.steps` batches of the run's size, in an order drawn from the turn's seed."""
 

@@ -71,6 +71,14 @@ class Handle(Protocol):
     def loss(self, batch: Batch) -> Tensor:
         """The run's objective on one batch: a float32 scalar, with a graph unless gradients are off."""
 
+    def losses(self, batch: Batch, *, dropout: bool = True) -> Tensor:
+        """The run's objective on each row of a batch by itself, float32 [rows], with a graph unless gradients are off.
+
+        Row i's is what `loss` gives of a batch of it alone, whatever rows stand beside it, and 0 where nothing of it is
+        learned. `dropout`: whether there is any while gradients are on. Raises ConfigError for an objective that does
+        not say it.
+        """
+
     def shares(self, batch: Any) -> Sequence[tuple[Batch, float]]:
         """The pieces of a batch that comes in pieces (`fedft.data.micro_batches`), each with its share of the mean."""
 
@@ -116,6 +124,10 @@ class Objective(Protocol):
 
     def loss(self, handle: Any, batch: Batch) -> Tensor:
         """The mean loss of a batch: a float32 scalar with a graph, unless gradients are off."""
+
+    # losses(handle, batch) -> Tensor [rows]: of every row by itself what `loss` gives of a batch of it alone. Optional;
+    # noise in every step ([privacy] example-dp, zo-dp) needs it. A batch that has several sequences for each of its
+    # rows has the first of all rows, then the second of all rows, as pairs of answers do.
 
     # weight(handle, batch) -> float: how many terms the loss of a batch is the mean of. Optional; `[local] micro_batch`
     # needs it, to take a batch in pieces.

@@ -91,12 +91,16 @@ class ClientRows:
         """These rows as one batch."""
         return self.collate(rows)
 
+    def of_step(self, rows: Sequence[Any], step: int) -> Mapping[str, Tensor]:
+        """These rows, of which there is one at least, as the batch of a step, from 1; in pieces with `micro_batch`."""
+        self.begun(step)
+        return self.batch(rows) if self.micro_batch is None else InPieces(rows, self.collate, self.micro_batch)
+
     def batches(self, turn: Any) -> Iterator[Mapping[str, Tensor]]:
         """`turn.plan.steps` batches, whose rows are drawn by `turn.seed`; see `drawn`."""
         lists = drawn(self.rows, batch_size=self.batch_size, steps=turn.plan.steps, seed=turn.seed)
         for step, rows in enumerate(lists, 1):
-            self.begun(step)
-            yield self.batch(rows) if self.micro_batch is None else InPieces(rows, self.collate, self.micro_batch)
+            yield self.of_step(rows, step)
 
 
 def _shuffles(n: int, seed: int) -> Iterator[int]:

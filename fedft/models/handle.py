@@ -32,7 +32,7 @@ from fedft.models.starting_values import StartingValues
 from fedft.models.trained_values import TrainedValues
 from fedft.randomness.directions import Directions
 from fedft.randomness.moved_copies import Offset
-from fedft.training.objectives import Likelihood, widened
+from fedft.training.objectives import Likelihood, loss_of_rows, widened
 from fedft.update import Shape
 
 
@@ -184,6 +184,13 @@ class ModelHandle:
         if isinstance(batch, InPieces):
             return torch.stack([self.loss(piece) * share for piece, share in self.shares(batch)]).sum()
         return widened(self.objective.loss(self, batch))
+
+    def losses(self, batch: Batch, *, dropout: bool = True) -> Tensor:
+        """The objective's loss of every row of a batch, float32 [rows]; see `fedft.contract.Handle`."""
+        self.training(dropout and torch.is_grad_enabled())
+        if isinstance(batch, InPieces):
+            return torch.cat([self.losses(piece, dropout=dropout) for piece in batch.pieces()])
+        return widened(loss_of_rows(self.objective)(self, batch))
 
     def shares(self, batch: InPieces) -> list[tuple[Batch, float]]:
         """The pieces of a batch, each with its share of the batch's mean; see `micro_batches.shares`."""

@@ -27,7 +27,11 @@ class Privacy:
     """The probability that epsilon does not hold; needed with a mode. 1 / (10 N) of N clients, or of N records, is
     usual; above 1 / N it is refused."""
     max_epsilon: float | None = None
-    """The run ends before the round that would cost more; left out: `epsilon`, or no such end."""
+    """The run ends before the round that would cost more; left out: `epsilon`, or no such end. Where noise is added by
+    clients a site's own [policy] max_epsilon ends its part."""
+    rounds: int | None = None
+    """Where noise is added by clients: how many rounds `epsilon` is for; left out: `[server] rounds`. A run that goes
+    on for longer keeps its noise, and costs more."""
     cohort: Literal["asked", "cyclic", "poisson"] = "asked"
     """Who is asked: "asked": as `[clients] per_round` says, drawn from the seed, which everybody knows; "cyclic": one
     group after another in a fixed order; "poisson": each by a coin of its own, which stays the server's secret."""
@@ -61,6 +65,11 @@ class Privacy:
     def on(self) -> bool:
         """Whether there is noise: differential privacy of any mode."""
         return self.mode != "none"
+
+    @property
+    def at_clients(self) -> bool:
+        """Whether each client adds noise of its own, and keeps its own account of what it has cost."""
+        return self.mode in ("local-dp", "example-dp", "zo-dp")
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,23 @@ def check_privacy(privacy: Privacy, robust: Robust, audit: Audit) -> None:
     if (privacy.noise_multiplier is None) == (privacy.epsilon is None):
         both = "both are said" if privacy.epsilon is not None else "neither is said"
         raise ValueError(f"[privacy] mode = {privacy.mode!r} needs one of noise_multiplier and epsilon; {both}")
+    if privacy.at_clients:
+        _check_at_clients(privacy)
+    elif privacy.rounds is not None:
+        raise ValueError(f"[privacy] rounds: of modes with noise at clients; mode = {privacy.mode!r} goes by [server]")
+
+
+def _check_at_clients(privacy: Privacy) -> None:
+    """Raise ValueError where a key says what no server can do while noise is added by clients."""
+    said = f"mode = {privacy.mode!r}"
+    if privacy.max_epsilon is not None:
+        raise ValueError(f"[privacy] max_epsilon: with {said} each site has its own, [policy] max_epsilon of its file")
+    if privacy.evaluate != "none":
+        raise ValueError(f"[privacy] evaluate = {privacy.evaluate!r}: with {said} sites measure nothing for a server")
+    if privacy.rounds is not None:
+        check.at_least(1, **{"[privacy] rounds": privacy.rounds})
+        if privacy.epsilon is None:
+            raise ValueError("[privacy] rounds: how many `epsilon` is for; noise_multiplier holds for each round")
 
 
 def unlike_default(table: Privacy | Robust | Audit) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,8 +34,9 @@ LONGEST_TERM = 10.0  # the published code's max_norm
 class BlockSketch(Protocol):
     """How many coordinates each block gets, and which."""
 
-    adaptive: ClassVar[bool]
-    """`counts` follow the norms of the time before, which must therefore be known to everybody."""
+    @property
+    def adaptive(self) -> bool:
+        """`counts` follow the norms of the time before, which must therefore be known to everybody."""
 
     @property
     def source(self) -> Source:
@@ -79,15 +80,20 @@ class Budget:
     scale: str
     """One of `sketch.SCALES`."""
     allocation: str
-    """`norm`: K_l in proportion to |x_l|; `error`: to sqrt(d_l) |x_l|; at first both to sqrt(d_l). See `allocate`."""
+    """`norm`: K_l in proportion to |x_l|; `error`: to sqrt(d_l) |x_l|; at first both to sqrt(d_l), and `size` always.
+    See `allocate`."""
     source: Source = field(default_factory=Source)
-    adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check.between(sketch.LEAST, 2**24, K=self.K)
         check.one_of(sketch.SCALES, scale=self.scale)
-        check.one_of(("norm", "error"), allocation=self.allocation)
+        check.one_of(("norm", "error", "size"), allocation=self.allocation)
         self.source.check_count(sketch.LEAST)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether `counts` follow norms."""
+        return self.allocation != "size"
 
     def blocks(self, sizes: Mapping[str, int]) -> list[Block]:
         """Every tensor by itself, in the order of the names' UTF-8 bytes."""
@@ -99,7 +105,7 @@ class Budget:
         >>> Budget(28, "unbiased", "norm").counts([4.0, 2.0, 1.0], [100, 400, 3600])
         [16, 8, 4]
         """
-        weights = [math.sqrt(d) for d in sizes] if norms is None else norms
+        weights = [math.sqrt(d) for d in sizes] if norms is None or not self.adaptive else norms
         if self.allocation == "error":
             weights = [w * math.sqrt(d) for w, d in zip(weights, sizes, strict=True)]
         table = self.source.table
@@ -128,7 +134,11 @@ class Subsets:
     source: Source = field(default_factory=Source)
     order: tuple[int, ...] = ()
     """Numbers of the directions as every block takes them; empty: at random."""
-    adaptive: ClassVar[bool] = False
+
+    @property
+    def adaptive(self) -> bool:
+        """Never: all have the same."""
+        return False
 
     def __post_init__(self) -> None:
         check.between(sketch.LEAST, sketch.MOST, K=self.K)

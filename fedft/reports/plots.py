@@ -46,6 +46,19 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
+def over_rounds(values: Mapping[int, float], name: str) -> Any:
+    """A figure (`matplotlib.figure.Figure`) of one quantity over the rounds of one run; a notebook shows it."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=(5, 3), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([*values], [*values.values()], color=PALETTE[0], marker=MARKERS[0])
+        axes.set(xlabel="round", ylabel=name)
+    return figure
+
+
 def styles(labels: Sequence[str]) -> dict[str, Style]:
     """The style of each method by its label; `local` and `central` are grey."""
     found, i = {}, 0

@@ -23,7 +23,7 @@ def load_private(path: Path) -> Ed25519PrivateKey | EllipticCurvePrivateKey:
     try:
         with open(path, "rb") as f:
             if hasattr(os, "geteuid"):  # where there are no such bits, the folder's own rights must do
-                _check_private(path, os.fstat(f.fileno()))
+                check_private(path, os.fstat(f.fileno()))
             data = f.read(MAX_FILE_BYTES)
     except OSError as e:
         raise KeyFault(f"{path}: cannot be read ({e.strerror}); `fedft keys` makes keys") from e
@@ -37,7 +37,7 @@ def load_private(path: Path) -> Ed25519PrivateKey | EllipticCurvePrivateKey:
     return key
 
 
-def _check_private(path: Path, found: os.stat_result) -> None:
+def check_private(path: Path, found: os.stat_result) -> None:
     """Raise KeyFault with the remedy unless `found` is a regular file that only this process's user may open."""
     mode, file = stat.S_IMODE(found.st_mode), shlex.quote(str(path))
     if not stat.S_ISREG(found.st_mode):

@@ -76,6 +76,19 @@ def _measuring_agrees_with_the_loss_and_changes_nothing(objective: Objective) ->
     assert tensors.digest(handle.read()) == before, "measuring changed the model"
 
 
+def _a_row_has_the_loss_that_it_has_alone(objective: Objective) -> None:
+    """Whatever rows stand beside it; of an objective that says the losses of rows at all."""
+    if not hasattr(objective, "losses"):
+        return
+    handle, rows = _handle(objective), _examples(objective, _records())
+    with torch.no_grad():
+        together = handle.losses(objective.collate(rows, 0)).tolist()
+        alone = [float(handle.loss(objective.collate([row], 0))) for row in rows]
+    assert len(together) == len(rows), f"{len(together)} losses of {len(rows)} rows"
+    for row, (x, y) in enumerate(zip(together, alone, strict=True), 1):
+        assert abs(x - y) <= 1e-5 * (1 + abs(y)), f"row {row} has {x:g} beside others, {y:g} alone"
+
+
 def _it_works_without_gradients(objective: Objective) -> None:
     """Zeroth-order steps see nothing else."""
     handle = _handle(objective)
@@ -103,6 +116,7 @@ PROMISES = {
     "rows become one batch of tensors": _rows_become_one_batch_of_tensors,
     "the loss is a finite scalar with a gradient": _the_loss_is_a_finite_scalar_with_a_gradient,
     "measuring agrees with the loss and changes nothing": _measuring_agrees_with_the_loss_and_changes_nothing,
+    "a row has the loss that it has alone": _a_row_has_the_loss_that_it_has_alone,
     "it works without gradients": _it_works_without_gradients,
     "steps lower it": _steps_lower_it,
 }

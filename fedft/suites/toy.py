@@ -35,6 +35,10 @@ class Ready:
         (only,) = rows
         return only
 
+    def of_step(self, rows: Sequence[Batch], step: int) -> Batch:
+        """As `batch`."""
+        return self.batch(rows)
+
     def batches(self, turn: Turn) -> Iterator[Batch]:
         """The batches in their order, again and again without end: a local step takes as many as it wants."""
         while True:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,12 @@ from fedft.training.optimizers import optimizer_of, step_if
 from fedft.update import Plan
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+Descend = Callable[
+    [Handle, Mapping[str, nn.Parameter], Iterator[Any], Turn, Sequence[Course], torch.optim.Optimizer], Metrics
+]
+"""(model, what learns by name, batches, turn, terms' parts in it, optimiser) -> metrics of the turn's steps."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,17 @@ class FirstOrder:
         The metrics are `loss`, the mean over steps taken, and `steps`, their number. Raises FloatingPointError if no
         step had a finite loss.
         """
+        return self.taken(handle, data.batches(turn), turn, trainer_turns.descend if turn.local.trainer else _descend)
+
+    def taken(self, handle: Handle, batches: Iterator[Any], turn: Turn, descend: Descend) -> Trained:
+        """The client's result of steps that `descend` takes on these batches; else as a call."""
         learning, received = self.learning(handle, turn), handle.start()
         courses = [term.begin(learning, turn) for term in self.terms]
         optimizer = optimizer_of([*learning.live.values()], turn.plan.learning_rate, turn.local)
         if turn.local.keep_optimizer:
             optimizer_state.restore(optimizer, learning.live, turn.drawer(optimizer_state.OWNER))
-        descend = trainer_turns.descend if turn.local.trainer else _descend
         with frozen(p for n, p in handle.parameters().items() if n not in learning.live):
-            metrics = descend(handle, learning.live, data.batches(turn), turn, courses, optimizer)
+            metrics = descend(handle, learning.live, batches, turn, courses, optimizer)
         state = optimizer_state.taken(optimizer, learning.live) if turn.local.keep_optimizer else None
         del optimizer  # its moments are twice what is trained
         trained = self.result(handle, received, learning.live, metrics, courses)
@@ -162,9 +171,22 @@ def differentiate(handle: Handle, batch: Batch, trained: Sequence[nn.Parameter])
     not enough, and the pieces may get smaller, it is done anew with smaller ones, which stay for the batches to come.
     `trained`: the parameters that get gradients, and have none before.
     """
-    while isinstance(batch, InPieces):
+    if isinstance(batch, InPieces):
+        pieces = batch
+        return in_memory(pieces, lambda: _in_pieces(handle, pieces, trained), trained)
+    loss = handle.loss(batch)
+    loss.backward()
+    return loss.detach()
+
+
+def in_memory(batch: InPieces, act: Callable[[], T], trained: Iterable[nn.Parameter] = ()) -> T:
+    """What `act` gives of a batch: done anew with smaller pieces where memory is not enough, and they may get smaller.
+
+    `trained`: the parameters whose gradients an attempt that failed leaves behind.
+    """
+    while True:
         try:
-            return _in_pieces(handle, batch, trained)
+            return act()
         except torch.OutOfMemoryError:
             if not batch.size.halve(len(batch.rows)):
                 raise
@@ -172,9 +194,6 @@ def differentiate(handle: Handle, batch: Batch, trained: Sequence[nn.Parameter])
             parameter.grad = None
         torch.cuda.empty_cache()
         log.warning("[local] micro_batch: memory is not enough; %d records at a time from now on", batch.size.rows)
-    loss = handle.loss(batch)
-    loss.backward()
-    return loss.detach()
 
 
 def _in_pieces(handle: Handle, batch: InPieces, trained: Sequence[nn.Parameter]) -> Tensor:

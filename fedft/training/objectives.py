@@ -5,7 +5,7 @@ loss that is a mean of terms, one for each place where something is learned; suc
 passes (`fedft.training.batched_clients`), since its terms can be told apart by client.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -109,6 +109,16 @@ class OfLogits(Objective):
         logits, wanted = handle.learned_logits(batch)
         return self.each(logits, wanted).mean()
 
+    def losses(self, handle: Any, batch: Batch) -> Tensor:
+        """The mean of each row's own terms, [rows], with a graph unless gradients are off; 0 where there are none."""
+        logits, wanted = handle.learned_logits(batch)
+        terms, labels = self.each(logits, wanted), predicted(batch["labels"], handle.two_sided)
+        if labels.dtype != torch.int64:
+            return terms  # something is learned of every row
+        learned = (labels != examples.IGNORED).view(len(labels), -1).to(terms.device)
+        places = torch.zeros(learned.shape, dtype=terms.dtype, device=terms.device).masked_scatter(learned, terms)
+        return places.sum(1) / learned.sum(1).clamp(min=1)
+
     def each(self, logits: Tensor, wanted: Tensor) -> Tensor:
         """`terms` of logits in any dtype, few places at a time where they are many: no copy of all in float32 is made.
 
@@ -165,6 +175,17 @@ class Likelihood(OfLogits):
             batch = {**batch, "labels": wanted.float()}  # the model subtracts from them
         found: Tensor = handle.forward(batch).loss
         return found
+
+
+def loss_of_rows(objective: Objective) -> Callable[[Any, Batch], Tensor]:
+    """(model, batch) -> the loss of every row, [rows]. Raises ConfigError for an objective that does not say it."""
+    found: Callable[[Any, Batch], Tensor] | None = getattr(objective, "losses", None)
+    if found is None:
+        raise ConfigError(
+            f"[privacy] mode: objective {type(objective).__name__} does not say the loss of every record by itself "
+            "(`losses`, see `fedft.contract.Objective`); 'likelihood' does"
+        )
+    return found
 
 
 def of(config: RunConfig) -> Objective:

@@ -61,6 +61,10 @@ class Preferences(Objective):
         """The mean over pairs, a scalar with a graph unless gradients are off."""
         return self.of_pairs(handle, batch)[0].mean()
 
+    def losses(self, handle: Any, batch: Batch) -> Tensor:
+        """The loss of every pair, [pairs], with a graph unless gradients are off."""
+        return self.of_pairs(handle, batch)[0]
+
     def weight(self, handle: Any, batch: Batch) -> float:
         """How many terms the loss of a batch is the mean of: its pairs."""
         return len(batch["labels"]) / 2

@@ -169,8 +169,10 @@ class BlockCoordinates:
 
 
 def relayed(updates: Iterable[Update]) -> dict[str, Tensor]:
-    """Every client's coordinates in rows, with its seed, and the p_k-mean of the norms."""
+    """Every client's coordinates in rows, with its seed, and the p_k-mean of the norms where they travel."""
     sent = list(updates)
+    if not any("norms" in u.delta for u in sent):
+        return seeded_rows.rows(sent, "coordinates")
     norms = tensors.weighted_mean(({"norms": u.delta["norms"]}, u.num_examples) for u in sent)
     return {**seeded_rows.rows(sent, "coordinates"), **norms}
 

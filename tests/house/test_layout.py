@@ -41,6 +41,7 @@ ROOMS_TOO = {
     "fedft/cli/checks_site.py": {"client"},
     "fedft/cli/deploy.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/doctor.py": set(ROOMS) - {"benchmarks"},
+    "fedft/cli/explain.py": {"client"},
     "fedft/cli/finished.py": {"simulations"},
     "fedft/cli/keys.py": {"client"},
     "fedft/cli/kinds.py": {"strategies"},

@@ -163,16 +163,22 @@ def test_how_far_a_number_goes_is_what_the_run_file_says_or_the_optimiser_allows
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a codec": ({"codec": {"up": "int8"}}, r"wanted \[codec\] up = 'fp32', got 'int8'"),
-    "error feedback": ({"codec": {"up": "topk:0.1 | int8", "error_feedback": True}}, r"wanted \[codec\] up = 'fp32'"),
+    "a codec": ({"codec": {"up": "int8"}}, r"\[codec\] up = 'int8' and \[privacy\] secagg = 'on'"),
+    "error feedback": (
+        {"codec": {"up": "topk:0.1 | int8", "error_feedback": True}},
+        r"\[codec\] up = 'topk:0.1 . int8' and \[privacy\] secagg",
+    ),
     "a buffer": ({"server": {"buffer": 2}}, r"\[server\] buffer"),
-    "no linear strategy": ({"strategy": {"name": "flora"}}, "flora needs more of its clients than a sum"),
-    "mezo": ({"strategy": {"name": "mezo"}}, "mezo needs more"),
-    "fedkseed pro": ({"strategy": {"name": "fedkseed", "pro": True}}, "fedkseed needs more"),
+    "no linear strategy": ({"strategy": {"name": "flora"}}, r"'flora' and \[privacy\] secagg"),
+    "mezo": ({"strategy": {"name": "mezo"}}, r"'mezo' and \[privacy\] secagg"),
+    "fedkseed pro": (
+        {"strategy": {"name": "fedkseed", "pro": True}},
+        r"pro = True of fedkseed and \[privacy\] secagg",
+    ),
     "coordinates": ({"strategy": {"name": "ferret"}}, r"\[privacy\] range: how large its coordinates are"),
     "another optimiser": ({"local": {"optimizer": "adagrad"}}, r"\[privacy\] range: how far fedit with 'adagrad'"),
     "epochs": ({"local": {"epochs": 1.0}}, r"\[local\] epochs"),
-    "unlike work": ({"clients": {"rank": 2, "plan": "halves"}}, r"leave out \[clients\] plan"),
+    "unlike work": ({"clients": {"rank": 2, "plan": "halves"}}, r"plan = 'halves' and \[privacy\] secagg"),
     "an archive": ({"server": {"archive": True}}, r"\[server\] archive"),
     "a limit of norms": ({"limits": {"max_norm": 1.0}}, r"\[limits\] max_norm"),
     "robust sums": ({"robust": {"rule": "median"}}, "the server sees no single update"),

@@ -15,9 +15,9 @@ def drawn_of(blocks: dict[str, torch.Tensor], counts: list[int], source: Source)
     return [((n,), source.directions(7, k)) for n, k in zip(blocks, counts, strict=True)]
 
 
-@pytest.mark.parametrize(("allocation", "want"), [("norm", [16, 8, 4]), ("error", [8, 8, 12])])
+@pytest.mark.parametrize(("allocation", "want"), [("norm", [16, 8, 4]), ("error", [8, 8, 12]), ("size", [3, 6, 19])])
 def test_a_budget_follows_the_norms_or_the_errors_by_hand(allocation, want):
-    """|x| = 4, 2, 1 and d = 100, 400, 3600: weights 4, 2, 1, or 40, 40, 60."""
+    """|x| = 4, 2, 1 and d = 100, 400, 3600: weights 4, 2, 1, or 40, 40, 60, or 10, 20, 60."""
     assert Budget(28, "unbiased", allocation).counts([4.0, 2.0, 1.0], [100, 400, 3600]) == want
 
 
@@ -106,7 +106,7 @@ def test_terms_of_given_directions_are_clipped_whatever_their_size():
         (lambda: Budget(1, "unbiased", "norm"), "2 <= K"),
         (lambda: Budget(2**24 + 1, "unbiased", "norm"), "K <= 16777216"),
         (lambda: Budget(4, "unbaised", "norm"), "did you mean 'unbiased'"),
-        (lambda: Budget(4, "unbiased", "size"), "allocation is 'size'"),
+        (lambda: Budget(4, "unbiased", "sizes"), "did you mean 'size'"),
         (lambda: Budget(4, "unbiased", "norm", Source(table=Table({"w": torch.ones(1, 3)}))), "at least 2 directions"),
         (lambda: Subsets(4097), "K <= 4096"),
         (lambda: Subsets(4, Source(table=Table({"w": torch.ones(3, 3)}))), "at least 4 directions, got 3"),

@@ -7,12 +7,19 @@ import torch
 
 from fedft import strategies, testing
 from fedft.adapters.lora import LoRA
+from fedft.aggregation.beginnings import Beginnings
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import Local
+from fedft.contract import State
 from fedft.server import aggregation_error
 from fedft.server.aggregation_error import AggregationAudit
 
 EXACT = 1e-6
+
+
+def _begun(t: testing.Toy, state: State) -> Beginnings:
+    """Where the toy's clients begin at a state."""
+    return Beginnings(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
 
 
 def audited(name: str, rounds: int = 2, **options) -> tuple[testing.Toy, list]:
@@ -21,7 +28,7 @@ def audited(name: str, rounds: int = 2, **options) -> tuple[testing.Toy, list]:
     found, state = [], t.state()
     for _ in range(rounds):
         updates = [t.update(state, k) for k in range(len(t.ranks))]
-        audit = AggregationAudit(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
+        audit = AggregationAudit(_begun(t, state))
         assert audit.possible()
         for k, u in enumerate(updates):
             audit.see(u, t.plan(state, k))
@@ -70,7 +77,7 @@ def test_zero_padding_is_measured_at_every_clients_own_rank():
 def test_an_update_at_learning_rate_zero_has_nothing_to_miss():
     t = testing.toy(strategies.make("fedit", {}))
     state = t.state()
-    audit = AggregationAudit(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED)
+    audit = AggregationAudit(_begun(t, state))
     updates = [t.update(state, k, lr=0.0) for k in range(3)]
     for k, u in enumerate(updates):
         audit.see(u, t.plan(state, k))
@@ -80,13 +87,13 @@ def test_an_update_at_learning_rate_zero_has_nothing_to_miss():
 @pytest.mark.parametrize(("name", "options"), [("fedkseed", {"K": 16}), ("fedkseed", {"K": 16, "space": "lora"})])
 def test_what_sends_no_factors_is_not_audited(name, options):
     t = testing.toy(strategies.make(name, options))
-    assert not AggregationAudit(t.recipe, t.layout, t.state(), t.plan(t.state(), 0), Local(), testing.SEED).possible()
+    assert not AggregationAudit(_begun(t, t.state())).possible()
 
 
 def test_a_client_that_keeps_half_of_its_pairs_is_not_audited():
     t = testing.toy(replace(strategies.make("fedit", {}), personal=True))
     assert isinstance(t.recipe.space, LoRA)
-    assert not AggregationAudit(t.recipe, t.layout, t.state(), t.plan(t.state(), 0), Local(), testing.SEED).possible()
+    assert not AggregationAudit(_begun(t, t.state())).possible()
 
 
 def test_what_follows_an_appended_sum_is_found_without_cancellation():
@@ -107,7 +114,7 @@ def test_a_sample_is_measured_where_all_modules_would_cost_much(monkeypatch):
     assert aggregation_error.sampled(t.layout, max(t.ranks), len(updates)) == [*t.layout.modules]
     monkeypatch.setattr(aggregation_error, "HELD", 1)
     (only,) = aggregation_error.sampled(t.layout, max(t.ranks), len(updates))
-    audit = AggregationAudit(t.recipe, t.layout, state, t.plan(state, 0), Local(), testing.SEED, [only])
+    audit = AggregationAudit(_begun(t, state), [only])
     for k, u in enumerate(updates):
         audit.see(u, t.plan(state, k))
     error = audit.error(after, max(t.ranks))

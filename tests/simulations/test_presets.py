@@ -86,3 +86,12 @@ def test_questions_are_classified_by_a_pretrained_encoder(
     run = simulated("trec-encoder.toml", encoder(), shared, tmp_path / "run", monkeypatch, *sets)
     assert run.summary["final"]["loss"] < run.summary["initial"]["loss"]
     assert (run.model / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("strategy", ["fedpipe", "fedspine", "flexlora", "flora"])
+def test_eighty_devices_of_which_two_are_asked(tiny_base: Path, tmp_path: Path, strategy: str) -> None:
+    small = ("clients.per_round=2", "server.rounds=2", "local.steps=1", "eval.clients=2", "eval.max_rows=1")
+    sets = (*small, f"strategy.name={strategy}", f"model.id={tiny_base}", f"clients.{strategy}.rank=8")
+    run = runs.simulate(run_file.load(PRESETS / "unlike-devices.toml", sets), out=tmp_path / "run")
+    assert run.summary["clients"] == 80
+    assert run.summary["seconds_virtual"] > 0

@@ -127,6 +127,28 @@ def test_allocation_by_error_leaves_less_error_where_blocks_are_unlike():
     assert errors["error"] < 0.9 * errors["norm"]
 
 
+@pytest.mark.parametrize("seeds", ["shared", "per_client"])
+def test_by_size_no_norm_travels_and_all_rounds_are_cut_as_the_first(seeds):
+    """sqrt of 4096, 64 and 16 numbers are 64, 8 and 4 of a budget of 76, whatever the norms are."""
+    recipe, x = (
+        ferret(K=76, allocation="size", seeds=seeds),
+        {"a": normal(4096), "b": 100 * normal(64), "c": normal(16)},
+    )
+    state = State(0, {})
+    for _ in range(2):
+        sent = client(recipe, x, state)
+        assert sent.delta.keys() - {"seed"} == {"coordinates"}
+        assert sent.delta.keys() == recipe.spec(layout_of(x), Plan("", 0, 0)).keys()
+        before, state = state, committed(recipe, state, [sent, client(recipe, x, state)])
+        got, want = model(recipe, state, x), model(recipe, before, x) if before.version else None
+        z = families.make("hadamard", philox.derive(SEED, "ferret", before.version), 64)
+        if seeds == "shared":
+            gamma = sent.delta["coordinates"].split([64, 8, 4])[0]
+            sketch.rebuild(z, "a", gamma, out := torch.zeros_like(x["a"]))
+            assert torch.allclose(got["a"], out + (want["a"] if want else 0), atol=1e-3)
+    assert not any("norms" in n for n in state.tensors)
+
+
 # -- from the client to the model
 
 X = {"a": normal(16, 16), "b": 4 * normal(64, seed=2), "c": normal(5, seed=3) / 10}
@@ -489,7 +511,7 @@ def test_what_is_declared_is_so():
         ({"server_lr": 0.0}, "server_lr > 0"),
         ({"scale": "unbaised"}, "did you mean 'unbiased'"),
         ({"seeds": "own"}, "seeds is 'own'"),
-        ({"allocation": "size"}, "allocation is 'size'"),
+        ({"allocation": "sizes"}, "did you mean 'size'"),
         ({"space": "half"}, "space is 'half'"),
         ({"family": "hadamrd"}, "did you mean 'hadamard'"),
         ({"variant": "old"}, "variant is 'old'"),

@@ -14,13 +14,14 @@ from fedft.carriers.local import LocalPost
 from fedft.client.private_state import Kept
 from fedft.client.secure_sums import SecureSums
 from fedft.client.train import Client
-from fedft.config import LOCAL, RunConfig
+from fedft.config import RunConfig
 from fedft.contract import State, Turn
 from fedft.privacy.secure_sum.integer_uploads import integers_of
 from fedft.reports.metric_log import MetricsFile
 from fedft.server import guards
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
+from fedft.server.job import told
 from fedft.server.loop import Loop
 from fedft.server.sealed_post import SealedPost
 from fedft.update import Job, Update
@@ -100,11 +101,7 @@ class Summed:
         self.store = Store(folder / "state")
         found = self.store.latest()
         self.metrics = MetricsFile(folder / "metrics.jsonl", found[0].version if found else -1)
-        said = self.config.to_dict()
-        agreed = {
-            t: {k: v for k, v in said[t].items() if k not in LOCAL.get(t, ())} for t in ("strategy", "local", "codec")
-        }
-        self.job = Job(testing.RUN, testing.SEED, ToyBase().digest, agreed)
+        self.job = Job(testing.RUN, testing.SEED, ToyBase().digest, told(self.config))
         self.link = link(self.sites)
         clock = Clock()
         post = SealedPost(self.link, roster(names), SERVER_KEY, testing.RUN, clock=clock)

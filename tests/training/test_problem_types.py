@@ -70,6 +70,7 @@ def test_the_loss_is_the_model_s_own_by_every_way(problem, size, name):
         total, count = objective.measure(here, batch)["loss"]
         assert float(here.loss(batch)) == pytest.approx(own, rel=1e-6)
         assert float(OfLogits().loss(here, batch)) == pytest.approx(own, rel=1e-6)
+        assert float(here.losses(batch).mean()) == pytest.approx(own, rel=1e-6)
     assert count == 7
     assert total / count == pytest.approx(own, rel=1e-6)
     cross = functional.binary_cross_entropy_with_logits if problem == MULTI else functional.mse_loss

@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 RING = "ring"
 """The tensor of an upload: int32, or uint16 in a ring of 16 bits."""
-BLOCK, SLOT = "block", "slot"
-"""In `Plan.extra`: whose one-time masks hide the answer."""
 
 
 class Mean(NamedTuple):
@@ -160,22 +158,17 @@ def _by_the_guard(updates: Iterable[Update]) -> dict[str, Tensor]:
 
 
 def unfit(recipe: Recipe, config: RunConfig) -> str:
-    """Why this run cannot have secure sums, and the nearest thing that works; "" where it can."""
-    c, codec, name = config.clients, config.codec, recipe.name
-    if not (recipe.linear and recipe.ring_summable):
-        return f"{name} needs more of its clients than a sum; fedit, ffa_lora, fedavg and fedkseed do not"
-    if recipe.plans_work or c.plan is not None or (len(set(config.ranks())) > 1 and not recipe.space.rank_free):
-        return "clients with unlike work or ranks send what has no sum; leave out [clients] plan, and give one rank"
-    if codec.up != "fp32" or codec.error_feedback:
-        return f"integers are how updates are written: wanted [codec] up = 'fp32', got {codec.up!r}"
+    """Why this run cannot have secure sums, beside what `fedft.privacy.unfit` finds; "" where it can."""
+    if recipe.plans_work or (len(set(config.ranks())) > 1 and not recipe.space.rank_free):
+        return "clients with unlike work or ranks send what has no sum; wanted one rank, and a strategy that plans none"
     if config.local.epochs is not None:
         return "[local] epochs: steps would tell how many rows a client has; wanted steps"
-    if config.server.buffer is not None:
-        return "[server] buffer: masks cancel in the sum of all who were asked together, and of no others"
     if config.server.archive:
         return "[server] archive: what is masked cannot be replayed; leave it out"
     if config.limits.max_norm is not None:
         return "[limits] max_norm: nobody sees the norm of one update; leave it out, or set [privacy] range"
+    if config.privacy.secagg == "on" and config.clients.devices is not None:
+        return "[clients] devices: virtual devices have no part in masks; wanted 'clear', or no devices"
     if config.privacy.mode == "central-dp":
         return "mode = 'central-dp' has no way yet to clip what the server does not see; wanted 'example-dp' or 'none'"
     try:

@@ -1,0 +1,36 @@
+"""What a run's lines say of the noise that its clients add: epsilon of the client that has paid most, or why not.
+
+In a simulation the clients' own accounts are at hand. To the server of a deployment they are not, and it says what is
+public: of noise on whole updates the rounds and z are, of noise on records the probability is not, which tells how many
+rows a site has.
+"""
+
+from typing import Any
+
+from fedft.privacy import accountant
+from fedft.privacy.accountant import Release
+from fedft.privacy.tables import Privacy
+
+SEEDED = "seeded noise"
+OWN = "each site keeps its own account, which depends on how many rows it has"
+
+
+def said(privacy: Privacy, rounds: int, largest: float | None) -> dict[str, Any]:
+    """The keys "epsilon" and "delta" of a line, or "epsilon_why" where epsilon is None.
+
+    Args:
+        privacy: the run's; its mode has noise at clients.
+        rounds: that are over.
+        largest: what the client that has spent most has spent in this run; None: its clients alone know.
+    """
+    if privacy.noise == "seeded":
+        return {"epsilon": None, "epsilon_why": SEEDED}
+    delta = privacy.delta or 0.0
+    if largest is not None:
+        return {"epsilon": largest, "delta": delta, "outside_epsilon": ["evaluation"]}
+    if privacy.mode == "local-dp" and privacy.noise_multiplier is not None:
+        spent = accountant.epsilon([Release(privacy.noise_multiplier / 2, 1.0, rounds)], delta)
+        return {"epsilon": spent, "delta": delta}
+    if privacy.epsilon is not None:  # whatever its rows, each site has the noise that all rounds need
+        return {"epsilon": privacy.epsilon, "delta": delta}
+    return {"epsilon": None, "epsilon_why": OWN}
