@@ -147,7 +147,8 @@ def coordinate(
         link = announced(link_of(most), office.front)
         try:
             post = SealedPost(link, roster, office.key, run.job.run, audit, clock)
-            loop = run.loop(post, roll=Without(roster, lambda: run.steering.removed), lift=lift, clock=clock)
+            roll = Without(roster, lambda: run.steering.removed)
+            loop = run.loop(post, roll=roll, lift=lift, clock=clock, cards=roster.cards)
             register = office.place.keys / "roster.toml"
             acts = admin.Acts(loop.federation, run.steering, roster, register, folder, audit)
             with admin_socket.listening(folder, acts.answer):

@@ -138,7 +138,7 @@ def _loop(opened: OpenRun, place: Workplace, post: Post) -> Loop:
     """The engine of a run whose clients a post reaches, or the devices before them."""
     config, recipe = place.config, place.recipe
     if config.clients.devices is None:
-        return opened.loop(post)
+        return opened.loop(post, cards=place.cards)
     lines = [] if recipe.evaluation_has_own_state else opened.metrics.lines
     slow = VirtualPost(
         post,

@@ -15,6 +15,7 @@ from fedft.config import Local, RunConfig
 from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
 from fedft.privacy import site_noise, unfit
+from fedft.privacy.secure_sum import integer_uploads
 from fedft.recipe import Recipe
 from fedft.training import objectives, private_steps, private_walks, schedules
 from fedft.training.first_order import steps_within
@@ -84,6 +85,7 @@ def of(config: RunConfig) -> Recipe:
         raise ConfigError(why)
     recipe = _hiding_records(recipe, config)
     recipe = _planned(_transformed(_coded(_noisy(recipe, config), config), config), config)
+    recipe = integer_uploads.secured(recipe, config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
 
 
