@@ -24,8 +24,10 @@ def example(arguments: str) -> Codec:
 
     def rounded(x: Floats) -> Rounded:
         largest = np.float32(np.abs(x).max() if len(x) else 0)
-        if not (np.isfinite(largest) and largest > 0):
-            return Rounded(np.zeros(len(x), np.int32), np.float32(0) if largest == 0 else np.float32(np.nan))
+        if not np.isfinite(largest):  # comes out as NaN everywhere, and not as zeros, which a selection leaves out
+            return Rounded(np.ones(len(x), np.int32), np.float32(np.nan))
+        if not largest:
+            return Rounded(np.zeros(len(x), np.int32), largest)
         return Rounded(np.rint(x / largest * most).astype(np.int32), largest)
 
     def unpack(reader: Reader, k: int) -> Rounded:
