@@ -131,11 +131,11 @@ class Member:
 
         Args:
             slot: from 0 to 15, each for one vector for ever.
-            q: int32 [spec.length], within +-spec.largest; ValueError otherwise.
+            q: int32 [spec.length], within +-spec.most of one client; ValueError otherwise.
             work: what the vector answers, whatever the attempt, if that may be asked again; refused when a slot with
                 the same was opened, since a sum over other sites would give away those by which the two differ.
         """
-        most = self.spec.largest
+        most = self.spec.most(1, self.context.t)
         if q.dtype != np.int32 or q.shape != (self.spec.length,) or q.max() > most or q.min() < -most:
             raise ValueError(f"expected {self.spec.length} int32 within +-{most}, got {q.dtype} {q.shape}")
         if not self.dealers or not 0 <= slot < SLOTS:
