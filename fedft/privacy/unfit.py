@@ -84,8 +84,10 @@ def _rule(recipe: Recipe, config: RunConfig) -> Iterator[str]:
     """A robust rule that the strategy's updates do not fit."""
     rule = config.robust.rule
     for name, options in _tower(config) if rule != "none" else ():
-        lines = [] if name in MOVES_ONLY else [LINES.get(name, line_of(recipe))]
-        fits = ALL_RULES.intersection(*(line.rules for line in [*lines, *_options(name, options)]))
+        lines: list[Line | Option] = [*_options(name, options)]
+        if name not in MOVES_ONLY:
+            lines.append(LINES.get(name, line_of(recipe)))
+        fits = ALL_RULES.intersection(*(line.rules for line in lines))
         if rule not in fits:
             why = "a rule goes by distances or entries that its updates do not have"
             wanted = f"one of {', '.join(sorted(fits))}" if fits else "rule = 'none', or ffa_lora, which any rule fits"
