@@ -107,7 +107,7 @@ WALKERS = ("fedkseed", "mezo", "zo_fedavg")
 NOISY = ("central-dp", "shares", "local-dp")
 OPTIONS = (
     Option(("fedavg", "ferret"), "space", ("full",), {"example-dp": WHOLE_MODEL}),
-    Option(("fedavg",), "space", ("lora",), {}, PRODUCTS),
+    Option(("fedavg", "zo_fedavg"), "space", ("lora",), {}, PRODUCTS),
     Option(("fedsa_lora",), "global_b", ("mean",), dict.fromkeys(SUMS, VALUES)),
     Option(("fedsa_lora",), "realign", (True,), dict.fromkeys(SUMS, VALUES)),
     Option(("fedkseed",), "pro", (True,), dict.fromkeys(SUMS, HISTORY), NO_RULES),

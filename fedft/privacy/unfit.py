@@ -117,9 +117,6 @@ def _keys(recipe: Recipe, config: RunConfig) -> Iterator[str]:
     asked = columns(config)
     for wanting, holds, key, why, wanted in beside:
         yield from (_sentence(key, asked[c], why, wanted) for c in asked if holds and c in wanting)
-    if server.buffer is not None and config.robust.rule != "none":
-        key, rule = f"[server] buffer = {server.buffer}", f"[robust] rule = {config.robust.rule!r}"
-        yield _sentence(key, rule, "a rule compares updates of one state", "it left out")
 
 
 def _tower(config: RunConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
