@@ -24,6 +24,7 @@ from fedft.carriers.stream.link import StreamLink
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, StateDamaged
 from fedft.models import resident
+from fedft.privacy.audit import canaries, verdict
 from fedft.reports import privacy_lines
 from fedft.reports.observers import Audience, Observers
 from fedft.reports.quantities import size
@@ -128,6 +129,9 @@ def coordinate(
     sites = _taking_part(roster, office.place, lift)
     audit = Audit(folder / audits.FILE, Audience(observe))
     resume = (folder / "config.toml").exists()
+    if config.audit.canaries:
+        log.warning("[audit] canaries has no effect here: sites plant their own, in simulations clients do")
+    verdict.check(config, canaries.read(folder), held_out=False)
     with open_run.opened(config, folder, resume=resume, observe=audit, deployed=True) as held:
         salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
         here = resident.load(held.config, held.recipe)
@@ -143,7 +147,8 @@ def coordinate(
         link = announced(link_of(most), office.front)
         try:
             post = SealedPost(link, roster, office.key, run.job.run, audit, clock)
-            loop = run.loop(post, roll=Without(roster, lambda: run.steering.removed), lift=lift, clock=clock)
+            roll = Without(roster, lambda: run.steering.removed)
+            loop = run.loop(post, roll=roll, lift=lift, clock=clock, cards=roster.cards)
             register = office.place.keys / "roster.toml"
             acts = admin.Acts(loop.federation, run.steering, roster, register, folder, audit)
             with admin_socket.listening(folder, acts.answer):
@@ -154,7 +159,9 @@ def coordinate(
         absent = run_outputs.never_took_part(members, run.metrics.lines)
         for site, why in absent.items():
             log.warning("no update of %s counted in the whole run: %s", site, why)
-        return run.finish(state, len(members), {"never_took_part": absent})
+        summary = run.finish(state, len(members), {"never_took_part": absent})
+    verdict.raise_if_held(folder, summary)
+    return summary
 
 
 def _taking_part(roster: RosterFile, place: Place, lift: Collection[str]) -> list[str]:

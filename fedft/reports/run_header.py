@@ -38,7 +38,8 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     )
     traffic = f"{size(h['bytes_up'])} up, {size(h['bytes_down'])} down"
     steps = f"{h['steps']} {'step' if h['steps'] == 1 else 'steps'}"
-    told.append(f"a round  {steps} each; about {traffic}; run folder {size(h['disk'])}")
+    which = "round 1" if h.get("planned") else "a round"
+    told.append(f"{which}  {steps} each; about {traffic}; run folder {size(h['disk'])}")
     if memory := h.get("memory"):
         parts = [f"{k} {size(round(memory[k]))}" for k in ("base", "activations", "logits") if memory[k]]
         told.append(f"memory   {size(round(memory['peak']))} at most: {', '.join(parts)}")
