@@ -30,6 +30,7 @@ from fedft.contract import Private, Turn
 from fedft.errors import ConfigError, PlanRefused
 from fedft.privacy import accountant
 from fedft.privacy.keyed_stream import Stream, new_key
+from fedft.privacy.schedule import two_digits
 from fedft.privacy.tables import Privacy
 from fedft.update import BITS, MEMORY_LOST, Job
 
@@ -126,7 +127,8 @@ class OwnPrivacy:
         anywhere = replace(
             turn, plan=replace(turn.plan, run="")
         )  # a key is of one run; a seed is of two that are alike
-        parts = (work_of(anywhere, self._digest_of(rows)).encode(), self._facts, json.dumps(noise).encode())
+        work = work_of(anywhere, self._digest_of(rows), any_slot=True)
+        parts = (work.encode(), self._facts, json.dumps(noise).encode())
         salt = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
         return replace(turn, private=Private(clip, self._terms.z, Stream(self._key, salt), probability))
 
@@ -176,25 +178,31 @@ class OwnPrivacy:
         """Raise PlanRefused, `privacy_evaluation`, where a server may have no measures of held-out rows."""
         if self._closed:
             raise PlanRefused(
-                "privacy_evaluation", f"nothing is measured here under [privacy] mode = {self._said.mode!r}"
+                "privacy_evaluation",
+                f"nothing is measured here under [privacy] mode = {self._said.mode!r}, secagg = {self._said.secagg!r}",
             )
 
     @property
     def _closed(self) -> bool:
-        return self.deployed and self._said.at_clients
+        return self.deployed and self._silent
+
+    @property
+    def _silent(self) -> bool:
+        """Whether the server is told nothing that depends on single records, or on one client's."""
+        return self._said.at_clients or self._said.secagg != "off"
 
     def rows_told(self, train: int, held_out: int) -> tuple[int, int]:
         """(rows to train on, held out) as the server is told: how many it may not know where the unit is a row or less.
 
-        Then they are 1, and 1 or 0; and 0, too, where the server may not have them measured.
+        Nor of a secure sum. Then they are 1, and 1 or 0; and 0, too, where the server may not have them measured.
         """
-        if not self._said.at_clients:
+        if not self._silent:
             return max(1, train), held_out
         return 1, int(held_out > 0 and not self._closed)
 
     def told(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Those metrics of a turn that the server may have."""
-        return {n: x for n, x in metrics.items() if n in TOLD} if self._said.at_clients else dict(metrics)
+        return {n: x for n, x in metrics.items() if n in TOLD} if self._silent else dict(metrics)
 
 
 def of_site(site: SiteConfig, state: Path, keys: Path) -> OwnPrivacy:
@@ -202,16 +210,6 @@ def of_site(site: SiteConfig, state: Path, keys: Path) -> OwnPrivacy:
     policy = site.policy
     budget = Budget(math.inf if policy.max_epsilon is None else policy.max_epsilon, policy.delta)
     return OwnPrivacy(Ledger(state), keys, site.privacy.rows, budget, deployed=True)
-
-
-def two_digits(rows: int) -> int:
-    """A number of rows, rounded down to two digits: it stays as it is while few records come or go; at least 1.
-
-    >>> two_digits(4197), two_digits(326), two_digits(40)
-    (4100, 320, 40)
-    """
-    unit = 10 ** max(0, len(str(rows)) - 2)
-    return max(1, rows // unit * unit)
 
 
 def _facts(job: Job, config: RunConfig) -> bytes:

@@ -57,7 +57,7 @@ def columns(config: RunConfig) -> dict[str, str]:
 
 def line_of(recipe: Recipe) -> Line:
     """The line of a strategy that is not in the table, from what it declares."""
-    no: dict[str, Why] = {"shares": POOLS_ONLY, "zo-dp": NO_WALK}
+    no: dict[str, Why] = {"shares": POOLS_ONLY} | ({"zo-dp": NO_WALK} if recipe.walk is None else {})
     if recipe.upload_kind == "values":
         no |= dict.fromkeys(SUMS, NOT_CHANGES)
     if not recipe.ring_summable:
