@@ -22,6 +22,7 @@ from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import brought, evaluate
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
+from fedft.server.masked_rounds import MaskedRounds, SumLost
 from fedft.server.privacy_ledger import BudgetSpent
 from fedft.server.round import Round
 from fedft.server.traffic import Traffic, Until
@@ -46,6 +47,8 @@ class Loop:
     """Clients whose quarantine ends now."""
     gates: Sequence[Gate] = ()
     """What has to agree to a new state, behind that clients can decode it."""
+    masked: MaskedRounds | None = None
+    """Hides the updates of rounds until they are summed; None: nothing does."""
 
     def __post_init__(self) -> None:
         self._exchange = Exchange(self.federation)
@@ -64,6 +67,8 @@ class Loop:
                 continues.
         """
         run = self.federation
+        if run.deployed:
+            client_noise.say_what_is_not_measured(run.config.privacy)
         state, notes = self._found(clients)
         run.barred = notes["barred"]
         if run.private is not None:
@@ -139,8 +144,8 @@ class Loop:
         gates: list[Gate] = [Travels(run.recipe, run.rank), *self.gates]
         try:
             turns = buffered.from_json(notes.get(buffered.KEY, {}), run.clock.monotonic())
-            outcome = Round(self._exchange, state, norms, gates, notes["barred"], turns).carry_out()
-        except EverybodyLeft as e:
+            outcome = Round(self._exchange, state, norms, gates, notes["barred"], turns, self.masked).carry_out()
+        except (EverybodyLeft, SumLost) as e:
             log.warning("%s: it begins anew with those who are there now", e)
             run.store.drop(state.version)
             return state, notes
@@ -289,4 +294,4 @@ def _barred(refusals: list[list[Any]], limit: int) -> list[str]:
 
 def _total(line: Mapping[str, Any], way: str) -> int:
     train = sum(b[way] for b in line["bytes"].values()) if "bytes" in line else line.get(f"bytes_{way}", 0)
-    return train + sum(line.get("evaluation_bytes", {}).get(way, {}).values())
+    return train + sum(sum(line.get(what, {}).get(way, {}).values()) for what in ("secagg_bytes", "evaluation_bytes"))

@@ -24,10 +24,11 @@ from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.guard import Sum
 from fedft.server.journalled_update import update_in
+from fedft.server.masked_rounds import MaskedRounds
 from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
 from fedft.server.turns import Turns
-from fedft.update import MEMORY_LOST, Plan, Update
+from fedft.update import MEMORY_LOST, Plan, Scalar, Update
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class Round:
     """Clients in quarantine, who are not asked."""
     going_on: InitVar[Mapping[str, OpenTurn]] = MappingProxyType({})
     """What of earlier rounds goes on, by client."""
+    masked: MaskedRounds | None = None
+    """Hides the updates until they are summed; None: nothing does."""
     admitted: Admitted = field(default_factory=Admitted)
     traffic: Traffic = field(default_factory=Traffic)
     plans: dict[str, Plan] = field(default_factory=dict)
@@ -72,9 +75,12 @@ class Round:
         """
         started, by_clock = time.monotonic(), self.run.clock.monotonic()
         asked = self._begin()
-        self._collect_to_quorum(asked)
+        if self.masked is None or self.masked.survivors is None:
+            self._collect_to_quorum(asked)
         trained, by_clock = time.monotonic(), self.run.clock.monotonic() - by_clock
         weights = self._weights(asked)
+        if self.masked is not None:
+            weights = self.masked.open(self.exchange, weights)
         said: dict[str, Mapping[str, float]] = {}
         audit = self._audit(weights)
         run = self.run
@@ -85,6 +91,7 @@ class Round:
         said = {} if run.private else said
         facts = [(n, said[c]) for c, n in weights.items() if c in said]
         measured = {**by_bits.mean_loss(facts), **({} if error is None else {"aggregation_error": error})}
+        measured |= {k: x for k, x in guarded.items() if k == "train_loss"}
         after = self._through_gates(after, measured)
         seconds = {
             "train": trained - started,
@@ -94,6 +101,7 @@ class Round:
         }
         record = self.admitted.record(self.state.version, asked, weights, self.traffic, measured, seconds)
         record |= {**guarded, **self._turns.facts(weights, self.plans)}
+        record |= self.masked.record(record["refused"]) if self.masked is not None else {}
         record |= by_bits.trained(facts, self.run.config.model)
         record |= pruned_models.trained(said)
         if self.run.timed:
@@ -132,13 +140,18 @@ class Round:
         run.seat(number, asked)
         allowed = [c for c in run.members if c not in self.barred]
         going_on = self._turns.give_up(allowed, self.traffic)
+        extra: Mapping[str, Scalar] = {}
         if run.private:
             drawn = run.private.schedule.draw(number, run.members)  # once begun, those of the plans
             asked = asked or [c for c in drawn if c in allowed]
         elif not asked:
+            if self.masked is not None:
+                extra, allowed = self.masked.begin(self.exchange, allowed)
             asked = buffered.at_work(allowed, going_on, run.config.clients.per_round, run.job.seed, number)
         run.store.check_room()
-        self.plans = run.durable_plans(self.state, asked, {c: turn.plan for c, turn in going_on.items()})
+        self.plans = run.durable_plans(self.state, asked, {c: turn.plan for c, turn in going_on.items()}, extra)
+        if self.masked is not None:
+            self.masked.take_up(run, self.plans)
         if not run.virtual:
             self._recover(asked)
         recovered = list(self.admitted.examples)
@@ -284,13 +297,13 @@ class Round:
         if run.private:
             return None
         plan = self.plans[next(iter(weights))]
-        partial_plans = any(p.chosen or p.shape.without for p in self.plans.values())  # each has a mean of its own
         late = any(self.plans[c].round != self.state.version for c in weights)  # these are changes of other states
-        if not run.config.eval.exactness or partial_plans or late:
+        summed = run.config.privacy.secagg != "off"  # nobody sees single updates
+        if not run.config.eval.exactness or late or summed:
             return None
         begun = Beginnings(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
         audit = AggregationAudit(begun)
-        return audit.sampled(len(self.plans)) if audit.possible() else None
+        return audit.sampled(len(self.plans)) if audit.possible(self.plans[c] for c in weights) else None
 
     def _sum(self, asked: list[str], weights: Mapping[str, int], updates: Callable[[], Iterator[Update]]) -> Sum:
         """What the guard is given of this round."""

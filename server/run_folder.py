@@ -10,6 +10,7 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.models import dtypes
+from fedft.privacy.audit import canaries
 from fedft.reports.loggers import interface as loggers
 from fedft.training.metrics import interface as metrics
 
@@ -48,8 +49,9 @@ def prepare(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
 
 
 def _holds_more(folder: Path) -> bool:
-    """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written."""
-    left = {"state", "state/lock", "state/journal", ".writable", "config.toml.tmp"}
+    """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written, or a site's plan
+    of what is to be audited."""
+    left = {"state", "state/lock", "state/journal", ".writable", "config.toml.tmp", canaries.FILE}
     found = (p.relative_to(folder) for p in folder.rglob("*"))
     return any(p.as_posix() not in left and p.parts[0] != INPUTS for p in found)
 
