@@ -15,10 +15,12 @@ import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from fedft import durable
 from fedft.arithmetic import tensors
+from fedft.client import noise_key
 from fedft.client.sent_records import FILE, SentRecords
 from fedft.client.state_files import StateFiles
 from fedft.contract import State, Turn
@@ -133,7 +135,8 @@ class SiteDisk:
         So a server that begins run after run does not fill the disk. What is removed is told of in the log.
         """
         found: dict[str, list[Path]] = {}
-        for path in [*self.folder.glob("*-*.fedft"), *self.folder.glob("kept/*/*.fedft")]:
+        files = [self.folder.glob(of) for of in ("*-*.fedft", "kept/*/*.fedft", f"kept/*/{noise_key.FILE}")]
+        for path in chain(*files):
             run = path.parent.name if path.parent.parent.name == "kept" else path.stem.rpartition("-")[2]
             if RUN.fullmatch(run):
                 found.setdefault(run, []).append(path)

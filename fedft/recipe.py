@@ -52,6 +52,7 @@ from fedft.contract import (
     Work,
 )
 from fedft.training.first_order import FirstOrder
+from fedft.training.zeroth_rules import Walk
 from fedft.update import Download, Plan, Shape, Spec, TensorSpec, Update
 
 # What a strategy is written with; other names of this module are defaults of a `Recipe`'s parts.
@@ -145,6 +146,8 @@ class Recipe:
     """Updates -> change; reads them once, in roster order. You need one wherever the mean of deltas is not the rule."""
     local: LocalStep = field(default_factory=FirstOrder)
     """What a client does; `FirstOrder(send="value")` where it starts from a draw of its own instead of the state."""
+    walk: Walk | None = None
+    """How `local` takes zeroth-order steps (`zeroth_order.walk`); None: it takes none."""
     initial: "Callable[[Layout, int, int], Tensors | Next] | None" = None
     """(layout, largest rank, seed) -> tensors of version 0; default: those of the space that learn."""
     server: Callable[[State, Tensors], "Tensors | Next"] = add

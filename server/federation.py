@@ -21,6 +21,7 @@ from fedft.server.checkpoint import Store
 from fedft.server.guard import Guard, Unguarded
 from fedft.server.job import told
 from fedft.server.membership import Membership, Roll
+from fedft.server.private_sum import PrivateSum
 from fedft.server.steering import Steering
 from fedft.server.traffic import Clock, Until
 from fedft.training import schedules
@@ -88,6 +89,11 @@ class Federation:
     _looked: float = -math.inf
     _steered: Mapping[str, Any] | None = None
     _turned_away: frozenset[str] = frozenset()
+
+    @property
+    def private(self) -> PrivateSum | None:
+        """The guard, where it hides each client's part by noise; then nothing is said that only one of them knows."""
+        return self.guard if isinstance(self.guard, PrivateSum) else None
 
     def enter(self, clients: Collection[str], kept: Mapping[str, Any] | None = None) -> None:
         """Make `clients` the founders of the run, each with its place and the rank that the run file deals out.

@@ -128,9 +128,17 @@ def _site_file(config: RunConfig, name: str, server: str, rows: int) -> str:
             "max_learning_rate": config.local.learning_rate,
             "max_batch_size": max(config.local.batch_size, config.eval.batch_size),
             "max_tokens": _tokens(config),
+            **_privacy(config),
         },
     }
     return "# Written by `fedft split`: one client of a simulation as a site.\n\n" + tomli_w.dumps(tables)
+
+
+def _privacy(config: RunConfig) -> dict[str, Any]:
+    """What the run hides is the least that its sites require; noise that hides nothing they allow for a rehearsal."""
+    p = config.privacy
+    require = [*([p.mode] if p.on else []), *(["secagg"] if p.secagg == "on" else [])]
+    return {**({"require": require} if require else {}), **({"seeded_noise": True} if p.noise == "seeded" else {})}
 
 
 def _tokens(config: RunConfig) -> int:

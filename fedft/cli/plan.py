@@ -102,6 +102,7 @@ def _refusal(group: "Group", remedy: "Remedy", limit: int, whose: str) -> str:
 
 def _show(found: "Planned", groups: "list[Group]", whole: "Run", measured: "Probe | None") -> None:
     """Print the table, and below it the run as a whole."""
+    from fedft.reports import privacy_lines
     from fedft.reports.quantities import count, duration, size
     from fedft.reports.terminal import table
 
@@ -129,6 +130,8 @@ def _show(found: "Planned", groups: "list[Group]", whole: "Run", measured: "Prob
     typer.echo(f"run      {rounds}")
     typer.echo(f"pace     {whole.pace} {why}")
     typer.echo(f"process  {size(round(groups[0].largest.memory.process))} of each peak are Python and its libraries")
+    for line in privacy_lines.lines(found.privacy):
+        typer.echo(line)
     if measured is not None:
         typer.echo(f"probe    {measured.text}")
     if whole.cut:
@@ -143,6 +146,7 @@ def _as_dict(
     return {
         "fits": not remedies, "limit": limit, "limit_of": whose, "known": found.of.anatomy.known,
         "clients": [g.to_dict() for g in groups], "run": vars(whole), "disk": found.disk,
+        "privacy": dict(found.privacy),
         "remedies": {name: r._asdict() for name, r in remedies.items()},
         "probe": None if measured is None else measured.to_dict(),
     }  # fmt: skip

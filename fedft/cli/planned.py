@@ -30,6 +30,8 @@ class Planned:
     """Bytes of memory by whose limit it is."""
     disk: int | None
     """Bytes of the run folder at the end; None: at a site."""
+    privacy: Mapping[str, Any]
+    """See `fedft.forecast.privacy_cost.cost`."""
 
     @property
     def limit(self) -> tuple[int | None, str]:
@@ -52,7 +54,7 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
     from fedft.models import free_memory, lengths
     from fedft.models.load import device_of
     from fedft.models.skeleton import skeleton
-    from fedft.server import disk_need, open_run
+    from fedft.server import disk_need, foreseen_privacy, open_run
 
     config, site = open_run.resolved(config), None
     if site_path is not None:
@@ -77,7 +79,9 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
     disk = disk_need.foreseen(config, recipe, layout, clients).whole if site is None else None
     torch.set_num_threads(config.local.threads)
     of = Forecaster(anatomy_of(base, config.model.modules_to_save), layout, config, recipe, asked=asked)
-    return Planned(of, base, rows, limits, disk)
+    known, at_server = {name: r.train for name, r in rows.items()}, config.privacy.mode == "central-dp"
+    foreseen = {} if site is not None and at_server else foreseen_privacy.of_run(config, recipe, layout, known)
+    return Planned(of, base, rows, limits, disk, foreseen)
 
 
 def _layout(config: "RunConfig", base: "Base", of_base: bool) -> Any:

@@ -57,7 +57,7 @@ def columns(config: RunConfig) -> dict[str, str]:
 
 def line_of(recipe: Recipe) -> Line:
     """The line of a strategy that is not in the table, from what it declares."""
-    no: dict[str, Why] = {"shares": POOLS_ONLY, "zo-dp": NO_WALK}
+    no: dict[str, Why] = {"shares": POOLS_ONLY} | ({"zo-dp": NO_WALK} if recipe.walk is None else {})
     if recipe.upload_kind == "values":
         no |= dict.fromkeys(SUMS, NOT_CHANGES)
     if not recipe.ring_summable:
@@ -101,6 +101,7 @@ def _keys(recipe: Recipe, config: RunConfig) -> Iterator[str]:
         "gradients of single records are each client's own",
     )
     planned = "planners look at single clients, and may give them unlike shapes"
+    rows_told = "steps would tell the server how many rows there are"
     many = isinstance(server.together, int) and server.together > 1
     beside: list[tuple[tuple[str, ...], bool, str, str, str]] = [
         (sums, server.buffer is not None, f"[server] buffer = {server.buffer}", "a sum is of one round", "it left out"),
@@ -110,6 +111,7 @@ def _keys(recipe: Recipe, config: RunConfig) -> Iterator[str]:
         (steps, local.packing, "[local] packing", coupled, "it left out"),
         (steps, local.trainer is not None, f"[local] trainer = {local.trainer!r}", "it adds no noise", "it left out"),
         (steps, local.epochs is not None, f"[local] epochs = {local.epochs}", "records are drawn by coins", "steps"),
+        (("local-dp",), local.epochs is not None, f"[local] epochs = {local.epochs}", rows_told, "steps"),
         (steps, many, f"[server] together = {server.together}", alone, "1, or it left out"),
     ]
     asked = columns(config)

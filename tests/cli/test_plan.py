@@ -233,3 +233,18 @@ def test_a_first_round_that_asks_for_little_does_not_stand_for_all(
     assert said not in caplog.text
     plan("run.toml", "--set", "strategy.name=fedpipe")
     assert said in caplog.text
+
+
+def test_what_privacy_will_cost_is_said_with_the_rest(plan: Plan, tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting", reason="pip install 'fedft[dp]'")
+    said = ("--set", "privacy.clip=0.5", "--set", "privacy.delta=0.01", "--set", "privacy.noise_multiplier=2")
+    done = plan("run.toml", "--set", "privacy.mode=central-dp", *said)
+    assert (done.code, done.err) == (0, "")
+    assert "privacy  central-dp, of one client: epsilon " in done.out
+    found = plan("run.toml", "--json", "--set", "privacy.mode=example-dp", *said).json["privacy"]
+    assert found["unit"] == "record"
+    assert found["after"][-1] == [3, found["epsilon"]]
+    assert plan("run.toml", "--json").json["privacy"] == {}
+    refused = plan("run.toml", "--set", "privacy.mode=central-dp", *said, "--set", "strategy.name=flora")
+    assert refused.code == 2
+    assert "[strategy] name = 'flora' and [privacy] mode = 'central-dp'" in refused.err
