@@ -27,7 +27,7 @@ _FIELDS = struct.Struct("<8sI32sHH32sB")
 
 
 def threshold(n: int) -> int:
-    """t of n members: how many must answer before a sum can be opened, and two thirds cannot.
+    """t of n members, more than two thirds: so many must answer before a sum can be opened.
 
     >>> threshold(5), threshold(100)
     (4, 67)
