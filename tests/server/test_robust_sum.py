@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from deployed import Deployment, Killed, kill_at
 from torch import Tensor
 
 from fedft import run_file, strategies, testing
@@ -201,3 +203,17 @@ def test_updates_are_not_changed_and_another_order_of_reading_gives_the_same_byt
         assert a.record == b.record
     for old, new in zip(before, of.updates(), strict=True):
         assert all(torch.equal(x, new.delta[n]) for n, x in old.items())
+
+
+@pytest.mark.parametrize("at", ["round", "admitted", "line"])
+def test_a_server_that_is_killed_ends_with_the_bytes_of_one_that_was_not(tmp_path: Path, at: str) -> None:
+    """Updates come from memory in one run and, of the round at work, from the journal in the other."""
+    guard = RobustSum(run_file.from_dict({"robust": {"rule": "geometric_median"}, "server": {"seed": testing.SEED}}))
+    wanted = Deployment(tmp_path / "whole", federation={"guard": guard}).run().digest
+    first = Deployment(tmp_path / "killed", federation={"guard": guard})
+    kill_at(first, at, 1)
+    with pytest.raises(Killed):
+        first.run()
+    again = Deployment(tmp_path / "killed", sites=first.sites, federation={"guard": guard})
+    assert again.run().digest == wanted
+    assert Deployment(tmp_path / "plain").run().digest != wanted
