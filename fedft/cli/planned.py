@@ -51,6 +51,7 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
     import torch
 
     from fedft import strategies
+    from fedft.aggregation import robust_rules
     from fedft.client import allowed_jobs, job_limits, site_file
     from fedft.forecast.anatomy import anatomy_of
     from fedft.forecast.work import Forecaster
@@ -65,6 +66,7 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
         job_limits.check_limits(config, site.policy)
         config = open_run.resolved(allowed_jobs.carried_out(config, site))
     recipe, base = strategies.of(config), skeleton(config.model)
+    robust_rules.check(config, recipe, deployed=site is not None)
     lengths.check_lengths(base, config)
     layout = recipe.space.layout(_layout(config, base, recipe.space.of_base))
     rows = _rows(config, base, site)
