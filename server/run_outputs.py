@@ -151,11 +151,14 @@ def _end(config: RunConfig, version: int, last: Mapping[str, Any]) -> dict[str, 
 def never_took_part(clients: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Those of `clients` of whom no update counted in any of these lines of metrics.jsonl, with why not.
 
-    Why is the last refusal of theirs, as code and reason, or that they were not asked.
+    Why is the last refusal of theirs, as code and reason, or that they were not asked. Nobody, where the lines hide who
+    took part.
     """
     counted: set[str] = set()
     refused: dict[str, str] = {}
     for line in lines:
+        if "participants" in line.get("hidden", ()):
+            return {}
         counted.update(line.get("participants", ()))
         refused |= {r["client"]: f"{r['code']}: {r['reason']}" for r in line.get("refused", ())}
     return {c: refused.get(c, "was not asked") for c in sorted(clients, key=str.encode) if c not in counted}
