@@ -144,7 +144,7 @@ def _end(config: RunConfig, version: int, last: Mapping[str, Any]) -> dict[str, 
     spent = {k: last[k] for k in ("epsilon", "epsilon_why", "delta") if k in last}
     if version >= config.server.rounds:
         return {"ended": "rounds", **spent}
-    if spent and (config.server.budget is None or last["rounds_left"] == 0):
+    if spent and (config.server.budget is None or last.get("rounds_left") == 0):
         return {"ended": "max_epsilon", "stopped": "max_epsilon", **spent}
     return {"ended": "budget", **spent}
 
