@@ -1,17 +1,20 @@
 """One client's part in the secure sums of a run: its secrets on the disk, and what it says to the server of them.
 
-    secagg-<run>.fedft        SHA-256 of the rest, SHA-256 of the message that opened the block, the member's secrets
+    secagg-<run>.fedft        SHA-256 of the rest, a line of JSON (`Said`), the member's secrets
     integers-<run>.fedft      SHA-256 of the rest, a line of JSON (what work it was), the update without masks
 
 Both are of mode 0600, and on the disk before anything that depends on them leaves. So a client that is killed says the
 same once more; and work that is asked for again, in another slot, is masked again without being done again. Whoever
 loses the first file sits out until the next block. To overwrite a file does not wipe a disk: encrypt it.
+
+Of one work a client opens sums over the same clients only, in whatever slot or block: two that differ by one client
+would give that one away.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -32,7 +35,7 @@ from fedft.privacy.secure_sum.integer_uploads import (
     of_ring,
 )
 from fedft.privacy.secure_sum.member import Member
-from fedft.privacy.secure_sum.messages import Step
+from fedft.privacy.secure_sum.messages import Step, read
 from fedft.recipe import Recipe
 from fedft.security import private_keys
 from fedft.security.roster import load_roster
@@ -41,6 +44,20 @@ from fedft.wire import messages
 
 STEP_AT = 6  # of a message's bytes
 MAX_RANK = 256  # of an adapter whose numbers are summed under masks
+
+WORKS = 64  # that a client remembers having opened a sum of: a run goes back by some rounds at most
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a client remembers beside its secrets."""
+
+    opening: str = ""
+    """SHA-256, hexadecimal, of the message that opened the block."""
+    works: Mapping[str, str] = field(default_factory=dict)
+    """Work by slot of the block."""
+    opened: Mapping[str, str] = field(default_factory=dict)
+    """By work, the last WORKS of them: the clients over which a sum of it was opened, as the message had them."""
 
 
 @dataclass
@@ -57,8 +74,7 @@ class SecureSums:
     integers: Integers
     """What the run makes of an update."""
     run: str = ""
-    _opening: bytes = b""
-    """SHA-256 of the message that opened the block."""
+    _said: Said = field(default_factory=Said)
     _member: Member | None = None
     _done: tuple[str, bytes] = "", b""
     """The work that was done last, and the bytes of its update before masks."""
@@ -67,9 +83,10 @@ class SecureSums:
         """Take up what is on the disk of `run`. Raises PlanRefused where it was begun with another key."""
         if run == self.run:
             return
-        self.run, self._opening, self._member, self._done = run, b"", None, ("", b"")
+        self.run, self._said, self._member, self._done = run, Said(), None, ("", b"")
         if (body := self._read("secagg")) is not None:
-            self._opening, self._member = body[:32], members.from_bytes(body[32:], self.key)
+            head, _, secrets = body.partition(b"\n")
+            self._said, self._member = Said(**json.loads(head)), members.from_bytes(secrets, self.key)
         if (body := self._read("integers")) is not None:
             head, _, update = body.partition(b"\n")
             self._done = json.loads(head)["work"], update
@@ -86,8 +103,18 @@ class SecureSums:
         elif step == Step.DELIVER:
             held, said = held.delivered(message)
         else:
-            held, said = held.opened(message)
-        self._keep(held)
+            return self._open_sum(held, message)
+        self._keep(held, self._said)
+        return said
+
+    def _open_sum(self, held: Member, message: bytes) -> bytes:
+        frame = read(message, Step.UNMASK, PlanRefused, held.context)
+        work, over = self._said.works.get(str(frame.slot), ""), frame.body.hex()
+        if self._said.opened.get(work, over) != over:
+            raise PlanRefused("secagg_second_answer", "a sum of this work was opened over other clients")
+        held, said = held.opened(message)
+        opened = dict([*self._said.opened.items(), (work, over)][-WORKS:])
+        self._keep(held, replace(self._said, opened=opened))
         return said
 
     def masked(self, update: Update, turn: Turn, layout: Layout, rows: str) -> Update:
@@ -105,14 +132,15 @@ class SecureSums:
             raise PlanRefused("secagg_context", f"block {block!r:.20}, slot {slot!r:.20}; here the block is {there}")
         if spec != held.spec:
             raise PlanRefused("secagg_context", "the plan is for another vector than the block")
-        held, y = held.masked(slot, of_ring(update.delta[RING]), bytes.fromhex(work_of(turn, rows, any_slot=True)))
-        self._keep(held)
+        held, y = held.masked(slot, of_ring(update.delta[RING]))
+        work = work_of(turn, rows, any_slot=True)
+        self._keep(held, replace(self._said, works={**self._said.works, str(slot): work}))
         return replace(update, delta={RING: as_they_travel(y)})
 
     def sent(self, plan: Plan) -> None:
         """Erase the client's own secrets of a slot, now that the masked vector is on the disk."""
         if self._member is not None and type(slot := plan.extra.get(SLOT)) is int:
-            self._keep(self._member.erased(slot))
+            self._keep(self._member.erased(slot), self._said)
 
     def unmasked(self, work: str, plan: Plan, layout: Layout) -> Update | None:
         """The update of this work before masks, as an answer to `plan`, if it was the last that was done."""
@@ -129,15 +157,14 @@ class SecureSums:
             durable.commit(self._file("integers"), json.dumps({"work": work}).encode() + b"\n", self._done[1])
 
     def _begin(self, message: bytes, layout: Layout) -> bytes:
-        digest, held = hashlib.sha256(message).digest(), self._member
-        if held is not None and digest == self._opening:
+        digest, held = hashlib.sha256(message).hexdigest(), self._member
+        if held is not None and digest == self._said.opening:
             return held.keys()
         found = [*self._vectors(layout)]
         wanted = next((spec for spec in found if message.endswith(spec.json())), found[0])
         last = -1 if held is None else held.context.block
         held = members.begun(message, self.cards, self.name, self.key, last, wanted, self.run)
-        self._opening = digest
-        self._keep(held)
+        self._keep(held, Said(digest, opened=self._said.opened))
         return held.keys()
 
     def _vectors(self, layout: Layout) -> Iterator[Spec]:
@@ -146,10 +173,11 @@ class SecureSums:
         for rank in [0] if of.recipe.space.rank_free else range(1, MAX_RANK + 1):
             yield of.spec(layout, Plan(self.run, 0, 0, rank=rank, steps=of.config.local.steps))
 
-    def _keep(self, held: Member) -> None:
-        if held is not self._member and self.folder is not None:
-            durable.commit(self._file("secagg"), self._opening, held.to_bytes())
-        self._member = held
+    def _keep(self, held: Member, said: Said) -> None:
+        """Make the member and what was said durable, before anything is sent."""
+        if self.folder is not None and (held is not self._member or said != self._said):
+            durable.commit(self._file("secagg"), json.dumps(asdict(said)).encode() + b"\n", held.to_bytes())
+        self._member, self._said = held, said
 
     def _read(self, kind: str) -> bytes | None:
         return None if self.folder is None else durable.verified(self._file(kind))

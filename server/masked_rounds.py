@@ -59,6 +59,8 @@ class MaskedRounds:
     _block: Block | None = None
     _slot: int = SLOTS
     """Of the round at work."""
+    _spent: int = -1
+    """The round at work, if a slot of it was given up since too few could mask their updates in it."""
 
     def __post_init__(self) -> None:
         if (body := durable.verified(self._file("block"))) is not None:
@@ -88,8 +90,19 @@ class MaskedRounds:
         extra = next(iter(plans.values())).extra
         if self._block is None or extra.get(BLOCK) != self._block.context.block:
             raise SumLost(f"block {extra.get(BLOCK)} of its secure sum is lost")
-        self._slot = int(extra[SLOT])
+        self._slot, self._spent = int(extra[SLOT]), self._spent if self._spent == run.number else -1
         run.fewest = self._block.context.t
+
+    def give_up(self, number: int, refused: Collection[Mapping[str, str]]) -> None:
+        """Give up the slot of a round, and its block, where members have none to mask an update in.
+
+        As after a restore of an earlier state: they have used their slots for other rounds. Raises SumLost the first
+        time in a round, so that it begins anew in another block.
+        """
+        codes = {r["code"] for r in refused}
+        if self.survivors is None and codes & {"secagg_slot_used", "secagg_context"} and self._spent != number:
+            self._spent, self._block = number, None
+            raise SumLost(f"round {number}: too few have secrets left for its slot")
 
     @property
     def survivors(self) -> Collection[str] | None:
@@ -160,23 +173,32 @@ class MaskedRounds:
 
     def _begun(self, exchange: Exchange, allowed: Collection[str]) -> Block:
         """A new block, of which t members at least are ready; durable. Raises RunPaused."""
-        run, cards = exchange.federation, dict(self.cards())
-        number = self._numbers.next(begun=run.number > 0 or (self.folder.parent / "attempt").exists())
-        plan = Plan(run.job.run, 0, 0, rank=run.rank, steps=run.config.local.steps)
-        spec = self.integers.spec(run.layout, plan)
-        block = Block(context.context_of(run.job.run, number, cards, spec), cards, spec)
-        log.info("round %d: block %d of secure sums, %d members", run.number, number, len(cards))
-        asked = [c for c in cards if c in allowed]
-        self._ask(exchange, dict.fromkeys(asked, block.open()), block.took_keys)
-        book, names = _paused(run, block.book), context.members(cards)
+        run = exchange.federation
+        begun = run.number > 0 or (self.folder.parent / "attempt").exists()
+        block = self._opened(exchange, allowed, self._numbers.next(begun=begun))
+        known = {r["client"] for r in self.traffic.refused if r["code"] == "secagg_context"}
+        if len(block.entries) < block.context.t <= len(block.entries) + len(known) and self._numbers.jump():
+            block = self._opened(exchange, allowed, self._numbers.next(begun=True))  # they know later blocks than we do
+        book, names = _paused(run, block.book), context.members(block.cards)
         self._ask(exchange, dict.fromkeys([names[i - 1] for i in block.entries], book), block.took_shares)
         dealers = [names[i - 1] for i in block.boxes]
         boxes = {c: _paused(run, partial(block.deliver, c)) for c in dealers}
         self._ask(exchange, boxes, block.took_ready)
         if len(block.ready) < block.context.t:
-            raise _too_few(run, f"{len(block.ready)} of {len(cards)} clients are ready, {block.context.t} needed")
+            ready = f"{len(block.ready)} of {block.context.n} clients are ready"
+            raise _too_few(run, f"{ready}, {block.context.t} needed")
         self._block = block
         self._keep()
+        return block
+
+    def _opened(self, exchange: Exchange, allowed: Collection[str], number: int) -> Block:
+        """A block of this number whose members have been asked for their keys."""
+        run, cards = exchange.federation, dict(self.cards())
+        plan = Plan(run.job.run, 0, 0, rank=run.rank, steps=run.config.local.steps)
+        spec = self.integers.spec(run.layout, plan)
+        block = Block(context.context_of(run.job.run, number, cards, spec), cards, spec)
+        log.info("round %d: block %d of secure sums, %d members", run.number, number, len(cards))
+        self._ask(exchange, dict.fromkeys([c for c in cards if c in allowed], block.open()), block.took_keys)
         return block
 
     def _ask(self, exchange: Exchange, payloads: Mapping[str, bytes], took: Callable[[str, bytes], None]) -> None:

@@ -20,9 +20,7 @@ def check(config: RunConfig, deployed: bool) -> None:
 
 def _refused(config: RunConfig, deployed: bool) -> dict[str, str]:
     """Why it cannot be had with a key of the run file, by key."""
-    server, found = config.server, {}
-    if config.privacy.secagg != "off":
-        found["secagg"] = "the server clips single updates, which it does not see then; one of the two"
+    server, found = config.server, dict[str, str]()
     if server.archive:
         found["[server] archive"] = "it keeps the updates, and noise whose sum is known hides nothing; leave it out"
     if server.budget is not None and budget_of(server.budget)[0] == "bytes":

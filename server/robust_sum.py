@@ -10,6 +10,7 @@ there weights count relative to their sum.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -86,7 +87,7 @@ class RobustSum:
     def _by_entry(self, of: Sum, updates: Sequence[Update]) -> Summed:
         robust, recipe = self.config.robust, of.recipe
         terms = [recipe.summand(u.delta, of.plans[c]) for c, u in zip(of.weights, updates, strict=True)]
-        rule = entrywise.median if robust.rule == "median" else entrywise.trimmed(robust.trim)
+        rule = entrywise.median if robust.rule == "median" else partial(entrywise.trimmed_mean, trim=robust.trim)
         middle = entrywise.of_clients_tensors(terms, rule)
         if not any(bool(x.any()) for x in middle.values()) and any(bool(x.any()) for t in terms for x in t.values()):
             said = "round %d: the %s of all updates is zero in every entry: of each entry most clients say nothing"

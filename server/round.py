@@ -201,6 +201,8 @@ class Round:
                 raise EverybodyLeft(f"round {self.state.version}: all who were asked have left")
             if len(self.admitted.examples) >= run.enough(len(self._counted(asked))):
                 return
+        if self.masked is not None:
+            self.masked.give_up(self.state.version, self.traffic.refused)
         refused = next(iter(self.traffic.refused), None)
         admitted, counted = len(self.admitted.examples), len(self._counted(asked)) if asked else 0
         raise RunPaused(too_few.why(run, self.state.version, admitted, counted, attempts, self.barred, refused))

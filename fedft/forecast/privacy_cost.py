@@ -10,6 +10,7 @@ from fedft.config import RunConfig
 from fedft.contract import Layout
 from fedft.privacy import schedule
 from fedft.privacy.schedule import Schedule
+from fedft.privacy.secure_sum.integer_uploads import RING
 from fedft.recipe import Recipe, as_it_is
 from fedft.update import Plan
 
@@ -60,6 +61,8 @@ def numbers(recipe: Recipe, layout: Layout, rank: int, mode: str) -> int:
     if mode in ("example-dp", "zo-dp"):
         return sum(math.prod(t.shape) for t in recipe.space.spec(layout, plan.shape).values())
     spec = recipe.spec(layout, plan)
+    if RING in spec:
+        return spec[RING].shape[0] - 1  # the last is the loss
     if recipe.summand is as_it_is:
         return sum(math.prod(t.shape) for t in spec.values() if t.dtype == "float32")
     zeros = {n: torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for n, t in spec.items()}

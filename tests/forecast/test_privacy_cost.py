@@ -121,7 +121,7 @@ def test_a_delta_that_is_too_large_is_refused_before_anything_starts() -> None:
 @pytest.mark.parametrize("mode", ["central-dp", "local-dp", "example-dp"])
 @pytest.mark.parametrize("z", [0.05, 0.7, 300.0])
 def test_lines_fit_into_a_terminal(mode: str, z: float) -> None:
-    secagg = {} if mode == "central-dp" else {"secagg": "on"}
+    secagg = {} if mode == "central-dp" else {"secagg": "on", "range": 1.0}
     said = privacy_lines.lines(foreseen(BASE | {"mode": mode, "noise_multiplier": z} | secagg))
     assert len(said) >= 3
     for line in said:

@@ -167,6 +167,32 @@ def test_what_the_server_loses_costs_a_block_and_no_byte(tmp_path: Path, undistu
     assert min(block for _, block, _ in again.link.opened) > 0
 
 
+def test_a_server_that_goes_back_to_an_earlier_state_begins_another_block(tmp_path: Path, undisturbed: str) -> None:
+    """Its sites know later blocks and have used their slots; a sum over the same ones tells nothing new."""
+    masked = Summed(tmp_path, rounds=1)
+    masked.run()
+    shutil.copytree(tmp_path / "state", tmp_path / "backup")
+    Summed(tmp_path, sites=masked.sites).run()
+    (tmp_path / "metrics.jsonl").unlink()
+    shutil.rmtree(tmp_path / "state")
+    (tmp_path / "backup").rename(tmp_path / "state")
+    again = Summed(tmp_path, sites=masked.sites)
+    assert again.run().digest == undisturbed
+    assert {len(line["weights"]) for line in again.metrics.lines[1:]} == {5}
+
+
+def test_no_site_opens_sums_of_one_work_over_unlike_clients(tmp_path: Path) -> None:
+    """Not in another block either: a server that goes back lets one site away, and would have its update."""
+    masked = Summed(tmp_path, rounds=1)
+    masked.run()
+    for name in ("gen-00000001.fedft", "secagg/block.fedft"):
+        (tmp_path / "state" / name).unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    again = Summed(tmp_path, sites=masked.sites, rounds=1, link=Without)
+    with pytest.raises(RunPaused, match="0 of 4 clients have opened their secure sum"):
+        again.run()
+
+
 def test_a_site_that_loses_its_disk_sits_out_until_the_next_block(tmp_path: Path) -> None:
     masked = Summed(tmp_path, rounds=2)
     masked.run()
@@ -190,6 +216,14 @@ def test_a_site_whose_roster_is_another_takes_no_part_and_too_few_pause_the_run(
         other.sites[name].cards = cards(NAMES[:4])  # type: ignore[attr-defined]
     with pytest.raises(RunPaused, match="3 of 5 sites sent keys, 4 needed"):
         other.run()
+
+
+class Without(Direct):
+    """Without emil's updates."""
+
+    def nodes(self) -> dict[str, int]:
+        """All but emil."""
+        return {name: i for name, i in super().nodes().items() if name != "emil"}
 
 
 class Silent(Watching):
