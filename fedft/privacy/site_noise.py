@@ -29,8 +29,8 @@ class SiteNoise:
 
     integers: bool = False
     """Whether tensors of integers may be sent as they are, since they only say where the others belong."""
-    keeps: bool = False
     stage: ClassVar[Stage] = "noise"
+    keeps = False
 
     def apply(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
         """The update with noise; a change that is not finite counts as none, as a refusal would tell of the rows.
