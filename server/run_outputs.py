@@ -140,13 +140,12 @@ def summary_of(
 
 
 def _end(config: RunConfig, version: int, last: Mapping[str, Any]) -> dict[str, Any]:
-    """Why a run has ended, and under differential privacy what it has spent; `last` is its last line."""
-    spent = {k: last[k] for k in ("epsilon", "epsilon_why", "delta") if k in last}
+    """Why a run has ended, whose last line this is."""
     if version >= config.server.rounds:
-        return {"ended": "rounds", **spent}
-    if spent and (config.server.budget is None or last["rounds_left"] == 0):
-        return {"ended": "max_epsilon", "stopped": "max_epsilon", **spent}
-    return {"ended": "budget", **spent}
+        return {"ended": "rounds"}
+    if "rounds_left" in last and (config.server.budget is None or last["rounds_left"] == 0):
+        return {"ended": "max_epsilon", "stopped": "max_epsilon"}
+    return {"ended": "budget"}
 
 
 def never_took_part(clients: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
