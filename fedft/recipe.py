@@ -52,6 +52,7 @@ from fedft.contract import (
     Work,
 )
 from fedft.training.first_order import FirstOrder
+from fedft.training.zeroth_rules import Walk
 from fedft.update import Download, Plan, Shape, Spec, TensorSpec, Update
 
 # What a strategy is written with; other names of this module are defaults of a `Recipe`'s parts.
@@ -145,6 +146,8 @@ class Recipe:
     """Updates -> change; reads them once, in roster order. You need one wherever the mean of deltas is not the rule."""
     local: LocalStep = field(default_factory=FirstOrder)
     """What a client does; `FirstOrder(send="value")` where it starts from a draw of its own instead of the state."""
+    walk: Walk | None = None
+    """How `local` takes zeroth-order steps (`zeroth_order.walk`); None: it takes none."""
     initial: "Callable[[Layout, int, int], Tensors | Next] | None" = None
     """(layout, largest rank, seed) -> tensors of version 0; default: those of the space that learn."""
     server: Callable[[State, Tensors], "Tensors | Next"] = add
@@ -179,6 +182,9 @@ class Recipe:
     linear strategy needs. Needed where uploads are lists."""
     from_sum: Callable[[Tensors, Plan], Tensors] = as_it_is
     """(mean of summands, plan) -> an upload that `aggregate` makes of it what it makes of all of them."""
+    reach: Callable[[RunConfig, str], float] | None = None
+    """(run file, name of a summand's tensor) -> the largest magnitude that a number of it can have, for the integers of
+    secure sums; raises ValueError where nobody knows. None: as far as the optimiser can go."""
 
     linear: bool = True
     """The server needs only weighted sums of what is sent."""

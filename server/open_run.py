@@ -34,11 +34,10 @@ from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import archive, buffered, run_folder, run_outputs, steering
+from fedft.server import archive, buffered, guards, private_checks, private_facts, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
-from fedft.server.guards import guard_of
 from fedft.server.job import job_on
 from fedft.server.loop import Loop
 from fedft.server.membership import Roll
@@ -82,6 +81,7 @@ class OpenRun:
         lift: Collection[str] = (),
         clock: Clock = time,
         virtual: bool = False,
+        cards: Callable[[], Mapping[str, bytes]] = dict,
     ) -> Loop:
         """The run's engine with these means to reach its clients.
 
@@ -90,14 +90,17 @@ class OpenRun:
             roll: who may take part at a moment, see `Federation`.
             lift: clients whose quarantine ends now.
             clock, virtual: see `Federation`.
+            cards: gives the public keys of all who may take part, where updates are masked.
         """
+        observe = private_facts.quiet(self.observe, self.config.privacy)
+        masked = guards.masked_of(self.config, self.recipe, self.folder / "state", cards)
         federation = Federation(
-            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
+            post, self.recipe, self.here.layout, self.config, self.job, self.store, observe, clock,
             virtual=virtual, deployed=self.deployed, roll=roll, steering=self.steering, forecast=self.forecast,
-            guard=guard_of(self.config, self.recipe, self.store),
+            guard=guards.guard_of(self.config, self.recipe, self.store, self.here, masked),
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
-        return Loop(federation, self.metrics, lift, gates)
+        return Loop(federation, self.metrics, lift, gates, masked)
 
     def forecast(self, work: Work) -> Forecast:
         """What a work of this run takes at a client of whose rows nothing is known, for planners."""
@@ -217,6 +220,7 @@ def opened(
     config = resolved(config, deployed=deployed)
     recipe = strategies.of(config)
     buffered.check(config, recipe, deployed)
+    private_checks.check(config, deployed)
     robust_rules.check(config, recipe, deployed)
     run_folder.check_plugins(config)
     before = run_folder.prepare(config, folder, resume)

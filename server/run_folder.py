@@ -80,7 +80,7 @@ KEYS = (
     *(f"{table}.{f.name}" for table in ("eval", "limits") for f in fields(get_type_hints(RunConfig)[table])),
 )
 """`table.key` of what may change while a run goes on, and when it is resumed; see `fedft.server.steering`."""
-FREE = ("server.budget", "server.loggers", "server.archive", "server.workers", "server.ray")
+FREE = ("privacy.max_epsilon", "server.budget", "server.loggers", "server.archive", "server.workers", "server.ray")
 """What may be another one when a run is resumed, besides."""
 
 

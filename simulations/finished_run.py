@@ -12,7 +12,7 @@ from fedft.data.templates import fill
 from fedft.errors import ConfigError
 from fedft.models import base_note, model_folder, tasks
 from fedft.privacy.audit import gate
-from fedft.reports import metric_log
+from fedft.reports import metric_log, spent_privacy
 from fedft.server import by_bits
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
@@ -101,5 +101,6 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
         if client not in place.clients:
             raise ConfigError(f"--client {client!r}: no such client{check.nearest(client, place.clients)}")
         place.stand(state, client)
-    clients = by_bits.clients(metric_log.read(folder / "metrics.jsonl"))
-    return model_folder.write(to, place.config, place.base, place.handle, merged=merged, clients=clients)
+    lines = metric_log.read(folder / "metrics.jsonl")
+    clients, spent = by_bits.clients(lines), spent_privacy.spent(place.config.privacy, lines)
+    return model_folder.write(to, place.config, place.base, place.handle, merged=merged, clients=clients, spent=spent)

@@ -1,5 +1,8 @@
 """Which robust rules a strategy can have, and what of a run file does not go with one."""
 
+import logging
+from math import ceil
+
 from fedft.aggregation import robust_weights
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import RunConfig
@@ -7,6 +10,8 @@ from fedft.contract import Layout
 from fedft.errors import ConfigError
 from fedft.recipe import LoRA, Recipe, as_it_is
 from fedft.update import Plan
+
+log = logging.getLogger(__name__)
 
 BY_WEIGHT = ("norm_clip", "multi_krum", "geometric_median", "fltrust")
 """Rules that weigh clients by distances between their changes."""
@@ -44,8 +49,13 @@ def check(config: RunConfig, recipe: Recipe, deployed: bool) -> None:
     if rule not in (can := rules_for(recipe)):
         others = f"it can have {', '.join(can)}" if can else "it can have none; PRIVACY.md says which strategies can"
         raise ConfigError(f"{where}: {recipe.name} cannot have it as it is set; {others}")
-    if rule == "fltrust":
-        raise ConfigError(f"{where}: the server does not train on [robust] root yet; wanted 'multi_krum' or another")
+    if rule == "fltrust" and robust.root is None:
+        raise ConfigError(f"{where} needs [robust] root: records that the server trains on itself, as [data] train")
+    if config.privacy.on:
+        mode = f"[privacy] mode = {config.privacy.mode!r}"
+        if rule == "fltrust":
+            raise ConfigError(f"{where}: the server's own turn takes no part in {mode}")
+        log.warning("%s, %s: noise brings honest updates apart, and dishonest ones hide in it", where, mode)
     if config.server.buffer is not None:
         raise ConfigError(f"{where}: updates of [server] buffer began at unlike states, which no distance compares")
     if rule == "trimmed_mean" and not robust.trim < 0.5:
@@ -53,8 +63,12 @@ def check(config: RunConfig, recipe: Recipe, deployed: bool) -> None:
     asked = config.clients.per_round or (None if deployed else config.data.clients)
     if rule == "multi_krum" and asked is not None:
         f = max(0, robust_weights.most_dishonest(asked)) if robust.f is None else robust.f
-        if asked < 2 * f + 3:
-            raise ConfigError(f"{where}: f = {f} needs {2 * f + 3} clients in a round, and {asked} are asked")
+        need, least = 2 * f + 3, ceil(config.server.quorum * asked - 1e-9)
+        if asked < need:
+            raise ConfigError(f"{where}: f = {f} needs {need} clients in a round, and {asked} are asked")
+        if robust.f is not None and deployed and least < need:
+            said = "%s: f = %d needs %d answers, and [server] quorum ends rounds at %d of %d: such a round pauses"
+            log.warning(said, where, f, need, least, asked)
 
 
 def _sends_pairs(recipe: Recipe) -> bool:

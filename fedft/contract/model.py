@@ -105,6 +105,11 @@ class Handle(Protocol):
         `only`: names of the parameters along which z_index is not taken as 0. None: all.
         """
 
+    def directional_derivatives(
+        self, batch: Batch, directions: Directions, index: int, *, only: Collection[str] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `directional_derivative`, of every row's own loss (`losses`): float [rows], each."""
+
 
 class Objective(Protocol):
     """What is learned from a batch: the form of a batch belongs to it (one sequence, a pair of them, a class)."""

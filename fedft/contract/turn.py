@@ -27,6 +27,12 @@ class Private:
     """Of the client's own key and of this turn: noise, and who is in a batch. Nobody else can compute it."""
     probability: float = 1.0
     """Of every record being in a step's batch, where batches are drawn so."""
+    in_steps: bool = False
+    """Whether zeroth-order steps go by it; it may be of what comes behind them."""
+
+    def noise_of_step(self, name: str, count: int) -> Tensor:
+        """z C xi, float64 [count]: the noise on the sum of a local step, or of the part of it that `name` says."""
+        return self.stream.gaussians("step", name, count).mul_(self.noise_multiplier * self.clip)
 
 
 @dataclass(frozen=True)

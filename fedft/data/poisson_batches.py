@@ -11,9 +11,6 @@ from typing import Any
 
 from fedft.contract import Batch, Data, Private, Turn
 
-PURPOSE = "batches"
-"""Of the stream whose numbers say who is in a batch."""
-
 
 def drawn(rows: Sequence[Any], private: Private, step: int) -> list[Any]:
     """The rows that are in the batch of a step, in their order; each with `private.probability`, and maybe none.
@@ -23,7 +20,7 @@ def drawn(rows: Sequence[Any], private: Private, step: int) -> list[Any]:
         private: the turn's noise: whoever has its stream draws the same rows.
         step: the step's number, from 0.
     """
-    coins = private.stream.bits(PURPOSE, str(step), len(rows))
+    coins = private.stream.bits("batches", str(step), len(rows))
     return [rows[i] for i in (coins < private.probability * 2.0**53).nonzero().flatten().tolist()]
 
 

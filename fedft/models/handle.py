@@ -264,7 +264,14 @@ class ModelHandle:
 
         NotImplementedError for a model without forward-mode derivatives.
         """
-        return self._probe.directional_derivative(lambda: self.loss(batch), self._live, only, directions, index)
+        derived = self._probe.directional_derivative(lambda: self.loss(batch), self._live, only, directions, index)
+        return float(derived[0]), float(derived[1])
+
+    def directional_derivatives(
+        self, batch: Batch, directions: Directions, index: int, *, only: Collection[str] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(<gradient of each row's loss, z_index>, those losses), float [rows]; see `directional_derivative`."""
+        return self._probe.directional_derivative(lambda: self.losses(batch), self._live, only, directions, index)
 
     def _switch(self, shape: Shape) -> None:
         """Make the adapter of this shape the live one; exactly what is trained asks for gradients then."""

@@ -81,8 +81,8 @@ class Probe:
         only: Collection[str] | None,
         z: Directions,
         index: int,
-    ) -> tuple[float, float]:
-        """(<gradient of the loss, z_index>, loss) of one call of `loss`, which runs the model; see `swapping`.
+    ) -> tuple[Tensor, Tensor]:
+        """(derivative along z_index, value) of what one call of `loss` gives, which runs the model; see `swapping`.
 
         Attention runs in its explicit form: the fused kernels have no forward-mode rules. Raises NotImplementedError
         for a model with another operation that has none.
@@ -99,7 +99,7 @@ class Probe:
             raise NotImplementedError(f"this model has no forward-mode derivative; use two_sided: {reason}") from e
         if found.tangent is None:
             raise NotImplementedError("this model's loss lost its forward-mode derivative; use two_sided")
-        return float(found.tangent), float(found.primal)
+        return found.tangent, found.primal
 
     def undo(self) -> None:
         """Put every parameter's own values back in the place of its copy."""

@@ -14,17 +14,21 @@ Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv:1607.00
 Can Be Strong Differentially Private Learners", ICLR 2022, arXiv:2110.05679.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from fedft.contract import Batch, Data, Handle
-from fedft.errors import PlanRefused
+from fedft.errors import ConfigError, PlanRefused
 from fedft.training.first_order import frozen
 from fedft.training.linear_owners import linear_owners, unfit
 from fedft.training.objectives import widened
+
+log = logging.getLogger(__name__)
 
 ROOM = 1 - 2.0**-20
 """A clipped gradient is scaled to this part of C, so that rounding to float32 brings none beyond C."""
@@ -121,44 +125,69 @@ def self_test(handle: Any, rows: Sequence[Any], data: Data) -> None:
 
     Of four rows: each one's loss and gradient beside others are those that it has alone, to 1e-4 (1e-2 where the base
     or its arithmetic is in half precision); and five steps without noise, clipped at 1e9, end where plain gradient
-    descent on the mean does. Dropout is off. What is trained is moved meanwhile, and put back bit for bit.
+    descent on the mean does. Dropout is off, so no random number is drawn. What is trained is moved meanwhile, and put
+    back bit for bit.
 
     Args:
         handle: at the state that is trained from.
         rows: the client's; the first four are taken.
         data: makes batches of them.
     Raises:
-        PlanRefused: `dp_selftest`, one of these is not so. The text has nothing of a row.
-        ConfigError: as `linear_owners` and `Watch.gradients`.
+        PlanRefused: `dp_selftest`, one of these is not so, or what is trained is refused by `linear_owners` or
+            `Watch.gradients`. The text has nothing of a row.
     """
     live: dict[str, nn.Parameter] = dict(handle.parameters())
     before = {n: p.detach().clone() for n, p in live.items()}
-    draws = torch.Generator().manual_seed(0)
-    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in handle.model.parameters())
-    tolerance = 1e-2 if half or isinstance(handle.casting(), torch.autocast) else 1e-4
-    rows = rows[:4]
+    draws, rows = torch.Generator().manual_seed(0), rows[:4]
     with torch.no_grad():
         for p in live.values():  # a factor that is 0 would hide the gradient of the other
             p.add_(0.02 * torch.randn(p.shape, generator=draws).to(p))
     try:
         with Watch(handle, live) as watch:
             batch = data.batch(rows)
-            apart = {
-                "the loss of a record": _losses_apart(handle, batch, rows, data),
-                "the gradient of a record": _gradients_apart(handle, watch.gradients(batch, dropout=False), rows, data),
-                "five steps without noise": _steps_apart(watch, handle, batch),
-            }
+            _judge(handle, "a record's loss", _losses_apart(handle, batch, rows, data))
+            found = watch.gradients(batch, dropout=False)
+            _judge(handle, "a record's gradient", _gradients_apart(handle, found, rows, data))
+            _judge(handle, "the end of five steps without clip and noise", _steps_apart(watch, handle, batch))
+    except ConfigError as e:
+        raise PlanRefused("dp_selftest", str(e)) from e
     finally:
         with torch.no_grad():
             for n, p in live.items():
                 p.copy_(before[n])
-    for what, error in apart.items():
-        if not error <= tolerance:
-            raise PlanRefused(
-                "dp_selftest",
-                f"[privacy] mode: {what} is off by {error:.1e} on this model and device, at most {tolerance:g} is "
-                "allowed: noise would not hide a record",
-            )
+
+
+def losses_test(handle: Any, rows: Sequence[Any], data: Data) -> None:
+    """Return None if four rows have beside each other the losses that each has alone; arguments as of `self_test`.
+
+    Raises PlanRefused, `dp_selftest`, where they have others, as models have them whose records see each other.
+    """
+    rows = rows[:4]
+    _judge(handle, "a record's loss", _losses_apart(handle, data.batch(rows), rows, data))
+
+
+def once(
+    tested: "WeakSet[nn.Module]", test: Callable[[Any, Sequence[Any], Data], None], handle: Any, data: Data
+) -> None:
+    """Ask for a test unless the handle's model is among those that have passed it, and add it to them."""
+    if handle.model not in tested:
+        test(handle, data.rows, data)
+        tested.add(handle.model)
+
+
+def _judge(handle: Any, what: str, error: float) -> None:
+    """Raise PlanRefused where an error is more than roundings of the model's precision make.
+
+    By how much is for the log here alone: a refusal travels.
+    """
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in handle.model.parameters())
+    tolerance = 1e-2 if half or isinstance(handle.casting(), torch.autocast) else 1e-4
+    if not error <= tolerance:
+        log.error("[privacy] mode: %s is off by %.1e, at most %g is allowed", what, error, tolerance)
+        raise PlanRefused(
+            "dp_selftest",
+            f"[privacy] mode: {what} is another than by itself on this model and device; noise would hide no record",
+        )
 
 
 def _losses_apart(handle: Any, batch: Batch, rows: Sequence[Any], data: Data) -> float:

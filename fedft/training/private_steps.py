@@ -15,7 +15,8 @@ Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv:1607.00
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,10 @@ from fedft.data import poisson_batches
 from fedft.data.micro_batches import InPieces
 from fedft.errors import ConfigError
 from fedft.recipe import Recipe
-from fedft.training import objectives
+from fedft.training import objectives, per_example
 from fedft.training.first_order import FirstOrder, gradient_steps, in_memory, set_rate, settle
 from fedft.training.objectives import loss_of_rows
 from fedft.training.per_example import Gradients, Watch, clipped_sum
-
-PURPOSE = "step"
-"""Of the stream whose numbers are the noise of a step."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,17 @@ class PrivateFirstOrder:
     """Local steps (`fedft.contract.LocalStep`) as `steps` takes them, on clipped gradients of rows with noise."""
 
     steps: FirstOrder
+    _tested: "WeakSet[nn.Module]" = field(default_factory=WeakSet, compare=False, repr=False)
+    """Models on which gradients of single rows are known to be right."""
 
     def __call__(self, handle: Handle, data: Data, turn: Turn) -> Trained:
         """Take `turn.plan.steps` steps on the client's rows from the values in `handle`; the client's result.
 
-        Its only metric is `steps`, as a loss would tell of the rows. Raises ConfigError for a model with a trained
-        layer that has no gradients of single rows.
+        Its only metric is `steps`, as a loss would tell of the rows. Raises PlanRefused, `dp_selftest`, before the
+        first step on a model where gradients of single rows are not right, or not to be had.
         """
         private = noise_of(turn)
+        per_example.once(self._tested, per_example.self_test, handle, data)
         return self.steps.taken(handle, poisson_batches.batches(data, turn, private), turn, descend)
 
 
@@ -84,8 +85,7 @@ def descend(
 
 def _noisy(total: Tensor | None, like: Tensor, private: Private, name: str, batch_size: int) -> Tensor:
     """(sum + z C xi) / B, of the shape, dtype and device of `like`; the sum over no rows is None."""
-    xi = private.stream.gaussians(PURPOSE, name, like.numel()).view(like.shape).to(like.device)
-    noise = xi.mul_(private.noise_multiplier * private.clip)
+    noise = private.noise_of_step(name, like.numel()).view(like.shape).to(like.device)
     return (noise if total is None else noise.add_(total)).div_(batch_size).to(like.dtype)
 
 
@@ -120,10 +120,8 @@ def private(recipe: Recipe, config: RunConfig) -> Recipe:
             "ways; 'ffa_lora' and 'fedit' take such steps, and mode = 'zo-dp' is for zeroth-order strategies"
         )
     refused = {
-        "packing": (local.packing, "puts records into one sequence, and none has a gradient of its own"),
         "checkpointing": (local.checkpointing, "runs layers twice, and gradients would count twice"),
         "compile": (local.compile, "leaves out the hooks that tell records apart"),
-        "trainer": (local.trainer is not None, "has steps of its own, without clipping of single records"),
     }
     for key, (said, why) in refused.items():
         if said:

@@ -12,22 +12,21 @@ Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", NeurIPS 
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fedft.contract import Batch, Data, Handle, Metrics, Turn
+from fedft.contract import Batch, Data, Handle, Metrics, Private, Turn
+from fedft.data import poisson_batches
 from fedft.randomness import philox
 from fedft.randomness.directions import Directions
-from fedft.randomness.hadamard import Hadamard
-from fedft.training import directional_derivatives, zeroth_rules
+from fedft.training import directional_derivatives, row_slopes, zeroth_rules
+from fedft.training.direction_sum import DirectionSum
 from fedft.training.layers import LastLayers, by_layer
 from fedft.training.zeroth_rules import Past, Walk
-
-ONE_BY_ONE = 12  # a hadamard transform of all directions takes as long as adding so many of them (measured)
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Walked:
     keep: float
     """The factor that weight decay left of the weights at the start."""
     metrics: Metrics
-    """Mean `loss` over the steps taken, and how many `steps` that were."""
+    """Mean `loss` over the steps taken, and how many `steps` that were; of steps with noise the latter alone."""
 
 
 def walk(
@@ -72,51 +71,25 @@ def walk(
     Raises:
         FloatingPointError: no step had a finite loss.
     """
-    progress, batches, q, losses = (
-        _Progress(handle, turn, how, z, weight_decay, spared),
-        data.batches(turn),
-        how.samples,
-        [],
-    )
+    p, q, losses = _Progress(handle, turn, how, z, weight_decay, spared), how.samples, list[float]()
+    private = turn.private if turn.private is not None and turn.private.in_steps else None
+    batches: Iterator[Any] = data.batches(turn) if private is None else poisson_batches.batches(data, turn, private)
     for s in range(turn.plan.steps):
         if how.resample and s % how.resample == 0:
-            progress.z = how.masked(z, philox.derive(turn.seed, "mask", s // how.resample))
-        loss = progress.step(next(batches), draws[s * q : (s + 1) * q])
-        if loss is not None:
+            p.z = how.masked(z, philox.derive(turn.seed, "mask", s // how.resample))
+        drawn, batch = draws[s * q : (s + 1) * q], next(batches)
+        if private is not None:
+            p.noisy_step(batch, drawn, private, s, turn.local.batch_size)
+        elif (loss := p.step(batch, drawn)) is not None:
             losses.append(loss)
-    if progress.last_layers is not None:
-        progress.last_layers.finish()
-    if not losses:
-        raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
-    metrics = {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
-    p = progress
+    if p.last_layers is not None:
+        p.last_layers.finish()
+    metrics = {"steps": float(turn.plan.steps)}
+    if private is None:
+        if not losses:
+            raise FloatingPointError("every local step had a non-finite loss; nothing was trained")
+        metrics = {"loss": sum(losses) / len(losses), "steps": float(len(losses))}
     return Walked(p.moved, p.straight, p.slopes, p.count, p.magnitude, p.kept, metrics)
-
-
-@dataclass(frozen=True)
-class DirectionSum:
-    """sum_j c_j z_j with coefficients of its own for every tensor, as one direction that `Handle.perturbed` can add."""
-
-    z: Directions
-    coefficients: Mapping[str, Mapping[int, float]]
-    """{tensor: {j: c_j}}; a tensor that is not named has none."""
-
-    def add_(self, out: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
-        """out += alpha sum_j c_j z_j for the tensor `name`, from its entry `start` on; `index` is not looked at."""
-        found = {j: alpha * c for j, c in self.coefficients.get(name, {}).items() if c}
-        if len(found) > ONE_BY_ONE and isinstance(getattr(self.z, "inner", self.z), Hadamard):
-            coefficients = torch.zeros(self.z.count, dtype=torch.float64)
-            for j, c in found.items():
-                coefficients[j] = c
-            self.z.axpy_(out, name, coefficients, start=start)
-        else:
-            for j, c in found.items():
-                self.z.add_(out, name, j, c, start=start)
-
-    def add_into(self, out: Tensor, x: Tensor, name: str, index: int, alpha: float, *, start: int = 0) -> None:
-        """out = x + alpha sum_j c_j z_j; see `add_`."""
-        out.copy_(x)
-        self.add_(out, name, index, alpha, start=start)
 
 
 class _Progress:
@@ -168,19 +141,35 @@ class _Progress:
             self.last_layers.step()
         return sum(losses) / len(losses)
 
+    def noisy_step(
+        self, batch: Batch | None, drawn: Sequence[int], private: Private, step: int, batch_size: int
+    ) -> None:
+        """Take one step by noisy slopes of single rows, see `row_slopes.estimate`; it is never left out."""
+        parts = [None] if self.whole else self.parts
+        found = row_slopes.estimate(
+            self.handle, batch, self.how, self.z, drawn, parts, private, step, batch_size
+        ).tolist()
+        if self.keep != 1:
+            self._decay()
+        self._move({part: self._counted(drawn, g) for part, g in enumerate(found)}, {}, math.nan)
+
     def _probe(self, part: int, batch: Batch, drawn: Sequence[int], here: float) -> tuple[dict[int, float], float]:
         """({j: g / q}, loss) of one part; ({}, nan) where a number is not finite. `here`: the loss of the weights."""
         pairs = [self._derivative(None if self.whole else self.parts[part], batch, j, here) for j in drawn]
         if not all(math.isfinite(x) for pair in pairs for x in pair):
             return {}, math.nan
+        return self._counted(drawn, [g for g, _ in pairs]), sum(loss for _, loss in pairs) / len(pairs)
+
+    def _counted(self, drawn: Sequence[int], slopes: Sequence[float]) -> dict[int, float]:
+        """{j: g / q} of the slopes of one part along the drawn directions, which the sums by direction count."""
         estimate: dict[int, float] = {}
-        for j, (g, _) in zip(drawn, pairs, strict=True):
+        for j, g in zip(drawn, slopes, strict=True):
             g = max(-self.how.scalar_clip, min(self.how.scalar_clip, g))
             estimate[j] = estimate.get(j, 0.0) + g / self.how.samples
             self.slopes[j] += g / self.how.samples
             self.count[j] += 1
             self.magnitude[j] += abs(g)
-        return estimate, sum(loss for _, loss in pairs) / len(pairs)
+        return estimate
 
     def _derivative(self, only: list[str] | None, batch: Batch, j: int, here: float) -> tuple[float, float]:
         """(derivative of the objective along z_j, loss), with only these tensors moved; None: all of them."""

@@ -9,7 +9,7 @@ mine(K=8, rule="sign")        K is the strategy's own option, rule the walk's; b
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import wraps
 from typing import Any, get_type_hints
 
@@ -42,7 +42,7 @@ def takes_walk(*absent: str, **defaults: Any) -> Callable[[Callable[..., Recipe]
             given = signature.bind(**options)  # TypeError for what is no option
             given.apply_defaults()
             how = Walk(**{f.name: given.arguments.pop(f.name) for f in taken})
-            return factory(how, **given.arguments)
+            return replace(factory(how, **given.arguments), walk=how)
 
         made.__signature__ = signature  # type: ignore[attr-defined]
         made.__doc__ = _documented(factory.__doc__ or "", {f.name for f in taken})

@@ -39,6 +39,7 @@ ROOMS_TOO = {
     "fedft/cli/audit.py": {"simulations"},
     "fedft/cli/main.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/bench.py": {"benchmarks"},
+    "fedft/cli/checks_privacy.py": {"client", "server"},
     "fedft/cli/checks_site.py": {"client"},
     "fedft/cli/deploy.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/doctor.py": set(ROOMS) - {"benchmarks"},

@@ -6,9 +6,24 @@ import pytest
 
 from fedft import run_file
 from fedft.forecast.clients import clients_of
+from fedft.forecast.messages import message_bytes
+from fedft.server.message_sizes import first_round
 from fedft.simulations import run as runs
 from fedft.simulations import run_header
 from fedft.simulations.workplace import workplace
+
+
+@pytest.mark.parametrize("said", [["mode=central-dp", "epsilon=8.0"], ["mode=example-dp", "noise_multiplier=2.0"]])
+def test_a_run_spends_what_its_header_says(tiny_base: Path, tmp_path: Path, said: list[str]) -> None:
+    pytest.importorskip("dp_accounting", reason="pip install 'fedft[dp]'")
+    keys = [f"privacy.{key}" for key in (*said, "clip=0.5", "delta=0.002")]
+    small = ["data.clients=2", "clients.rank=2", "local.steps=1", "server.rounds=2", "eval.max_rows=2"]
+    sets = [f"model.id='{tiny_base}'", "strategy.name=ffa_lora", "server.loggers=[]", *small, *keys]
+    done = runs.simulate(run_file.load(runs.QUICKSTART, sets), out=tmp_path / "run").summary
+    header = done["header"]["privacy"]
+    assert done["epsilon"] == pytest.approx(header["epsilon"], rel=1e-6)
+    assert [round for round, _ in header["after"]] == [1, 2]
+    assert done["final"]["epsilon"] == done["epsilon"] > done["initial"]["epsilon"] == 0
 
 
 def test_the_header_says_what_the_largest_client_takes_and_who_sets_the_pace(tiny_base: Path) -> None:
@@ -31,3 +46,23 @@ def test_the_header_says_what_the_largest_client_takes_and_who_sets_the_pace(tin
     assert run_header.error(place, said, now + 2**40) == {}
     found = run_header.error(place, said, 1)["forecast_error"]["memory"]
     assert found == pytest.approx(now / said["memory"]["peak"] - 1, abs=0.2)
+
+
+def test_bytes_up_are_those_of_each_client_s_own_plan(tiny_base: Path) -> None:
+    """`halves` draws other modules for every client, at equal ranks: rows of unlike lengths."""
+    overrides = [
+        f"model.id='{tiny_base}'",
+        "data.clients=4",
+        "strategy.name=fedit",
+        "clients.rank=4",
+        "server.rounds=1",
+    ]
+    config = run_file.load(runs.QUICKSTART, [*overrides, "clients.plan={name='halves',share=0.2}"])
+    place = workplace(config)
+    said = run_header.header(place)
+    plans = first_round(config, place.recipe, place.layout, 4)[1]
+    each = [message_bytes(place.recipe.spec(place.layout, p), config.codec.up) for p in plans]
+    assert len({p.shape.key for p in plans}) == 1
+    assert len({*each}) > 1
+    assert said["bytes_up"] == sum(each)
+    assert said["planned"]

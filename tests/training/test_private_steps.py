@@ -16,13 +16,15 @@ from fedft.data import batches, poisson_batches
 from fedft.data.batches import ClientRows
 from fedft.data.examples import IGNORED, Example
 from fedft.data.micro_batches import MicroBatch
-from fedft.errors import ConfigError
+from fedft.errors import ConfigError, PlanRefused
 from fedft.models.handle import ModelHandle
 from fedft.privacy.keyed_stream import Stream
 from fedft.privacy.tables import Privacy
+from fedft.recipe import Full, Recipe
+from fedft.training import per_example, private_steps
 from fedft.training.first_order import FirstOrder
 from fedft.training.objectives import Likelihood, OfLogits
-from fedft.training.private_steps import PURPOSE, PrivateFirstOrder
+from fedft.training.private_steps import PrivateFirstOrder
 from fedft.update import Plan
 
 SGD = Local(optimizer="sgd", batch_size=8, max_grad_norm=None)
@@ -57,7 +59,7 @@ def trained(of, *, handle=None, steps=1, lr=1.0, local=SGD, terms=(), micro_batc
 
 
 def xi(handle: ModelHandle, step: int, of: Stream) -> torch.Tensor:
-    return torch.cat([of.gaussians(PURPOSE, f"{step}/{n}", p.numel()) for n, p in handle.parameters().items()])
+    return torch.cat([of.gaussians("step", f"{step}/{n}", p.numel()) for n, p in handle.parameters().items()])
 
 
 def row(k: int, length: int = 9, given: int = 3) -> Example:
@@ -200,24 +202,61 @@ def recipe_of(name: str, **tables):
     return strategies.of(RunConfig(strategy=Strategy(name), privacy=MODE, **tables))
 
 
-NOT_BY_STEPS = {"fedkseed", "mezo", "zo_fedavg", "fedspine"}
-ALL_PARAMETERS = {"fedavg", "ferret"}
+REFUSED = {"fedkseed", "mezo", "zo_fedavg", "fedspine", "fedpipe", "fedavg", "ferret"}
 
 
 @pytest.mark.parametrize("name", registry.BUILT_IN)
 def test_every_strategy_with_gradient_steps_on_adapters_hides_records(name: str) -> None:
-    if name in NOT_BY_STEPS | ALL_PARAMETERS:
-        with pytest.raises(ConfigError, match="other ways" if name in NOT_BY_STEPS else "wanted adapters") as e:
-            recipe_of(name)
-        assert "\n" not in str(e.value)
-    else:
+    if name not in REFUSED:
         assert isinstance(recipe_of(name).local, PrivateFirstOrder)
+        return
+    with pytest.raises(ConfigError, match="example-dp") as e:
+        recipe_of(name)
+    assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("key", ["packing", "checkpointing", "compile"])
-def test_what_would_couple_records_is_refused(key: str) -> None:
+def test_a_recipe_that_cannot_is_refused_whoever_wrote_it() -> None:
+    config = RunConfig(privacy=MODE)
+    with pytest.raises(ConfigError, match="mine looks at them in other ways"):
+        private_steps.private(Recipe("mine", LoRA(), local=lambda handle, data, turn: None), config)
+    with pytest.raises(ConfigError, match="mine trains all parameters"):
+        private_steps.private(Recipe("mine", Full()), config)
+
+
+@pytest.mark.parametrize("key", ["checkpointing", "compile"])
+def test_what_would_lose_single_gradients_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"\[local\] {key} and \[privacy\] mode"):
         recipe_of("ffa_lora", local=Local(**{key: True}))
+
+
+def test_nothing_is_trained_where_the_self_test_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is asked for once on each model, not in every turn."""
+    asked = []
+    monkeypatch.setattr(per_example, "self_test", lambda handle, rows, data: asked.append(handle.model))
+    handle, steps = handle_of(), PrivateFirstOrder(FirstOrder())
+    turn = Turn(Plan("", 0, 0, steps=1, learning_rate=0.1), {}, "", SGD, 7, 5, private=Private(1.0, 1.0, stream()))
+    data = ClientRows(rows(), 8, lambda some: batches.collate(some, 0))
+    for _ in range(3):
+        steps(handle, data, turn)
+    assert asked == [handle.model]
+
+    def refused(handle, rows, data):
+        raise PlanRefused("dp_selftest", "no")
+
+    monkeypatch.setattr(per_example, "self_test", refused)
+    before = values(handle)
+    with pytest.raises(PlanRefused):
+        PrivateFirstOrder(FirstOrder())(handle, data, turn)
+    assert torch.equal(before, values(handle))
+
+
+def test_the_self_test_draws_nothing() -> None:
+    """A turn that is resumed, where it is asked for anew, ends with the same bytes."""
+    handle, data = handle_of(), ClientRows(rows(), 8, lambda some: batches.collate(some, 0))
+    with torch.random.fork_rng(devices=[]):
+        before = torch.get_rng_state()
+        per_example.self_test(handle, data.rows, data)
+        assert torch.equal(before, torch.get_rng_state())
 
 
 def test_an_objective_without_losses_of_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
