@@ -7,6 +7,8 @@
     FedAvg from messages  the same where every way begins with bytes: ours decodes fp32 messages one by one
     FLoRA step            dense sum adds up p_k B_k A_k client by client, as is done where products are formed; FLoRA's
                           own is a stack, and so is ours: the factors with p_k on B. The limit copies the factors
+    distances             inner products of all pairs of clients' changes B A, which robust sums go by, from R x R
+                          matrices, against those of one pair multiplied out
     FLoRA round           the same of updates that come one by one, as messages: holding all of them and stacking then,
                           against writing each into the stack as it comes; the limit is one copy of the messages
 
@@ -25,6 +27,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import Tensor
 
 from fedft.aggregation.factor_means import stacked_mean
+from fedft.aggregation.gram import of_pairs
 from fedft.arithmetic import tensors
 from fedft.arithmetic.named_pairs import pairs_and_mean, to_names
 from fedft.arithmetic.stacks import stack
@@ -130,11 +133,26 @@ def flora_round(size: tuple[int, int, int], count: int, turns: int) -> tuple[Row
     return tuple(replace(r, facts=facts.get(r.way, {})) for r in rows)
 
 
+def distances(o: int, i: int, count: int, rank: int, turns: int) -> tuple[Row, ...]:
+    """Inner products of one module's changes of `count` clients, each with each, and of two of them as matrices."""
+    items = [d for d, _ in clients(o, i, (rank,) * count)]
+    first, second = items[0].double(), items[1].double()
+    what = f"distances, {o} x {i}, {count} clients of rank {rank}"
+    ways: dict[str, Callable[[], object]] = {
+        "dense, one pair": lambda: (first.dense() * second.dense()).sum(),
+        f"ours, all {count * (count + 1) // 2}": lambda: of_pairs([lambda d=d: d for d in items]),  # type: ignore[misc]
+        LIMIT: lambda: [(d.A.double(), d.B.double()) for d in items],
+    }
+    rows = take_turns([Act(what, way, run) for way, run in ways.items()], turns)
+    return tuple(replace(r, facts={"extra_mb": most_mb(ways[r.way])}) if r.way != LIMIT else r for r in rows)
+
+
 def bench(*, quick: bool = False, turns: int = 7) -> Result:
     """Ten adapters of rank 16 on 32 modules of width 2048; one module of 4096 x 4096 and clients of rank 8 to 64."""
     size, count = ((2, 4, 256), 3) if quick else ((32, 16, 2048), 10)
     o, i, ranks = (256, 192, tuple(r // 8 for r in RANKS)) if quick else (4096, 4096, RANKS)
     rows = fedavg(size, count, turns) + flora(o, i, ranks, turns) + flora_round(size, count, turns)
+    rows += distances(o, i, *((4, 4) if quick else (20, 16)), turns)
     title = "The server's sums, against Flower's and against dense products; limits: reading, copying once"
     settings = {"adapters": count, "modules": size[0], "rank": size[1], "width": size[2], "o": o, "i": i}
     return Result("aggregate", title, settings | {"ranks": list(ranks), "turns": turns}, rows)

@@ -19,7 +19,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedft import allowed_code, durable, strategies
 from fedft.carriers.stream.pace import MBIT
 from fedft.carriers.stream.site_node import Node
-from fedft.client import allowed_jobs, companions, contact, device_lock, memory_limit, own_privacy, own_profile
+from fedft.client import (
+    allowed_jobs,
+    companions,
+    contact,
+    device_lock,
+    memory_limit,
+    own_privacy,
+    own_profile,
+    secure_sums,
+)
 from fedft.client.companions import Companions, Follower
 from fedft.client.disk import SiteDisk
 from fedft.client.held_letters import Door, HeldLetters
@@ -197,6 +206,7 @@ class Joiner:
         config = allowed_jobs.run_config(job, self.site)
         try:
             recipe = strategies.of(config)
+            secure = secure_sums.of_site(self.site, config, recipe)
             parts = (rows := OwnRows(self.site, config, job.run)).read()
             user = (self.site.site.state, job.run)
             here, turn = self.models.of(config, recipe, user, lambda: self.let_go(job.run))
@@ -211,5 +221,6 @@ class Joiner:
         client = Client(
             name, train, test, here.base, here.handle, recipe, config, kept=Kept(own), privacy=privacy, ready=turn,
             rows=rows, profile=own_profile.of(self.site), tells="speed" in self.site.profile.share, allowed=allowed,
+            secure=secure,
         )  # fmt: skip
         return client if self.among is None else companions.leading(client, job, self.among)

@@ -8,6 +8,7 @@ from fedft.client import allowed_jobs
 from fedft.client.site_settings import SiteConfig
 from fedft.config import RunConfig
 from fedft.models import tasks
+from fedft.privacy.tables import unlike_default
 from fedft.training.metrics import interface as metrics
 from fedft.update import Job
 
@@ -38,9 +39,18 @@ def asked(job: Job, site: SiteConfig) -> dict[str, str]:
         "learns by": ", ".join([_choice(local.objective), *map(_choice, local.transforms)]),
         "codecs": f"up {config.codec.up}, down {config.codec.down}",
         "measures": ", ".join(["loss", "accuracy", *measured]),
+        "privacy": _hidden(config),
         "code": _code(config),
         **_forms(config, site),
     }
+
+
+def _hidden(config: RunConfig) -> str:
+    """What a run hides of this site, by the keys of [privacy] that are not at their defaults."""
+    said = unlike_default(config.privacy)
+    if config.privacy.secagg != "on" and not config.privacy.on:
+        return "the server sees each update, and the model may tell of rows"
+    return ", ".join(f"{key} = {_text(value)}" for key, value in said.items())
 
 
 def _code(config: RunConfig) -> str:

@@ -131,7 +131,9 @@ class LeadingClient(Client):
 
 def leading(client: Client, job: Job, companions: Companions) -> LeadingClient:
     """The first process's client; the others are told of its job. Raises PlanRefused for what cannot be shared."""
-    local = client.config.local
+    local, mode = client.config.local, client.config.privacy.mode
+    if mode in ("example-dp", "zo-dp"):  # who is in a batch, and its noise, are one process's secret
+        raise PlanRefused("site_unfit", f"[privacy] mode = {mode!r} is for sites of one process")
     if local.trainer or local.micro_batch == "auto" or not hasattr(client.handle.objective, "weight"):
         raise PlanRefused("site_unfit", "[local] trainer, micro_batch = 'auto' and objectives that do not weigh their "
                           "pieces are for sites of one process")  # fmt: skip

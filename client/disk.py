@@ -15,15 +15,17 @@ import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from fedft import durable
 from fedft.arithmetic import tensors
+from fedft.client import noise_key
 from fedft.client.sent_records import FILE, SentRecords
 from fedft.client.state_files import StateFiles
 from fedft.contract import State, Turn
 from fedft.errors import OtherVersion
-from fedft.update import RUNS_AT_ONCE, Plan
+from fedft.update import BLOCK, RUNS_AT_ONCE, SLOT, Plan
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +135,8 @@ class SiteDisk:
         So a server that begins run after run does not fill the disk. What is removed is told of in the log.
         """
         found: dict[str, list[Path]] = {}
-        for path in [*self.folder.glob("*-*.fedft"), *self.folder.glob("kept/*/*.fedft")]:
+        files = [self.folder.glob(of) for of in ("*-*.fedft", "kept/*/*.fedft", f"kept/*/{noise_key.FILE}")]
+        for path in chain(*files):
             run = path.parent.name if path.parent.parent.name == "kept" else path.stem.rpartition("-")[2]
             if RUN.fullmatch(run):
                 found.setdefault(run, []).append(path)
@@ -184,12 +187,16 @@ def plan_of(meta: Mapping[str, str]) -> Plan:
     return replace(bare, **{key: said[key] for key in PLAN})
 
 
-def work_of(turn: Turn, rows: str = "") -> str:
+def work_of(turn: Turn, rows: str = "", *, any_slot: bool = False) -> str:
     """The digest, hexadecimal, of everything that decides an answer to TRAIN except the attempt's number.
 
-    `rows`: the digest of the rows that are trained on.
+    Args:
+        turn: at which the answer is made.
+        rows: the digest of the rows that are trained on.
+        any_slot: whether the slot does not count whose masks hide the answer: what is done is the same in any.
     """
     p = turn.plan
+    extra = {k: x for k, x in p.extra.items() if not (any_slot and k in (BLOCK, SLOT))}
     kept = tensors.digest(tensors.in_one(turn.kept)) if turn.kept else ""
     asked = [
         p.run,
@@ -200,7 +207,7 @@ def work_of(turn: Turn, rows: str = "") -> str:
         p.steps,
         p.learning_rate,
         p.counted,
-        dict(p.extra),
+        extra,
         turn.held_digest,
         kept,
         rows,

@@ -13,6 +13,7 @@ number of an attempt is no part of that: what is sent in it is the same.
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -22,13 +23,14 @@ from typing import Any, NamedTuple
 
 from fedft.client import noise_key
 from fedft.client.disk import work_of
-from fedft.client.privacy_ledger import Charge, Ledger, Terms
+from fedft.client.privacy_ledger import SEEDED, Charge, Ledger, Terms
 from fedft.client.site_settings import SiteConfig
 from fedft.config import LOCAL, RunConfig
 from fedft.contract import Private, Turn
 from fedft.errors import ConfigError, PlanRefused
 from fedft.privacy import accountant
 from fedft.privacy.keyed_stream import Stream, new_key
+from fedft.privacy.schedule import two_digits
 from fedft.privacy.tables import Privacy
 from fedft.update import BITS, MEMORY_LOST, Job
 
@@ -42,7 +44,7 @@ class Budget(NamedTuple):
     """What a site allows on its rows."""
 
     epsilon: float
-    """Most, over all runs."""
+    """Most, over all runs; infinite: the account is kept, and bounds nothing."""
     delta: float
 
 
@@ -57,7 +59,7 @@ class OwnPrivacy:
     """`[privacy] rows` of the site's file, the number of records that probabilities go by; None: as there are when the
     run is begun, rounded down to two digits."""
     budget: Budget | None = None
-    """Of the site's policy; None: the account is kept, and bounds nothing."""
+    """Of the site's policy; None: nobody asks what a turn costs while the run goes on."""
     deployed: bool = False
     """Whether the server is somebody else's: it is told nothing of the held-out rows then."""
     _said: Privacy = field(default_factory=Privacy)
@@ -122,7 +124,11 @@ class OwnPrivacy:
             probability = min(1.0, (turn.plan.batch or self._batch) / self._terms.rows)
         clip = float(turn.plan.extra.get("clip", self._said.clip))
         noise = [self._said.mode, clip, self._terms.z, probability]
-        parts = (work_of(turn, self._digest_of(rows)).encode(), self._facts, json.dumps(noise).encode())
+        anywhere = replace(
+            turn, plan=replace(turn.plan, run="")
+        )  # a key is of one run; a seed is of two that are alike
+        work = work_of(anywhere, self._digest_of(rows), any_slot=True)
+        parts = (work.encode(), self._facts, json.dumps(noise).encode())
         salt = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
         return replace(turn, private=Private(clip, self._terms.z, Stream(self._key, salt), probability))
 
@@ -162,7 +168,8 @@ class OwnPrivacy:
         if private is None:  # a promise has no work of its own: each round is one release, or the whole run is
             whole = terms.epsilon is not None
             return Charge(plan.run, 0 if whole else plan.round, "promised", "", terms.mode, terms.z)
-        key = hashlib.sha256(private.stream.key).hexdigest()[:16]
+        seeded = self._said.noise == "seeded"
+        key = SEEDED if seeded else hashlib.sha256(private.stream.key).hexdigest()[:16]
         steps = 1 if terms.mode == "local-dp" else plan.steps
         work = private.stream.salt.hex()
         return Charge(plan.run, plan.round, work, key, terms.mode, terms.z, private.probability, steps)
@@ -171,42 +178,38 @@ class OwnPrivacy:
         """Raise PlanRefused, `privacy_evaluation`, where a server may have no measures of held-out rows."""
         if self._closed:
             raise PlanRefused(
-                "privacy_evaluation", f"nothing is measured here under [privacy] mode = {self._said.mode!r}"
+                "privacy_evaluation",
+                f"nothing is measured here under [privacy] mode = {self._said.mode!r}, secagg = {self._said.secagg!r}",
             )
 
     @property
     def _closed(self) -> bool:
-        return self.deployed and self._said.at_clients
+        return self.deployed and self._silent
+
+    @property
+    def _silent(self) -> bool:
+        """Whether the server is told nothing that depends on single records, or on one client's."""
+        return self._said.at_clients or self._said.secagg != "off"
 
     def rows_told(self, train: int, held_out: int) -> tuple[int, int]:
         """(rows to train on, held out) as the server is told: how many it may not know where the unit is a row or less.
 
-        Then they are 1, and 1 or 0; and 0, too, where the server may not have them measured.
+        Nor of a secure sum. Then they are 1, and 1 or 0; and 0, too, where the server may not have them measured.
         """
-        if not self._said.at_clients:
+        if not self._silent:
             return max(1, train), held_out
         return 1, int(held_out > 0 and not self._closed)
 
     def told(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Those metrics of a turn that the server may have."""
-        return {n: x for n, x in metrics.items() if n in TOLD} if self._said.at_clients else dict(metrics)
+        return {n: x for n, x in metrics.items() if n in TOLD} if self._silent else dict(metrics)
 
 
 def of_site(site: SiteConfig, state: Path, keys: Path) -> OwnPrivacy:
     """A site's part in the privacy of one run: the ledger of all runs is in `state`, the run's key in `keys`."""
     policy = site.policy
-    budget = None if policy.max_epsilon is None else Budget(policy.max_epsilon, policy.delta)
+    budget = Budget(math.inf if policy.max_epsilon is None else policy.max_epsilon, policy.delta)
     return OwnPrivacy(Ledger(state), keys, site.privacy.rows, budget, deployed=True)
-
-
-def two_digits(rows: int) -> int:
-    """A number of rows, rounded down to two digits: it stays as it is while few records come or go; at least 1.
-
-    >>> two_digits(4197), two_digits(326), two_digits(40)
-    (4100, 320, 40)
-    """
-    unit = 10 ** max(0, len(str(rows)) - 2)
-    return max(1, rows // unit * unit)
 
 
 def _facts(job: Job, config: RunConfig) -> bytes:

@@ -12,7 +12,7 @@ are others are rows loaded. The base model and all that was learned stay.
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedft import quickstart
@@ -24,6 +24,8 @@ from fedft.data.examples import Example
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError, PlanRefused
 from fedft.models.load import Base
+from fedft.privacy.audit import canaries, planted_records
+from fedft.privacy.tables import Audit
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +63,25 @@ class OwnRows:
             found = client_datasets.of_site(self.config, name, data.client, data.value)
             if self._look() == stamp:
                 self._stamp, self.digest = stamp, digest
-                return found
+                return self._with_canaries(*found)
         raise DataError(f"{client_datasets.said(data.train)}: changes while it is read")
 
+    def _with_canaries(self, train: Rows, test: Rows) -> tuple[Rows, Rows]:
+        """The rows, with what this site's own `[audit]` plants; its plan is kept in the state folder."""
+        if not self.site.audit.canaries:
+            return train, test
+        plan = canaries.planned(Audit(**asdict(self.site.audit)), [self.site.site.name])
+        canaries.keep(Path(self.site.site.state), plan)
+        return planted_records.planted_in({self.site.site.name: (train, test)}, self.config, plan)[self.site.site.name]
+
     def encoded(self, parts: tuple[Rows, Rows], base: Base) -> Encoded:
-        """Rows as tokens of the base model; what was cut or left out is logged. Raises DataError."""
+        """Rows as tokens of the base model; what was cut or left out is logged.
+
+        Raises DataError, and ConfigError where a canary does not fit.
+        """
         name, data = self.site.site.name, self.config.data
+        if self.site.audit.canaries and (plan := canaries.read(Path(self.site.site.state))):
+            planted_records.check_fits(self.config, base, plan)
         train, test = client_datasets.encode({name: parts}, self.config, base, counts := RowCounts())[name]
         for line in counts.lines(data.max_length, 1, data.max_prompt):
             log.warning("run %s: %s", self.run, line)

@@ -18,6 +18,7 @@ from fedft.privacy.accountant import Release
 
 FILE = "privacy-ledger.fedft"
 BEGUN = "privacy-ledger.begun"
+SEEDED = "seeded"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Charge:
     work: str
     """Digest, hexadecimal, of all that the noise depends on but the key; "promised" where the server adds it."""
     key: str
-    """Which key, without saying it: the beginning of its SHA-256, hexadecimal; "" where somebody else has it."""
+    """Which key, without saying it: the beginning of its SHA-256, hexadecimal; "" where somebody else has it, SEEDED
+    where everybody has."""
     mode: str
     z: float
     """Noise multiplier of each release."""
@@ -59,7 +61,10 @@ class Charge:
         """What the accountant takes it for.
 
         Noise on a whole update (local-dp) is z C, and one data set in place of another moves the update by up to 2 C.
+        Noise that everybody knows is none.
         """
+        if self.key == SEEDED:
+            return Release(0.0, self.q, self.steps)
         return Release(self.z / 2 if self.mode == "local-dp" else self.z, self.q, self.steps)
 
 

@@ -2,6 +2,7 @@
 
     JOB               agree on the run, under the site's policy       ANSWER: rows to train on, rows held out
     TRAIN, EVALUATE   one at a time, in a worker's thread             ANSWER, or PROGRESS "ready" where it is long
+    SECAGG            likewise, at any hour: a step of a secure sum   ANSWER
     FETCH             the long answer                                 ANSWER
                       or PROGRESS with why it waits: it is sent again once STATUS says "unknown" (`held_letters`)
     STATUS            at once, whatever the worker is at              PROGRESS
@@ -16,7 +17,6 @@ things to one request, and trains once for a round if its disk lives.
 
 import json
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -30,10 +30,11 @@ from fedft.client.disk import Asked, SiteDisk, work_of
 from fedft.client.held_letters import HeldLetters, Waits
 from fedft.client.joined_runs import JoinedRuns
 from fedft.client.train import MAX_PLAN_BYTES, Client
+from fedft.contract import Turn
 from fedft.errors import FedftError, PlanRefused, Refusal, RejectedUpdate
 from fedft.security import sealed
 from fedft.security.sealed import About, Kind, Opened
-from fedft.update import RUNS_AT_ONCE, Job, Plan
+from fedft.update import RUNS_AT_ONCE, Job, Plan, Update
 from fedft.wire import frame, messages
 from fedft.wire.table import Entry, decoded_bytes
 
@@ -94,7 +95,7 @@ class Responder:
             reply(self._seal(Kind.PROGRESS, opened, json.dumps(self._progress(opened.about)).encode()))
         elif opened.kind is Kind.FETCH:
             self._fetch(opened, reply)
-        elif opened.kind in (Kind.JOB, Kind.TRAIN, Kind.EVALUATE):
+        elif opened.kind in (Kind.JOB, Kind.TRAIN, Kind.EVALUATE, Kind.SECAGG):
             if opened.about.plan in self._waiting or len(self._waiting) >= MAX_WAITING:
                 return  # a repetition: the one that waits is answered
             self._waiting.add(opened.about.plan)
@@ -152,6 +153,8 @@ class Responder:
     def _deal_with(self, opened: Opened) -> bytes:
         if opened.about.plan != opened.digest:
             raise PlanRefused("malformed", "the letter's digest is of another payload")
+        if opened.kind is Kind.SECAGG:
+            return self._sum_securely(opened)
         job = messages.decode_job(opened.payload) if opened.kind is Kind.JOB else None
         if self._answer_to(opened.about) is None:
             self.held.check(opened.about, job)
@@ -164,6 +167,13 @@ class Responder:
         client.renew_rows()
         rows = len(client.test_rows[: client.config.eval.max_rows])
         return self._recorded("evaluate", opened, client.carry_out(plan), rows, client.rows_digest)
+
+    def _sum_securely(self, opened: Opened) -> bytes:
+        about = opened.about
+        answer = self.runs.of(about.run).sum_securely(opened.payload)
+        sha256 = self.disk.digest_of(answer).hex()
+        self.disk.sent.add("secagg", about.run, about.round, about.attempt, about.plan.hex(), answer, 0, "", sha256)
+        return answer
 
     def _check(self, opened: Opened, plan: Plan, entries: Mapping[str, Entry]) -> None:
         """Raise PlanRefused or RejectedUpdate for a plan that is not to be carried out, before its tensors are decoded.
@@ -210,17 +220,28 @@ class Responder:
             raise stale
         else:
             self._doing = (about.plan, "training", time.monotonic())
-            update = client.train(turn)
+            update, did = self._trained(client, turn)
             payload = client.encode(update, turn)
-            said = "" if client.config.privacy.on else f", loss {update.metrics.get('loss', math.nan):.4f}"
-            did = f"{plan.steps} steps{said}"
         payload = self._recorded("train", opened, payload, len(client.train_rows), client.rows_digest)
         self.disk.keep_answer(asked, payload)
+        if client.secure is not None:
+            client.secure.sent(plan)
         sent = f"{len(payload)} bytes, sha256 {self.disk.digest_of(payload).hex()[:12]}"
         said = "%s: %s, %d rows: %s to send"
         of = {"run": about.run, "site": self.site, "round": about.round}
         log.info(said, self.runs.round(about), did, len(client.train_rows), sent, extra=of)
         return payload
+
+    def _trained(self, client: Client, turn: Turn) -> tuple[Update, str]:
+        """(the update of a turn, before masks; what was done for it): that of another slot, where there is one."""
+        secure, work = client.secure, work_of(turn, client.rows_digest, any_slot=True)
+        if secure is not None and (kept := secure.unmasked(work, turn.plan, client.handle.layout)) is not None:
+            return kept, "no step, the work of another slot"
+        update = client.train(turn)
+        if secure is not None:
+            secure.keep_unmasked(work, update)
+        said = f", loss {update.metrics['loss']:.4f}" if "loss" in update.metrics else ""
+        return update, f"{turn.plan.steps} steps{said}"
 
     def _recorded(self, kind: str, opened: Opened, answer: bytes, rows: int, data: str = "") -> bytes:
         """The answer in the version of the question, which stands in the site's record before it can leave."""

@@ -1,12 +1,12 @@
 """What has left a site, as its own record: `sent.jsonl` in its state folder, one line of JSON before each answer goes:
 
     at        UTC, "2026-01-31T12:00:00Z", by the site's clock
-    kind      "train", "evaluate" or "job"
+    kind      "train", "evaluate", "job" or "secagg"
     run, round, attempt     of the request
     plan      SHA-256 of what the server sent: its plan, or its job
     bytes     length of the answer
     sha256    of the answer
-    rows      that the answer was made from; 0 of a job, which says how many there are
+    rows      that the answer was made from; 0 of a job, which says how many there are, and of a step of a secure sum
     data      SHA-256 over the files that these rows came from (`own_rows`); left out where there are none, and of a job
     before    SHA-256 of the line before, without its newline; 64 zeros in the first
 
@@ -26,7 +26,7 @@ from fedft.security import chained_lines
 from fedft.security.chained_lines import DIGEST, Chain, ChainedLines
 
 FILE = "sent.jsonl"
-KINDS = ("train", "evaluate", "job")
+KINDS = ("train", "evaluate", "job", "secagg")
 TEXTS = {
     "at": re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"),
     "kind": re.compile("|".join(KINDS)),

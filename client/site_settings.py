@@ -191,6 +191,20 @@ class SitePrivacy:
 
 
 @dataclass(frozen=True)
+class SiteAudit:
+    """[audit]: secrets that this site plants among its own rows, so that it can be measured what a model gives away."""
+
+    canaries: int = 0
+    """Records with a random secret; half of them, by coin, are trained on beside the site's rows. Which, and the
+    secrets, is in `audit-plan.json` in the state folder; a server that is given that file can measure exposure. They
+    are trained on in every run that begins from now on, and make its model a little worse."""
+    repeats: list[int] = field(default_factory=lambda: [1, 4, 16])
+    """How often a canary stands among the rows; dealt out in turn."""
+    seed: int = 0
+    """Of the secrets and the coins; a number of your own, or who reads this file's defaults knows them."""
+
+
+@dataclass(frozen=True)
 class SiteConfig:
     """A whole site file, one field per table. All paths are absolute."""
 
@@ -203,3 +217,4 @@ class SiteConfig:
     policy: Policy = Policy()
     profile: SiteProfile = SiteProfile()
     privacy: SitePrivacy = SitePrivacy()
+    audit: SiteAudit = SiteAudit()

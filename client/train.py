@@ -3,6 +3,7 @@
 query      Job      -> how many rows there are                    (once)
 train      Plan     -> Update: what the local steps changed
 evaluate   Plan     -> Update without tensors: metrics on the held-out rows
+secagg     message of a secure sum -> the next one
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,13 @@ import torch
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
-from fedft.client import agreed_job, own_profile
+from fedft.client import agreed_job, own_profile, secure_sums
 from fedft.client.base_precision import with_bits
 from fedft.client.own_privacy import OwnPrivacy
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
+from fedft.client.secure_sums import SecureSums
 from fedft.config import Local, RunConfig
 from fedft.contract import NOTHING, Batch, Trained, Turn
 from fedft.data import micro_batches, packing
@@ -64,6 +66,8 @@ class Client:
     """The processes that share this client's batches; None: there is this one only."""
     rows: OwnRows | None = None
     """Where the rows come from, if their files are looked at again; None: they never change."""
+    secure: SecureSums | None = None
+    """The client's part in masked sums; None where nothing is masked, or nobody has given it the others' keys."""
     profile: Mapping[str, float] = field(default_factory=dict)
     """What the client says of its machine when it enrols, by the names of `fedft.contract.Member.profile`."""
     tells: bool = False
@@ -96,6 +100,8 @@ class Client:
                 return self.carry_out(payload)
             if kind == "query":
                 return self.enrol(messages.decode_job(payload))
+            if kind == "secagg":
+                return self.sum_securely(payload)
             return self.carry_out(self.read(payload))
         except (PlanRefused, RejectedUpdate) as e:
             return Refused(e.code, str(e)[:MAX_REASON])
@@ -128,8 +134,14 @@ class Client:
         return self.encode(self.evaluate(turn) if plan.evaluate else self.train(turn), turn)
 
     def encode(self, update: Update, turn: Turn) -> bytes:
-        """The bytes of the turn's update, in the codec of `[codec] up`."""
+        """The bytes of the turn's update, in the codec of `[codec] up`, or masked. Raises PlanRefused."""
+        if self.config.privacy.secagg == "on":
+            update = secure_sums.of(self.secure).masked(update, turn, self.handle.layout, self.rows_digest)
         return messages.encode_update(update, self.config.codec.up, turn.seed)
+
+    def sum_securely(self, message: bytes) -> bytes:
+        """The answer to a server's message of a secure sum. Raises PlanRefused."""
+        return secure_sums.of(self.secure).answer(message, self.handle.layout)
 
     def enrol(self, job: Job) -> bytes:
         """Agree on the run; returns the encoded numbers of rows to train on and held out. Raises PlanRefused."""
@@ -144,6 +156,8 @@ class Client:
         self.privacy.begin(self.name, job, self.config, len(self.train_rows))
         self._run, self._run_seed = job.run, job.seed
         self.kept.open(job.run)
+        if self.secure is not None:
+            self.secure.open(job.run)
 
     def train(self, turn: Turn) -> Update:
         """The update of the local steps from the installed state; what the client keeps of them is on the disk then.

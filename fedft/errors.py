@@ -4,6 +4,7 @@
     |- ConfigError        a run file, site file or argument is wrong: the command stops before any work   (exit 2)
     |- DataError          a record, file or model does not fit the task                                   (exit 2)
     |- RunPaused          quorum not reached or disk full: state is safe, the same command resumes        (exit 75)
+    |- ModelHeldBack      a run ended, and an audit's gate keeps its model from being written               (exit 3)
     |- ClientFailed       a client of a simulation failed, as it would again; what is committed stays      (exit 1)
     |- StateDamaged       no generation of the run's state can be trusted                                 (exit 65)
     |- OtherVersion       a run's state is whole, and in the form of another version of fedft             (exit 65)
@@ -18,7 +19,7 @@ line: what was found, what was wanted, where to look.
 
 import os
 
-EXIT_USAGE, EXIT_DAMAGED, EXIT_PAUSED, EXIT_KEYS, EXIT_INTERRUPTED = 2, 65, 75, 77, 130
+EXIT_USAGE, EXIT_HELD_BACK, EXIT_DAMAGED, EXIT_PAUSED, EXIT_KEYS, EXIT_INTERRUPTED = 2, 3, 65, 75, 77, 130
 
 
 class FedftError(Exception):
@@ -77,6 +78,12 @@ class RunPaused(FedftError):
     """The run stopped where nothing is lost, for want of clients or of disk; the same command goes on from there."""
 
     exit_code = EXIT_PAUSED
+
+
+class ModelHeldBack(FedftError):
+    """A run ended, and `[audit] gate` keeps its model from being written; the same command would say the same again."""
+
+    exit_code = EXIT_HELD_BACK
 
 
 class ClientFailed(FedftError):

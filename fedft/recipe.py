@@ -182,6 +182,9 @@ class Recipe:
     linear strategy needs. Needed where uploads are lists."""
     from_sum: Callable[[Tensors, Plan], Tensors] = as_it_is
     """(mean of summands, plan) -> an upload that `aggregate` makes of it what it makes of all of them."""
+    reach: Callable[[RunConfig, str], float] | None = None
+    """(run file, name of a summand's tensor) -> the largest magnitude that a number of it can have, for the integers of
+    secure sums; raises ValueError where nobody knows. None: as far as the optimiser can go."""
 
     linear: bool = True
     """The server needs only weighted sums of what is sent."""

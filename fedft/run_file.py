@@ -69,10 +69,10 @@ def read(path: Path, missing: str) -> dict[str, Any]:
 
 
 def _resolve_paths(tables: dict[str, Any], folder: Path, where: str) -> None:
-    for table, key in (("data", "train"), ("data", "test"), ("model", "id")):
+    for table, key in (("data", "train"), ("data", "test"), ("model", "id"), ("robust", "root")):
         if isinstance(found := tables.get(table), dict) and key in found:
             said = f"{where}: [{table}] {key}"
-            found[key] = source_paths.resolved(found[key], folder, said, patterns=table == "data")
+            found[key] = source_paths.resolved(found[key], folder, said, patterns=table != "model")
     clients = tables.get("clients")
     if isinstance(clients, dict) and isinstance(devices := clients.get("devices"), dict):
         said, traces = f"{where}: [clients.devices] availability", devices.get("availability")

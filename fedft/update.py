@@ -27,6 +27,8 @@ PROFILE = "profile."
 """Beginning of names of metrics of an enrolment: what the client says of its machine."""
 PREDICTED = "predicted_s"
 """In `Plan.extra` and `Work.extra`: the seconds that the turn is expected to take, from the letter to the answer."""
+BLOCK, SLOT = "block", "slot"
+"""In `Plan.extra`: whose one-time masks hide the answer to the plan."""
 CUT = "cut"
 """In `Plan.extra` and `Work.extra`: the share of heads and channels, by weights, that is cut away during the turn."""
 VERSION = re.compile(r"0|[1-9][0-9]{0,15}")

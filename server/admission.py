@@ -38,7 +38,8 @@ def admit(
         up: name of the codec of uploads.
         limits: of the run: `max_bytes` bounds memory, `max_num_examples` one client's weight, `max_norm` and
             `norm_factor` (times the median of `norms`) how far one client can move the state.
-        norms: of updates admitted in the last rounds; the first round has none and is not bounded by them.
+        norms: of updates admitted in the last rounds; the first round has none and is not bounded by them. Zeros, as of
+            a strategy's rounds that only measure, say nothing of what is usual.
         recovered: whether the update was admitted before a restart, in whichever attempt.
     Raises:
         RejectedUpdate: the update must not count, with a code of the module's table.
@@ -56,7 +57,7 @@ def admit(
         raise RejectedUpdate("weight", f"num_examples is {update.num_examples}, at most {limits.max_num_examples}")
     recipe.admit(update.delta, plan)
     norm = recipe.norm(update.delta, plan)
-    usual = median(norms) if norms else 0.0
+    usual = median(moved) if (moved := [n for n in norms if n > 0]) else 0.0
     bound = min(limits.norm_factor * usual or float("inf"), limits.max_norm or float("inf"))
     if norm > bound:
         raise RejectedUpdate("norm", f"norm {norm:.4g}, at most {bound:.4g} allowed; see [limits]")

@@ -13,7 +13,7 @@ clients), a sample of modules is measured in place of all.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -53,21 +53,26 @@ def sampled(layout: Layout, rank: int, clients: int) -> list[str]:
 
 @dataclass
 class AggregationAudit:
-    """Measures one round: `see` each update that counts, then ask for the `error`. Holds their factors till then."""
+    """Measures one round, where that is `possible`: `see` each update that counts, then ask for the `error`.
+
+    Holds their factors till then.
+    """
 
     begun: Beginnings
     """Where its clients began."""
     modules: Sequence[str] = ()
     """That are measured; none named: all."""
     _trained: list[tuple[dict[str, LowRank], float]] = field(default_factory=list)
-    _partial: bool = False
 
     def __post_init__(self) -> None:
         self.modules = self.modules or [*self.begun.layout.modules]
 
-    def possible(self) -> bool:
-        """Whether the strategy sends factors of LoRA pairs whose other half is known here."""
-        return self.begun.of_pairs()
+    def possible(self, plans: Iterable[Plan]) -> bool:
+        """Whether the strategy sends factors of LoRA pairs whose other half is known here, and all clients all of them.
+
+        `plans` are of those whose updates count: where one does not train every module there is no mean over all.
+        """
+        return not any(p.chosen or p.shape.without for p in plans) and self.begun.of_pairs()
 
     def sampled(self, clients: int) -> "AggregationAudit":
         """This, of as many modules as can be measured for so many clients; that it is a sample is logged."""
@@ -80,9 +85,6 @@ class AggregationAudit:
 
     def see(self, update: Update, plan: Plan) -> None:
         """Take one update that counts, and the plan that its client was sent. Neither is modified."""
-        self._partial = self._partial or bool(plan.chosen or plan.shape.without)
-        if self._partial:
-            return
         begun, now = self.begun.of(plan.shape).values, {}
         wanted = {m + s for m in self.modules for s in (A_SUFFIX, B_SUFFIX)}
         for name in wanted & begun.keys():
@@ -91,12 +93,7 @@ class AggregationAudit:
         self._trained.append((self._pairs(now), update.num_examples))
 
     def error(self, after: State, rank: int) -> float | None:
-        """|applied - exact| / |exact| of the round that led to `after`.
-
-        None where nothing was trained, or some client did not train every module: then there is no mean over all.
-        """
-        if self._partial:
-            return None
+        """|applied - exact| / |exact| of the round that led to `after`; None where nothing was trained."""
         begun, new = self.begun.of(self.begun.plan.shape), self.begun.at(after, Shape(rank))
         applied = self._pairs(new.values)
         wrong, right = 0.0, 0.0

@@ -24,10 +24,12 @@ from fedft.carriers.stream.link import StreamLink
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, StateDamaged
 from fedft.models import resident
+from fedft.privacy.audit import canaries, verdict
+from fedft.reports import privacy_lines
 from fedft.reports.observers import Audience, Observers
 from fedft.reports.quantities import size
 from fedft.security import new_keys, private_keys
-from fedft.server import admin, admin_socket, disk_need, message_sizes, open_run, run_outputs
+from fedft.server import admin, admin_socket, disk_need, foreseen_privacy, message_sizes, open_run, run_outputs
 from fedft.server import audit as audits
 from fedft.server.arrival_clock import ArrivalClock
 from fedft.server.audit import Audit
@@ -127,19 +129,26 @@ def coordinate(
     sites = _taking_part(roster, office.place, lift)
     audit = Audit(folder / audits.FILE, Audience(observe))
     resume = (folder / "config.toml").exists()
+    if config.audit.canaries:
+        log.warning("[audit] canaries has no effect here: sites plant their own, in simulations clients do")
+    verdict.check(config, canaries.read(folder), held_out=False)
     with open_run.opened(config, folder, resume=resume, observe=audit, deployed=True) as held:
         salt = map(_salt, [folder / "state" / "salt"])  # drawn when it is read: an attempt that ends before leaves none
         here = resident.load(held.config, held.recipe)
         message_sizes.check_sizes(held.config, held.recipe, here.layout, len(sites))
         need = disk_need.check(held.config, held.recipe, here.layout, len(sites), folder)
         log.info("the run will take about %s of disk", size(need.whole))
+        foreseen = foreseen_privacy.of_run(held.config, held.recipe, here.layout, dict.fromkeys(sites))
+        for line in privacy_lines.lines(foreseen):
+            log.info("%s", line)
         run = held.begin(here, salt)
         audit.begin(run.job.run, held.version)
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
         link = announced(link_of(most), office.front)
         try:
             post = SealedPost(link, roster, office.key, run.job.run, audit, clock)
-            loop = run.loop(post, roll=Without(roster, lambda: run.steering.removed), lift=lift, clock=clock)
+            roll = Without(roster, lambda: run.steering.removed)
+            loop = run.loop(post, roll=roll, lift=lift, clock=clock, cards=roster.cards)
             register = office.place.keys / "roster.toml"
             acts = admin.Acts(loop.federation, run.steering, roster, register, folder, audit)
             with admin_socket.listening(folder, acts.answer):
@@ -150,7 +159,9 @@ def coordinate(
         absent = run_outputs.never_took_part(members, run.metrics.lines)
         for site, why in absent.items():
             log.warning("no update of %s counted in the whole run: %s", site, why)
-        return run.finish(state, len(members), {"never_took_part": absent})
+        summary = run.finish(state, len(members), {"never_took_part": absent})
+    verdict.raise_if_held(folder, summary)
+    return summary
 
 
 def _taking_part(roster: RosterFile, place: Place, lift: Collection[str]) -> list[str]:

@@ -14,13 +14,19 @@ from fedft.server.sending import POLL_S, SAY_S
 log = logging.getLogger(__name__)
 
 
+def over(run: Federation, lines: Sequence[Line]) -> bool:
+    """Whether the run with these lines of metrics.jsonl is at its end: its rounds, its budget, or its epsilon."""
+    ended = budget.over(run.config, lines)
+    return ended or (run.private is not None and not run.private.schedule.affords(lines[-1]["version"]))
+
+
 def goes_on(run: Federation, lines: Sequence[Line], version: int) -> bool:
     """Whether the round that leads on from `version` begins; waits while the run is paused.
 
     A round that was begun before a restart goes on though the run is paused. `lines` are those of metrics.jsonl.
     """
     told, steering = -math.inf, run.steering
-    while not budget.over(run.config, lines):
+    while not over(run, lines):
         if steering is None or steering.begins(version):
             return True
         if (paused := steering.paused) and run.clock.monotonic() >= told + SAY_S:
@@ -35,6 +41,8 @@ def goes_on(run: Federation, lines: Sequence[Line], version: int) -> bool:
 def committed(run: Federation, version: int, notes: Mapping[str, Any]) -> None:
     """The round is over that led to `version` and these notes: what was changed for the next one may hold."""
     run.number, run.barred = version, notes["barred"]
+    if run.private is not None:
+        run.private.stands(version, notes["record"])
     if run.steering is not None:
         run.steering.committed(version)
     run.look(now=True)

@@ -18,6 +18,12 @@ from fedft.update import BITS
 T = TypeVar("T")
 
 
+def mean_loss(facts: Collection[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """{"train_loss": its mean over clients} of a round, from (weight, metrics) of each update; {} of no update."""
+    total = sum(n for n, _ in facts)
+    return {"train_loss": sum(n * m.get("loss", math.nan) for n, m in facts) / total} if facts else {}
+
+
 def trained(facts: Collection[tuple[int, Mapping[str, float]]], run: Model) -> dict[str, Any]:
     """{"bits": clients and mean training loss by bits} of a round, from (weight, metrics) of each update; or {}.
 

@@ -50,10 +50,11 @@ class Travels:
         news = {id(x): (name, x) for name, x in travels if known.get(name) is not x}  # many travel both ways
         for name, x in news.values():
             if x.is_floating_point() and x.numel() and not largest_entry(x) <= messages.MAX_ABS:
-                norms = measured["norms"]
-                largest = max(norms, key=lambda c: norms[c])
+                norms = measured["norms"]  # none where they are private
+                largest = max(norms, key=lambda c: norms[c], default="")
+                whose = f"; the largest update was {largest}'s, norm {norms[largest]:.3g}" if largest else ""
                 raise GateRefused(
-                    f"{name} would go beyond {messages.MAX_ABS:g} or is no number; the largest update was {largest}'s,"
-                    f" norm {norms[largest]:.3g}. Lower the learning rate or set [limits] max_norm"
+                    f"{name} would go beyond {messages.MAX_ABS:g} or is no number{whose}. Lower the learning rate or "
+                    f"set [limits] max_norm"
                 )
         return candidate

@@ -77,6 +77,11 @@ class Store:
         self._spare = SpareFiles(self._journal / "spare")
         self._journal.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def folder(self) -> Path:
+        """Where the state is, and what else must be as durable."""
+        return self._folder
+
     def save(self, state: State, notes: Mapping[str, Any]) -> None:
         """Commit a state with its notes (plain JSON), then drop journals of earlier rounds, and old generations.
 
@@ -207,6 +212,11 @@ class Store:
     def read(self, round: int, client: str) -> bytes | None:
         """The bytes of a client's admitted update in a round, or None if there are none that verify."""
         return durable.verified(self._journal / f"{round:08d}" / _file(client))
+
+    def digest(self, round: int, client: str) -> str:
+        """SHA-256, 64 hexadecimal digits, of a client's admitted update in a round; it was journalled."""
+        with open(self._journal / f"{round:08d}" / _file(client), "rb") as f:
+            return f.read(durable.DIGEST_BYTES).hex()
 
     def journalled(self, round: int, client: str) -> Path | None:
         """The file of a client's admitted update in a round, or None if there is none that verifies."""

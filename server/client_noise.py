@@ -5,14 +5,24 @@ public: of noise on whole updates the rounds and z are, of noise on records the 
 rows a site has.
 """
 
+import logging
 from typing import Any
 
 from fedft.privacy import accountant
 from fedft.privacy.accountant import Release
 from fedft.privacy.tables import Privacy
 
+log = logging.getLogger(__name__)
+
 SEEDED = "seeded noise"
 OWN = "each site keeps its own account, which depends on how many rows it has"
+
+
+def say_what_is_not_measured(privacy: Privacy) -> None:
+    """Log, at the server of a deployment, that no line of its run will have a loss; `[eval]` asks nobody."""
+    if privacy.at_clients:
+        said = "[privacy] mode = %r: sites measure nothing for a server; `fedft eval` measures the model on public rows"
+        log.warning(said, privacy.mode)
 
 
 def said(privacy: Privacy, rounds: int, largest: float | None) -> dict[str, Any]:

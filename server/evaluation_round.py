@@ -34,7 +34,8 @@ def evaluate(
 
     Metrics are of the whole state. Where some client holds a part of it, OWN's are what each has at its own rank.
     The panel is `[eval] clients` of those with held-out rows, the same ones in every round. A client that does not
-    answer, or without a finite loss, is missing in the result and stands among the refused of the cost.
+    answer, or without a finite loss, is missing in the result and stands among the refused of the cost. Sites of secure
+    sums are not asked: what one of them measures would be its own.
 
     Args:
         exchange: with the run's clients.
@@ -53,6 +54,8 @@ def evaluate(
         found[came.client] = dict(update.metrics)
         federation.observe("measured", {"version": state.version, "client": came.client})
 
+    if federation.deployed and federation.config.privacy.secagg != "off":
+        return {}, Traffic()
     size, held_out = federation.config.eval.clients, federation.held_out
     able = [c for c in federation.still(federation.members) if held_out.get(c) and c not in barred]
     founders = [c for c in able if federation.membership.is_founder(c)]

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from fedft.carriers.interface import SHORT_ANSWER_BYTES, Post
@@ -12,6 +13,7 @@ from fedft.config import Local, RunConfig
 from fedft.contract import Forecast, Layout, Member, Roster, Seen, State, Work
 from fedft.contract.planning import no_forecast
 from fedft.errors import ConfigError, OtherVersion, RejectedUpdate
+from fedft.privacy.secure_sum.context import threshold
 from fedft.recipe import Recipe
 from fedft.reports.observers import Observer
 from fedft.server import message_sizes, planner_view
@@ -19,10 +21,11 @@ from fedft.server.checkpoint import Store
 from fedft.server.guard import Guard, Unguarded
 from fedft.server.job import told
 from fedft.server.membership import Membership, Roll
+from fedft.server.private_sum import PrivateSum
 from fedft.server.steering import Steering
 from fedft.server.traffic import Clock, Until
 from fedft.training import schedules
-from fedft.update import PROFILE, Job, Plan
+from fedft.update import PROFILE, Job, Plan, Scalar
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,8 @@ class Federation:
     """Sites come and go: whoever is not there is waited for up to quorum and deadline, and never an error."""
     guard: Guard = field(default_factory=Unguarded)
     """How the updates of a round are summed."""
+    fewest: int = 1
+    """Answers that a round needs, whatever the quorum: t of a secure sum."""
     spent: Callable[[], float] | None = None
     """Epsilon of the client whose own noise has cost most in this run; None: the clients alone know."""
     caps: Mapping[str, int] = field(default_factory=dict)
@@ -84,6 +89,11 @@ class Federation:
     _looked: float = -math.inf
     _steered: Mapping[str, Any] | None = None
     _turned_away: frozenset[str] = frozenset()
+
+    @property
+    def private(self) -> PrivateSum | None:
+        """The guard, where it hides each client's part by noise; then nothing is said that only one of them knows."""
+        return self.guard if isinstance(self.guard, PrivateSum) else None
 
     def enter(self, clients: Collection[str], kept: Mapping[str, Any] | None = None) -> None:
         """Make `clients` the founders of the run, each with its place and the rank that the run file deals out.
@@ -188,8 +198,9 @@ class Federation:
         return self.membership.largest
 
     def quorum(self, asked: int) -> int:
-        """How many of `asked` clients must answer: the share `[server] quorum`, and one at least."""
-        return max(1, math.ceil(self.config.server.quorum * asked - 1e-9))
+        """How many of `asked` clients must answer: the share `[server] quorum`, one at least, and of a secure sum t."""
+        fewest = self.fewest if self.config.privacy.secagg != "clear" else threshold(len(self.members))
+        return max(fewest, math.ceil(self.config.server.quorum * asked - 1e-9))
 
     def until(self, asked: Collection[str], before: int = 0) -> Until:
         """When an exchange ends, by `[server] quorum`, `deadline_s` and `grace_s`.
@@ -246,12 +257,17 @@ class Federation:
         return {name: _counted(plan, self.counted.get(name)) for name, plan in mine.items()}
 
     def durable_plans(
-        self, state: State, clients: Collection[str], going_on: Mapping[str, Plan] | None = None
+        self,
+        state: State,
+        clients: Collection[str],
+        going_on: Mapping[str, Plan] | None = None,
+        extra: Mapping[str, Scalar] = MappingProxyType({}),
     ) -> dict[str, Plan]:
         """The training plans of a round, on disk before anybody is sent one; those of a run that was killed stand.
 
-        `going_on` are those of earlier rounds that clients are at still. What is admitted and aggregated is judged by
-        all these and by no plan that is made later. Raises OtherVersion where a newer fedft has begun the round.
+        `going_on` are those of earlier rounds that clients are at still; new ones say `extra`, too. What is admitted
+        and aggregated is judged by all these and by no plan that is made later. Raises OtherVersion where a newer fedft
+        has begun the round.
         """
         kept = self.store.plans(state.version)
         try:
@@ -261,7 +277,8 @@ class Federation:
             raise OtherVersion(f"{where}; end the round with the fedft that began it; nothing was changed") from e
         if missing := [c for c in clients if c not in found]:
             found |= {c: p for c, p in (going_on or {}).items() if c in missing}
-            found |= self.plans(state, [c for c in missing if c not in found])
+            new = self.plans(state, [c for c in missing if c not in found])
+            found |= {c: replace(p, extra={**p.extra, **extra}) if extra else p for c, p in new.items()}
             encoded = {c: messages.encode_plan(found[c], "fp32") for c in found}
             self.store.keep_plans(state.version, encoded)
         return {c: found[c] for c in clients}

@@ -3,7 +3,7 @@ weights that a few dishonest clients cannot move.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
@@ -32,6 +32,13 @@ class Sum:
     updates: Callable[[], Iterator[Update]]
     """Reads the updates that count, in roster order, each with its weight as `num_examples`; one in memory at a time.
     May be called again, which reads the disk for what memory does not hold."""
+    plan: Plan = field(default_factory=lambda: Plan("", 0, 0))
+    """Of one who was asked, or of a member where nobody was: names and shapes of the parts of a sum are the same."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256, 64 hexadecimal digits, of the bytes of each update that counts, by client in roster order; where noise
+    depends on it."""
+    roster: int = 0
+    """How many members the run has."""
 
 
 class Summed(NamedTuple):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from fedft.config import ALL, LOCAL, RunConfig
@@ -14,8 +15,9 @@ from fedft.update import Job
 def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes], tokenizer_digest: str = "") -> Job:
     """The job of a run: what its clients are told, and the run's identifier.
 
-    The identifier changes with the config (tables `server`, `eval` and `limits` apart, but for the seed), the base and
-    `who`. Keys that are nobody else's business (`fedft.config.LOCAL`) are not in the job.
+    The identifier changes with the config (tables `server`, `eval`, `limits` and `audit` apart, but for the seed, and
+    `[privacy] max_epsilon`), the base and `who`. Keys that are nobody else's business (`fedft.config.LOCAL`) are not in
+    the job.
 
     Args:
         config: the run file.
@@ -26,10 +28,9 @@ def job_of(config: RunConfig, base_digest: str, who: Iterable[bytes], tokenizer_
     """
     tables = config.to_dict()
     fixed = {t: v for t, v in tables.items() if t not in ("server", "eval", "limits", "robust", "audit")}
-    fixed["privacy"] = {"mode": config.privacy.mode, **unlike_default(config.privacy)}
-    for name, table in (("robust", config.robust), ("audit", config.audit)):
-        if said := unlike_default(table):  # what is not said changes no identifier, so runs of before keep theirs
-            fixed[name] = said
+    fixed["privacy"] = {"mode": config.privacy.mode, **unlike_default(replace(config.privacy, max_epsilon=None))}
+    if said := unlike_default(config.robust):  # what is not said changes no identifier, so runs of before keep theirs
+        fixed["robust"] = said
     h = hashlib.sha256(json.dumps([fixed, config.server.seed, base_digest], sort_keys=True).encode())
     for part in who:
         h.update(part)

@@ -16,12 +16,14 @@ from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import between_rounds, budget, buffered, by_bits, client_noise, planner_view
+from fedft.server import between_rounds, budget, buffered, by_bits, client_noise, noisy_evaluation, planner_view
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import brought, evaluate
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
+from fedft.server.masked_rounds import MaskedRounds, SumLost
+from fedft.server.privacy_ledger import BudgetSpent
 from fedft.server.round import Round
 from fedft.server.traffic import Traffic, Until
 from fedft.training.metrics.loss import LOSS, over_clients
@@ -45,6 +47,8 @@ class Loop:
     """Clients whose quarantine ends now."""
     gates: Sequence[Gate] = ()
     """What has to agree to a new state, behind that clients can decode it."""
+    masked: MaskedRounds | None = None
+    """Hides the updates of rounds until they are summed; None: nothing does."""
 
     def __post_init__(self) -> None:
         self._exchange = Exchange(self.federation)
@@ -63,8 +67,12 @@ class Loop:
                 continues.
         """
         run = self.federation
+        if run.deployed:
+            client_noise.say_what_is_not_measured(run.config.privacy)
         state, notes = self._found(clients)
         run.barred = notes["barred"]
+        if run.private is not None:
+            run.private.begin(run.members, state, notes["record"], noisy_evaluation.measures(run))
         run.counted = notes.get("counted", {})
         for client, profile in notes.get("profiles", {}).items():
             run.know(client, profile)
@@ -74,8 +82,8 @@ class Loop:
             run.clock.sleep(notes.get("clock_s", 0.0))
             self._exchange.have |= brought(run.recipe, state, self.metrics.lines)
         self._enrol([c for c in run.still(run.members) if c not in notes["barred"]])
-        if self.metrics.has(state.version) and budget.over(run.config, self.metrics.lines):
-            log.warning("nothing is left to do: %s", _all_there_is(run.config, state.version))
+        if self.metrics.has(state.version) and between_rounds.over(run, self.metrics.lines):
+            log.warning("nothing is left to do: %s", _all_there_is(run.config, self.metrics.lines))
         self._report(state, notes)
         try:
             while between_rounds.goes_on(run, self.metrics.lines, state.version):
@@ -136,10 +144,15 @@ class Loop:
         gates: list[Gate] = [Travels(run.recipe, run.rank), *self.gates]
         try:
             turns = buffered.from_json(notes.get(buffered.KEY, {}), run.clock.monotonic())
-            outcome = Round(self._exchange, state, norms, gates, notes["barred"], turns).carry_out()
-        except EverybodyLeft as e:
+            outcome = Round(self._exchange, state, norms, gates, notes["barred"], turns, self.masked).carry_out()
+        except (EverybodyLeft, SumLost) as e:
             log.warning("%s: it begins anew with those who are there now", e)
             run.store.drop(state.version)
+            return state, notes
+        except BudgetSpent as e:
+            assert run.private is not None
+            log.warning("round %d: %s; the run ends", state.version, e)
+            run.private.schedule.over = True
             return state, notes
         except FloatingPointError as e:
             raise ClientFailed(f"{e}; {self._why_not_finite()}") from None
@@ -222,30 +235,53 @@ class Loop:
             adds = not run.recipe.replaces_what_is_held
             earlier = [] if run.recipe.evaluation_has_own_state else self.metrics.lines
             line["training_bytes"] = budget.training_bytes(line, earlier, adds)
-        last = budget.over(run.config, [*self.metrics.lines, line])
+        last = between_rounds.over(run, [*self.metrics.lines, line])
         if last or state.version % run.config.eval.every == 0:
             rouge = run.config.eval.rouge and (last or state.version == 0)
             if last:
                 self._exchange.end(run.members)
             busy = self._exchange.at_work() if run.deployed else ()  # who trains would hold it up
-            found, traffic = evaluate(self._exchange, state, [*notes["barred"], *busy], rouge=rouge)
-            line = over_clients(found.values()) | line | by_bits.evaluated(line, found.values(), run.config.model)
-            # refused evaluations are nobody's fault where the state is; a contradiction of an update is
-            self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
-            line["evaluation"] = found
-            line["evaluation_bytes"] = {"up": traffic.up, "down": traffic.down, "needed": traffic.needed}
-            line["refused"] = [*line["refused"], *traffic.refused]
+            line = self._evaluated(state, line, [*notes["barred"], *busy], rouge=rouge)
+        if run.private is not None:
+            line |= run.private.schedule.report(state.version, run.config.server.rounds)
         line["bytes_up"], line["bytes_down"] = _total(line, "up"), _total(line, "down")
         line["seconds"] = {**line["seconds"], "evaluate": time.monotonic() - started}
         self._say_if_it_diverges(line)
         self.metrics.append(line)
         run.observe("line", line)
+        if run.private is not None:
+            run.private.measured(state.version)
+
+    def _evaluated(
+        self, state: State, line: Mapping[str, Any], barred: Collection[str], *, rouge: bool
+    ) -> dict[str, Any]:
+        """The line of a state with what its evaluation found; of sites under noise, with what is released of it."""
+        run = self.federation
+        if run.private is not None and run.deployed:
+            said = noisy_evaluation.measured(self._exchange, state, barred)
+            return {**line, **said, **{k: line.get(k, 0) + said.get(k, 0) for k in ("bytes_up", "bytes_down")}}
+        found, traffic = evaluate(self._exchange, state, barred, rouge=rouge)
+        # refused evaluations are nobody's fault where the state is; a contradiction of an update is
+        self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
+        outside = {} if run.private is None else {"outside_epsilon": ["evaluation"]}
+        return {
+            **over_clients(found.values()),
+            **line,
+            **by_bits.evaluated(line, found.values(), run.config.model),
+            **outside,
+            "evaluation": found,
+            "evaluation_bytes": {"up": traffic.up, "down": traffic.down, "needed": traffic.needed},
+            "refused": [*line["refused"], *traffic.refused],
+        }
 
 
-def _all_there_is(config: RunConfig, version: int) -> str:
-    """That a run has ended, and what would make it go on."""
+def _all_there_is(config: RunConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+    """That the run with these lines has ended, and what would make it go on."""
+    version = lines[-1]["version"]
     if version >= config.server.rounds:
         return f"the run has all its {version} rounds; a larger server.rounds goes on, as {2 * version}"
+    if not budget.over(config, lines):
+        return f"the run has ended at [privacy] max_epsilon, after {version} rounds; a larger one goes on"
     return f"the run has ended at its budget, after {version} rounds; a larger server.budget goes on"
 
 
@@ -257,5 +293,5 @@ def _barred(refusals: list[list[Any]], limit: int) -> list[str]:
 
 
 def _total(line: Mapping[str, Any], way: str) -> int:
-    train = sum(b[way] for b in line.get("bytes", {}).values())
-    return train + sum(line.get("evaluation_bytes", {}).get(way, {}).values())
+    train = sum(b[way] for b in line["bytes"].values()) if "bytes" in line else line.get(f"bytes_{way}", 0)
+    return train + sum(sum(line.get(what, {}).get(way, {}).values()) for what in ("secagg_bytes", "evaluation_bytes"))

@@ -27,15 +27,17 @@ from fedft.forecast.anatomy import anatomy_of
 from fedft.forecast.work import forecaster
 from fedft.models import dtypes
 from fedft.models.resident import Resident
+from fedft.privacy.audit import canaries, verdict
+from fedft.privacy.audit.findings import Rows
+from fedft.privacy.audit.two_models import TwoModels
 from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import archive, buffered, run_folder, run_outputs, steering
+from fedft.server import archive, buffered, guards, private_checks, private_facts, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
-from fedft.server.guards import guard_of
 from fedft.server.job import job_on
 from fedft.server.loop import Loop
 from fedft.server.membership import Roll
@@ -79,6 +81,7 @@ class OpenRun:
         lift: Collection[str] = (),
         clock: Clock = time,
         virtual: bool = False,
+        cards: Callable[[], Mapping[str, bytes]] = dict,
     ) -> Loop:
         """The run's engine with these means to reach its clients.
 
@@ -87,14 +90,17 @@ class OpenRun:
             roll: who may take part at a moment, see `Federation`.
             lift: clients whose quarantine ends now.
             clock, virtual: see `Federation`.
+            cards: gives the public keys of all who may take part, where updates are masked.
         """
+        observe = private_facts.quiet(self.observe, self.config.privacy)
+        masked = guards.masked_of(self.config, self.recipe, self.folder / "state", cards)
         federation = Federation(
-            post, self.recipe, self.here.layout, self.config, self.job, self.store, self.observe, clock,
+            post, self.recipe, self.here.layout, self.config, self.job, self.store, observe, clock,
             virtual=virtual, deployed=self.deployed, roll=roll, steering=self.steering, forecast=self.forecast,
-            guard=guard_of(self.config, self.recipe, self.store),
+            guard=guards.guard_of(self.config, self.recipe, self.store, self.here, masked),
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
-        return Loop(federation, self.metrics, lift, gates)
+        return Loop(federation, self.metrics, lift, gates, masked)
 
     def forecast(self, work: Work) -> Forecast:
         """What a work of this run takes at a client of whose rows nothing is known, for planners."""
@@ -105,19 +111,31 @@ class OpenRun:
         anatomy = anatomy_of(self.here.base, self.config.model.modules_to_save)
         return forecaster(anatomy, self.here.layout, self.config, self.recipe)
 
-    def finish(self, state: State, clients: int, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def finish(
+        self, state: State, clients: int, more: Mapping[str, Any] | None = None, rows: Rows | None = None
+    ) -> dict[str, Any]:
         """Set the model to the final `state` and write it with the summary; returns the summary.
 
-        `clients` is the number of those that could take part; `more` is what else the summary says, by its key.
+        An audit comes first where `[audit] gate` bounds something; a model that is above a bound is not written, and
+        the summary says why (`held_back`).
+
+        Args:
+            state: the run's last.
+            clients: the number of those that could take part.
+            more: what else the summary says, by its key.
+            rows: of the clients, for the audit; None: they are not here.
         """
         base, handle = self.here.base, self.here.handle
-        run_outputs.set_model_to(self.config, self.recipe, self.here.layout, handle, state)
+        stand = partial(run_outputs.set_model_to, self.config, self.recipe, self.here.layout, handle, state)
+        stand()
+        two = TwoModels(handle, base, stand, self.config.eval.batch_size)
+        held_back = verdict.judged(self.folder, two, self.config, canaries.read(self.folder), rows or Rows())
         seconds = time.monotonic() - self.began
         lines, steered = self.metrics.lines, self.steering.facts()
         if any(steered.values()):
             more = {**(more or {}), "steered": steered}
         self.ended["summary"] = run_outputs.write_outputs(
-            self.folder, self.config, base, handle, state, clients, lines, seconds, more
+            self.folder, self.config, base, handle, state, clients, lines, seconds, more, held_back
         )
         found: dict[str, Any] = self.ended["summary"]
         return found
@@ -202,6 +220,7 @@ def opened(
     config = resolved(config, deployed=deployed)
     recipe = strategies.of(config)
     buffered.check(config, recipe, deployed)
+    private_checks.check(config, deployed)
     robust_rules.check(config, recipe, deployed)
     run_folder.check_plugins(config)
     before = run_folder.prepare(config, folder, resume)

@@ -15,6 +15,7 @@ from fedft.server.traffic import Traffic
 from fedft.update import Plan, Shape
 
 CLAIMS = ("memory", "flops", "up", "down")  # of a profile: larger ones bring more work
+FEWEST = 3  # of whom one who lies is not the median
 WITHIN = 64.0  # times the median of all claims, or divided by it
 OF_CLIENTS = ("seconds.", "memory.", "loss.")  # beginnings of names of a client's own measurements
 
@@ -23,11 +24,15 @@ SeenBy = Mapping[str, tuple[Seen, ...]]
 
 
 def shown(members: Mapping[str, Member], seen: SeenBy) -> dict[str, Member]:
-    """The members with the rounds seen of each, and every claim of a profile within bounds of the others'."""
-    usual = {name: median(said) for name in CLAIMS if (said := _said(members.values(), name))}
+    """The members with the rounds seen of each, and every claim of a profile within bounds of the others'.
+
+    Where one or two claim something, nobody can say which of them is usual: a lie of one would be the other's bound.
+    Their claims stand.
+    """
+    usual = {name: median(said) for name in CLAIMS if len(said := _said(members.values(), name)) >= FEWEST}
 
     def within(name: str, value: float) -> float:
-        if name not in CLAIMS:
+        if name not in usual:
             return value
         return min(max(value, usual[name] / WITHIN), usual[name] * WITHIN)
 

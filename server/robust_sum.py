@@ -8,8 +8,9 @@ there weights count relative to their sum.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,7 @@ from fedft.aggregation.round_gram import RoundGram
 from fedft.config import RunConfig
 from fedft.errors import RunPaused
 from fedft.server.guard import Sum, Summed
-from fedft.update import Update
+from fedft.update import Plan, Update
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class RobustSum:
     """The sum of `[robust] rule`."""
 
     config: RunConfig
+    root: Callable[[Sum], tuple[Update, Plan]] | None = None
+    """Makes an honest change, for the rule that goes by one."""
 
     def sum(self, of: Sum) -> Summed:
         """The change by the rule; the round's line says the rule, and of rules by weight each client's weight and
@@ -52,19 +55,30 @@ class RobustSum:
     def _by_weight(self, of: Sum, updates: Sequence[Update]) -> Summed:
         robust, plans = self.config.robust, [of.plans[c] for c in of.weights]
         begun = Beginnings(of.recipe, of.layout, of.state, plans[0], self.config.local, self.config.server.seed)
-        found = self._weighed(RoundGram(begun, updates, plans).find())
+        if self.root is not None:
+            update, plan = self.root(of)
+            H = RoundGram(begun, [*updates, update], [*plans, plan]).find()
+        else:
+            H = RoundGram(begun, updates, plans).find()
+        sums = of.recipe.linear and of.recipe.upload_kind == "changes"
+        found = self._weighed(H, grow=sums)
         whole = [round(w * ONE) for w in found.weights.tolist()]
+        if not any(whole):
+            raise ValueError("no update points the way of [robust] root's")
         kept = [replace(u, num_examples=n) for u, n in zip(updates, whole, strict=True) if n]
         change = of.recipe.aggregate(replace(u, cohort=len(kept)) for u in kept)
-        if of.recipe.linear and of.recipe.upload_kind == "changes" and robust.rule == "norm_clip":
+        if sums and robust.rule in ("norm_clip", "fltrust"):
             change = {n: x * (sum(whole) / ONE) for n, x in change.items()}
         said: dict[str, Any] = {"weights": dict(zip(of.weights, [n / ONE for n in whole], strict=True))}
         if not self.config.privacy.on:  # scores are numbers of single clients
             said["scores"] = dict(zip(of.weights, found.scores.tolist(), strict=True))
         return Summed(change, {"robust": {"rule": robust.rule, **said}})
 
-    def _weighed(self, H: Tensor) -> Weighed:
+    def _weighed(self, H: Tensor, *, grow: bool) -> Weighed:
+        """What the rule by weight makes of H; `grow`: short updates may count for more than they are."""
         robust = self.config.robust
+        if robust.rule == "fltrust":
+            return robust_weights.fltrust(H, grow=grow)
         if robust.rule == "multi_krum":
             f = robust_weights.most_dishonest(len(H)) if robust.f is None else robust.f
             return robust_weights.multi_krum(H, f)
@@ -73,7 +87,7 @@ class RobustSum:
     def _by_entry(self, of: Sum, updates: Sequence[Update]) -> Summed:
         robust, recipe = self.config.robust, of.recipe
         terms = [recipe.summand(u.delta, of.plans[c]) for c, u in zip(of.weights, updates, strict=True)]
-        rule = entrywise.median if robust.rule == "median" else entrywise.trimmed(robust.trim)
+        rule = entrywise.median if robust.rule == "median" else partial(entrywise.trimmed_mean, trim=robust.trim)
         middle = entrywise.of_clients_tensors(terms, rule)
         if not any(bool(x.any()) for x in middle.values()) and any(bool(x.any()) for t in terms for x in t.values()):
             said = "round %d: the %s of all updates is zero in every entry: of each entry most clients say nothing"

@@ -37,6 +37,11 @@ class RosterFile:
         """All sites of the file by name, as it was when last read; the revoked too."""
         return self._roster.members
 
+    def cards(self) -> dict[str, bytes]:
+        """The signing keys, 32 raw bytes each, of all sites by name, also of those that do not count."""
+        self._reload()
+        return self._roster.cards
+
     def key_of(self, name: str) -> Verifies:
         """What verifies the signatures of a site. Raises RejectedUpdate for a site that does not count now."""
         self._reload()

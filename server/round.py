@@ -5,7 +5,6 @@ it counts. So a process that is killed in a round finds there what it needs to e
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
@@ -25,10 +24,11 @@ from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.guard import Sum
 from fedft.server.journalled_update import update_in
+from fedft.server.masked_rounds import MaskedRounds
 from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
 from fedft.server.turns import Turns
-from fedft.update import MEMORY_LOST, Plan, Update
+from fedft.update import MEMORY_LOST, Plan, Scalar, Update
 from fedft.wire import messages
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class Round:
     """Clients in quarantine, who are not asked."""
     going_on: InitVar[Mapping[str, OpenTurn]] = MappingProxyType({})
     """What of earlier rounds goes on, by client."""
+    masked: MaskedRounds | None = None
+    """Hides the updates until they are summed; None: nothing does."""
     admitted: Admitted = field(default_factory=Admitted)
     traffic: Traffic = field(default_factory=Traffic)
     plans: dict[str, Plan] = field(default_factory=dict)
@@ -73,20 +75,23 @@ class Round:
         """
         started, by_clock = time.monotonic(), self.run.clock.monotonic()
         asked = self._begin()
-        self._collect_to_quorum(asked)
+        if self.masked is None or self.masked.survivors is None:
+            self._collect_to_quorum(asked)
         trained, by_clock = time.monotonic(), self.run.clock.monotonic() - by_clock
         weights = self._weights(asked)
+        if self.masked is not None:
+            weights = self.masked.open(self.exchange, weights)
         said: dict[str, Mapping[str, float]] = {}
         audit = self._audit(weights)
-        updates = partial(self._updates, weights, said, audit)
-        run, plans = self.run, self.plans
-        change, guarded = run.guard.sum(Sum(run.recipe, run.layout, self.state, asked, weights, plans, updates))
+        run = self.run
+        change, guarded = run.guard.sum(self._sum(asked, weights, partial(self._updates, weights, said, audit)))
         after = run.recipe.next_state(self.state, change)
         aggregated = time.monotonic()
         error = audit.error(after, self.run.rank) if audit else None
-        facts = [(n, said[c]) for c, n in weights.items()]
-        loss = sum(n * m.get("loss", math.nan) for n, m in facts) / sum(weights.values())
-        measured = {"train_loss": loss, **({} if error is None else {"aggregation_error": error})}
+        said = {} if run.private else said
+        facts = [(n, said[c]) for c, n in weights.items() if c in said]
+        measured = {**by_bits.mean_loss(facts), **({} if error is None else {"aggregation_error": error})}
+        measured |= {k: x for k, x in guarded.items() if k == "train_loss"}
         after = self._through_gates(after, measured)
         seconds = {
             "train": trained - started,
@@ -96,11 +101,14 @@ class Round:
         }
         record = self.admitted.record(self.state.version, asked, weights, self.traffic, measured, seconds)
         record |= {**guarded, **self._turns.facts(weights, self.plans)}
+        record |= self.masked.record(record["refused"]) if self.masked is not None else {}
         record |= by_bits.trained(facts, self.run.config.model)
         record |= pruned_models.trained(said)
         if self.run.timed:
             record["reply_s"] = {c: self.traffic.seconds[c] for c in asked if c in self.traffic.seconds}
-        norms = {c: self.admitted.norms[c] for c in weights}
+        norms = {} if run.private else {c: self.admitted.norms[c] for c in weights}
+        if run.private:
+            record = run.private.facts.published(record, secret=run.private.schedule.secret)
         seen: planner_view.SeenBy = {}
         turns = self._turns.going_on(self.plans, self.admitted.examples, self.traffic)
         if self.run.recipe.plans_work:
@@ -132,10 +140,18 @@ class Round:
         run.seat(number, asked)
         allowed = [c for c in run.members if c not in self.barred]
         going_on = self._turns.give_up(allowed, self.traffic)
-        if not asked:
+        extra: Mapping[str, Scalar] = {}
+        if run.private:
+            drawn = run.private.schedule.draw(number, run.members)  # once begun, those of the plans
+            asked = asked or [c for c in drawn if c in allowed]
+        elif not asked:
+            if self.masked is not None:
+                extra, allowed = self.masked.begin(self.exchange, allowed)
             asked = buffered.at_work(allowed, going_on, run.config.clients.per_round, run.job.seed, number)
         run.store.check_room()
-        self.plans = run.durable_plans(self.state, asked, {c: turn.plan for c, turn in going_on.items()})
+        self.plans = run.durable_plans(self.state, asked, {c: turn.plan for c, turn in going_on.items()}, extra)
+        if self.masked is not None:
+            self.masked.take_up(run, self.plans)
         if not run.virtual:
             self._recover(asked)
         recovered = list(self.admitted.examples)
@@ -161,8 +177,20 @@ class Round:
             self.traffic.needed[c] = self.traffic.down[c] = len(messages.encode_plan(plan, run.config.codec.plans))
             self.exchange.have[c] = self.state.version, self.state.label
 
+    def _is_fixed(self, asked: list[str]) -> bool:
+        """Whether nobody is asked: a noisy sum is of a set that stands, or those whom the coins chose are nobody."""
+        private = self.run.private
+        return private is not None and (not asked or private.is_fixed(self.state.version, self._digests(asked)))
+
+    def _digests(self, clients: Collection[str]) -> dict[str, str]:
+        """SHA-256 of the bytes of those updates that are admitted, by client."""
+        admitted = [c for c in clients if c in self.admitted.examples]
+        return {c: self.run.store.digest(self.state.version, c) for c in admitted}
+
     def _collect_to_quorum(self, asked: list[str]) -> None:
         run, attempts = self.run, 0
+        if self._is_fixed(asked):
+            return
         # clients of a simulation do the same again, but that later answers of virtual devices have come meanwhile
         while attempts < (run.config.server.attempts if run.deployed or run.virtual else 1):
             attempts += 1
@@ -173,6 +201,8 @@ class Round:
                 raise EverybodyLeft(f"round {self.state.version}: all who were asked have left")
             if len(self.admitted.examples) >= run.enough(len(self._counted(asked))):
                 return
+        if self.masked is not None:
+            self.masked.give_up(self.state.version, self.traffic.refused)
         refused = next(iter(self.traffic.refused), None)
         admitted, counted = len(self.admitted.examples), len(self._counted(asked)) if asked else 0
         raise RunPaused(too_few.why(run, self.state.version, admitted, counted, attempts, self.barred, refused))
@@ -244,6 +274,8 @@ class Round:
             admission.admit, client=client, plan=plan, recipe=run.recipe, layout=run.layout, up=run.config.codec.up,
             limits=replace(limits, max_num_examples=cap), norms=self.norms, recovered=recovered,
         )  # fmt: skip
+        if run.private:
+            return run.private.facts.without_numbers(admit, self.state.version, client)
         if run.config.server.buffer is None:
             return admit
         staleness = self.state.version - plan.round
@@ -255,20 +287,32 @@ class Round:
         return weighed
 
     def _weights(self, asked: list[str]) -> dict[str, int]:
-        """Weights of those who are admitted, in roster order."""
+        """Weights of those who are admitted, in roster order; all alike where each may move a sum as much."""
         examples = {c: self.admitted.examples[c] for c in asked if c in self.admitted.examples}
+        if self.run.private:
+            return dict.fromkeys(examples, 1)
         return admission.capped(examples, self.run.config.limits.share(self.run.deployed))
 
     def _audit(self, weights: Mapping[str, int]) -> AggregationAudit | None:
         """What measures the aggregate of this round, if it is wanted and can be measured."""
-        run, plan = self.run, self.plans[next(iter(weights))]
-        partial_plans = any(p.chosen or p.shape.without for p in self.plans.values())  # each has a mean of its own
+        run = self.run
+        if run.private:
+            return None
+        plan = self.plans[next(iter(weights))]
         late = any(self.plans[c].round != self.state.version for c in weights)  # these are changes of other states
-        if not run.config.eval.exactness or partial_plans or late:
+        summed = run.config.privacy.secagg != "off"  # nobody sees single updates
+        if not run.config.eval.exactness or late or summed:
             return None
         begun = Beginnings(run.recipe, run.layout, self.state, plan, run.config.local, run.job.seed)
         audit = AggregationAudit(begun)
-        return audit.sampled(len(self.plans)) if audit.possible() else None
+        return audit.sampled(len(self.plans)) if audit.possible(self.plans[c] for c in weights) else None
+
+    def _sum(self, asked: list[str], weights: Mapping[str, int], updates: Callable[[], Iterator[Update]]) -> Sum:
+        """What the guard is given of this round."""
+        run, members = self.run, self.run.members
+        plan = self.plans[asked[0]] if asked else run.plans(self.state, [next(iter(members))]).popitem()[1]
+        digests = self._digests(list(weights)) if run.private else {}
+        return Sum(run.recipe, run.layout, self.state, asked, weights, self.plans, updates, plan, digests, len(members))
 
     def _updates(
         self, weights: Mapping[str, int], said: dict[str, Mapping[str, float]], audit: AggregationAudit | None
@@ -295,9 +339,12 @@ class Round:
     def _through_gates(self, after: State, measured: Mapping[str, float]) -> State:
         for gate in self.gates:
             try:
-                after = gate(self.state, after, {**measured, "norms": self.admitted.norms})
+                norms = {} if self.run.private else self.admitted.norms
+                after = gate(self.state, after, {**measured, "norms": norms})
             except GateRefused as e:
                 self.run.store.drop(self.state.version)
+                if self.run.private:
+                    self.run.private.dropped(self.state.version)
                 raise RunPaused(
                     f"round {self.state.version}: nothing is committed: {e}; running again asks everybody anew"
                 ) from e

@@ -10,6 +10,7 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.models import dtypes
+from fedft.privacy.audit import canaries
 from fedft.reports.loggers import interface as loggers
 from fedft.training.metrics import interface as metrics
 
@@ -48,8 +49,9 @@ def prepare(config: RunConfig, folder: Path, resume: bool) -> RunConfig:
 
 
 def _holds_more(folder: Path) -> bool:
-    """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written."""
-    left = {"state", "state/lock", "state/journal", ".writable", "config.toml.tmp"}
+    """Whether a folder holds more than an attempt leaves that ended before `config.toml` was written, or a site's plan
+    of what is to be audited."""
+    left = {"state", "state/lock", "state/journal", ".writable", "config.toml.tmp", canaries.FILE}
     found = (p.relative_to(folder) for p in folder.rglob("*"))
     return any(p.as_posix() not in left and p.parts[0] != INPUTS for p in found)
 
@@ -78,7 +80,7 @@ KEYS = (
     *(f"{table}.{f.name}" for table in ("eval", "limits") for f in fields(get_type_hints(RunConfig)[table])),
 )
 """`table.key` of what may change while a run goes on, and when it is resumed; see `fedft.server.steering`."""
-FREE = ("server.budget", "server.loggers", "server.archive", "server.workers", "server.ray")
+FREE = ("privacy.max_epsilon", "server.budget", "server.loggers", "server.archive", "server.workers", "server.ray")
 """What may be another one when a run is resumed, besides."""
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from fedft.models import base_note, export, tasks
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
-from fedft.reports import columns, metric_log, plan_facts
+from fedft.reports import columns, metric_log, plan_facts, spent_privacy
 from fedft.server import buffered, by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
+MODEL = "model"
+"""Folder of the trained model in that of a run."""
 # packages whose versions config.toml notes: they may change a run's numbers
 VERSIONS = ("fedft", "flwr", "torch", "transformers", "peft", "numpy", "datasets")
 
@@ -49,7 +51,7 @@ def set_model_to(
 
 def write_outputs(
     folder: Path, config: RunConfig, base: Base, handle: ModelHandle, state: State, clients: int,
-    lines: list[dict[str, Any]], seconds: float, more: Mapping[str, Any] | None = None,
+    lines: list[dict[str, Any]], seconds: float, more: Mapping[str, Any] | None = None, held_back: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Write model/ and summary.json of a finished run; returns the summary.
 
@@ -60,13 +62,25 @@ def write_outputs(
         lines: of metrics.jsonl, at least the one of version 0.
         seconds: since this process opened the run; if it was resumed, the lines may say more.
         more: what else the summary says, by its key.
+        held_back: why model/ is not written; "": it is.
     """
-    name = export.base_name(base)
-    export.save_adapter(folder / "model", handle, base, name)
-    base_note.write(folder / "model", name, base, config.model, by_bits.clients(lines))
     summary = joined(summary_of(config, base, clients, state, lines, seconds), more or {})
+    if held_back:
+        summary |= {"model": None, "held_back": held_back}
+    else:
+        write_model(folder, config, base, handle, lines)
     _json(folder / "summary.json", summary)
     return summary
+
+
+def write_model(
+    folder: Path, config: RunConfig, base: Base, handle: ModelHandle, lines: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write model/ of a run: the model as it stands in `handle`, with a note on its base. Arguments as above."""
+    name = export.base_name(base)
+    export.save_adapter(folder / MODEL, handle, base, name)
+    spent = spent_privacy.spent(config.privacy, lines)
+    base_note.write(folder / MODEL, name, base, config.model, by_bits.clients(lines), spent)
 
 
 def joined(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +113,7 @@ def summary_of(
         **labels,
         "strategy": config.strategy.name,
         "rounds": state.version,
-        "ended": "rounds" if state.version >= config.server.rounds else "budget",
+        **_end(config, state.version, lines[-1]),
         "clients": clients,
         "seed": config.server.seed,
         "initial": ends[0],
@@ -111,12 +125,13 @@ def summary_of(
         **({"seconds_virtual": math.fsum(virtual)} if (virtual := metric_log.virtual_seconds(lines)) else {}),
         **plan_facts.summary(lines),
         **buffered.summary(lines),
+        **spent_privacy.spent(config.privacy, lines),
         "refused": sum(len(line.get("refused", [])) for line in lines),
         "max_share": config.limits.max_share,
         MEMORY_LOST: dict(Counter(c for line in lines for c in line.get(MEMORY_LOST, ()))),
         "cut_weights": dict(Counter(c for line in lines for c in line.get("cut_weights", ()))),
         "state_digest": state.digest,
-        "model": "model",
+        "model": MODEL,
         "task": config.model.task,
         "base": base.source,
         "base_digest": base.digest,
@@ -124,14 +139,26 @@ def summary_of(
     }
 
 
+def _end(config: RunConfig, version: int, last: Mapping[str, Any]) -> dict[str, Any]:
+    """Why a run has ended; `last` is its last line, with noise at the server what the budget still holds."""
+    if version >= config.server.rounds:
+        return {"ended": "rounds"}
+    if "rounds_left" in last and (config.server.budget is None or last["rounds_left"] == 0):
+        return {"ended": "max_epsilon", "stopped": "max_epsilon"}
+    return {"ended": "budget"}
+
+
 def never_took_part(clients: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Those of `clients` of whom no update counted in any of these lines of metrics.jsonl, with why not.
 
-    Why is the last refusal of theirs, as code and reason, or that they were not asked.
+    Why is the last refusal of theirs, as code and reason, or that they were not asked. Nobody, where the lines hide who
+    took part.
     """
     counted: set[str] = set()
     refused: dict[str, str] = {}
     for line in lines:
+        if "participants" in line.get("hidden", ()):
+            return {}
         counted.update(line.get("participants", ()))
         refused |= {r["client"]: f"{r['code']}: {r['reason']}" for r in line.get("refused", ())}
     return {c: refused.get(c, "was not asked") for c in sorted(clients, key=str.encode) if c not in counted}

@@ -1,6 +1,6 @@
 """Letters over an untrusted network: sealed, sent again when they are lost, answered once.
 
-    letter   -> sealed TRAIN, EVALUATE or JOB           site: ANSWER, REFUSAL, or PROGRESS "ready" for a long answer
+    letter   -> sealed TRAIN, EVALUATE, JOB or SECAGG   site: ANSWER, REFUSAL, or PROGRESS "ready" for a long answer
     ready    -> sealed FETCH, a few sites at a time     site: ANSWER
     silence  -> sealed STATUS                           site: PROGRESS: loading, queued, step 12 of 40, ready, unknown
 
@@ -38,7 +38,7 @@ PARALLEL_FETCHES = 2  # long answers on their way at once: the transport holds t
 LATE_BYTES = 65536  # of an answer when nothing is open: it is told of, not used, so a large one is not worth memory
 MAX_FORGERIES = 3  # answers to one letter that are nobody's, before it is given up: who forges could go on for ever
 KEPT_PER_SITE = 4  # messages and answers remembered between exchanges, so that what comes late is known for what it is
-KINDS = {"query": Kind.JOB, "train": Kind.TRAIN, "evaluate": Kind.EVALUATE}
+KINDS = {"query": Kind.JOB, "train": Kind.TRAIN, "evaluate": Kind.EVALUATE, "secagg": Kind.SECAGG}
 
 
 @dataclass
@@ -141,7 +141,8 @@ class SealedPost:
             self._online = self.link.nodes()
         if o.letter.client in self._online:
             try:
-                payload = self._last.spoken(payload, self.link.speaks(self._online[o.letter.client]))
+                if o.letter.kind != "secagg":  # whose messages have a version of their own
+                    payload = self._last.spoken(payload, self.link.speaks(self._online[o.letter.client]))
             except RejectedUpdate as e:  # what the letter asks cannot be said to so old a site
                 del self._open[ticket]
                 self._unsaid.append(Reply(ticket, o.letter.client, e, proven=False))
@@ -155,7 +156,7 @@ class SealedPost:
         node = self._online[letter.client]
         about = About(self.run, letter.round, letter.attempt, letter.client, self._open[ticket].digest)
         head = sealed.head(kind, about, payload, self.key, sha256, versions.SEALS[self.link.speaks(node)])
-        flower = "query" if kind in (Kind.STATUS, Kind.FETCH) else letter.kind
+        flower = "query" if kind in (Kind.STATUS, Kind.FETCH, Kind.SECAGG) else letter.kind
         mid = self.link.push(node, flower, [head, payload], str(letter.round))
         self._ids[mid] = (ticket, letter.client, kind)
 

@@ -11,7 +11,8 @@ from fedft.data.examples import Example
 from fedft.data.templates import fill
 from fedft.errors import ConfigError
 from fedft.models import base_note, model_folder, tasks
-from fedft.reports import metric_log
+from fedft.privacy.audit import gate
+from fedft.reports import metric_log, spent_privacy
 from fedft.server import by_bits
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
@@ -90,6 +91,8 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
     Returns what `model_folder.write` does.
     """
     model_folder.check_free(to)
+    if why := gate.held_back(folder):
+        raise ConfigError(f"{folder}: its model is held back: {why}; `fedft audit {folder} --release` lets it out")
     # before --to is made: a run that cannot be read leaves nothing there
     place, state = runs.reopen(folder, data=client is not None)
     if client is not None:
@@ -98,5 +101,6 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
         if client not in place.clients:
             raise ConfigError(f"--client {client!r}: no such client{check.nearest(client, place.clients)}")
         place.stand(state, client)
-    clients = by_bits.clients(metric_log.read(folder / "metrics.jsonl"))
-    return model_folder.write(to, place.config, place.base, place.handle, merged=merged, clients=clients)
+    lines = metric_log.read(folder / "metrics.jsonl")
+    clients, spent = by_bits.clients(lines), spent_privacy.spent(place.config.privacy, lines)
+    return model_folder.write(to, place.config, place.base, place.handle, merged=merged, clients=clients, spent=spent)

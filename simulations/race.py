@@ -14,7 +14,7 @@ import torch
 
 from fedft import durable
 from fedft.config import RunConfig
-from fedft.errors import ClientFailed, ConfigError, RunPaused
+from fedft.errors import ClientFailed, ConfigError, ModelHeldBack, RunPaused
 from fedft.reports import finished_runs, html_report, run_result
 from fedft.reports.comparison import BASELINES, compare
 from fedft.reports.observers import Audience, Observer, Observers
@@ -95,7 +95,12 @@ def _contend(
             observe("run", {**who, "number": before + seed + 1, "of": of})
             try:
                 result = {**_one(label, config, folder, observe), "config": config.to_dict()}
-            except (ClientFailed, ConfigError, RunPaused) as e:  # it diverged, say: the others run all the same
+            except (
+                ClientFailed,
+                ConfigError,
+                ModelHeldBack,
+                RunPaused,
+            ) as e:  # it diverged, say: the others run all the same
                 observe("stopped", {**who, "reason": str(e)})
                 return results, f"seed {seed}: {e}"
             durable.write(folder / RESULT, json.dumps(result).encode() + b"\n")

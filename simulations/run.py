@@ -21,12 +21,13 @@ from fedft import run_file as configs
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
+from fedft.privacy.audit import canaries, verdict
 from fedft.reports.observers import Observers
 from fedft.reports.terminal import Progress
-from fedft.server import budget, disk_need, message_sizes, open_run
+from fedft.server import budget, disk_need, foreseen_privacy, message_sizes, open_run
 from fedft.server.loop import Loop
 from fedft.server.open_run import OpenRun
-from fedft.simulations import devices, fleet, idle_options, python_inputs, run_header
+from fedft.simulations import audited_run, devices, fleet, idle_options, python_inputs, run_header
 from fedft.simulations.client_accounts import ClientAccounts
 from fedft.simulations.python_run import Run
 from fedft.simulations.virtual_clock import VirtualPost
@@ -68,6 +69,7 @@ def simulate(
     Raises:
         ConfigError, DataError: a user's mistake, before any work.
         RunPaused: the run stopped where it can go on.
+        ModelHeldBack: the run ended, and `[audit] gate` keeps its model from being written.
         ClientFailed: a client failed, and would fail again; an exception of its code is the cause.
     """
     allowed_code.allow(allow)
@@ -109,23 +111,34 @@ def _run(config: RunConfig, folder: Path, resume: bool, observe: Observers) -> R
             log.warning("%s", line)
         message_sizes.check_sizes(config, held.recipe, place.layout, len(place.clients))
         disk_need.check(config, held.recipe, place.layout, len(place.clients), folder)
+        counts = {name: len(c.train_rows) for name, c in place.clients.items()}
+        cost = foreseen_privacy.of_run(config, held.recipe, place.layout, counts, deployed=False)
+        plan = audited_run.plan_of(place)
         opened = held.begin(place.here, whose(place.clients))
+        if plan is not None:
+            canaries.keep(folder, plan)
         before = run_header.peak(place)
         with fleet.post(place, folder) as post:
-            said = run_header.header(place, getattr(post, "together", 1))
+            said = run_header.header(place, getattr(post, "together", 1), cost)
             opened.observe("header", said)
             loop = _loop(opened, place, post)
             loop.federation.spent = ClientAccounts(folder, config.privacy.delta or 0.0).largest
             state = loop.run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said, **run_header.error(place, said, before)}
-        return Run(folder, opened.finish(state, len(place.clients), more), opened.metrics.lines)
+        done = Run(
+            folder,
+            opened.finish(state, len(place.clients), more, audited_run.rows_of(place, plan)),
+            opened.metrics.lines,
+        )
+    verdict.raise_if_held(folder, done.summary)
+    return done
 
 
 def _loop(opened: OpenRun, place: Workplace, post: Post) -> Loop:
     """The engine of a run whose clients a post reaches, or the devices before them."""
     config, recipe = place.config, place.recipe
     if config.clients.devices is None:
-        return opened.loop(post)
+        return opened.loop(post, cards=place.cards)
     lines = [] if recipe.evaluation_has_own_state else opened.metrics.lines
     slow = VirtualPost(
         post,

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 from fedft.forecast.anatomy import anatomy_of
@@ -20,7 +21,7 @@ from fedft.simulations import fleet
 from fedft.simulations.workplace import Workplace
 
 
-def header(place: Workplace, together: int = 1) -> dict[str, Any]:
+def header(place: Workplace, together: int = 1, privacy: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """The facts of a run that has not begun, all of them plain values.
 
     model, device, dtype, base_bits         as the run file names them
@@ -33,12 +34,14 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
     cut, left_out                           of the rows: how many were cut; were dropped, empty or nobody's
     max_length, every, budget               of the run file
     bytes_up, bytes_down                    of a round, as far as shapes tell; see `_traffic`
+    planned                                 whether somebody plans, so that these are of the first round only
     disk                                    bytes of the run folder at the end, as `fedft.server.disk_need` foresees
     memory, largest                         bytes of a client's process at its peak by what they are for, foreseen as by
                                             `fedft plan`, and whose they are; of the server none is among them
     flops, pace                             operations of the round that has most, and whose it is
     together                                clients that train in one pass, as given
     depends                                 what the run's bytes depend on beside its run file and rows, in words
+    privacy                                 what it will cost (`fedft.forecast.privacy_cost.cost`), as given
     """
     config, recipe, rows = place.config, place.recipe, place.rows
     devices = fleet.devices(config, len(place.clients))
@@ -73,7 +76,9 @@ def header(place: Workplace, together: int = 1) -> dict[str, Any]:
         "budget": config.server.budget,
         "bytes_up": up,
         "bytes_down": down,
+        "planned": recipe.plans_work,
         "disk": disk_need.foreseen(config, recipe, place.layout, len(place.clients)).whole,
+        "privacy": dict(privacy),
         **_extremes(foreseen(place, together)),
         "together": together,
         "depends": device_arithmetic.depends(config.model.device, config.local)
@@ -118,6 +123,8 @@ def error(place: Workplace, said: Mapping[str, Any], before: int | None) -> dict
 def _traffic(place: Workplace, asked: int, measured: int) -> tuple[int, int]:
     """(bytes up, bytes down) of a round in which `asked` clients train and `measured` are evaluated, from shapes alone.
 
+    Where somebody plans, of the first round: what later ones will ask for depends on it.
+
     A client that replaces what it holds is sent the state once a round, whether it trains, is evaluated or both. One
     that adds up what comes is sent as much as all who were asked have sent (stacks of factors; lists of seeds are
     shorter), or, of a state that is sent as it changes, as much as one has. Codecs whose length depends on the numbers
@@ -126,16 +133,17 @@ def _traffic(place: Workplace, asked: int, measured: int) -> tuple[int, int]:
     config, recipe = place.config, place.recipe
     state, plans = first_round(config, recipe, place.layout, len(place.clients))
     largest = max(p.rank for p in plans)
-    uploads = {p.shape.key: recipe.spec(place.layout, p) for p in plans}
-    up = sum(message_bytes(uploads[p.shape.key], config.codec.up) for p in plans) * asked // len(plans)
+    kinds = [(p.shape.key, p.chosen, p.steps, *sorted(p.extra.items())) for p in plans]
+    uploads = {kind: recipe.spec(place.layout, p) for kind, p in zip(kinds, plans, strict=True)}
+    up = sum(message_bytes(uploads[kind], config.codec.up) for kind in kinds) * asked // len(plans)
     measured = measured if config.eval.every == 1 else 0
     who = asked if recipe.evaluation_has_own_state else max(asked, measured)
     if not (recipe.replaces_what_is_held or config.codec.changes):
-        sent = sum(message_bytes(uploads[p.shape.key], "fp32") for p in plans) // len(plans)
+        sent = sum(message_bytes(uploads[kind], "fp32") for kind in kinds) // len(plans)
         return up, sent * who * (asked if recipe.downlink_is_increment else 1)
     codec = config.codec.changes or config.codec.plans
-    shapes = {p.shape.key: sent_down(recipe, state, p) for p in plans}
-    down = sum(message_bytes(shapes[p.shape.key], codec) for p in plans) * who // len(plans)
+    shapes = {kind: sent_down(recipe, state, p) for kind, p in zip(kinds, plans, strict=True)}
+    down = sum(message_bytes(shapes[kind], codec) for kind in kinds) * who // len(plans)
     if small := sum(p.rank < largest for p in plans) if recipe.cuts_the_state else 0:  # they measure all of it, too
         whole = sent_down(recipe, state, replace(plans[0], rank=largest))
         down += measured * small // len(plans) * message_bytes(whole, codec)

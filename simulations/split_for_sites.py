@@ -4,6 +4,7 @@
     <to>/north/train.jsonl          all rows of the client `north`, in the order the simulation has them
     <to>/north/test.jsonl           its rows of the test file, where the run has one; may be empty
     <to>/north/keys/                with `keys`: its own keys and the server's public ones; enrolled in the roster
+    <to>/north/roster.toml          likewise, of runs with secure sums: the public keys of all sites
 
 A site that is called like the simulated client trains and evaluates on the same examples in the same order.
 """
@@ -27,6 +28,7 @@ from fedft.simulations import virtual_clients
 from fedft.training.metrics import interface as metrics
 
 FROM_SERVER = ("ca.pem", "server.pub")
+ROSTER = "roster.toml"
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,9 @@ def split(config: RunConfig, to: Path, *, server: str, keys: Path | None = None)
         durable.write(folder / "site.toml", _site_file(config, names[client], server, len(owned[client])).encode())
         if keys is not None:
             _enrol(folder / "keys", names[client], keys)
+    if keys is not None and config.privacy.secagg == "on":
+        for folder in folders.values():  # what operators hand to each other, where there are several
+            durable.write(folder / ROSTER, (keys / ROSTER).read_bytes())
     return [folder / "site.toml" for folder in folders.values()]
 
 
@@ -108,7 +113,7 @@ def _site_file(config: RunConfig, name: str, server: str, rows: int) -> str:
     tables: dict[str, dict[str, Any]] = {
         "site": {"name": name},
         "server": {"address": server, **{k: f"keys/{f}" for k, f in zip(("ca", "key"), FROM_SERVER, strict=True)}},
-        "keys": {"folder": "keys"},
+        "keys": {"folder": "keys"} | ({"roster": ROSTER} if config.privacy.secagg == "on" else {}),
         "model": {"id": _model(config.model.id)} | _own(config.model, {*LOCAL["model"]} - {"id"}),
         "data": {"train": "train.jsonl"} | _data(config),
         "local": _own(config.local, LOCAL["local"]),
@@ -123,9 +128,17 @@ def _site_file(config: RunConfig, name: str, server: str, rows: int) -> str:
             "max_learning_rate": config.local.learning_rate,
             "max_batch_size": max(config.local.batch_size, config.eval.batch_size),
             "max_tokens": _tokens(config),
+            **_privacy(config),
         },
     }
     return "# Written by `fedft split`: one client of a simulation as a site.\n\n" + tomli_w.dumps(tables)
+
+
+def _privacy(config: RunConfig) -> dict[str, Any]:
+    """What the run hides is the least that its sites require; noise that hides nothing they allow for a rehearsal."""
+    p = config.privacy
+    require = [*([p.mode] if p.on else []), *(["secagg"] if p.secagg == "on" else [])]
+    return {**({"require": require} if require else {}), **({"seeded_noise": True} if p.noise == "seeded" else {})}
 
 
 def _tokens(config: RunConfig) -> int:
@@ -167,7 +180,7 @@ def _check_keys(keys: Path, names: set[str]) -> None:
     for name in FROM_SERVER:
         if not (keys / name).is_file():
             raise ConfigError(f"--keys {keys}: there is no {name}; wanted the server's key folder")
-    if twice := sorted(names & load_roster(keys / "roster.toml").members.keys()):
+    if twice := sorted(names & load_roster(keys / ROSTER).members.keys()):
         raise ConfigError(f"--keys {keys}: site {twice[0]!r} is enrolled already; another key folder, or other names")
 
 
@@ -178,4 +191,4 @@ def _enrol(folder: Path, name: str, server_keys: Path) -> None:
     for file in FROM_SERVER:
         durable.write(folder / file, (server_keys / file).read_bytes())
     (card,) = (path for path in folder.iterdir() if path.name.endswith(".card.toml"))
-    roster.enrol(server_keys / "roster.toml", card)
+    roster.enrol(server_keys / ROSTER, card)

@@ -7,6 +7,8 @@ from fedft.data import client_datasets, partition
 from fedft.data.client_datasets import Parts, Rows, encode
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
+from fedft.privacy.audit.canaries import planned
+from fedft.privacy.audit.planted_records import planted_in
 from fedft.randomness import philox
 from fedft.registry import named
 
@@ -16,14 +18,17 @@ __all__ = ["Parts", "Rows", "encode", "rows_by_client", "whole_by_client"]
 
 
 def rows_by_client(config: RunConfig, counts: RowCounts | None = None) -> Parts:
-    """(train, held-out) records by client name, from the `[data]` table and the run's seed.
+    """(train, held-out) records by client name, from the `[data]` table and the run's seed, with `[audit]` canaries.
 
-    Rows of a test file that belong to nobody are added to `counts`. Raises DataError as `whole_by_client`.
+    Rows of a test file that belong to nobody are added to `counts`. Raises DataError as `whole_by_client`, ConfigError
+    for records of a form that cannot hold a canary.
     """
     owned, held = whole_by_client(config, counts)
     if config.data.test is None:
-        return {c: client_datasets.hold_out(mine, config, c) for c, mine in owned.items()}
-    return {c: (mine, held[c]) for c, mine in owned.items()}
+        parts = {c: client_datasets.hold_out(mine, config, c) for c, mine in owned.items()}
+    else:
+        parts = {c: (mine, held[c]) for c, mine in owned.items()}
+    return planted_in(parts, config, planned(config.audit, list(parts))) if config.audit.canaries else parts
 
 
 def whole_by_client(config: RunConfig, counts: RowCounts | None = None) -> tuple[dict[str, Rows], dict[str, Rows]]:

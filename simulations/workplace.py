@@ -30,7 +30,7 @@ from fedft.quickstart.base import cache_folder
 from fedft.recipe import Recipe
 from fedft.server import run_outputs
 from fedft.server.checkpoint import Store
-from fedft.simulations import batched_turns, devices, virtual_clients
+from fedft.simulations import batched_turns, devices, secure_keys, virtual_clients
 from fedft.update import Plan
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,10 @@ class Workplace:
     """The last round in which a client's update counted, where clients keep something."""
     rows: RowCounts = field(default_factory=RowCounts)
     """What of the rows was cut or left out."""
+
+    def cards(self) -> dict[str, bytes]:
+        """The public keys of all clients by name, where their sums are masked."""
+        return {name: c.secure.cards[name] for name, c in self.clients.items() if c.secure is not None}
 
     @property
     def here(self) -> Resident:
@@ -82,12 +86,13 @@ def workplace(
     rows = RowCounts()
     parts = virtual_clients.rows_by_client(config, rows) if data else {}
     profiles = devices.profiles(config, parts)
+    at = folder and folder / "clients"
+    secure = secure_keys.secure_sums(config, recipe, at, parts)
     if only is not None:
         parts = {name: parts[name] for name in parts if name in only}
     here = resident.load(config, recipe, trains=trains)
     of_bits = _bases(config, recipe, trains=trains) if recipe.bases == "any" and recipe.plans_work else None
     cache = CohortCache()
-    at = folder and folder / "clients"
     clients = {
         name: Client(
             name,
@@ -100,6 +105,7 @@ def workplace(
             Memory(cache),
             Kept(own := at and at / durable.folder_name(name)),
             OwnPrivacy(Ledger(own), own),
+            secure=secure.get(name),
             profile=profiles.get(name, {}),
             in_bits=of_bits,
         )
@@ -144,7 +150,7 @@ def local_post(clients: Mapping[str, Client]) -> LocalPost:
 
     def read(letter: Letter, payload: bytes) -> bytes | Plan:
         """A long plan, so that letters which wait hold the state that the server has; else the bytes."""
-        if letter.kind == "query" or len(payload) < LARGE:
+        if letter.kind in ("query", "secagg") or len(payload) < LARGE:
             return payload
         try:
             return clients[letter.client].read(payload, letter.tensors)

@@ -15,6 +15,7 @@ from fedft.config import Local, RunConfig
 from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
 from fedft.privacy import site_noise, unfit
+from fedft.privacy.secure_sum import integer_uploads
 from fedft.recipe import Recipe
 from fedft.training import objectives, private_steps, private_walks, schedules
 from fedft.training.first_order import steps_within
@@ -22,6 +23,9 @@ from fedft.training.optimizers import check_optimizer, named_in
 from fedft.training.trainer_names import check_trainer
 
 log = logging.getLogger(__name__)
+
+GIVES = {"unlike_ranks": "gives modules ranks of their own", "unlike_modules": "chooses which modules learn"}
+"""Attributes of planners, each by the name of what a recipe must declare for them."""
 
 
 def load(name: str) -> Callable[..., Recipe]:
@@ -81,6 +85,7 @@ def of(config: RunConfig) -> Recipe:
         raise ConfigError(why)
     recipe = _hiding_records(recipe, config)
     recipe = _planned(_transformed(_coded(_noisy(recipe, config), config), config), config)
+    recipe = integer_uploads.secured(recipe, config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
 
 
@@ -140,30 +145,30 @@ def _transformed(recipe: Recipe, config: RunConfig) -> Recipe:
 
 
 def _noisy(recipe: Recipe, config: RunConfig) -> Recipe:
-    """The recipe with each client's own noise on its update, where the run file's mode wants it; ConfigError if not."""
-    privacy = config.privacy
-    if privacy.at_clients and config.local.epochs is not None:
-        why = "steps would tell a server how many rows a client has; wanted steps"
-        raise ConfigError(f"[local] epochs and [privacy] mode = {privacy.mode!r}: {why}")
-    if privacy.mode != "local-dp":
+    """The recipe with each client's own noise on its update, where the run file's mode wants it."""
+    if config.privacy.mode != "local-dp":
         return recipe
-    if (z := privacy.noise_multiplier) is not None and z < site_noise.LEAST:
+    if (z := config.privacy.noise_multiplier) is not None and z < site_noise.LEAST:
         said = "[privacy] noise_multiplier = %g: below %g a site's noise hides next to nothing of its data"
         log.warning(said, z, site_noise.LEAST)
-    try:
-        return site_noise.noisy(recipe)
-    except ValueError as e:
-        raise ConfigError(f"[privacy] mode = 'local-dp': {e}") from e
+    return site_noise.noisy(recipe)
 
 
 def _planned(recipe: Recipe, config: RunConfig) -> Recipe:
-    """The recipe with the run file's planner; what the recipe itself plans for a client wins."""
+    """The recipe with the run file's planner; what the recipe itself plans for a client wins.
+
+    Raises ConfigError where the planner says that it gives what the recipe cannot mix.
+    """
     if config.clients.plan is None:
         return recipe
     planner = registry.planners.chosen(config.clients.plan)
+    name = registry.named(config.clients.plan, "planner")[0]
     if recipe.plans_work:
         said = "[clients] plan = %r counts only for clients and rounds of which %s plans nothing itself"
         log.warning(said, config.clients.plan, recipe.name)
+    elif lacking := [key for key in GIVES if getattr(planner, key, False) and not getattr(recipe, key)]:
+        able = f"{recipe.name} cannot mix; STRATEGIES.md says which strategies can"
+        raise ConfigError(f"[clients] plan = {name!r} {GIVES[lacking[0]]}, which {able}")
 
     def plan(state: State, roster: Roster) -> Mapping[str, Work]:
         return {**planner(state, roster), **recipe.plan(state, roster)}

@@ -97,6 +97,8 @@ def fedkseed(
         check=pool.check_run,
         summand=pairs.summand,
         from_sum=pairs.from_sum,
+        reach=pairs.reach,
         upload_kind="numbers",
         linear=not pro,  # its statistics are sums over clients, not means
+        ring_summable=not pro,
     )

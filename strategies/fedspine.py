@@ -49,7 +49,7 @@ from fedft.strategies.parts.bandit import Box
 from fedft.strategies.parts.kept_entries import Holding, completed, mean_of_kept
 from fedft.strategies.parts.prune_and_train import PruneAndTrain
 from fedft.strategies.parts.pruned_clients import KEPT, NO_GROUPS, OWNER
-from fedft.strategies.parts.ratio_and_rank import Controller, Rule
+from fedft.strategies.parts.ratio_and_rank import REMEMBERED, Controller, Rule
 from fedft.update import Download, Spec, TensorSpec
 
 MARK = "\0"
@@ -111,7 +111,7 @@ def fedspine(
         admit=pruned_clients.check_kept,
         plan=spine.plan,
         check=partial(check_run, mode),
-        remembers=None,
+        remembers=REMEMBERED,
         linear=False,
         weighs_by_examples=weights == "examples",
         unlike_ranks=True,

@@ -121,6 +121,7 @@ def _recipe(coordinates: BlockCoordinates, alike: bool, error_feedback: bool) ->
         start=coordinates.start,
         upload=coordinates.upload,
         admit=admit,
+        reach=_unknown,
         check=lambda config: _check(config, 2 if shared else 3, alike),
         upload_kind="numbers",
         linear=shared and by_examples,  # sums elsewhere are by examples
@@ -128,6 +129,11 @@ def _recipe(coordinates: BlockCoordinates, alike: bool, error_feedback: bool) ->
         reveals_clients=not shared,
         keeps=error_feedback,
     )
+
+
+def _unknown(config: RunConfig, name: str) -> float:
+    """Raise ValueError: coordinates have no bound that is known before they are."""
+    raise ValueError("how large its coordinates are is not known beforehand: range has to say it")
 
 
 def _check(config: RunConfig, tensors_per_round: int, alike: bool) -> None:

@@ -48,4 +48,13 @@ def zo_fedavg(how: Walk, *, space: Space = "lora", family: str = "hadamard", tab
 
     lora = space == "lora"
     bases: Literal["same", "any"] = "any" if lora else "same"
-    return Recipe("zo_fedavg", kind_of(space), local=local, check=fresh.check, any_kind=lora, bases=bases)
+    return Recipe(
+        "zo_fedavg",
+        kind_of(space),
+        local=local,
+        check=fresh.check,
+        reach=fresh.reach,
+        ring_summable=True,
+        any_kind=lora,
+        bases=bases,
+    )

@@ -49,11 +49,6 @@ def trimmed_mean(rows: Tensor, trim: float) -> Tensor:
     return rows.sort(dim=0).values[k : n - k].double().mean(dim=0)
 
 
-def trimmed(trim: float) -> Callable[[Tensor], Tensor]:
-    """`trimmed_mean` at one share."""
-    return partial(trimmed_mean, trim=trim)
-
-
 def of_clients_tensors(clients: Sequence[Tensors], rule: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """What `rule` makes of every entry, by name, over the clients that have the name; float32, in the first's shapes.
 

@@ -1,5 +1,7 @@
 """Which robust rules a strategy can have, and what of a run file does not go with one."""
 
+import logging
+
 from fedft.aggregation import robust_weights
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import RunConfig
@@ -7,6 +9,8 @@ from fedft.contract import Layout
 from fedft.errors import ConfigError
 from fedft.recipe import LoRA, Recipe, as_it_is
 from fedft.update import Plan
+
+log = logging.getLogger(__name__)
 
 BY_WEIGHT = ("norm_clip", "multi_krum", "geometric_median", "fltrust")
 """Rules that weigh clients by distances between their changes."""
@@ -44,8 +48,13 @@ def check(config: RunConfig, recipe: Recipe, deployed: bool) -> None:
     if rule not in (can := rules_for(recipe)):
         others = f"it can have {', '.join(can)}" if can else "it can have none; PRIVACY.md says which strategies can"
         raise ConfigError(f"{where}: {recipe.name} cannot have it as it is set; {others}")
-    if rule == "fltrust":
-        raise ConfigError(f"{where}: the server does not train on [robust] root yet; wanted 'multi_krum' or another")
+    if rule == "fltrust" and robust.root is None:
+        raise ConfigError(f"{where} needs [robust] root: records that the server trains on itself, as [data] train")
+    if config.privacy.on:
+        mode = f"[privacy] mode = {config.privacy.mode!r}"
+        if rule == "fltrust":
+            raise ConfigError(f"{where}: the server's own turn takes no part in {mode}")
+        log.warning("%s, %s: noise brings honest updates apart, and dishonest ones hide in it", where, mode)
     if config.server.buffer is not None:
         raise ConfigError(f"{where}: updates of [server] buffer began at unlike states, which no distance compares")
     if rule == "trimmed_mean" and not robust.trim < 0.5:

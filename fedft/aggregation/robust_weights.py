@@ -23,6 +23,7 @@ from fedft.aggregation.gram import squared_distances
 
 STEPS, CLOSE = 64, 1e-8  # of Weiszfeld: at most so many, or until no weight moves by more
 SMOOTH = 1e-6  # of the median norm: distances below it count as this
+NOTHING = 1e-150  # a distance where most changes are zero; its inverse is a number still
 
 
 class Weighed(NamedTuple):
@@ -73,7 +74,7 @@ def geometric_median(H: Tensor) -> Weighed:
     least = SMOOTH * float(squares.clamp(min=0).sqrt().quantile(0.5))
     weights = torch.full_like(squares, 1 / len(H))
     for _ in range(STEPS):
-        near = 1 / _distances(H, weights).clamp(min=least or 1.0)
+        near = 1 / _distances(H, weights).clamp(min=least or NOTHING)
         before, weights = weights, near / near.sum()
         if float((weights - before).abs().max()) <= CLOSE:
             break

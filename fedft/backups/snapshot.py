@@ -3,7 +3,7 @@
     run     the newest generation of the state that verifies, its history, the open round's journal, salt, config.toml,
             metrics, audit, and what else lies flat in the folder; the archive of past rounds, if it keeps one; not the
             number of the last attempt, see `archive.restore`
-    site    all that is in its state folder
+    site    all that is in its state folder, but for the keys of its noise
 
 A folder that is in use changes. Files that are written whole are opened and then kept, whatever takes their place, and
 held, so that nobody writes over them; what is only added to ends at its last whole line. If the state changed
@@ -34,6 +34,8 @@ GENERATION = re.compile(r"gen-(\d{8})\.fedft")
 ARCHIVE, INDEX = "archive", "index.jsonl"  # as `fedft.server.archive` writes them
 LIVE = {"lock", "admin.sock", "status.json", "contact", "backup.json"}
 """Names of files that say something about a process, or would say it about another backup."""
+SECRET = "privacy.key"
+"""Of a site's noise: who has it subtracts the noise. A site that is restored makes a new one, and pays for a turn."""
 SITES = ("sent.jsonl", "state.fedft", "answer.fedft", "kept")
 """What shows that a folder is a site's state."""
 
@@ -124,7 +126,7 @@ def _add(path: Path, folder: Path, files: ExitStack, parts: list[Part], left: li
     name = path.relative_to(folder).as_posix()
     if path.name in LIVE or path.name.startswith(".") or path.suffix in (".tmp", ".lock"):
         return
-    if path.is_symlink() or not path.is_file():
+    if path.name == SECRET or path.is_symlink() or not path.is_file():
         left.append(name + "/" * path.is_dir())
         return
     if not NAME.fullmatch(name) or len(name) > MAX_NAME:

@@ -29,6 +29,8 @@ class LineSums:
         self.version = 0
         """Of the newest state."""
         self.train_loss: float | None = None
+        self.privacy: dict[str, Any] = {}
+        """What the newest line says of epsilon: that, why there is none, and how many rounds it still holds."""
         self.curve: list[dict[str, Any]] = []
         """A point per state, see `run_status`."""
         self.refused: list[dict[str, Any]] = []
@@ -96,6 +98,8 @@ class LineSums:
             self.took = [*self.took, took][-RECENT:]
         self.curve.append(point)
         self.version, self.train_loss = line["version"], point["train_loss"]
+        if "epsilon" in line:
+            self.privacy = {k: line.get(k) for k in ("epsilon", "epsilon_why", "rounds_left")}
 
     def _client(self, name: str) -> dict[str, Any]:
         return self.clients.setdefault(

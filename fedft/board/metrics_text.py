@@ -20,6 +20,7 @@ PLAIN = (
     ("fedft_rounds", "gauge", "How many rounds there are to be.", "rounds"),
     ("fedft_loss", "gauge", "Loss on held-out rows, mean over clients.", "loss"),
     ("fedft_train_loss", "gauge", "Loss while training in the last round, weighted by examples.", "train_loss"),
+    ("fedft_epsilon", "gauge", "What was spent of privacy so far.", "epsilon"),
     ("fedft_bytes_up_total", "counter", "Bytes from all clients.", "bytes_up"),
     ("fedft_bytes_down_total", "counter", "Bytes to all clients.", "bytes_down"),
     ("fedft_round_seconds_total", "counter", "Seconds of all rounds.", "seconds"),

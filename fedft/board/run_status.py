@@ -29,6 +29,9 @@ A status has these keys, None where nothing is known:
                              refused, up, down (bytes), took_s (mean of its last answers), left_s, bits (of its base,
                              where that is not in the run's precision)
     refusals                 a list, newest first: time, round, client, code, reason; refused: code -> how many
+    epsilon                  what was spent of privacy so far
+    privacy                  under differential privacy: mode, delta, epsilon_why (None: there is an epsilon), and
+                             rounds_left, how many rounds the budget holds
     curve                    a list, a point per state: round, loss, train_loss, bytes, seconds; at most MAX_POINTS
 """
 
@@ -101,7 +104,7 @@ class RunReader:
             "written_by": durable.written_by(self.folder / "state") or None,
             "sites": self._sites(live, state, now),
             "refusals": list(reversed(refusals[-MAX_REFUSALS:])), "refused": dict(lines.codes),
-            "curve": _thinned(lines.curve),
+            "curve": _thinned(lines.curve), **_spent(config, lines.privacy),
         }  # fmt: skip
 
     def _settings(self) -> dict[str, Any]:
@@ -114,6 +117,7 @@ class RunReader:
                 "strategy": str(said["strategy"]["name"]), "model": str(said["model"]["id"]),
                 "seed": server.get("seed"),
                 "rounds": int(server["rounds"]), "budget": server.get("budget"),
+                "privacy": dict(said.get("privacy", {})),
             }  # fmt: skip
         except FileNotFoundError:
             raise ConfigError(f"{self.folder}: holds no run (no config.toml); wanted a run folder") from None
@@ -161,6 +165,16 @@ class RunReader:
                 }
             )  # fmt: skip
         return found
+
+
+def _spent(config: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """`epsilon` and `privacy` of a status, from the run file and what the newest line says."""
+    mode = config["privacy"].get("mode", "none")
+    if mode == "none":
+        return {"epsilon": None, "privacy": None}
+    why, left = told.get("epsilon_why"), told.get("rounds_left")
+    facts = {"mode": str(mode), "delta": config["privacy"].get("delta"), "epsilon_why": why, "rounds_left": left}
+    return {"epsilon": told.get("epsilon"), "privacy": facts}
 
 
 def shown_state(status: Mapping[str, Any]) -> str:

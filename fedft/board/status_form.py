@@ -86,6 +86,9 @@ SHORT: dict[str, Test] = {
     "loss": known(number), "first_loss": known(number), "bytes_up": known(number), "bytes_down": known(number),
     "left_s": known(number),
 }  # fmt: skip
+PRIVACY: dict[str, Test] = {
+    "mode": text, "delta": number, "epsilon_why": known(text), "rounds_left": known(whole),
+}  # fmt: skip
 FLOOR: dict[str, Test] = {
     "bytes_up": number, "bytes_down": number, "seconds": number, "refused": map_to(whole), "counted": map_to(whole),
 }  # fmt: skip
@@ -96,6 +99,12 @@ SUMS = ("rounds", "bytes_up", "bytes_down")
 def short(x: Any) -> bool:
     """Whether it is the line of a run among others."""
     return having(SHORT)(x) and (x["round"] is None or all(x[key] is not None for key in SUMS))
+
+
+def _private(found: Mapping[str, Any]) -> bool:
+    """Whether what a status says of privacy can be shown; that of a server of before says nothing."""
+    said = found.get("privacy")
+    return said is None or (having(PRIVACY)(said) and known(number)(found.get("epsilon", "")))
 
 
 MANY: dict[str, Test] = {"name": text, "runs": list_of(short), "left_out": whole}
@@ -110,5 +119,9 @@ def fault(found: Any) -> str:
     if "runs" in found:
         key = wrong(found, MANY)
     else:
-        key = wrong(found, RUN) or ("updated" if found["state"] == "silent" and found["updated"] is None else "")
+        key = (
+            wrong(found, RUN)
+            or ("" if _private(found) else "privacy")
+            or ("updated" if found["state"] == "silent" and found["updated"] is None else "")
+        )
     return f"a status whose {key!r} is absent or not as it should be" if key else ""

@@ -63,6 +63,8 @@ def facts(s: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
     if s["loss"] is not None:
         trained = "" if s["train_loss"] is None else f"; while training {LOSS.text(s['train_loss'])}"
         told.append(("loss", f"{LOSS.text(s['first_loss'])} -> {LOSS.text(s['loss'])} held out{trained}"))
+    if s.get("privacy"):  # not there in the status of a server of before
+        told.append(("privacy", _privacy(s["epsilon"], s["privacy"])))
     told.append(("bytes", f"{size(s['bytes_up'])} up, {size(s['bytes_down'])} down"))
     told.append(("disk", f"{size(s['disk_bytes'])} used, {size(s['disk_free'])} free"))
     if s["memory_bytes"] is not None:
@@ -87,6 +89,14 @@ def _with_time(s: Mapping[str, Any], name: str) -> str:
     left = None if not site["left_s"] else f"about {duration(site['left_s'])} left"
     known = [x for x in (site["doing"], left) if x]
     return f"{name} ({', '.join(known)})" if known else name
+
+
+def _privacy(epsilon: float | None, said: Mapping[str, Any]) -> str:
+    """What was spent, or why nobody can say it, and what is left."""
+    if epsilon is None:
+        return f"{said['mode']}: epsilon none ({said['epsilon_why'] or 'nothing is spent yet'})"
+    left = "" if said["rounds_left"] is None else f", {said['rounds_left']} rounds left"
+    return f"{said['mode']}: epsilon {epsilon:.3g} at delta {said['delta']:g}{left}"
 
 
 def _pace(sites: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 from fedft.errors import RejectedUpdate
 from fedft.update import Plan
 
-Kind = Literal["query", "train", "evaluate"]
+Kind = Literal["query", "train", "evaluate", "secagg"]
 Handle = Callable[[str, bytes, Callable[[bytes], None]], None]
 """A site's: takes (kind, payload, reply) of a message; `reply(answer)` sends the answer."""
 
@@ -47,7 +47,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Letter:
-    """A message to one client: a job ("query") or a plan ("train", "evaluate")."""
+    """A message to one client: a job ("query"), a plan ("train", "evaluate"), or a step of a secure sum ("secagg")."""
 
     client: str
     """The client's name."""

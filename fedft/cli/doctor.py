@@ -100,7 +100,7 @@ def _site(file: Path, no_model: bool) -> Iterator["Finding"]:
 
 
 def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
-    from fedft.cli import checks_deployment, checks_records, checks_site
+    from fedft.cli import checks_deployment, checks_privacy, checks_records, checks_site
     from fedft.cli import checks_machine as doctor
     from fedft.cli.checks_machine import findings_of
 
@@ -119,6 +119,7 @@ def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
     yield from findings_of("records", lambda: checks_records.forms(data, rows))
     yield _policy(site.policy)
     yield from findings_of("terms", lambda: checks_site.terms(site))
+    yield from findings_of("privacy", lambda: checks_privacy.of_site(site))
     if no_model:
         return
 
@@ -157,7 +158,7 @@ def _server(
 ) -> Iterator["Finding"]:
     from fedft.cli import checks_deployment as doctor_deploy
     from fedft.cli import checks_machine as doctor
-    from fedft.cli import deploy
+    from fedft.cli import checks_privacy, deploy
     from fedft.cli.checks_machine import OK, Finding, findings_of
 
     loaded: list[RunConfig] = []
@@ -181,6 +182,8 @@ def _server(
     yield from findings_of("keys", lambda: doctor_deploy.server_keys(keys))
     quorum = loaded[0].server.quorum if loaded else None
     yield from findings_of("roster", lambda: doctor_deploy.roster(keys / "roster.toml", quorum))
+    if loaded:
+        yield from findings_of("privacy", lambda: checks_privacy.of_run(loaded[0], keys / "roster.toml"))
     yield from findings_of(
         "listen", lambda: doctor_deploy.listening(*deploy.address_of(listen, "--listen"), keys / "ca.pem")
     )

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from fedft.errors import ConfigError
+
 app = typer.Typer(
     name="keys",
     help="Keys and certificates of a deployment, and the roster of sites whose messages count.",
@@ -156,6 +158,24 @@ def list_(
         table(rows, [c for c in rows[0] if any(row[c] is not None for row in rows)])
     else:
         typer.echo(f"no sites yet\nnext: fedft keys enrol {folder} CARD")
+
+
+@app.command()
+def book(
+    roster: Annotated[Path, typer.Argument(metavar="ROSTER", help="A file with the cards of all sites.")],
+) -> None:
+    """Show what operators compare by telephone before secure sums: whether all have the same keys of the same sites."""
+    from fedft.privacy.secure_sum.context import roster_digest, threshold
+    from fedft.security import roster as keys
+    from fedft.security.site_table import grouped
+
+    cards = keys.load_roster(roster).cards
+    if not cards:
+        raise ConfigError(f"{roster}: no sites")
+    typer.echo(
+        f"{len(cards)} sites, of which {threshold(len(cards))} open a sum; {grouped(roster_digest(cards).hex())}"
+    )
+    typer.echo("next: compare it with every other operator's by telephone, and name the file in [keys] roster")
 
 
 @app.command()

@@ -18,6 +18,7 @@ import typer
 import fedft
 from fedft.cli import (
     admin,
+    audit,
     backup,
     bench,
     deploy,
@@ -27,6 +28,7 @@ from fedft.cli import (
     keys,
     kinds,
     logs,
+    new,
     plan,
     probe,
     records,
@@ -200,6 +202,7 @@ def check_strategy(
 
 app.command(name="eval")(finished.evaluate)
 app.command()(finished.export)
+app.command()(audit.audit)
 app.command()(bench.bench)
 app.command()(deploy.split)
 app.add_typer(keys.app, name="keys")
@@ -212,6 +215,7 @@ app.command()(deploy.client)
 app.command()(doctor.doctor)
 app.command()(plan.plan)
 app.command()(explain.explain)
+app.command()(new.new)
 app.command()(probe.probe)
 app.command()(watch.status)
 app.command()(watch.board)

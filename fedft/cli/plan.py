@@ -56,9 +56,10 @@ def plan(
         measured = probes.measure(found.of, found.rows)
         device = measured.device(device)
     state = _first_state(found) if found.of.recipe.plans_work and site is None else None
-    clients = clients_of(found.of, found.rows, device, state)
+    devices = found.devices if device.flops is None else device
+    clients = clients_of(found.of, found.rows, devices, state)
     if state is not None:
-        _say_what_may_be_planned(clients, clients_of(found.of, found.rows, device))
+        _say_what_may_be_planned(clients, clients_of(found.of, found.rows))
     if measured is not None:
         clients = [measured.corrected(c) for c in clients]
     groups, whole = grouped(clients), run_of(clients, found.of.config)
@@ -102,6 +103,7 @@ def _refusal(group: "Group", remedy: "Remedy", limit: int, whose: str) -> str:
 
 def _show(found: "Planned", groups: "list[Group]", whole: "Run", measured: "Probe | None") -> None:
     """Print the table, and below it the run as a whole."""
+    from fedft.reports import privacy_lines
     from fedft.reports.quantities import count, duration, size
     from fedft.reports.terminal import table
 
@@ -123,12 +125,14 @@ def _show(found: "Planned", groups: "list[Group]", whole: "Run", measured: "Prob
         typer.echo(f"a {found.of.anatomy.kind} model: its activations are a rough estimate; --probe measures them")
     asked = f"{whole.asked} of {sum(len(g.clients) for g in groups)} clients a round"
     time = f", {duration(whole.seconds)} of training and links" if whole.seconds is not None else ""
+    time += f", {duration(whole.evaluation)} of evaluations" if whole.evaluation else ""
     disk = f"; run folder {size(found.disk)}" if found.disk is not None else ""
     rounds = f"{whole.rounds} rounds, {asked}: {size(whole.up)} up, {size(whole.down)} down{time}{disk}"
-    why = "takes longest" if whole.seconds is not None else "has most to compute"
     typer.echo(f"run      {rounds}")
-    typer.echo(f"pace     {whole.pace} {why}")
+    typer.echo(f"pace     {whole.pace} {whole.why}")
     typer.echo(f"process  {size(round(groups[0].largest.memory.process))} of each peak are Python and its libraries")
+    for line in privacy_lines.lines(found.privacy):
+        typer.echo(line)
     if measured is not None:
         typer.echo(f"probe    {measured.text}")
     if whole.cut:
@@ -143,6 +147,7 @@ def _as_dict(
     return {
         "fits": not remedies, "limit": limit, "limit_of": whose, "known": found.of.anatomy.known,
         "clients": [g.to_dict() for g in groups], "run": vars(whole), "disk": found.disk,
+        "privacy": dict(found.privacy),
         "remedies": {name: r._asdict() for name, r in remedies.items()},
         "probe": None if measured is None else measured.to_dict(),
     }  # fmt: skip

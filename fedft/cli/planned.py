@@ -1,8 +1,8 @@
 """What `fedft plan` knows of a run: its base without weights, its clients' rows, and the memory that there is."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedft.client.site_settings import SiteConfig
     from fedft.config import RunConfig
     from fedft.forecast.rows import Rows
+    from fedft.forecast.seconds import Device
     from fedft.forecast.work import Forecaster
     from fedft.models.load import Base
 
@@ -30,6 +31,10 @@ class Planned:
     """Bytes of memory by whose limit it is."""
     disk: int | None
     """Bytes of the run folder at the end; None: at a site."""
+    privacy: Mapping[str, Any]
+    """See `fedft.forecast.privacy_cost.cost`."""
+    devices: "Mapping[str, Device]" = field(default_factory=dict)
+    """Of each client, where the run file deals out virtual ones."""
 
     @property
     def limit(self) -> tuple[int | None, str]:
@@ -52,7 +57,7 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
     from fedft.models import free_memory, lengths
     from fedft.models.load import device_of
     from fedft.models.skeleton import skeleton
-    from fedft.server import disk_need, open_run
+    from fedft.server import disk_need, foreseen_privacy, open_run
 
     config, site = open_run.resolved(config), None
     if site_path is not None:
@@ -64,7 +69,7 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
     layout = recipe.space.layout(_layout(config, base, recipe.space.of_base))
     rows = _rows(config, base, site)
     clients = len(rows) if site is None else config.data.clients or 1
-    asked = min(config.clients.per_round or clients, clients)
+    asked = min(config.clients.per_round or clients, config.server.buffer or clients, clients)
     try:
         limits = free_memory.limits(device_of(config.model.device))
     except DataError as e:
@@ -77,7 +82,18 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
     disk = disk_need.foreseen(config, recipe, layout, clients).whole if site is None else None
     torch.set_num_threads(config.local.threads)
     of = Forecaster(anatomy_of(base, config.model.modules_to_save), layout, config, recipe, asked=asked)
-    return Planned(of, base, rows, limits, disk)
+    known, at_server = {name: r.train for name, r in rows.items()}, config.privacy.mode == "central-dp"
+    foreseen = {} if site is not None and at_server else foreseen_privacy.of_run(config, recipe, layout, known)
+    return Planned(of, base, rows, limits, disk, foreseen, _devices(config, rows) if site is None else {})
+
+
+def _devices(config: "RunConfig", clients: Collection[str]) -> "dict[str, Device]":
+    """The virtual device of each client: its own seconds, less jitter and hours in which it is off."""
+    from fedft.forecast.seconds import Device
+    from fedft.simulations import devices
+
+    devices.check_devices(config)
+    return {name: Device(of.flops, up=of.up, down=of.down) for name, of in devices.dealt(config, clients).items()}
 
 
 def _layout(config: "RunConfig", base: "Base", of_base: bool) -> Any:

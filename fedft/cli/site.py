@@ -28,11 +28,17 @@ def _site() -> None:
 
 @app.command()
 def runs(site: SiteFile, as_json: AsJson = False) -> None:
-    """The runs that were asked for here, what each wants, and whether it waits, is approved or refused."""
+    """The runs that were asked for here, what each wants, whether it waits, is approved or refused, and what they cost.
+
+    The last line is the privacy that this site's rows have lost in all runs: epsilon, by its own ledger.
+    """
+    from fedft.client import spent_privacy
+
     config, known = _known(site)
     rows = [_row(run, config) for run in known.all()]
+    spent = spent_privacy.spent(config)
     if as_json:
-        typer.echo(json.dumps({"approve": config.policy.approve, "runs": rows}))
+        typer.echo(json.dumps({"approve": config.policy.approve, "runs": rows, "privacy": spent}))
         return
     if not rows:
         typer.echo("no run has asked for this site yet")
@@ -41,6 +47,8 @@ def runs(site: SiteFile, as_json: AsJson = False) -> None:
         if row["state"] == "waits":
             command = f"fedft site approve {site} {row['run']} --job {row['job'][:12]}"
             typer.echo(f"  {'':<14}-> {command}    (or the same with --refuse)")
+    if spent is not None:
+        typer.echo(f"privacy: {spent_privacy.in_words(spent)}")
 
 
 @app.command()

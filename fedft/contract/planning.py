@@ -47,7 +47,7 @@ class Member:
     profile: Mapping[str, float] = field(default_factory=dict)
     """What the client said of itself when it enrolled: numbers by name, coarse and optional. "rows", "held_out";
     "memory" in bytes; "flops" per second; "up", "down" in bytes per second, these four within 1/64 to 64 times the
-    median of all who said theirs."""
+    median of all who said theirs, where three or more did."""
     seen: tuple[Seen, ...] = ()
     """The last rounds in which the client was asked, oldest first, see `Recipe.remembers`."""
 

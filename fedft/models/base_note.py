@@ -5,18 +5,21 @@ base_digest    SHA-256 of the base's weights as stored, see `stored_weights`
 dtype, bits    of the base's weights in the run; base_bits or packed_by, where they were packed
 repair_rank    of the pairs that repair packed weights; they are in the adapter
 clients        how many clients had the base in how many bits, where some had another precision than the run
+epsilon        what was spent of privacy, at `delta` under mode `privacy`; null where there is none, and `epsilon_why`
 """
 
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedft import durable
 from fedft.config import Model
 from fedft.models import adapter_folder, stored_quantization
 from fedft.models.load import Base
+from fedft.reports import spent_privacy
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +33,15 @@ Trained by fedft on the base `{base}`{how}.
 
 SHA-256 of the base's weights as they are stored: `{base_digest}` (`fedft doctor` shows it). On other weights, or on
 these in another precision, the same adapter gives another loss.
+
+Differential privacy of those whose records it learned: {privacy}.
 """
 
 
-def write(folder: Path, name: str, base: Base, m: Model, clients: Mapping[str, int] | None = None) -> None:
+def write(
+    folder: Path, name: str, base: Base, m: Model, clients: Mapping[str, int] | None = None,
+    spent: Mapping[str, Any] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Write what an adapter in `folder` needs to have; other keys of a note that is there already stay.
 
     Args:
@@ -42,9 +50,10 @@ def write(folder: Path, name: str, base: Base, m: Model, clients: Mapping[str, i
         base: that it was trained on, or with adapters in it.
         m: of the run, as resolved.
         clients: how many had the base in how many bits; None or empty: all as the run says.
+        spent: of privacy, see `fedft.reports.spent_privacy.spent`; empty: nobody knows.
     """
     digest = base.lowest or base.digest
-    said = _read(folder) | {"base": name, "base_digest": digest, "dtype": m.dtype, "bits": m.bits}
+    said = _read(folder) | dict(spent) | {"base": name, "base_digest": digest, "dtype": m.dtype, "bits": m.bits}
     if m.base_bits is not None:
         said["base_bits"] = m.base_bits
     if base.repair_rank:
@@ -57,7 +66,8 @@ def write(folder: Path, name: str, base: Base, m: Model, clients: Mapping[str, i
     how = f", packed by {method} in its files" if method else f" in {_precision(m.dtype, m.bits)}"
     if clients:
         how += f"; its clients had it in {_numbers(clients)} bits"
-    durable.write(folder / "README.md", CARD.format(**said, how=how).encode())
+    card = CARD.format(base=name, base_digest=digest, how=how, privacy=spent_privacy.sentence(spent))
+    durable.write(folder / "README.md", card.encode())
 
 
 def differences(folder: Path, m: Model, base: Base) -> list[str]:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,14 +35,14 @@ def check_free(to: Path) -> None:
 
 def write(
     to: Path, config: RunConfig, base: Base, handle: ModelHandle, *, merged: bool,
-    clients: Mapping[str, int] | None = None,
+    clients: Mapping[str, int] | None = None, spent: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:  # fmt: skip
     """Write the model as it stands into the folder `to`, made if missing; returns what it is.
 
     "adapter", "delta" or "values" as `export.save_adapter` says; with `merged` "merged model", the whole of it, or a
-    pruned one as `sliced_folder.save` says: what masks in the model switch off is pruned. `clients` is for `base_note`.
-    Raises ConfigError: the folder cannot be written, or a change that is no matrix cannot be merged, nor any into
-    weights that are packed.
+    pruned one as `sliced_folder.save` says: what masks in the model switch off is pruned. `clients` and `spent` are for
+    `base_note`. Raises ConfigError: the folder cannot be written, or a change that is no matrix cannot be merged, nor
+    any into weights that are packed.
     """
     if merged and (method := stored_quantization.method_of(base.model.config)):
         raise ConfigError(f"--merged: {base.source!r} holds its weights packed by {method}; export the adapter alone")
@@ -54,7 +55,7 @@ def write(
     kept = kept_in(handle.model)
     pruned = kept if kept is not None and kept.ratio else None
     if not merged:
-        base_note.write(to, export.base_name(base), base, config.model, clients)
+        base_note.write(to, export.base_name(base), base, config.model, clients, spent)
         if pruned is not None:
             sliced_folder.write_slices(to, pruned)
             sliced_folder.add_to_card(to, pruned)

@@ -86,8 +86,9 @@ def noise_for(releases: Callable[[float], Iterable[Release]], target: float, del
     if not high:
         wanted = "wanted a larger one, or fewer rounds"
         raise ConfigError(f"[privacy] epsilon = {target:g}: no noise is enough; {wanted}")
-    cost = epsilon(releases(high), delta)
     low, low_cost = 0.0, math.inf
+    while (cost := epsilon(releases(high), delta)) > target:  # by a distribution's rounding
+        low, low_cost, high = high, cost, 1.01 * high
     while high > 1.01 * low and high > SMALLEST_NOISE:
         # epsilon is nearly a power of z: the root between two points, or below one, and then a little to either side
         slope = math.log(low_cost / cost) / math.log(high / low) if low else 1.0

@@ -32,8 +32,8 @@ class SiteNoise:
 
     integers: bool = False
     """Whether tensors of integers may be sent as they are, since they only say where the others belong."""
+    keeps: bool = False
     stage: ClassVar[Stage] = "noise"
-    keeps: ClassVar[bool] = False
 
     def apply(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
         """The update with noise; a change that is not finite counts as none, as a refusal would tell of the rows.
@@ -73,9 +73,5 @@ def on_grid(parts: Tensors, clip: float) -> dict[str, Tensor]:
 
 
 def noisy(recipe: Recipe) -> Recipe:
-    """The recipe whose clients add noise to what they send. Raises ValueError where that makes no sense."""
-    if not recipe.linear:
-        raise ValueError(f"{recipe.name} is not a weighted sum of what clients send, and would enlarge their noise")
-    if recipe.upload_kind == "values":
-        raise ValueError(f"{recipe.name} sends whole values, which a clip would shrink; wanted one that sends changes")
+    """The recipe whose clients add noise to what they send; `unfit` says which recipes that makes sense with."""
     return replace(recipe, uploads=(*recipe.uploads, SiteNoise(recipe.summand is not as_it_is)))

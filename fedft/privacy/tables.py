@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fedft import check
+from fedft.privacy.audit.gate import bounds
 
 Mode = Literal["none", "central-dp", "local-dp", "example-dp", "zo-dp"]
 
@@ -117,9 +118,8 @@ def check_privacy(privacy: Privacy, robust: Robust, audit: Audit) -> None:
     check.between(0, 1, **of("privacy", privacy, "delta", "adaptive_quantile"), **of("robust", robust, "trim"))
     check.between(2, 24, **of("privacy", privacy, "value_bits"))
     check.at_least(3, **of("privacy", privacy, "min_cohort"))
-    check.at_least(0, **of("robust", robust, "f"), **of("audit", audit, "canaries", "seed"))
-    if not audit.repeats or any(r < 1 for r in audit.repeats):
-        raise ValueError(f"[audit] repeats is {audit.repeats}, wanted numbers from 1 on")
+    check.at_least(0, **of("robust", robust, "f"))
+    check_audit(audit)
     if robust.rule != "none" and (privacy.secagg != "off" or privacy.mode == "central-dp"):
         other = "secagg" if privacy.secagg != "off" else "mode"
         why = "the server sees no single update" if other == "secagg" else "what a rule may change is not bounded by C"
@@ -149,6 +149,14 @@ def _check_at_clients(privacy: Privacy) -> None:
         check.at_least(1, **{"[privacy] rounds": privacy.rounds})
         if privacy.epsilon is None:
             raise ValueError("[privacy] rounds: how many `epsilon` is for; noise_multiplier holds for each round")
+
+
+def check_audit(audit: Audit) -> None:
+    """Return None if every value is one that its key may have. Raises ValueError in one line."""
+    check.at_least(0, **{"[audit] canaries": audit.canaries, "[audit] seed": audit.seed})
+    bounds(audit.gate)
+    if not audit.repeats or any(r < 1 for r in audit.repeats):
+        raise ValueError(f"[audit] repeats is {audit.repeats}, wanted numbers from 1 on")
 
 
 def unlike_default(table: Privacy | Robust | Audit) -> dict[str, Any]:

@@ -35,6 +35,7 @@ RESERVED = frozenset(
             "train_loss",
             "aggregation_error",
         ),
+        *("epsilon", "epsilon_why", "delta", "rounds_left", "privacy", "hidden", "outside_epsilon"),
         # of a client's evaluation: how many tokens or rows it was
         "count",
         # of a result, a row of a table and a point of a curve
@@ -42,6 +43,8 @@ RESERVED = frozenset(
     }
 )
 """Names with another meaning where metrics are written; no metric may have one of them."""
+OWN = frozenset({"epsilon"})
+"""Of these, numbers of a line of its own that are shown as metrics are, behind them. No client can name one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Column:
     """Python's format of a number, such as ".4f", ".1e" or ".2%"."""
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name) or self.name in RESERVED or self.name.endswith("_sd"):
+        if not NAME.fullmatch(self.name) or self.name in RESERVED - OWN or self.name.endswith("_sd"):
             raise ValueError(f"a metric cannot be called {self.name!r:.80}: wanted [a-z0-9_.], no name of a line's own")
         if self.better not in ("lower", "higher", ""):
             raise ValueError(f"metric {self.name}: better is {self.better!r}, wanted 'lower', 'higher' or ''")
@@ -103,6 +106,10 @@ def declare(column: Column) -> Column:
     return column
 
 
+EPSILON = declare(Column("epsilon", "epsilon", better="lower", form=".3g"))
+"""What was spent of privacy so far."""
+
+
 def of(name: str, said: Mapping[str, Any] | None = None) -> Column:
     """The column of the metric `name`: from `said` if it is there, else as declared, else one with four digits.
 
@@ -120,8 +127,11 @@ def fields(names: Iterable[str], said: Mapping[str, Any] | None = None) -> dict[
 
 
 def measured(line: Mapping[str, Any]) -> list[str]:
-    """Names of the metrics in a line of metrics.jsonl: the declared ones first, in order, then the others by name."""
-    return _in_order(k for k, v in line.items() if _is_metric(k) and _is_number(v))
+    """Names of the metrics in a line of metrics.jsonl: the declared ones first, in order, then the others by name.
+
+    Behind them are `OWN` numbers of the line.
+    """
+    return _in_order(k for k, v in line.items() if (_is_metric(k) or k in OWN) and _is_number(v))
 
 
 def occurring(lines: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -148,9 +158,9 @@ def averaged(found: Collection[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """The names, the declared ones first in order of declaration, then the others sorted."""
+    """The names, the declared ones first in order of declaration, then the others sorted, then those in `OWN`."""
     place = {name: i for i, name in enumerate(_declared)}
-    return sorted(names, key=lambda name: (place.get(name, len(place)), name))
+    return sorted(names, key=lambda name: (name in OWN, place.get(name, len(place)), name))
 
 
 def _is_metric(name: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedft import check
-from fedft.reports import metric_log
+from fedft.reports import metric_log, privacy_lines
 from fedft.reports.quantities import count, duration, size
 
 SHORT_S = 10.0  # a run that ends sooner needs no forecast
@@ -13,7 +13,7 @@ SHORT_S = 10.0  # a run that ends sooner needs no forecast
 def lines(header: Mapping[str, Any]) -> list[str]:
     """The header of a run as six lines of plain text; `fedft.simulations.run_header` explains its facts.
 
-    One more each where there is something to say of workers, of memory, and of what the run's bytes depend on.
+    More where there is something to say of workers, of memory, of what the run's bytes depend on, and of privacy.
 
     They fit into 80 columns unless names in them are long.
     """
@@ -38,12 +38,14 @@ def lines(header: Mapping[str, Any]) -> list[str]:
     )
     traffic = f"{size(h['bytes_up'])} up, {size(h['bytes_down'])} down"
     steps = f"{h['steps']} {'step' if h['steps'] == 1 else 'steps'}"
-    told.append(f"a round  {steps} each; about {traffic}; run folder {size(h['disk'])}")
+    which = "round 1" if h.get("planned") else "a round"
+    told.append(f"{which}  {steps} each; about {traffic}; run folder {size(h['disk'])}")
     if memory := h.get("memory"):
         parts = [f"{k} {size(round(memory[k]))}" for k in ("base", "activations", "logits") if memory[k]]
         told.append(f"memory   {size(round(memory['peak']))} at most: {', '.join(parts)}")
     if depends := h.get("depends"):
         told.append(f"digests  depend on {', '.join(depends)}")
+    told += privacy_lines.lines(h.get("privacy", {}))
     return [*told, "loss     of held-out rows, mean over clients: each counts once"]
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fedft.data.labels import SINGLE
 from fedft.models import tasks
-from fedft.reports import columns, metric_log, run_header
+from fedft.reports import columns, metric_log, run_header, spent_privacy
 from fedft.reports.quantities import size
 from fedft.training.metrics.loss import ACCURACY, LOSS, TOKEN_LOSS
 
@@ -126,13 +126,17 @@ class Progress:
                 f"[bold]{LOSS.text(after[LOSS.name])}[/bold], mean over clients",
                 markup=True,
             )
-            others = [columns.of(n) for n in columns.measured(after) if n in before and n != LOSS.name]
+            others = [
+                columns.of(n) for n in columns.measured(after) if n in before and n not in (LOSS.name, *columns.OWN)
+            ]
             told = [f"{c.heading} {c.text(before[c.name])} -> {c.text(after[c.name])}" for c in others]
             if told:
                 self.out.print("       " + ", ".join(told))
         traffic = f"{size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down"
         virtual = f", {summary['seconds_virtual']:.1f} virtual s" if "seconds_virtual" in summary else ""
         self.out.print(f"       {traffic} in all; {summary['seconds']:.1f} s{virtual}")
+        if "privacy" in summary:
+            self.out.print(f"       {spent_privacy.sentence(summary)}")
         if summary.get("ended") == "budget":
             self.out.print(f"the run ended at its budget, after {summary['rounds']} rounds")
         model = folder / "model"

@@ -42,6 +42,11 @@ class Roster:
 
     members: Mapping[str, Site]
 
+    @property
+    def cards(self) -> dict[str, bytes]:
+        """The signing keys, 32 raw bytes each, of all sites by name, also of those that do not count."""
+        return {name: site.signing.public_bytes_raw() for name, site in self.members.items()}
+
     def key_of(self, name: str) -> Verifies:
         """What the messages of site `name` are verified with: its key, or either of two while an old one counts.
 

@@ -12,7 +12,7 @@ The format, little endian, nothing between the fields:
     offset  bytes
          0      4   magic "FDSE"
          4      2   version of the seal, unsigned: 1
-         6      1   kind: 1 job, 2 train, 3 evaluate, 4 status, 5 fetch; 11 answer, 12 refusal, 13 progress
+         6      1   kind: 1 job, 2 train, 3 evaluate, 4 status, 5 fetch, 6 secagg; 11 answer, 12 refusal, 13 progress
          7      1   n, bytes of the site's name: 1 to 64
          8      8   run
         16      4   round, unsigned
@@ -67,6 +67,7 @@ class Kind(IntEnum):
     EVALUATE = 3
     STATUS = 4
     FETCH = 5
+    SECAGG = 6
     ANSWER = 11
     REFUSAL = 12
     PROGRESS = 13

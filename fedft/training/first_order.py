@@ -63,11 +63,12 @@ class FirstOrder:
         learning, received = self.learning(handle, turn), handle.start()
         courses = [term.begin(learning, turn) for term in self.terms]
         optimizer = optimizer_of([*learning.live.values()], turn.plan.learning_rate, turn.local)
+        before = turn.drawer(optimizer_state.OWNER)
         if turn.local.keep_optimizer:
-            optimizer_state.restore(optimizer, learning.live, turn.drawer(optimizer_state.OWNER))
+            optimizer_state.restore(optimizer, learning.live, before)
         with frozen(p for n, p in handle.parameters().items() if n not in learning.live):
             metrics = descend(handle, learning.live, batches, turn, courses, optimizer)
-        state = optimizer_state.taken(optimizer, learning.live) if turn.local.keep_optimizer else None
+        state = optimizer_state.taken(optimizer, learning.live, before) if turn.local.keep_optimizer else None
         del optimizer  # its moments are twice what is trained
         trained = self.result(handle, received, learning.live, metrics, courses)
         return trained if state is None else trained._replace(kept={**trained.kept, optimizer_state.OWNER: state})

@@ -13,17 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from fedft.arithmetic.tensors import Tensors
+from fedft.contract import NOTHING
 
 OWNER = "optimizer"
 """The drawer on the client in which they lie."""
 
 
-def taken(optimizer: torch.optim.Optimizer, live: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def taken(
+    optimizer: torch.optim.Optimizer, live: Mapping[str, nn.Parameter], before: Tensors = NOTHING
+) -> dict[str, Tensor]:
     """Copies of the optimiser's state of the parameters `live`, on the CPU; what is neither tensor nor number is left.
 
-    Numbers become float64 scalars.
+    Numbers become float64 scalars. Of tensors that did not learn this time, what was kept `before` stays.
     """
-    found = {}
+    found = {n: x for n, x in before.items() if n.rpartition("/")[0] not in live}
     for name, parameter in live.items():
         if parameter in optimizer.state:
             found[name + "/"] = torch.tensor(parameter.shape, dtype=torch.int64)

@@ -37,6 +37,7 @@ def flops_budget(*, share: float = 0.6) -> Planner:
         by_rank = {rank: _chosen(worth, rank, share, roster) for rank in {m.rank for m in roster.values()}}
         return {c: Work(Shape(m.rank, chosen=by_rank[m.rank])) for c, m in roster.items() if by_rank[m.rank]}
 
+    plan.unlike_modules = True  # type: ignore[attr-defined]
     return plan
 
 

@@ -29,6 +29,7 @@ def halves(*, share: float = 0.5, alike: bool = False) -> Planner:
             c: Work(Shape(roster[c].rank, chosen=drawn(modules, count, "" if alike else c, roster))) for c in roster
         }
 
+    plan.unlike_modules = True  # type: ignore[attr-defined]
     return plan
 
 

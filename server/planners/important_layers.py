@@ -37,6 +37,7 @@ def important_layers(*, most: int = 8, drawn: int = 1) -> Planner:
         lots = {c: drawn_of(others, most - len(by_score), c, roster) for c in roster}
         return {c: Work(Shape(roster[c].rank, chosen=(*sorted(by_score), *lot))) for c, lot in lots.items()}
 
+    plan.unlike_modules = True  # type: ignore[attr-defined]
     return plan
 
 

@@ -47,6 +47,7 @@ def rank_budget(*, budget: float = 0.5, every: int = 5) -> Planner:
             works[client] = Work(by_rank[member.rank], extra={RANKED_IN: roster.round})
         return works
 
+    plan.unlike_ranks = True  # type: ignore[attr-defined]
     return plan
 
 

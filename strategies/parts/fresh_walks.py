@@ -51,6 +51,15 @@ class Fresh:
         if self.source.table is None and self.source.family == "hadamard" and count > BLOCK:
             raise ValueError(f"[local] steps x samples = {count}; family 'hadamard' has {BLOCK} directions per round")
 
+    def reach(self, config: RunConfig, name: str) -> float:
+        """How far steps by the rule can move a number of a tensor, along signs as directions.
+
+        Raises ValueError for other directions, and for steps that are no sums of them.
+        """
+        if self.source.family == "gaussian" or self.how.needs_moments(True) or self.how.first_order_from is not None:
+            raise ValueError("how far these steps move a number is not known: range has to say it")
+        return config.local.steps * self.how.largest_step() * config.local.learning_rate
+
     def send(self, handle: Handle, data: Data, turn: Turn) -> Trained:
         """The turn's steps as an upload of scalars and their seed, in place of what moved."""
         walked = self.walk(handle, data, turn)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedft.arithmetic.tensors import Tensors
+from fedft.config import RunConfig
 from fedft.contract import Layout
 from fedft.errors import RejectedUpdate
 from fedft.strategies.parts.scalar_bound import check_scalars
@@ -114,6 +115,13 @@ class SeedPairs:
     def from_sum(self, mean: Tensors, plan: Plan) -> dict[str, Tensor]:
         """An upload that amounts to a mean of summands: all K pairs (j, c_j)."""
         return {"index": torch.arange(self.pool.K).to(torch.uint16), **mean}
+
+    def reach(self, config: RunConfig, name: str) -> float:
+        """The largest |c_j| that steps by the rule can come to; 1 for the decay."""
+        if name == "decay":
+            return 1.0
+        rate = config.local.learning_rate if self.pool.folded else 1.0
+        return config.local.steps * self.pool.how.largest_step() * rate
 
 
 def _check_history(count: Tensor, size: Tensor, pool: SeedPool, plan: Plan) -> None:

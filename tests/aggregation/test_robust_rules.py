@@ -58,6 +58,7 @@ def test_where_rules_weigh_clients_aggregates_heed_num_examples(name):
         ({"rule": "median"}, "rule = 'median': fedit cannot have it as it is set; it can have norm_clip, multi_krum"),
         ({"rule": "multi_krum", "f": 2}, "f = 2 needs 7 clients in a round, and 5 are asked"),
         ({"rule": "norm_clip", "f": 2}, "[robust] f is of rule = 'multi_krum', found rule = 'norm_clip'"),
+        ({"rule": "fltrust"}, "rule = 'fltrust' needs [robust] root"),
         ({"rule": "none", "root": "a.jsonl"}, "[robust] root is of rule = 'fltrust', found rule = 'none'"),
     ],
 )
@@ -77,3 +78,13 @@ def test_a_trim_that_leaves_nothing_and_rounds_that_do_not_wait_are_refused():
     config = run_file.from_dict({"robust": {"rule": "median"}, "server": {"buffer": 2}})
     with pytest.raises(ConfigError, match=r"\[server\] buffer began at unlike states"):
         check(config, ffa, deployed=True)
+
+
+def test_under_noise_a_rule_is_warned_of_and_root_s_turn_refused(caplog):
+    noise = {"mode": "local-dp", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
+    config = run_file.from_dict({"robust": {"rule": "norm_clip"}, "privacy": noise, "strategy": {"name": "fedit"}})
+    check(config, fedit := strategies.make("fedit", {}), deployed=True)
+    assert "noise brings honest updates apart" in caplog.text
+    root = run_file.from_dict({"robust": {"rule": "fltrust", "root": "stdlib-docstrings"}, "privacy": noise})
+    with pytest.raises(ConfigError, match="the server's own turn takes no part"):
+        check(root, fedit, deployed=True)

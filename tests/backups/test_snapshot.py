@@ -17,6 +17,7 @@ from fedft import durable
 from fedft.backups import archive, snapshot
 from fedft.cli.main import app
 from fedft.client import sent_records
+from fedft.client.privacy_ledger import Ledger
 from fedft.errors import ConfigError, FedftError, PlanRefused, StateDamaged
 from fedft.server import archive_check, attempt_numbers
 from fedft.server.archive import Archive
@@ -143,6 +144,20 @@ def test_a_site_goes_on_from_its_backup(tmp_path: Path) -> None:
     again = Deployment(tmp_path, "scaffold")
     assert again.digest() == Deployment(tmp_path / "simulated", "scaffold").simulated()
     assert not [line for line in again.metrics.lines if "memory_lost" in line]
+
+
+def test_the_keys_of_a_site_s_noise_are_in_no_backup_and_its_ledger_is(tmp_path: Path) -> None:
+    """Who has the key subtracts the noise from what the site has sent."""
+    privacy = {"mode": "local-dp", "clip": 0.5, "noise_multiplier": 1.0, "delta": 1e-3}
+    run = Deployment(tmp_path, privacy=privacy, rounds=1)
+    run.run()
+    bert = tmp_path / "sites" / "bert"
+    assert list(bert.rglob("privacy.key"))
+    assert "privacy.key" in command("backup", bert, "--to", tmp_path / "bert.tar", "--json")
+    shutil.rmtree(bert)
+    command("restore", tmp_path / "bert.tar", "--to", bert)
+    assert not list(bert.rglob("privacy.key"))
+    assert len(Ledger(bert).read().charges) == 1
 
 
 def test_a_site_that_restored_an_old_memory_is_told_of(tmp_path: Path) -> None:

@@ -334,3 +334,35 @@ def test_it_says_who_sets_the_pace_when_each_is_done_and_what_ends_the_round(tmp
     assert "working: step 3 of 12" in west
     assert west.endswith("40 s  33 s")
     assert "north answers last" in page.page(found, "nonce")
+
+
+def test_what_was_spent_of_privacy_is_on_the_board_in_the_text_and_in_the_metrics(tmp_path: Path) -> None:
+    folder = watched_runs.folder(tmp_path / "run", versions=2)
+    plain = watched_runs.check(RunReader(folder).status())
+    assert (plain["epsilon"], plain["privacy"]) == (None, None)
+    assert not any(head == "privacy" for head, _ in status_text.facts(plain, time.time()))
+    with open(folder / "config.toml", "a") as f:
+        f.write('\n[privacy]\nmode = "central-dp"\ndelta = 1e-3\n')
+    reader = RunReader(folder)
+    assert dict(status_text.facts(reader.status(), 0.0))["privacy"] == "central-dp: epsilon none (nothing is spent yet)"
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write(json.dumps(watched_runs.line(3) | {"epsilon": 1.23456, "delta": 1e-3, "rounds_left": 4}) + "\n")
+    found = watched_runs.check(reader.status())
+    assert found["epsilon"] == 1.23456
+    said = "central-dp: epsilon 1.23 at delta 0.001, 4 rounds left"
+    assert dict(status_text.facts(found, 0.0))["privacy"] == said
+    assert said in page.page(found, "nonce")
+    assert 'fedft_epsilon{run="r"} 1.23456' in metrics_text.text({"r": found})
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write(json.dumps(watched_runs.line(4) | {"epsilon": None, "epsilon_why": "seeded noise"}) + "\n")
+    assert dict(status_text.facts(reader.status(), 0.0))["privacy"] == "central-dp: epsilon none (seeded noise)"
+
+
+@pytest.mark.parametrize(
+    "said", ["x", {"mode": "m"}, {"mode": "m", "delta": "1", "epsilon_why": None, "rounds_left": 1}]
+)
+def test_a_status_whose_privacy_cannot_be_shown_is_none_and_one_without_it_is(tmp_path: Path, said: Any) -> None:
+    found = RunReader(watched_runs.folder(tmp_path / "run")).status()
+    before = {k: x for k, x in found.items() if k not in ("privacy", "epsilon")}
+    assert status_form.fault(before) == ""
+    assert "'privacy' is absent or not as it should be" in status_form.fault(found | {"privacy": said})

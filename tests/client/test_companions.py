@@ -113,6 +113,14 @@ def test_a_follower_has_batches_of_the_plan_s_size_as_the_first_process_has(tmp_
     assert taken == [d.config.local, replace(d.config.local, batch_size=3)]
 
 
+@pytest.mark.parametrize("mode", ["example-dp", "zo-dp"])
+def test_secret_batches_are_of_one_process(tmp_path, mode) -> None:
+    d = Deployment(tmp_path, privacy={"mode": mode, "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3})
+    client = d.sites["anna"]._join(d.job)
+    with pytest.raises(PlanRefused, match="for sites of one process"):
+        companions.leading(client, d.job, Talk(agrees=True))
+
+
 @pytest.mark.parametrize("said", ["", "two", "0", "-1"])
 def test_a_number_of_processes_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch, said: str) -> None:
     monkeypatch.setenv("WORLD_SIZE", said)

@@ -18,10 +18,11 @@ from fedft.client import app, own_rows, sent_records
 from fedft.client.disk import SiteDisk
 from fedft.client.own_rows import OwnRows
 from fedft.client.resident_models import ResidentModels
-from fedft.client.site_settings import SiteConfig
+from fedft.client.site_settings import SiteAudit, SiteConfig
 from fedft.client.train import Client
-from fedft.errors import PlanRefused
+from fedft.errors import ConfigError, PlanRefused
 from fedft.models import adapter_folder
+from fedft.privacy.audit import canaries
 from fedft.security.chained_lines import BrokenChain
 from fedft.server.job import job_of
 
@@ -157,6 +158,25 @@ def test_what_changes_while_it_is_read_is_read_again(
     alone = OwnRows(site, rows.config, "r")
     alone.read()
     assert rows.digest == alone.digest, "the digest is of what was read"
+
+
+def test_a_site_plants_what_its_own_file_says_and_keeps_the_plan_to_itself(tmp_path: Path, tiny_base: Path) -> None:
+    """Whatever a server's `[audit]` says; the rows stand in front, and another plan is refused later on."""
+    plain, state = site_of(tmp_path, tiny_base), tmp_path / "state"
+    job = run_file.from_dict({"data": {"train": plain.data.train, "holdout": 0.0}, "audit": {"canaries": 50}})
+    before, _ = OwnRows(plain, job, "r").read()
+    site = replace(plain, site=replace(plain.site, state=str(state)), audit=SiteAudit(canaries=8, repeats=[2], seed=5))
+    rows = OwnRows(site, job, "r")
+    train, _ = rows.read()
+    assert train[: len(before)] == before
+    plan = canaries.read(state)
+    assert plan is not None
+    assert [r["response"] for r in train[len(before) :]] == [c.secret for c in plan.of(plain.site.name)]
+    assert len(train) - len(before) == 2 * sum(c.planted for c in plan.canaries) > 0
+    assert (state / canaries.FILE).stat().st_mode & 0o777 == 0o600
+    assert rows.read()[0] == train
+    with pytest.raises(ConfigError, match="is another plan than"):
+        OwnRows(replace(site, audit=SiteAudit(canaries=9)), job, "r").read()
 
 
 class Renewed:

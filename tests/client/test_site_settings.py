@@ -148,3 +148,32 @@ def test_the_form_of_conversations_is_checked_and_its_template_read(folder):
     }.items():
         with pytest.raises(ConfigError, match=line):
             loaded(folder, PLAIN.replace('train = "train.jsonl"', wrong))
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ("[policy]\nmax_epsilon = nan", "max_epsilon > 0, got nan"),
+        ("[policy]\nmax_epsilon = 0.0", "max_epsilon > 0"),
+        ("[policy]\ndelta = 1.5", "<= delta <= 1"),
+        ("[policy]\ndelta = nan", "delta > 0, got nan"),
+        ("[policy]\nmin_cohort = 2", "min_cohort >= 3"),
+        ("[policy]\nrequire = ['example_dp']", "require"),
+        ("[privacy]\nrows = 0", "rows >= 1"),
+        ("[keys]\nroster = 'none.toml'", "roster = 'none.toml': wanted a file"),
+    ],
+)
+def test_what_a_site_says_of_privacy_is_checked(folder, more, wanted):
+    with pytest.raises(ConfigError) as e:
+        loaded(folder, f"{PLAIN}\n{more}\n")
+    assert wanted in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_what_a_site_says_of_privacy_is_taken(folder):
+    (folder / "roster.toml").write_text("", encoding="utf-8")
+    said = "[policy]\nrequire = ['secagg', 'zo-dp']\nmin_cohort = 5\nmax_epsilon = 8.0\ndelta = 1e-6\n"
+    found = loaded(folder, f"{PLAIN}\n[keys]\nroster = 'roster.toml'\n{said}[privacy]\nrows = 4000\n")
+    assert (found.policy.require, found.policy.min_cohort) == (["secagg", "zo-dp"], 5)
+    assert (found.policy.max_epsilon, found.policy.delta, found.privacy.rows) == (8.0, 1e-6, 4000)
+    assert found.keys.roster == str(folder / "roster.toml")

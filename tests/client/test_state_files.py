@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedft.client import noise_key
 from fedft.client.disk import SiteDisk
 from fedft.client.own_model import received
+from fedft.client.privacy_ledger import Ledger, Terms
 from fedft.contract import State
 from fedft.histories.rounds import History
 from fedft.update import Plan
@@ -79,3 +81,14 @@ def test_the_files_go_with_their_run(tmp_path: Path) -> None:
     left = {p.name.partition("-")[2] for p in tmp_path.glob("*-*.fedft")}
     assert 0 < len(left) < 40
     assert all((tmp_path / f"{name}-{run}").exists() for run in left for name in ("growing", "history"))
+
+
+def test_the_key_of_a_run_s_noise_goes_with_the_run_and_what_it_cost_stays(tmp_path: Path) -> None:
+    """Whoever takes the disk later cannot subtract the noise from what was sent."""
+    disk = SiteDisk(tmp_path)
+    Ledger(tmp_path).begin(Terms(RUN, "local-dp", 10, 1.0))
+    for n in range(20):
+        noise_key.of_run(disk.kept(f"{n:016x}"))
+    disk.keep_runs([])
+    assert 0 < len(list(tmp_path.glob("kept/*/privacy.key"))) < 20
+    assert list(Ledger(tmp_path).read().runs) == [RUN]

@@ -36,8 +36,10 @@ MAY_IMPORT = {
 # The front door may import every room, what measures by `bench` only; all of it late.
 ROOMS_TOO = {
     "fedft/cli/admin.py": {"server"},
+    "fedft/cli/audit.py": {"simulations"},
     "fedft/cli/main.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/bench.py": {"benchmarks"},
+    "fedft/cli/checks_privacy.py": {"client", "server"},
     "fedft/cli/checks_site.py": {"client"},
     "fedft/cli/deploy.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/doctor.py": set(ROOMS) - {"benchmarks"},

@@ -13,6 +13,7 @@ import fedft
 from fedft import run_file
 from fedft.config import RunConfig
 from fedft.models import adapter_folder, base_note
+from fedft.privacy.tables import Privacy
 from fedft.simulations import finished_run
 
 
@@ -34,6 +35,7 @@ def test_a_run_s_model_and_its_export_say_their_base_and_its_precision(config, t
     config = replace(config, model=replace(config.model, dtype="bfloat16"))
     found = fedft.simulate(config, out=tmp_path / "run").summary
     note = {"base": config.model.id, "base_digest": found["base_digest"], "dtype": "bfloat16", "bits": 16}
+    note |= {"epsilon": None, "epsilon_why": "no differential privacy"}
     finished_run.export_run(tmp_path / "run", tmp_path / "out")
     for folder in (tmp_path / "run/model", tmp_path / "out"):
         assert said(folder) == note
@@ -41,11 +43,25 @@ def test_a_run_s_model_and_its_export_say_their_base_and_its_precision(config, t
         assert card.startswith(f"---\nbase_model: {config.model.id}\n")
         assert f"`{found['base_digest']}`" in card
         assert "in bfloat16." in card
+        assert "whose records it learned: epsilon none: no differential privacy.\n" in card
     finished_run.export_run(tmp_path / "run", tmp_path / "merged", merged=True)
     assert not {base_note.NAME, "README.md"} & {p.name for p in (tmp_path / "merged").iterdir()}
     caplog.clear()
     finished_run.evaluate_run(tmp_path / "run")
     assert "trained on" not in caplog.text
+
+
+def test_what_a_run_spent_of_privacy_goes_with_its_model_wherever_it_is_exported(config, tmp_path) -> None:
+    pytest.importorskip("dp_accounting", reason="pip install 'fedft[dp]'")
+    private = Privacy("example-dp", clip=1.0, noise_multiplier=3.0, delta=1e-2)
+    found = fedft.simulate(replace(config, privacy=private), out=tmp_path / "run").summary
+    finished_run.export_run(tmp_path / "run", tmp_path / "out")
+    assert found["epsilon"] > 0
+    for folder in (tmp_path / "run/model", tmp_path / "out"):
+        note = {k: said(folder)[k] for k in ("epsilon", "delta", "privacy")}
+        assert note == {"epsilon": found["epsilon"], "delta": 1e-2, "privacy": "example-dp"}
+        shown = f"epsilon {found['epsilon']:.3g} at delta 0.01, of one record (example-dp)."
+        assert shown in (folder / "README.md").read_text()
 
 
 def test_another_precision_and_other_weights_are_said_where_a_run_is_measured(config, tmp_path, caplog) -> None:

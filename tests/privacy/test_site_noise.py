@@ -111,5 +111,5 @@ def test_little_noise_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_steps_by_rows_are_refused_where_rows_are_hidden() -> None:
-    with pytest.raises(ConfigError, match=r"\[local\] epochs and \[privacy\] mode = 'local-dp'"):
+    with pytest.raises(ConfigError, match=r"\[local\] epochs = 1.0 and \[privacy\] mode = 'local-dp'"):
         strategies.of(config_of("fedit", local={"epochs": 1.0}))

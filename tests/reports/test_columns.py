@@ -107,3 +107,20 @@ def test_the_table_of_a_race_has_every_metric_with_its_spread() -> None:
     assert cells["f1"] == "50.0% ± 35.4%"
     assert comparison.shown_columns(done["rows"])[4:6] == [ACCURACY.name, "f1"]
     assert [p["f1"] for p in done["curves"]["m"][0]] == [0.0, 0.25]
+
+
+def test_what_was_spent_of_privacy_is_shown_behind_the_metrics_and_no_client_can_say_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = {**LINE, "epsilon": 1.234567, "delta": 1e-3, "rounds_left": 7, "zeta": 0.5}
+    assert columns.measured(line)[-2:] == ["zeta", "epsilon"]
+    assert not {"delta", "rounds_left"} & {*columns.measured(line)}
+    assert columns.averaged([{"loss": 1.0, "epsilon": 0.0, "delta": 0.0, "rounds_left": 99.0}]) == {"loss": 1.0}
+    with pytest.raises(ValueError, match="'epsilon' is declared twice"):
+        columns.declare(Column("epsilon", "mine"))
+    with Progress(quiet=False, rounds=2) as progress:
+        progress.observe("line", {**LINE, "epsilon": 1.234567})
+        progress.observe("line", {**LINE, "version": 1, "epsilon": None, "epsilon_why": "seeded noise"})
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert rows[0][3] == "epsilon"
+    assert [row[3] for row in rows[1:]] == ["1.23", "-"]

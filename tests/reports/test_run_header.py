@@ -37,6 +37,12 @@ def test_it_is_six_lines_of_eighty_columns(more: dict[str, Any]) -> None:
     assert max(map(len, said)) <= 80
 
 
+def test_bytes_of_a_planned_run_are_said_to_be_of_its_first_round() -> None:
+    assert "round 1  16 steps each; about 2.4 MB up, 9.5 MB down; run folder 62.0 MB" in run_header.lines(
+        {**FACTS, "planned": True}
+    )
+
+
 def test_memory_is_a_line_where_it_is_foreseen() -> None:
     memory = {"peak": 5e8, "where": "step", "base": 4e6, "activations": 3e7, "logits": 0}
     said = run_header.lines({**FACTS, "memory": memory})

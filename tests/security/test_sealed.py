@@ -147,7 +147,7 @@ def test_strangers_bytes_are_refused_and_nothing_else_happens(data: bytes, magic
         (lambda m: m[:4] + b"\2\0", "version"),  # said also by what is too short for protocol 1
         (lambda m: m[:119], "malformed"),
         (lambda m: m[:120], "malformed"),  # no name
-        (lambda m: m[:6] + b"\6" + m[7:], "malformed"),  # no such kind
+        (lambda m: m[:6] + b"\7" + m[7:], "malformed"),  # no such kind
         (lambda m: m[:7] + b"\0" + m[8:], "malformed"),  # a name of no bytes
         (lambda m: m[:7] + b"\x41" + m[8:] + bytes(64), "malformed"),  # a name of 65
         (lambda m: m[:120] + b"\xff" + m[121:], "malformed"),  # not UTF-8

@@ -59,6 +59,15 @@ def test_a_norm_far_above_the_usual_is_refused_and_the_first_round_is_not_bounde
         admitted(GOOD, Limits(max_norm=norm * 0.9))
 
 
+def test_rounds_that_only_measure_neither_lift_the_bound_nor_lower_it() -> None:
+    """FedPipe's probes have norm 0: behind five of them two real norms are what is usual, not their median of 0."""
+    _, norm = admitted(GOOD)
+    admitted(GOOD, norms=(0.0,) * 5)
+    admitted(GOOD, norms=(*(0.0,) * 5, norm / 99, norm / 99))
+    with pytest.raises(RejectedUpdate):
+        admitted(GOOD, norms=(*(0.0,) * 5, norm / 101, norm / 101))
+
+
 def test_pairs_that_are_whole_changes_are_measured_by_their_product() -> None:
     """A = (3, 4), B = 2: |BA| = 10, whatever the factors' own norms are."""
     recipe = strategies.make("flora", {})

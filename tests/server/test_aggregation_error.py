@@ -29,7 +29,7 @@ def audited(name: str, rounds: int = 2, **options) -> tuple[testing.Toy, list]:
     for _ in range(rounds):
         updates = [t.update(state, k) for k in range(len(t.ranks))]
         audit = AggregationAudit(_begun(t, state))
-        assert audit.possible()
+        assert audit.possible(t.plan(state, k) for k in range(len(t.ranks)))
         for k, u in enumerate(updates):
             audit.see(u, t.plan(state, k))
         after = t.step(state, updates)
@@ -87,13 +87,21 @@ def test_an_update_at_learning_rate_zero_has_nothing_to_miss():
 @pytest.mark.parametrize(("name", "options"), [("fedkseed", {"K": 16}), ("fedkseed", {"K": 16, "space": "lora"})])
 def test_what_sends_no_factors_is_not_audited(name, options):
     t = testing.toy(strategies.make(name, options))
-    assert not AggregationAudit(_begun(t, t.state())).possible()
+    assert not AggregationAudit(_begun(t, t.state())).possible([])
 
 
 def test_a_client_that_keeps_half_of_its_pairs_is_not_audited():
     t = testing.toy(replace(strategies.make("fedit", {}), personal=True))
     assert isinstance(t.recipe.space, LoRA)
-    assert not AggregationAudit(_begun(t, t.state())).possible()
+    assert not AggregationAudit(_begun(t, t.state())).possible([])
+
+
+def test_a_client_that_trains_some_modules_only_leaves_no_mean_over_all():
+    t = testing.toy(strategies.make("fedit", {}))
+    audit, whole = AggregationAudit(_begun(t, t.state())), t.plan(t.state(), 0)
+    assert audit.possible([whole, whole])
+    assert not audit.possible([whole, replace(whole, chosen=("first",))])
+    assert not audit.possible([whole, replace(whole, ranks={"first": 0})])
 
 
 def test_what_follows_an_appended_sum_is_found_without_cancellation():

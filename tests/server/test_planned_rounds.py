@@ -69,9 +69,7 @@ def test_a_mean_is_by_name_over_those_who_sent_it(tmp_path: Path, tiny_base: Pat
 def test_a_strategy_that_cannot_mix_modules_refuses_the_plan(tmp_path: Path, tiny_base: Path) -> None:
     from fedft.errors import ConfigError
 
-    with pytest.raises(
-        ConfigError, match=r"fedex_lora.*: by the plan of .* some modules do not learn, which fedex_lora"
-    ):
+    with pytest.raises(ConfigError, match=r"\[clients\] plan = 'halves' chooses which modules learn, which fedex_lora"):
         run_of(tmp_path, tiny_base, "halves", strategy={"name": "fedex_lora"})
 
 
@@ -145,6 +143,12 @@ def test_without_a_clock_of_its_own_no_seconds_are_noted() -> None:
     plan, traffic = Plan("", 0, 0, rank=4, steps=2), Traffic(seconds={"a": 1.5})
     seen = planner_view.seen_after({}, {"a": plan}, traffic, {}, {"a": {}}, timed=False, most=None)
     assert seen["a"][0].seconds is None
+
+
+def test_of_two_who_claim_something_a_lie_of_one_does_not_move_the_other() -> None:
+    """Nobody is usual among two: 1e12 would be shown as 7.8e27 beside 1e30."""
+    members = {"a": Member(2, {"flops": 1e12}), "b": Member(2, {"flops": 1e30}), "c": Member(2, {"rows": 3.0})}
+    assert planner_view.shown(members, {}) == members
 
 
 def test_a_lie_of_a_profile_stays_within_bounds_of_the_others() -> None:

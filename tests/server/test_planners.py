@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from fedft import registry
+from fedft import registry, run_file, strategies
 from fedft.arithmetic.lowrank import LowRank
 from fedft.contract import Forecast, Member, Roster, Seen, State, Work
+from fedft.errors import ConfigError
 from fedft.server.planners.flops_budget import flops_budget
 from fedft.server.planners.halves import halves
 from fedft.server.planners.important_layers import important_layers
@@ -181,3 +182,12 @@ def test_a_run_file_that_names_it_runs(name: str, tmp_path: Path, tiny_base: Pat
         assert run.lines[-1]["bytes"]["a"]["up"] < run.lines[1]["bytes"]["a"]["up"]
     if plan["name"] == "important_layers":
         assert len(run.lines[1]["plans"]["a"]["chosen"]) == 1
+
+
+@pytest.mark.parametrize("name", registry.PLANNERS)
+def test_a_strategy_that_cannot_mix_what_a_planner_gives_is_refused_before_anything_begins(name: str) -> None:
+    """rank_budget gives ranks from the first round on in which something has moved: too late to find out."""
+    able = {"rank_budget": "flora"}.get(name, "fedit")
+    strategies.of(run_file.from_dict({"clients": {"plan": name}, "strategy": {"name": able}}))
+    with pytest.raises(ConfigError, match=rf"\[clients\] plan = '{name}' .*, which rolora cannot mix"):
+        strategies.of(run_file.from_dict({"clients": {"plan": name}, "strategy": {"name": "rolora"}}))

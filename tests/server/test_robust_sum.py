@@ -15,7 +15,6 @@ from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.errors import RunPaused
 from fedft.server.guard import Guard, Sum, Summed, Unguarded
-from fedft.server.guards import guard_of
 from fedft.server.robust_sum import RobustSum
 from fedft.update import Plan, Update
 
@@ -46,9 +45,10 @@ def config(rule: str, **said) -> RunConfig:
 
 
 class Federated:
-    """Some rounds of the toy, of whose clients the last F may lie."""
+    """Some rounds of the toy, of whose clients the last may lie."""
 
-    def __init__(self, name: str, **options) -> None:
+    def __init__(self, name: str, liars: int = F, **options) -> None:
+        self.honest = N - liars
         self.t = testing.toy(strategies.make(name, options), N)
         self.recipe = self.t.recipe
 
@@ -57,7 +57,7 @@ class Federated:
         plans: dict[str, Plan] = {str(k): replace(self.t.plan(state, k), tensors={}) for k in range(N)}
         updates = [self.t.update(state, k) for k in range(N)]
         if lie:
-            updates[N - F :] = [replace(lie(u, state), num_examples=rows) for u in updates[N - F :]]
+            updates[self.honest :] = [replace(lie(u, state), num_examples=rows) for u in updates[self.honest :]]
         weights = {str(k): u.num_examples for k, u in enumerate(updates)}
         return Sum(self.recipe, self.t.layout, state, list(plans), weights, plans, lambda: iter(updates))
 
@@ -68,7 +68,7 @@ class Federated:
             state = self.recipe.next_state(state, guard.sum(self.round(state, lie, rows)).change)
         self.t.turn(replace(self.t.plan(state, 0, steps=0), evaluate=True), 0)
         with torch.no_grad():
-            return sum(float(self.t.handle.loss(testing.data_of(k))) for k in range(N - F))
+            return sum(float(self.t.handle.loss(testing.data_of(k))) for k in range(self.honest))
 
 
 @pytest.mark.parametrize("lie", [times(100), times(-6)], ids=["scale", "sign flip"])
@@ -79,12 +79,26 @@ def test_three_of_ten_liars_do_not_stop_any_strategy_under_multi_krum(name: str,
     assert robust <= 1.25 * honest
 
 
+def test_one_liar_at_a_hundred_times_ruins_a_mean_and_costs_multi_krum_two_percent_at_most() -> None:
+    """The promise: up to f dishonest clients cost no more than their own updates. Beside it: nine that are alone."""
+    run = Federated("fedit", liars=1)
+    alone = run.loss(Alone(), times(100), rows=50)
+    assert run.loss(Unguarded(), times(100), rows=50) > 100 * alone
+    assert run.loss(RobustSum(config("multi_krum", f=1)), times(100)) == pytest.approx(alone, rel=0.02)
+
+
+class Alone:
+    """The mean of the honest nine, each counted once."""
+
+    def sum(self, of: Sum) -> Summed:
+        return Summed(of.recipe.aggregate(replace(u, num_examples=1) for u in [*of.updates()][: N - 1]))
+
+
 @pytest.mark.parametrize("rule", ["none", "multi_krum", "geometric_median", "median", "trimmed_mean"])
 def test_one_factor_alone_stands_with_every_rule(rule: str) -> None:
     run = Federated("ffa_lora")
-    loss = run.loss(
-        guard_of(config(rule, **({"trim": 0.3} if rule == "trimmed_mean" else {})), run.recipe, None), times(100)
-    )
+    said = {"trim": 0.3} if rule == "trimmed_mean" else {}
+    loss = run.loss(Unguarded() if rule == "none" else RobustSum(config(rule, **said)), times(100))
     honest = run.loss(Unguarded())
     assert loss > 10 * honest if rule == "none" else loss < 1.2 * honest
 
@@ -150,6 +164,23 @@ def test_too_few_updates_pause_the_run_in_one_line() -> None:
     of = run.round(run.t.state())
     with pytest.raises(RunPaused, match=r"round 0: 10 updates, and \[robust\] f = 4 needs 11; more answers"):
         RobustSum(config("multi_krum", f=4)).sum(of)
+
+
+def test_a_root_s_turn_keeps_a_majority_of_liars_out() -> None:
+    """Seven of ten turn their changes round; only who points the way of the server's own turn counts."""
+    run = Federated("fedit")
+    of = run.round(run.t.state())
+    first = [*of.updates()]
+    updates = [*first[:3], *(times(-6)(u, of.state) for u in first[3:])]
+    rule = RobustSum(config("fltrust", root="a.jsonl"), root=lambda of: (first[0], of.plans["0"]))
+    found = rule.sum(replace(of, updates=lambda: iter(updates)))
+    said = found.record["robust"]
+    assert [c for c, w in said["weights"].items() if w] == ["0", "1", "2"]
+    assert said["scores"]["0"] == pytest.approx(1)
+    along = sum(float((x * first[0].delta[n]).sum()) for n, x in found.change.items())
+    assert along > 0.5 * sum(float(x.square().sum()) for x in first[0].delta.values())
+    with pytest.raises(RunPaused, match="no update points the way"):
+        rule.sum(replace(of, updates=lambda: iter([times(-1)(u, of.state) for u in first[:1]] * N)))
 
 
 def test_updates_are_not_changed_and_another_order_of_reading_gives_the_same_bytes() -> None:

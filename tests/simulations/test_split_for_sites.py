@@ -151,6 +151,16 @@ def test_the_policy_of_a_site_allows_the_modules_that_are_trained_whole(run, tmp
         allowed_jobs.check_job(job_of(other, DIGEST, b""), allowed)
 
 
+def test_the_policy_of_a_site_requires_what_the_run_hides(run, tmp_path):
+    hidden = {"mode": "local-dp", "clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-3, "noise": "seeded"}
+    simulated = run(privacy=hidden, strategy={"name": "fedit"})
+    allowed = with_keys(split(simulated, tmp_path / "sites", server="[::1]:9092")[0]).policy
+    assert (allowed.require, allowed.seeded_noise) == (["local-dp"], True)
+    allowed_jobs.check_job(job_of(simulated, DIGEST, b""), allowed)
+    with pytest.raises(allowed_jobs.PlanRefused, match="required here: local-dp"):
+        allowed_jobs.check_job(job_of(run(strategy={"name": "fedit"}), DIGEST, b""), allowed)
+
+
 def test_a_site_s_file_has_the_run_s_chat_template(run, tmp_path):
     template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     plain = {"prompt": "{prompt}", "response": "{response}"}

@@ -14,18 +14,23 @@ from fedft import run_file, strategies, testing
 from fedft.carriers.interface import Link, Refused
 from fedft.carriers.local import LocalPost
 from fedft.client.disk import SiteDisk
+from fedft.client.own_privacy import OwnPrivacy
+from fedft.client.privacy_ledger import Ledger
 from fedft.client.private_state import Kept
 from fedft.client.requests import Responder
 from fedft.client.train import Client
 from fedft.config import LOCAL, Local, RunConfig
 from fedft.contract import Batch, State, Turn
 from fedft.errors import RejectedUpdate
+from fedft.privacy import site_noise
 from fedft.randomness import philox
+from fedft.recipe import Recipe
 from fedft.reports.metric_log import MetricsFile
 from fedft.security.roster import Roster
 from fedft.security.site_table import Site as RosterSite
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
+from fedft.server.job import told
 from fedft.server.loop import Loop
 from fedft.server.sealed_post import SealedPost
 from fedft.update import Job, Update
@@ -79,6 +84,12 @@ class ToyBase:
     digest: str = "d" * 64
 
 
+def recipe_of(config: RunConfig) -> Recipe:
+    """The recipe of a run on the toy, with clients' own noise where it is wanted."""
+    recipe = strategies.make(config.strategy.name, config.strategy.options)
+    return site_noise.noisy(recipe) if config.privacy.mode == "local-dp" else recipe
+
+
 class Site:
     """A site's process and disk. `start` is a restart: what is not on the disk is gone."""
 
@@ -99,7 +110,7 @@ class Site:
         )
 
     def _join(self, job: Job) -> Client:
-        recipe = strategies.make(self.config.strategy.name, self.config.strategy.options)
+        recipe = recipe_of(self.config)
         toy, site = testing.toy(recipe), self
 
         class Counted(ToyClient):
@@ -110,8 +121,19 @@ class Site:
                 return super().train(turn)
 
         rows: list[Any] = [None] * 10 * (self.index + 1)
-        base, kept = ToyBase(), Kept(self.folder / "kept")
-        return Counted(self.name, rows, rows[:1], base, toy.handle, recipe, self.config, kept=kept)  # type: ignore[arg-type]
+        base, own = ToyBase(), self.folder / "kept"
+        privacy = OwnPrivacy(Ledger(self.folder), own, deployed=True)
+        return Counted(
+            self.name,
+            rows,
+            rows[:1],
+            base,
+            toy.handle,
+            recipe,
+            self.config,
+            kept=Kept(own),
+            privacy=privacy,  # type: ignore[arg-type]
+        )
 
 
 class SiteOfRuns(Site):
@@ -196,17 +218,19 @@ class Deployment:
         names: Sequence[str] = SITES,
         federation: Mapping[str, Any] | None = None,
         post: Mapping[str, Any] | None = None,
+        privacy: Mapping[str, Any] | None = None,
         **server: Any,
     ) -> None:
         tables: dict[str, Any] = {
             "strategy": {"name": name, **OPTIONS.get(name, {})},
             "local": {"steps": 3, "learning_rate": 0.05},
             "server": {"rounds": 4, "seed": testing.SEED, **server},
+            "privacy": dict(privacy or {}),
         }
-        recipe = strategies.make(name, OPTIONS.get(name, {}))
-        toy = testing.toy(recipe)
+        toy = testing.toy(strategies.make(name, OPTIONS.get(name, {})))
         tables["clients"] = {"rank": list(toy.ranks)}
         self.config = run_file.from_dict(tables)
+        recipe = recipe_of(self.config)
         self.sites = sites or {s: Site(s, i, folder / "sites" / s, self.config) for i, s in enumerate(names)}
         self.store = Store(folder / "state")
         found = self.store.latest()
@@ -216,6 +240,8 @@ class Deployment:
         agreed = {
             t: {k: v for k, v in said[t].items() if k not in LOCAL.get(t, ())} for t in ("strategy", "local", "codec")
         }
+        if self.config.privacy.on:
+            agreed["privacy"] = told(self.config)["privacy"]
         job = Job(testing.RUN, testing.SEED, ToyBase().digest, agreed)
         observe = lambda kind, info: self.events.append((kind, info))  # noqa: E731
         self.link = link or Direct(self.sites)

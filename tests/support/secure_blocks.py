@@ -8,10 +8,11 @@ from functools import cache
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedft.privacy.secure_sum import collector, member
+from fedft.privacy.secure_sum import collector, member, messages
 from fedft.privacy.secure_sum.collector import Block
 from fedft.privacy.secure_sum.context import Spec, context_of
 from fedft.privacy.secure_sum.member import Member
+from fedft.privacy.secure_sum.messages import Entry
 
 RUN = "01" * 8
 
@@ -37,6 +38,12 @@ def counted(seed: int) -> Callable[[int], bytes]:
     """A draw for tests: bytes that follow from a seed."""
     calls = iter(range(10**9))
     return lambda size: hashlib.shake_256(f"{seed} {next(calls)}".encode()).digest(size)
+
+
+def signed(block: Block, index: int, keys: tuple[bytes, ...]) -> Entry:
+    """Keys of a block that the site itself has signed, whatever they are."""
+    text = messages.signed_text(block.context.digest, index, keys)
+    return Entry(index, keys, signing_key(f"site-{index}").sign(text))
 
 
 @dataclass

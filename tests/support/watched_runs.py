@@ -12,7 +12,7 @@ KEYS: dict[str, Any] = {
     "seconds": float, "left_s": float | None, "round_s": float | None, "disk_bytes": int, "disk_free": int,
     "memory_bytes": int | None, "floor": dict | None, "adapter": bool, "sites": list,
     "refusals": list, "refused": dict, "curve": list,
-    "written_by": str | None,
+    "written_by": str | None, "epsilon": float | None, "privacy": dict | None,
 }  # fmt: skip
 SITE: dict[str, Any] = {
     "name": str, "state": str, "doing": str | None, "loss": float | None, "counted": int, "refused": int, "up": int,

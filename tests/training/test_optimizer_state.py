@@ -1,9 +1,11 @@
 """What an optimiser remembers goes on in the client's next round: two rounds are then one of both rounds' steps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fedft import run_file, strategies
+from fedft import run_file, strategies, testing
 from fedft.config import Local
 from fedft.errors import ConfigError
 from fedft.simulations import run as runs
@@ -55,6 +57,45 @@ def test_muon_goes_on_with_matrices_and_with_the_rest() -> None:
     optimizer_state.restore(second, halves, kept)
     step(second, halves)
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_what_does_not_learn_in_a_round_goes_on_in_the_next_one_where_it_does() -> None:
+    """Two tensors learn, then one alone, then both: the other's moments are those of two steps of its own."""
+
+    def optimizer(live: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return optimizer_of([*live.values()], 0.1, Local())
+
+    both = {n: torch.nn.Parameter(torch.arange(4.0)) for n in ("v", "w")}
+    alone = torch.nn.Parameter(torch.arange(4.0))
+    own = optimizer({"w": alone})
+    steps(alone, own, 2)
+    kept: dict[str, torch.Tensor] = {}
+    for live in (both, {"v": both["v"]}, both):
+        now = optimizer(live)
+        optimizer_state.restore(now, live, kept)
+        for n, p in live.items():
+            p.grad = torch.sin(p.detach() + int("w/step" in kept)) if n == "w" else torch.ones(4)
+        now.step()
+        kept = optimizer_state.taken(now, live, kept)
+    assert torch.equal(both["w"], alone)
+    assert kept["w/step"] == 2
+    assert kept["v/step"] == 3
+
+
+@pytest.mark.parametrize("name", ["rolora", "fedit"])
+def test_a_turn_keeps_the_moments_of_a_factor_that_stood_still(name: str) -> None:
+    t = testing.toy(strategies.of(run_file.from_dict({"strategy": {"name": name}, "local": {"keep_optimizer": True}})))
+    state, sizes = t.state(), []
+    for _ in range(3):
+        plan = replace(t.plan(state, 0), chosen=("second",) if name == "fedit" and state.version == 1 else ())
+        turn = t.turn(plan, 0)
+        turn = replace(turn, local=replace(turn.local, keep_optimizer=True))
+        trained = t.recipe.local(t.handle, testing.Ready(testing.data_of(0)), turn)
+        t.kept[0, state.version] = trained.kept
+        sizes.append({n.rpartition("/")[0] for n in trained.kept[optimizer_state.OWNER]})
+        state = replace(state, version=state.version + 1)
+    assert sizes[0] <= sizes[1] == sizes[2]
+    assert len(sizes[2]) == 4
 
 
 def test_a_tensor_of_another_rank_begins_anew() -> None:

@@ -1,16 +1,20 @@
 """Who prunes how much at what rank: the filter by predicted time, what an arm paid, and that history decides alone."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from fedft.contract import Forecast, Member, Roster, Seen, Work
+from fedft.server import planner_view
+from fedft.strategies import make
 from fedft.strategies.parts.bandit import Arm, Box
 from fedft.strategies.parts.ratio_and_rank import (
     AFTER,
     BEFORE,
     INCREMENT,
     RATIO,
+    REMEMBERED,
     Controller,
     fast_enough,
     model_of,
@@ -54,6 +58,18 @@ def test_slowness_is_seconds_over_the_forecast_of_what_was_asked():
     people = roster({"a": (seen(1, 10, 40.0), seen(2, 10, 80.0, cut=0.5), seen(3, 10, 2000.0)), "b": ()})
     found = slowness(people, model_of(people))
     assert found == {"a": pytest.approx(8.0)}  # the median of 2, 8 and 100
+
+
+def test_what_is_remembered_is_bounded_and_enough_for_the_pace():
+    """Behind 300 rounds the last ones of each client give the same pace, and notes no longer than after 128."""
+    old = {c: tuple(seen(n, 8, 1000.0 if n < 100 else 20.0 + n % 7) for n in range(300)) for c in ("a", "b")}
+    most = make("fedspine", {}).remembers
+    assert most == REMEMBERED
+    late = {c: s[-most:] for c, s in old.items()}
+    assert pace_of(roster(late, 300)) == pytest.approx(pace_of(roster(old, 300)), rel=1e-9)
+    assert {len(of) for of in Controller(BOX, 0.5).pulls(roster(late, 300)).values()} == {REMEMBERED}
+    sizes = [len(json.dumps(planner_view.to_json({"a": s}))) for s in (late["a"], old["a"])]
+    assert sizes[0] < 0.45 * sizes[1] < 128 * 300
 
 
 def test_the_pace_is_the_smoothed_median_of_the_rounds():

@@ -1,0 +1,99 @@
+"""What stands in the way of `[privacy]` at a server or a site; rows as those of `checks_machine.py`."""
+
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedft.cli.checks_machine import FAIL, OK, WARN, Finding
+from fedft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedft.client.site_settings import SiteConfig
+    from fedft.config import RunConfig
+
+INSTALL = "pip install 'fedft[dp]'"
+FEWEST = 3  # sites of a secure sum
+
+
+def accountant(needed: bool) -> Finding:
+    """Whether dp-accounting is there, which computes epsilon; `needed`: something here asks for noise."""
+    try:
+        return Finding("accountant", OK, f"dp-accounting {metadata.version('dp-accounting')}")
+    except metadata.PackageNotFoundError:
+        found = "dp-accounting is not installed: no run with noise ([privacy] mode) starts here"
+        return Finding("accountant", FAIL if needed else OK, found, INSTALL if needed else "")
+
+
+def of_run(config: "RunConfig", roster: Path) -> Iterator[Finding]:
+    """What a run's `[privacy]` will cost with the sites that are enrolled; nothing where it hides nothing."""
+    from fedft.forecast import privacy_cost
+    from fedft.reports import privacy_lines
+    from fedft.security.roster import load_roster
+    from fedft.server.cohort import cohort
+
+    said, sites = config.privacy, [n for n, m in load_roster(roster).members.items() if m.state() != "revoked"]
+    if said.on:
+        yield accountant(needed=True)
+    if said.secagg != "off" and len(sites) < max(FEWEST, said.min_cohort):
+        found = f"{len(sites)} sites are enrolled, a secure sum wants {max(FEWEST, said.min_cohort)}"
+        yield Finding("privacy", FAIL, found, "enrol more, or lower [privacy] min_cohort, to 3 at least")
+    if not (said.on and sites):
+        return
+
+    def drawn(round: int) -> list[str]:
+        return cohort(sites, config.clients.per_round, config.server.seed, round)
+
+    of = privacy_cost.scheduled(config, dict.fromkeys(sites), drawn)
+    cost = privacy_cost.cost(of, 1)
+    for line in privacy_lines.lines(cost):
+        if line.startswith(("privacy", "epsilon")):
+            yield Finding("privacy", OK, line[9:])
+    if (cost["epsilon"] or 0.0) > privacy_lines.MEANINGLESS:
+        found = f"above epsilon {privacy_lines.MEANINGLESS:g} next to nothing is promised"
+        yield Finding(
+            "privacy", WARN, found, "more noise, or fewer rounds and steps; `fedft plan` shows what each costs"
+        )
+
+
+def of_site(site: "SiteConfig") -> Iterator[Finding]:
+    """The site's own part: accountant, what its rows have cost so far, and the roster that secure sums go by."""
+    from fedft.client.privacy_ledger import Ledger
+    from fedft.privacy.accountant import epsilon
+
+    policy = site.policy
+    book = Ledger(Path(site.site.state)).read()
+    noisy = [mode for mode in policy.require if mode != "secagg"]
+    yield accountant(needed=bool(noisy or book.charges or policy.max_epsilon is not None))
+    bound = "no bound" if policy.max_epsilon is None else f"at most {policy.max_epsilon:g}"
+    try:
+        spent = epsilon(book.releases, policy.delta)
+    except ConfigError:  # no accountant, which has a row of its own
+        yield Finding("privacy", OK, f"{len(book.charges)} turns are booked, {bound}")
+    else:
+        found = f"epsilon {spent:.3g} of these rows in all runs, at delta {policy.delta:g}; {bound}"
+        full = policy.max_epsilon is not None and spent > 0.95 * policy.max_epsilon
+        remedy = "runs with noise are refused from here on, or soon: [policy] max_epsilon is spent" if full else ""
+        yield Finding("privacy", WARN if full else OK, found, remedy)
+    yield from _roster(site)
+
+
+def _roster(site: "SiteConfig") -> Iterator[Finding]:
+    """The file of all sites' keys that their operators have given each other."""
+    from fedft.security.roster import load_roster
+
+    if site.keys.roster is None:
+        asked = "secagg" in site.policy.require
+        found = "no [keys] roster: this site takes part in no secure sum"
+        remedy = "name a file with all sites' cards, which their operators give each other" if asked else ""
+        yield Finding("secure sums", FAIL if asked else OK, found, remedy)
+        return
+    members, name = load_roster(Path(site.keys.roster)).members, site.site.name
+    fewest = max(FEWEST, site.policy.min_cohort)
+    if name not in members:
+        yield Finding("secure sums", FAIL, f"{site.keys.roster}: has no site {name!r}", "put our own card in, too")
+    elif len(members) < fewest:
+        found = f"{site.keys.roster}: {len(members)} sites, {fewest} are wanted"
+        yield Finding("secure sums", FAIL, found, "wait for more cards, or lower [policy] min_cohort, to 3 at least")
+    else:
+        yield Finding("secure sums", OK, f"{len(members)} sites in {site.keys.roster}")

@@ -1,0 +1,34 @@
+"""What a run has spent of privacy: facts for summary.json and the folder of its model, and a sentence of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedft.privacy.tables import Privacy
+
+NONE = "no differential privacy"
+NOBODY = "no line of the run says it"
+UNITS = {"central-dp": "client", "local-dp": "client", "example-dp": "record", "zo-dp": "record"}
+
+
+def spent(privacy: Privacy, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The facts of a run, finished or not, from the lines of its metrics.jsonl.
+
+    epsilon          as the last line says it; None: there is none
+    epsilon_why      then, why
+    delta, privacy   with a mode: of the run file, `privacy` is the mode
+    """
+    if not privacy.on:
+        return {"epsilon": None, "epsilon_why": NONE}
+    last: Mapping[str, Any] = next((line for line in reversed(lines) if "epsilon" in line), {})
+    found = {"epsilon": last.get("epsilon"), "delta": privacy.delta, "privacy": privacy.mode}
+    if found["epsilon"] is None:
+        found["epsilon_why"] = str(last.get("epsilon_why") or NOBODY)
+    return found
+
+
+def sentence(facts: Mapping[str, Any]) -> str:
+    """As "epsilon 7.97 at delta 0.001, of one client (central-dp)", or "epsilon none: seeded noise"."""
+    if facts.get("epsilon") is None:
+        return f"epsilon none: {facts.get('epsilon_why', NOBODY)}"
+    mode = str(facts["privacy"])
+    return f"epsilon {facts['epsilon']:.3g} at delta {facts['delta']:g}, of one {UNITS[mode]} ({mode})"

@@ -1,0 +1,38 @@
+"""What a server cannot do beside noise on its sums, found before there is a folder; see `fedft.privacy.unfit`, too."""
+
+from fedft.config import RunConfig, budget_of
+from fedft.errors import ConfigError
+from fedft.privacy import accountant, integer_noise
+from fedft.privacy.accountant import Release
+
+CLIPS = 1e-12, 1e12  # of `[privacy] clip`: far from where its grid leaves float64
+
+
+def check(config: RunConfig, deployed: bool) -> None:
+    """Raise ConfigError, in one line, where `[privacy] mode = "central-dp"` is asked for and cannot be had."""
+    said = config.privacy
+    if said.mode != "central-dp":
+        return
+    where = '[privacy] mode = "central-dp"'
+    for key, why in _refused(config, deployed).items():
+        raise ConfigError(f"{where} and {key}: {why}")
+    if said.noise_multiplier is not None and said.noise_multiplier > integer_noise.MOST:
+        raise ConfigError(
+            f"[privacy] noise_multiplier = {said.noise_multiplier:g}, wanted {integer_noise.MOST:g} at most"
+        )
+    if not CLIPS[0] <= (said.clip or 0.0) <= CLIPS[1]:
+        raise ConfigError(f"[privacy] clip = {said.clip:g}, wanted {CLIPS[0]:g} to {CLIPS[1]:g}")
+    if said.noise == "os" or said.epsilon is not None or said.max_epsilon is not None:
+        accountant.epsilon([Release(1.0)], 0.1)  # or the first round would find out that there is no accountant
+
+
+def _refused(config: RunConfig, deployed: bool) -> dict[str, str]:
+    """Why it cannot be had with a key of the run file, by key."""
+    server, found = config.server, dict[str, str]()
+    if server.archive:
+        found["[server] archive"] = "it keeps the updates, and noise whose sum is known hides nothing; leave it out"
+    if server.budget is not None and budget_of(server.budget)[0] == "bytes":
+        found["[server] budget"] = "bytes of single clients are not written down; wanted steps or seconds"
+    if config.clients.devices is not None and not deployed:
+        found["[clients.devices]"] = "their seconds go by bytes of single clients, which are not written down"
+    return found

@@ -1,0 +1,88 @@
+"""What an outsider could take from the model of a run, measured on its folder; and the release of one held back."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedft import durable
+from fedft.errors import ConfigError
+from fedft.privacy.audit import canaries, findings, gate, planted_records, verdict
+from fedft.privacy.audit.canaries import Plan
+from fedft.privacy.audit.contrasts import Wanted
+from fedft.privacy.audit.findings import Findings, Rows
+from fedft.privacy.audit.two_models import TwoModels
+from fedft.reports import metric_log
+from fedft.server import run_outputs
+from fedft.simulations import workplace
+from fedft.simulations.workplace import Workplace
+
+FACTS = ("strategy", "rounds", "state_digest")
+"""Of the summary: which model it was."""
+
+
+def audit_run(folder: Path, wanted: Wanted) -> Findings:
+    """Audit the newest state of the run in `folder`, on the rows of its clients where they are here.
+
+    `audit.json` is written into the folder, without any text of a record.
+
+    Raises ConfigError where there is no run that has ended, or its plan is of another version.
+    """
+    summary = _summary(folder)
+    plan = canaries.read(folder)
+    deployed = (folder / "state" / "salt").exists()
+    place, state = workplace.reopen(folder, data=not deployed)
+    two = TwoModels(place.handle, place.base, partial(place.stand, state), place.config.eval.batch_size)
+    found = findings.audit(two, place.config, plan, rows_of(place, plan), wanted)
+    facts = {name: summary[name] for name in FACTS if name in summary}
+    spent = [line["epsilon"] for line in metric_log.read(folder / "metrics.jsonl") if "epsilon" in line]
+    said = {**found.said, "run": {**facts, "mode": place.config.privacy.mode, "epsilon": spent[-1] if spent else None}}
+    if most := gate.bounds(place.config.audit.gate):
+        said["gate"] = {"bounds": most, "held_back": gate.broken(said["figures"], most)}
+    verdict.write(folder, said)
+    return replace(found, said=said)
+
+
+def plan_of(place: Workplace) -> Plan | None:
+    """The canaries that are planted in the rows of a simulation's clients; None where the run file has none.
+
+    Raises ConfigError where one does not fit into the records, or `[audit] gate` bounds what cannot be measured.
+    """
+    config = place.config
+    plan = canaries.planned(config.audit, list(place.clients)) if config.audit.canaries else None
+    if plan is not None:
+        planted_records.check_fits(config, place.base, plan)
+    verdict.check(config, plan, held_out=any(client.test_rows for client in place.clients.values()))
+    return plan
+
+
+def rows_of(place: Workplace, plan: Plan | None) -> Rows:
+    """The encoded rows of a simulation's clients, without the plan's canaries."""
+    trained = planted_records.without_canaries({n: c.train_rows for n, c in place.clients.items()}, plan)
+    return Rows(trained, {name: client.test_rows for name, client in place.clients.items()})
+
+
+def release(folder: Path) -> str:
+    """Write `model/` of a run whose gate holds it back, and note it in the summary; returns why it was held.
+
+    Raises ConfigError where no model is held back.
+    """
+    why, summary = gate.held_back(folder), _summary(folder)
+    if not why:
+        raise ConfigError(f"--release {folder}: its model is not held back")
+    place, _ = workplace.reopen(folder, data=False)
+    lines = metric_log.read(folder / "metrics.jsonl")
+    run_outputs.write_model(folder, place.config, place.base, place.handle, lines)
+    del summary["held_back"]
+    said = summary | {"model": run_outputs.MODEL, "released_though": why}
+    durable.write(folder / "summary.json", (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
+    return why
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return found
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{folder}: holds no run that has ended, there is no summary.json") from e
