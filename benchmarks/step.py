@@ -48,8 +48,8 @@ WAYS = ("by hand", "Trainer", "ours", "pieces", "checkpointed", "both", "autocas
 BITS: dict[str, Bits] = {"8 bits": 8, "4 bits": 4, "4 bits, both": 4}
 
 
-def place_of(way: str, hidden: int, layers: int, vocabulary: int) -> ModelHandle:
-    """A model of random weights, the same ones for every way, with the adapter of rank 8 in it."""
+def place_of(way: str, hidden: int, layers: int, vocabulary: int, kind: LoRA | None = None) -> ModelHandle:
+    """A model of random weights, the same ones for every way, with an adapter of rank 8 in it; None: both factors."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = LlamaForCausalLM(
@@ -61,7 +61,7 @@ def place_of(way: str, hidden: int, layers: int, vocabulary: int) -> ModelHandle
     base = load.Base(net, None, "causal-lm", "made up", "")
     if way in BITS:
         base = quantized_base.packed(base, BITS[way])
-    handle = ModelHandle(net, layout.layout_of(base, "all-linear"), LoRA(), autocast=way == "autocast")
+    handle = ModelHandle(net, layout.layout_of(base, "all-linear"), kind or LoRA(), autocast=way == "autocast")
     handle.write(handle.kind.initial(handle.layout, Shape(8), 0))
     if way == "checkpointed" or way.endswith("both"):
         checkpointing.switch_on(net, "made up")

@@ -86,6 +86,7 @@ class OwnPrivacy:
             ConfigError: no dp-accounting is installed, or no noise is enough. StateDamaged: the ledger was lost.
         """
         said = self._said = config.privacy
+        self._terms = None
         ours, theirs = asdict(said), {**asdict(Privacy()), **job.table("privacy")}
         if other := [k for k in ours if ours[k] != theirs.get(k) and k not in {"rounds", *LOCAL["privacy"]}]:
             raise PlanRefused("job_mismatch", f"the server's [privacy] {other[0]} is not ours")
@@ -122,15 +123,14 @@ class OwnPrivacy:
         probability = 1.0
         if self._said.mode != "local-dp":
             probability = min(1.0, (turn.plan.batch or self._batch) / self._terms.rows)
-        clip = float(turn.plan.extra.get("clip", self._said.clip))
-        noise = [self._said.mode, clip, self._terms.z, probability]
-        anywhere = replace(
-            turn, plan=replace(turn.plan, run="")
-        )  # a key is of one run; a seed is of two that are alike
+        clip, z = self._said.clip, self._terms.z
+        noise = [self._said.mode, clip, z, probability]
+        # without the run's name: a key is of one run, and runs of one seed are to have the same noise
+        anywhere = replace(turn, plan=replace(turn.plan, run=""))
         work = work_of(anywhere, self._digest_of(rows), any_slot=True)
         parts = (work.encode(), self._facts, json.dumps(noise).encode())
         salt = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
-        return replace(turn, private=Private(clip, self._terms.z, Stream(self._key, salt), probability))
+        return replace(turn, private=Private(clip, z, Stream(self._key, salt), probability))
 
     def _digest_of(self, rows: Sequence[Any]) -> str:
         """SHA-256, hexadecimal, over encoded rows in their order; computed once while they are the same object."""

@@ -17,6 +17,8 @@
                         attempt_numbers: what tells two attempts at a round apart
     archive             past rounds, kept on request; archive_check: whether all is there, and a round computed anew
     budget              when a run ends
+    guards, guard       what stands between updates and their change; robust_sum: weights that liars cannot choose;
+                        root_update: the server's own turn for them
     aggregation_error   how far the aggregate is from the exact mean
     run_outputs         config.toml, summary.json and model/
     sealed_post         letters to sites over a network that is not trusted: signed, sent again, answered once

@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from fedft.recipe import Recipe
 from fedft.security import chained_lines
 from fedft.security.chained_lines import DIGEST, BrokenChain
 from fedft.server.archive import FOLDER, INDEX, LINK, blocks
-from fedft.update import Update
+from fedft.server.guard import Guard, Sum, Unguarded
+from fedft.update import Plan, Update
 from fedft.wire import messages
 
 FILE = re.compile(r"round-\d{8}(-\d{1,9})?\.fedft")
@@ -111,7 +113,7 @@ def _check_file(path: Path, entry: dict[str, Any]) -> None:
         raise BrokenArchive(f"{path}: is of another round than its line in the index")
 
 
-def replayed(path: Path, recipe: Recipe, layout: Layout, state: State) -> State:
+def replayed(path: Path, recipe: Recipe, layout: Layout, state: State, guard: Guard | None = None) -> State:
     """The state after an archived round, computed anew from the state before it: the bytes that were committed.
 
     Equal bytes on the type of machine that the run had, and where no gate of the run gave another state than the
@@ -122,17 +124,17 @@ def replayed(path: Path, recipe: Recipe, layout: Layout, state: State) -> State:
         recipe: of the run.
         layout: of the run's base model.
         state: before the round; its digest is the round's `before`.
+        guard: how the run summed updates, as `RobustSum(config)` of its config; None: as the recipe does.
     Raises:
         ValueError: the state is another, or the file is not in the format. RejectedUpdate: a message in it is not.
     """
-    found = blocks(path)
-    facts = next(found).said
+    facts = next(blocks(path)).said
     if state.digest != facts["before"]:
         raise ValueError(f"{path}: begins at state {facts['before'][:12]}, got {state.digest[:12]}")
+    plans: dict[str, Plan] = {}
 
     def updates() -> Iterator[Update]:
-        plans = {}
-        for said, data in found:
+        for said, data in islice(blocks(path), 1, None):
             if said["what"] == "plan":
                 plans[said["client"]] = messages.decode_plan(data, max_bytes=len(data))
                 continue
@@ -140,4 +142,5 @@ def replayed(path: Path, recipe: Recipe, layout: Layout, state: State) -> State:
             update = messages.decode_update(data, recipe.spec(layout, plans[client]), facts["codec"])
             yield replace(update, client=client, roster=facts["roster"], num_examples=facts["weights"][client])
 
-    return recipe.next_state(state, recipe.aggregate(updates()))
+    of = Sum(recipe, layout, state, list(facts["weights"]), facts["weights"], plans, updates)
+    return recipe.next_state(state, (guard or Unguarded()).sum(of).change)

@@ -5,7 +5,6 @@ A line of metrics.jsonl has then, for example,
     "bits": {"4": {"clients": 1, "train_loss": 2.1, "evaluated": 1, "loss": 2.2}, "32": ...}
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean
@@ -19,9 +18,10 @@ T = TypeVar("T")
 
 
 def mean_loss(facts: Collection[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """{"train_loss": its mean over clients} of a round, from (weight, metrics) of each update; {} of no update."""
-    total = sum(n for n, _ in facts)
-    return {"train_loss": sum(n * m.get("loss", math.nan) for n, m in facts) / total} if facts else {}
+    """{"train_loss": its mean over clients} of a round, from (weight, metrics) of each update; {} if one tells none."""
+    if not facts or not all("loss" in m for _, m in facts):  # with noise on records it would tell of them
+        return {}
+    return {"train_loss": sum(n * m["loss"] for n, m in facts) / sum(n for n, _ in facts)}
 
 
 def trained(facts: Collection[tuple[int, Mapping[str, float]]], run: Model) -> dict[str, Any]:
@@ -32,8 +32,7 @@ def trained(facts: Collection[tuple[int, Mapping[str, float]]], run: Model) -> d
     """
     found = {}
     for bits, some in _groups([m for _, m in facts], facts, run):
-        total = sum(n for n, _ in some)
-        found[bits] = {"clients": len(some), "train_loss": sum(n * m.get("loss", math.nan) for n, m in some) / total}
+        found[bits] = {"clients": len(some), **mean_loss(some)}
     return {BITS: found} if found else {}
 
 

@@ -37,7 +37,7 @@ def said(privacy: Privacy, rounds: int, largest: float | None) -> dict[str, Any]
         return {"epsilon": None, "epsilon_why": SEEDED}
     delta = privacy.delta or 0.0
     if largest is not None:
-        return {"epsilon": largest, "delta": delta, "outside_epsilon": ["evaluation"]}
+        return {"epsilon": largest, "delta": delta}
     if privacy.mode == "local-dp" and privacy.noise_multiplier is not None:
         spent = accountant.epsilon([Release(privacy.noise_multiplier / 2, 1.0, rounds)], delta)
         return {"epsilon": spent, "delta": delta}

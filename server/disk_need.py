@@ -41,17 +41,20 @@ def foreseen(config: RunConfig, recipe: Recipe, layout: Layout, clients: int) ->
 
     A state that is replaced is as large as the first one. One that only grows is added to by a round as all who are
     asked send (or their mean), and stands once; a sum of low-rank steps grows so up to the rank of what it changes.
-    Where somebody plans, every round counts as the largest that may be planned.
+    Where somebody plans, every round counts as the largest that may be planned. Where rounds do not wait, a version has
+    `[server] buffer` updates, and states stay that turns which go on began from.
     """
     state, plans = first_round(config, recipe, layout, clients)
     rounds, asked = config.server.rounds, min(config.clients.per_round or clients, clients)
+    buffer = config.server.buffer
+    counted = asked if buffer is None else min(buffer, asked)  # of whom a version has updates
     plans = [*largest_plans(config, recipe, plans)]
     by_shape = {p.shape.key: recipe.spec(layout, p) for p in plans}
     uploads = [by_shape[p.shape.key] for p in plans]
     sent = sum(map(_bytes, uploads)) // len(uploads)
-    journal = asked * sum(message_bytes(u, config.codec.up) for u in by_shape.values()) // len(by_shape)
+    journal = counted * sum(message_bytes(u, config.codec.up) for u in by_shape.values()) // len(by_shape)
     first = _bytes(spec_of(state.tensors)) + sum(_bytes(spec_of(x)) for x in state.own.values())
-    news, history = sent * (asked if recipe.downlink_is_increment else 1), 0
+    news, history = sent * (counted if recipe.downlink_is_increment else 1), 0
     if recipe.replaces_what_is_held or config.codec.changes:
         generation = first
     elif state.tensors:
@@ -61,6 +64,7 @@ def foreseen(config: RunConfig, recipe: Recipe, layout: Layout, clients: int) ->
         generation, history = 0, rounds * news
     generation += NOTES_BYTES * asked
     generations = 1 + sum(kept(v, rounds) for v in range(rounds + 1))  # one is written aside before another goes
+    generations += min(asked - counted, config.server.max_staleness)  # each that a turn which goes on began from
     whole = generations * generation + history + journal + rounds * asked * LINE_BYTES + sent
     whole += rounds * journal if config.server.archive else 0
     return Need(min(KEEP_LAST + 1, generations) * (first + NOTES_BYTES * asked) + news + journal, whole)

@@ -263,7 +263,7 @@ class Loop:
         found, traffic = evaluate(self._exchange, state, barred, rouge=rouge)
         # refused evaluations are nobody's fault where the state is; a contradiction of an update is
         self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
-        outside = {} if run.private is None else {"outside_epsilon": ["evaluation"]}
+        outside = {"outside_epsilon": ["evaluation"]} if found and run.config.privacy.on else {}
         return {
             **over_clients(found.values()),
             **line,

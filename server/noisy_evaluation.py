@@ -15,11 +15,11 @@ from collections.abc import Collection, Mapping
 from fedft.contract import State
 from fedft.privacy import integer_noise
 from fedft.privacy.clipping import UNIT
+from fedft.privacy.schedule import MEASURE_NOISE
 from fedft.server.evaluation_round import evaluate
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.privacy_ledger import BudgetSpent
-from fedft.server.private_schedule import MEASURE_NOISE
 from fedft.server.private_sum import EVALUATION
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,10 @@ BY_CLIENT = ("cut_weights", "bytes", "reply_s")
 """Of a round's record: what is of single clients, and of their rows."""
 BY_COIN = ("participants", "weights", MEMORY_LOST, "refused")
 """What tells besides who was asked, where that is a secret."""
-SAYS_WHO = ("admitted", "measured", "refused", MEMORY_LOST)
-"""Events that tell who was asked."""
+SAYS_WHO = ("admitted", "measured", "refused", "terms", MEMORY_LOST)
+"""Events that tell who was asked, or how many."""
+EMPTY: Mapping[str, Any] = {"asked": (), "clients": (), "recovered": (), "need": None}
+"""What other events say in place of that."""
 
 Admit = Callable[[bytes], tuple[Update, float]]
 
@@ -48,8 +50,8 @@ class PrivateFacts:
     def published(self, record: Mapping[str, Any], *, secret: bool) -> dict[str, Any]:
         """The record of a round as metrics.jsonl has it; all of it is added here.
 
-        Bytes are those of all clients, under `hidden` stands what was left out. `secret`: who was asked is, too, and
-        how many, which bytes would tell.
+        Bytes are those of all clients, as they were sent; under `hidden` stands what was left out. `secret`: who was
+        asked is, too, and how many, which bytes would tell.
         """
         self.add(record)
         hidden = [k for k in (*BY_CLIENT, *BY_COIN * secret) if k in record]
@@ -57,8 +59,8 @@ class PrivateFacts:
         found = {**found, "participants": [], "weights": {}, "refused": []} if secret else found
         found["refused"] = [{**r, "reason": SEE} for r in found["refused"]]
         if not secret:
-            for way in ("up", "down"):
-                found[f"bytes_{way}"] = sum(b[way] for b in record["bytes"].values())
+            up, down, needed = (sum(b[k] for b in record["bytes"].values()) for k in ("up", "down", "needed"))
+            found |= {"bytes_up": up, "bytes_down": down, "training_bytes": {"up": up, "down": needed}}
         return {**found, "hidden": hidden}
 
     def without_numbers(self, admit: Admit, round: int, client: str) -> Admit:
@@ -85,7 +87,7 @@ def quiet(observe: Observer, said: Privacy) -> Observer:
         if secret and kind in SAYS_WHO:
             return
         if secret and kind in ("round", "asking"):
-            info = {k: [] if k in ("asked", "clients", "recovered") else x for k, x in info.items()}
+            info = {k: EMPTY.get(k, x) for k, x in info.items()}
         if central and kind == "refused":
             info = {**info, "reason": SEE}
         observe(kind, {**info, "metrics": {}} if kind == "admitted" else info)

@@ -5,12 +5,10 @@ from typing import Any
 
 from fedft.config import RunConfig
 from fedft.privacy import spent_budget
+from fedft.privacy.schedule import MEASURE_NOISE
 from fedft.privacy.spent_budget import TRAINING, Charge
 from fedft.server import private_cohort
 from fedft.server.privacy_ledger import PrivacyLedger, Toss, name_of
-
-MEASURE_NOISE = 4.0
-"""Noise multiplier of a measure of an evaluation, in that of training: a mean of losses needs less precision."""
 
 
 class PrivateSchedule:

@@ -22,7 +22,7 @@ from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.errors import ConfigError
-from fedft.privacy import balance, clipping, integer_noise, spent_budget
+from fedft.privacy import balance, clipping, integer_noise, schedule, spent_budget
 from fedft.privacy.adaptive_clip import AdaptiveClip
 from fedft.privacy.keyed_stream import Stream
 from fedft.privacy.spent_budget import TRAINING, Charge, Header
@@ -70,10 +70,7 @@ class PrivateSum:
             ConfigError: delta is above 1 / N, no noise is enough for the epsilon, or there is nothing to balance.
             StateDamaged: see `PrivacyLedger.open`.
         """
-        size, delta = len(members), self._said.delta or 0.0
-        if delta > 1 / size:
-            wanted = f"wanted at most 1 / {size}, of so many clients; {1 / (10 * size):.2g} is usual"
-            raise ConfigError(f"[privacy] delta = {delta:g}: {wanted}")
+        schedule.check_delta(self._said, len(members), {})
         if self._said.balance and not balance.scales(state.tensors):
             raise ConfigError("[privacy] balance: the strategy trains no pairs of factors; leave it out")
         self.schedule.seat(members, measures)
@@ -81,13 +78,13 @@ class PrivateSum:
         self.stands(state.version, record)
 
     def _header(self) -> Header:
-        said, z, schedule = self._said, self._said.noise_multiplier, self.schedule
+        said, z, of = self._said, self._said.noise_multiplier, self.schedule
         if z is None:
-            planned = schedule.planned(range(self._rounds), 1.0) + schedule.of_first_state(1.0)
+            planned = of.planned(range(self._rounds), 1.0) + of.of_first_state(1.0)
             z = spent_budget.noise_for(planned, said.epsilon or 0.0, said.delta or 0.0)
             log.info("[privacy] epsilon = %g over %d rounds: noise_multiplier %.4g", said.epsilon, self._rounds, z)
-        size, expected = len(schedule.members), schedule.expected
-        return Header(said.mode, self._clip, z, said.delta or 0.0, size, expected, said.cohort, said.noise)
+        size, delta = len(of.members), said.delta or 0.0
+        return Header(said.mode, self._clip, z, delta, size, of.expected, said.cohort, said.noise)
 
     def stands(self, version: int, record: Mapping[str, Any]) -> None:
         """The state of this version is durable, to which the round of this record has led: its noise is forgotten."""

@@ -10,6 +10,7 @@ there weights count relative to their sum.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from fedft.aggregation import entrywise, robust_weights
 from fedft.aggregation.beginnings import Beginnings
 from fedft.aggregation.robust_rules import BY_ENTRY
-from fedft.aggregation.robust_weights import Weighed
+from fedft.aggregation.robust_weights import NoSum, Weighed
 from fedft.aggregation.round_gram import RoundGram
 from fedft.config import RunConfig
 from fedft.errors import RunPaused
@@ -47,9 +48,8 @@ class RobustSum:
         updates = list(of.updates())  # long ones lie in the journal, and are read tensor by tensor
         try:
             return self._by_entry(of, updates) if self.config.robust.rule in BY_ENTRY else self._by_weight(of, updates)
-        except ValueError as e:
-            more = "more answers ([server] quorum, deadline_s) or more clients would do"
-            raise RunPaused(f"round {of.state.version}: {e}; {more}") from e
+        except NoSum as e:
+            raise RunPaused(f"round {of.state.version}: nothing is committed: {e}") from e
 
     def _by_weight(self, of: Sum, updates: Sequence[Update]) -> Summed:
         robust, plans = self.config.robust, [of.plans[c] for c in of.weights]
@@ -63,7 +63,7 @@ class RobustSum:
         found = self._weighed(H, grow=sums)
         whole = [round(w * ONE) for w in found.weights.tolist()]
         if not any(whole):
-            raise ValueError("no update points the way of [robust] root's")
+            raise NoSum("no update points the way of a turn on [robust] root; are these records like the clients'?")
         kept = [replace(u, num_examples=n) for u, n in zip(updates, whole, strict=True) if n]
         change = of.recipe.aggregate(replace(u, cohort=len(kept)) for u in kept)
         if sums and robust.rule in ("norm_clip", "fltrust"):
@@ -86,7 +86,7 @@ class RobustSum:
     def _by_entry(self, of: Sum, updates: Sequence[Update]) -> Summed:
         robust, recipe = self.config.robust, of.recipe
         terms = [recipe.summand(u.delta, of.plans[c]) for c, u in zip(of.weights, updates, strict=True)]
-        rule = entrywise.median if robust.rule == "median" else entrywise.trimmed(robust.trim)
+        rule = entrywise.median if robust.rule == "median" else partial(entrywise.trimmed_mean, trim=robust.trim)
         middle = entrywise.of_clients_tensors(terms, rule)
         if not any(bool(x.any()) for x in middle.values()) and any(bool(x.any()) for t in terms for x in t.values()):
             said = "round %d: the %s of all updates is zero in every entry: of each entry most clients say nothing"

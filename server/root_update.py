@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fedft.aggregation.robust_weights import NoSum
 from fedft.arithmetic import tensors
 from fedft.config import Local, RunConfig
 from fedft.contract import Batch, Turn
@@ -44,8 +45,8 @@ class RootUpdate:
     def of(self, of: Sum) -> tuple[Update, Plan]:
         """The update that a turn of this round on the server's rows gives, and its plan.
 
-        Steps, rate and rank are those of the round's first client that counts. Raises ValueError where no step has a
-        finite loss.
+        Steps, rate and rank are those of the round's first client that counts. Raises NoSum where no step has a finite
+        loss.
         """
         recipe, state, handle = self.recipe, of.state, self.here.handle
         plan = replace(of.plans[next(iter(of.weights))], chosen=(), have=None, have_label="", counted=None)
@@ -62,7 +63,7 @@ class RootUpdate:
                     torch.cuda.manual_seed_all(seed)
                 delta = recipe.local(handle, self._data(local), turn).delta
         except FloatingPointError as e:
-            raise ValueError(f"[robust] root: {e}") from e
+            raise NoSum(f"[robust] root: {e}") from e
         return Update(delta, 1, plan.round), replace(plan, tensors={})
 
     def _data(self, local: Local) -> ClientRows:

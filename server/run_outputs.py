@@ -140,23 +140,25 @@ def summary_of(
 
 
 def _end(config: RunConfig, version: int, last: Mapping[str, Any]) -> dict[str, Any]:
-    """Why a run has ended, and under differential privacy what it has spent; `last` is its last line."""
-    spent = {k: last[k] for k in ("epsilon", "epsilon_why", "delta") if k in last}
+    """Why a run has ended; `last` is its last line, with noise at the server what the budget still holds."""
     if version >= config.server.rounds:
-        return {"ended": "rounds", **spent}
-    if spent and (config.server.budget is None or last["rounds_left"] == 0):
-        return {"ended": "max_epsilon", "stopped": "max_epsilon", **spent}
-    return {"ended": "budget", **spent}
+        return {"ended": "rounds"}
+    if "rounds_left" in last and (config.server.budget is None or last["rounds_left"] == 0):
+        return {"ended": "max_epsilon", "stopped": "max_epsilon"}
+    return {"ended": "budget"}
 
 
 def never_took_part(clients: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Those of `clients` of whom no update counted in any of these lines of metrics.jsonl, with why not.
 
-    Why is the last refusal of theirs, as code and reason, or that they were not asked.
+    Why is the last refusal of theirs, as code and reason, or that they were not asked. Nobody, where the lines hide who
+    took part.
     """
     counted: set[str] = set()
     refused: dict[str, str] = {}
     for line in lines:
+        if "participants" in line.get("hidden", ()):
+            return {}
         counted.update(line.get("participants", ()))
         refused |= {r["client"]: f"{r['code']}: {r['reason']}" for r in line.get("refused", ())}
     return {c: refused.get(c, "was not asked") for c in sorted(clients, key=str.encode) if c not in counted}

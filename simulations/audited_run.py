@@ -64,7 +64,7 @@ def rows_of(place: Workplace, plan: Plan | None) -> Rows:
 
 
 def release(folder: Path) -> str:
-    """Write `model/` of a run whose gate holds it back, and note it in the summary; returns why it was held.
+    """Write `model/` of a run whose gate holds it back, and note it in its summary and audit; returns why it was held.
 
     Raises ConfigError where no model is held back.
     """
@@ -77,6 +77,8 @@ def release(folder: Path) -> str:
     del summary["held_back"]
     said = summary | {"model": run_outputs.MODEL, "released_though": why}
     durable.write(folder / "summary.json", (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
+    if found := verdict.read(folder):
+        verdict.write(folder, {**found, "gate": {**found.get("gate", {}), "released": True}})
     return why
 
 

@@ -18,6 +18,7 @@ from fedft.client.train import Client
 from fedft.config import Codecs, RunConfig, budget_of
 from fedft.contract import State
 from fedft.errors import ConfigError
+from fedft.privacy.tables import Robust
 from fedft.reports import run_result
 from fedft.server import budget, open_run
 from fedft.server import cohort as sampling
@@ -37,7 +38,8 @@ def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str,
         folder: for its states, empty.
         tell: hears how far it is, from 0 to 1, and of each state that was measured.
     """
-    config = replace(config, codec=Codecs(), privacy=replace(config.privacy, secagg="off"))  # they send nothing
+    privacy = replace(config.privacy, secagg="off")  # they send nothing, and nobody is there to lie
+    config = replace(config, codec=Codecs(), robust=Robust(), privacy=privacy)
     place = runs.workplace(config)
     config = place.config
     panel = sampling.panel(list(place.clients), config.eval.clients, config.server.seed)

@@ -1,1 +1,3 @@
-"""What the server makes of the updates of a round: means over clients, and optimisers that take them as gradients."""
+"""What the server makes of the updates of a round: means over clients, weights and medians that a few
+dishonest ones cannot move (`robust_weights`, `entrywise`), and optimisers that take changes as gradients.
+"""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedft.aggregation.entry_blocks import of_clients
+from fedft.aggregation.robust_weights import MORE, NoSum
 from fedft.arithmetic.norms import BLOCK
 from fedft.arithmetic.tensors import Tensors
 
@@ -37,7 +38,7 @@ def left_out(clients: int, trim: float) -> int:
 def trimmed_mean(rows: Tensor, trim: float) -> Tensor:
     """The mean of every column without its extremes: float64 [entries] of rows [clients, entries].
 
-    Raises ValueError where nothing would be left.
+    Raises NoSum where nothing would be left.
 
     >>> trimmed_mean(torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0]]), 0.2).tolist()
     [2.0]
@@ -45,13 +46,8 @@ def trimmed_mean(rows: Tensor, trim: float) -> Tensor:
     n = len(rows)
     k = left_out(n, trim)
     if n <= 2 * k:
-        raise ValueError(f"{n} updates, of which [robust] trim = {trim:g} leaves out {k} at either end")
+        raise NoSum(f"{n} updates, of which [robust] trim = {trim:g} leaves out {k} at either end; {MORE}")
     return rows.sort(dim=0).values[k : n - k].double().mean(dim=0)
-
-
-def trimmed(trim: float) -> Callable[[Tensor], Tensor]:
-    """`trimmed_mean` at one share."""
-    return partial(trimmed_mean, trim=trim)
 
 
 def of_clients_tensors(clients: Sequence[Tensors], rule: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Which robust rules a strategy can have, and what of a run file does not go with one."""
 
 import logging
+from math import ceil
 
 from fedft.aggregation import robust_weights
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
@@ -62,8 +63,12 @@ def check(config: RunConfig, recipe: Recipe, deployed: bool) -> None:
     asked = config.clients.per_round or (None if deployed else config.data.clients)
     if rule == "multi_krum" and asked is not None:
         f = max(0, robust_weights.most_dishonest(asked)) if robust.f is None else robust.f
-        if asked < 2 * f + 3:
-            raise ConfigError(f"{where}: f = {f} needs {2 * f + 3} clients in a round, and {asked} are asked")
+        need, least = 2 * f + 3, ceil(config.server.quorum * asked - 1e-9)
+        if asked < need:
+            raise ConfigError(f"{where}: f = {f} needs {need} clients in a round, and {asked} are asked")
+        if robust.f is not None and deployed and least < need:
+            said = "%s: f = %d needs %d answers, and [server] quorum ends rounds at %d of %d: such a round pauses"
+            log.warning(said, where, f, need, least, asked)
 
 
 def _sends_pairs(recipe: Recipe) -> bool:

@@ -21,8 +21,14 @@ from torch import Tensor
 
 from fedft.aggregation.gram import squared_distances
 
+MORE = "a higher [server] quorum or more clients would do"
 STEPS, CLOSE = 64, 1e-8  # of Weiszfeld: at most so many, or until no weight moves by more
 SMOOTH = 1e-6  # of the median norm: distances below it count as this
+NOTHING = 1e-150  # a distance where most changes are zero; its inverse is a number still
+
+
+class NoSum(ValueError):
+    """A rule has too few updates, or lets none count; the text is for the operator."""
 
 
 class Weighed(NamedTuple):
@@ -50,7 +56,7 @@ def most_dishonest(n: int) -> int:
 def multi_krum(H: Tensor, f: int) -> Weighed:
     """The n - f clients that are nearest to their n - f - 2 neighbours, alike; of equal ones the first.
 
-    Raises ValueError unless 0 <= f and 2 f + 3 <= n.
+    Raises NoSum unless 0 <= f and 2 f + 3 <= n.
 
     >>> x = torch.tensor([[0.0], [1.0], [1.1], [0.9], [10.0]], dtype=torch.float64)
     >>> multi_krum(x @ x.T, f=1).weights.tolist()
@@ -58,7 +64,7 @@ def multi_krum(H: Tensor, f: int) -> Weighed:
     """
     n = len(H)
     if f < 0 or n < 2 * f + 3:
-        raise ValueError(f"{n} updates, and [robust] f = {f} needs {2 * f + 3}")
+        raise NoSum(f"{n} updates, and [robust] f = {f} needs {2 * f + 3}; {MORE}")
     apart = squared_distances(H)
     apart.fill_diagonal_(torch.inf)  # nobody is its own neighbour
     scores = apart.sort(dim=1).values[:, : n - f - 2].sum(dim=1)
@@ -73,7 +79,7 @@ def geometric_median(H: Tensor) -> Weighed:
     least = SMOOTH * float(squares.clamp(min=0).sqrt().quantile(0.5))
     weights = torch.full_like(squares, 1 / len(H))
     for _ in range(STEPS):
-        near = 1 / _distances(H, weights).clamp(min=least or 1.0)
+        near = 1 / _distances(H, weights).clamp(min=least or NOTHING)
         before, weights = weights, near / near.sum()
         if float((weights - before).abs().max()) <= CLOSE:
             break

@@ -11,9 +11,11 @@ from fedft.errors import ConfigError
 if TYPE_CHECKING:
     from fedft.client.site_settings import SiteConfig
     from fedft.config import RunConfig
+    from fedft.models.load import Base
 
 INSTALL = "pip install 'fedft[dp]'"
 FEWEST = 3  # sites of a secure sum
+TESTED_RANK = 4
 
 
 def accountant(needed: bool) -> Finding:
@@ -97,3 +99,40 @@ def _roster(site: "SiteConfig") -> Iterator[Finding]:
         yield Finding("secure sums", FAIL, found, "wait for more cards, or lower [policy] min_cohort, to 3 at least")
     else:
         yield Finding("secure sums", OK, f"{len(members)} sites in {site.keys.roster}")
+
+
+def self_test(base: "Base", required: bool) -> Iterator[Finding]:
+    """Whether gradients of single records are right on this model and device, by four made-up records.
+
+    Only of models that write text; the others are tested when they train. The model has an adapter afterwards.
+
+    Args:
+        base: the site's.
+        required: whether the site takes part in nothing else than such runs.
+    """
+    import torch
+
+    from fedft.adapters.lora import LoRA
+    from fedft.data.batches import ClientRows, collate
+    from fedft.data.examples import Example
+    from fedft.errors import PlanRefused
+    from fedft.models import tasks
+    from fedft.models.handle import ModelHandle
+    from fedft.models.layout import layout_of
+    from fedft.training.per_example import self_test as test
+
+    if base.task != tasks.CAUSAL.name:
+        return
+    handle = ModelHandle(base.model, layout_of(base, "all-linear"), LoRA())
+    handle.write(LoRA().start(handle.layout, TESTED_RANK, 0))
+    handle.training(True)
+    draws = torch.Generator().manual_seed(0)
+    texts = [torch.randint(len(base.tokenizer), (n,), generator=draws).tolist() for n in (5, 8, 12, 17)]
+    rows = [Example(ids, ids, 0) for ids in texts]
+    try:
+        test(handle, rows, ClientRows(rows, len(rows), lambda some: collate(some, 0)))
+    except PlanRefused as e:
+        remedy = "leave [model] dtype and device as the run has them; runs with example-dp are refused here"
+        yield Finding("privacy", FAIL if required else WARN, str(e), remedy)
+    else:
+        yield Finding("privacy", OK, "gradients of single records are exact on this model and device (example-dp)")

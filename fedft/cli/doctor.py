@@ -127,6 +127,8 @@ def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
         base = doctor.site_base(site.model.id, site.model.device, site.model.dtype or "float32")
         yield from doctor.site_model(base, site.policy.base)
         yield from findings_of("records", lambda: checks_records.encoded(data, rows, base))
+        only = "example-dp" in site.policy.require
+        yield from findings_of("privacy", lambda: checks_privacy.self_test(base, only))
 
     yield from findings_of("model", model)
 

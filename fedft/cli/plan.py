@@ -56,9 +56,10 @@ def plan(
         measured = probes.measure(found.of, found.rows)
         device = measured.device(device)
     state = _first_state(found) if found.of.recipe.plans_work and site is None else None
-    clients = clients_of(found.of, found.rows, device, state)
+    devices = found.devices if device.flops is None else device
+    clients = clients_of(found.of, found.rows, devices, state)
     if state is not None:
-        _say_what_may_be_planned(clients, clients_of(found.of, found.rows, device))
+        _say_what_may_be_planned(clients, clients_of(found.of, found.rows))
     if measured is not None:
         clients = [measured.corrected(c) for c in clients]
     groups, whole = grouped(clients), run_of(clients, found.of.config)
@@ -124,11 +125,11 @@ def _show(found: "Planned", groups: "list[Group]", whole: "Run", measured: "Prob
         typer.echo(f"a {found.of.anatomy.kind} model: its activations are a rough estimate; --probe measures them")
     asked = f"{whole.asked} of {sum(len(g.clients) for g in groups)} clients a round"
     time = f", {duration(whole.seconds)} of training and links" if whole.seconds is not None else ""
+    time += f", {duration(whole.evaluation)} of evaluations" if whole.evaluation else ""
     disk = f"; run folder {size(found.disk)}" if found.disk is not None else ""
     rounds = f"{whole.rounds} rounds, {asked}: {size(whole.up)} up, {size(whole.down)} down{time}{disk}"
-    why = "takes longest" if whole.seconds is not None else "has most to compute"
     typer.echo(f"run      {rounds}")
-    typer.echo(f"pace     {whole.pace} {why}")
+    typer.echo(f"pace     {whole.pace} {whole.why}")
     typer.echo(f"process  {size(round(groups[0].largest.memory.process))} of each peak are Python and its libraries")
     for line in privacy_lines.lines(found.privacy):
         typer.echo(line)

@@ -1,8 +1,8 @@
 """What `fedft plan` knows of a run: its base without weights, its clients' rows, and the memory that there is."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedft.client.site_settings import SiteConfig
     from fedft.config import RunConfig
     from fedft.forecast.rows import Rows
+    from fedft.forecast.seconds import Device
     from fedft.forecast.work import Forecaster
     from fedft.models.load import Base
 
@@ -32,6 +33,8 @@ class Planned:
     """Bytes of the run folder at the end; None: at a site."""
     privacy: Mapping[str, Any]
     """See `fedft.forecast.privacy_cost.cost`."""
+    devices: "Mapping[str, Device]" = field(default_factory=dict)
+    """Of each client, where the run file deals out virtual ones."""
 
     @property
     def limit(self) -> tuple[int | None, str]:
@@ -48,6 +51,7 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
     import torch
 
     from fedft import strategies
+    from fedft.aggregation import robust_rules
     from fedft.client import allowed_jobs, job_limits, site_file
     from fedft.forecast.anatomy import anatomy_of
     from fedft.forecast.work import Forecaster
@@ -62,11 +66,12 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
         job_limits.check_limits(config, site.policy)
         config = open_run.resolved(allowed_jobs.carried_out(config, site))
     recipe, base = strategies.of(config), skeleton(config.model)
+    robust_rules.check(config, recipe, deployed=site is not None)
     lengths.check_lengths(base, config)
     layout = recipe.space.layout(_layout(config, base, recipe.space.of_base))
     rows = _rows(config, base, site)
     clients = len(rows) if site is None else config.data.clients or 1
-    asked = min(config.clients.per_round or clients, clients)
+    asked = min(config.clients.per_round or clients, config.server.buffer or clients, clients)
     try:
         limits = free_memory.limits(device_of(config.model.device))
     except DataError as e:
@@ -81,7 +86,16 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
     of = Forecaster(anatomy_of(base, config.model.modules_to_save), layout, config, recipe, asked=asked)
     known, at_server = {name: r.train for name, r in rows.items()}, config.privacy.mode == "central-dp"
     foreseen = {} if site is not None and at_server else foreseen_privacy.of_run(config, recipe, layout, known)
-    return Planned(of, base, rows, limits, disk, foreseen)
+    return Planned(of, base, rows, limits, disk, foreseen, _devices(config, rows) if site is None else {})
+
+
+def _devices(config: "RunConfig", clients: Collection[str]) -> "dict[str, Device]":
+    """The virtual device of each client: its own seconds, less jitter and hours in which it is off."""
+    from fedft.forecast.seconds import Device
+    from fedft.simulations import devices
+
+    devices.check_devices(config)
+    return {name: Device(of.flops, up=of.up, down=of.down) for name, of in devices.dealt(config, clients).items()}
 
 
 def _layout(config: "RunConfig", base: "Base", of_base: bool) -> Any:

@@ -5,6 +5,7 @@ Clients of one shape are one row: its memory is the largest among them, its step
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from typing import Any
 
 from fedft import config as tables
@@ -12,7 +13,7 @@ from fedft.contract import Member, Roster, State, Work
 from fedft.errors import ConfigError
 from fedft.forecast.memory import Memory
 from fedft.forecast.rows import Rows
-from fedft.forecast.seconds import Device, round_seconds
+from fedft.forecast.seconds import Device, round_seconds, version_seconds
 from fedft.forecast.work import Forecaster
 from fedft.update import Shape
 
@@ -32,6 +33,8 @@ class Client:
     down: int
     seconds: float | None
     """None where no speed is known."""
+    evaluation: float | None = None
+    """Seconds of an evaluation, likewise."""
 
     @property
     def rank(self) -> int:
@@ -72,14 +75,17 @@ class Group:
 
 
 def clients_of(
-    of: Forecaster, rows: Mapping[str, Rows], device: Device | None = None, state: State | None = None
+    of: Forecaster,
+    rows: Mapping[str, Rows],
+    device: Device | Mapping[str, Device] | None = None,
+    state: State | None = None,
 ) -> list[Client]:
     """What each client of a run does in its first round, and what that takes.
 
     Args:
         of: the run's forecaster, of whatever rows.
         rows: what is known of each client's rows, by name.
-        device: what each of them computes and sends with; None: nobody knows.
+        device: what each of them computes and sends with, all alike or by name; None: nobody knows.
         state: the first state, for a planner to plan from; None: clients do what the run file says.
     Raises:
         ConfigError: a planner's plan that makes no sense.
@@ -99,8 +105,9 @@ def clients_of(
         own, work = replace(of, rows=rows[name]), works.get(name, Work())
         work = work if work.shape is not None else replace(work, shape=Shape(rank))
         up, down, steps, flops = own.up(work), own.down(work), own.steps(work), own.flops(work)
-        seconds = device.seconds(flops, steps, up, down) if device is not None else None
-        found.append(Client(name, work, own, own.memory(work), steps, flops, up, down, seconds))
+        its = (device.get(name) if isinstance(device, Mapping) else device) or Device()
+        seconds, evaluation = its.seconds(flops, steps, up, down), its.seconds(own.evaluated(work), 0, 0, 0)
+        found.append(Client(name, work, own, own.memory(work), steps, flops, up, down, seconds, evaluation))
     return found
 
 
@@ -126,24 +133,43 @@ class Run:
     down: int
     seconds: float | None
     """Of all rounds, of training and links; None where no speed is known."""
+    evaluation: float | None
+    """Seconds of all evaluations; None where no speed is known, or clients are virtual devices, which take none."""
     pace: str
     """The client that sets the pace of a round in which it is asked."""
+    why: str
+    """What it does for that, in words."""
     cut: str
     """What of the run its budget leaves out, in words; "": nothing."""
 
 
 def run_of(clients: Sequence[Client], config: tables.RunConfig) -> Run:
-    """What all rounds of a run take whose clients have such rounds; those asked are taken as the mean of all."""
-    asked = min(config.clients.per_round or len(clients), len(clients))
-    up, down = (sum(getattr(c, key) for c in clients) * asked // len(clients) for key in ("up", "down"))
+    """What all rounds of a run take whose clients have such rounds; those asked are taken as the mean of all.
+
+    A round ends as in a deployment: when all have answered, or the quorum has and `[server] grace_s` are over; where
+    rounds do not wait, with the last answer that `[server] buffer` wants, and so many are sent anew.
+    """
+    server, asked = config.server, min(config.clients.per_round or len(clients), len(clients))
+    counted = asked if server.buffer is None else min(server.buffer, asked)
+    up, down = (sum(getattr(c, key) for c in clients) * counted // len(clients) for key in ("up", "down"))
     timed = {c.name: c.seconds for c in clients if c.seconds is not None}
-    one, pace = round_seconds(timed, len(timed)) if len(timed) == len(clients) else (None, "")
-    pace = pace or max(clients, key=lambda c: (c.flops, c.name)).name
-    rounds, cut = config.server.rounds, ""
-    if config.server.budget is not None:
-        kind, most = tables.budget_of(config.server.budget)
+    one, pace, why = None, max(clients, key=lambda c: (c.flops, c.name)).name, "has most to compute"
+    if len(timed) == len(clients):
+        slowest = max(timed, key=lambda name: (timed[name], name))
+        one, pace = round_seconds(timed, ceil(server.quorum * len(timed) - 1e-9), server.grace_s)
+        why = "takes longest" if pace == slowest else "is the last one that a round waits for"
+        if server.buffer is not None:
+            one, pace, why = version_seconds(timed, asked, counted), slowest, "takes longest, and no round waits for it"
+    rounds, cut = server.rounds, ""
+    if server.budget is not None:
+        kind, most = tables.budget_of(server.budget)
         per_round = {"bytes": up + down, "steps": config.local.steps, "seconds": one}[kind]
         if per_round and most / per_round < rounds:
             rounds = int(most / per_round)
-            cut = f"[server] budget {config.server.budget!r} ends it at round {rounds} of {config.server.rounds}"
-    return Run(rounds, asked, rounds * up, rounds * down, None if one is None else rounds * one, pace, cut)
+            cut = f"[server] budget {server.budget!r} ends it at round {rounds} of {server.rounds}"
+    evaluation = None
+    if one is not None and config.clients.devices is None:
+        times = 1 + rounds // config.eval.every + bool(rounds % config.eval.every)
+        evaluation = times * max(c.evaluation or 0.0 for c in clients)
+    seconds = None if one is None else rounds * one
+    return Run(rounds, asked, rounds * up, rounds * down, seconds, evaluation, pace, why, cut)

@@ -83,11 +83,21 @@ class Device:
         return flops / self.flops + steps * self.overhead + links
 
 
-def round_seconds(clients: Mapping[str, float], needed: int) -> tuple[float, str]:
-    """(seconds until so many clients have answered, the last one of them by name).
+def round_seconds(clients: Mapping[str, float], needed: int, grace: float = 0.0) -> tuple[float, str]:
+    """(seconds until so many clients have answered and those of grace, or all have answered; the last one by name).
 
-    >>> round_seconds({"a": 3.0, "b": 9.0, "c": 4.0}, 2)
-    (4.0, 'c')
+    >>> round_seconds({"a": 3.0, "b": 9.0, "c": 4.0}, 2), round_seconds({"a": 3.0, "b": 9.0, "c": 4.0}, 2, grace=30.0)
+    ((4.0, 'c'), (9.0, 'b'))
     """
     order: Sequence[tuple[float, str]] = sorted((s, name) for name, s in clients.items())
-    return order[min(needed, len(order)) - 1]
+    closes = order[min(needed, len(order)) - 1][0] + grace
+    return min(closes, order[-1][0]), max(pair for pair in order if pair[0] <= closes)[1]
+
+
+def version_seconds(clients: Mapping[str, float], at_work: int, buffer: int) -> float:
+    """Seconds until `buffer` answers have come where so many clients, the mean of these, are always at work.
+
+    >>> version_seconds({"a": 1.0, "b": 4.0}, 2, 1)  # 1.25 answers a second
+    0.8
+    """
+    return min(buffer, at_work) / (at_work * sum(1 / max(s, 1e-9) for s in clients.values()) / len(clients))

@@ -100,6 +100,14 @@ class Forecaster:
         left = 1 - float(work.extra.get(CUT, 0.0))
         return seconds.pass_flops(self.anatomy, learning, given, adapters, backward=self.back_propagates, left=left)
 
+    def evaluated(self, work: Work) -> float:
+        """Operations of an evaluation of all rows that it measures, each of usual length."""
+        e, held_out = self.config.eval, self.rows.held_out
+        rows = e.batch_size if held_out is None else min(held_out, e.max_rows or held_out)
+        learning, sizes = self._learning(work)
+        adapters, given = sizes.learned - sizes.whole + sizes.frozen, self.pass_of(1, self.rows.usual)
+        return rows * seconds.pass_flops(self.anatomy, learning, given, adapters, backward=False)
+
     def kept(self, work: Work, given: Pass) -> int:
         """Bytes that a pass keeps until its gradients, logits among them."""
         layers, _ = activations.kept(self.anatomy, self._learning(work)[0], given)

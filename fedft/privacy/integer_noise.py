@@ -9,15 +9,14 @@ from fedft.privacy.clipping import UNIT
 from fedft.privacy.keyed_stream import Stream
 
 PURPOSE = "central"
-MOST = 2.0**20  # of a noise multiplier: 2^30 times it, times the nine standard deviations there are, is below 2^63
 
 
-def noise(stream: Stream, shapes: Mapping[str, Size], multiplier: float) -> dict[str, Tensor]:
+def noise(stream: Stream, shapes: Mapping[str, Size], multiplier: float, purpose: str = PURPOSE) -> dict[str, Tensor]:
     """int64 tensors of these shapes by name, of standard deviation `multiplier` times the clip, in units of the grid.
 
-    `multiplier` is MOST at most.
+    `multiplier` is `fedft.privacy.tables.MOST_NOISE` at most.
     """
-    drawn = {n: stream.gaussians(PURPOSE, n, shape.numel()).reshape(shape) for n, shape in shapes.items()}
+    drawn = {n: stream.gaussians(purpose, n, shape.numel()).reshape(shape) for n, shape in shapes.items()}
     return {n: torch.round(multiplier * UNIT * xi).long() for n, xi in drawn.items()}
 
 

@@ -1,8 +1,9 @@
 """Which strategy can be under which protection, as data: a line for each, and why where it cannot.
 
-A column is what a run file asks for: "secagg" (sums that nobody sees the parts of), "central-dp", "shares" (both: noise
-shares under masks), "local-dp", "example-dp", "zo-dp", and of robust sums the rules that a strategy's updates fit.
-Strategies that are `on` another one and only move its sum, or only pull its steps, have no line: they are as it is.
+A column is what a run file asks for: "secagg" (sums that nobody sees the parts of), "central-dp", "shares" (both of
+them: noise shares under masks, which nobody makes yet), "local-dp", "example-dp", "zo-dp", and of robust sums the rules
+that a strategy's updates fit. Strategies that are `on` another one and only move its sum, or only pull its steps, have
+no line: they are as it is.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ VALUES = Why("its clients send what they keep for themselves, not changes", "glo
 NORMS = Why("norms of blocks would be further releases", "allocation = 'size'")
 SCALED = Why("its coordinates are no linear function of the change", "scale = 'unbiased', 'projection' or 'mmse'")
 SUBSETS = Why("every client sends coordinates of its own choice", "variant = 'exact'")
-POOLS_ONLY = Why("noise shares are drawn for pools of scalars only", "fedkseed or ferret, or secagg = 'off'")
+UNSEEN = Why("the server has to clip each update, and would see none", "secagg = 'off', or mode = 'example-dp'")
 NO_GRADIENTS = Why("its steps are not gradients", "mode = 'zo-dp'")
 NO_WALK = Why("its steps are gradients, not single numbers", "mode = 'example-dp', or fedkseed, mezo or zo_fedavg")
 WHOLE_MODEL = Why("gradients of single records are taken of adapters and heads only", "space = 'lora'")
@@ -73,12 +74,12 @@ class Option:
 
 def _first(sums: Why | None = None) -> dict[str, Why]:
     """Of a strategy with gradient steps; `sums`: why its sums are not enough."""
-    return (dict.fromkeys(SUMS, sums) if sums else {"shares": POOLS_ONLY}) | {"zo-dp": NO_WALK}
+    return (dict.fromkeys(SUMS, sums) if sums else {"shares": UNSEEN}) | {"zo-dp": NO_WALK}
 
 
 def _walk(sums: Why | None = None) -> dict[str, Why]:
     """Of a strategy with zeroth-order steps."""
-    return (dict.fromkeys(SUMS, sums) if sums else {}) | {"example-dp": NO_GRADIENTS}
+    return (dict.fromkeys(SUMS, sums) if sums else {"shares": UNSEEN}) | {"example-dp": NO_GRADIENTS}
 
 
 LINES: Mapping[str, Line] = {
@@ -97,17 +98,17 @@ LINES: Mapping[str, Line] = {
     "flasc": Line(_first(OWN_ENTRIES), NO_RULES),
     "fedkseed": Line(_walk(), frozenset({"median", "norm_clip"})),
     "mezo": Line(_walk(SHOWS), NO_RULES),
-    "zo_fedavg": Line(_walk() | {"shares": POOLS_ONLY}),
-    "ferret": Line({"zo-dp": NO_WALK}, frozenset({"norm_clip"})),
+    "zo_fedavg": Line(_walk()),
+    "ferret": Line(_first(), frozenset({"norm_clip"})),
     "scaffold": Line(_first(TWO_SUMS), NO_RULES),
 }
 """By name. Of two that are on each other both have to fit."""
 
 WALKERS = ("fedkseed", "mezo", "zo_fedavg")
-NOISY = ("central-dp", "shares", "local-dp")
+NOISY = ("central-dp", "local-dp")
 OPTIONS = (
     Option(("fedavg", "ferret"), "space", ("full",), {"example-dp": WHOLE_MODEL}),
-    Option(("fedavg",), "space", ("lora",), {}, PRODUCTS),
+    Option(("fedavg", "zo_fedavg"), "space", ("lora",), {}, PRODUCTS),
     Option(("fedsa_lora",), "global_b", ("mean",), dict.fromkeys(SUMS, VALUES)),
     Option(("fedsa_lora",), "realign", (True,), dict.fromkeys(SUMS, VALUES)),
     Option(("fedkseed",), "pro", (True,), dict.fromkeys(SUMS, HISTORY), NO_RULES),

@@ -6,6 +6,10 @@ from typing import Any, Literal
 from fedft import check
 from fedft.privacy.audit.gate import bounds
 
+CLIPS = 1e-12, 1e12
+"""Of `clip`: far from where the grid of integers that it is cut on leaves float64."""
+MOST_NOISE = 2.0**20
+"""Of `noise_multiplier`: 2^30 times it, times the nine standard deviations that there are, is below 2^63."""
 Mode = Literal["none", "central-dp", "local-dp", "example-dp", "zo-dp"]
 
 
@@ -116,6 +120,8 @@ def check_privacy(privacy: Privacy, robust: Robust, audit: Audit) -> None:
     check.above(0, **of("privacy", privacy, "clip", "noise_multiplier", "epsilon", "delta", "max_epsilon", "range"))
     check.above(0, **of("privacy", privacy, "clip_learning_rate"))
     check.between(0, 1, **of("privacy", privacy, "delta", "adaptive_quantile"), **of("robust", robust, "trim"))
+    check.between(*CLIPS, **of("privacy", privacy, "clip"))
+    check.between(0, MOST_NOISE, **of("privacy", privacy, "noise_multiplier"))
     check.between(2, 24, **of("privacy", privacy, "value_bits"))
     check.at_least(3, **of("privacy", privacy, "min_cohort"))
     check.at_least(0, **of("robust", robust, "f"))

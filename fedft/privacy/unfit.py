@@ -15,8 +15,8 @@ from fedft.privacy.strategy_table import (
     NO_RULES,
     NO_WALK,
     OPTIONS,
-    POOLS_ONLY,
     SUMS,
+    UNSEEN,
     Line,
     Option,
     Why,
@@ -57,7 +57,7 @@ def columns(config: RunConfig) -> dict[str, str]:
 
 def line_of(recipe: Recipe) -> Line:
     """The line of a strategy that is not in the table, from what it declares."""
-    no: dict[str, Why] = {"shares": POOLS_ONLY} | ({"zo-dp": NO_WALK} if recipe.walk is None else {})
+    no: dict[str, Why] = {"shares": UNSEEN} | ({"zo-dp": NO_WALK} if recipe.walk is None else {})
     if recipe.upload_kind == "values":
         no |= dict.fromkeys(SUMS, NOT_CHANGES)
     if not recipe.ring_summable:
@@ -84,8 +84,10 @@ def _rule(recipe: Recipe, config: RunConfig) -> Iterator[str]:
     """A robust rule that the strategy's updates do not fit."""
     rule = config.robust.rule
     for name, options in _tower(config) if rule != "none" else ():
-        lines = [] if name in MOVES_ONLY else [LINES.get(name, line_of(recipe))]
-        fits = ALL_RULES.intersection(*(line.rules for line in [*lines, *_options(name, options)]))
+        lines: list[Line | Option] = [*_options(name, options)]
+        if name not in MOVES_ONLY:
+            lines.append(LINES.get(name, line_of(recipe)))
+        fits = ALL_RULES.intersection(*(line.rules for line in lines))
         if rule not in fits:
             why = "a rule goes by distances or entries that its updates do not have"
             wanted = f"one of {', '.join(sorted(fits))}" if fits else "rule = 'none', or ffa_lora, which any rule fits"
@@ -117,9 +119,6 @@ def _keys(recipe: Recipe, config: RunConfig) -> Iterator[str]:
     asked = columns(config)
     for wanting, holds, key, why, wanted in beside:
         yield from (_sentence(key, asked[c], why, wanted) for c in asked if holds and c in wanting)
-    if server.buffer is not None and config.robust.rule != "none":
-        key, rule = f"[server] buffer = {server.buffer}", f"[robust] rule = {config.robust.rule!r}"
-        yield _sentence(key, rule, "a rule compares updates of one state", "it left out")
 
 
 def _tower(config: RunConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -3,7 +3,6 @@
 All of it is read from `audit.json`, which has numbers and no text of any record.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,8 +15,8 @@ NOTE = (
     "bits, 0 to 8: about 1.44 of a secret that the model knows nothing of. AUC is 0.5 where nothing tells the rows "
     "that were trained on from others, 1 where all do; the calibrated one, on the loss less that of the base, is the "
     "one to quote. Membership of ordinary rows says little of rare ones: that is what planted secrets are for. "
-    "Contrastive generation finds what the data is about and stays able to under differential privacy, which hides "
-    "single records, not topics."
+    "Contrastive generation finds what the data is about, under differential privacy too, which hides single records "
+    "and not topics."
 )
 HEADS = ("figure", "of", "found", "to compare with")
 
@@ -26,7 +25,7 @@ def rows(said: Mapping[str, Any]) -> list[dict[str, str]]:
     """The figures of an audit, a row for each, as texts by the names in HEADS."""
     found: list[tuple[str, str, str, str]] = []
     for g in said.get("canaries", {}).get("groups", ()):
-        of = f"{g['planted']} secrets, each {g['repeats']} times"
+        of = f"{g['planted']} secrets, each {'once' if g['repeats'] == 1 else str(g['repeats']) + ' times'}"
         before, outside = g.get("base_exposure"), g.get("left_out_exposure")
         told = [f"{x:.2f} {of}" for x, of in ((before, "under the base"), (outside, "left out")) if x is not None]
         found.append(("exposure, bits", of, _number(g.get("exposure"), ".2f"), ", ".join(told)))
@@ -80,18 +79,16 @@ def _audits(folders: Sequence[Path]) -> list[tuple[str, Mapping[str, Any]]]:
     for folder in folders:
         races = sorted(folder.glob("*/seed-*")) if (folder / "race.json").exists() else [folder]
         for run in races:
-            try:
-                said = json.loads((run / verdict.FILE).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue  # it was not audited
-            label = f"{run.parent.name}, {run.name}" if run is not folder else folder.resolve().name
-            found.append((label, said))
+            if said := verdict.read(run):
+                label = f"{run.parent.name}, {run.name}" if run is not folder else folder.resolve().name
+                found.append((label, said))
     return found
 
 
 def _of_run(said: Mapping[str, Any]) -> str:
     gate = said.get("gate", {})
-    held = f"<p><b>Held back: {escape(gate['held_back'])}.</b></p>\n" if gate.get("held_back") else ""
+    by_hand = ", and released by hand" if gate.get("released") else ""
+    held = f"<p><b>Held back: {escape(gate['held_back'])}{by_hand}.</b></p>\n" if gate.get("held_back") else ""
     head = "".join(f"<th>{h}</th>" for h in HEADS)
     body = "".join("<tr>" + "".join(f"<td>{escape(row[h])}</td>" for h in HEADS) + "</tr>\n" for row in rows(said))
     table = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'

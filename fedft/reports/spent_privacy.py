@@ -19,7 +19,7 @@ def spent(privacy: Privacy, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any
     """
     if not privacy.on:
         return {"epsilon": None, "epsilon_why": NONE}
-    last = next((line for line in reversed(lines) if "epsilon" in line), {})
+    last: Mapping[str, Any] = next((line for line in reversed(lines) if "epsilon" in line), {})
     found = {"epsilon": last.get("epsilon"), "delta": privacy.delta, "privacy": privacy.mode}
     if found["epsilon"] is None:
         found["epsilon_why"] = str(last.get("epsilon_why") or NOBODY)

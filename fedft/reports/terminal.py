@@ -139,6 +139,8 @@ class Progress:
             self.out.print(f"       {spent_privacy.sentence(summary)}")
         if summary.get("ended") == "budget":
             self.out.print(f"the run ended at its budget, after {summary['rounds']} rounds")
+        elif summary.get("ended") == "max_epsilon":
+            self.out.print(f"the run ended at [privacy] max_epsilon, after {summary['rounds']} rounds")
         model = folder / "model"
         self.out.print(f"run    {folder}  (model/, metrics.jsonl, summary.json, events/)")
         if (model / "adapter_config.json").exists():

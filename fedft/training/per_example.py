@@ -14,6 +14,7 @@ Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv:1607.00
 Can Be Strong Differentially Private Learners", ICLR 2022, arXiv:2110.05679.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
@@ -26,6 +27,8 @@ from fedft.errors import ConfigError, PlanRefused
 from fedft.training.first_order import frozen
 from fedft.training.linear_owners import linear_owners, unfit
 from fedft.training.objectives import widened
+
+log = logging.getLogger(__name__)
 
 ROOM = 1 - 2.0**-20
 """A clipped gradient is scaled to this part of C, so that rounding to float32 brings none beyond C."""
@@ -142,10 +145,10 @@ def self_test(handle: Any, rows: Sequence[Any], data: Data) -> None:
     try:
         with Watch(handle, live) as watch:
             batch = data.batch(rows)
-            _judge(handle, "the loss of a record", _losses_apart(handle, batch, rows, data))
+            _judge(handle, "a record's loss", _losses_apart(handle, batch, rows, data))
             found = watch.gradients(batch, dropout=False)
-            _judge(handle, "the gradient of a record", _gradients_apart(handle, found, rows, data))
-            _judge(handle, "the end of five steps without noise", _steps_apart(watch, handle, batch))
+            _judge(handle, "a record's gradient", _gradients_apart(handle, found, rows, data))
+            _judge(handle, "the end of five steps without clip and noise", _steps_apart(watch, handle, batch))
     except ConfigError as e:
         raise PlanRefused("dp_selftest", str(e)) from e
     finally:
@@ -160,7 +163,7 @@ def losses_test(handle: Any, rows: Sequence[Any], data: Data) -> None:
     Raises PlanRefused, `dp_selftest`, where they have others, as models have them whose records see each other.
     """
     rows = rows[:4]
-    _judge(handle, "the loss of a record", _losses_apart(handle, data.batch(rows), rows, data))
+    _judge(handle, "a record's loss", _losses_apart(handle, data.batch(rows), rows, data))
 
 
 def once(
@@ -173,14 +176,17 @@ def once(
 
 
 def _judge(handle: Any, what: str, error: float) -> None:
-    """Raise PlanRefused where an error is more than roundings of the model's precision make."""
+    """Raise PlanRefused where an error is more than roundings of the model's precision make.
+
+    By how much is for the log here alone: a refusal travels.
+    """
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in handle.model.parameters())
     tolerance = 1e-2 if half or isinstance(handle.casting(), torch.autocast) else 1e-4
     if not error <= tolerance:
+        log.error("[privacy] mode: %s is off by %.1e, at most %g is allowed", what, error, tolerance)
         raise PlanRefused(
             "dp_selftest",
-            f"[privacy] mode: {what} is off by {error:.1e} on this model and device, at most {tolerance:g} is "
-            "allowed: noise would not hide a record",
+            f"[privacy] mode: {what} is another than by itself on this model and device; noise would hide no record",
         )
 
 

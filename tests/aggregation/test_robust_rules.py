@@ -88,3 +88,14 @@ def test_under_noise_a_rule_is_warned_of_and_root_s_turn_refused(caplog):
     root = run_file.from_dict({"robust": {"rule": "fltrust", "root": "stdlib-docstrings"}, "privacy": noise})
     with pytest.raises(ConfigError, match="the server's own turn takes no part"):
         check(root, fedit, deployed=True)
+
+
+def test_a_quorum_that_is_too_few_for_f_is_warned_of(caplog):
+    def told(quorum: float) -> str:
+        caplog.clear()
+        tables = {"robust": {"rule": "multi_krum", "f": 1}, "clients": {"per_round": 6}, "server": {"quorum": quorum}}
+        check(run_file.from_dict(tables), strategies.make("fedit", {}), deployed=True)
+        return caplog.text
+
+    assert "f = 1 needs 5 answers, and [server] quorum ends rounds at 4 of 6" in told(0.6)
+    assert not told(0.8)

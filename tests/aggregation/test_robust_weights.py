@@ -50,6 +50,14 @@ def test_the_geometric_median_of_points_on_a_line_is_their_median():
     assert float(w @ torch.tensor(x, dtype=torch.float64)) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_where_most_changes_are_zero_so_is_the_geometric_median():
+    x = torch.tensor([0.0, 0.0, 0.0, 0.5, -1e4], dtype=torch.float64)
+    w = robust_weights.geometric_median(of_scalars(*x.tolist())).weights
+    assert float(w.sum()) == pytest.approx(1)
+    assert abs(float(w @ x)) < 1e-3
+    assert robust_weights.geometric_median(of_scalars(0, 0, 0)).weights.tolist() == pytest.approx([1 / 3] * 3)
+
+
 def test_fltrust_turns_nobody_s_back_to_the_root_and_nobody_s_length_counts():
     """Root 1: of 2, 0.5 and -3 the last points away, the others count as 1 each."""
     found = robust_weights.fltrust(of_scalars(2, 0.5, -3, 1))

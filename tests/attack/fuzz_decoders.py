@@ -8,6 +8,7 @@
     stream                 frames: the reader, a session that takes messages, HELLO       frames, Malformed
     card roster            a site's card, a server's roster                          a value, ConfigError
     certificate            of a site, in its handshake                               a key, None
+    masks                  messages of secure sums, of both sides           a value, PlanRefused, RejectedUpdate
 
 Mutations are those of `fuzz_codecs.py`; frames and texts have their own seeds. Reported, as one line of JSON: inputs,
 seconds, outcomes by code, the slowest input, peak and growth of memory, and what broke a promise.
@@ -33,6 +34,7 @@ from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+import secure_messages
 import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -157,6 +159,7 @@ def targets(rng: random.Random) -> dict[str, Target]:
     pem = tls._certificate(key.public_key())
     der = ssl.PEM_cert_to_DER_cert(pem.decode())
     found["certificate"] = Target(tls.key_of, [der], 15)
+    found["masks"] = Target(secure_messages.read, [said for _, said in secure_messages.readers().values()], 30)
     return found
 
 

@@ -35,8 +35,8 @@ def quick(name: str) -> Result:
     return import_module(f"fedft.benchmarks.{name.replace('-', '_')}").bench(quick=True, turns=1)
 
 
-PROCESSES = ("fleet", "start")  # benches whose smallest setting is processes that import for seconds
-EVERY = [pytest.param(n, marks=pytest.mark.slow) if n in PROCESSES else n for n in cli_bench.NAMES]
+LONG = ("fleet", "start", "audit-curve")  # benches whose smallest setting takes seconds: processes, whole runs
+EVERY = [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in cli_bench.NAMES]
 
 
 @pytest.mark.parametrize("name", EVERY)

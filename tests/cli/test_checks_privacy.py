@@ -9,12 +9,14 @@ import pytest
 from asked_site import SITE
 
 from fedft import run_file
-from fedft.cli import checks_privacy
+from fedft.cli import checks_machine, checks_privacy
 from fedft.cli.checks_machine import FAIL, OK, WARN, findings_of
 from fedft.client.privacy_ledger import FILE, Charge, Ledger, Terms
 from fedft.client.site_settings import SiteConfig
+from fedft.errors import PlanRefused
 from fedft.privacy.tables import Privacy
 from fedft.security import new_keys, roster
+from fedft.training import per_example
 
 pytest.importorskip("dp_accounting", reason="pip install 'fedft[dp]'")
 
@@ -100,3 +102,20 @@ def test_a_site_without_a_roster_of_its_own_takes_part_in_no_secure_sum(tmp_path
     assert sums(known).found == f"4 sites in {cards}"
     assert sums(replace(known, policy=replace(known.policy, min_cohort=5))).state == FAIL
     assert "has no site" in sums(replace(known, site=replace(known.site, name="stranger"))).found
+
+
+def test_gradients_of_records_are_tried_on_the_sites_own_model(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried(required: bool) -> Any:
+        (row,) = checks_privacy.self_test(checks_machine.site_base(str(tiny_base), "cpu"), required)
+        return row
+
+    assert (tried(required=True).state, tried(required=True).remedy) == (OK, "")
+
+    def wrong(handle: Any, rows: Any, data: Any) -> None:
+        raise PlanRefused("dp_selftest", "the gradient of a record is off")
+
+    monkeypatch.setattr(per_example, "self_test", wrong)
+    for required, state in ((True, FAIL), (False, WARN)):
+        assert (tried(required).state, tried(required).found) == (state, "the gradient of a record is off")

@@ -97,6 +97,46 @@ def test_equal_clients_are_one_row_and_json_has_all_of_it(plan: Plan) -> None:
     assert found["run"]["seconds"] == pytest.approx(3 * row["seconds"])
 
 
+DEVICES = "clients.devices={classes=[{flops=1e9},{flops=1e8}]}"
+
+
+def test_virtual_devices_of_the_run_file_are_the_speeds_and_take_no_time_to_evaluate(plan: Plan) -> None:
+    fast, slow = "clients.devices={classes=[{flops=1e9}]}", "clients.devices={classes=[{flops=1e8,up=1e4}]}"
+    one, ten = (plan("run.toml", "--json", "--set", of).json for of in (fast, slow))
+    row = ten["clients"][0]
+    assert row["seconds"] == pytest.approx(row["flops"] / 1e8 + row["up"] / 1e4)
+    assert ten["run"]["seconds"] > 9 * one["run"]["seconds"] > 0
+    assert ten["run"]["evaluation"] is None
+    assert plan("run.toml", "--json").json["run"]["seconds"] is None
+
+
+def test_evaluations_are_seconds_of_their_own(plan: Plan) -> None:
+    """Versions 0 to 3, or 0, 2 and the last: three quarters of it."""
+    every, second = (plan("run.toml", "--json", "--flops", "1e9", "--set", f"eval.every={n}").json for n in (1, 2))
+    assert 0 < second["run"]["evaluation"] == pytest.approx(0.75 * every["run"]["evaluation"])
+    assert every["run"]["evaluation"] < every["run"]["seconds"]  # forward passes of few rows
+    assert "of evaluations" in plan("run.toml", "--flops", "1e7").out
+
+
+def test_a_round_ends_with_its_quorum_and_grace_and_a_version_with_its_buffer(plan: Plan) -> None:
+    """A fast and a ten times slower client: who sets the pace, and how long a round is."""
+
+    def run(*sets: str) -> Any:
+        words = [word for one in (DEVICES, *sets) for word in ("--set", one)]
+        return plan("run.toml", "--json", *words).json["run"]
+
+    whole = run("server.quorum=1.0")
+    half = run("server.quorum=0.5", "server.grace_s=0")
+    graced = run("server.quorum=0.5", "server.grace_s=1e6")
+    assert half["seconds"] == pytest.approx(whole["seconds"] / 10, rel=0.2)  # their rows are not quite alike
+    assert graced["seconds"] == whole["seconds"]
+    assert half["pace"] != whole["pace"] == graced["pace"]
+    assert half["why"] == "is the last one that a round waits for"
+    first = run("server.buffer=1")
+    assert first["seconds"] == pytest.approx(whole["seconds"] / 11, rel=0.2)  # 1 + 10 answers in the slow one's time
+    assert (first["up"], first["down"]) == (whole["up"] // 2, whole["down"] // 2)
+
+
 def test_what_does_not_fit_is_refused_with_a_change_that_makes_it_fit(
     plan: Plan, memory: Callable[[float], None]
 ) -> None:

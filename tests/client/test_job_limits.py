@@ -83,6 +83,8 @@ def test_a_number_that_makes_no_sense_is_refused(key: str, value: Any) -> None:
         {**EXAMPLE, "rounds": 0},
         {**EXAMPLE, "rounds": 3},
         {**EXAMPLE, "delta": 1.5},
+        {**EXAMPLE, "noise_multiplier": 1e9},  # beyond what integers of 64 bits hold: no noise at all
+        {**EXAMPLE, "clip": 1e300},
         {**EXAMPLE, "noise": "none"},
         {"secagg": "maybe"},
         {**SECURE, "min_cohort": 2},

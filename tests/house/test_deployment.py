@@ -341,6 +341,22 @@ def test_a_deployment_of_the_others_ends_with_the_bytes_of_its_simulation_too(
         assert summary["final"] == house.simulated.summary["final"]
 
 
+def test_a_deployment_with_noise_on_the_sum_ends_with_the_bytes_of_its_simulation(
+    overrides: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """And says nothing of single sites: neither what they measured nor what they sent."""
+    said = {"mode": "central-dp", "clip": "0.1", "noise_multiplier": "0.5", "delta": "0.01", "noise": "seeded"}
+    house, d = a_run(tmp_path, overrides("fedkseed", *(f"privacy.{k}={v}" for k, v in said.items())))
+    with d:
+        assert house.server_code == 0
+        summary = json.loads((d.out / "summary.json").read_text())
+        assert summary["state_digest"] == house.simulated.summary["state_digest"]
+        assert (summary["final"], summary["epsilon"]) == ({}, None)
+        public = [(d.out / name).read_text() for name in ("metrics.jsonl", "status.json", "audit.jsonl")]
+        assert not any("train_loss" in text or '"loss": ' in text.replace('"loss": null', "") for text in public)
+        assert "asyncio" in (d.out / "state" / "private.jsonl").read_text()
+
+
 def test_a_run_killed_on_every_side_goes_on_to_the_same_bytes(
     overrides: Callable[..., list[str]], tmp_path: Path
 ) -> None:

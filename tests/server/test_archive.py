@@ -12,7 +12,7 @@ from deployed import SITES, Deployment, Killed, kill_at
 from faults import Odds
 from scenario import NAMES, Scenario
 
-from fedft import durable, testing
+from fedft import durable, run_file, testing
 from fedft.cli import main
 from fedft.contract import State
 from fedft.errors import ConfigError, RunPaused, StateDamaged
@@ -21,6 +21,7 @@ from fedft.server import checkpoint
 from fedft.server.archive import FOLDER, INDEX, Archive, blocks
 from fedft.server.archive_check import BrokenArchive, replayed, verify
 from fedft.server.checkpoint import Store
+from fedft.server.robust_sum import RobustSum
 
 
 def archived(folder: Path, name: str = "fedit", **more: Any) -> Deployment:
@@ -41,9 +42,22 @@ def replay(folder: Path, run: Deployment) -> State:
     state = federation.recipe.first_state(federation.layout, federation.rank, testing.SEED)
     for line in lines(folder):
         assert state.digest == line["before"]
-        state = replayed(folder / FOLDER / line["file"], federation.recipe, federation.layout, state)
+        path = folder / FOLDER / line["file"]
+        state = replayed(path, federation.recipe, federation.layout, state, federation.guard)
         assert state.digest == line["after"]
     return state
+
+
+@pytest.mark.parametrize("rule", ["norm_clip", "geometric_median"])
+def test_a_robust_round_is_computed_anew_with_its_guard_and_not_without(tmp_path: Path, rule: str) -> None:
+    guard = RobustSum(run_file.from_dict({"robust": {"rule": rule}, "server": {"seed": testing.SEED}}))
+    run = archived(tmp_path, federation={"guard": guard})
+    wanted = run.run().digest
+    assert replay(tmp_path, run).digest == wanted
+    first = lines(tmp_path)[0]
+    recipe, layout = run.federation.recipe, run.federation.layout
+    state = recipe.first_state(layout, run.federation.rank, testing.SEED)
+    assert replayed(tmp_path / FOLDER / first["file"], recipe, layout, state).digest != first["after"]
 
 
 @pytest.mark.parametrize("name", ["fedit", "fedopt", "scaffold", "flora", "fedkseed", "hetlora"])

@@ -48,6 +48,20 @@ def test_a_state_that_is_replaced_grows_with_the_logarithm_of_the_rounds_and_one
     assert need("fedit", 1000, archive=True).whole > 5 * need("fedit", 1000).whole
 
 
+def test_rounds_that_do_not_wait_keep_the_states_that_open_turns_began_from_and_fewer_updates() -> None:
+    """29 of 30 turns go on behind a version, each from a state of its own, no older than `max_staleness`."""
+
+    def found(stale: int) -> disk_need.Need:
+        return need("fedit", 100, clients=30, buffer=1, max_staleness=stale)
+
+    state = sum(x.nbytes for x in made("fedit", 100)[2].state().tensors.values()) + 30 * disk_need.NOTES_BYTES
+    assert found(20).whole - found(3).whole == 17 * state
+    assert found(50).whole - found(20).whole == 9 * state
+    waits = need("fedit", 100, clients=30)
+    assert found(0).least < waits.least
+    assert found(0).whole < waits.whole < found(20).whole
+
+
 def test_without_room_for_the_first_rounds_nothing_begins_and_with_little_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from deployed import Deployment, Killed, kill_at
 from torch import Tensor
 
 from fedft import run_file, strategies, testing
@@ -162,7 +164,10 @@ def test_the_median_of_a_pool_that_hardly_anybody_draws_from_is_said_to_be_zero(
 def test_too_few_updates_pause_the_run_in_one_line() -> None:
     run = Federated("fedit")
     of = run.round(run.t.state())
-    with pytest.raises(RunPaused, match=r"round 0: 10 updates, and \[robust\] f = 4 needs 11; more answers"):
+    with pytest.raises(
+        RunPaused,
+        match=r"round 0: nothing is committed: 10 updates, and \[robust\] f = 4 needs 11; a higher \[server\] quorum",
+    ):
         RobustSum(config("multi_krum", f=4)).sum(of)
 
 
@@ -198,3 +203,17 @@ def test_updates_are_not_changed_and_another_order_of_reading_gives_the_same_byt
         assert a.record == b.record
     for old, new in zip(before, of.updates(), strict=True):
         assert all(torch.equal(x, new.delta[n]) for n, x in old.items())
+
+
+@pytest.mark.parametrize("at", ["round", "admitted", "line"])
+def test_a_server_that_is_killed_ends_with_the_bytes_of_one_that_was_not(tmp_path: Path, at: str) -> None:
+    """Updates come from memory in one run and, of the round at work, from the journal in the other."""
+    guard = RobustSum(run_file.from_dict({"robust": {"rule": "geometric_median"}, "server": {"seed": testing.SEED}}))
+    wanted = Deployment(tmp_path / "whole", federation={"guard": guard}).run().digest
+    first = Deployment(tmp_path / "killed", federation={"guard": guard})
+    kill_at(first, at, 1)
+    with pytest.raises(Killed):
+        first.run()
+    again = Deployment(tmp_path / "killed", sites=first.sites, federation={"guard": guard})
+    assert again.run().digest == wanted
+    assert Deployment(tmp_path / "plain").run().digest != wanted

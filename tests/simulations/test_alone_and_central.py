@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fedft import run_file
 from fedft.cli import main
 from fedft.config import RunConfig
+from fedft.privacy.tables import Robust
 from fedft.simulations import alone_and_central
 from fedft.simulations import run as runs
 
@@ -24,6 +26,13 @@ def test_one_client_alone_is_the_run_of_that_client(tiny_base: Path, tmp_path: P
     only = config(tiny_base, "data.clients=1", "server.loggers=[]")
     loss = runs.simulate(only, out=tmp_path / "run").summary["final"]["loss"]
     assert alone_and_central.alone(only) == {"alone": pytest.approx(loss), "own": pytest.approx(loss)}
+
+
+def test_a_robust_sum_has_no_part_in_it(tiny_base: Path) -> None:
+    """multi_krum needs three updates; one client alone has one."""
+    two = config(tiny_base, "server.rounds=1")
+    wanted = alone_and_central.alone(two)
+    assert alone_and_central.alone(replace(two, robust=Robust("multi_krum"))) == wanted
 
 
 def test_alone_everybody_has_only_its_own_rows_and_its_rank(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

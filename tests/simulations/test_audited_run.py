@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,13 @@ from fedft.cli import main
 from fedft.errors import ConfigError, ModelHeldBack
 from fedft.privacy.audit import canaries, verdict
 from fedft.privacy.audit.contrasts import Wanted
+from fedft.privacy.audit.findings import Rows
+from fedft.privacy.audit.two_models import TwoModels
+from fedft.privacy.tables import Audit
 from fedft.reports import html_report
+from fedft.server import run_folder
 from fedft.server.checkpoint import Store
-from fedft.simulations import audited_run, finished_run
+from fedft.simulations import audited_run, finished_run, workplace
 from fedft.simulations import run as runs
 
 SMALL = [
@@ -153,6 +158,30 @@ def test_a_model_above_a_bound_is_held_back_until_it_is_released_by_hand(small: 
     assert finished_run.export_run(folder, tmp_path / "model") == "adapter"
     with pytest.raises(ConfigError, match="is not held back"):
         audited_run.release(folder)
+    html_report.write([folder], folder / "report.html")
+    assert f"Held back: {summary['held_back']}, and released by hand." in (folder / "report.html").read_text()
+
+
+def test_a_server_measures_the_exposure_of_a_plan_in_its_folder_and_has_no_rows(
+    planted: runs.Run, tmp_path: Path
+) -> None:
+    """A site's operator gives the plan to the server's, who puts it where the run will be."""
+    plan = canaries.read(planted.folder)
+    assert plan is not None
+    place, state = workplace.reopen(planted.folder, data=False)
+    two = TwoModels(place.handle, place.base, lambda: place.stand(state))
+    config = replace(place.config, audit=Audit(gate=["exposure=0.01"]))
+    canaries.keep(tmp_path, plan)
+    assert run_folder.prepare(config, tmp_path, resume=False) == config
+    verdict.check(config, plan, held_out=False)
+    why = verdict.judged(tmp_path, two, config, plan, Rows())
+    assert why.startswith("exposure is ")
+    said = verdict.read(tmp_path)
+    assert set(said["figures"]) == {"exposure", "epsilon_lower"}
+    assert said["canaries"] == audited_run.audit_run(planted.folder, Wanted(samples=0)).said["canaries"]
+    for gate, found in ((["auc=0.6"], plan), (["exposure=4"], None)):
+        with pytest.raises(ConfigError, match="cannot be measured"):
+            verdict.check(replace(config, audit=Audit(gate=gate)), found, held_out=False)
 
 
 def test_a_model_within_its_bounds_is_written_and_is_that_of_a_run_without_a_gate(

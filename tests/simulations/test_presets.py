@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def test_preferences_are_learned(
     assert last["margin"] > first["margin"]
     assert last["accuracy"] == 1
     assert run.summary["rows"]["rows"] == 60
+
+
+@pytest.mark.parametrize("preset", ["dp-records", "dp-zo"])
+def test_noise_in_every_step_hides_records_at_the_epsilon_that_is_said(
+    tiny_base: Path, tmp_path: Path, preset: str
+) -> None:
+    """Two rounds of two steps: lines say what is spent, and no loss of training."""
+    pytest.importorskip("dp_accounting", reason="the extra `dp`")
+    sets = ("server.rounds=2", "local.steps=2", "local.batch_size=4", "eval.max_rows=2", f"model.id={tiny_base}")
+    run = runs.simulate(run_file.load(PRESETS / f"{preset}.toml", sets), out=tmp_path / "run")
+    first, last = run.lines[1], run.lines[2]
+    assert 0 < first["epsilon"] < last["epsilon"] <= 8
+    assert last["epsilon"] > 7
+    assert "train_loss" not in last or not math.isfinite(last["train_loss"])
+    assert run.lines[0]["state_digest"] != last["state_digest"]
 
 
 @pytest.mark.slow
@@ -95,3 +111,14 @@ def test_eighty_devices_of_which_two_are_asked(tiny_base: Path, tmp_path: Path, 
     run = runs.simulate(run_file.load(PRESETS / "unlike-devices.toml", sets), out=tmp_path / "run")
     assert run.summary["clients"] == 80
     assert run.summary["seconds_virtual"] > 0
+
+
+def test_noise_on_the_sum_of_five_clients_spends_what_the_file_says(tiny_base: Path, tmp_path: Path) -> None:
+    """As it is but for the number of rounds: in four of them, of twenty clients, everybody is asked once."""
+    pytest.importorskip("dp_accounting", reason="pip install 'fedft[dp]'")
+    small = (f"model.id={tiny_base}", "server.rounds=4", "local.steps=1", "eval.clients=2", "eval.max_rows=1")
+    run = runs.simulate(run_file.load(PRESETS / "dp-ffa.toml", small), out=tmp_path / "run")
+    assert 7.8 < run.summary["epsilon"] <= 8.0
+    assert [line["rounds_left"] for line in run.lines] == [4, 3, 2, 1, 0]
+    assert all(line["privacy"]["clip"] == 0.3 for line in run.lines[1:])
+    assert sorted(c for line in run.lines[1:] for c in line["participants"]) == sorted(f"client-{n}" for n in range(20))

@@ -14,8 +14,9 @@ from fedft.reports.metric_log import MetricsFile
 from fedft.server import private_facts
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
-from fedft.server.guards import guard_of
+from fedft.server.guard import Unguarded
 from fedft.server.loop import Loop
+from fedft.server.private_sum import PrivateSum
 from fedft.update import Job, Plan, Update
 from fedft.wire import messages
 
@@ -92,7 +93,7 @@ class Run:
         self.metrics = MetricsFile(folder / "metrics.jsonl", newest[0].version if newest else -1)
         self.events: list[tuple[str, Mapping[str, Any]]] = []
         observe = private_facts.quiet(lambda kind, info: self.events.append((kind, info)), self.config.privacy)
-        guard = guard_of(self.config, recipe, store)
+        guard = PrivateSum(self.config, store.folder) if self.config.privacy.on else Unguarded()
         job = Job(testing.RUN, testing.SEED, "d" * 64, {"strategy": {"name": name}})
         post = LocalPost({n: partial(site.answer, n) for n, site in self.sites.items()})
         self.federation = Federation(

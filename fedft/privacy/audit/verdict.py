@@ -67,6 +67,15 @@ def write(folder: Path, said: Mapping[str, Any]) -> None:
     durable.write(folder / FILE, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """What `audit.json` of a run says; empty where it was not audited."""
+    try:
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def raise_if_held(folder: Path, summary: Mapping[str, Any]) -> None:
     """Raise ModelHeldBack where the summary of a run that has ended says so."""
     if why := summary.get("held_back"):

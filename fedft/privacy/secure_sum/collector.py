@@ -45,8 +45,8 @@ class Block:
     """Message 4's body by index of the dealer; empty when every dealer is ready."""
     dealt: tuple[int, ...] = ()
     """Indices of the dealers; () until they are fixed."""
-    opened_boxes: dict[int, bytes] = field(default_factory=dict)
-    """Message 6 by index, of the dealers that are ready."""
+    at_hand: tuple[int, ...] = ()
+    """Indices of the dealers that are ready."""
     survivors: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Indices by slot, of the slots in which they are fixed."""
     openings: dict[int, dict[int, bytes]] = field(default_factory=dict)
@@ -140,8 +140,8 @@ class Block:
         messages.read_ready(messages.read(payload, Step.READY, RejectedUpdate, self.context), RejectedUpdate)
         if index not in self.dealt:
             raise RejectedUpdate("secagg_context", f"{name!r} has dealt no shares")
-        self.opened_boxes[index] = payload
-        if len(self.opened_boxes) == len(self.dealt):
+        self.at_hand = tuple(sorted({*self.at_hand, index}))
+        if self.at_hand == self.dealt:
             self.boxes = {}
 
     @property
@@ -152,7 +152,7 @@ class Block:
     @property
     def ready(self) -> tuple[str, ...]:
         """The dealers that have opened their boxes, in roster order: who can be asked for a masked vector."""
-        return self._named(self.opened_boxes)
+        return self._named(self.at_hand)
 
     def unmask(self, slot: int, survivors: Iterable[str]) -> bytes:
         """Message 7, for every survivor; the survivors of a slot are fixed from now on, ValueError for others.

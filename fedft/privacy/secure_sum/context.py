@@ -2,7 +2,8 @@
 
     t      = floor(2 n / 3) + 1
     roster = SHA-256(for each member: u8 length | name UTF-8 | 32 bytes Ed25519)        in bytewise order of the names
-    spec   = SHA-256(compact JSON, sorted keys: {"bits", "clip", "ring", "tensors": [[name, [shape]]...], "weights"})
+    spec   = SHA-256(compact JSON, sorted keys: {"bits", "clip", "ring", "tensors": [[name, [shape]]...], "weights",
+             and "noise" where there is some})
     ctx    = SHA-256("fedft-secagg/1\\0" | run 8 | block u32 | roster 32 | n u16 | t u16 | spec 32 | ring bits u8)
 
 Little endian. A block is SLOTS one-time sums of the same members; members have the indices 1 .. n in the order above.
@@ -26,7 +27,7 @@ _FIELDS = struct.Struct("<8sI32sHH32sB")
 
 
 def threshold(n: int) -> int:
-    """t of n members: how many must answer before a sum can be opened, and two thirds cannot.
+    """t of n members, more than two thirds: so many must answer before a sum can be opened.
 
     >>> threshold(5), threshold(100)
     (4, 67)
@@ -71,11 +72,14 @@ class Spec:
     """Name and shape of each; the vector is all of them, flat, one behind the other."""
     weights: str = "uniform"
     """Every client counts once."""
+    noise: float = 0.0
+    """sigma of the noise that any t clients have added to the sum, in integers (`noise_shares`); 0: none."""
 
     def __post_init__(self) -> None:
         check.between(2, 24, bits=self.bits)
         if self.ring not in (16, 32) or self.weights != "uniform":
             raise ValueError(f"expected ring 16 or 32 and uniform weights, got {self.ring} and {self.weights!r}")
+        check.between(0, 2**31, noise=self.noise)
         clips = self.clips
         if len(clips) != len(self.tensors) or not all(0 < c < math.inf for c in clips):
             raise ValueError(f"wanted one finite clip above 0 or one per tensor ({len(self.tensors)}), got {self.clip}")
@@ -103,20 +107,31 @@ class Spec:
         >>> Spec(24, 1.0, 32, (("w", (4,)),)).json()
         b'{"bits":24,"clip":1.0,"ring":32,"tensors":[["w",[4]]],"weights":"uniform"}'
         """
+        noise = {"noise": float(self.noise)} if self.noise else {}
         clip = [float(c) for c in self.clip] if isinstance(self.clip, tuple) else float(self.clip)
         said = {"bits": self.bits, "clip": clip, "ring": self.ring, "tensors": self.tensors, "weights": self.weights}
-        return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+        return json.dumps(said | noise, sort_keys=True, separators=(",", ":")).encode()
 
     @property
     def digest(self) -> bytes:
         """SHA-256 of `json()`, 32 bytes."""
         return hashlib.sha256(self.json()).digest()
 
+    def most(self, count: int, t: int) -> int:
+        """The largest magnitude in a sum of so many clients' integers, ten deviations of their noise with it."""
+        return count * self.largest + math.ceil(10 * self.noise * math.sqrt(count / t))
+
     def check_fits(self, n: int) -> None:
-        """Return None if the sum of n clients fits the ring: n 2^(b-1) < 2^(ring-1). Raises ValueError in one line."""
-        if n << (self.bits - 1) >= 1 << (self.ring - 1):
-            most = (1 << (self.ring - self.bits)) - 1
-            raise ValueError(f"sums of {self.bits} bits in a ring of {self.ring} have room for {most} clients, not {n}")
+        """Return None if the sum of n clients fits the ring: n 2^(b-1) + 10 sigma sqrt(n/t) < 2^(ring-1).
+
+        Raises ValueError in one line.
+        """
+        if not self._fits(n):
+            fit = sum(map(self._fits, range(1, n)))
+            raise ValueError(f"sums of {self.bits} bits in a ring of {self.ring} have room for {fit} clients, not {n}")
+
+    def _fits(self, n: int) -> bool:
+        return n + self.most(n, threshold(n)) < 1 << (self.ring - 1)
 
 
 def spec_of(said: bytes) -> Spec:
@@ -125,8 +140,9 @@ def spec_of(said: bytes) -> Spec:
     clip = fields["clip"]
     tensors = tuple((name, tuple(shape)) for name, shape in fields["tensors"])
     return Spec(
-        fields["bits"], tuple(clip) if isinstance(clip, list) else clip, fields["ring"], tensors, fields["weights"]
-    )
+        fields["bits"], tuple(clip) if isinstance(clip, list) else clip, fields["ring"], tensors, fields["weights"],
+        fields.get("noise", 0.0),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

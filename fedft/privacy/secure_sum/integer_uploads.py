@@ -167,8 +167,6 @@ def unfit(recipe: Recipe, config: RunConfig) -> str:
         return "[limits] max_norm: nobody sees the norm of one update; leave it out, or set [privacy] range"
     if config.privacy.secagg == "on" and config.clients.devices is not None:
         return "[clients] devices: virtual devices have no part in masks; wanted 'clear', or no devices"
-    if config.privacy.mode == "central-dp":
-        return "mode = 'central-dp' has no way yet to clip what the server does not see; wanted 'example-dp' or 'none'"
     try:
         reach(config, recipe, "")
     except ValueError as e:

@@ -18,11 +18,11 @@ PlanRefused carries one of
     secagg_context        another block, specification, book or dealers than before; a key twice or a weak one; a box
                           that does not open; a slot in which nothing was sent; survivors that never dealt
     secagg_slot_used      another vector for a slot: two vectors under the same masks give their difference away
-    secagg_second_answer  other survivors for a slot that was answered: somebody's both kinds of share; or work again of
-                          which a sum was opened: two sums that differ by one site
+    secagg_second_answer  other survivors for a slot that was answered: somebody's both kinds of share
     secagg_both_shares    survivors without this site, which is asked as one: its key beside its vector
 
-No text of a refusal holds a secret.
+No text of a refusal holds a secret. Vectors of the same work may have sums in several slots, also of several blocks:
+that these are over the same sites, or their difference is a site's vector, is for the caller to see to.
 """
 
 import hashlib
@@ -69,8 +69,8 @@ class Member:
     """D: indices of the sites whose shares are here, this one's too."""
     held: Mapping[int, Mapping[int, bytes]] = field(default_factory=dict)
     """Of every slot that is not opened: a share of a and one of b by index of the dealer."""
-    used: Mapping[int, tuple[bytes, bytes]] = field(default_factory=dict)
-    """Of every slot that has one: SHA-256 of its vector, and which work it is of."""
+    used: Mapping[int, bytes] = field(default_factory=dict)
+    """SHA-256 of its vector, of every slot that has one."""
     answered: Mapping[int, tuple[tuple[int, ...], bytes]] = field(default_factory=dict)
     """Of every opened slot: the survivors, and message 8."""
     draw: Draw = field(default=os.urandom, compare=False)
@@ -124,30 +124,26 @@ class Member:
                 held[slot][j] = part
         return replace(self, delivery=digest, dealers=dealers, held=held, sent=b"", box_secret=b""), ready
 
-    def masked(self, slot: int, q: np.ndarray, work: bytes = b"") -> tuple["Member", np.ndarray]:
+    def masked(self, slot: int, q: np.ndarray) -> tuple["Member", np.ndarray]:
         """(the next Member, uint32 or uint16 [spec.length]: the vector under its masks).
 
         The same vector gives the same bytes, until `erased`.
 
         Args:
             slot: from 0 to 15, each for one vector for ever.
-            q: int32 [spec.length], within +-spec.largest; ValueError otherwise.
-            work: what the vector answers, whatever the attempt, if that may be asked again; refused when a slot with
-                the same was opened, since a sum over other sites would give away those by which the two differ.
+            q: int32 [spec.length], within +-spec.most of one client; ValueError otherwise.
         """
-        most = self.spec.largest
+        most = self.spec.most(1, self.context.t)
         if q.dtype != np.int32 or q.shape != (self.spec.length,) or q.max() > most or q.min() < -most:
             raise ValueError(f"expected {self.spec.length} int32 within +-{most}, got {q.dtype} {q.shape}")
         if not self.dealers or not 0 <= slot < SLOTS:
             raise PlanRefused("secagg_context", f"slot {slot} of a block with {len(self.dealers)} dealers")
-        use = (hashlib.sha256(q.tobytes()).digest(), work)
-        if slot not in self.secrets or self.used.get(slot, use) != use:
+        digest = hashlib.sha256(q.tobytes()).digest()
+        if slot not in self.secrets or self.used.get(slot, digest) != digest:
             raise PlanRefused("secagg_slot_used", f"slot {slot} of block {self.context.block} has had its vector")
-        if work and any(self.used[s][1] == work for s in self.answered):
-            raise PlanRefused("secagg_second_answer", "a sum with this work was opened in another slot")
         y = q.astype(ring.word(self.spec.ring))
         ring.add_masks(y, self._masks(slot))
-        return replace(self, used={**self.used, slot: use}), y
+        return replace(self, used={**self.used, slot: digest}), y
 
     def _masks(self, slot: int) -> list[tuple[bytes, bool]]:
         """The keys of the site's masks in a slot, and which of them are subtracted."""

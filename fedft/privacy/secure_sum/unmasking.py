@@ -51,7 +51,7 @@ def unmasked(
         keys += [(derived_keys.mask_key(derived_keys.agreed(key, public[i]), ctx, slot), j > i) for i in masked]
     ring.add_masks(total, keys)
     found = ring.centred(total)
-    if np.abs(found).max() > len(masked) * spec.largest:
+    if np.abs(found).max() > spec.most(len(masked), len(holders)):
         raise RejectedUpdate("secagg_out_of_range", "what was opened is no sum of integers in their range")
     return found
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from secure_blocks import RUN, Sites, begun, copied, roster, set_up, signed, signing_key, spec, vectors
+from secure_blocks import RUN, Sites, begun, roster, set_up, signed, signing_key, spec, vectors
 
 from fedft.errors import PlanRefused
 from fedft.privacy.secure_sum import derived_keys, member, messages
@@ -15,7 +15,7 @@ from fedft.privacy.secure_sum.messages import Entry, Step
 
 SPEC = spec(4)
 CARDS = roster(5)
-FRAME = 14
+FRAME = messages.FRAME_BYTES
 NAME, INDEX = "site-2", 2
 Act = Callable[[], object]
 
@@ -275,19 +275,6 @@ def test_a_slot_in_which_nothing_was_sent_and_another_block(sent: Sites) -> None
     refused("secagg_context", lambda: sent.members["site-5"].opened(ask(sent, [1, 2, 3, 4, 5])), sent)
     other = begun(5, SPEC, block=4)
     refused("secagg_context", lambda: sent.members[NAME].opened(ask(other, [1, 2, 3, 4])), sent)
-
-
-def test_work_of_which_a_sum_was_opened_is_not_masked_again(sent: Sites) -> None:
-    """Two sums of the same vectors, over four sites and over five, would be the fifth's vector."""
-    q = vectors(sent.members, SPEC)[NAME]
-    m = copied(sent).members[NAME]
-    m, _ = m.masked(8, q, b"round 7")
-    assert m.masked(9, q, b"round 7"), "the slot of a round that failed was never opened"
-    m, _ = m.opened(ask(sent, [1, 2, 3, 4], slot=8))
-    refused("secagg_second_answer", lambda: m.masked(9, q, b"round 7"), sent)
-    back = member.from_bytes(m.to_bytes(), signing_key(NAME))
-    refused("secagg_second_answer", lambda: back.masked(9, q, b"round 7"), sent)
-    assert m.masked(9, q, b"round 8")
 
 
 def test_a_state_of_another_key_is_not_gone_on_with(sent: Sites) -> None:
