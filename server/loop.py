@@ -263,21 +263,23 @@ class Loop:
         """The line of a state with what its evaluation found; of sites under noise, with what is released of it."""
         run = self.federation
         if run.private is not None and run.deployed:
-            said = noisy_evaluation.measured(self._exchange, state, barred)
-            return {**line, **said, **{k: line.get(k, 0) + said.get(k, 0) for k in ("bytes_up", "bytes_down")}}
+            return _with_bytes(line, noisy_evaluation.measured(self._exchange, state, barred))
         found, traffic = evaluate(self._exchange, state, barred, rouge=rouge)
         # refused evaluations are nobody's fault where the state is; a contradiction of an update is
         self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
         outside = {"outside_epsilon": ["evaluation"]} if found and run.config.privacy.on else {}
-        return {
+        line = {
             **over_clients(found.values()),
             **line,
             **by_bits.evaluated(line, found.values(), run.config.model),
             **outside,
             "evaluation": found,
-            "evaluation_bytes": {"up": traffic.up, "down": traffic.down, "needed": traffic.needed},
             "refused": [*line["refused"], *traffic.refused],
         }
+        if (private := run.private) is not None:
+            secret = private.schedule.secret
+            return _with_bytes(line, private.facts.of_evaluation(state.version, traffic, secret=secret))
+        return {**line, "evaluation_bytes": {"up": traffic.up, "down": traffic.down, "needed": traffic.needed}}
 
 
 def _all_there_is(config: RunConfig, lines: Sequence[Mapping[str, Any]]) -> str:
@@ -295,6 +297,11 @@ def _barred(refusals: list[list[Any]], limit: int) -> list[str]:
     rounds = {(r, c) for r, c in refusals}
     clients = [c for _, c in rounds]
     return [c for c in set(clients) if clients.count(c) >= limit]
+
+
+def _with_bytes(line: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of a round with what is `said` of its evaluation; bytes of both are added up."""
+    return {**line, **said, **{k: line.get(k, 0) + said.get(k, 0) for k in ("bytes_up", "bytes_down")}}
 
 
 def _total(line: Mapping[str, Any], way: str) -> int:

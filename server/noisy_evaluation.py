@@ -34,7 +34,8 @@ def measures(run: Federation) -> Collection[str]:
 
 
 def measured(exchange: Exchange, state: State, barred: Collection[str]) -> dict[str, float]:
-    """Means with noise by measure, and bytes_up and bytes_down; nothing where `[privacy] evaluate` says so.
+    """Means with noise by measure, and bytes as `PrivateFacts.of_evaluation` says; nothing where `[privacy] evaluate`
+    says so.
 
     Nothing, too, where `max_epsilon` has no room for it, which is said. `barred`: who is not asked.
     """
@@ -56,7 +57,7 @@ def measured(exchange: Exchange, state: State, barred: Collection[str]) -> dict[
     except BudgetSpent as e:
         log.warning("version %d is not measured: %s", state.version, e)
         means = {}
-    return {**means, "bytes_up": sum(traffic.up.values()), "bytes_down": sum(traffic.down.values())}
+    return {**means, **private.facts.of_evaluation(state.version, traffic, secret=private.schedule.secret)}
 
 
 def _digest(said: Mapping[str, float]) -> str:

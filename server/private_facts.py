@@ -15,6 +15,7 @@ from typing import Any
 from fedft.errors import RejectedUpdate
 from fedft.privacy.tables import Privacy
 from fedft.reports.observers import Observer
+from fedft.server.traffic import Traffic
 from fedft.update import MEMORY_LOST, Update
 
 FILE = "private.jsonl"
@@ -62,6 +63,15 @@ class PrivateFacts:
             up, down, needed = (sum(b[k] for b in record["bytes"].values()) for k in ("up", "down", "needed"))
             found |= {"bytes_up": up, "bytes_down": down, "training_bytes": {"up": up, "down": needed}}
         return {**found, "hidden": hidden}
+
+    def of_evaluation(self, version: int, traffic: Traffic, *, secret: bool) -> dict[str, int]:
+        """bytes_up and bytes_down of an evaluation, of all clients; none where it is `secret` who was asked to train.
+
+        What is sent to a client goes by what it holds, which tells whether it took part. By client they are added here.
+        """
+        self.add({"version": version, "evaluation_bytes": {"up": traffic.up, "down": traffic.down}})
+        total = {"bytes_up": sum(traffic.up.values()), "bytes_down": sum(traffic.down.values())}
+        return {} if secret else total
 
     def without_numbers(self, admit: Admit, round: int, client: str) -> Admit:
         """`admit`, which refuses with the code alone: the reason, with its numbers, is added here."""

@@ -89,6 +89,20 @@ def test_a_cohort_of_coins_is_drawn_once_may_be_empty_and_is_not_published(tmp_p
     assert all(not c.asked for c in run.ledger.charges)
 
 
+@pytest.mark.parametrize("deployed", [True, False])
+def test_bytes_of_an_evaluation_do_not_tell_whom_the_coins_chose(tmp_path: Path, deployed: bool) -> None:
+    """Who has trained holds half of the state already, and is sent the rest, so bytes would say so."""
+    tables: dict[str, dict[str, object]] = {"eval": {"every": 2}}
+    said = {"cohort": "poisson", "evaluate": "noisy"}
+    run = Run(tmp_path, said, "rolora", per_round=2, rounds=4, deployed=deployed, tables=tables)
+    run.digest()
+    facts = [json.loads(x) for x in (tmp_path / "state" / "private.jsonl").read_text().splitlines()]
+    sent = [x["evaluation_bytes"]["down"] for x in facts if "evaluation_bytes" in x]
+    assert any(len({*by_client.values()}) > 1 for by_client in sent), "there is something to hide"
+    assert all((line["bytes_up"], line["bytes_down"]) == (0, 0) for line in run.metrics.lines)
+    assert not any("evaluation_bytes" in line for line in run.metrics.lines)
+
+
 @pytest.mark.parametrize(("cohort", "heard"), [("poisson", []), ("asked", ["progress"])])
 def test_nobody_hears_of_the_work_of_a_site_that_was_asked_in_secret(cohort: str, heard: list[str]) -> None:
     kinds: list[str] = []
