@@ -212,7 +212,6 @@ def test_a_release_that_is_made_twice_is_paid_twice_or_not_made(
     [
         ({"server": {"archive": True}}, "archive"),
         ({"server": {"budget": "bytes=1e6"}}, "budget"),
-        ({"privacy": {"secagg": "clear"}}, "secagg"),
     ],
 )
 def test_what_cannot_be_had_with_noise_is_refused_by_name(tables: dict[str, dict[str, object]], said: str) -> None:
