@@ -20,9 +20,9 @@ from fedft.privacy.secure_sum import member, ring
 from fedft.privacy.secure_sum.collector import Block
 from fedft.privacy.secure_sum.context import Spec, context_of
 from fedft.privacy.secure_sum.member import Member
+from fedft.privacy.secure_sum.messages import FRAME_BYTES
 
 RUN, SLOT = "0123456789abcdef", 5
-FRAME = 14
 ALONE, MASKED = "without masks", "masked"
 
 
@@ -80,12 +80,12 @@ def set_up(made: Made, n: int) -> None:
     block = Block(old.context, old.cards, old.spec)
     names = sorted(old.cards)
     keys, shares = made.said["keys"], made.said["shares"]
-    frame = keys[:FRAME]
+    frame = keys[:FRAME_BYTES]
     for index, name in enumerate(names, 1):
         block.took_keys(name, frame + old.entries[index].body())
     block.book()
     for index, name in enumerate(names, 1):
-        block.took_shares(name, shares[:FRAME] + old.boxes[index])
+        block.took_shares(name, shares[:FRAME_BYTES] + old.boxes[index])
     for name in names[:n]:
         block.deliver(name)
 
@@ -129,8 +129,8 @@ def setup_acts(made: Made, n: int) -> list[Act]:
 def sizes(made: Made, n: int, length: int) -> tuple[Row, ...]:
     """Bytes of a client, counted and as the definition has them."""
     said, width = made.said, made.block.spec.ring // 8
-    block = sum(len(said[what]) - FRAME for what in ("keys", "book", "shares", "deliver", "ready"))
-    told = sum(len(said[what]) - FRAME for what in ("unmask", "opened")) + next(iter(made.masked.values())).nbytes
+    block = sum(len(said[what]) - FRAME_BYTES for what in ("keys", "book", "shares", "deliver", "ready"))
+    told = sum(len(said[what]) - FRAME_BYTES for what in ("unmask", "opened")) + next(iter(made.masked.values())).nbytes
     bits = -(-n // 8)
     return (
         Row("client, a block", "counted", facts={"bytes": block}),

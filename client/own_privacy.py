@@ -86,6 +86,7 @@ class OwnPrivacy:
             ConfigError: no dp-accounting is installed, or no noise is enough. StateDamaged: the ledger was lost.
         """
         said = self._said = config.privacy
+        self._terms = None
         ours, theirs = asdict(said), {**asdict(Privacy()), **job.table("privacy")}
         if other := [k for k in ours if ours[k] != theirs.get(k) and k not in {"rounds", *LOCAL["privacy"]}]:
             raise PlanRefused("job_mismatch", f"the server's [privacy] {other[0]} is not ours")
@@ -124,9 +125,8 @@ class OwnPrivacy:
             probability = min(1.0, (turn.plan.batch or self._batch) / self._terms.rows)
         clip, z = self._said.clip, self._terms.z
         noise = [self._said.mode, clip, z, probability]
-        anywhere = replace(
-            turn, plan=replace(turn.plan, run="")
-        )  # a key is of one run; a seed is of two that are alike
+        # without the run's name: a key is of one run, and runs of one seed are to have the same noise
+        anywhere = replace(turn, plan=replace(turn.plan, run=""))
         work = work_of(anywhere, self._digest_of(rows), any_slot=True)
         parts = (work.encode(), self._facts, json.dumps(noise).encode())
         salt = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()

@@ -258,7 +258,7 @@ class Responder:
             if doing == "training" and (client := self.runs.loaded(about.run)) is not None:
                 step, seconds = client.step, time.monotonic() - since
                 said |= {"step": step, "steps": self._steps}
-                if step > 1:
+                if step > 1 and not client.config.privacy.at_clients:  # how long a step takes tells of its rows
                     said["left_s"] = round(seconds / (step - 1) * (self._steps - step + 1), 1)
             return said
         if queued:

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -160,8 +161,9 @@ class SecureSums:
         digest, held = hashlib.sha256(message).hexdigest(), self._member
         if held is not None and digest == self._said.opening:
             return held.keys()
-        found = [*self._vectors(layout)]
-        wanted = next((spec for spec in found if message.endswith(spec.json())), found[0])
+        found = self._vectors(layout)
+        first = next(found)
+        wanted = next((spec for spec in chain([first], found) if message.endswith(spec.json())), first)
         last = -1 if held is None else held.context.block
         held = members.begun(message, self.cards, self.name, self.key, last, wanted, self.run)
         self._keep(held, Said(digest, opened=self._said.opened))

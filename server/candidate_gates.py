@@ -3,7 +3,8 @@
     gate(state, candidate, measured) -> candidate, another state of its version, or GateRefused with the reason
 
 `measured` is what is known of the round: train_loss, the updates' norms by client, aggregation_error if it was
-measured. A refusal commits nothing: the round's updates are dropped and the run pauses, to ask everybody anew.
+measured; under `[privacy] mode = "central-dp"` there are no norms, and no loss. A refusal commits nothing: the round's
+updates are dropped and the run pauses, to ask everybody anew.
 """
 
 from dataclasses import dataclass, replace

@@ -224,9 +224,10 @@ class Loop:
 
     def _report(self, state: State, notes: Mapping[str, Any]) -> None:
         """Evaluate where it is due and write the line of this version, unless it stands already."""
-        if self.metrics.has(state.version):
-            return
         run, started = self.federation, time.monotonic()
+        if self.metrics.has(state.version):
+            self._reported(state.version)
+            return
         line: dict[str, Any] = {"version": state.version, "refused": [], "seconds": {}, **notes["record"]}
         line["state_digest"] = state.digest
         if run.config.privacy.at_clients:
@@ -249,8 +250,12 @@ class Loop:
         self._say_if_it_diverges(line)
         self.metrics.append(line)
         run.observe("line", line)
-        if run.private is not None:
-            run.private.measured(state.version)
+        self._reported(state.version)
+
+    def _reported(self, version: int) -> None:
+        """The line of this version is on the disk, perhaps since before a kill."""
+        if self.federation.private is not None:
+            self.federation.private.measured(version)
 
     def _evaluated(
         self, state: State, line: Mapping[str, Any], barred: Collection[str], *, rouge: bool

@@ -122,7 +122,7 @@ class MaskedRounds:
         counted = self.survivors
         if counted is None:
             counted = [c for c in weights if c in block.dealers]
-            message = _paused(run, partial(block.unmask, slot, counted))
+            _paused(run, partial(block.unmask, slot, counted))
             self._keep()
         message = block.unmask(slot, counted)
         if missing := [c for c in counted if c not in weights]:

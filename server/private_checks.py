@@ -1,9 +1,13 @@
 """What a server cannot do beside noise on its sums, found before there is a folder; see `fedft.privacy.unfit`, too."""
 
-from fedft.config import RunConfig, budget_of
+import logging
+
+from fedft.config import Limits, RunConfig, budget_of
 from fedft.errors import ConfigError
 from fedft.privacy import accountant
 from fedft.privacy.accountant import Release
+
+log = logging.getLogger(__name__)
 
 
 def check(config: RunConfig, deployed: bool) -> None:
@@ -14,6 +18,10 @@ def check(config: RunConfig, deployed: bool) -> None:
     where = '[privacy] mode = "central-dp"'
     for key, why in _refused(config, deployed).items():
         raise ConfigError(f"{where} and {key}: {why}")
+    if config.limits.norm_factor != Limits().norm_factor:
+        log.warning("[limits] norm_factor has no effect under %s: norms of others decide about nobody", where)
+    if said.evaluate == "noisy" and not deployed:
+        log.warning('[privacy] evaluate = "noisy" is of deployments: a simulation measures as ever, outside of epsilon')
     if said.noise == "os" or said.epsilon is not None or said.max_epsilon is not None:
         accountant.epsilon([Release(1.0)], 0.1)  # or the first round would find out that there is no accountant
 

@@ -21,7 +21,7 @@ def drawn(kind: Public, members: Sequence[str], per_round: int | None, seed: int
     seed decide, so that everybody is in one round of N / per_round.
 
     >>> [drawn("cyclic", ["a", "b", "c", "d", "e"], 2, seed=0, round=n) for n in range(3)]
-    [['d', 'e'], ['a', 'c'], ['b', 'd']]
+    [['a', 'e'], ['b', 'd'], ['c', 'e']]
     """
     size = len(members)
     if kind == "asked" or per_round is None or per_round >= size:

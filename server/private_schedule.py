@@ -20,13 +20,18 @@ class PrivateSchedule:
         self._members: tuple[str, ...] = ()
         self._measures: tuple[str, ...] = ()
         self._drawn: tuple[str, ...] = ()
+        self._drawn_in: dict[int, tuple[str, ...]] = {}
+        """Who of the members of now may be in the sum of a round, where that is public: each is drawn once."""
         self._toss = Toss("", 1.0, [])
         self.over = False
         """A release was refused for its price: no further round begins."""
 
     def seat(self, members: Collection[str], measures: Collection[str] = ()) -> None:
         """Take these as the members of now; `measures` are what is released of each evaluation."""
-        self._members, self._measures = tuple(sorted(members, key=str.encode)), tuple(measures)
+        found = tuple(sorted(members, key=str.encode))
+        if found != self._members:
+            self._drawn_in.clear()
+        self._members, self._measures = found, tuple(measures)
 
     @property
     def members(self) -> Sequence[str]:
@@ -55,13 +60,16 @@ class PrivateSchedule:
         if self.secret:
             self._toss = self._ledger.drawn(round, self._members, self._probability)
             return list(self._toss.asked)
-        self._drawn = tuple(self._public(round))
+        self._drawn = self._public(round)
         return list(self._drawn)
 
-    def _public(self, round: int) -> list[str]:
+    def _public(self, round: int) -> tuple[str, ...]:
         kind, config = self._said.cohort, self._config
         assert kind != "poisson"
-        return private_cohort.drawn(kind, self._members, config.clients.per_round, config.server.seed, round)
+        if round not in self._drawn_in:
+            found = private_cohort.drawn(kind, self._members, config.clients.per_round, config.server.seed, round)
+            self._drawn_in[round] = tuple(found)
+        return self._drawn_in[round]
 
     @property
     def _probability(self) -> float:
@@ -77,7 +85,7 @@ class PrivateSchedule:
         """What the sum of a later round will cost, with the members of now."""
         if self.secret:
             return Charge(round, "poisson", z, q=self._probability, draw=str(round))
-        return Charge(round, "gaussian", z, asked=tuple(self._public(round)))
+        return Charge(round, "gaussian", z, asked=self._public(round))
 
     def of_measure(self, version: int, measure: str, z: float) -> Charge:
         """What a measure of an evaluation costs: all members may be in it."""

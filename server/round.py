@@ -71,7 +71,7 @@ class Round:
 
         Raises RunPaused below quorum and where a gate refuses the next state. Updates that were admitted stay on disk
         in the first case, for the next attempt, and are dropped in the second. Raises EverybodyLeft where none of those
-        who were asked may take part any more.
+        who were asked may take part any more, and SumLost where what its secure sum needs is lost.
         """
         started, by_clock = time.monotonic(), self.run.clock.monotonic()
         asked = self._begin()

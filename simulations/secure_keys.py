@@ -28,7 +28,7 @@ def secure_sums(
     `folder` is that of the clients' own folders; None: keys are in memory.
     """
     integers = integers_of(recipe)
-    if integers is None or config.privacy.secagg != "on":
+    if integers is None or config.privacy.secagg != "on" or not names:
         return {}
     own = {name: folder and folder / durable.folder_name(name) for name in names}
     keys = {name: _key(at) for name, at in own.items()}

@@ -77,10 +77,10 @@ class LineSums:
         for client, way in line.get("bytes", {}).items():
             for key in ("up", "down"):
                 self._client(client)[key] += way[key]
-        evaluated = line.get("evaluation_bytes", {})
-        for key in ("up", "down"):
-            for client, size in evaluated.get(key, {}).items():
-                self._client(client)[key] += size
+        for what in ("evaluation_bytes", "secagg_bytes"):
+            for key in ("up", "down"):
+                for client, size in line.get(what, {}).get(key, {}).items():
+                    self._client(client)[key] += size
         for client in line.get("participants", ()):
             self._client(client)["counted"] += 1
         for client, found in line.get("evaluation", {}).items():

@@ -79,6 +79,7 @@ def cost(of: Schedule, numbers: int) -> dict[str, Any]:
     around                                 [z, epsilon] of half as much noise, this, and twice as much
     numbers, sigma                         d, and the noise on each number of a round's mean (in steps: of a gradient)
     noise_to_signal, verdict               see `fedft.privacy.schedule.noise_to_signal`
+    ends                                   after which round `max_epsilon` ends the run; None: it does not
     by_rows                                where the unit is a record: what clients with so many of them pay
     secagg                                 as the run file says it
 
@@ -89,7 +90,7 @@ def cost(of: Schedule, numbers: int) -> dict[str, Any]:
         "mode": said.mode, "unit": "record" if of.of_records else "client", "clip": said.clip, "delta": said.delta,
         "secagg": said.secagg, "epsilon": None, "epsilon_why": of.none, "noise_multiplier": said.noise_multiplier,
         "numbers": numbers, "sigma": None, "noise_to_signal": None, "verdict": "",
-        "after": [], "around": [], "by_rows": [],
+        "after": [], "around": [], "by_rows": [], "ends": None,
     }  # fmt: skip
     if of.of_records and not of.rows:  # a server: each site finds its own noise for an epsilon
         return found | {"epsilon": said.epsilon, "epsilon_why": of.none or ("" if said.epsilon else ROWS)}
@@ -103,6 +104,8 @@ def cost(of: Schedule, numbers: int) -> dict[str, Any]:
     found["after"] = [[t, of.epsilon(t, z, clients[0])] for t in sorted({1, max(1, of.rounds // 2), of.rounds})]
     found["around"] = [[x, of.epsilon(of.rounds, x, clients[0])] for x in (z / 2, z, 2 * z)]
     found["epsilon"] = found["after"][-1][1]
+    if said.max_epsilon is not None and found["epsilon"] > said.max_epsilon:
+        found["ends"] = of.fitting(said.max_epsilon, z)
     for rows in clients if of.of_records else ():
         own = z if rows == clients[0] else of.noise(rows)
         spent = of.epsilon(of.rounds, own, rows)

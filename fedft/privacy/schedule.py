@@ -90,6 +90,14 @@ class Schedule:
         """What so many rounds cost with this noise. Raises ConfigError where dp-accounting is not installed."""
         return accountant.epsilon(self.releases(z, rounds, rows), self.privacy.delta or 0.0)
 
+    def fitting(self, most: float, z: float) -> int:
+        """How many rounds with this noise cost at most so much; all of them, if they do."""
+        low, high = 0, self.rounds + 1
+        while high > low + 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.epsilon(middle, z) <= most else (low, middle)
+        return low
+
     @property
     def smallest(self) -> list[int]:
         """The three smallest numbers of rows that clients have, and the largest: who pays most, and least."""

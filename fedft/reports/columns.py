@@ -25,6 +25,8 @@ RESERVED = frozenset(
         *("version", "round", "refused", "seconds", "state_digest", "bytes", "training_bytes", "evaluation"),
         *(
             "evaluation_bytes",
+            "secagg_bytes",
+            "sum_refused",
             "bytes_up",
             "bytes_down",
             "participants",

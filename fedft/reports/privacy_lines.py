@@ -35,6 +35,8 @@ def _epsilons(cost: Mapping[str, Any]) -> list[str]:
         after = "".join(f"{_short(value)} after {rounds}, " for rounds, value in cost["after"][:-1])
         around = ", ".join(f"{_short(value)} at z {z:.3g}" for z, value in cost["around"][::2])
         told.append(f"epsilon  {after}{around}")
+    if cost["ends"] is not None:
+        told.append(f"         [privacy] max_epsilon ends the run after {cost['ends']} rounds")
     if by_rows := cost["by_rows"]:
         alike = len({c["noise_multiplier"] for c in by_rows}) == 1
         each = (_short(c["epsilon"]) if alike else f"z {c['noise_multiplier']:.3g}" for c in by_rows)

@@ -6,15 +6,16 @@
     then     terms change gt, the optimiser takes it                       nothing behind the noise costs anything
 
 No step is left out, and none has another divisor: either would tell of the rows. A row whose gradient is not finite
-counts as 0. `[local] max_grad_norm` is not looked at: C is in the same scale, the adapter's own, but of each row. The
-noise and the batches are of the turn's secret stream (`fedft.privacy.keyed_stream`), so a turn that is done again after
-a crash is the same turn, byte for byte. Sum and noise are added in float64 and rounded to float32; what last bits of
-floats may give away (Mironov, CCS 2012) is not in epsilon.
+counts as 0. `[local] max_grad_norm` is not looked at: C is in the same scale, the adapter's own, but of each row. Noise,
+batches and what a model drops are of the turn's secret stream (`fedft.privacy.keyed_stream`), so a turn that is done
+again after a crash is the same turn, byte for byte. Sum and noise are added in float64 and rounded to float32; what
+last bits of floats may give away (Mironov, CCS 2012) is not in epsilon.
 
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv:1607.00133.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from weakref import WeakSet
 
@@ -49,7 +50,23 @@ class PrivateFirstOrder:
         """
         private = noise_of(turn)
         per_example.once(self._tested, per_example.self_test, handle, data)
-        return self.steps.taken(handle, poisson_batches.batches(data, turn, private), turn, descend)
+        with _secret_draws(private):
+            return self.steps.taken(handle, poisson_batches.batches(data, turn, private), turn, descend)
+
+
+@contextmanager
+def _secret_draws(private: Private) -> Iterator[None]:
+    """Inside, what a model draws while it learns (dropout) follows from the turn's secret stream.
+
+    From a seed that others know they knew who is dropped of each row in a batch with and without a record: the other
+    rows' parts would differ, and the sum by more than C.
+    """
+    seed = int(private.stream.bits("dropout", "", 1))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
+        yield
 
 
 def noise_of(turn: Turn) -> Private:

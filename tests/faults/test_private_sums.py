@@ -168,3 +168,21 @@ def test_a_key_is_readable_by_nobody_else_and_is_the_systems(tmp_path: Path, mon
     run_in(tmp_path, FRESH).digest()
     assert modes == {0o600}
     assert len(set(drawn)) == ROUNDS
+
+
+@pytest.mark.parametrize("first", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_in_a_noisy_evaluation_measures_the_same_and_pays_once(tmp_path: Path, first: int) -> None:
+    """And leaves no key, also behind the last line, after which nothing is measured any more."""
+    said, call, stride = {"evaluate": "noisy"}, first, 23 if first > 1 else 1
+    whole = run_in(tmp_path / "whole", said)
+    whole.digest()
+    wanted = [(line["loss"], line["accuracy"]) for line in whole.metrics.lines]
+    while killed_at(call, folder := tmp_path / str(call), said):
+        again = run_in(folder, said)
+        again.digest()
+        assert [(line["loss"], line["accuracy"]) for line in again.metrics.lines] == wanted
+        assert len(again.ledger.charges) == len(whole.ledger.charges) == ROUNDS + 2 * (ROUNDS + 1)
+        assert not list((folder / "state").glob("noise-*"))
+        shutil.rmtree(folder)
+        call += stride
+    assert call > 60, "the disk was called too rarely for this to be a test"

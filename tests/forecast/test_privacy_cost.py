@@ -101,6 +101,18 @@ def test_a_pool_of_scalars_gets_noise_on_its_numbers_not_on_the_models() -> None
     assert steps["noise_to_signal"] == pytest.approx(1 / 8)
 
 
+def test_a_budget_that_ends_the_run_says_after_which_round() -> None:
+    said = BASE | {"mode": "central-dp", "noise_multiplier": 2.0}
+    whole = foreseen(said)
+    assert whole["ends"] is None
+    assert foreseen(said | {"max_epsilon": whole["epsilon"] + 0.01})["ends"] is None
+    half = whole["after"][1][1]
+    cost = foreseen(said | {"max_epsilon": half + 1e-6})
+    assert cost["ends"] == 5
+    assert "         [privacy] max_epsilon ends the run after 5 rounds" in privacy_lines.lines(cost)
+    assert foreseen(said | {"max_epsilon": 1e-3})["ends"] == 0
+
+
 def test_noisy_measures_cost_at_a_server_and_not_in_a_simulation() -> None:
     config = run_file.from_dict({
         "strategy": {"name": "ffa_lora"}, "server": {"rounds": 10},

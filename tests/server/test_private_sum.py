@@ -153,6 +153,7 @@ def test_an_evaluation_of_sites_is_none_or_noisy_and_charged(tmp_path: Path) -> 
         assert 0 <= line["loss"] <= 10
         assert 0 <= line["accuracy"] <= 1
         assert not {"evaluation", "evaluation_bytes", "outside_epsilon"} & line.keys()
+    assert not list((tmp_path / "noisy" / "state").glob("noise-*"))
     charges = [(c.of, c.z) for c in noisy.ledger.charges]
     assert charges.count(("loss", 4.0)) == charges.count(("accuracy", 4.0)) == 4
     assert charges.count(("training", 1.0)) == 3

@@ -26,6 +26,19 @@ def test_a_run_spends_what_its_header_says(tiny_base: Path, tmp_path: Path, said
     assert done["final"]["epsilon"] == done["epsilon"] > done["initial"]["epsilon"] == 0
 
 
+def test_a_budget_ends_a_run_after_the_round_that_its_header_says(tiny_base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting", reason="pip install 'fedft[dp]'")
+    said = ("mode=central-dp", "noise_multiplier=2.0", "max_epsilon=2.3", "clip=0.5", "delta=0.002")
+    small = ["data.clients=2", "clients.rank=2", "local.steps=1", "server.rounds=4", "eval.max_rows=2"]
+    sets = [f"model.id='{tiny_base}'", "strategy.name=ffa_lora", "server.loggers=[]", *small]
+    config = run_file.load(runs.QUICKSTART, [*sets, *(f"privacy.{key}" for key in said)])
+    done = runs.simulate(config, out=tmp_path / "run").summary
+    assert done["ended"] == "max_epsilon"
+    assert done["rounds"] == done["header"]["privacy"]["ends"]
+    assert 0 < done["rounds"] < 4
+    assert done["epsilon"] <= 2.3
+
+
 def test_the_header_says_what_the_largest_client_takes_and_who_sets_the_pace(tiny_base: Path) -> None:
     overrides = [f"model.id='{tiny_base}'", "data.clients=2", "strategy.name=fedit", "clients.rank=4"]
     place = workplace(run_file.load(runs.QUICKSTART, overrides))

@@ -21,6 +21,7 @@ from fedft.reports.metric_log import MetricsFile
 from fedft.server import guards
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
+from fedft.server.integer_sum import IntegerSum
 from fedft.server.job import told
 from fedft.server.loop import Loop
 from fedft.server.sealed_post import SealedPost
@@ -106,7 +107,9 @@ class Summed:
         clock = Clock()
         post = SealedPost(self.link, roster(names), SERVER_KEY, testing.RUN, clock=clock)
         masked = guards.masked_of(self.config, recipe, folder / "state", lambda: cards(names))
-        guard = guards.guard_of(self.config, recipe, self.store, masked)
+        integers = integers_of(recipe)
+        assert integers is not None
+        guard = IntegerSum(integers, masked.total if masked else None)
         self.federation = Federation(
             post, recipe, toy.layout, self.config, self.job, self.store, clock=clock, guard=guard, deployed=True
         )

@@ -250,6 +250,25 @@ def test_nothing_is_trained_where_the_self_test_fails(monkeypatch: pytest.Monkey
     assert torch.equal(before, values(handle))
 
 
+def test_what_is_dropped_is_drawn_in_secret() -> None:
+    """Not from the turn's seed, which the server knows; and the caller's generator goes on as if nothing was drawn."""
+
+    def ended(seed: int, n: int) -> torch.Tensor:
+        s = small("llama")
+        handle = ModelHandle(s.model, s.layout, LoRA(), dropout=0.5)
+        handle.write(factors(s.layout, 2))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            found = trained(alike(), handle=handle, stream=stream(n))[2]
+            assert torch.equal(before, torch.get_rng_state())
+        return found
+
+    one, same, other = ended(1, 0), ended(2, 0), ended(1, 1)
+    assert torch.equal(one, same)
+    assert not torch.allclose(one, other), "every row is in every batch and there is no noise: dropout alone differs"
+
+
 def test_the_self_test_draws_nothing() -> None:
     """A turn that is resumed, where it is asked for anew, ends with the same bytes."""
     handle, data = handle_of(), ClientRows(rows(), 8, lambda some: batches.collate(some, 0))

@@ -91,9 +91,7 @@ class Integers:
         numbers[LOSS] = np.array([loss / MOST_LOSS])
         q, cut = ring.quantised(numbers, spec, philox.derive(turn.seed, "secure sum"))
         if cut:
-            said = (
-                "%d of %d numbers of this update lie beyond what secure sums carry, and were cut; see [privacy] range"
-            )
+            said = "%d of %d numbers of this update were cut: they lie beyond what secure sums carry ([privacy] range)"
             log.warning(said, cut, spec.length)
         return Trained({RING: in_ring(q, spec.ring)}, {}, trained.kept)
 
@@ -122,7 +120,7 @@ def masked_of(sent: Tensor) -> np.ndarray:
 
 
 def of_ring(sent: Tensor) -> np.ndarray:
-    """The int32 integers that `in_ring` was given; of masked ones, what they are modulo the ring."""
+    """The int32 integers that `in_ring` was given."""
     q = sent.numpy()
     return q if q.dtype == np.int32 else q.view(np.int16).astype(np.int32)
 

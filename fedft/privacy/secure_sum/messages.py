@@ -33,6 +33,8 @@ from fedft.privacy.secure_sum.context import MOST, SLOTS, TAG, Context
 
 MAGIC, VERSION = b"FDSA", 1
 _FRAME = struct.Struct("<4sHBBIH")
+FRAME_BYTES = _FRAME.size
+"""Before a body."""
 KEY_BYTES, SIGNATURE_BYTES = 32, 64
 KEYS = SLOTS + 1
 _KEYS_BYTES = KEYS * KEY_BYTES

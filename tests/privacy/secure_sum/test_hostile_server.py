@@ -15,7 +15,7 @@ from fedft.privacy.secure_sum.messages import Entry, Step
 
 SPEC = spec(4)
 CARDS = roster(5)
-FRAME = 14
+FRAME = messages.FRAME_BYTES
 NAME, INDEX = "site-2", 2
 Act = Callable[[], object]
 

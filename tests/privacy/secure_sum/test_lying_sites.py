@@ -11,7 +11,7 @@ from fedft.privacy.secure_sum import messages
 from fedft.privacy.secure_sum.messages import Step
 
 SPEC = spec(4)
-FRAME = 14
+FRAME = messages.FRAME_BYTES
 Act = Callable[[], object]
 
 

@@ -13,7 +13,7 @@ from fedft.errors import PlanRefused, Refusal, RejectedUpdate
 from fedft.privacy.secure_sum import context, messages
 from fedft.privacy.secure_sum.messages import Step
 
-FRAME = 14
+FRAME = messages.FRAME_BYTES
 CODES = {"bad_magic", "version", "malformed", "late", "equivocation"} | {
     f"secagg_{what}" for what in ("context", "threshold", "roster", "both_shares", "second_answer")
 }
