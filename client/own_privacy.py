@@ -30,7 +30,7 @@ from fedft.contract import Private, Turn
 from fedft.errors import ConfigError, PlanRefused
 from fedft.privacy import accountant
 from fedft.privacy.keyed_stream import Stream, new_key
-from fedft.privacy.schedule import two_digits
+from fedft.privacy.schedule import MEASURE_NOISE, MEASURES, two_digits
 from fedft.privacy.tables import Privacy
 from fedft.update import BITS, MEMORY_LOST, Job
 
@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 
 TOLD = frozenset({"steps", BITS, MEMORY_LOST})
 """Metrics of a turn that do not depend on single records, which are sent whatever the mode."""
+
+
+PROMISED = "promised"
+"""Stands for the work of a release whose noise the server adds."""
 
 
 class Budget(NamedTuple):
@@ -144,10 +148,11 @@ class OwnPrivacy:
     def charge(self, turn: Turn) -> None:
         """Book what a turn costs, durably, unless it was booked before; nothing where nothing is to be booked.
 
-        Where the server adds the noise a site books what it promises. Raises PlanRefused, `privacy_budget`, where the
-        turn would cost more than the site allows; StateDamaged, RunPaused as the ledger does.
+        Where the server adds the noise a site books what it promises, of what the site measures for it, too. Raises
+        PlanRefused, `privacy_budget`, where the turn would cost more than the site allows; StateDamaged, RunPaused as
+        the ledger does.
         """
-        if self._terms is None or turn.plan.evaluate:
+        if self._terms is None or (turn.plan.evaluate and self._said.at_clients):
             return
         charge = self._charge(turn, self._terms)
         book = self.ledger.read()
@@ -166,8 +171,12 @@ class OwnPrivacy:
     def _charge(self, turn: Turn, terms: Terms) -> Charge:
         plan, private = turn.plan, turn.private
         if private is None:  # a promise has no work of its own: each round is one release, or the whole run is
-            whole = terms.epsilon is not None
-            return Charge(plan.run, 0 if whole else plan.round, "promised", "", terms.mode, terms.z)
+            if terms.epsilon is not None:
+                return Charge(plan.run, 0, PROMISED, "", terms.mode, terms.z)
+            if plan.evaluate:
+                z = MEASURE_NOISE * terms.z
+                return Charge(plan.run, plan.round, f"{PROMISED} measures", "", terms.mode, z, steps=MEASURES)
+            return Charge(plan.run, plan.round, PROMISED, "", terms.mode, terms.z)
         seeded = self._said.noise == "seeded"
         key = SEEDED if seeded else hashlib.sha256(private.stream.key).hexdigest()[:16]
         steps = 1 if terms.mode == "local-dp" else plan.steps

@@ -201,8 +201,9 @@ class Client:
     def evaluate(self, turn: Turn) -> Update:
         """The update without tensors whose metrics are those of the installed state on the client's held-out rows.
 
-        ROUGE-L is among them when the plan asks for it.
+        ROUGE-L is among them when the plan asks for it. Raises PlanRefused, `privacy_budget`.
         """
+        self.privacy.charge(turn)
         more = ["rouge_l"] if turn.plan.extra.get("rouge") else []
         found = evaluate.measure(self.handle, self.base, self.test_rows, self.config.eval, more)
         return self._update(turn.plan, {}, max(1, len(self.test_rows[: self.config.eval.max_rows])), found)

@@ -29,7 +29,16 @@ from fedft.reports import privacy_lines
 from fedft.reports.observers import Audience, Observers
 from fedft.reports.quantities import size
 from fedft.security import new_keys, private_keys
-from fedft.server import admin, admin_socket, disk_need, foreseen_privacy, message_sizes, open_run, run_outputs
+from fedft.server import (
+    admin,
+    admin_socket,
+    disk_need,
+    foreseen_privacy,
+    message_sizes,
+    open_run,
+    private_facts,
+    run_outputs,
+)
 from fedft.server import audit as audits
 from fedft.server.arrival_clock import ArrivalClock
 from fedft.server.audit import Audit
@@ -146,7 +155,8 @@ def coordinate(
         most = config.limits.max_bytes or messages.MAX_MESSAGE_BYTES
         link = announced(link_of(most), office.front)
         try:
-            post = SealedPost(link, roster, office.key, run.job.run, audit, clock)
+            heard = private_facts.quiet(audit, run.config.privacy)
+            post = SealedPost(link, roster, office.key, run.job.run, heard, clock)
             roll = Without(roster, lambda: run.steering.removed)
             loop = run.loop(post, roll=roll, lift=lift, clock=clock, cards=roster.cards)
             register = office.place.keys / "roster.toml"

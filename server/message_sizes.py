@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 
+from fedft.aggregation import robust_rules
 from fedft.config import RunConfig
 from fedft.contract import Layout, Member, Roster, State
 from fedft.errors import ConfigError
@@ -28,6 +29,7 @@ def check_sizes(config: RunConfig, recipe: Recipe, layout: Layout, clients: int)
         clients: how many there are.
     """
     check_clients(config, clients)
+    robust_rules.check_clients(config, clients)
     state, plans = first_round(config, recipe, layout, clients)
     by_shape = {p.shape.key: p for p in largest_plans(config, recipe, plans)}.values()
     asked = min(config.clients.per_round or clients, clients)

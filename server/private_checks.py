@@ -22,6 +22,12 @@ def check(config: RunConfig, deployed: bool) -> None:
         log.warning("[limits] norm_factor has no effect under %s: norms of others decide about nobody", where)
     if said.evaluate == "noisy" and not deployed:
         log.warning('[privacy] evaluate = "noisy" is of deployments: a simulation measures as ever, outside of epsilon')
+    most = said.max_epsilon
+    if deployed and said.epsilon is not None and most is not None and most > said.epsilon:
+        raise ConfigError(
+            f"[privacy] max_epsilon = {most:g} is above epsilon = {said.epsilon:g}, which is what the sites have "
+            "booked for the run; wanted at most that, or noise_multiplier, of which they book each round"
+        )
     if said.noise == "os" or said.epsilon is not None or said.max_epsilon is not None:
         accountant.epsilon([Release(1.0)], 0.1)  # or the first round would find out that there is no accountant
 

@@ -23,7 +23,7 @@ BY_CLIENT = ("cut_weights", "bytes", "reply_s")
 """Of a round's record: what is of single clients, and of their rows."""
 BY_COIN = ("participants", "weights", MEMORY_LOST, "refused")
 """What tells besides who was asked, where that is a secret."""
-SAYS_WHO = ("admitted", "measured", "refused", "terms", MEMORY_LOST)
+SAYS_WHO = ("admitted", "measured", "progress", "refused", "terms", MEMORY_LOST)
 """Events that tell who was asked, or how many."""
 EMPTY: Mapping[str, Any] = {"asked": (), "clients": (), "recovered": (), "need": None}
 """What other events say in place of that."""

@@ -61,14 +61,27 @@ def check(config: RunConfig, recipe: Recipe, deployed: bool) -> None:
     if rule == "trimmed_mean" and not robust.trim < 0.5:
         raise ConfigError(f"[robust] trim = {robust.trim:g} leaves nothing over; wanted below 0.5")
     asked = config.clients.per_round or (None if deployed else config.data.clients)
-    if rule == "multi_krum" and asked is not None:
-        f = max(0, robust_weights.most_dishonest(asked)) if robust.f is None else robust.f
-        need, least = 2 * f + 3, ceil(config.server.quorum * asked - 1e-9)
-        if asked < need:
-            raise ConfigError(f"{where}: f = {f} needs {need} clients in a round, and {asked} are asked")
-        if robust.f is not None and deployed and least < need:
+    if asked is not None:
+        check_clients(config, asked)
+        if (
+            robust.f is not None
+            and deployed
+            and (least := ceil(config.server.quorum * asked - 1e-9)) < 2 * robust.f + 3
+        ):
             said = "%s: f = %d needs %d answers, and [server] quorum ends rounds at %d of %d: such a round pauses"
-            log.warning(said, where, f, need, least, asked)
+            log.warning(said, where, robust.f, 2 * robust.f + 3, least, asked)
+
+
+def check_clients(config: RunConfig, clients: int) -> None:
+    """Raise ConfigError, in one line, where a round of so many clients, or of those asked, has too few for the rule."""
+    robust, asked = config.robust, min(config.clients.per_round or clients, clients)
+    if robust.rule != "multi_krum":
+        return
+    f = max(0, robust_weights.most_dishonest(asked)) if robust.f is None else robust.f
+    if asked < (need := 2 * f + 3):
+        raise ConfigError(
+            f"[robust] rule = 'multi_krum': f = {f} needs {need} clients in a round, and {asked} are asked"
+        )
 
 
 def _sends_pairs(recipe: Recipe) -> bool:

@@ -3,7 +3,7 @@
     run     the newest generation of the state that verifies, its history, the open round's journal, salt, config.toml,
             metrics, audit, and what else lies flat in the folder; the archive of past rounds, if it keeps one; not the
             number of the last attempt, see `archive.restore`
-    site    all that is in its state folder, but for the keys of its noise
+    site    all that is in its state folder, but for the keys of its noise and its one-time secrets of secure sums
 
 A folder that is in use changes. Files that are written whole are opened and then kept, whatever takes their place, and
 held, so that nobody writes over them; what is only added to ends at its last whole line. If the state changed
@@ -36,6 +36,9 @@ LIVE = {"lock", "admin.sock", "status.json", "contact", "backup.json"}
 """Names of files that say something about a process, or would say it about another backup."""
 SECRET = "privacy.key"
 """Of a site's noise: who has it subtracts the noise. A site that is restored makes a new one, and pays for a turn."""
+ONE_TIME = ("secagg-", "integers-")
+"""How a site's files of secure sums begin, see `fedft.client.secure_sums`: one that came back would have forgotten
+which masks were used, and two vectors under one mask tell their difference. A site without waits for the next block."""
 SITES = ("sent.jsonl", "state.fedft", "answer.fedft", "kept")
 """What shows that a folder is a site's state."""
 
@@ -126,7 +129,7 @@ def _add(path: Path, folder: Path, files: ExitStack, parts: list[Part], left: li
     name = path.relative_to(folder).as_posix()
     if path.name in LIVE or path.name.startswith(".") or path.suffix in (".tmp", ".lock"):
         return
-    if path.name == SECRET or path.is_symlink() or not path.is_file():
+    if path.name == SECRET or path.name.startswith(ONE_TIME) or path.is_symlink() or not path.is_file():
         left.append(name + "/" * path.is_dir())
         return
     if not NAME.fullmatch(name) or len(name) > MAX_NAME:

@@ -19,6 +19,8 @@ from fedft.privacy.tables import Privacy
 
 MEASURE_NOISE = 4.0
 """Noise multiplier of a measure of an evaluation, in that of training."""
+MEASURES = 2
+"""Measures that are released of an evaluation with noise: loss and accuracy."""
 ROUGH = 1.0, 10.0
 """Noise over signal up to which a run learns well, and up to which it learns slowly."""
 

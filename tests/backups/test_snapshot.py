@@ -146,6 +146,18 @@ def test_a_site_goes_on_from_its_backup(tmp_path: Path) -> None:
     assert not [line for line in again.metrics.lines if "memory_lost" in line]
 
 
+def test_one_time_secrets_of_secure_sums_are_in_no_backup_of_a_site(tmp_path: Path) -> None:
+    """A site that got them back would mask another vector with a mask that it has used."""
+    site = tmp_path / "site"
+    (site / "kept").mkdir(parents=True)
+    names = [f"{kind}-{'a' * 16}.fedft" for kind in ("secagg", "integers")]
+    for name in [*names, "sent.jsonl"]:
+        (site / name).write_bytes(b"")
+    with snapshot.taken(site) as found:
+        assert [p.name for p in found.parts] == ["sent.jsonl"]
+        assert sorted(found.left_out) == sorted(names)
+
+
 def test_the_keys_of_a_site_s_noise_are_in_no_backup_and_its_ledger_is(tmp_path: Path) -> None:
     """Who has the key subtracts the noise from what the site has sent."""
     privacy = {"mode": "local-dp", "clip": 0.5, "noise_multiplier": 1.0, "delta": 1e-3}

@@ -18,6 +18,8 @@ from fedft.client.site_settings import SitePrivacy
 from fedft.contract import Private, Turn
 from fedft.errors import PlanRefused, StateDamaged
 from fedft.privacy.accountant import Release, epsilon
+from fedft.privacy.schedule import MEASURE_NOISE
+from fedft.server import noisy_evaluation
 from fedft.server.job import job_of
 from fedft.update import Plan
 
@@ -196,9 +198,14 @@ def test_a_site_books_what_a_server_promises(tmp_path: Path) -> None:
     book = Ledger(tmp_path / "z").read()
     assert [(c.work, c.key, c.round) for c in book.charges] == [("promised", "", 0), ("promised", "", 1)]
     assert book.releases == [Release(2.0)] * 2
+    for _ in range(2):
+        own.charge(own.guarded(turn_of(round=1, version=1, evaluate=True), ROWS))
+    measured = Ledger(tmp_path / "z").read().releases[2:]
+    assert measured == [Release(MEASURE_NOISE * 2.0, 1.0, len(noisy_evaluation.RANGES))]
     own = begun(tmp_path / "e", mode="central-dp", deployed=True, noise_multiplier=None, epsilon=5.0)
     for round in range(3):
         own.charge(own.guarded(turn_of(round=round), ROWS))
+        own.charge(own.guarded(turn_of(round=round, evaluate=True), ROWS))
     assert 4.75 < epsilon(Ledger(tmp_path / "e").read().releases, 1e-5) <= 5.0
     own = begun(tmp_path / "simulated", mode="central-dp")
     own.charge(own.guarded(turn_of(), ROWS))

@@ -12,7 +12,7 @@ from fedft import run_file, testing
 from fedft.carriers.interface import Refused
 from fedft.errors import ConfigError, GateRefused, RunPaused
 from fedft.privacy.accountant import Release
-from fedft.server import private_checks
+from fedft.server import private_checks, private_facts
 from fedft.update import Plan, Update
 
 QUIET = {"noise_multiplier": 1e-6}
@@ -87,6 +87,15 @@ def test_a_cohort_of_coins_is_drawn_once_may_be_empty_and_is_not_published(tmp_p
     assert all(line["bytes_up"] == 0 and "weights" in line["hidden"] for line in lines[1:])
     assert {c.q for c in run.ledger.charges} == {1 / 6}
     assert all(not c.asked for c in run.ledger.charges)
+
+
+@pytest.mark.parametrize(("cohort", "heard"), [("poisson", []), ("asked", ["progress"])])
+def test_nobody_hears_of_the_work_of_a_site_that_was_asked_in_secret(cohort: str, heard: list[str]) -> None:
+    kinds: list[str] = []
+    said = run_file.from_dict({"privacy": {**SAID, "cohort": cohort}}).privacy
+    quiet = private_facts.quiet(lambda kind, info: kinds.append(kind), said)
+    quiet("progress", {"client": "anna", "round": 1, "doing": "training"})
+    assert kinds == heard
 
 
 def test_a_cyclic_cohort_asks_everybody_equally_often(tmp_path: Path) -> None:
@@ -212,10 +221,12 @@ def test_a_release_that_is_made_twice_is_paid_twice_or_not_made(
     [
         ({"server": {"archive": True}}, "archive"),
         ({"server": {"budget": "bytes=1e6"}}, "budget"),
+        ({"privacy": {"noise_multiplier": None, "epsilon": 2.0, "max_epsilon": 3.0}}, "is what the sites have booked"),
     ],
 )
 def test_what_cannot_be_had_with_noise_is_refused_by_name(tables: dict[str, dict[str, object]], said: str) -> None:
-    config = run_file.from_dict({**tables, "privacy": {**SAID, **tables.get("privacy", {})}})
+    privacy = {k: v for k, v in {**SAID, **tables.get("privacy", {})}.items() if v is not None}
+    config = run_file.from_dict({**tables, "privacy": privacy})
     with pytest.raises(ConfigError, match=said):
         private_checks.check(config, deployed=True)
 

@@ -11,11 +11,12 @@ from deployed import Deployment, Killed, kill_at
 from torch import Tensor
 
 from fedft import run_file, strategies, testing
-from fedft.aggregation.robust_rules import rules_for
+from fedft.aggregation.robust_rules import check_clients, rules_for
 from fedft.arithmetic.named_pairs import A_SUFFIX
 from fedft.config import RunConfig
 from fedft.contract import State
-from fedft.errors import RunPaused
+from fedft.errors import ConfigError, RunPaused
+from fedft.server import message_sizes
 from fedft.server.guard import Guard, Sum, Summed, Unguarded
 from fedft.server.robust_sum import RobustSum
 from fedft.update import Plan, Update
@@ -169,6 +170,17 @@ def test_too_few_updates_pause_the_run_in_one_line() -> None:
         match=r"round 0: nothing is committed: 10 updates, and \[robust\] f = 4 needs 11; a higher \[server\] quorum",
     ):
         RobustSum(config("multi_krum", f=4)).sum(of)
+
+
+def test_too_few_clients_for_f_are_found_before_the_first_round() -> None:
+    """However many there are: of a deployment, or of rows that name their owner, that is known once they are read."""
+    said = config("multi_krum", f=2)
+    check_clients(said, 7)
+    with pytest.raises(ConfigError, match=r"f = 2 needs 7 clients in a round, and 6 are asked"):
+        check_clients(said, 6)
+    run = Federated("fedit")
+    with pytest.raises(ConfigError, match=r"f = 2 needs 7 clients"):
+        message_sizes.check_sizes(said, run.recipe, run.t.layout, 6)
 
 
 def test_a_root_s_turn_keeps_a_majority_of_liars_out() -> None:
