@@ -8,8 +8,8 @@
 No step is left out, and none has another divisor: either would tell of the rows. A row whose gradient is not finite
 counts as 0. `[local] max_grad_norm` is not looked at: C is in the same scale, the adapter's own, but of each row.
 Noise, batches and what a model drops are of the turn's secret stream (`fedft.privacy.keyed_stream`), so a turn that is
-done again after a crash is the same turn, byte for byte. Sum and noise are added in float64 and rounded to float32; what
-last bits of floats may give away (Mironov, CCS 2012) is not in epsilon.
+done again after a crash is the same turn, byte for byte. Sum and noise are added in float64 and rounded to float32;
+what last bits of floats may give away (Mironov, CCS 2012) is not in epsilon.
 
 Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv:1607.00133.
 """
