@@ -19,7 +19,7 @@ fedavg          y       y        -       y        y         -     all
 fedit           y       y        -       y        y         -     products
 ffa_lora        y       y        -       y        y         -     all
 rolora          y       y        -       y        y         -     all
-fedsa_lora      y       y        -       y        y         -     geometric_median median multi_krum norm_clip trimmed_mean
+fedsa_lora      y       y        -       y        y         -     unrooted
 flora           -       -        -       -        y         -     products
 flexlora        -       -        -       -        y         -     products
 fedex_lora      -       -        -       -        y         -     products
@@ -35,7 +35,8 @@ fedpipe         -       -        -       -        -         -     none
 fedspine        -       -        -       -        -         -     none
 """
 """Section 8 of privacy.md, and the two strategies that it does not know; noise shares are not built."""
-RULES = {"all": ALL_RULES, "products": ALL_RULES - {"median", "trimmed_mean"}, "none": set()}
+UNROOTED = ALL_RULES - {"fltrust"}
+RULES = {"all": ALL_RULES, "products": ALL_RULES - {"median", "trimmed_mean"}, "unrooted": UNROOTED, "none": set()}
 GIVEN: dict[str, dict[str, Any]] = {
     "secagg": {"range": 1.0, "secagg": "on"},
     "shares": {"range": 1.0, "mode": "central-dp", "secagg": "on"},
