@@ -13,23 +13,21 @@ from types import MappingProxyType
 
 from fedft.aggregation.beginnings import Beginnings
 from fedft.contract import Gate, State
-from fedft.errors import GateRefused, RejectedUpdate, RunPaused
+from fedft.errors import GateRefused, RunPaused
 from fedft.reports import metric_log
-from fedft.server import admission, buffered, by_bits, planner_view, pruned_models, too_few
-from fedft.server.admitted import Admitted, EverybodyLeft, Outcome, Waiting, waiting
-from fedft.server.admitting import Rest
+from fedft.server import admission, buffered, by_bits, planner_view, pruned_models
+from fedft.server.admitted import Admitted, Outcome
 from fedft.server.aggregation_error import AggregationAudit
+from fedft.server.asking import Asking
 from fedft.server.buffered import OpenTurn
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.guard import Sum
 from fedft.server.journalled_update import update_in
 from fedft.server.masked_rounds import MaskedRounds
-from fedft.server.sending import Came
-from fedft.server.traffic import Traffic, Until
+from fedft.server.traffic import Traffic
 from fedft.server.turns import Turns
-from fedft.update import MEMORY_LOST, Plan, Scalar, Update
-from fedft.wire import messages
+from fedft.update import Plan, Scalar, Update
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +53,7 @@ class Round:
     traffic: Traffic = field(default_factory=Traffic)
     plans: dict[str, Plan] = field(default_factory=dict)
     """By client, without tensors; durable before the first is sent."""
-    _jumped: bool = False
-    """Whether a site's word has sent the numbers of attempts ahead in this round."""
+    _asking: Asking = field(init=False)
 
     def __post_init__(self, going_on: Mapping[str, OpenTurn]) -> None:
         self._turns = Turns(self.exchange, self.state.version, going_on)
@@ -76,7 +73,7 @@ class Round:
         started, by_clock = time.monotonic(), self.run.clock.monotonic()
         asked = self._begin()
         if self.masked is None or self.masked.survivors is None:
-            self._collect_to_quorum(asked)
+            self._asking.to_quorum(asked)
         trained, by_clock = time.monotonic(), self.run.clock.monotonic() - by_clock
         weights = self._weights(asked)
         if self.masked is not None:
@@ -152,139 +149,15 @@ class Round:
         self.plans = run.durable_plans(self.state, asked, {c: turn.plan for c, turn in going_on.items()}, extra)
         if self.masked is not None:
             self.masked.take_up(run, self.plans)
+        self._asking = Asking(
+            self.exchange, self.state, self.plans, self._turns, self.norms, self.barred, self.masked, self.admitted,
+            self.traffic,
+        )  # fmt: skip
         if not run.virtual:
-            self._recover(asked)
+            self._asking.recover(asked)
         recovered = list(self.admitted.examples)
         run.observe("round", {"round": number, "asked": asked, "barred": list(self.barred), "recovered": recovered})
         return asked
-
-    def _recover(self, asked: list[str]) -> None:
-        """What is journalled of this round; anything that would not be admitted now is passed over."""
-        run = self.run
-        for client in asked:
-            if (payload := run.store.read(self.state.version, client)) is None:
-                continue
-            try:
-                update, norm = self._admission(client, self.plans[client], recovered=True)(payload)
-            except RejectedUpdate:
-                continue
-            self.admitted.enter(client, waiting(update), norm, len(payload))
-        attempt = self.state.version + 1  # of as many digits as theirs was: for the length of what they were sent
-        for c in self.admitted.up:
-            if self.plans[c].round != self.state.version:  # it was sent its plan in an earlier round
-                continue
-            plan = self.exchange.plan(replace(self.plans[c], attempt=attempt), self.state, c)
-            self.traffic.needed[c] = self.traffic.down[c] = len(messages.encode_plan(plan, run.config.codec.plans))
-            self.exchange.have[c] = self.state.version, self.state.label
-
-    def _is_fixed(self, asked: list[str]) -> bool:
-        """Whether nobody is asked: a noisy sum is of a set that stands, or those whom the coins chose are nobody."""
-        private = self.run.private
-        return private is not None and (not asked or private.is_fixed(self.state.version, self._digests(asked)))
-
-    def _digests(self, clients: Collection[str]) -> dict[str, str]:
-        """SHA-256 of the bytes of those updates that are admitted, by client."""
-        admitted = [c for c in clients if c in self.admitted.examples]
-        return {c: self.run.store.digest(self.state.version, c) for c in admitted}
-
-    def _collect_to_quorum(self, asked: list[str]) -> None:
-        run, attempts = self.run, 0
-        if self._is_fixed(asked):
-            return
-        # clients of a simulation do the same again, but that later answers of virtual devices have come meanwhile
-        while attempts < (run.config.server.attempts if run.deployed or run.virtual else 1):
-            attempts += 1
-            missing = [c for c in run.still(asked) if c not in self.admitted.examples]
-            if missing and not self._turns.are_enough(len(self.admitted.examples), len(self._counted(asked))):
-                self._collect(missing, asked)
-            if asked and not self._counted(asked):
-                raise EverybodyLeft(f"round {self.state.version}: all who were asked have left")
-            if len(self.admitted.examples) >= run.enough(len(self._counted(asked))):
-                return
-        if self.masked is not None:
-            self.masked.give_up(self.state.version, self.traffic.refused)
-        refused = next(iter(self.traffic.refused), None)
-        admitted, counted = len(self.admitted.examples), len(self._counted(asked)) if asked else 0
-        raise RunPaused(too_few.why(run, self.state.version, admitted, counted, attempts, self.barred, refused))
-
-    def _counted(self, asked: Collection[str]) -> Collection[str]:
-        """Those of whom a quorum is taken: they may still take part, or had their update admitted before they left."""
-        gone = self.run.gone
-        return [c for c in asked if c not in gone or c in self.admitted.examples] if gone else asked
-
-    def _collect(self, clients: list[str], asked: Collection[str]) -> None:
-        """Ask these clients of all that the round asks; what is admitted is durable when it enters `admitted`."""
-        run = self.run
-        plans = self._turns.attempt({c: self.plans[c] for c in clients})
-
-        def accept(came: Came) -> Rest:
-            admit = self._admission(came.client, plans[came.client])
-
-            def work() -> tuple[Waiting, float]:
-                update, norm = admit(came.payload)
-                run.store.journal(self.state.version, came.client, came.payload, came.sha256)
-                return waiting(update), norm
-
-            return Rest(len(came.payload), work, partial(enter, came.client))
-
-        def enter(client: str, found: tuple[Waiting, float]) -> None:
-            waits, norm = found
-            self.admitted.enter(client, waits, norm, self.traffic.up[client])
-            if client in self.admitted.began_anew:
-                log.warning("round %d: %s lost what it had kept, and began anew", self.state.version, client)
-                run.observe(MEMORY_LOST, {"round": self.state.version, "client": client})
-            told = {"round": self.state.version, "client": client, "metrics": waits.update.metrics}
-            run.observe("admitted", told)
-
-        up, limits = run.config.codec.up, run.config.limits
-        longest = {c: admission.longest(run.recipe.spec(run.layout, p), up, limits) for c, p in plans.items()}
-        before, told = len(self.admitted.examples), len(self.traffic.refused)
-
-        def until() -> Until:
-            return run.until_filled(self._counted(asked), before)
-
-        run.observe("asking", {"round": self.state.version, "clients": clients, **until().to_dict()})
-        begun = None if run.config.server.buffer is None else self._turns.begun
-        self.exchange.ask("train", plans, self._state_of, accept, self.traffic, longest, until, begun)
-        for client in (c for c, p in plans.items() if p.round != self.state.version):
-            self.traffic.needed.pop(client, None)  # it was counted in the round that the turn began in
-        stale = [r["client"] for r in self.traffic.refused[told:] if r["code"] == "stale" and r["client"] in plans]
-        if stale and run.deployed and not self._jumped and run.store.jump():
-            self._jumped = True  # once a round: no site sends the numbers on and on
-            said = "round %d: %s answered later attempts than this run knows of, as after a restore; asking anew"
-            log.warning(said, self.state.version, ", ".join(stale))
-            self._collect(stale, asked)
-
-    def _state_of(self, version: int) -> State:
-        """The state of this version, which a plan leads to."""
-        return self.state if version == self.state.version else self._turns.state(version)
-
-    def _admission(
-        self, client: str, plan: Plan, *, recovered: bool = False
-    ) -> Callable[[bytes], tuple[Update, float]]:
-        """`admission.admit` for the bytes of one client, by the limits that hold now: it may be called elsewhere.
-
-        Where rounds do not wait the update has the examples that it counts for.
-        """
-        run, limits = self.run, self.run.config.limits
-        cap = limits.max_num_examples  # of what was admitted before, the roster's holds no more
-        if not recovered:
-            cap = min(run.caps.get(client, cap), cap)
-        admit = partial(
-            admission.admit, client=client, plan=plan, recipe=run.recipe, layout=run.layout, up=run.config.codec.up,
-            limits=replace(limits, max_num_examples=cap), norms=self.norms, recovered=recovered,
-        )  # fmt: skip
-        if run.private:
-            return run.private.facts.without_numbers(admit, self.state.version, client)
-        if run.config.server.buffer is None:
-            return admit
-        staleness = self.state.version - plan.round
-
-        def weighed(payload: bytes) -> tuple[Update, float]:
-            update, norm = admit(payload)
-            return replace(update, num_examples=buffered.weight(update.num_examples, staleness)), norm
-
-        return weighed
 
     def _weights(self, asked: list[str]) -> dict[str, int]:
         """Weights of those who are admitted, in roster order; all alike where each may move a sum as much."""
@@ -311,7 +184,7 @@ class Round:
         """What the guard is given of this round."""
         run, members = self.run, self.run.members
         plan = self.plans[asked[0]] if asked else run.plans(self.state, [next(iter(members))]).popitem()[1]
-        digests = self._digests(list(weights)) if run.private else {}
+        digests = self._asking.digests(list(weights)) if run.private else {}
         return Sum(run.recipe, run.layout, self.state, asked, weights, self.plans, updates, plan, digests, len(members))
 
     def _updates(

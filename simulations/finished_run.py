@@ -69,16 +69,12 @@ def written(folder: Path, records: Sequence[str | Mapping[str, Any]], new_tokens
         DataError: a record without a field of the template, or a model that writes no text.
     """
     place, _ = runs.reopen(folder, data=False)
-    tokenizer, model = (
-        place.base.tokenizer,
-        evaluate.Measured(place.handle, place.base.tokenizer, new_tokens=new_tokens),
-    )
+    tokenizer = place.base.tokenizer
+    model = evaluate.Measured(place.handle, tokenizer, new_tokens=new_tokens)
     place.handle.training(False)
     said = []
     for number, record in enumerate(records, 1):
-        plain = isinstance(record, str)
-        template, row = ("{text}", {"text": record}) if plain else (place.config.data.prompt, record)
-        text = fill(template, row, f"record {number}")
+        text = record if isinstance(record, str) else fill(place.config.data.prompt, record, f"record {number}")
         ids = tokenizer(text, add_special_tokens=place.handle.two_sided, verbose=False)["input_ids"]
         bos = [] if place.handle.two_sided or tokenizer.bos_token_id in (None, *ids[:1]) else [tokenizer.bos_token_id]
         said.append(model.generate(Example([*bos, *ids], [], len(bos) + len(ids))))

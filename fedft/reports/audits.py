@@ -75,7 +75,7 @@ def section(folders: Sequence[Path]) -> str:
 
 def _audits(folders: Sequence[Path]) -> list[tuple[str, Mapping[str, Any]]]:
     """(label, content of audit.json) of the runs in these folders, of a race those of each method's seeds."""
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for folder in folders:
         races = sorted(folder.glob("*/seed-*")) if (folder / "race.json").exists() else [folder]
         for run in races:

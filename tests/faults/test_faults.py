@@ -31,8 +31,8 @@ from fedft.client.train import Client
 from fedft.reports.metric_log import MetricsFile
 from fedft.security.sealed import Opened
 from fedft.server import admission
+from fedft.server.asking import Asking
 from fedft.server.open_letter import OpenLetter
-from fedft.server.round import Round
 from fedft.update import Plan
 
 Tell = Callable[[str, object], None]
@@ -120,7 +120,7 @@ def forgetful(responder: Responder, client: Client, plan: Plan, opened: Opened) 
 
 HOLD = Memory.hold
 BROKEN: dict[str, tuple[Any, str, Any]] = {
-    "admitted a second time": (Round, "_recover", lambda *args: None),
+    "admitted a second time": (Asking, "recover", lambda *args: None),
     "wanted ": (admission, "capped", lambda examples, share: dict.fromkeys(examples, 1)),
     "is not what the updates": (Memory, "hold", stuck),
     "signed two answers": (Responder, "_train", forgetful),

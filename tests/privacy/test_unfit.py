@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from fedft import run_file, strategies
+from fedft.aggregation.robust_rules import rules_for
 from fedft.contract import Trained
 from fedft.errors import ConfigError
 from fedft.privacy import unfit
@@ -18,14 +19,14 @@ fedavg          y       y        -       y        y         -     all
 fedit           y       y        -       y        y         -     products
 ffa_lora        y       y        -       y        y         -     all
 rolora          y       y        -       y        y         -     all
-fedsa_lora      y       y        -       y        y         -     all
+fedsa_lora      y       y        -       y        y         -     unrooted
 flora           -       -        -       -        y         -     products
 flexlora        -       -        -       -        y         -     products
 fedex_lora      -       -        -       -        y         -     products
 lora_fair       -       -        -       -        y         -     products
-hetlora         -       -        -       -        y         -     products
+hetlora         -       -        -       -        y         -     multi_krum
 flasc           -       -        -       -        y         -     none
-fedkseed        y       y        -       y        -         y     median norm_clip
+fedkseed        y       y        -       y        -         y     median norm_clip trimmed_mean
 mezo            -       -        -       -        -         y     none
 ferret          y       y        -       y        y         -     norm_clip
 zo_fedavg       y       y        -       y        -         y     all
@@ -34,7 +35,8 @@ fedpipe         -       -        -       -        -         -     none
 fedspine        -       -        -       -        -         -     none
 """
 """Section 8 of privacy.md, and the two strategies that it does not know; noise shares are not built."""
-RULES = {"all": ALL_RULES, "products": ALL_RULES - {"median", "trimmed_mean"}, "none": set()}
+UNROOTED = ALL_RULES - {"fltrust"}
+RULES = {"all": ALL_RULES, "products": ALL_RULES - {"median", "trimmed_mean"}, "unrooted": UNROOTED, "none": set()}
 GIVEN: dict[str, dict[str, Any]] = {
     "secagg": {"range": 1.0, "secagg": "on"},
     "shares": {"range": 1.0, "mode": "central-dp", "secagg": "on"},
@@ -185,3 +187,9 @@ def test_what_built_in_strategies_declare_agrees_with_the_table(name: str) -> No
     recipe = strategies.make(name, FITTING.get(name, {}))
     assert ("central-dp" in LINES[name].no) == ("central-dp" in unfit.line_of(recipe).no)
     assert ("secagg" in LINES[name].no) == ("secagg" in unfit.line_of(recipe).no)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_table_s_rules_are_those_that_a_recipe_can_have(name: str) -> None:
+    recipe = strategies.make(name, {"space": "full"} if name == "zo_fedavg" else {})
+    assert {*rules_for(recipe)} == LINES[name].rules
