@@ -18,7 +18,7 @@ from fedft.client.train import Client
 from fedft.config import Codecs, RunConfig, budget_of
 from fedft.contract import State
 from fedft.errors import ConfigError
-from fedft.privacy.tables import Robust
+from fedft.privacy.tables import Privacy, Robust
 from fedft.reports import run_result
 from fedft.server import budget, open_run
 from fedft.server import cohort as sampling
@@ -38,9 +38,7 @@ def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str,
         folder: for its states, empty.
         tell: hears how far it is, from 0 to 1, and of each state that was measured.
     """
-    privacy = replace(config.privacy, secagg="off")  # they send nothing, and nobody is there to lie
-    config = replace(config, codec=Codecs(), robust=Robust(), privacy=privacy)
-    place = runs.workplace(config)
+    place = runs.workplace(by_itself(config))
     config = place.config
     panel = sampling.panel(list(place.clients), config.eval.clients, config.server.seed)
     cohort = min(config.clients.per_round or len(place.clients), len(place.clients))
@@ -49,6 +47,16 @@ def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str,
     if label == "local":
         return _local(replace(place, config=config), panel, cohort, folder, tell)
     return _central(replace(place, config=config), panel, cohort, folder, tell)
+
+
+def by_itself(config: RunConfig) -> RunConfig:
+    """The config of clients that send nothing, to nobody: no codec, no robust or secure sum, no noise on updates.
+
+    Noise that hides a whole client from the others would be all that one client alone learns. Records stay hidden.
+    """
+    hides_records = config.privacy.mode in ("example-dp", "zo-dp")
+    privacy = replace(config.privacy, secagg="off") if hides_records else Privacy()
+    return replace(config, codec=Codecs(), robust=Robust(), privacy=privacy)
 
 
 def _bounded(config: RunConfig, sharers: int) -> RunConfig:

@@ -363,3 +363,17 @@ def test_a_contender_that_diverges_keeps_no_other_from_running(race: Race, tmp_p
     page = (tmp_path / races.PAGE).read_text()
     assert "1 of 2 methods are done" in page
     assert "<dt>wild</dt>" in page
+
+
+def test_baselines_have_no_noise_of_sums_and_hide_records_as_the_federation_does() -> None:
+    noise = {"clip": 0.5, "noise_multiplier": 1.0, "delta": 1e-3}
+
+    def mode(**privacy: Any) -> tuple[str, str]:
+        found = baselines.by_itself(configs.from_dict({"privacy": privacy})).privacy
+        return found.mode, found.secagg
+
+    for of_clients in ("central-dp", "local-dp"):
+        assert mode(mode=of_clients, **noise) == ("none", "off")
+    assert mode(secagg="on") == ("none", "off")
+    for of_records in ("example-dp", "zo-dp"):
+        assert mode(mode=of_records, secagg="on", range=1.0, **noise) == (of_records, "off")
