@@ -100,6 +100,10 @@ def quiet(observe: Observer, said: Privacy) -> Observer:
             info = {k: EMPTY.get(k, x) for k, x in info.items()}
         if central and kind == "refused":
             info = {**info, "reason": SEE}
+        if central and kind in ("admitted", "measured"):
+            info = {**info, "timed": False}  # whoever hears it is not to say how long that one took
+        if central and kind == "progress":
+            info = {k: info[k] for k in ("client", "round", "doing")}
         observe(kind, {**info, "metrics": {}} if kind == "admitted" else info)
 
     return heard

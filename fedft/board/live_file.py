@@ -128,7 +128,9 @@ class LiveFile:
     def _admitted(self, info: Mapping[str, Any]) -> None:
         site = self._answer(info["client"])
         site["loss"] = info["metrics"].get("loss")
-        if site.get("asked") is not None:  # not one that was found on disk
+        if not info.get("timed", True):
+            site["answered"] = site.get("asked") or site["answered"]
+        elif site.get("asked") is not None:  # not one that was found on disk
             site["took"] = [*site["took"], round(site["answered"] - site["asked"], 3)][-KEEP_TIMES:]
 
     def _measured(self, info: Mapping[str, Any]) -> None:

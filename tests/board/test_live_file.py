@@ -11,6 +11,8 @@ import pytest
 
 from fedft.board import live_file
 from fedft.board.live_file import LiveFile
+from fedft.privacy.tables import Privacy
+from fedft.server import private_facts
 
 ASKING = {"round": 3, "clients": ["a", "b", "c"], "need": 2, "deadline_s": 600.0, "grace_s": 5.0}
 
@@ -51,6 +53,20 @@ def test_the_file_follows_a_round(live: LiveFile, tmp_path: Path) -> None:
     live("line", {"version": 4})
     found = until(tmp_path, lambda f: f["phase"] == "between")
     assert found["deadline"] is None
+
+
+def test_how_long_a_site_took_is_not_said_where_nobody_may_know(live: LiveFile, tmp_path: Path) -> None:
+    said = Privacy(mode="central-dp", clip=1.0, noise_multiplier=1.0, delta=1e-3)
+    heard = private_facts.quiet(live, said)
+    heard("round", {"round": 3, "asked": ["a", "b", "c"]})
+    heard("asking", ASKING)
+    heard("progress", {"client": "b", "round": 3, "doing": "training", "step": 3, "steps": 8, "left_s": 4.0})
+    heard("admitted", {"round": 3, "client": "a", "metrics": {"loss": 1.5}})
+    sites = until(tmp_path, lambda f: f["sites"].get("a", {}).get("answered"))["sites"]
+    assert sites["a"]["took"] == []
+    assert sites["a"]["loss"] is None
+    assert sites["a"]["answered"] == sites["a"]["asked"]
+    assert (sites["b"]["doing"], sites["b"]["step"], sites["b"]["left_s"]) == ("training", None, None)
 
 
 def test_the_deadline_is_the_grace_once_there_are_enough(live: LiveFile, tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ class Spans:
         self._round: Span | None = None
         self._evaluation: Span | None = None
         self._letters: dict[str, Span] = {}
+        self._outcomes: dict[str, str] = {}
+        """Of letters that have not ended."""
 
     def __call__(self, kind: str, info: Mapping[str, Any]) -> None:
         """Take one event of the run, see `fedft.reports.observers`."""
@@ -114,7 +116,9 @@ class Spans:
             self._evaluation = self._begin("evaluation", self._round or self._run, **facts)
             self._ask(info["asked"], self._evaluation, facts)
         elif kind in ("admitted", "measured"):
-            self._answer(info["client"], kind)
+            self._outcomes[info["client"]] = kind
+            if info.get("timed", True):  # else the letter ends with its round, which tells of nobody alone
+                self._answer(info["client"])
         elif kind == "refused":
             self._refuse(info)
         elif kind == "line":
@@ -133,10 +137,11 @@ class Spans:
     def _ask(self, clients: Iterable[str], parent: "Span | None", facts: Mapping[str, Any]) -> None:
         """A letter to each; one that was not answered before ends, since its site is asked again."""
         for client in clients:
-            self._answer(client, "unanswered")
+            self._answer(client)
             self._letters[client] = self._begin("letter", parent or self._run, **{**facts, "fedft.site": client})
 
-    def _answer(self, client: str, outcome: str) -> None:
+    def _answer(self, client: str) -> None:
+        outcome = self._outcomes.pop(client, "unanswered")
         if (letter := self._letters.pop(client, None)) is not None:
             letter.set_attribute("fedft.outcome", outcome)
             letter.end()
@@ -148,7 +153,8 @@ class Spans:
         letter.add_event("refused", {"fedft.code": info["code"]})
         if info.get("proven"):
             letter.set_attribute("fedft.code", info["code"])
-            self._answer(info["client"], "refused")
+            self._outcomes[info["client"]] = "refused"
+            self._answer(info["client"])
 
     def _line(self, info: Mapping[str, Any]) -> None:
         """The end of a round, or of the first evaluation, with the numbers of its line."""
@@ -161,7 +167,7 @@ class Spans:
 
     def _end_letters(self) -> None:
         for client in list(self._letters):
-            self._answer(client, "unanswered")
+            self._answer(client)
 
     def _over(self) -> None:
         """What has begun in a round, or is a round, ends."""

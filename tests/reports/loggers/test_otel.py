@@ -115,6 +115,18 @@ def test_who_is_refused_or_asked_again_has_a_letter_for_each_time(
     assert fact(kept.get_finished_spans()[-1], "finished") is False
 
 
+def test_a_letter_whose_time_is_not_to_be_told_ends_with_its_round(
+    spans: otel.Spans, kept: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    spans("round", {"round": 3, "asked": ["a", "b"]})
+    spans("asking", {"round": 3, "clients": ["a", "b"]})
+    spans("admitted", {"round": 3, "client": "a", "metrics": {}, "timed": False})
+    assert not kept.get_finished_spans()
+    spans("ended", {"folder": tmp_path, "summary": None})
+    found = [(s.name, fact(s, "site"), fact(s, "outcome")) for s in kept.get_finished_spans()]
+    assert found[:2] == [("letter", "a", "admitted"), ("letter", "b", "unanswered")]
+
+
 def test_the_metrics_are_those_of_the_board(tmp_path: Path) -> None:
     folder = watched_runs.folder(tmp_path / "run")
     reader = InMemoryMetricReader()
