@@ -15,6 +15,7 @@ from fedft.privacy.tables import Privacy
 log = logging.getLogger(__name__)
 
 SEEDED = "seeded noise"
+BEYOND = "epsilon {:g} was for {} rounds, and more of them cost more; each site keeps its own account"
 OWN = "each site keeps its own account, which depends on how many rows it has"
 
 
@@ -25,13 +26,14 @@ def say_what_is_not_measured(privacy: Privacy) -> None:
         log.warning(said, privacy.mode)
 
 
-def said(privacy: Privacy, rounds: int, largest: float | None) -> dict[str, Any]:
+def said(privacy: Privacy, rounds: int, largest: float | None, planned: int) -> dict[str, Any]:
     """The keys "epsilon" and "delta" of a line, or "epsilon_why" where epsilon is None.
 
     Args:
         privacy: the run's; its mode has noise at clients.
         rounds: that are over.
         largest: what the client that has spent most has spent in this run; None: its clients alone know.
+        planned: rounds that its epsilon is for.
     """
     if privacy.noise == "seeded":
         return {"epsilon": None, "epsilon_why": SEEDED}
@@ -41,6 +43,8 @@ def said(privacy: Privacy, rounds: int, largest: float | None) -> dict[str, Any]
     if privacy.mode == "local-dp" and privacy.noise_multiplier is not None:
         spent = accountant.epsilon([Release(privacy.noise_multiplier / 2, 1.0, rounds)], delta)
         return {"epsilon": spent, "delta": delta}
+    if privacy.epsilon is not None and rounds > planned:
+        return {"epsilon": None, "epsilon_why": BEYOND.format(privacy.epsilon, planned)}
     if privacy.epsilon is not None:  # whatever its rows, each site has the noise that all rounds need
         return {"epsilon": privacy.epsilon, "delta": delta}
     return {"epsilon": None, "epsilon_why": OWN}

@@ -231,7 +231,9 @@ class Loop:
         line: dict[str, Any] = {"version": state.version, "refused": [], "seconds": {}, **notes["record"]}
         line["state_digest"] = state.digest
         if run.config.privacy.at_clients:
-            line |= client_noise.said(run.config.privacy, state.version, run.spent and run.spent())
+            privacy, spent = run.config.privacy, run.spent and run.spent()
+            fewest = run.steering.fewest_rounds() if run.steering else run.config.server.rounds
+            line |= client_noise.said(privacy, state.version, spent, privacy.rounds or fewest)
         if "bytes" in line:
             adds = not run.recipe.replaces_what_is_held
             earlier = [] if run.recipe.evaluation_has_own_state else self.metrics.lines

@@ -80,6 +80,12 @@ class Steering:
                 }
             return self._made[round]
 
+    def fewest_rounds(self) -> int:
+        """The smallest value that `[server] rounds` has had in this run: a site may have joined while it stood."""
+        with self._lock:
+            changed = [x for x in self.said["changes"] if x["key"] == "server.rounds"]
+            return min([self.latest().server.rounds, *(int(x[k]) for x in changed for k in ("before", "value"))])
+
     def latest(self) -> RunConfig:
         """The run's config with all that was changed, also what holds from the next round on only."""
         return self.config_at(2**62)

@@ -14,18 +14,22 @@ def privacy(mode: Any = "example-dp", **keys: Any) -> Privacy:
 
 
 def test_a_simulation_says_the_largest() -> None:
-    assert said(privacy(), 3, 1.5) == {"epsilon": 1.5, "delta": 1e-4}
+    assert said(privacy(), 3, 1.5, 3) == {"epsilon": 1.5, "delta": 1e-4}
 
 
 @pytest.mark.parametrize("largest", [None, 1.5])
 def test_seeded_noise_has_no_epsilon(largest: float | None) -> None:
-    assert said(privacy(noise="seeded"), 3, largest) == {"epsilon": None, "epsilon_why": SEEDED}
+    assert said(privacy(noise="seeded"), 3, largest, 3) == {"epsilon": None, "epsilon_why": SEEDED}
 
 
 def test_a_server_says_what_is_public_and_no_more() -> None:
-    assert said(privacy(), 3, None) == {"epsilon": None, "epsilon_why": OWN}
+    assert said(privacy(), 3, None, 3) == {"epsilon": None, "epsilon_why": OWN}
     target = privacy(noise_multiplier=None, epsilon=8.0)
-    assert said(target, 3, None) == {"epsilon": 8.0, "delta": 1e-4}
+    assert said(target, 3, None, 3) == {"epsilon": 8.0, "delta": 1e-4}
+    longer = said(target, 4, None, 3)
+    assert longer["epsilon"] is None, "what is said is never below what was spent"
+    assert "8 was for 3 rounds" in longer["epsilon_why"]
+    assert said(target, 4, 8.4, 3)["epsilon"] == 8.4
     pytest.importorskip("dp_accounting", reason="pip install 'fedft[dp]'")
-    found = said(privacy("local-dp"), 3, None)
+    found = said(privacy("local-dp"), 3, None, 3)
     assert found == {"epsilon": pytest.approx(epsilon([Release(1.0, 1.0, 3)], 1e-4)), "delta": 1e-4}

@@ -114,6 +114,14 @@ def test_a_file_that_was_altered_is_not_guessed_at(tmp_path: Path) -> None:
         steered(tmp_path)
 
 
+def test_the_fewest_rounds_are_those_that_any_site_may_have_joined_for(tmp_path: Path) -> None:
+    s = steered(tmp_path, configured(server={"rounds": 4}))
+    assert s.fewest_rounds() == 4
+    s.set(s.check(["server.rounds=9"]), "uid 7")
+    assert s.fewest_rounds() == 4
+    assert steered(tmp_path, configured(server={"rounds": 4})).fewest_rounds() == 4
+
+
 def test_fewer_rounds_end_the_run_with_the_open_one_and_more_go_on(tmp_path: Path) -> None:
     fewer, more = (run_in(tmp_path / x) for x in ("a", "b"))
     at_round(fewer, 1, lambda: change(fewer, "server.rounds=2"))
