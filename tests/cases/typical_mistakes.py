@@ -50,7 +50,7 @@ RUN_FILES = [
     m("SIM SET locl.steps=1", "run.toml: no table [locl]", "did you mean 'local'?"),
     m("SIM SET trainer.steps=1", "no table [trainer]", "a run file has model, data, strategy, local"),
     m("SIM SET local.stpes=1", "[local] has no 'stpes'", "did you mean 'steps'?"),
-    m("SIM SET local.rounds=1", "[local] has no 'rounds'", "it is a key of [server]"),
+    m("SIM SET local.rounds=1", "[local] has no 'rounds'", "of [server]"),
     m("SIM SET local.num_train_epochs=3", "[local] has no 'num_train_epochs'", "wanted [local] epochs"),
     m(
         "SIM SET local.gradient_accumulation_steps=4",
@@ -71,7 +71,7 @@ RUN_FILES = [
     m("SIM SET model.dtype=int4", "[model] dtype is 'int4'", "wanted one of auto, bfloat16"),
     m("SIM SET model.task=classification", "[model] task is 'classification'", "'sequence-classification'"),
     m("SIM SET server.budget=1GB", "budget is '1GB'", "bytes=2e7"),
-    m("SIM SET privacy.mode=dp", "[privacy] mode is 'dp'", "wanted one of none"),
+    m("SIM SET privacy.mode=dp", "[privacy] mode is 'dp'", "wanted 'none' or 'central-dp'"),
 ]
 NAMES = [
     m("SIM SET strategy.name=fedavgg", "[strategy] name: no strategy 'fedavgg'", "package.module:name", "'fedavg'?"),
