@@ -32,6 +32,7 @@ from fedft.client.site_settings import SiteConfig
 from fedft.client.train import MAX_PLAN_BYTES, Client
 from fedft.contract import Trained, Turn
 from fedft.errors import ConfigError, FedftError, PlanRefused
+from fedft.privacy.tables import OF_RECORDS
 from fedft.training.first_order import gradient_steps
 from fedft.update import Job
 from fedft.wire import messages
@@ -132,7 +133,7 @@ class LeadingClient(Client):
 def leading(client: Client, job: Job, companions: Companions) -> LeadingClient:
     """The first process's client; the others are told of its job. Raises PlanRefused for what cannot be shared."""
     local, mode = client.config.local, client.config.privacy.mode
-    if mode in ("example-dp", "zo-dp"):  # who is in a batch, and its noise, are one process's secret
+    if mode in OF_RECORDS:  # who is in a batch, and its noise, are one process's secret
         raise PlanRefused("site_unfit", f"[privacy] mode = {mode!r} is for sites of one process")
     if local.trainer or local.micro_batch == "auto" or not hasattr(client.handle.objective, "weight"):
         raise PlanRefused("site_unfit", "[local] trainer, micro_batch = 'auto' and objectives that do not weigh their "

@@ -4,7 +4,7 @@
 
 It is made once, is on the disk before it is used, and never travels: who has it subtracts the noise from what the
 client has sent. One that is lost, or torn by a crash, is made anew: what follows from it is other noise, and charged as
-such. `seeded` is for comparisons: everybody who knows the run's seed has that one.
+such.
 """
 
 import os
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from fedft import durable
 from fedft.privacy.keyed_stream import KEY_BYTES, new_key
-from fedft.randomness import philox
 from fedft.security.private_keys import check_private
 
 FILE = "privacy.key"
@@ -32,9 +31,3 @@ def of_run(folder: Path) -> bytes:
     key = new_key()
     durable.commit(path, key)
     return key
-
-
-def seeded(run_seed: int, client: str) -> bytes:
-    """KEY_BYTES that follow from the run's seed and the client's name: equal everywhere, and secret from nobody."""
-    words = (philox.derive(run_seed, "privacy", client, n) for n in range(KEY_BYTES // 8))
-    return b"".join(word.to_bytes(8, "little") for word in words)

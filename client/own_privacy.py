@@ -29,9 +29,9 @@ from fedft.config import LOCAL, RunConfig
 from fedft.contract import Private, Turn
 from fedft.errors import ConfigError, PlanRefused
 from fedft.privacy import accountant
-from fedft.privacy.keyed_stream import Stream, new_key
+from fedft.privacy.keyed_stream import Stream, new_key, seeded_key
 from fedft.privacy.schedule import MEASURE_NOISE, MEASURES, two_digits
-from fedft.privacy.tables import Privacy
+from fedft.privacy.tables import OF_RECORDS, Privacy
 from fedft.update import BITS, MEMORY_LOST, Job
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class OwnPrivacy:
         now = (said.mode, said.epsilon, said.delta, said.noise_multiplier or terms.z)
         if now != (terms.mode, terms.epsilon, terms.delta, terms.z):
             raise PlanRefused("policy_privacy", f"run {job.run} was begun here with another [privacy]")
-        if said.mode in ("example-dp", "zo-dp") and terms.delta > 1 / terms.rows:
+        if said.mode in OF_RECORDS and terms.delta > 1 / terms.rows:
             log.error(
                 "run %s: [privacy] delta = %g is above one over the %d rows here", job.run, terms.delta, terms.rows
             )
@@ -115,7 +115,7 @@ class OwnPrivacy:
 
     def _key_of_run(self, client: str, job: Job) -> bytes:
         if self._said.noise == "seeded":
-            return noise_key.seeded(job.seed, client)
+            return seeded_key(job.seed, "privacy", client)
         return noise_key.of_run(self.keys) if self.keys is not None else self._key or new_key()
 
     def guarded(self, turn: Turn, rows: Sequence[Any]) -> Turn:
@@ -244,5 +244,5 @@ def _calibrated(mode: str, q: float, count: int, epsilon: float, delta: float) -
 
     Of a sum that the server adds noise to nobody here knows how it gets there: one release that costs as much.
     """
-    q = q if mode in ("example-dp", "zo-dp") else 1.0
+    q = q if mode in OF_RECORDS else 1.0
     return accountant.noise_for(lambda z: [Charge("", 0, "", "", mode, z, q, count).release], epsilon, delta)

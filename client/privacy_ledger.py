@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedft import durable
 from fedft.errors import StateDamaged
-from fedft.privacy.accountant import Release
+from fedft.privacy.accountant import Release, of_whole_updates
 
 FILE = "privacy-ledger.fedft"
 BEGUN = "privacy-ledger.begun"
@@ -60,12 +60,13 @@ class Charge:
     def release(self) -> Release:
         """What the accountant takes it for.
 
-        Noise on a whole update (local-dp) is z C, and one data set in place of another moves the update by up to 2 C.
         Noise that everybody knows is none.
         """
         if self.key == SEEDED:
             return Release(0.0, self.q, self.steps)
-        return Release(self.z / 2 if self.mode == "local-dp" else self.z, self.q, self.steps)
+        if self.mode == "local-dp":
+            return of_whole_updates(self.z, self.steps)
+        return Release(self.z, self.q, self.steps)
 
 
 @dataclass(frozen=True)

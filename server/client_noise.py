@@ -9,12 +9,10 @@ import logging
 from typing import Any
 
 from fedft.privacy import accountant
-from fedft.privacy.accountant import Release
-from fedft.privacy.tables import Privacy
+from fedft.privacy.tables import SEEDED, Privacy
 
 log = logging.getLogger(__name__)
 
-SEEDED = "seeded noise"
 BEYOND = "epsilon {:g} was for {} rounds, and more of them cost more; each site keeps its own account"
 OWN = "each site keeps its own account, which depends on how many rows it has"
 
@@ -41,7 +39,7 @@ def said(privacy: Privacy, rounds: int, largest: float | None, planned: int) -> 
     if largest is not None:
         return {"epsilon": largest, "delta": delta}
     if privacy.mode == "local-dp" and privacy.noise_multiplier is not None:
-        spent = accountant.epsilon([Release(privacy.noise_multiplier / 2, 1.0, rounds)], delta)
+        spent = accountant.epsilon([accountant.of_whole_updates(privacy.noise_multiplier, rounds)], delta)
         return {"epsilon": spent, "delta": delta}
     if privacy.epsilon is not None and rounds > planned:
         return {"epsilon": None, "epsilon_why": BEYOND.format(privacy.epsilon, planned)}

@@ -24,9 +24,8 @@ from typing import Any, NamedTuple
 from fedft import durable
 from fedft.errors import StateDamaged
 from fedft.privacy import spent_budget
-from fedft.privacy.keyed_stream import Stream, new_key
+from fedft.privacy.keyed_stream import Stream, new_key, seeded_key
 from fedft.privacy.spent_budget import TRAINING, Charge, Header, Ledger
-from fedft.randomness import philox
 
 
 class BudgetSpent(Exception):
@@ -145,10 +144,7 @@ class PrivacyLedger:
 
     def _fresh(self, name: str) -> bytes:
         """A key that nobody has; of a seeded run, its own of this name."""
-        if self._seed is None:
-            return new_key()
-        words = [philox.derive(self._seed, "noise", name, n).to_bytes(8, "little") for n in range(4)]
-        return b"".join(words)
+        return new_key() if self._seed is None else seeded_key(self._seed, "noise", name)
 
     def _key(self, name: str) -> tuple[bytes, str] | None:
         """(key, digest of its set) of the release of this name; None where there is none that verifies."""

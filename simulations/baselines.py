@@ -18,7 +18,7 @@ from fedft.client.train import Client
 from fedft.config import Codecs, RunConfig, budget_of
 from fedft.contract import State
 from fedft.errors import ConfigError
-from fedft.privacy.tables import Privacy, Robust
+from fedft.privacy.tables import OF_RECORDS, Privacy, Robust
 from fedft.reports import run_result
 from fedft.server import budget, open_run
 from fedft.server import cohort as sampling
@@ -54,7 +54,7 @@ def by_itself(config: RunConfig) -> RunConfig:
 
     Noise that hides a whole client from the others would be all that one client alone learns. Records stay hidden.
     """
-    hides_records = config.privacy.mode in ("example-dp", "zo-dp")
+    hides_records = config.privacy.mode in OF_RECORDS
     privacy = replace(config.privacy, secagg="off") if hides_records else Privacy()
     return replace(config, codec=Codecs(), robust=Robust(), privacy=privacy)
 

@@ -3,7 +3,7 @@
 Workers write the ledgers of their own clients, so they are read from the disk.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class ClientAccounts:
     def largest(self) -> float:
         """Epsilon of the client that has spent most; 0.0 where nobody has spent anything. Raises StateDamaged."""
         ledgers = sorted(self.folder.glob(f"clients/*/{FILE}"))
-        found = {merged(Ledger(path.parent).read().releases) for path in ledgers}
+        found = {accountant.merged(Ledger(path.parent).read().releases) for path in ledgers}
         self._known = {kinds: self._epsilon(kinds) for kinds in costliest(found)}
         return max(self._known.values(), default=0.0)
 
@@ -35,14 +35,6 @@ class ClientAccounts:
         if kinds not in self._known:
             return accountant.epsilon(sorted(kinds, key=lambda r: (r.noise_multiplier, r.probability)), self.delta)
         return self._known[kinds]
-
-
-def merged(releases: Iterable[Release]) -> Kinds:
-    """The same releases, with one entry for those of equal noise and probability."""
-    counts: dict[tuple[float, float], int] = {}
-    for r in releases:
-        counts[r.noise_multiplier, r.probability] = counts.get((r.noise_multiplier, r.probability), 0) + r.count
-    return frozenset(Release(z, q, count) for (z, q), count in counts.items())
 
 
 def costliest(clients: Collection[Kinds]) -> set[Kinds]:

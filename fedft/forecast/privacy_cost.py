@@ -11,12 +11,11 @@ from fedft.contract import Layout
 from fedft.privacy import schedule
 from fedft.privacy.schedule import Schedule
 from fedft.privacy.secure_sum.integer_uploads import RING
+from fedft.privacy.tables import OF_RECORDS
 from fedft.recipe import Recipe, as_it_is
 from fedft.update import Plan
 
 ROWS = "how many records sites have is known to them alone"
-MEASURES = 2
-"""Of an evaluation with noise: loss and accuracy."""
 
 
 def scheduled(
@@ -45,7 +44,7 @@ def scheduled(
         config.local.steps,
         config.local.batch_size,
         known,
-        MEASURES * evaluations if deployed and said.evaluate == "noisy" else 0,
+        schedule.MEASURES * evaluations if deployed and said.evaluate == "noisy" else 0,
     )
 
 
@@ -58,7 +57,7 @@ def numbers(recipe: Recipe, layout: Layout, rank: int, mode: str) -> int:
         mode: as `[privacy] mode`.
     """
     plan = Plan("", 0, 0, rank=rank)
-    if mode in ("example-dp", "zo-dp"):
+    if mode in OF_RECORDS:
         return sum(math.prod(t.shape) for t in recipe.space.spec(layout, plan.shape).values())
     spec = recipe.spec(layout, plan)
     if RING in spec:

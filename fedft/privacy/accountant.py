@@ -42,6 +42,19 @@ class Release:
     count: int = 1
 
 
+def of_whole_updates(noise_multiplier: float, count: int = 1) -> Release:
+    """Releases of whole updates of one client, clipped to C and with noise of this multiplier of C.
+
+    One data set in place of another moves such an update by up to 2 C, so each counts as one of half the multiplier.
+    """
+    return Release(noise_multiplier / 2, 1.0, count)
+
+
+def merged(releases: Iterable[Release]) -> frozenset[Release]:
+    """The same releases, with one entry for those of equal noise and probability; without those nobody is in."""
+    return frozenset(Release(z, q, count) for (z, q), count in _merged(releases).items())
+
+
 def epsilon(releases: Iterable[Release], delta: float) -> float:
     """Epsilon at `delta` of all releases together; 0.0 of none, infinite where one has no noise.
 
@@ -100,6 +113,17 @@ def noise_for(releases: Callable[[float], Iterable[Release]], target: float, del
         else:
             low, low_cost = z, found
     return high
+
+
+def fitting(cost: Callable[[int], float], count: int, most: float) -> int:
+    """The largest number, up to `count`, whose cost is at most `most`; 0 is not asked for. Costs grow with numbers."""
+    if cost(count) <= most:
+        return count
+    low, high = 0, count
+    while high > low + 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= most else (low, middle)
+    return low
 
 
 def _enough(holds: Callable[[float], bool]) -> float:

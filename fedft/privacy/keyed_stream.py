@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
+from fedft.randomness import philox
+
 KEY_BYTES = 32
 _INFO = b"fedft-noise/1\0"
 
@@ -29,6 +31,12 @@ _INFO = b"fedft-noise/1\0"
 def new_key() -> bytes:
     """A key of KEY_BYTES from the operating system."""
     return os.urandom(KEY_BYTES)
+
+
+def seeded_key(seed: int, purpose: str, name: str) -> bytes:
+    """A key that follows from a run's seed, its purpose and a name: equal everywhere, and secret from nobody."""
+    words = (philox.derive(seed, purpose, name, n) for n in range(KEY_BYTES // 8))
+    return b"".join(word.to_bytes(8, "little") for word in words)
 
 
 @dataclass(frozen=True)

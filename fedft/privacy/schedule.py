@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fedft.errors import ConfigError
 from fedft.privacy import accountant
 from fedft.privacy.accountant import Release
-from fedft.privacy.tables import Privacy
+from fedft.privacy.tables import OF_RECORDS, SEEDED, Privacy
 
 MEASURE_NOISE = 4.0
 """Noise multiplier of a measure of an evaluation, in that of training."""
@@ -49,12 +49,12 @@ class Schedule:
     @property
     def of_records(self) -> bool:
         """Whether the unit is a record, and so what it costs differs by client."""
-        return self.privacy.mode in ("example-dp", "zo-dp")
+        return self.privacy.mode in OF_RECORDS
 
     @property
     def none(self) -> str:
         """Why there is no epsilon whatever the noise; "" where there is one."""
-        return "seeded noise" if self.privacy.noise == "seeded" else ""
+        return SEEDED if self.privacy.noise == "seeded" else ""
 
     def probability(self, rows: int) -> float:
         """Of a record being in a step, at a client with so many; by their number in two digits."""
@@ -69,7 +69,7 @@ class Schedule:
         if self.of_records:
             return [Release(z, self.probability(rows), turns * self.steps)]
         if mode == "local-dp":
-            return [Release(z / 2, 1.0, turns)]
+            return [accountant.of_whole_updates(z, turns)]
         measured = Release(MEASURE_NOISE * z, 1.0, self.measures * rounds // max(1, self.rounds))
         if self.privacy.cohort == "poisson":
             return [Release(z, self.asked / self.clients, rounds), measured]
@@ -94,11 +94,7 @@ class Schedule:
 
     def fitting(self, most: float, z: float) -> int:
         """How many rounds with this noise cost at most so much; all of them, if they do."""
-        low, high = 0, self.rounds + 1
-        while high > low + 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.epsilon(middle, z) <= most else (low, middle)
-        return low
+        return accountant.fitting(lambda rounds: self.epsilon(rounds, z), self.rounds, most)
 
     @property
     def smallest(self) -> list[int]:
@@ -144,7 +140,7 @@ def check_delta(privacy: Privacy, clients: int, rows: Mapping[str, int]) -> None
     if not privacy.on or privacy.delta is None:
         return
     units, what = clients, "clients"
-    if privacy.mode in ("example-dp", "zo-dp"):
+    if privacy.mode in OF_RECORDS:
         who = max(rows, key=lambda name: rows[name], default="")
         units, what = rows.get(who, 0), f"records of {who}"
     if units and privacy.delta > 1 / units:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from fedft.privacy import accountant
 from fedft.privacy.accountant import Release
+from fedft.privacy.tables import SEEDED
 
 Event = Literal["gaussian", "poisson"]
 TRAINING = "training"
@@ -123,13 +124,7 @@ def noise_for(charges: Sequence[Charge], target: float, delta: float) -> float:
 
 def fitting(spent: Ledger, more: Sequence[Charge], most: float) -> int:
     """How many of the charges `more`, in their order, fit an epsilon of `most` behind those of the ledger."""
-    if spent.epsilon(more) <= most:
-        return len(more)
-    low, high = 0, len(more)
-    while high > low + 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if spent.epsilon(more[:middle]) <= most else (low, middle)
-    return low
+    return accountant.fitting(lambda count: spent.epsilon(more[:count]), len(more), most)
 
 
 def _together(z: Sequence[float]) -> float:
@@ -140,5 +135,5 @@ def _together(z: Sequence[float]) -> float:
 def plain(ledger: Ledger) -> dict[str, Any]:
     """What a line of metrics.jsonl says of the budget: epsilon, and why there is none of seeded noise; delta."""
     if ledger.header.noise == "seeded":
-        return {"epsilon": None, "epsilon_why": "seeded noise", "delta": ledger.header.delta}
+        return {"epsilon": None, "epsilon_why": SEEDED, "delta": ledger.header.delta}
     return {"epsilon": ledger.epsilon(), "delta": ledger.header.delta}

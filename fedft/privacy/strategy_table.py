@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fedft.privacy.tables import OF_RECORDS
+
 
 class Why(NamedTuple):
     """A cell that says no."""
@@ -22,7 +24,7 @@ class Why(NamedTuple):
 
 SUMS = ("secagg", "central-dp", "shares", "local-dp")
 """Columns that need no more of a strategy than sums, and no less."""
-COLUMNS = (*SUMS, "example-dp", "zo-dp")
+COLUMNS = (*SUMS, *OF_RECORDS)
 
 OWN_FACTORS = Why("its server needs every client's own factors, not their sum", "fedit, rolora or ffa_lora")
 UNLIKE = Why("what its clients train and send follows from their own data", "fedit, rolora or ffa_lora")

@@ -11,6 +11,10 @@ CLIPS = 1e-12, 1e12
 MOST_NOISE = 2.0**20
 """Of `noise_multiplier`: 2^30 times it, times the nine standard deviations that there are, is below 2^63."""
 Mode = Literal["none", "central-dp", "local-dp", "example-dp", "zo-dp"]
+OF_RECORDS = ("example-dp", "zo-dp")
+"""Modes whose unit is a record; of the others it is a client with all its rows."""
+SEEDED = "seeded noise"
+"""Why there is no epsilon of noise that everybody can compute."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Privacy:
     @property
     def at_clients(self) -> bool:
         """Whether each client adds noise of its own, and keeps its own account of what it has cost."""
-        return self.mode in ("local-dp", "example-dp", "zo-dp")
+        return self.mode == "local-dp" or self.mode in OF_RECORDS
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from fedft.privacy.strategy_table import (
     Option,
     Why,
 )
+from fedft.privacy.tables import OF_RECORDS
 from fedft.recipe import Recipe
 from fedft.training.first_order import steps_within
 
@@ -97,7 +98,7 @@ def _rule(recipe: Recipe, config: RunConfig) -> Iterator[str]:
 def _keys(recipe: Recipe, config: RunConfig) -> Iterator[str]:
     """Keys of other tables that cannot be beside what is asked for."""
     server, local, codec, plan = config.server, config.local, config.codec, config.clients.plan
-    sums, secure, steps = ("secagg", "central-dp"), ("secagg",), ("example-dp", "zo-dp")
+    sums, secure, steps = ("secagg", "central-dp"), ("secagg",), OF_RECORDS
     coupled, alone = (
         "records of a batch would depend on each other",
         "gradients of single records are each client's own",

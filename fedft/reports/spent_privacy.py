@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedft.privacy.tables import Privacy
+from fedft.privacy.tables import OF_RECORDS, Privacy
 
 NONE = "no differential privacy"
 NOBODY = "no line of the run says it"
-UNITS = {"central-dp": "client", "local-dp": "client", "example-dp": "record", "zo-dp": "record"}
 
 
 def spent(privacy: Privacy, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -31,4 +30,5 @@ def sentence(facts: Mapping[str, Any]) -> str:
     if facts.get("epsilon") is None:
         return f"epsilon none: {facts.get('epsilon_why', NOBODY)}"
     mode = str(facts["privacy"])
-    return f"epsilon {facts['epsilon']:.3g} at delta {facts['delta']:g}, of one {UNITS[mode]} ({mode})"
+    unit = "record" if mode in OF_RECORDS else "client"
+    return f"epsilon {facts['epsilon']:.3g} at delta {facts['delta']:g}, of one {unit} ({mode})"

@@ -7,7 +7,7 @@ import pytest
 
 from fedft.client import noise_key
 from fedft.errors import KeyFault
-from fedft.privacy.keyed_stream import KEY_BYTES
+from fedft.privacy.keyed_stream import KEY_BYTES, seeded_key
 
 
 def test_it_is_made_once_and_nobody_else_may_read_it(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_a_torn_key_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_a_seeded_key_follows_from_seed_and_name_alone() -> None:
-    keys = {noise_key.seeded(seed, name) for seed in (1, 2) for name in ("anna", "bert")}
+    keys = {seeded_key(seed, "privacy", name) for seed in (1, 2) for name in ("anna", "bert")}
     assert len(keys) == 4
     assert all(len(k) == KEY_BYTES for k in keys)
-    assert noise_key.seeded(1, "anna") in keys
+    assert seeded_key(1, "privacy", "anna") in keys

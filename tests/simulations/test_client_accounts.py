@@ -15,10 +15,10 @@ from fedft.client.privacy_ledger import Charge, Ledger
 from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.errors import StateDamaged
-from fedft.privacy.accountant import Release, epsilon
+from fedft.privacy.accountant import Release, epsilon, merged
 from fedft.privacy.keyed_stream import KEY_BYTES
 from fedft.simulations import run as runs
-from fedft.simulations.client_accounts import ClientAccounts, costliest, merged
+from fedft.simulations.client_accounts import ClientAccounts, costliest
 
 pytest.importorskip("dp_accounting", reason="pip install 'fedft[dp]'")
 

@@ -10,13 +10,12 @@ from fedft.privacy.audit.canaries import ALTERNATIVES, Plan
 from fedft.privacy.audit.contrasts import Wanted
 from fedft.privacy.audit.exposure import Exposed
 from fedft.privacy.audit.two_models import TwoModels
+from fedft.privacy.tables import OF_RECORDS
 from fedft.randomness import philox
 
 VERSION = 1
 MOST_ROWS = 1000
 """Rows of either kind whose membership is tried; more are drawn from by the audit's seed."""
-OF_RECORDS = ("example-dp", "zo-dp")
-"""Modes whose unit is a record: a canary that stands there often is many of them."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,7 @@ def _exposed(two: TwoModels, config: RunConfig, plan: Plan) -> tuple[list[Expose
 def _bound(found: Sequence[Exposed], config: RunConfig, missing: list[str]) -> dict[str, Any] | None:
     """The lower bound with what it is made of; None, with why in `missing`, where there are too few canaries."""
     mode = config.privacy.mode
+    # where the unit is a record, a canary that stands there often is many of them
     own = [e for e in found if e.canary.repeats == 1] if mode in OF_RECORDS else list(found)
     guesses, right = lower_bound.guessed(own)
     if not guesses:

@@ -15,8 +15,9 @@ from fedft.errors import ConfigError, ModelHeldBack
 from fedft.privacy.audit import contrasts, gate, lower_bound
 from fedft.privacy.audit.canaries import Plan
 from fedft.privacy.audit.contrasts import Wanted
-from fedft.privacy.audit.findings import OF_RECORDS, Rows, audit
+from fedft.privacy.audit.findings import Rows, audit
 from fedft.privacy.audit.two_models import TwoModels
+from fedft.privacy.tables import OF_RECORDS
 
 FILE = "audit.json"
 """In the run folder: what the last audit found. It has no text of any record."""
