@@ -23,13 +23,13 @@ from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
 from fedft.client.secure_sums import SecureSums
 from fedft.config import Local, RunConfig
-from fedft.contract import NOTHING, Batch, Trained, Turn
+from fedft.contract import NOTHING, Trained, Turn
 from fedft.data import micro_batches, packing
 from fedft.data.batches import ClientRows
 from fedft.data.examples import Example
 from fedft.data.micro_batches import Among, MicroBatch
 from fedft.errors import PlanRefused, RejectedUpdate
-from fedft.models import device_arithmetic
+from fedft.models import device_arithmetic, own_draws
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.randomness import philox
@@ -180,12 +180,8 @@ class Client:
 
     def steps(self, turn: Turn) -> Trained:
         """What the recipe's local steps give, from where the model stands. Raises FloatingPointError as they do."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(turn.seed)  # dropout
-            if torch.cuda.is_initialized():  # torch.manual_seed looks for every kind of device, present or not
-                torch.cuda.manual_seed_all(turn.seed)
-            with device_arithmetic.in_one_order(self.config.local):
-                return self.recipe.local(self.handle, self._rows(turn.local), turn)
+        with own_draws.from_seed(turn.seed), device_arithmetic.in_one_order(self.config.local):
+            return self.recipe.local(self.handle, self._rows(turn.local), turn)
 
     def _rows(self, local: Local) -> ClientRows:
         """This client's rows as its local steps are given them, by the turn's own table `[local]`."""
@@ -193,9 +189,7 @@ class Client:
         def begun(step: int) -> None:
             self.step = step
 
-        collate: Callable[[Sequence[Example]], Batch] = partial(self.handle.objective.collate, pad_id=self.base.pad_id)
-        if local.packing:
-            collate = partial(packing.collate, pad_id=self.base.pad_id, max_length=self.config.data.length)
+        collate = packing.collating(self.handle.objective, local, self.config.data, self.base.pad_id)
         return ClientRows(self.train_rows, local.batch_size, collate, begun, self._micro_batch)
 
     def evaluate(self, turn: Turn) -> Update:

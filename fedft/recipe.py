@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fedft.adapters.full import Full
@@ -113,6 +114,12 @@ def anything(delta: Tensors, plan: Plan) -> None:
 def spec_of(x: Tensors) -> Spec:
     """Shapes and dtypes of tensors by name."""
     return {n: TensorSpec(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in x.items()}
+
+
+def nothing(spec: Spec) -> dict[str, Tensor]:
+    """An upload of this spec in which nothing has changed: zeros, and lists without an entry."""
+    shapes = {n: (0, *t.shape[1:]) if t.at_most else t.shape for n, t in spec.items()}
+    return {n: torch.zeros(shapes[n], dtype=getattr(torch, t.dtype)) for n, t in spec.items()}
 
 
 def l2_norm(delta: Tensors, plan: Plan) -> float:

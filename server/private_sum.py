@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedft.arithmetic.tensors import Tensors
 from fedft.config import RunConfig
 from fedft.contract import State
 from fedft.errors import ConfigError
@@ -26,6 +25,7 @@ from fedft.privacy import balance, clipping, integer_noise, schedule, spent_budg
 from fedft.privacy.adaptive_clip import AdaptiveClip
 from fedft.privacy.keyed_stream import Stream
 from fedft.privacy.spent_budget import TRAINING, Charge, Header
+from fedft.recipe import nothing
 from fedft.server.guard import Sum, Summed
 from fedft.server.privacy_ledger import PrivacyLedger, digest_of, name_of
 from fedft.server.private_facts import PrivateFacts
@@ -145,7 +145,7 @@ class PrivateSum:
     def _total(self, of: Sum, scales: dict[str, float]) -> tuple[dict[str, Tensor], int, int]:
         """(sum of all clipped parts on the grid, how many norms were within the clip, how many above)."""
         within = clipped = 0
-        empty = of.recipe.summand(_nothing(of), of.plan)
+        empty = of.recipe.summand(nothing(of.recipe.spec(of.layout, of.plan)), of.plan)
         total = {n: torch.zeros(empty[n].shape, dtype=torch.int64) for n in sorted(empty)}
         for update in of.updates():
             parts = balance.scaled(of.recipe.summand(update.delta, of.plans[update.client]), scales)
@@ -156,10 +156,3 @@ class PrivateSum:
             for n, s in clipping.on_grid(parts, self._clip).items():
                 total[n] += s
         return total, within, clipped
-
-
-def _nothing(of: Sum) -> Tensors:
-    """An upload in which nothing has changed."""
-    spec = of.recipe.spec(of.layout, of.plan)
-    shapes = {n: (0, *t.shape[1:]) if t.at_most else t.shape for n, t in spec.items()}
-    return {n: torch.zeros(shapes[n], dtype=getattr(torch, t.dtype)) for n, t in spec.items()}

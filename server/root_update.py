@@ -5,21 +5,18 @@ One turn more, from the state that the round's clients began at, with as many st
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
-
-import torch
 
 from fedft.aggregation.robust_weights import NoSum
 from fedft.arithmetic import tensors
 from fedft.config import Local, RunConfig
-from fedft.contract import Batch, Turn
+from fedft.contract import Turn
 from fedft.data import client_datasets, packing
 from fedft.data.batches import ClientRows
 from fedft.data.row_counts import RowCounts
-from fedft.models import device_arithmetic
+from fedft.models import device_arithmetic, own_draws
 from fedft.models.resident import Resident
 from fedft.randomness import philox
 from fedft.recipe import Recipe
@@ -57,21 +54,14 @@ class RootUpdate:
         turn = Turn(plan, held, tensors.digest(held), local, self.config.server.seed, seed)
         recipe.start(handle, turn)
         try:
-            with torch.random.fork_rng(devices=[]), device_arithmetic.in_one_order(local):
-                torch.default_generator.manual_seed(seed)  # dropout
-                if torch.cuda.is_initialized():
-                    torch.cuda.manual_seed_all(seed)
+            with own_draws.from_seed(seed), device_arithmetic.in_one_order(local):
                 delta = recipe.local(handle, self._data(local), turn).delta
         except FloatingPointError as e:
             raise NoSum(f"[robust] root: {e}") from e
         return Update(delta, 1, plan.round), replace(plan, tensors={})
 
     def _data(self, local: Local) -> ClientRows:
-        collate: Callable[[Sequence[Any]], Batch] = partial(
-            self.here.handle.objective.collate, pad_id=self.here.base.pad_id
-        )
-        if local.packing:
-            collate = partial(packing.collate, pad_id=self.here.base.pad_id, max_length=self.config.data.length)
+        collate = packing.collating(self.here.handle.objective, local, self.config.data, self.here.base.pad_id)
         return ClientRows(self.rows, local.batch_size, collate)
 
 

@@ -7,13 +7,27 @@ Positions begin again with every row, and there is no mask: from such positions 
 another (`fedft.models.packed_rows` says which models do). What is learned, and after what, is as in a padded batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedft.config import Data, Local
+from fedft.contract import Batch, Objective
 from fedft.data.examples import IGNORED, Example
+
+
+def collating(objective: Objective, local: Local, data: Data, pad_id: int) -> Callable[[Sequence[Any]], Batch]:
+    """What makes a batch of rows: the objective, or `collate` where `[local] packing` says so.
+
+    `data`: of a run that has begun, in which `max_length` is a number.
+    """
+    if local.packing:
+        return partial(collate, pad_id=pad_id, max_length=data.length)
+    return partial(objective.collate, pad_id=pad_id)
 
 
 def collate(examples: Sequence[Example], pad_id: int, max_length: int) -> dict[str, Tensor]:

@@ -4,15 +4,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from fedft.config import RunConfig
 from fedft.contract import Layout
 from fedft.privacy import schedule
 from fedft.privacy.schedule import Schedule
 from fedft.privacy.secure_sum.integer_uploads import RING
 from fedft.privacy.tables import OF_RECORDS
-from fedft.recipe import Recipe, as_it_is
+from fedft.recipe import Recipe, as_it_is, nothing
 from fedft.update import Plan
 
 ROWS = "how many records sites have is known to them alone"
@@ -64,8 +62,7 @@ def numbers(recipe: Recipe, layout: Layout, rank: int, mode: str) -> int:
         return spec[RING].shape[0] - 1  # the last is the loss
     if recipe.summand is as_it_is:
         return sum(math.prod(t.shape) for t in spec.values() if t.dtype == "float32")
-    zeros = {n: torch.zeros(t.shape, dtype=getattr(torch, t.dtype)) for n, t in spec.items()}
-    return sum(x.numel() for x in recipe.summand(zeros, plan).values())
+    return sum(x.numel() for x in recipe.summand(nothing(spec), plan).values())
 
 
 def cost(of: Schedule, numbers: int) -> dict[str, Any]:

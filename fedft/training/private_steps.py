@@ -15,7 +15,6 @@ Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv:1607.00
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from weakref import WeakSet
 
@@ -27,6 +26,7 @@ from fedft.contract import Batch, Course, Data, Handle, Metrics, Private, Traine
 from fedft.data import poisson_batches
 from fedft.data.micro_batches import InPieces
 from fedft.errors import ConfigError
+from fedft.models import own_draws
 from fedft.recipe import Recipe
 from fedft.training import objectives, per_example
 from fedft.training.first_order import FirstOrder, gradient_steps, in_memory, set_rate, settle
@@ -50,23 +50,10 @@ class PrivateFirstOrder:
         """
         private = noise_of(turn)
         per_example.once(self._tested, per_example.self_test, handle, data)
-        with _secret_draws(private):
+        # from a seed that others know they knew who is dropped of each row in a batch with and without a record: the
+        # other rows' parts would differ, and the sum by more than C
+        with own_draws.from_seed(int(private.stream.bits("dropout", "", 1))):
             return self.steps.taken(handle, poisson_batches.batches(data, turn, private), turn, descend)
-
-
-@contextmanager
-def _secret_draws(private: Private) -> Iterator[None]:
-    """Inside, what a model draws while it learns (dropout) follows from the turn's secret stream.
-
-    From a seed that others know they knew who is dropped of each row in a batch with and without a record: the other
-    rows' parts would differ, and the sum by more than C.
-    """
-    seed = int(private.stream.bits("dropout", "", 1))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
-        yield
 
 
 def noise_of(turn: Turn) -> Private:

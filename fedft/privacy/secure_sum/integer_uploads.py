@@ -24,7 +24,7 @@ from fedft.privacy.secure_sum import ring
 from fedft.privacy.secure_sum.context import Spec
 from fedft.privacy.secure_sum.reach import LOSS, MOST_LOSS, reach
 from fedft.randomness import philox
-from fedft.recipe import Recipe, anything
+from fedft.recipe import Recipe, anything, nothing
 from fedft.update import Plan, TensorSpec, Update
 from fedft.update import Spec as Shapes
 
@@ -65,12 +65,7 @@ class Integers:
 
     def _summand(self, layout: Layout, plan: Plan) -> dict[str, tuple[int, ...]]:
         """Shapes of what one upload by this plan adds to the sum."""
-        spec = self.recipe.spec(layout, plan)
-        empty = {
-            n: torch.zeros((0, *t.shape[1:]) if t.at_most else t.shape, dtype=getattr(torch, t.dtype))
-            for n, t in spec.items()
-        }
-        found = self.recipe.summand(empty, plan)
+        found = self.recipe.summand(nothing(self.recipe.spec(layout, plan)), plan)
         if odd := sorted(n for n, x in found.items() if not x.is_floating_point()):
             raise ConfigError(f"[privacy] secagg: {self.recipe.name} adds up {odd[0]}, which holds no floats")
         return {n: tuple(x.shape) for n, x in found.items()}
