@@ -63,6 +63,19 @@ def number_ranges(name: str, text: str) -> list[range]:
     return ranges
 
 
+def named_number(text: str, names: Collection[str]) -> tuple[str, float]:
+    """(name, number) of a text "name=number"; the number is NaN where it is none, or the name none of these.
+
+    >>> named_number("steps=400", ["steps"]), named_number("step=400", ["steps"])
+    (('steps', 400.0), ('step', nan))
+    """
+    name, equals, number = text.partition("=")
+    try:
+        return name, float(number) if equals and name in names else math.nan
+    except ValueError:
+        return name, math.nan
+
+
 def one_of(choices: Collection[str], **values: str) -> None:
     """Raise ValueError unless every value is one of `choices`; the message suggests the nearest choice.
 

@@ -541,11 +541,7 @@ def _said(value: Any) -> Any:
 
 def budget_of(text: str) -> tuple[str, float]:
     """("bytes", "steps" or "seconds", how many) of a `[server] budget`. Raises ValueError."""
-    kind, equals, number = text.partition("=")
-    try:
-        most = float(number) if equals and kind in BUDGETS else math.nan
-    except ValueError:
-        most = math.nan
+    kind, most = check.named_number(text, BUDGETS)
     if not 0 < most < math.inf:
         raise ValueError(f"budget is {text!r}, wanted bytes=NUMBER, steps=NUMBER or seconds=NUMBER, as in 'bytes=2e7'")
     return kind, most

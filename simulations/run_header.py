@@ -43,14 +43,14 @@ def header(place: Workplace, together: int = 1, privacy: Mapping[str, Any] = Map
     depends                                 what the run's bytes depend on beside its run file and rows, in words
     privacy                                 what it will cost (`fedft.forecast.privacy_cost.cost`), as given
     """
-    config, recipe, rows = place.config, place.recipe, place.rows
+    config, recipe = place.config, place.recipe
     devices = fleet.devices(config, len(place.clients))
     ranks = [] if recipe.space.rank_free else sorted({*config.ranks()[: len(place.clients)]})
     trained = recipe.space.spec(place.layout, max(ranks, default=0))
-    train_rows = sum(len(c.train_rows) for c in place.clients.values())
-    able = sum(bool(c.test_rows) for c in place.clients.values())
+    rows, able = _rows(place), sum(bool(c.test_rows) for c in place.clients.values())
     asked = min(config.clients.per_round or len(place.clients), len(place.clients))
-    up, down = _traffic(place, asked, min(config.eval.clients or able, able))
+    measured = min(config.eval.clients or able, able)
+    up, down = _traffic(place, asked, measured)
     return {
         "model": config.model.id,
         "device": config.model.device,
@@ -62,15 +62,12 @@ def header(place: Workplace, together: int = 1, privacy: Mapping[str, Any] = Map
         "strategy": config.strategy.name,
         "adapter": recipe.space.name,
         "ranks": ranks,
-        "steps": config.local.steps_over(round(train_rows / max(1, len(place.clients)))),
+        "steps": config.local.steps_over(round(rows["train_rows"] / max(1, len(place.clients)))),
         "rounds": config.server.rounds,
         "clients": len(place.clients),
         "asked": asked,
-        "measured": min(config.eval.clients or able, able),
-        "train_rows": train_rows,
-        "held_out_rows": sum(len(c.test_rows) for c in place.clients.values()),
-        "cut": rows.cut - rows.dropped,
-        "left_out": rows.dropped + rows.empty + rows.test_rows_of_nobody,
+        "measured": measured,
+        **rows,
         "max_length": config.data.max_length,
         "every": config.eval.every,
         "budget": config.server.budget,
@@ -83,6 +80,17 @@ def header(place: Workplace, together: int = 1, privacy: Mapping[str, Any] = Map
         "together": together,
         "depends": device_arithmetic.depends(config.model.device, config.local)
         + ([f"{together} clients a pass{f', {len(devices)} workers' * (len(devices) > 1)}"] if together > 1 else []),
+    }
+
+
+def _rows(place: Workplace) -> dict[str, int]:
+    """`train_rows`, `held_out_rows`, `cut` and `left_out` of a header."""
+    clients, counts = place.clients.values(), place.rows
+    return {
+        "train_rows": sum(len(c.train_rows) for c in clients),
+        "held_out_rows": sum(len(c.test_rows) for c in clients),
+        "cut": counts.cut - counts.dropped,
+        "left_out": counts.dropped + counts.empty + counts.test_rows_of_nobody,
     }
 
 

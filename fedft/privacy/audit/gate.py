@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedft import check
+
 FIGURES = {
     "exposure": "bits of planted secrets, the mean of the most exposed number of repeats",
     "auc": "of membership by calibrated loss",
@@ -23,11 +25,7 @@ def bounds(gate: Sequence[str]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for text in gate:
-        name, equals, number = text.partition("=")
-        try:
-            most = float(number) if equals and name in FIGURES else math.nan
-        except ValueError:
-            most = math.nan
+        name, most = check.named_number(text, FIGURES)
         if not 0 <= most < math.inf:
             raise ValueError(f"[audit] gate has {text!r}, wanted FIGURE=NUMBER with one of {', '.join(FIGURES)}")
         found[name] = most
