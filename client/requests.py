@@ -169,11 +169,7 @@ class Responder:
         return self._recorded("evaluate", opened, client.carry_out(plan), rows, client.rows_digest)
 
     def _sum_securely(self, opened: Opened) -> bytes:
-        about = opened.about
-        answer = self.runs.of(about.run).sum_securely(opened.payload)
-        sha256 = self.disk.digest_of(answer).hex()
-        self.disk.sent.add("secagg", about.run, about.round, about.attempt, about.plan.hex(), answer, 0, "", sha256)
-        return answer
+        return self._noted("secagg", opened.about, self.runs.of(opened.about.run).sum_securely(opened.payload), 0)
 
     def _check(self, opened: Opened, plan: Plan, entries: Mapping[str, Entry]) -> None:
         """Raise PlanRefused or RejectedUpdate for a plan that is not to be carried out, before its tensors are decoded.
@@ -234,18 +230,24 @@ class Responder:
 
     def _trained(self, client: Client, turn: Turn) -> tuple[Update, str]:
         """(the update of a turn, before masks; what was done for it): that of another slot, where there is one."""
-        secure, work = client.secure, work_of(turn, client.rows_digest, any_slot=True)
-        if secure is not None and (kept := secure.unmasked(work, turn.plan, client.handle.layout)) is not None:
-            return kept, "no step, the work of another slot"
-        update = client.train(turn)
-        if secure is not None:
+        if (secure := client.secure) is None:
+            update = client.train(turn)
+        else:
+            work = work_of(turn, client.rows_digest, any_slot=True)
+            if (kept := secure.unmasked(work, turn.plan, client.handle.layout)) is not None:
+                return kept, "no step, the work of another slot"
+            update = client.train(turn)
             secure.keep_unmasked(work, update)
         said = f", loss {update.metrics['loss']:.4f}" if "loss" in update.metrics else ""
         return update, f"{turn.plan.steps} steps{said}"
 
     def _recorded(self, kind: str, opened: Opened, answer: bytes, rows: int, data: str = "") -> bytes:
         """The answer in the version of the question, which stands in the site's record before it can leave."""
-        about, answer = opened.about, messages.in_version(answer, frame.version_of(opened.payload))
+        answer = messages.in_version(answer, frame.version_of(opened.payload))
+        return self._noted(kind, opened.about, answer, rows, data)
+
+    def _noted(self, kind: str, about: About, answer: bytes, rows: int, data: str = "") -> bytes:
+        """The answer, as it leaves, once it stands in the site's record."""
         sha256 = self.disk.digest_of(answer).hex()
         self.disk.sent.add(kind, about.run, about.round, about.attempt, about.plan.hex(), answer, rows, data, sha256)
         return answer

@@ -8,10 +8,20 @@ from fedft.config import RunConfig
 from fedft.contract import Layout
 from fedft.forecast import privacy_cost
 from fedft.privacy import idle_keys
+from fedft.privacy.schedule import Schedule
 from fedft.recipe import Recipe
 from fedft.server.cohort import cohort
 
 log = logging.getLogger(__name__)
+
+
+def scheduled(config: RunConfig, rows: Mapping[str, int | None], *, deployed: bool = True) -> Schedule:
+    """`privacy_cost.scheduled` of a run, whose seed says who is asked in a round."""
+
+    def drawn(round: int) -> list[str]:
+        return cohort(list(rows), config.clients.per_round, config.server.seed, round)
+
+    return privacy_cost.scheduled(config, rows, drawn, deployed=deployed)
 
 
 def of_run(
@@ -34,9 +44,6 @@ def of_run(
     if not said.on:
         return {} if said.secagg == "off" else {"mode": "none", "secagg": said.secagg}
 
-    def drawn(round: int) -> list[str]:
-        return cohort(list(rows), config.clients.per_round, config.server.seed, round)
-
     rank = 0 if recipe.space.rank_free else max(config.ranks()[: len(rows)])
     d = privacy_cost.numbers(recipe, layout, rank, said.mode)
-    return privacy_cost.cost(privacy_cost.scheduled(config, rows, drawn, deployed=deployed), d)
+    return privacy_cost.cost(scheduled(config, rows, deployed=deployed), d)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from fedft.models.load import Base
 
 INSTALL = "pip install 'fedft[dp]'"
-FEWEST = 3  # sites of a secure sum
 TESTED_RANK = 4
 
 
@@ -32,22 +31,18 @@ def of_run(config: "RunConfig", roster: Path) -> Iterator[Finding]:
     from fedft.forecast import privacy_cost
     from fedft.reports import privacy_lines
     from fedft.security.roster import load_roster
-    from fedft.server.cohort import cohort
+    from fedft.server import foreseen_privacy
 
     said, sites = config.privacy, [n for n, m in load_roster(roster).members.items() if m.state() != "revoked"]
     if said.on:
         yield accountant(needed=True)
-    if said.secagg != "off" and len(sites) < max(FEWEST, said.min_cohort):
-        found = f"{len(sites)} sites are enrolled, a secure sum wants {max(FEWEST, said.min_cohort)}"
+    if said.secagg != "off" and len(sites) < said.min_cohort:
+        found = f"{len(sites)} sites are enrolled, a secure sum wants {said.min_cohort}"
         yield Finding("privacy", FAIL, found, "enrol more, or lower [privacy] min_cohort, to 3 at least")
     if not (said.on and sites):
         return
 
-    def drawn(round: int) -> list[str]:
-        return cohort(sites, config.clients.per_round, config.server.seed, round)
-
-    of = privacy_cost.scheduled(config, dict.fromkeys(sites), drawn)
-    cost = privacy_cost.cost(of, 1)
+    cost = privacy_cost.cost(foreseen_privacy.scheduled(config, dict.fromkeys(sites)), 1)
     for line in privacy_lines.lines(cost):
         if line.startswith(("privacy", "epsilon")):
             yield Finding("privacy", OK, line[9:])
@@ -91,7 +86,7 @@ def _roster(site: "SiteConfig") -> Iterator[Finding]:
         yield Finding("secure sums", FAIL if asked else OK, found, remedy)
         return
     members, name = load_roster(Path(site.keys.roster)).members, site.site.name
-    fewest = max(FEWEST, site.policy.min_cohort)
+    fewest = site.policy.min_cohort
     if name not in members:
         yield Finding("secure sums", FAIL, f"{site.keys.roster}: has no site {name!r}", "put our own card in, too")
     elif len(members) < fewest:
