@@ -25,8 +25,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 from carried import House, running, wait
@@ -61,22 +63,22 @@ class Target:
         return frame(Kind.HELLO, 0, frames.hello(os.urandom(16)))
 
 
-def _keys(target: Target, both: bool) -> Iterator[bool]:
+def _keys(target: Target, both: bool) -> Generator[bool]:
     with HostileTls(target.port, target.key) as end:
         end.say(target.hello())
         while True:
             yield end.change_keys(both)
 
 
-def new_keys(target: Target) -> Iterator[bool]:
+def new_keys(target: Target) -> Generator[bool]:
     return _keys(target, both=False)
 
 
-def new_keys_both(target: Target) -> Iterator[bool]:
+def new_keys_both(target: Target) -> Generator[bool]:
     return _keys(target, both=True)
 
 
-def records(target: Target) -> Iterator[bool]:
+def records(target: Target) -> Generator[bool]:
     with HostileTls(target.port, target.key) as end:
         end.say(target.hello())
         ping = frame(Kind.PING)
@@ -85,7 +87,7 @@ def records(target: Target) -> Iterator[bool]:
                 yield end.say(ping[i : i + 1])
 
 
-def _stream(target: Target, data: bytes) -> Iterator[bool]:
+def _stream(target: Target, data: bytes) -> Generator[bool]:
     with closing(target.connect()) as sock:
         sock.sendall(target.hello())
         sock.settimeout(0.5)
@@ -94,19 +96,19 @@ def _stream(target: Target, data: bytes) -> Iterator[bool]:
             yield True
 
 
-def pings(target: Target) -> Iterator[bool]:
+def pings(target: Target) -> Generator[bool]:
     return _stream(target, MANY)
 
 
-def grants(target: Target) -> Iterator[bool]:
+def grants(target: Target) -> Generator[bool]:
     return _stream(target, frame(Kind.GRANT, 1, frames.OFFSET.pack(0)) * 2048)
 
 
-def http2(target: Target) -> Iterator[bool]:
+def http2(target: Target) -> Generator[bool]:
     return _stream(target, H2)
 
 
-def trickle(target: Target) -> Iterator[bool]:
+def trickle(target: Target) -> Generator[bool]:
     with closing(target.connect()) as sock:
         sock.sendall(target.hello())
         while True:
@@ -115,20 +117,20 @@ def trickle(target: Target) -> Iterator[bool]:
             yield True
 
 
-def handshakes(target: Target) -> Iterator[bool]:
+def handshakes(target: Target) -> Generator[bool]:
     while True:
         with closing(target.connect()) as sock:
             yield bool(sock.recv(100))
 
 
-def knocks(target: Target) -> Iterator[bool]:
+def knocks(target: Target) -> Generator[bool]:
     while True:
         with closing(target.connect()) as sock:
             sock.sendall(target.hello())
             yield bool(sock.recv(100))
 
 
-def half(target: Target) -> Iterator[bool]:
+def half(target: Target) -> Generator[bool]:
     hello, held = client_hello(target.port, target.ca, [tls.PROTOCOL]), list[socket.socket]()
     while True:
         held.append(sock := socket.create_connection(("127.0.0.1", target.port), 5))
@@ -138,49 +140,50 @@ def half(target: Target) -> Iterator[bool]:
         yield True
 
 
-def chains(target: Target) -> Iterator[bool]:
+def chains(target: Target) -> Generator[bool]:
     chain = long_chain(target.folder, target.key, 90_000)
     while True:
         with closing(target.connect(chain)) as sock:
             yield bool(sock.recv(100))
 
 
-def busy(target: Target) -> Iterator[bool]:
+def busy(target: Target) -> Generator[bool]:
     while True:
         yield sum(range(1000)) > 0
 
 
 STRANGERS = (handshakes, half, chains, http2)
-ATTACKS: dict[str, Callable[[Target], Iterator[bool]]] = {
+ATTACKS: dict[str, Callable[[Target], Generator[bool]]] = {
     f.__name__: f for f in (busy, new_keys, new_keys_both, records, pings, grants, trickle, knocks, *STRANGERS)
 }
 
 
-def attack(name: str, folder: Path, port: int, number: int, seconds: float) -> None:
-    """An attacker's process: do it until the time is over, again and again; print how often."""
+def attack(name: str, folder: Path, port: int, number: int, seconds: float) -> Counter[str]:
+    """How often an attacker did it, again and again until the time was over."""
     target = Target(folder, port, "stranger" if ATTACKS[name] in STRANGERS else f"eve{number}")
     did, end = Counter[str](), time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            for done in ATTACKS[name](target):
-                did["done" if done else "failed"] += 1
-                if not done or time.monotonic() > end:
-                    break
+            with closing(ATTACKS[name](target)) as deeds:
+                for done in deeds:
+                    did["done" if done else "failed"] += 1
+                    if not done or time.monotonic() > end:
+                        break
         except OSError as e:
             did[type(e).__name__] += 1
             time.sleep(0.01)
-    sys.stdout.write(json.dumps(did) + "\n")
+    return did
 
 
-def serve(folder: Path, processes: int) -> None:
-    """The server's process: rounds without end; a line for each second: [rounds, slowest, CPU seconds, MiB, files]."""
+def serve(folder: Path, processes: int, beat: float) -> None:
+    """The server's process: rounds without end; a line every `beat` seconds: [rounds, slowest, CPU s, MiB, files]."""
     house = House(folder, "ann", *(f"eve{n}" for n in range(processes)), "stranger")
     del house.members["stranger"]
     sys.stdout.write(f"{house.link.port}\n")
     sys.stdout.flush()
     node, plan = house.online("ann")["ann"], os.urandom(ROUND)
     while True:
-        rounds, slowest, until, began = 0, 0.0, time.monotonic() + 1, time.monotonic()
+        rounds, slowest, until, began = 0, 0.0, time.monotonic() + beat, time.monotonic()
         while (now := time.monotonic()) < until:
             assert house.ask(node, plan) == plan
             rounds, slowest = rounds + 1, max(slowest, time.monotonic() - now)
@@ -218,7 +221,7 @@ def read(process: subprocess.Popen[str], lines: list[list[float]]) -> None:
             lines.append(json.loads(line))
 
 
-def told(name: str, lines: list[list[float]], did: Counter[str]) -> None:
+def told(name: str, lines: list[list[float]], did: Counter[str], beat: float) -> None:
     """Print the line of an attack."""
     n = len(lines)
     figures = {
@@ -226,7 +229,7 @@ def told(name: str, lines: list[list[float]], did: Counter[str]) -> None:
         "did": did,
         "rounds_per_s": round(sum(x[0] for x in lines) / n, 1),
         "slowest_s": round(max(x[1] for x in lines), 3),
-        "server_cpu": round((lines[-1][2] - lines[0][2]) / max(1, n - 1), 2),
+        "server_cpu": round((lines[-1][2] - lines[0][2]) / max(1, n - 1) / beat, 2),
         "mib": [round(lines[0][3]), round(max(x[3] for x in lines))],
         "files": int(max(x[4] for x in lines)),
     }
@@ -243,31 +246,35 @@ def main() -> None:
     p.add_argument("--only", default=",".join(ATTACKS))
     a = p.parse_args()
     if a.role:
-        name, folder, *more = a.role
-        if name in ATTACKS:
-            return attack(name, Path(folder), int(more[0]), int(more[1]), float(more[2]))
-        return serve(Path(folder), int(more[0])) if name == "serve" else attend(Path(folder), int(more[0]))
-    with tempfile.TemporaryDirectory() as folder, started("serve", folder, a.processes) as server:
+        name, folder, number, *beat = a.role
+        return (
+            attend(Path(folder), int(number))
+            if name == "attend"
+            else serve(Path(folder), int(number), *map(float, beat))
+        )
+    beat = min(1.0, a.seconds)
+    with (
+        ProcessPoolExecutor(a.processes, get_context("fork")) as attackers,
+        tempfile.TemporaryDirectory() as folder,
+        started("serve", folder, a.processes, beat) as server,
+    ):
+        list(attackers.map(abs, range(a.processes)))  # they begin here, before there is a thread
         assert server.stdout
         port = int(server.stdout.readline())
         lines: list[list[float]] = []
         threading.Thread(target=read, args=(server, lines), daemon=True).start()
         with started("attend", folder, port):
-            wait(lambda: len(lines) > a.seconds)
-            told("nobody", lines[1:], Counter())
+            wait(lambda: len(lines) > max(2, a.seconds))
+            told("nobody", lines[1:], Counter(), beat)
             for name in a.only.split(","):
-                time.sleep(2)  # for what is left of the one before
+                time.sleep(min(2, a.seconds))  # for what is left of the one before
                 lines.clear()
-                command = [sys.executable, __file__, "--role", name, folder, str(port)]
                 began = time.monotonic()
-                ends = [
-                    subprocess.Popen([*command, str(n), str(a.seconds)], stdout=subprocess.PIPE, text=True)
-                    for n in range(a.processes)
-                ]
-                did = sum((Counter(json.loads(end.communicate()[0])) for end in ends), Counter[str]())
+                ends = [attackers.submit(attack, name, Path(folder), port, n, a.seconds) for n in range(a.processes)]
+                did = sum((end.result() for end in ends), Counter[str]())
                 wait(lambda: len(lines) > 2 and lines)
                 assert time.monotonic() < began + 10 * a.seconds + 60, f"{name} does not end"
-                told(name, lines[1:], did)
+                told(name, lines[1:], did, beat)
 
 
 if __name__ == "__main__":

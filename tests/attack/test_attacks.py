@@ -143,8 +143,8 @@ def test_strangers_at_the_port_get_nothing_and_cost_little(attacked: tuple[Deplo
 
 
 def test_floods_above_and_below_tls_leave_an_honest_site_its_rounds(tmp_path: Path) -> None:
-    """Figures of a second each; what the floods are is counted by `tests/carriers/stream/test_limits.py`."""
-    said = attack("stream_floods.py", "--seconds", 1, "--processes", 1, tmp=tmp_path)
+    """Figures of a fraction of a second; what the floods are is counted by `tests/carriers/stream/test_limits.py`."""
+    said = attack("stream_floods.py", "--seconds", 0.4, "--processes", 1, tmp=tmp_path)
     by = {x["attack"]: x for x in said}
     assert len(by) == 13
     assert all(sum(x["did"].values()) for name, x in by.items() if name != "nobody"), "nobody attacked"
