@@ -13,7 +13,6 @@ from fedft.forecast.remedies import cheapest
 from fedft.forecast.work import Forecaster
 from fedft.models.layout import layout_of
 
-
 SMALLEST = [s for s in SETTINGS if s.tokens == 128]  # the bench has all of them, and minutes
 
 
