@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from faults import Disk, Killed, Odds, World, installed
 from private_runs import Run
+from sampled_kills import sample
 
 from fedft import durable
 from fedft.errors import StateDamaged
@@ -52,7 +53,8 @@ def version(folder: Path) -> int:
     [
         ("asked", 5, 17),
         ("poisson", 13, 17),
-        *(pytest.param(c, n + 1, 4, marks=pytest.mark.slow) for c in ("asked", "poisson") for n in range(4)),
+        pytest.param("asked", *sample(2, 7), marks=pytest.mark.slow),
+        pytest.param("poisson", *sample(1, 7), marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_at_any_call_of_the_disk_costs_nothing_and_hides_nothing(
@@ -73,7 +75,7 @@ def test_a_kill_at_any_call_of_the_disk_costs_nothing_and_hides_nothing(
     assert call > 60, "the disk was called too rarely for this to be a test"
 
 
-@pytest.mark.parametrize(("first", "stride"), [(4, 12), pytest.param(1, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("first", "stride"), [(4, 12), pytest.param(*sample(2, 3), marks=pytest.mark.slow)])
 def test_fresh_noise_of_a_set_that_stood_before_a_kill_is_the_same_after_it(
     tmp_path: Path, first: int, stride: int
 ) -> None:
@@ -170,10 +172,10 @@ def test_a_key_is_readable_by_nobody_else_and_is_the_systems(tmp_path: Path, mon
     assert len(set(drawn)) == ROUNDS
 
 
-@pytest.mark.parametrize("first", [7, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_kill_in_a_noisy_evaluation_measures_the_same_and_pays_once(tmp_path: Path, first: int) -> None:
+@pytest.mark.parametrize(("first", "stride"), [(7, 23), pytest.param(*sample(2, 5), marks=pytest.mark.slow)])
+def test_a_kill_in_a_noisy_evaluation_measures_the_same_and_pays_once(tmp_path: Path, first: int, stride: int) -> None:
     """And leaves no key, also behind the last line, after which nothing is measured any more."""
-    said, call, stride = {"evaluate": "noisy"}, first, 23 if first > 1 else 1
+    said, call = {"evaluate": "noisy"}, first
     whole = run_in(tmp_path / "whole", said)
     whole.digest()
     wanted = [(line["loss"], line["accuracy"]) for line in whole.metrics.lines]

@@ -10,6 +10,7 @@ import pytest
 import scenario
 from deployed import SITES, Deployment, Killed, kill_at
 from faults import Odds
+from sampled_kills import sample
 from scenario import NAMES, Scenario
 
 from fedft import durable, run_file, testing
@@ -76,20 +77,12 @@ def test_every_state_can_be_computed_anew_from_the_archive_and_the_state_before(
     assert Deployment(tmp_path / "plain", name).run().digest == state.digest, "archiving changes a run"
 
 
-@pytest.mark.parametrize("call", range(1, 60, 4))
 def test_a_crash_at_any_call_of_the_disk_loses_no_round_and_adds_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
-) -> None:
-    crashed(tmp_path, monkeypatch, call)
-
-
-@pytest.mark.slow
-def test_a_crash_at_every_call_of_the_disk_loses_no_round_and_adds_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = 1
+    call, step = sample(2, 6)
     while crashed(tmp_path / str(call), monkeypatch, call):
-        call += 1
+        call += step
     assert call > 80, "the disk was called too rarely for this to be a test"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sampled_kills import sample
 
 from fedft import run_file
 from fedft.errors import ConfigError
@@ -111,15 +112,15 @@ def test_a_run_that_is_killed_again_and_again_has_the_same_versions_and_seconds(
 @pytest.mark.slow
 def test_wherever_a_run_is_killed_it_has_the_same_versions_and_seconds(simulated: Run, tmp_path: Path) -> None:
     """After each answer, measurement and line."""
-    first, events = simulated(*LATE, "server.rounds=4"), 0
+    first, (events, step) = simulated(*LATE, "server.rounds=4"), sample(1, 3)
     while True:
-        events += 1
         out = tmp_path / str(events)
         try:
             simulated(*LATE, "server.rounds=4", out=out, observe=killed(events))
             break
         except KeyboardInterrupt:
             assert told(simulated(*LATE, "server.rounds=4", out=out, resume=True)) == told(first)
+        events += step
     assert events > 20
 
 
