@@ -40,7 +40,7 @@ from fedft.privacy.secure_sum.messages import Step, read
 from fedft.recipe import Recipe
 from fedft.security import private_keys
 from fedft.security.roster import load_roster
-from fedft.update import BLOCK, SLOT, Plan, Update
+from fedft.update import BLOCK, MEMBERS, SLOT, Plan, Update
 from fedft.wire import messages
 
 STEP_AT = 6  # of a message's bytes
@@ -131,6 +131,8 @@ class SecureSums:
         if held is None or block != held.context.block or type(slot) is not int:
             there = "none" if held is None else held.context.block
             raise PlanRefused("secagg_context", f"block {block!r:.20}, slot {slot!r:.20}; here the block is {there}")
+        if plan.extra.get(MEMBERS, held.context.n) != held.context.n:
+            raise PlanRefused("secagg_threshold", f"noise in shares of other than the {held.context.n} members")
         if spec != held.spec:
             raise PlanRefused("secagg_context", "the plan is for another vector than the block")
         held, y = held.masked(slot, of_ring(update.delta[RING]))
