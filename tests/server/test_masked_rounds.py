@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from summed import FRESH, NAMES, NO_NOISE, SHARED, Summed, cards
 from watched_sums import Silent, Watching, kind_of, round_of
 
 from fedft import durable
+from fedft.backups import archive, snapshot
 from fedft.client.privacy_ledger import Ledger
 from fedft.errors import RunPaused
 from fedft.privacy import spent_budget
@@ -158,6 +159,44 @@ def test_a_site_that_loses_its_disk_sits_out_until_the_next_block(tmp_path: Path
     took_part = ["carl" in line["weights"] for line in again.metrics.lines[3:]]
     assert took_part == [False] * 14 + [True] * 2
     assert {r["code"] for line in again.metrics.lines for r in line["refused"]} == {"secagg_context"}
+
+
+def _copied(site: Path, aside: Path) -> None:
+    shutil.copytree(site, aside)
+
+
+def _backed_up(site: Path, aside: Path) -> None:
+    tar = aside.with_suffix(".tar")
+    with snapshot.taken(site) as found:
+        archive.write(tar, found.kind, found.parts)
+    archive.restore(tar, aside)
+
+
+@pytest.mark.parametrize("backup", [_copied, _backed_up])
+def test_a_site_that_is_restored_uses_no_slot_of_before_and_begins_with_the_next_block(
+    tmp_path: Path, backup: Callable[[Path, Path], None]
+) -> None:
+    """Its masks may be used by now, which it does not know. Its noise is charged again, with another key or slot."""
+    masked = Summed(tmp_path, rounds=1, link=Watching, noise=FRESH)
+    masked.run()
+    carl, aside = tmp_path / "sites" / "carl", tmp_path / "aside"
+    backup(carl, aside)
+    Summed(tmp_path, sites=masked.sites, rounds=3, link=lambda sites: masked.link, noise=FRESH).run()
+    charged = Ledger(carl).read().charges
+    shutil.rmtree(carl)
+    aside.rename(carl)
+    masked.sites["carl"].start()
+    Summed(tmp_path, sites=masked.sites, rounds=5, link=lambda sites: masked.link, noise=FRESH).run()
+    shutil.rmtree(tmp_path / "state" / "secagg")  # so that the next block comes now
+    again = Summed(tmp_path, sites=masked.sites, rounds=7, link=lambda sites: masked.link, noise=FRESH)
+    again.run()
+    assert isinstance(masked.link, Watching)
+    masked.link.check()
+    took_part = ["carl" in line["weights"] for line in again.metrics.lines[1:]]
+    assert took_part == [True] * 3 + [False] * 2 + [True] * 2
+    assert {r["code"] for line in again.metrics.lines for r in line["refused"]} == {"secagg_context"}
+    works = [c.work for c in Ledger(carl).read().charges]
+    assert len(set(works) - {c.work for c in charged}) >= 2
 
 
 def test_a_site_whose_roster_is_another_takes_no_part_and_too_few_pause_the_run(tmp_path: Path) -> None:
