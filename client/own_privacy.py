@@ -201,7 +201,12 @@ class OwnPrivacy:
 
     @property
     def _closed(self) -> bool:
-        return self.deployed and self._silent
+        return self.deployed and (self._said.at_clients or self._said.shared)
+
+    @property
+    def sums_measures(self) -> bool:
+        """Whether what is measured for a server leaves as a part of a secure sum only."""
+        return self.deployed and self._said.secagg != "off"
 
     @property
     def _silent(self) -> bool:

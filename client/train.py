@@ -139,7 +139,10 @@ class Client:
 
         A share of the sum's noise is of one slot, and so is what it costs: charged before there is anything to send.
         """
-        if self.config.privacy.shared and not turn.plan.evaluate and (integers := integers_of(self.recipe)):
+        integers = integers_of(self.recipe)
+        if integers is not None and turn.plan.evaluate and self.privacy.sums_measures:
+            update = integers.of_measures(update, turn.plan, self.handle.layout)
+        if integers is not None and self.config.privacy.shared and not turn.plan.evaluate:
             self.privacy.charge(turn)
             update = integers.share(update, turn, self.handle.layout)
         if self.config.privacy.secagg == "on":

@@ -70,9 +70,10 @@ class Privacy:
     optimiser and its steps allow."""
     min_cohort: int = 5
     """With `secagg`: fewest clients; 3 or more."""
-    evaluate: Literal["none", "noisy"] = "none"
-    """Under a mode, in a deployment: what is measured on clients' held-out rows: nothing, or sums with noise, which
-    cost epsilon too. Simulations measure as ever, and say that this is outside of epsilon."""
+    evaluate: Literal["none", "noisy", "summed"] = "none"
+    """Under a mode or with `secagg`, in a deployment: what is measured on clients' held-out rows. "none": nothing;
+    "noisy", of "central-dp": sums with noise, which cost epsilon too; "summed", with `secagg` and no mode: means, from
+    one secure sum more. Simulations measure as ever, and say that this is outside of epsilon."""
 
     @property
     def on(self) -> bool:
@@ -155,6 +156,11 @@ def check_privacy(privacy: Privacy, robust: Robust, audit: Audit) -> None:
         other = "secagg" if privacy.secagg != "off" else "mode"
         why = "the server sees no single update" if other == "secagg" else "what a rule may change is not bounded by C"
         raise ValueError(f"[robust] rule = {robust.rule!r} and [privacy] {other} = {getattr(privacy, other)!r}: {why}")
+    if privacy.evaluate == "summed" and (privacy.on or privacy.secagg == "off"):
+        what = f"mode = {privacy.mode!r}, secagg = {privacy.secagg!r}"
+        raise ValueError(
+            f"[privacy] evaluate = 'summed' and {what}: it is of secure sums without a mode; wanted 'none'"
+        )
     if not privacy.on:
         return
     for key in ("clip", "delta"):

@@ -81,7 +81,7 @@ class SummedSite(Site):
         if integers is not None and self.config.privacy.secagg == "on":
             secure = SecureSums(self.name, key_of(self.name), self.cards, self.folder, integers)
         own = OwnPrivacy()
-        if self.config.privacy.on:
+        if self.config.privacy.on or self.config.privacy.evaluate != "none":
             own = OwnPrivacy(Ledger(self.folder), self.folder / "kept" / job.run, deployed=self.deployed)
         return Counted(
             self.name, rows, rows[:1], base, toy.handle, recipe, self.config, kept=kept, privacy=own, secure=secure

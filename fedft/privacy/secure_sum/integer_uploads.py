@@ -109,6 +109,15 @@ class Integers:
         noisy = noisy_integers.with_share(of_ring(update.delta[RING]), spec, turn.plan, turn.private.stream)
         return replace(update, delta={RING: in_ring(noisy, spec.ring)})
 
+    def of_measures(self, update: Update, plan: Plan, layout: Layout) -> Update:
+        """An evaluation as integers: (loss / 20, accuracy, 1) and zeros, without metrics; zeros for no finite loss."""
+        spec, found = self.spec(layout, plan), update.metrics
+        q = np.zeros(spec.length, np.int32)
+        if math.isfinite(loss := found.get("loss", math.nan)) and spec.length >= 3:
+            parts = (loss / MOST_LOSS, found.get("accuracy", 0.0), 1.0)
+            q[:3] = [round(min(max(x, 0.0), 1.0) * spec.largest) for x in parts]
+        return replace(update, delta={RING: in_ring(q, spec.ring)}, num_examples=1, metrics={})
+
     def change(self, total: np.ndarray, count: float, layout: Layout, plan: Plan, like: Update) -> Mean:
         """What the mean of a sum of integers, int64, makes the round: `total` over `count`.
 
