@@ -212,6 +212,8 @@ def work_of(turn: Turn, rows: str = "", *, any_slot: bool = False) -> str:
         kept,
         rows,
     ]
+    if p.evaluate:
+        asked.append("evaluate")
     if p.chosen or p.batch or p.bits:  # left out at their defaults: answers of before are told by the rest
         asked += [p.chosen, p.batch, p.bits]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -7,7 +7,8 @@
 
 Noise is a function of the key and of everything that the client's result depends on (`Stream.salt`): a turn that is
 taken again after a crash gives the same bytes and no new charge, and no two different results ever share noise. The
-number of an attempt is no part of that: what is sent in it is the same.
+number of an attempt is no part of that: what is sent in it is the same. Of a share of a secure sum's noise the slot is
+one: see `fedft.privacy.secure_sum.noisy_integers`.
 """
 
 import hashlib
@@ -31,7 +32,9 @@ from fedft.errors import ConfigError, PlanRefused
 from fedft.privacy import accountant
 from fedft.privacy.keyed_stream import Stream, new_key, seeded_key
 from fedft.privacy.schedule import MEASURE_NOISE, MEASURES, two_digits
-from fedft.privacy.tables import OF_RECORDS, Privacy
+from fedft.privacy.secure_sum import noisy_integers
+from fedft.privacy.secure_sum.context import threshold
+from fedft.privacy.tables import CLEAR, OF_RECORDS, Privacy
 from fedft.update import BITS, MEMORY_LOST, Job
 
 log = logging.getLogger(__name__)
@@ -94,7 +97,7 @@ class OwnPrivacy:
         ours, theirs = asdict(said), {**asdict(Privacy()), **job.table("privacy")}
         if other := [k for k in ours if ours[k] != theirs.get(k) and k not in {"rounds", *LOCAL["privacy"]}]:
             raise PlanRefused("job_mismatch", f"the server's [privacy] {other[0]} is not ours")
-        if not (said.at_clients or (said.on and self.deployed)):
+        if not (said.own_keys or (said.on and self.deployed)):
             return
         if find_spec("dp_accounting") is None:
             raise ConfigError("[privacy] mode: epsilon is computed by dp-accounting; pip install 'fedft[dp]'")
@@ -109,7 +112,7 @@ class OwnPrivacy:
             )
             raise PlanRefused("policy_privacy", f"[privacy] delta = {terms.delta:g} is too large for this site's rows")
         self._terms, self._batch = terms, config.local.batch_size
-        if said.at_clients:
+        if said.own_keys:
             self._facts = _facts(job, config)
             self._key = self._key_of_run(client, job)
 
@@ -120,19 +123,21 @@ class OwnPrivacy:
 
     def guarded(self, turn: Turn, rows: Sequence[Any]) -> Turn:
         """The turn, on these encoded rows, with what its noise goes by; as it is where the mode has none at clients."""
-        if not self._said.at_clients or turn.plan.evaluate:
+        if not self._said.own_keys or turn.plan.evaluate:
             return turn
         assert self._terms is not None
         assert self._said.clip is not None
         probability = 1.0
-        if self._said.mode != "local-dp":
+        if self._said.mode in OF_RECORDS:
             probability = min(1.0, (turn.plan.batch or self._batch) / self._terms.rows)
         clip, z = self._said.clip, self._terms.z
         noise = [self._said.mode, clip, z, probability]
         # without the run's name: a key is of one run, and runs of one seed are to have the same noise
         anywhere = replace(turn, plan=replace(turn.plan, run=""))
         work = work_of(anywhere, self._digest_of(rows), any_slot=True)
-        parts = (work.encode(), self._facts, json.dumps(noise).encode())
+        parts = [work.encode(), self._facts, json.dumps(noise).encode()]
+        if self._said.shared:
+            parts.append(noisy_integers.place(turn, self._said))
         salt = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()
         return replace(turn, private=Private(clip, z, Stream(self._key, salt), probability))
 
@@ -152,7 +157,7 @@ class OwnPrivacy:
         PlanRefused, `privacy_budget`, where the turn would cost more than the site allows; StateDamaged, RunPaused as
         the ledger does.
         """
-        if self._terms is None or (turn.plan.evaluate and self._said.at_clients):
+        if self._terms is None or (turn.plan.evaluate and self._said.own_keys):
             return
         charge = self._charge(turn, self._terms)
         book = self.ledger.read()
@@ -179,9 +184,12 @@ class OwnPrivacy:
             return Charge(plan.run, plan.round, PROMISED, "", terms.mode, terms.z)
         seeded = self._said.noise == "seeded"
         key = SEEDED if seeded else hashlib.sha256(private.stream.key).hexdigest()[:16]
-        steps = 1 if terms.mode == "local-dp" else plan.steps
+        steps = plan.steps if terms.mode in OF_RECORDS else 1
         work = private.stream.salt.hex()
-        return Charge(plan.run, plan.round, work, key, terms.mode, terms.z, private.probability, steps)
+        z = terms.z
+        if self._said.worthless == CLEAR:  # the server sees this client's share, not those of all
+            z /= math.sqrt(threshold(noisy_integers.members(plan)))
+        return Charge(plan.run, plan.round, work, key, terms.mode, z, private.probability, steps)
 
     def check_measures(self) -> None:
         """Raise PlanRefused, `privacy_evaluation`, where a server may have no measures of held-out rows."""
@@ -193,7 +201,12 @@ class OwnPrivacy:
 
     @property
     def _closed(self) -> bool:
-        return self.deployed and self._silent
+        return self.deployed and (self._said.at_clients or self._said.shared)
+
+    @property
+    def sums_measures(self) -> bool:
+        """Whether what is measured for a server leaves as a part of a secure sum only."""
+        return self.deployed and self._said.secagg != "off"
 
     @property
     def _silent(self) -> bool:
@@ -230,6 +243,8 @@ def _facts(job: Job, config: RunConfig) -> bytes:
 def _terms(run: str, config: RunConfig, rows: int) -> Terms:
     said = config.privacy
     z, rounds = said.noise_multiplier, said.rounds or config.server.rounds
+    if said.shared:
+        z = noisy_integers.noise_multiplier(said)
     if z is None:
         assert said.epsilon is not None
         q = min(1.0, config.local.batch_size / rows)

@@ -7,12 +7,19 @@ Both are of mode 0600, and on the disk before anything that depends on them leav
 same once more; and work that is asked for again, in another slot, is masked again without being done again. Whoever
 loses the first file sits out until the next block. To overwrite a file does not wipe a disk: encrypt it.
 
+A copy of the first file has forgotten what was said since: two vectors under one mask tell their difference. `fedft
+backup` leaves it out, so a site that is restored begins with the next block. One that finds the file in another folder
+than it was written in takes it for a copy, and does the same. Put back by hand into the folder it came from it is not
+recognised: remove it. What was opened over whom is forgotten, too; a site that forgot is to the others as one that
+colludes with the server, and secure sums stand less than a third of these.
+
 Of one work a client opens sums over the same clients only, in whatever slot or block: two that differ by one client
 would give that one away.
 """
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -40,8 +47,10 @@ from fedft.privacy.secure_sum.messages import Step, read
 from fedft.recipe import Recipe
 from fedft.security import private_keys
 from fedft.security.roster import load_roster
-from fedft.update import BLOCK, SLOT, Plan, Update
+from fedft.update import BLOCK, MEMBERS, SLOT, Plan, Update
 from fedft.wire import messages
+
+log = logging.getLogger(__name__)
 
 STEP_AT = 6  # of a message's bytes
 MAX_RANK = 256  # of an adapter whose numbers are summed under masks
@@ -59,6 +68,10 @@ class Said:
     """Work by slot of the block."""
     opened: Mapping[str, str] = field(default_factory=dict)
     """By work, the last WORKS of them: the clients over which a sum of it was opened, as the message had them."""
+    block: int = -1
+    """The highest block so far; -1: none."""
+    folder: int = 0
+    """The folder that the secrets were made in, by its number in the file system; 0: none."""
 
 
 @dataclass
@@ -88,6 +101,11 @@ class SecureSums:
         if (body := self._read("secagg")) is not None:
             head, _, secrets = body.partition(b"\n")
             self._said, self._member = Said(**json.loads(head)), members.from_bytes(secrets, self.key)
+            if self._said.folder not in (0, self._place):
+                log.warning(
+                    "run %s: one-time secrets were copied here, which may be used; the next block has new ones", run
+                )
+                self._member, self._said = None, replace(self._said, opening="", works={}, folder=0)
         if (body := self._read("integers")) is not None:
             head, _, update = body.partition(b"\n")
             self._done = json.loads(head)["work"], update
@@ -131,6 +149,8 @@ class SecureSums:
         if held is None or block != held.context.block or type(slot) is not int:
             there = "none" if held is None else held.context.block
             raise PlanRefused("secagg_context", f"block {block!r:.20}, slot {slot!r:.20}; here the block is {there}")
+        if plan.extra.get(MEMBERS, held.context.n) != held.context.n:
+            raise PlanRefused("secagg_threshold", f"noise in shares of other than the {held.context.n} members")
         if spec != held.spec:
             raise PlanRefused("secagg_context", "the plan is for another vector than the block")
         held, y = held.masked(slot, of_ring(update.delta[RING]))
@@ -164,9 +184,10 @@ class SecureSums:
         found = self._vectors(layout)
         first = next(found)
         wanted = next((spec for spec in chain([first], found) if message.endswith(spec.json())), first)
-        last = -1 if held is None else held.context.block
+        before = self._said
+        last = before.block if held is None else held.context.block
         held = members.begun(message, self.cards, self.name, self.key, last, wanted, self.run)
-        self._keep(held, Said(digest, opened=self._said.opened))
+        self._keep(held, Said(digest, opened=before.opened, block=held.context.block, folder=self._place))
         return held.keys()
 
     def _vectors(self, layout: Layout) -> Iterator[Spec]:
@@ -180,6 +201,10 @@ class SecureSums:
         if self.folder is not None and (held is not self._member or said != self._said):
             durable.commit(self._file("secagg"), json.dumps(asdict(said)).encode() + b"\n", held.to_bytes())
         self._member, self._said = held, said
+
+    @property
+    def _place(self) -> int:
+        return 0 if self.folder is None or not self.folder.exists() else self.folder.stat().st_ino
 
     def _read(self, kind: str) -> bytes | None:
         return None if self.folder is None else durable.verified(self._file(kind))

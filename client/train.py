@@ -32,6 +32,7 @@ from fedft.errors import PlanRefused, RejectedUpdate
 from fedft.models import device_arithmetic, own_draws
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
+from fedft.privacy.secure_sum.integer_uploads import integers_of
 from fedft.randomness import philox
 from fedft.recipe import Recipe
 from fedft.training import evaluate
@@ -134,7 +135,16 @@ class Client:
         return self.encode(self.evaluate(turn) if plan.evaluate else self.train(turn), turn)
 
     def encode(self, update: Update, turn: Turn) -> bytes:
-        """The bytes of the turn's update, in the codec of `[codec] up`, or masked. Raises PlanRefused."""
+        """The bytes of the turn's update, in the codec of `[codec] up`, or masked. Raises PlanRefused.
+
+        A share of the sum's noise is of one slot, and so is what it costs: charged before there is anything to send.
+        """
+        integers = integers_of(self.recipe)
+        if integers is not None and turn.plan.evaluate and self.privacy.sums_measures:
+            update = integers.of_measures(update, turn.plan, self.handle.layout)
+        if integers is not None and self.config.privacy.shared and not turn.plan.evaluate:
+            self.privacy.charge(turn)
+            update = integers.share(update, turn, self.handle.layout)
         if self.config.privacy.secagg == "on":
             update = secure_sums.of(self.secure).masked(update, turn, self.handle.layout, self.rows_digest)
         return messages.encode_update(update, self.config.codec.up, turn.seed)

@@ -29,6 +29,8 @@ PREDICTED = "predicted_s"
 """In `Plan.extra` and `Work.extra`: the seconds that the turn is expected to take, from the letter to the answer."""
 BLOCK, SLOT = "block", "slot"
 """In `Plan.extra`: whose one-time masks hide the answer to the plan."""
+MEMBERS = "members"
+"""In `Plan.extra`: how many clients there are whose shares of noise make up that of a sum."""
 CUT = "cut"
 """In `Plan.extra` and `Work.extra`: the share of heads and channels, by weights, that is cut away during the turn."""
 VERSION = re.compile(r"0|[1-9][0-9]{0,15}")

@@ -22,6 +22,11 @@ def say_what_is_not_measured(privacy: Privacy) -> None:
     if privacy.at_clients:
         said = "[privacy] mode = %r: sites measure nothing for a server; `fedft eval` measures the model on public rows"
         log.warning(said, privacy.mode)
+    elif privacy.secagg != "off" and privacy.evaluate == "none":
+        measured = "`fedft eval` measures the model on public rows"
+        if not privacy.on:
+            measured += ", and [privacy] evaluate = 'summed' the mean of all sites"
+        log.warning("[privacy] secagg = %r: sites measure nothing for a server; %s", privacy.secagg, measured)
 
 
 def said(privacy: Privacy, rounds: int, largest: float | None, planned: int) -> dict[str, Any]:

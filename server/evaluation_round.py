@@ -35,7 +35,7 @@ def evaluate(
     Metrics are of the whole state. Where some client holds a part of it, OWN's are what each has at its own rank.
     The panel is `[eval] clients` of those with held-out rows, the same ones in every round. A client that does not
     answer, or without a finite loss, is missing in the result and stands among the refused of the cost. Sites of secure
-    sums are not asked: what one of them measures would be its own.
+    sums are not asked: what one of them measures would be its own, see `summed_evaluation`.
 
     Args:
         exchange: with the run's clients.

@@ -9,8 +9,11 @@ from fedft.contract import Layout
 from fedft.forecast import privacy_cost
 from fedft.privacy import idle_keys
 from fedft.privacy.schedule import Schedule
+from fedft.privacy.secure_sum import noisy_integers
+from fedft.privacy.secure_sum.integer_uploads import integers_of
 from fedft.recipe import Recipe
 from fedft.server.cohort import cohort
+from fedft.update import Plan
 
 log = logging.getLogger(__name__)
 
@@ -45,5 +48,8 @@ def of_run(
         return {} if said.secagg == "off" else {"mode": "none", "secagg": said.secagg}
 
     rank = 0 if recipe.space.rank_free else max(config.ranks()[: len(rows)])
+    if said.shared and (integers := integers_of(recipe)) is not None:
+        spec = integers.spec(layout, Plan("", 0, 0, rank=rank, steps=config.local.steps))
+        noisy_integers.check(spec, len(rows))
     d = privacy_cost.numbers(recipe, layout, rank, said.mode)
     return privacy_cost.cost(scheduled(config, rows, deployed=deployed), d)

@@ -14,6 +14,7 @@ from fedft.server.masked_rounds import MaskedRounds
 from fedft.server.private_sum import PrivateSum
 from fedft.server.robust_sum import RobustSum
 from fedft.server.root_update import root_update
+from fedft.server.shared_noise import SharedNoiseSum
 
 
 def masked_of(
@@ -35,7 +36,8 @@ def guard_of(
     `here` is the base model of the run's engine, with the recipe's handle.
     """
     if (integers := integers_of(recipe)) is not None:
-        return IntegerSum(integers, masked.total if masked else None)
+        summed = IntegerSum(integers, masked.total if masked else None)
+        return SharedNoiseSum(config, store.folder, summed) if config.privacy.shared else summed
     if config.privacy.mode == "central-dp":
         return PrivateSum(config, store.folder)
     if config.robust.rule == "fltrust":

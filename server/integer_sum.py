@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, RunPaused
+from fedft.privacy.secure_sum import noisy_integers
 from fedft.privacy.secure_sum.context import MOST, Spec, threshold
 from fedft.privacy.secure_sum.integer_uploads import RING, Integers, masked_of, of_ring
 from fedft.server.guard import Sum, Summed
-from fedft.update import Update
+from fedft.update import MEMBERS, Update
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ class IntegerSum:
     _bad: list[int] = field(default_factory=list)
     """Rounds whose sum was none."""
 
-    def sum(self, of: Sum) -> Summed:
-        """The change that the mean of the integers makes.
+    def sum(self, of: Sum, expected: float | None = None) -> Summed:
+        """The change that the mean of the integers makes, over as many as are `expected`; None: as there are.
 
         Where they add up to what no clients can have sent, nobody has moved in this round, which cannot be done again:
         of one work a client opens one sum. Raises RunPaused where that goes on.
@@ -41,11 +42,12 @@ class IntegerSum:
         spec = self.integers.spec(of.layout, plan)
         record: dict[str, Any] = {}
         total, like = self._total(of, spec)
-        if np.abs(total).max(initial=0) > len(of.weights) * spec.largest:
+        count = len(of.weights)
+        if np.abs(total).max(initial=0) > spec.most(count, threshold(int(plan.extra.get(MEMBERS, count)))):
             self._note(number)
             log.warning("round %d: %s: no clients can have sent this sum; the model stays as it was", number, CODE)
             total, record = np.zeros_like(total), {"sum_refused": CODE}
-        change, loss = self.integers.change(total, len(of.weights), of.layout, plan, like)
+        change, loss = self.integers.change(total, expected or count, of.layout, plan, like)
         return Summed(change, record or ({} if loss is None else {"train_loss": loss}))
 
     def _total(self, of: Sum, spec: Spec) -> tuple[np.ndarray, Update]:
@@ -85,6 +87,8 @@ def check_clients(config: RunConfig, clients: int) -> None:
             "not asked counts as lost"
         )
     spec = Spec(privacy.value_bits, 1.0, privacy.ring_bits, (("", (1,)),))
+    if privacy.shared:
+        spec = replace(spec, noise=noisy_integers.noise_multiplier(privacy) * spec.largest)
     try:
         spec.check_fits(clients)
     except ValueError as e:

@@ -16,7 +16,16 @@ from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import between_rounds, budget, buffered, by_bits, client_noise, noisy_evaluation, planner_view
+from fedft.server import (
+    between_rounds,
+    budget,
+    buffered,
+    by_bits,
+    client_noise,
+    noisy_evaluation,
+    planner_view,
+    summed_evaluation,
+)
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import brought, evaluate
@@ -264,6 +273,9 @@ class Loop:
     ) -> dict[str, Any]:
         """The line of a state with what its evaluation found; of sites under noise, with what is released of it."""
         run = self.federation
+        if summed_evaluation.wanted(run):
+            said = summed_evaluation.measured(self._exchange, state, barred, self.masked)
+            return {**line, **said, "evaluation": {}, "refused": [*line["refused"], *said["refused"]]}
         if run.private is not None and run.deployed:
             return _with_bytes(line, noisy_evaluation.measured(self._exchange, state, barred))
         found, traffic = evaluate(self._exchange, state, barred, rouge=rouge)

@@ -113,10 +113,13 @@ class MaskedRounds:
         names = context.members(block.cards)
         return [names[i - 1] for i in block.survivors[self._slot]]
 
-    def open(self, exchange: Exchange, weights: Mapping[str, int]) -> dict[str, int]:
+    def open(
+        self, exchange: Exchange, weights: Mapping[str, int], fixed: Callable[[Collection[str]], None]
+    ) -> dict[str, int]:
         """The weights of those whose updates count, once t of them have opened the slot of the round.
 
-        `weights` are of those admitted. Raises RunPaused where too few open it, SumLost where an update is lost.
+        `weights` are of those admitted; `fixed` is called with those who count before anybody is asked to open their
+        sum. Raises RunPaused where too few open it, SumLost where an update is lost.
         """
         run, block, slot = exchange.federation, self._held, self._slot
         counted = self.survivors
@@ -127,6 +130,7 @@ class MaskedRounds:
         message = block.unmask(slot, counted)
         if missing := [c for c in counted if c not in weights]:
             raise SumLost(f"the update of {missing[0]}, which was to be in the sum, is lost")
+        fixed(counted)
         for _ in range(run.config.server.attempts if run.deployed else 1):
             if block.enough(slot):
                 break
@@ -154,6 +158,11 @@ class MaskedRounds:
             "secagg_bytes": {"up": of.up, "down": of.down, "needed": of.needed},
             "refused": [*refused, *of.refused],
         }
+
+    @property
+    def members(self) -> int:
+        """n, how many members the block at work has."""
+        return self._held.context.n
 
     @property
     def _held(self) -> Block:

@@ -23,7 +23,7 @@ def check(config: RunConfig, deployed: bool) -> None:
     if said.evaluate == "noisy" and not deployed:
         log.warning('[privacy] evaluate = "noisy" is of deployments: a simulation measures as ever, outside of epsilon')
     most = said.max_epsilon
-    if deployed and said.epsilon is not None and most is not None and most > said.epsilon:
+    if deployed and not said.shared and said.epsilon is not None and most is not None and most > said.epsilon:
         raise ConfigError(
             f"[privacy] max_epsilon = {most:g} is above epsilon = {said.epsilon:g}, which is what the sites have "
             "booked for the run; wanted at most that, or noise_multiplier, of which they book each round"

@@ -1,11 +1,13 @@
 """Who may be in the noisy sum of which round, what the rounds cost, and how many of them the budget still holds."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedft.config import RunConfig
 from fedft.privacy import spent_budget
 from fedft.privacy.schedule import MEASURE_NOISE
+from fedft.privacy.secure_sum import noise_shares, noisy_integers
 from fedft.privacy.spent_budget import TRAINING, Charge
 from fedft.server import private_cohort
 from fedft.server.privacy_ledger import PrivacyLedger, Toss, name_of
@@ -115,7 +117,20 @@ class PrivateSchedule:
         left = 0 if self.over else max(0, rounds - version)
         if left and self.most is not None:
             left = self._fitting(range(version, rounds), self.most)
-        return {**spent_budget.plain(self._ledger.ledger), "rounds_left": left}
+        return {**self._spent(), "rounds_left": left}
+
+    def _spent(self) -> dict[str, Any]:
+        """Epsilon and delta, or why there is none; of noise in shares what is left of it where clients collude."""
+        ledger, n = self._ledger.ledger, len(self._members)
+        found = spent_budget.plain(ledger)
+        if self._said.worthless:
+            found |= {"epsilon": None, "epsilon_why": self._said.worthless}
+        elif self._said.shared:
+            count = noisy_integers.colluding(n)
+            left = noise_shares.multiplier_against(1.0, n, count)
+            weaker = [replace(c, z=left * c.z) for c in ledger.charges]
+            found |= {"colluding": count, "epsilon_colluding": spent_budget.epsilon(weaker, ledger.header.delta)}
+        return found
 
     def _fitting(self, rounds: range, most: float) -> int:
         """How many of these rounds fit, each with what is measured behind it."""

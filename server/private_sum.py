@@ -24,6 +24,7 @@ from fedft.errors import ConfigError
 from fedft.privacy import balance, clipping, integer_noise, schedule, spent_budget
 from fedft.privacy.adaptive_clip import AdaptiveClip
 from fedft.privacy.keyed_stream import Stream
+from fedft.privacy.secure_sum import noisy_integers
 from fedft.privacy.spent_budget import TRAINING, Charge, Header
 from fedft.recipe import nothing
 from fedft.server.guard import Sum, Summed
@@ -79,6 +80,8 @@ class PrivateSum:
 
     def _header(self) -> Header:
         said, z, of = self._said, self._said.noise_multiplier, self.schedule
+        if said.shared:
+            z = noisy_integers.noise_multiplier(said)
         if z is None:
             planned = of.planned(range(self._rounds), 1.0) + of.of_first_state(1.0)
             z = spent_budget.noise_for(planned, said.epsilon or 0.0, said.delta or 0.0)
@@ -113,11 +116,8 @@ class PrivateSum:
 
         Raises BudgetSpent where the charge would be above `max_epsilon`.
         """
-        z, round = self.noise_multiplier, of.state.version
-        adaptive = self._adaptive(z)
-        multiplier = adaptive.sum_multiplier if adaptive else z
-        charge = self.schedule.charge(round, z, multiplier * self._clip)
-        stream = self.stream(round, TRAINING, of.digests, charge)
+        round, adaptive = of.state.version, self._adaptive()
+        multiplier, stream = self._of_sum(adaptive), self.charged(round, of.digests)
         scales = balance.scales(of.state.tensors) if self._said.balance else {}
         total, within, clipped = self._total(of, scales)
         drawn = integer_noise.noise(stream, {n: x.shape for n, x in total.items()}, multiplier)
@@ -129,6 +129,18 @@ class PrivateSum:
             said["next_clip"] = adaptive.after(self._clip, within, clipped, stream)
         return Summed(of.recipe.aggregate([update]), {RECORD: said})
 
+    def charged(self, round: int, digests: Mapping[str, str]) -> Stream:
+        """The noise of the round's sum of these updates (SHA-256 by client), once its charge is durable.
+
+        Raises BudgetSpent where the charge would be above `max_epsilon`.
+        """
+        deviation = self._of_sum(self._adaptive()) * self._clip
+        return self.stream(round, TRAINING, digests, self.schedule.charge(round, self.noise_multiplier, deviation))
+
+    def _of_sum(self, adaptive: AdaptiveClip | None) -> float:
+        """Noise multiplier of the sum itself; what is left of z beside that of the clip."""
+        return adaptive.sum_multiplier if adaptive else self.noise_multiplier
+
     def stream(self, round: int, what: str, digests: Mapping[str, str], charge: Charge) -> Stream:
         """The noise of a release, charged; `digests` are of the parts by client. See `PrivacyLedger.release`."""
         whole = digest_of(round, what, digests)
@@ -136,8 +148,8 @@ class PrivateSum:
         salt = digest_of(round, what, dict.fromkeys(digests, "")) if self._seeded else whole
         return self.ledger.release(name_of(round, what), whole, salt, charge, self.schedule.most)
 
-    def _adaptive(self, z: float) -> AdaptiveClip | None:
-        said = self._said
+    def _adaptive(self) -> AdaptiveClip | None:
+        said, z = self._said, self.noise_multiplier
         if said.adaptive_quantile is None:
             return None
         return AdaptiveClip(said.adaptive_quantile, said.clip_learning_rate, z, self.schedule.expected)

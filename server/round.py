@@ -27,7 +27,7 @@ from fedft.server.journalled_update import update_in
 from fedft.server.masked_rounds import MaskedRounds
 from fedft.server.traffic import Traffic
 from fedft.server.turns import Turns
-from fedft.update import Plan, Scalar, Update
+from fedft.update import MEMBERS, Plan, Scalar, Update
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Round:
         trained, by_clock = time.monotonic(), self.run.clock.monotonic() - by_clock
         weights = self._weights(asked)
         if self.masked is not None:
-            weights = self.masked.open(self.exchange, weights)
+            weights = self.masked.open(self.exchange, weights, self._fixed)
         said: dict[str, Mapping[str, float]] = {}
         audit = self._audit(weights)
         run = self.run
@@ -138,12 +138,16 @@ class Round:
         allowed = [c for c in run.members if c not in self.barred]
         going_on = self._turns.give_up(allowed, self.traffic)
         extra: Mapping[str, Scalar] = {}
-        if run.private:
-            drawn = run.private.schedule.draw(number, run.members)  # once begun, those of the plans
+        drawn = (
+            run.private.schedule.draw(number, run.members) if run.private else None
+        )  # once begun, those of the plans
+        if not asked and self.masked is not None:
+            extra, allowed = self.masked.begin(self.exchange, allowed)
+        if not asked and run.config.privacy.shared:
+            extra = {**extra, MEMBERS: self.masked.members if self.masked else len(run.members)}
+        if drawn is not None:
             asked = asked or [c for c in drawn if c in allowed]
         elif not asked:
-            if self.masked is not None:
-                extra, allowed = self.masked.begin(self.exchange, allowed)
             asked = buffered.at_work(allowed, going_on, run.config.clients.per_round, run.job.seed, number)
         run.store.check_room()
         self.plans = run.durable_plans(self.state, asked, {c: turn.plan for c, turn in going_on.items()}, extra)
@@ -158,6 +162,11 @@ class Round:
         recovered = list(self.admitted.examples)
         run.observe("round", {"round": number, "asked": asked, "barred": list(self.barred), "recovered": recovered})
         return asked
+
+    def _fixed(self, counted: Collection[str]) -> None:
+        """Charge, durably, what the noisy sum of these updates costs, before it is opened."""
+        if self.run.private:
+            self.run.private.charged(self.state.version, self._asking.digests(counted))
 
     def _weights(self, asked: list[str]) -> dict[str, int]:
         """Weights of those who are admitted, in roster order; all alike where each may move a sum as much."""

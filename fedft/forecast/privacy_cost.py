@@ -78,6 +78,8 @@ def cost(of: Schedule, numbers: int) -> dict[str, Any]:
     ends                                   after which round `max_epsilon` ends the run; None: it does not
     by_rows                                where the unit is a record: what clients with so many of them pay
     secagg                                 as the run file says it
+    colluding                              [clients, epsilon] against the server and so many clients who tell it their
+                                           shares of the noise; None where it is not in shares
 
     Raises ConfigError where no noise is enough, or dp-accounting is not installed.
     """
@@ -86,7 +88,7 @@ def cost(of: Schedule, numbers: int) -> dict[str, Any]:
         "mode": said.mode, "unit": "record" if of.of_records else "client", "clip": said.clip, "delta": said.delta,
         "secagg": said.secagg, "epsilon": None, "epsilon_why": of.none, "noise_multiplier": said.noise_multiplier,
         "numbers": numbers, "sigma": None, "noise_to_signal": None, "verdict": "",
-        "after": [], "around": [], "by_rows": [], "ends": None,
+        "after": [], "around": [], "by_rows": [], "ends": None, "colluding": None,
     }  # fmt: skip
     if of.of_records and not of.rows:  # a server: each site finds its own noise for an epsilon
         return found | {"epsilon": said.epsilon, "epsilon_why": of.none or ("" if said.epsilon else ROWS)}
@@ -100,6 +102,8 @@ def cost(of: Schedule, numbers: int) -> dict[str, Any]:
     found["after"] = [[t, of.epsilon(t, z, clients[0])] for t in sorted({1, max(1, of.rounds // 2), of.rounds})]
     found["around"] = [[x, of.epsilon(of.rounds, x, clients[0])] for x in (z / 2, z, 2 * z)]
     found["epsilon"] = found["after"][-1][1]
+    if said.shared:
+        found["colluding"] = list(of.against_colluding(z))
     if said.max_epsilon is not None and found["epsilon"] > said.max_epsilon:
         found["ends"] = of.fitting(said.max_epsilon, z)
     for rows in clients if of.of_records else ():

@@ -16,9 +16,11 @@ def lines(privacy: Privacy) -> list[str]:
     found = []
     for key, value in unlike_default(privacy).items():
         why = ""
-        if key in SECURE:
+        if key == "range" and privacy.shared:
+            why = "clip says how far a number of an update may go"
+        elif key in SECURE:
             why = "secagg = 'off', there are no secure sums" if privacy.secagg == "off" else ""
-        elif key not in ANYWHERE and not privacy.on:
+        elif key not in ANYWHERE and not privacy.on and value != "summed":
             why = "mode = 'none', nothing is hidden"
         elif key in CENTRAL and privacy.mode != "central-dp":
             why = f"it is of mode = 'central-dp', this is {privacy.mode!r}"

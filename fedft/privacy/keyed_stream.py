@@ -13,6 +13,7 @@ Phi^-1 is torch's ndtri in float64 on the CPU: other libraries differ from it in
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +51,15 @@ class Stream:
 
     def bits(self, purpose: str, name: str, count: int) -> Tensor:
         """int64 [count]: independent uniform integers of 53 bits, from the beginning of this purpose's and name's."""
+        stream = self.drawing(purpose, name)(8 * count)
+        return torch.from_numpy((np.frombuffer(stream, dtype="<u8") >> np.uint64(11)).astype(np.int64))
+
+    def drawing(self, purpose: str, name: str) -> Callable[[int], bytes]:
+        """A function that gives so many bytes of this purpose's and name's, each call those behind the last ones."""
         info = _INFO + purpose.encode() + b"\0" + name.encode()
         key = HKDF(SHA256(), 32, self.salt, info).derive(self.key)
-        stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor().update(bytes(8 * count))
-        return torch.from_numpy((np.frombuffer(stream, dtype="<u8") >> np.uint64(11)).astype(np.int64))
+        stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+        return lambda size: stream.update(bytes(size))
 
     def uniforms(self, purpose: str, name: str, count: int) -> Tensor:
         """float64 [count] in [0, 1), multiples of 2^-53."""

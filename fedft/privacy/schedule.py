@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from fedft.errors import ConfigError
 from fedft.privacy import accountant
 from fedft.privacy.accountant import Release
-from fedft.privacy.tables import OF_RECORDS, SEEDED, Privacy
+from fedft.privacy.secure_sum import noise_shares, noisy_integers
+from fedft.privacy.secure_sum.context import threshold
+from fedft.privacy.tables import OF_RECORDS, Privacy
 
 MEASURE_NOISE = 4.0
 """Noise multiplier of a measure of an evaluation, in that of training."""
@@ -54,7 +56,7 @@ class Schedule:
     @property
     def none(self) -> str:
         """Why there is no epsilon whatever the noise; "" where there is one."""
-        return SEEDED if self.privacy.noise == "seeded" else ""
+        return self.privacy.worthless
 
     def probability(self, rows: int) -> float:
         """Of a record being in a step, at a client with so many; by their number in two digits."""
@@ -81,6 +83,8 @@ class Schedule:
         Raises ConfigError where no noise is enough, or dp-accounting is not installed.
         """
         said = self.privacy
+        if said.shared:
+            return noisy_integers.noise_multiplier(said)
         if said.noise_multiplier is not None:
             return said.noise_multiplier
         if said.epsilon is None or said.delta is None:
@@ -91,6 +95,12 @@ class Schedule:
     def epsilon(self, rounds: int, z: float, rows: int = 1) -> float:
         """What so many rounds cost with this noise. Raises ConfigError where dp-accounting is not installed."""
         return accountant.epsilon(self.releases(z, rounds, rows), self.privacy.delta or 0.0)
+
+    def against_colluding(self, z: float) -> tuple[int, float]:
+        """(how many clients may tell the server their shares of the noise, epsilon of all rounds against them)."""
+        count = noisy_integers.colluding(self.clients)
+        left = noise_shares.multiplier_against(z, self.clients, count)
+        return count, self.epsilon(self.rounds, left)
 
     def fitting(self, most: float, z: float) -> int:
         """How many rounds with this noise cost at most so much; all of them, if they do."""
@@ -160,7 +170,8 @@ def noise_to_signal(schedule: Schedule, z: float, numbers: int) -> float:
         return z / schedule.batch
     if mode == "example-dp":
         return z * root / schedule.batch
-    return z * root / (math.sqrt(schedule.asked) if mode == "local-dp" else schedule.asked)
+    more = math.sqrt(schedule.clients / threshold(schedule.clients)) if schedule.privacy.shared else 1.0
+    return more * z * root / (math.sqrt(schedule.asked) if mode == "local-dp" else schedule.asked)
 
 
 def verdict(ratio: float) -> str:

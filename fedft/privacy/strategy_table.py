@@ -1,7 +1,7 @@
 """Which strategy can be under which protection, as data: a line for each, and why where it cannot.
 
 A column is what a run file asks for: "secagg" (sums that nobody sees the parts of), "central-dp", "shares" (both of
-them: noise shares under masks, which nobody makes yet), "local-dp", "example-dp", "zo-dp", and of robust sums the rules
+them: clients add noise in shares, under masks), "local-dp", "example-dp", "zo-dp", and of robust sums the rules
 that a strategy's updates fit. Strategies that are `on` another one and only move its sum, or only pull its steps, have
 no line: they are as it is.
 """
@@ -36,7 +36,6 @@ VALUES = Why("its clients send what they keep for themselves, not changes", "glo
 NORMS = Why("norms of blocks would be further releases", "allocation = 'size'")
 SCALED = Why("its coordinates are no linear function of the change", "scale = 'unbiased', 'projection' or 'mmse'")
 SUBSETS = Why("every client sends coordinates of its own choice", "variant = 'exact'")
-UNSEEN = Why("the server has to clip each update, and would see none", "secagg = 'off', or mode = 'example-dp'")
 NO_GRADIENTS = Why("its steps are not gradients", "mode = 'zo-dp'")
 NO_WALK = Why("its steps are gradients, not single numbers", "mode = 'example-dp', or fedkseed, mezo or zo_fedavg")
 WHOLE_MODEL = Why("gradients of single records are taken of adapters and heads only", "space = 'lora'")
@@ -76,12 +75,12 @@ class Option:
 
 def _first(sums: Why | None = None) -> dict[str, Why]:
     """Of a strategy with gradient steps; `sums`: why its sums are not enough."""
-    return (dict.fromkeys(SUMS, sums) if sums else {"shares": UNSEEN}) | {"zo-dp": NO_WALK}
+    return (dict.fromkeys(SUMS, sums) if sums else {}) | {"zo-dp": NO_WALK}
 
 
 def _walk(sums: Why | None = None) -> dict[str, Why]:
     """Of a strategy with zeroth-order steps."""
-    return (dict.fromkeys(SUMS, sums) if sums else {"shares": UNSEEN}) | {"example-dp": NO_GRADIENTS}
+    return (dict.fromkeys(SUMS, sums) if sums else {}) | {"example-dp": NO_GRADIENTS}
 
 
 LINES: Mapping[str, Line] = {

@@ -17,6 +17,10 @@ SEEDED = "seeded noise"
 """Why there is no epsilon of noise that everybody can compute."""
 
 
+CLEAR = "secagg = 'clear', so the server sees each update"
+"""Why there is none of noise in shares that are not masked."""
+
+
 @dataclass(frozen=True)
 class Privacy:
     """[privacy]: what is hidden of single clients or records, and at which price."""
@@ -40,7 +44,7 @@ class Privacy:
     clients a site's own [policy] max_epsilon ends its part."""
     rounds: int | None = None
     """Where noise is added by clients: how many rounds `epsilon` is for; left out: `[server] rounds`. A run that goes
-    on for longer keeps its noise, and costs more."""
+    on for longer keeps its noise, and costs more. Of "central-dp" with `secagg`, where `epsilon` needs it."""
     cohort: Literal["asked", "cyclic", "poisson"] = "asked"
     """Who is asked: "asked": as `[clients] per_round` says, drawn from the seed, which everybody knows; "cyclic": one
     group after another in a fixed order; "poisson": each by a coin of its own, which stays the server's secret."""
@@ -66,9 +70,10 @@ class Privacy:
     optimiser and its steps allow."""
     min_cohort: int = 5
     """With `secagg`: fewest clients; 3 or more."""
-    evaluate: Literal["none", "noisy"] = "none"
-    """Under a mode, in a deployment: what is measured on clients' held-out rows: nothing, or sums with noise, which
-    cost epsilon too. Simulations measure as ever, and say that this is outside of epsilon."""
+    evaluate: Literal["none", "noisy", "summed"] = "none"
+    """Under a mode or with `secagg`, in a deployment: what is measured on clients' held-out rows. "none": nothing;
+    "noisy", of "central-dp": sums with noise, which cost epsilon too; "summed", with `secagg` and no mode: means, from
+    one secure sum more. Simulations measure as ever, and say that this is outside of epsilon."""
 
     @property
     def on(self) -> bool:
@@ -79,6 +84,23 @@ class Privacy:
     def at_clients(self) -> bool:
         """Whether each client adds noise of its own, and keeps its own account of what it has cost."""
         return self.mode == "local-dp" or self.mode in OF_RECORDS
+
+    @property
+    def shared(self) -> bool:
+        """Whether the noise of a sum is added by its clients, a share each: the server sees no sum without it."""
+        return self.mode == "central-dp" and self.secagg != "off"
+
+    @property
+    def worthless(self) -> str:
+        """Why there is no epsilon whatever the noise; "" where there is one."""
+        if self.noise == "seeded":
+            return SEEDED
+        return CLEAR if self.shared and self.secagg == "clear" else ""
+
+    @property
+    def own_keys(self) -> bool:
+        """Whether noise follows from a key of each client's own, and is in each client's own account."""
+        return self.at_clients or self.shared
 
 
 @dataclass(frozen=True)
@@ -134,6 +156,11 @@ def check_privacy(privacy: Privacy, robust: Robust, audit: Audit) -> None:
         other = "secagg" if privacy.secagg != "off" else "mode"
         why = "the server sees no single update" if other == "secagg" else "what a rule may change is not bounded by C"
         raise ValueError(f"[robust] rule = {robust.rule!r} and [privacy] {other} = {getattr(privacy, other)!r}: {why}")
+    if privacy.evaluate == "summed" and (privacy.on or privacy.secagg == "off"):
+        what = f"mode = {privacy.mode!r}, secagg = {privacy.secagg!r}"
+        raise ValueError(
+            f"[privacy] evaluate = 'summed' and {what}: it is of secure sums without a mode; wanted 'none'"
+        )
     if not privacy.on:
         return
     for key in ("clip", "delta"):
@@ -144,6 +171,8 @@ def check_privacy(privacy: Privacy, robust: Robust, audit: Audit) -> None:
         raise ValueError(f"[privacy] mode = {privacy.mode!r} needs one of noise_multiplier and epsilon; {both}")
     if privacy.at_clients:
         _check_at_clients(privacy)
+    elif privacy.shared:
+        _check_shared(privacy)
     elif privacy.rounds is not None:
         raise ValueError(f"[privacy] rounds: of modes with noise at clients; mode = {privacy.mode!r} goes by [server]")
 
@@ -159,6 +188,28 @@ def _check_at_clients(privacy: Privacy) -> None:
         check.at_least(1, **{"[privacy] rounds": privacy.rounds})
         if privacy.epsilon is None:
             raise ValueError("[privacy] rounds: how many `epsilon` is for; noise_multiplier holds for each round")
+
+
+def _check_shared(privacy: Privacy) -> None:
+    """Raise ValueError where a key needs what nobody has while clients add noise in shares: one who sees updates."""
+    said = f'mode = "central-dp" with secagg = {privacy.secagg!r}'
+    known = "nobody sees the norm of one update"
+    beside = {
+        "adaptive_quantile": (privacy.adaptive_quantile is not None, known, "left out, and a clip that stands still"),
+        "balance": (privacy.balance, "the clip is each client's own", "false"),
+        "cohort": (privacy.cohort == "poisson", "each client hears who is in a sum", "'asked' or 'cyclic'"),
+        "evaluate": (privacy.evaluate != "none", "sites measure nothing for a server", "'none'"),
+    }
+    for key, (holds, why, wanted) in beside.items():
+        if holds:
+            raise ValueError(f"[privacy] {key} = {getattr(privacy, key)!r} and {said}: {why}; wanted {key} {wanted}")
+    if privacy.rounds is not None:
+        check.at_least(1, **{"[privacy] rounds": privacy.rounds})
+    if (privacy.rounds is None) != (privacy.epsilon is None):
+        raise ValueError(
+            f"[privacy] rounds and epsilon belong together, {said}: each client computes the noise that epsilon needs "
+            "for so many rounds; or say noise_multiplier"
+        )
 
 
 def check_audit(audit: Audit) -> None:

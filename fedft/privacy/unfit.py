@@ -16,7 +16,6 @@ from fedft.privacy.strategy_table import (
     NO_WALK,
     OPTIONS,
     SUMS,
-    UNSEEN,
     Line,
     Option,
     Why,
@@ -58,11 +57,11 @@ def columns(config: RunConfig) -> dict[str, str]:
 
 def line_of(recipe: Recipe) -> Line:
     """The line of a strategy that is not in the table, from what it declares."""
-    no: dict[str, Why] = {"shares": UNSEEN} | ({"zo-dp": NO_WALK} if recipe.walk is None else {})
+    no: dict[str, Why] = {"zo-dp": NO_WALK} if recipe.walk is None else {}
     if recipe.upload_kind == "values":
         no |= dict.fromkeys(SUMS, NOT_CHANGES)
     if not recipe.ring_summable:
-        no["secagg"] = NO_RING
+        no |= dict.fromkeys(("secagg", "shares"), NO_RING)
     if not recipe.linear or recipe.reveals_clients:
         no |= dict.fromkeys(SUMS, NOT_LINEAR)
     if steps_within(recipe.local) is None:

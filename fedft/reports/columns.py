@@ -38,6 +38,7 @@ RESERVED = frozenset(
             "aggregation_error",
         ),
         *("epsilon", "epsilon_why", "delta", "rounds_left", "privacy", "hidden", "outside_epsilon"),
+        *("colluding", "epsilon_colluding"),
         # of a client's evaluation: how many tokens or rows it was
         "count",
         # of a result, a row of a table and a point of a curve

@@ -25,7 +25,16 @@ def lines(cost: Mapping[str, Any]) -> list[str]:
         rounds = f" in {cost['after'][-1][0]} rounds" if cost["after"] else ", at every client"
         spent = f"epsilon {_short(cost['epsilon'])} at delta {cost['delta']:g}{rounds}"
         told.append(f"privacy  {cost['mode']}, of one {cost['unit']}: {spent}")
-    return [*told, *_epsilons(cost), *_noise(cost)]
+    return [*told, *_colluding(cost), *_epsilons(cost), *_noise(cost)]
+
+
+def _colluding(cost: Mapping[str, Any]) -> list[str]:
+    """Against whom epsilon holds, where each client adds a share of the noise."""
+    if not cost["colluding"]:
+        return []
+    count, epsilon = cost["colluding"]
+    told = ["against  the server, too: it opens noisy sums only"]
+    return told + [f"         with {count} clients that tell it their noise: {_short(epsilon)}"] * (count > 0)
 
 
 def _epsilons(cost: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,8 @@ def spent(privacy: Privacy, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any
     epsilon          as the last line says it; None: there is none
     epsilon_why      then, why
     delta, privacy   with a mode: of the run file, `privacy` is the mode
+    colluding        of noise in shares: how many clients may tell the server theirs
+    epsilon_colluding    what then holds
     """
     if not privacy.on:
         return {"epsilon": None, "epsilon_why": NONE}
@@ -22,7 +24,7 @@ def spent(privacy: Privacy, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any
     found = {"epsilon": last.get("epsilon"), "delta": privacy.delta, "privacy": privacy.mode}
     if found["epsilon"] is None:
         found["epsilon_why"] = str(last.get("epsilon_why") or NOBODY)
-    return found
+    return found | {k: last[k] for k in ("colluding", "epsilon_colluding") if k in last}
 
 
 def sentence(facts: Mapping[str, Any]) -> str:
@@ -31,4 +33,7 @@ def sentence(facts: Mapping[str, Any]) -> str:
         return f"epsilon none: {facts.get('epsilon_why', NOBODY)}"
     mode = str(facts["privacy"])
     unit = "record" if mode in OF_RECORDS else "client"
-    return f"epsilon {facts['epsilon']:.3g} at delta {facts['delta']:g}, of one {unit} ({mode})"
+    told = f"epsilon {facts['epsilon']:.3g} at delta {facts['delta']:g}, of one {unit} ({mode})"
+    if not facts.get("colluding"):
+        return told
+    return f"{told}; {facts['epsilon_colluding']:.3g} against the server and {facts['colluding']} clients"

@@ -39,6 +39,10 @@ def test_nothing_is_said_where_nothing_is_protected() -> None:
         (BASE | {"mode": "central-dp", "noise_multiplier": 9.0, "clip_learning_rate": 0.1}, "[privacy] clip_learning"),
         ({"secagg": "on", "min_cohort": 9}, ""),
         (BASE | {"mode": "central-dp", "noise_multiplier": 9.0, "cohort": "cyclic", "evaluate": "noisy"}, ""),
+        (
+            BASE | {"mode": "central-dp", "noise_multiplier": 1.0, "secagg": "on", "range": 1.0},
+            "[privacy] range = 1.0 has no effect: clip says how far",
+        ),
     ],
 )
 def test_keys_that_count_for_nothing_are_said(
@@ -66,6 +70,24 @@ def test_an_epsilon_is_said_with_the_noise_that_it_takes_and_other_noise_around(
     said = privacy_lines.lines(cost)
     assert said[0].startswith("privacy  central-dp, of one client: epsilon 7.9")
     assert "at delta 0.001 in 10 rounds" in said[0]
+
+
+def test_noise_in_shares_says_against_whom_epsilon_holds() -> None:
+    """Eight clients, two of whom may tell their shares: of t = 6 shares four are left."""
+    said = BASE | {"mode": "central-dp", "secagg": "on"}
+    cost = foreseen(said | {"epsilon": 8.0, "rounds": 10})
+    assert 7.8 < cost["epsilon"] <= 8
+    assert cost["colluding"][0] == 2
+    alone = foreseen(said | {"noise_multiplier": cost["noise_multiplier"] * (4 / 6) ** 0.5})
+    assert cost["colluding"][1] == pytest.approx(alone["epsilon"], rel=1e-6)
+    assert cost["noise_to_signal"] == pytest.approx(cost["noise_multiplier"] * (8 / 6 * cost["numbers"]) ** 0.5 / 8)
+    lines = privacy_lines.lines(cost)
+    assert f"         with 2 clients that tell it their noise: {alone['epsilon']:.3g}" in lines
+    assert all(len(line) <= 80 for line in lines)
+    clear = foreseen(BASE | {"mode": "central-dp", "noise_multiplier": 1.0, "secagg": "clear"})
+    assert clear["epsilon_why"] == "secagg = 'clear', so the server sees each update"
+    with pytest.raises(ConfigError, match=r"noise of 3 steps among 8 clients: wanted 9\.79796 at least, or more bits"):
+        foreseen(said | {"noise_multiplier": 1.0, "value_bits": 3})
 
 
 def test_small_clients_are_said_before_the_first_step() -> None:

@@ -30,8 +30,16 @@ def attended(files: Sequence[Path]) -> Iterator[None]:
         thread.join(60)
 
 
-def test_a_deployment_ends_with_the_simulations_bytes_whoever_is_killed(tiny_base: Path, tmp_path: Path) -> None:
-    sets = [f"model.id='{tiny_base}'", "server.rounds=3", "server.quorum=1.0", "server.loggers=[]", "local.steps=4",
+NOISE = ["privacy.mode='central-dp'", "privacy.clip=0.1", "privacy.noise_multiplier=1.0", "privacy.delta=1e-3",
+         "privacy.noise='seeded'"]  # fmt: skip
+
+
+@pytest.mark.parametrize("noise", [[], NOISE], ids=["bare", "noisy"])
+def test_a_deployment_ends_with_the_simulations_bytes_whoever_is_killed(
+    tiny_base: Path, tmp_path: Path, noise: list[str]
+) -> None:
+    sets = [*noise, f"model.id='{tiny_base}'",
+            "server.rounds=3", "server.quorum=1.0", "server.loggers=[]", "local.steps=4",
             "local.batch_size=2", "data.max_length=48", "eval.max_rows=2", "strategy.K=32"]  # fmt: skip
     simulated = runs.simulate(run_file.load(PRESET, sets), out=tmp_path / "simulated")
     with Deployment(tmp_path, PRESET, sets) as d:

@@ -25,9 +25,16 @@ def simulated(base: Path, out: Path, *sets: str, **more: object) -> runs.Run:
     return runs.simulate(config, out=out, **more)  # type: ignore[arg-type]
 
 
-def test_the_preset_ends_with_the_same_bytes_masked_in_the_clear_and_resumed(tiny_base: Path, tmp_path: Path) -> None:
-    clear = simulated(tiny_base, tmp_path / "clear", "privacy.secagg='clear'")
-    masked = simulated(tiny_base, tmp_path / "on")
+NOISE = ("privacy.mode='central-dp'", "privacy.clip=0.1", "privacy.noise_multiplier=1.0", "privacy.delta=1e-3")
+SEEDED = (*NOISE, "privacy.noise='seeded'")
+
+
+@pytest.mark.parametrize("noise", [(), SEEDED], ids=["bare", "noisy"])
+def test_the_preset_ends_with_the_same_bytes_masked_in_the_clear_and_resumed(
+    tiny_base: Path, tmp_path: Path, noise: tuple[str, ...]
+) -> None:
+    clear = simulated(tiny_base, tmp_path / "clear", "privacy.secagg='clear'", *noise)
+    masked = simulated(tiny_base, tmp_path / "on", *noise)
     digests = [line["state_digest"] for line in masked.lines]
     assert digests == [line["state_digest"] for line in clear.lines]
     assert len(set(digests)) == 3
@@ -37,14 +44,24 @@ def test_the_preset_ends_with_the_same_bytes_masked_in_the_clear_and_resumed(tin
             raise Stop
 
     with pytest.raises(Stop):
-        simulated(tiny_base, tmp_path / "killed", observe=kill)
-    resumed = simulated(tiny_base, tmp_path / "killed", resume=True)
+        simulated(tiny_base, tmp_path / "killed", *noise, observe=kill)
+    resumed = simulated(tiny_base, tmp_path / "killed", *noise, resume=True)
     assert resumed.lines[-1]["state_digest"] == digests[-1]
     line = json.loads((tmp_path / "on" / "metrics.jsonl").read_text().splitlines()[1])
     assert line["weights"] == dict.fromkeys(line["weights"], 1)
     assert len(line["weights"]) == 5
     assert set(line["secagg_bytes"]["up"].values()) == {14 + 608 + 14 + 4 * 1040 + 14 + 14 + 5 * 32}
     key = tmp_path / "on" / "clients" / "client-0" / "signing.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+
+
+def test_the_preset_with_noise_says_what_it_spent_and_against_whom(tiny_base: Path, tmp_path: Path) -> None:
+    run = simulated(tiny_base, tmp_path / "run", *NOISE)
+    said = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert said["epsilon"] == run.lines[-1]["epsilon"] > 0
+    assert (said["colluding"], said["privacy"]) == (1, "central-dp")
+    assert said["epsilon_colluding"] > said["epsilon"]
+    key = tmp_path / "run" / "clients" / "client-0" / "privacy.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
 
 

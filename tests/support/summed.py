@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from deployed import OPTIONS, SERVER_KEY, Direct, Site, ToyBase, ToyClient, key_of, roster
@@ -11,6 +12,8 @@ from virtual_clock import Clock
 from fedft import run_file, strategies, testing
 from fedft.carriers.interface import Link
 from fedft.carriers.local import LocalPost
+from fedft.client.own_privacy import OwnPrivacy
+from fedft.client.privacy_ledger import Ledger
 from fedft.client.private_state import Kept
 from fedft.client.secure_sums import SecureSums
 from fedft.client.train import Client
@@ -21,7 +24,6 @@ from fedft.reports.metric_log import MetricsFile
 from fedft.server import guards
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
-from fedft.server.integer_sum import IntegerSum
 from fedft.server.job import told
 from fedft.server.loop import Loop
 from fedft.server.sealed_post import SealedPost
@@ -30,20 +32,29 @@ from fedft.update import Job, Update
 NAMES = ("anna", "bert", "carl", "dora", "emil")
 
 
+NO_NOISE: Mapping[str, Any] = MappingProxyType({})
+SHARED: Mapping[str, Any] = MappingProxyType(
+    {"mode": "central-dp", "clip": 0.1, "noise_multiplier": 1.0, "delta": 1e-3, "noise": "seeded"}
+)
+"""Keys of [privacy] with noise in shares, which everybody can compute."""
+FRESH = MappingProxyType({**SHARED, "noise": "os"})
+"""With noise that nobody can."""
+
+
 def cards(names: Sequence[str] = NAMES) -> dict[str, bytes]:
     """The public keys of these sites."""
     return {name: key_of(name).public_key().public_bytes_raw() for name in names}
 
 
-def configured(name: str, secagg: str, **server: Any) -> RunConfig:
-    """A run of four short rounds."""
+def configured(name: str, secagg: str, noise: Mapping[str, Any] = NO_NOISE, **server: Any) -> RunConfig:
+    """A run of four short rounds. `noise`: keys of its [privacy] besides."""
     wide = {"range": 4.0} if name == "ferret" else {}
     tables: dict[str, Any] = {
         "strategy": {"name": name, **OPTIONS.get(name, {})},
         "local": {"steps": 3, "learning_rate": 0.05},
         "server": {"rounds": 4, "seed": testing.SEED, **server},
         "clients": {"rank": 2},
-        "privacy": {"secagg": secagg, **wide},
+        "privacy": {"secagg": secagg, **wide, **noise},
     }
     return run_file.from_dict(tables)
 
@@ -52,6 +63,7 @@ class SummedSite(Site):
     """A site with the others' cards on its disk."""
 
     cards: Mapping[str, bytes] = cards()
+    deployed = True
 
     def _join(self, job: Job) -> Client:
         recipe, site = strategies.of(self.config), self
@@ -68,7 +80,12 @@ class SummedSite(Site):
         base, kept, secure = ToyBase(), Kept(self.folder / "kept"), None
         if integers is not None and self.config.privacy.secagg == "on":
             secure = SecureSums(self.name, key_of(self.name), self.cards, self.folder, integers)
-        return Counted(self.name, rows, rows[:1], base, toy.handle, recipe, self.config, kept=kept, secure=secure)  # type: ignore[arg-type]
+        own = OwnPrivacy()
+        if self.config.privacy.on or self.config.privacy.evaluate != "none":
+            own = OwnPrivacy(Ledger(self.folder), self.folder / "kept" / job.run, deployed=self.deployed)
+        return Counted(
+            self.name, rows, rows[:1], base, toy.handle, recipe, self.config, kept=kept, privacy=own, secure=secure
+        )  # type: ignore[arg-type]
 
 
 def sites_of(folder: Path, config: RunConfig, names: Sequence[str] = NAMES) -> dict[str, Site]:
@@ -92,10 +109,11 @@ class Summed:
         names: Sequence[str] = NAMES,
         sites: Mapping[str, Site] | None = None,
         link: Callable[[Mapping[str, Site]], Link] = Direct,
+        noise: Mapping[str, Any] = NO_NOISE,
         **server: Any,
     ) -> None:
         """`names`: of the sites, whose own files go on where these are given. `link`: made of the sites."""
-        self.names, self.config = names, configured(name, secagg, **server)
+        self.names, self.config = names, configured(name, secagg, noise, **server)
         recipe = strategies.of(self.config)
         toy = testing.toy(recipe, len(names))
         self.sites = sites or sites_of(folder, self.config, names)
@@ -107,9 +125,7 @@ class Summed:
         clock = Clock()
         post = SealedPost(self.link, roster(names), SERVER_KEY, testing.RUN, clock=clock)
         masked = guards.masked_of(self.config, recipe, folder / "state", lambda: cards(names))
-        integers = integers_of(recipe)
-        assert integers is not None
-        guard = IntegerSum(integers, masked.total if masked else None)
+        guard = guards.guard_of(self.config, recipe, self.store, None, masked)  # type: ignore[arg-type]
         self.federation = Federation(
             post, recipe, toy.layout, self.config, self.job, self.store, clock=clock, guard=guard, deployed=True
         )
@@ -121,6 +137,8 @@ class Summed:
 
     def simulated(self) -> State:
         """The final state of the same clients in one process, as a simulation runs them."""
+        for site in self.sites.values():
+            site.deployed = False  # type: ignore[attr-defined]
         clients = {name: site._join(self.job) for name, site in self.sites.items()}
         clients = {name: replace(c) for name, c in clients.items()}
         self.federation.post = LocalPost({name: client.answer for name, client in clients.items()})

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedft.config import RunConfig
 from fedft.contract import Handle, Layout, Stage, Trained, Turn
 from fedft.errors import ConfigError
-from fedft.privacy.secure_sum import ring
+from fedft.privacy.secure_sum import noisy_integers, ring
 from fedft.privacy.secure_sum.context import Spec
 from fedft.privacy.secure_sum.reach import LOSS, MOST_LOSS, reach
 from fedft.randomness import philox
@@ -61,7 +61,11 @@ class Integers:
         tensors = (*sorted(shapes.items()), (LOSS, (1,)))
         clips = tuple(reach(self.config, self.recipe, name, plan.rank or 1) for name, _ in tensors)
         privacy = self.config.privacy
-        return Spec(privacy.value_bits, clips, privacy.ring_bits, tensors)
+        if not privacy.shared:
+            return Spec(privacy.value_bits, clips, privacy.ring_bits, tensors)
+        largest = (1 << (privacy.value_bits - 1)) - 1  # C in steps
+        noise = noisy_integers.noise_multiplier(privacy) * largest
+        return Spec(privacy.value_bits, clips, privacy.ring_bits, tensors, noise=noise)
 
     def _summand(self, layout: Layout, plan: Plan) -> dict[str, tuple[int, ...]]:
         """Shapes of what one upload by this plan adds to the sum."""
@@ -76,8 +80,13 @@ class Integers:
         return {RING: TensorSpec((self.spec(layout, plan).length,), dtype)}
 
     def apply(self, trained: Trained, turn: Turn, handle: Handle) -> Trained:
-        """The client's result as integers, and no metrics. Raises FloatingPointError where it is not finite."""
+        """The client's result as integers, and no metrics. Raises FloatingPointError where it is not finite.
+
+        Where clients add noise in shares (`share`) one that is not finite is zeros, and none is longer than the clip.
+        """
         spec, summand = self.spec(handle.layout, turn.plan), self.recipe.summand(trained.delta, turn.plan)
+        if self.config.privacy.shared:
+            summand = noisy_integers.clipped({n: x.detach().cpu() for n, x in summand.items()}, spec)
         loss = 0.0 if self.config.privacy.on else min(max(trained.metrics.get("loss", 0.0), 0.0), MOST_LOSS)
         if not (math.isfinite(loss) and all(bool(torch.isfinite(x).all()) for x in summand.values())):
             raise FloatingPointError("the update is not finite")
@@ -88,10 +97,32 @@ class Integers:
         if cut:
             said = "%d of %d numbers of this update were cut: they lie beyond what secure sums carry ([privacy] range)"
             log.warning(said, cut, spec.length)
+        if self.config.privacy.shared:
+            noisy_integers.check_norm(q, spec)
         return Trained({RING: in_ring(q, spec.ring)}, {}, trained.kept)
 
-    def change(self, total: np.ndarray, count: int, layout: Layout, plan: Plan, like: Update) -> Mean:
-        """What the sum of `count` clients' integers, int64, makes the round; `plan` and `like` are of any of them."""
+    def share(self, update: Update, turn: Turn, layout: Layout) -> Update:
+        """The update with this client's share of the sum's noise. Raises PlanRefused as `noisy_integers.with_share`."""
+        if turn.private is None:
+            raise RuntimeError("a share of noise in a turn without noise: Turn.private is None")
+        spec = self.spec(layout, turn.plan)
+        noisy = noisy_integers.with_share(of_ring(update.delta[RING]), spec, turn.plan, turn.private.stream)
+        return replace(update, delta={RING: in_ring(noisy, spec.ring)})
+
+    def of_measures(self, update: Update, plan: Plan, layout: Layout) -> Update:
+        """An evaluation as integers: (loss / 20, accuracy, 1) and zeros, without metrics; zeros for no finite loss."""
+        spec, found = self.spec(layout, plan), update.metrics
+        q = np.zeros(spec.length, np.int32)
+        if math.isfinite(loss := found.get("loss", math.nan)) and spec.length >= 3:
+            parts = (loss / MOST_LOSS, found.get("accuracy", 0.0), 1.0)
+            q[:3] = [round(min(max(x, 0.0), 1.0) * spec.largest) for x in parts]
+        return replace(update, delta={RING: in_ring(q, spec.ring)}, num_examples=1, metrics={})
+
+    def change(self, total: np.ndarray, count: float, layout: Layout, plan: Plan, like: Update) -> Mean:
+        """What the mean of a sum of integers, int64, makes the round: `total` over `count`.
+
+        `plan` and `like` are of any of those whose integers are in it.
+        """
         found = ring.mean(total, self.spec(layout, plan), count)
         loss = float(found[LOSS][0]) * MOST_LOSS
         mean = {n: torch.from_numpy(found[n]).float() for n in self._summand(layout, plan)}

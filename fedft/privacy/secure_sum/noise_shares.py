@@ -7,9 +7,9 @@ What it costs is what central noise of the multiplier z costs: a sum of n discre
 to a total variation of `distance`, nothing from a standard deviation of 4 per share on. Clients that collude know
 their own shares: against c of them the multiplier is `multiplier_against`.
 
-A share belongs to one vector, as masks do: what is sent again has the same. It is sampled exactly, in integers, from
-the operating system's bytes: floats would leak through their low bits (Canonne, Kamath, Steinke, "The Discrete Gaussian
-for Differential Privacy", NeurIPS 2020, arXiv:2004.00010, algorithms 1 to 3).
+It is sampled exactly, in integers: floats would leak through their low bits (Canonne, Kamath, Steinke, "The Discrete
+Gaussian for Differential Privacy", NeurIPS 2020, arXiv:2004.00010, algorithms 1 to 3). Whose noise a share is, and when
+it may be added once more, is said in `noisy_integers`.
 """
 
 import math
@@ -20,7 +20,7 @@ import numpy as np
 from fedft.privacy.secure_sum.context import Spec, threshold
 
 LEAST_DEVIATION = 4.0
-MOST_NUMBERS = 16_384  # about five microseconds each
+MOST_NUMBERS = 1 << 18  # about four microseconds each
 MOST_GROWTH = 0.01  # of the clip, by rounding
 _WORD = 64
 
@@ -33,16 +33,24 @@ def share(spec: Spec, n: int, draw: Callable[[int], bytes]) -> np.ndarray:
     Args:
         spec: of the vector; `spec.noise` is sigma.
         n: members of the block.
-        draw: the operating system's bytes.
+        draw: bytes that nobody else has, so many at each call.
     """
+    variance, words = variance_of(spec, n), _words(draw)
+    return np.array([discrete_gaussian(variance, words) for _ in range(spec.length)], np.int64)
+
+
+def variance_of(spec: Spec, n: int) -> int:
+    """Of one share of n, in steps squared. Raises ValueError as `share` does."""
     variance = math.ceil(spec.noise**2 / threshold(n))  # rounded up: never less noise than is said
     if variance < LEAST_DEVIATION**2:
         least = LEAST_DEVIATION * math.sqrt(threshold(n))
         raise ValueError(f"noise of {spec.noise:g} steps among {n} clients: wanted {least:g} at least, or more bits")
     if spec.length > MOST_NUMBERS:
-        raise ValueError(f"noise in shares for {spec.length} numbers: at most {MOST_NUMBERS}")
-    words = _words(draw)
-    return np.array([discrete_gaussian(variance, words) for _ in range(spec.length)], np.int64)
+        raise ValueError(
+            f"noise in shares for {spec.length:,} numbers, wanted {MOST_NUMBERS:,} at most: fedkseed, ffa_lora, or a "
+            "lower rank"
+        )
+    return variance
 
 
 def clip_before_rounding(clip: float, spec: Spec) -> float:

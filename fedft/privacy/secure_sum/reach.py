@@ -1,5 +1,6 @@
 """How far one number of an update can go, which everybody must know before any is sent: R of a secure sum's integers.
 
+    [privacy] clip                                  where clients add noise in shares: no number is above the norm
     [privacy] range                                 where the run file says it
     Recipe.reach                                    where the strategy knows: pools of scalars, zeroth-order steps
     adamw    2 eta tau                              eta the learning rate, tau the steps of a round
@@ -26,8 +27,10 @@ def reach(config: RunConfig, recipe: Recipe, name: str, rank: int = 1) -> float:
 
     `rank`: of the adapter; raises ValueError, in one line, where only `[privacy] range` could say it.
     """
-    if name == LOSS:
+    if name == LOSS and not config.privacy.shared:
         return 1.0
+    if config.privacy.shared and config.privacy.clip is not None:
+        return config.privacy.clip
     if config.privacy.range is not None:
         return config.privacy.range
     if config.privacy.on:
