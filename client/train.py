@@ -35,7 +35,7 @@ from fedft.models.load import Base
 from fedft.randomness import philox
 from fedft.recipe import Recipe
 from fedft.training import evaluate
-from fedft.update import BITS, MEMORY_LOST, PROFILE, Job, Plan, Update
+from fedft.update import BITS, MEMORY_LOST, PROFILE, Job, Plan, Update, rows_at_once
 from fedft.wire import messages
 from fedft.wire.table import Entry, check_download
 
@@ -181,16 +181,19 @@ class Client:
     def steps(self, turn: Turn) -> Trained:
         """What the recipe's local steps give, from where the model stands. Raises FloatingPointError as they do."""
         with own_draws.from_seed(turn.seed), device_arithmetic.in_one_order(self.config.local):
-            return self.recipe.local(self.handle, self._rows(turn.local), turn)
+            return self.recipe.local(self.handle, self._rows(turn), turn)
 
-    def _rows(self, local: Local) -> ClientRows:
+    def _rows(self, turn: Turn) -> ClientRows:
         """This client's rows as its local steps are given them, by the turn's own table `[local]`."""
 
         def begun(step: int) -> None:
             self.step = step
 
-        collate = packing.collating(self.handle.objective, local, self.config.data, self.base.pad_id)
-        return ClientRows(self.train_rows, local.batch_size, collate, begun, self._micro_batch)
+        collate = packing.collating(self.handle.objective, turn.local, self.config.data, self.base.pad_id)
+        size = self._micro_batch
+        if (most := rows_at_once(turn.plan.extra)) is not None and micro_batches.possible(self.handle.objective):
+            size = (size or MicroBatch()).within(most)
+        return ClientRows(self.train_rows, turn.local.batch_size, collate, begun, size)
 
     def evaluate(self, turn: Turn) -> Update:
         """The update without tensors whose metrics are those of the installed state on the client's held-out rows.
