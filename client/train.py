@@ -72,8 +72,8 @@ class Client:
     """What the client says of its machine when it enrols, by the names of `fedft.contract.Member.profile`."""
     tells: bool = False
     """Whether updates say how long local steps took, and the memory that they had."""
-    allowed: Callable[[Plan], None] = lambda plan: None
-    """Raises PlanRefused for a plan that takes more memory than the site allows."""
+    limits: Sequence[Callable[[Plan], None]] = ()
+    """Each raises PlanRefused for a plan that asks for more than the site allows."""
     at: Plan | None = None
     """The plan that brought the client to the state that it holds; without tensors."""
     step: int = 0
@@ -208,12 +208,13 @@ class Client:
     def install(self, plan: Plan) -> Turn:
         """Bring the model to the plan's state; returns the client's turn on it.
 
-        Raises PlanRefused: `wrong_run`, `policy_memory`, `base_precision`, `no_rows`, `privacy_evaluation`, or `behind`
-        with the version held if the plan builds on another.
+        Raises PlanRefused: `wrong_run`, `policy_work`, `policy_memory`, `base_precision`, `no_rows`,
+        `privacy_evaluation`, or `behind` with the version held if the plan builds on another.
         """
         if plan.run != self._run:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
-        self.allowed(plan)
+        for check in self.limits:
+            check(plan)
         self._take_base(plan.bits)
         if plan.evaluate:
             self.privacy.check_measures()
