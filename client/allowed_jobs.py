@@ -11,6 +11,7 @@ Whatever a server says, the outcome is work that the policy allows, or PlanRefus
     base_precision         the site has chosen another precision than the run's, which the strategy does not allow
     policy_targets         layers that the site does not list
     policy_rank, policy_steps, policy_learning_rate, policy_batch_size, policy_tokens       above the site's limit
+    policy_work            a round of more tokens than the site allows, see `work_limit`
     policy_download        tensors of a plan, with what they are added to, that take more memory than the site allows
     policy_memory          work that is foreseen to take more memory than the site allows, see `memory_limit`
     policy_metrics         a metric that the site does not list
@@ -27,6 +28,7 @@ from dataclasses import replace
 from typing import Any, get_type_hints
 
 from fedft import check, config, registry, run_file, strategies
+from fedft.client import work_limit
 from fedft.client.base_precision import own_model
 from fedft.client.job_limits import at_most, check_limits, check_privacy
 from fedft.client.site_settings import Policy, SiteConfig
@@ -154,6 +156,7 @@ def _check_job(job: Job, policy: Policy) -> RunConfig:
         at_most(
             "policy_learning_rate", "learning_rate x first_order_factor", factor, policy.max_learning_rate, (int, float)
         )
+    work_limit.check_run(said, policy)
     if space.of_base and "all-linear" not in policy.targets:
         raise PlanRefused("policy_targets", f"strategy {name!r} trains all parameters; allowed: {policy.targets}")
     return said

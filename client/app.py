@@ -28,6 +28,7 @@ from fedft.client import (
     own_privacy,
     own_profile,
     secure_sums,
+    work_limit,
 )
 from fedft.client.companions import Companions, Follower
 from fedft.client.disk import SiteDisk
@@ -217,10 +218,12 @@ class Joiner:
         log.info("run %s: %s, %d rows to train on, %d held out", job.run, recipe.name, len(train), len(test))
         own, name = self.disk.kept(job.run), self.site.site.name
         privacy = own_privacy.of_site(self.site, self.disk.folder, own)
-        allowed = memory_limit.check_of(self.site.policy, config, recipe, here, (train, test))
+        policy = self.site.policy
+        memory = memory_limit.check_of(policy, config, recipe, here, (train, test))
+        limits = (work_limit.check_of(policy, config), memory)
         client = Client(
             name, train, test, here.base, here.handle, recipe, config, kept=Kept(own), privacy=privacy, ready=turn,
-            rows=rows, profile=own_profile.of(self.site), tells="speed" in self.site.profile.share, allowed=allowed,
+            rows=rows, profile=own_profile.of(self.site), tells="speed" in self.site.profile.share, limits=limits,
             secure=secure,
         )  # fmt: skip
         return client if self.among is None else companions.leading(client, job, self.among)

@@ -31,6 +31,7 @@ from fedft.arithmetic import tensors
 from fedft.client.site_settings import SiteConfig
 from fedft.client.train import MAX_PLAN_BYTES, Client
 from fedft.contract import Trained, Turn
+from fedft.data import micro_batches
 from fedft.errors import ConfigError, FedftError, PlanRefused
 from fedft.privacy.tables import OF_RECORDS
 from fedft.training.first_order import gradient_steps
@@ -135,7 +136,7 @@ def leading(client: Client, job: Job, companions: Companions) -> LeadingClient:
     local, mode = client.config.local, client.config.privacy.mode
     if mode in OF_RECORDS:  # who is in a batch, and its noise, are one process's secret
         raise PlanRefused("site_unfit", f"[privacy] mode = {mode!r} is for sites of one process")
-    if local.trainer or local.micro_batch == "auto" or not hasattr(client.handle.objective, "weight"):
+    if local.trainer or local.micro_batch == "auto" or not micro_batches.possible(client.handle.objective):
         raise PlanRefused("site_unfit", "[local] trainer, micro_batch = 'auto' and objectives that do not weigh their "
                           "pieces are for sites of one process")  # fmt: skip
     if gradient_steps(client.recipe.local) is None:

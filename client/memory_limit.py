@@ -5,7 +5,6 @@ from typing import Any
 
 from fedft.client.site_settings import Policy
 from fedft.config import RunConfig
-from fedft.contract import Work
 from fedft.errors import PlanRefused
 from fedft.forecast.anatomy import anatomy_of
 from fedft.forecast.rows import encoded
@@ -31,8 +30,7 @@ def check_of(
     of = Forecaster(anatomy_of(here.base, config.model.modules_to_save), here.layout, config, recipe, known[""])
 
     def check(plan: Plan) -> None:
-        work = Work(plan.shape, steps=plan.steps, batch=plan.batch, bits=plan.bits)
-        peak = of.memory(work, trains=not plan.evaluate).peak
+        peak = of.memory(recipe.takes(plan), trains=not plan.evaluate).peak
         if peak > most * MIB:
             said = f"{peak / MIB:.0f} MiB of memory are foreseen, [policy] max_memory_mib = {most}"
             raise PlanRefused("policy_memory", said)

@@ -122,8 +122,9 @@ def _check(c: SiteConfig, path: Path) -> None:
             check.at_least(1, micro_batch=c.local.micro_batch)
         check.at_least(1, max_batch_size=p.max_batch_size, max_tokens=p.max_tokens, max_download_mib=p.max_download_mib)
         check.at_least(0, max_learning_rate=p.max_learning_rate)
-        if p.max_memory_mib is not None:
-            check.at_least(1, max_memory_mib=p.max_memory_mib)
+        for key in ("max_work", "max_memory_mib"):
+            if (most := getattr(p, key)) is not None:
+                check.at_least(1, **{key: most})
         if p.max_epsilon is not None:
             check.above(0, max_epsilon=p.max_epsilon)
         check.above(0, delta=p.delta)

@@ -147,6 +147,9 @@ class Policy:
     """Records per step."""
     max_tokens: int = 4096
     """Tokens per record, and per generated text."""
+    max_work: int | None = None
+    """Tokens of a round's local steps: steps x batch x max_length, at most. Left out: what the limits above make of it
+    together."""
     max_download_mib: int = 4096
     """Memory, in MiB, of what a plan brings, and of what the site holds where that is added to it. A longer message is
     refused before it is taken in, and no tensor is decoded of more."""

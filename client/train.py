@@ -36,7 +36,7 @@ from fedft.privacy.secure_sum.integer_uploads import integers_of
 from fedft.randomness import philox
 from fedft.recipe import Recipe
 from fedft.training import evaluate
-from fedft.update import BITS, MEMORY_LOST, PROFILE, Job, Plan, Update
+from fedft.update import BITS, MEMORY_LOST, PROFILE, Job, Plan, Update, rows_at_once
 from fedft.wire import messages
 from fedft.wire.table import Entry, check_download
 
@@ -73,8 +73,8 @@ class Client:
     """What the client says of its machine when it enrols, by the names of `fedft.contract.Member.profile`."""
     tells: bool = False
     """Whether updates say how long local steps took, and the memory that they had."""
-    allowed: Callable[[Plan], None] = lambda plan: None
-    """Raises PlanRefused for a plan that takes more memory than the site allows."""
+    limits: Sequence[Callable[[Plan], None]] = ()
+    """Each raises PlanRefused for a plan that asks for more than the site allows."""
     at: Plan | None = None
     """The plan that brought the client to the state that it holds; without tensors."""
     step: int = 0
@@ -191,16 +191,19 @@ class Client:
     def steps(self, turn: Turn) -> Trained:
         """What the recipe's local steps give, from where the model stands. Raises FloatingPointError as they do."""
         with own_draws.from_seed(turn.seed), device_arithmetic.in_one_order(self.config.local):
-            return self.recipe.local(self.handle, self._rows(turn.local), turn)
+            return self.recipe.local(self.handle, self._rows(turn), turn)
 
-    def _rows(self, local: Local) -> ClientRows:
+    def _rows(self, turn: Turn) -> ClientRows:
         """This client's rows as its local steps are given them, by the turn's own table `[local]`."""
 
         def begun(step: int) -> None:
             self.step = step
 
-        collate = packing.collating(self.handle.objective, local, self.config.data, self.base.pad_id)
-        return ClientRows(self.train_rows, local.batch_size, collate, begun, self._micro_batch)
+        collate = packing.collating(self.handle.objective, turn.local, self.config.data, self.base.pad_id)
+        size = self._micro_batch
+        if (most := rows_at_once(turn.plan.extra)) is not None and micro_batches.possible(self.handle.objective):
+            size = (size or MicroBatch()).within(most)
+        return ClientRows(self.train_rows, turn.local.batch_size, collate, begun, size)
 
     def evaluate(self, turn: Turn) -> Update:
         """The update without tensors whose metrics are those of the installed state on the client's held-out rows.
@@ -215,12 +218,13 @@ class Client:
     def install(self, plan: Plan) -> Turn:
         """Bring the model to the plan's state; returns the client's turn on it.
 
-        Raises PlanRefused: `wrong_run`, `policy_memory`, `base_precision`, `no_rows`, `privacy_evaluation`, or `behind`
-        with the version held if the plan builds on another.
+        Raises PlanRefused: `wrong_run`, `policy_work`, `policy_memory`, `base_precision`, `no_rows`,
+        `privacy_evaluation`, or `behind` with the version held if the plan builds on another.
         """
         if plan.run != self._run:
             raise PlanRefused("wrong_run", f"plan of run {plan.run}, enrolled in {self._run or 'none'}")
-        self.allowed(plan)
+        for check in self.limits:
+            check(plan)
         self._take_base(plan.bits)
         if plan.evaluate:
             self.privacy.check_measures()

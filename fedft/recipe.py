@@ -61,7 +61,7 @@ __all__ = [
     "Batch", "Course", "Data", "Drawers", "FirstOrder", "Full", "Handle", "Kind", "Layout", "Learning", "LoRA",
     "LocalStep", "Member", "Metrics", "Next", "Plan", "Recipe", "Roster", "Shape", "Spec", "State", "Tensors", "Term",
     "Trained", "Transform", "Turn", "Update", "Work", "add", "anything", "back_to_base", "cut_to_rank", "everything",
-    "l2_norm", "mean", "product_norm", "replace_all", "write_all",
+    "l2_norm", "mean", "product_norm", "replace_all", "work_of", "write_all",
 ]  # fmt: skip
 
 
@@ -138,6 +138,11 @@ def as_configured(state: State, roster: Roster) -> Mapping[str, Work]:
     return {}
 
 
+def work_of(plan: Plan) -> Work:
+    """The default of `Recipe.takes`: a plan's turn takes what its shape, steps, batch and bits say."""
+    return Work(plan.shape, plan.steps, plan.learning_rate, plan.batch, plan.bits, plan.extra)
+
+
 def any_run(config: RunConfig) -> None:
     """The default of `Recipe.check`: every run file makes sense."""
 
@@ -181,6 +186,9 @@ class Recipe:
     """(state, all clients by name) -> work of those who do other than the run file says; one pure call per round."""
     remembers: int | None = 16
     """Rounds of each client that `plan` is shown, the last so many in which the client was asked; None: all."""
+    takes: Callable[[Plan], Work] = work_of
+    """(plan) -> the work that a forecast of its turn is made of. Needed where a client trains another adapter than the
+    plan's shape says, as in a probe."""
     check: Callable[[RunConfig], None] = any_run
     """(RunConfig) raises ValueError with the reason where the run file makes no sense with this strategy."""
 

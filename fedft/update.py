@@ -33,7 +33,15 @@ MEMBERS = "members"
 """In `Plan.extra`: how many clients there are whose shares of noise make up that of a sum."""
 CUT = "cut"
 """In `Plan.extra` and `Work.extra`: the share of heads and channels, by weights, that is cut away during the turn."""
+ROWS_AT_ONCE = "rows_at_once"
+"""In `Plan.extra` and `Work.extra`: records of a step that are in memory at once at most, as `[local] micro_batch`."""
 VERSION = re.compile(r"0|[1-9][0-9]{0,15}")
+
+
+def rows_at_once(extra: Mapping[str, Scalar]) -> int | None:
+    """What `extra` says of ROWS_AT_ONCE; None where that is nothing, or no number from 1 on."""
+    said = extra.get(ROWS_AT_ONCE)
+    return said if type(said) is int and said > 0 else None
 
 
 @dataclass(frozen=True)

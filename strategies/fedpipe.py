@@ -1,7 +1,8 @@
 """FedPipe: which weights each client adapts, at what ranks, batch and precision, chosen from probes and resources.
 
     probe      rounds 0 to T0 - 1: every weight has a triplet P diag(lam) Q of rank r0 = 4; only its scores are sent,
-               S_m = sum_k p_k S_m^k (`parts.sensitivity`), and the triplets are thrown away
+               S_m = sum_k p_k S_m^k (`parts.sensitivity`), and the triplets are thrown away; batches come in pieces
+               that fit the client's memory (`parts.probes`)
     allocate   client k: max sum_m S_m (1 - 2^(-r_m / r0)) over bits, batch and r_m in {0, 4, 8, 16, 32}
                within its memory and the round's time T (`parts.allocation`)
     local      pairs of the weights with r_m > 0; the others stay as they came
@@ -56,9 +57,10 @@ from fedft.recipe import (
     Work,
     cut_to_rank,
     product_norm,
+    work_of,
     write_all,
 )  # fmt: skip
-from fedft.strategies.parts import client_limits, sensitivity
+from fedft.strategies.parts import probes, sensitivity
 from fedft.strategies.parts.allocation import R0
 from fedft.strategies.parts.probed_pairs import ProbedPairs
 from fedft.strategies.parts.sensitivity import SCORE, Orthogonal, Scores
@@ -112,6 +114,7 @@ def fedpipe(
         start=start,
         upload=upload,
         plan=pipe.plan,
+        takes=takes,
         check=pipe.check,
         linear=False,
         unlike_ranks=True,
@@ -136,6 +139,12 @@ def probe_rank(plan: Plan) -> int:
     """The rank of a probe's triplets; R0 where a plan says something else than 1 to R0, as no server of ours does."""
     said = plan.extra.get(PROBE, R0)
     return said if isinstance(said, int) and 1 <= said <= R0 else R0
+
+
+def takes(plan: Plan) -> Work:
+    """What the turn of a plan takes: a probe as much as pairs of its rank in every weight."""
+    work = work_of(plan)
+    return work if plan.shape.largest else replace(work, shape=Shape(probe_rank(plan)))
 
 
 def upload(layout: Layout, plan: Plan) -> Spec:
@@ -212,8 +221,7 @@ class Pipe:
         if state.version >= self.probe_rounds:
             return self.works.of(state, sensitivity.said(state.drawer(OWNER)), roster)
         rank = min(R0, *(d.rank for d in split(state.tensors)[0].values()))
-        cost, limits = roster.forecast(Work(shape=Shape(rank))), client_limits.of_members(roster)
-        return {c: Work(Shape(0), extra={PROBE: rank, **client_limits.told(limits[c], cost)}) for c in roster.asked}
+        return probes.works(rank, self.works.bits, {PROBE: rank}, roster)
 
 
 def _cut(d: LowRank, old: LowRank) -> LowRank:

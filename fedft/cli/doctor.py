@@ -152,6 +152,7 @@ def _policy(p: "Policy") -> "Finding":
     base = "whatever [model] id is" if p.base is None else ", ".join(d[:12] for d in p.base) or "none"
     limits = f"rank {p.max_rank}, {p.max_steps} steps, learning rate {p.max_learning_rate:g}"
     limits += f", batch {p.max_batch_size}, {p.max_tokens} tokens, {p.max_download_mib} MiB down"
+    limits += f", {p.max_work} tokens a round" if p.max_work is not None else ""
     return Finding("policy", OK, f"{', '.join(p.strategies)} on {', '.join(p.targets)}; base: {base}; at most {limits}")
 
 

@@ -56,6 +56,9 @@ class Term(Protocol):
     def begin(self, learning: Learning, turn: Turn) -> "Course":
         """The term's part in one client's turn, made before the first step."""
 
+    # bytes_each: int, what the part keeps of every number that learns during the steps. Optional; forecasts of memory
+    # count it.
+
 
 class Course:
     """A term's part in one turn. Both methods do nothing unless they are overridden."""

@@ -44,6 +44,14 @@ class MicroBatch:
         most = batch if self.among is None else math.ceil(batch / self.among.count)
         return min(self.rows or batch, most)
 
+    def within(self, rows: int) -> "MicroBatch":
+        """The same with at most so many rows.
+
+        >>> MicroBatch(4).within(2).rows, MicroBatch(4).within(8).rows, MicroBatch().within(8).rows
+        (2, 4, 8)
+        """
+        return MicroBatch(min(rows, self.rows or rows), may_shrink=self._may_shrink, among=self.among)
+
     def halve(self, of: int) -> bool:
         """Take half as many rows of a batch of `of` rows from now on; False where there is no less, or it may not.
 
@@ -56,6 +64,11 @@ class MicroBatch:
             return False
         self.rows = now // 2
         return True
+
+
+def possible(objective: Any) -> bool:
+    """Whether batches of this objective can be taken in pieces: it says what a piece counts (`weight`)."""
+    return hasattr(objective, "weight")
 
 
 def wanted(rows: int | Literal["auto"] | None, among: Among | None) -> MicroBatch | None:

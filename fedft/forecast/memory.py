@@ -3,7 +3,7 @@
     base         4 bytes a number, 2 in half precision; those that are packed 1.031 (8 bits) or 0.5159 (4 bits)
     adapter      its numbers in float32; what learns also as it stood when the turn began, and as it came from the
                  server (of parameters of the base: w0 and what came, see `fedft.models.starting_values`)
-    optimizer    its moments, beside the gradients
+    optimizer    its moments and what terms of a step keep, beside the gradients
     activations  `activations.kept`, and what the layer at hand holds for a moment
     logits       of learned places, and of their gradients
     process      Python, torch, transformers and peft without a model
@@ -91,8 +91,7 @@ def moments(local: Local) -> int:
 
 def memory_of(
     of: Anatomy, model: Model, local: Local, learning: Learning, sizes: Sizes, step: Pass, measured: Pass | None,
-    *, back_propagates: bool = True, pieces: int = 1, bits: int | None = None,
-    trains: bool = True,
+    *, back_propagates: bool = True, pieces: int = 1, bits: int | None = None, each: int = 0, trains: bool = True,
 ) -> Memory:  # fmt: skip
     """Memory of a client's process at its peak over a turn of training and, where there is one, of evaluation.
 
@@ -106,13 +105,14 @@ def memory_of(
         back_propagates: whether steps do; else they are forward passes alone.
         pieces: how many passes a step has.
         bits: of the base's frozen weights; None: the run's.
+        each: bytes that terms of a step keep of each number that learns, beside the optimiser.
         trains: whether the turn trains; else it is an evaluation alone.
     """
     base = base_bytes(of, bits or model.bits)
     process = PROCESS if model.device.startswith("cpu") else CUDA_PROCESS
     start = sizes.learned - sizes.whole  # what a turn began with; of the base's parameters it is w0 and what came
     values = start + sizes.frozen + sizes.received + sizes.whole
-    state = moments(local) * sizes.learned
+    state = (moments(local) + each) * sizes.learned
     found: list[Memory] = []
 
     def moment(where: str, adapter: int, optimizer: float, activations: float, of_logits: float = 0) -> None:

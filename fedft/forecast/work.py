@@ -9,12 +9,14 @@ largest.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil, prod
 from typing import Any
 
 from fedft.arithmetic.named_pairs import A_SUFFIX
 from fedft.config import RunConfig
 from fedft.contract import Forecast, Layout, Work
+from fedft.data import micro_batches
 from fedft.forecast import activations, memory, seconds
 from fedft.forecast.activations import FLOAT, Learning, Pass
 from fedft.forecast.anatomy import Anatomy
@@ -23,8 +25,9 @@ from fedft.forecast.messages import drawn_share, message_bytes
 from fedft.forecast.rows import Rows
 from fedft.models.layer_numbers import number_of
 from fedft.recipe import Recipe
+from fedft.training import objectives
 from fedft.training.first_order import steps_within
-from fedft.update import CUT, Plan, Shape, Spec
+from fedft.update import CUT, Plan, Shape, Spec, rows_at_once
 
 
 def forecaster(
@@ -84,7 +87,7 @@ class Forecaster:
         return memory.memory_of(
             self.anatomy, self.config.model, self.config.local, learning, sizes, step, self._evaluation(),
             back_propagates=self.back_propagates, pieces=pieces, bits=32 if self._float else work.bits or None,
-            trains=trains,
+            each=self._each, trains=trains,
         )  # fmt: skip
 
     def flops(self, work: Work) -> float:
@@ -165,6 +168,8 @@ class Forecaster:
         """(the pass of a piece of a step, how many pieces a step has)."""
         local, batch = self.config.local, work.batch or self.config.local.batch_size
         rows = min(batch, local.micro_batch) if isinstance(local.micro_batch, int) else batch
+        if (most := rows_at_once(work.extra)) is not None and self._in_pieces:
+            rows = min(rows, most)
         return self.pass_of(rows * self.together, tokens), ceil(batch / rows)
 
     def pass_of(self, rows: int, tokens: float | None = None) -> Pass:
@@ -184,6 +189,17 @@ class Forecaster:
         """Whether the base is put into float32, since small steps of its parameters must not be lost."""
         space = self.recipe.space
         return space.of_base and not getattr(space, "along_directions", False)
+
+    @property
+    def _each(self) -> int:
+        """Bytes that terms of a step keep of each number that learns."""
+        steps = steps_within(self.recipe.local)
+        return sum(getattr(t, "bytes_each", 0) for t in steps.terms) if steps is not None else 0
+
+    @cached_property
+    def _in_pieces(self) -> bool:
+        """Whether the run's batches can be taken in pieces."""
+        return micro_batches.possible(objectives.of(self.config))
 
     def _evaluation(self) -> Pass | None:
         """The pass of an evaluation; None where there is none."""

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from fedft import registry
 from fedft.config import RunConfig
 from fedft.contract import Batch, Objective
-from fedft.data import batches, chat, encoder_decoder, examples, labels, token_columns
+from fedft.data import batches, chat, encoder_decoder, examples, labels, micro_batches, token_columns
 from fedft.errors import ConfigError
 from fedft.models import tasks
 
@@ -205,7 +205,7 @@ def of(config: RunConfig) -> Objective:
             f"[local] packing is for rows of tokens to learn, one after the other; task {m.task!r} with "
             f"objective {name!r} has other batches; packing = false would do"
         )
-    if config.local.micro_batch is not None and not hasattr(found, "weight"):
+    if config.local.micro_batch is not None and not micro_batches.possible(found):
         raise ConfigError(
             f"[local] micro_batch: objective {name!r} does not say what a piece of a batch counts (`weight`, see "
             "`fedft.contract.Objective`); leave it out"

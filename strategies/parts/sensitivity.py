@@ -18,6 +18,7 @@ Zhang et al., "AdaLoRA", ICLR 2023, arXiv:2303.10512: the accumulators and the s
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,7 +33,6 @@ SCORE = "plan.score."
 """Beginning of a score's name in an upload, before that of its module."""
 WARM_UP = 5  # steps that are not counted, of ten or more; of fewer the first half
 MOST = 1.1  # for the mean of a client's scores: 1, as a codec may round it
-BYTES = 8  # of memory for each number that learns: Ibar and Ubar, float32
 
 
 @dataclass
@@ -64,6 +64,9 @@ class Scores:
     sent, as `plan.score.<module>`: float32 [rank] of a triplet, [1] of a pair. A module of which only a part learns has
     none. From a turn of triplets, a probe, nothing else is sent. The term stands before others that change gradients.
     """
+
+    bytes_each: ClassVar[int] = 8
+    """Ibar and Ubar, float32."""
 
     def begin(self, learning: Learning, turn: Turn) -> Course:
         """The accumulators of one turn."""

@@ -20,7 +20,7 @@ from functools import lru_cache
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import split
 from fedft.contract import Forecast, Member, Roster, Seen, State, Work
-from fedft.strategies.parts import client_limits, sensitivity
+from fedft.strategies.parts import client_limits
 from fedft.strategies.parts.allocation import R0, Allocation, Infeasible, Limits, Ranks, Search
 from fedft.update import Shape
 
@@ -48,10 +48,8 @@ class Works:
         """The work of every client that is asked; a pure function."""
         limits, at_r0 = client_limits.of_members(roster), roster.forecast(Work(shape=Shape(R0)))
         longest = _quantile([of.seconds_of(at_r0) for of in limits.values()], self.quantile)
-        pairs = split(state.tensors)[0]
-        held = {m: _ranks_in_use(d) for m, d in pairs.items()}
-        sizes = {m: sum(d.shape) for m, d in pairs.items()}
-        now = _Round(self, state.version, scores, roster, sizes, held)
+        held = {m: _ranks_in_use(d) for m, d in split(state.tensors)[0].items()}
+        now = _Round(self, state.version, scores, roster, held)
         return {c: now.work(c, roster[c], replace(limits[c], seconds=longest)) for c in roster.asked}
 
 
@@ -64,8 +62,6 @@ class _Round:
     known: Mapping[str, float]
     """Scores by weight."""
     roster: Roster
-    sizes: Mapping[str, int]
-    """Inputs and outputs, together, of all weights that could be adapted."""
     held: Mapping[str, int]
     """Ranks in use, of each of them."""
     _searches: dict[tuple[tuple[int, ...], int | None], Search] = field(default_factory=dict)
@@ -103,7 +99,7 @@ class _Round:
         try:
             return search.allocate(limits)
         except Infeasible as e:
-            _say_once(f"round {self.round}: {client}: {e}; it is asked for that all the same")
+            say_once(f"round {self.round}: {client}: {e}; it is asked for that all the same")
             return e.least
 
     def _search(self, ladder: tuple[int, ...], bits: int | None) -> Search:
@@ -128,10 +124,8 @@ class _Round:
         return Work(shape=shape, batch=batch or None, bits=bits or None)
 
     def _cost(self, bits: int, batch: int, ranks: Ranks) -> Forecast:
-        """What that takes, with the accumulators of the scores."""
-        cost = self.roster.forecast(self._work(bits, batch, ranks))
-        learning = sum(r * self.sizes[m] for m, r in ranks.items())
-        return cost._replace(memory=cost.memory + sensitivity.BYTES * learning)
+        """What that takes."""
+        return self.roster.forecast(self._work(bits, batch, ranks))
 
     def _counted(self, bits: int, batch: int, ranks: Ranks) -> Forecast:
         """The same, of which operations and bytes are those of the weights that are adapted alone."""
@@ -140,7 +134,7 @@ class _Round:
 
 
 @lru_cache(1024)
-def _say_once(text: str) -> None:
+def say_once(text: str) -> None:
     """Warn of something; a round's works are asked for again where its state is measured."""
     log.warning("%s", text)
 

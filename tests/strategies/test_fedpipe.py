@@ -35,7 +35,7 @@ def costs(work: Work, names: Collection[str] = tuple(MODULES)) -> Forecast:
     shape, rows = work.shape or Shape(4), work.batch or 4
     learning, there = sum(shape.of(m) for m in names if shape.learns(m)), sum(map(shape.of, names))
     return Forecast(
-        1e4 * (work.bits or 32) + 500 * rows + 100 * learning + there,
+        1e4 * (work.bits or 32) + 500 * rows + 190 * learning + there,
         1e6 * rows + 1e4 * rows * learning, 40 * learning, 40 * there,
     )  # fmt: skip
 
@@ -139,7 +139,7 @@ def test_weights_that_a_client_does_not_adapt_are_there_as_the_state_has_them():
     """Trained ones at the rank in use, frozen; those that nobody has trained are not there, and do not come down."""
     state = state_at(4, SCORES, trained=("layers.0.q", "layers.1.v"))
     one = costs(Work(shape=Shape(0, {"layers.2.v": 16}))).memory
-    plan = plans(state, {"a": Member(16, {"memory": one + 600})}, fedpipe(least=0.0))["a"]
+    plan = plans(state, {"a": Member(16, {"memory": one - 1500})}, fedpipe(least=0.0))["a"]
     assert "layers.2.v" in adapted(plan)
     others = MODULES.keys() - adapted(plan).keys()
     assert {m: plan.shape.of(m) for m in others if plan.shape.of(m)} == {"layers.0.q": 2, "layers.1.v": 2}
@@ -268,7 +268,7 @@ def test_a_run_that_ends_with_its_probe_is_refused():
 
 
 ROWS = [{"client": c, "prompt": f"{c}{k}", "response": "abcd" * (1 + k % 3)} for c in "abc" for k in range(12)]
-MEMORY = {"a": 3.3e5, "b": 3.6e5, "c": 1e9}
+MEMORY = {"a": 3.25e5, "b": 3.28e5, "c": 1e9}
 
 
 def with_memory() -> Recipe:

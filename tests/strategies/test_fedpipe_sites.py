@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from processes import Deployment
 
-MOST = {"email": 381, "logging": 385}
-"""MiB that [policy] max_memory_mib of a site allows; the third says nothing. A batch of one row is foreseen to take
-378, one of 16 rows 391.
+MOST = {"email": 379, "logging": 386}
+"""MiB that [policy] max_memory_mib of a site allows; the third says nothing. A probe of 16 rows at once is foreseen to
+take 397, of 8 385.1, of 4 378.9, of one or two 378.5, which is what an evaluation takes.
 """
 RUN = """
 [model]
@@ -53,6 +53,12 @@ def test_each_site_is_asked_for_what_its_own_policy_allows(tiny_base: Path, tmp_
     lines = [json.loads(line) for line in (d.out / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 4
     assert not [r for line in lines for r in line["refused"]], "somebody was asked for more than it allows"
+    probes = {name: lines[1]["plans"][name] for name in sites}
+    assert not any("batch" in p for p in probes.values()), "a batch in pieces is the run's own batch"
+    pieces = {name: p["extra"].get("rows_at_once") for name, p in probes.items()}
+    assert (pieces["email"], pieces["logging"]) == (4, 8)
+    assert pieces[next(name for name in sites if name not in MOST)] == 1, "who says nothing may have any limit"
+    assert all(lines[1]["bytes"][name]["up"] for name in sites), "all answered the probe"
     batches = {name: lines[-1]["plans"][name].get("batch") or 16 for name in sites}
     free = next(name for name in sites if name not in MOST)
     assert batches["email"] < batches["logging"] < batches[free], batches
