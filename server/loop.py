@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import fedft
 from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
@@ -66,6 +67,10 @@ class Loop:
             RunPaused: a round stayed below quorum, a gate refused its state, or the disk is full; running again
                 continues.
         """
+        with fedft.started():
+            return self._run(clients)
+
+    def _run(self, clients: Collection[str]) -> State:
         run = self.federation
         if run.deployed:
             client_noise.say_what_is_not_measured(run.config.privacy)

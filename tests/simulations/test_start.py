@@ -4,9 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+import fedft
+from fedft.server.loop import Loop
 
 # not scipy, which transformers reads where it is installed: the accountant's library and the tests' oracle bring it
 UNUSED = {
@@ -40,3 +45,50 @@ def test_a_simulation_reads_no_library_that_it_does_not_use(tmp_path: Path, more
     read = set(json.loads(done.stdout.strip().splitlines()[-1]))
     assert {"torch", "transformers", "fedft"} <= read
     assert not read & UNUSED
+
+
+GARBAGE = """
+import gc
+import fedft
+often = gc.get_threshold()
+with fedft.reading_libraries():
+    assert gc.get_threshold()[2] > often[2]
+assert gc.get_threshold() == often
+with fedft.started():
+    assert not gc.get_freeze_count(), "the process is not ours"
+fedft.starting()
+with fedft.started():
+    assert gc.get_freeze_count() > 1000 and gc.get_threshold() == often
+    with fedft.started():  # a baseline within the run
+        pass
+    assert gc.get_freeze_count() > 1000, "the inner run has ended the outer one's rest"
+assert not gc.get_freeze_count()
+gc.freeze()
+kept = gc.get_freeze_count()
+fedft.starting()
+with fedft.started():
+    assert gc.get_threshold() == often
+assert gc.get_freeze_count() == kept, "somebody else's"
+"""
+
+
+def test_what_is_there_as_a_run_begins_is_not_looked_through_again() -> None:
+    """Of a process whose start was ours; a caller's own process has everything as it was."""
+    done = subprocess.run([sys.executable, "-c", GARBAGE], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_run_of_a_command_begins_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's loop is where the rest begins: whatever command opens a run, it comes through there."""
+    inside: list[str] = []
+
+    @contextmanager
+    def started() -> Iterator[None]:
+        inside.append("begins")
+        yield
+        inside.append("ends")
+
+    monkeypatch.setattr(fedft, "started", started)
+    monkeypatch.setattr(Loop, "_run", lambda self, clients: inside.append("runs"))
+    Loop.run(Loop.__new__(Loop), [])
+    assert inside == ["begins", "runs", "ends"]
