@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,13 +27,41 @@ UNUSED = {
     "ray",
     "trl",
 }
+# ours, of what the run does not ask for: noise, secure sums, robust sums, an audit
+NOT_ASKED_FOR = {
+    "fedft.aggregation.entrywise",
+    "fedft.aggregation.robust_weights",
+    "fedft.client.secure_sums",
+    "fedft.privacy.audit.contrasts",
+    "fedft.privacy.audit.findings",
+    "fedft.privacy.audit.planted_records",
+    "fedft.privacy.audit.verdict",
+    "fedft.privacy.secure_sum.collector",
+    "fedft.privacy.secure_sum.member",
+    "fedft.privacy.site_noise",
+    "fedft.privacy.unfit",
+    "fedft.security.roster",
+    "fedft.server.integer_sum",
+    "fedft.server.masked_rounds",
+    "fedft.server.noisy_evaluation",
+    "fedft.server.private_checks",
+    "fedft.server.private_sum",
+    "fedft.server.robust_sum",
+    "fedft.server.root_update",
+    "fedft.simulations.audited_run",
+    "fedft.simulations.client_accounts",
+    "fedft.simulations.secure_keys",
+    "fedft.training.per_example",
+    "fedft.training.private_steps",
+    "fedft.training.private_walks",
+}
 CODE = """
 import json, sys
 import fedft
 from fedft import run_file
 sets = ["server.rounds=1", "local.steps=1", "data.clients=2", "eval.max_rows=2", "server.loggers=[]", "eval.rouge=true"]
 fedft.simulate(run_file.load(None, [*sets, *sys.argv[2:]]), out=sys.argv[1])
-print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+print(json.dumps(sorted(sys.modules)))
 """
 
 
@@ -44,7 +73,9 @@ def test_a_simulation_reads_no_library_that_it_does_not_use(tmp_path: Path, more
     assert done.returncode == 0, done.stderr
     read = set(json.loads(done.stdout.strip().splitlines()[-1]))
     assert {"torch", "transformers", "fedft"} <= read
-    assert not read & UNUSED
+    assert not {name.partition(".")[0] for name in read} & UNUSED
+    assert not read & NOT_ASKED_FOR
+    assert all(find_spec(name) for name in NOT_ASKED_FOR), "a file has another name now"
 
 
 GARBAGE = """
