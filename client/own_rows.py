@@ -24,7 +24,6 @@ from fedft.data.examples import Example
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError, PlanRefused
 from fedft.models.load import Base
-from fedft.privacy.audit import canaries, planted_records
 from fedft.privacy.tables import Audit
 
 log = logging.getLogger(__name__)
@@ -70,6 +69,8 @@ class OwnRows:
         """The rows, with what this site's own `[audit]` plants; its plan is kept in the state folder."""
         if not self.site.audit.canaries:
             return train, test
+        from fedft.privacy.audit import canaries, planted_records
+
         plan = canaries.planned(Audit(**asdict(self.site.audit)), [self.site.site.name])
         canaries.keep(Path(self.site.site.state), plan)
         return planted_records.planted_in({self.site.site.name: (train, test)}, self.config, plan)[self.site.site.name]
@@ -80,8 +81,11 @@ class OwnRows:
         Raises DataError, and ConfigError where a canary does not fit.
         """
         name, data = self.site.site.name, self.config.data
-        if self.site.audit.canaries and (plan := canaries.read(Path(self.site.site.state))):
-            planted_records.check_fits(self.config, base, plan)
+        if self.site.audit.canaries:
+            from fedft.privacy.audit import canaries, planted_records
+
+            if plan := canaries.read(Path(self.site.site.state)):
+                planted_records.check_fits(self.config, base, plan)
         train, test = client_datasets.encode({name: parts}, self.config, base, counts := RowCounts())[name]
         for line in counts.lines(data.max_length, 1, data.max_prompt):
             log.warning("run %s: %s", self.run, line)

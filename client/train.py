@@ -9,19 +9,19 @@ secagg     message of a secure sum -> the next one
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors import Tensors
 from fedft.carriers.interface import MAX_REASON, Kind, Refused
-from fedft.client import agreed_job, own_profile, secure_sums
+from fedft.client import agreed_job, own_profile
 from fedft.client.base_precision import with_bits
 from fedft.client.own_privacy import OwnPrivacy
 from fedft.client.own_rows import OwnRows
 from fedft.client.private_state import Kept
 from fedft.client.received_state import Memory
-from fedft.client.secure_sums import SecureSums
 from fedft.config import Local, RunConfig
 from fedft.contract import NOTHING, Trained, Turn
 from fedft.data import micro_batches, packing
@@ -39,6 +39,9 @@ from fedft.training import evaluate
 from fedft.update import BITS, MEMORY_LOST, PROFILE, Job, Plan, Update, rows_at_once
 from fedft.wire import messages
 from fedft.wire.table import Entry, check_download
+
+if TYPE_CHECKING:
+    from fedft.client.secure_sums import SecureSums
 
 MAX_PLAN_BYTES = 2**31 - 1
 
@@ -67,7 +70,7 @@ class Client:
     """The processes that share this client's batches; None: there is this one only."""
     rows: OwnRows | None = None
     """Where the rows come from, if their files are looked at again; None: they never change."""
-    secure: SecureSums | None = None
+    secure: "SecureSums | None" = None
     """The client's part in masked sums; None where nothing is masked, or nobody has given it the others' keys."""
     profile: Mapping[str, float] = field(default_factory=dict)
     """What the client says of its machine when it enrols, by the names of `fedft.contract.Member.profile`."""
@@ -146,11 +149,15 @@ class Client:
             self.privacy.charge(turn)
             update = integers.share(update, turn, self.handle.layout)
         if self.config.privacy.secagg == "on":
+            from fedft.client import secure_sums
+
             update = secure_sums.of(self.secure).masked(update, turn, self.handle.layout, self.rows_digest)
         return messages.encode_update(update, self.config.codec.up, turn.seed)
 
     def sum_securely(self, message: bytes) -> bytes:
         """The answer to a server's message of a secure sum. Raises PlanRefused."""
+        from fedft.client import secure_sums
+
         return secure_sums.of(self.secure).answer(message, self.handle.layout)
 
     def enrol(self, job: Job) -> bytes:

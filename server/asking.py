@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fedft.contract import State
 from fedft.errors import RejectedUpdate, RunPaused
@@ -15,12 +16,14 @@ from fedft.server.admitted import Admitted, EverybodyLeft, Waiting, waiting
 from fedft.server.admitting import Rest
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
-from fedft.server.masked_rounds import MaskedRounds
 from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
 from fedft.server.turns import Turns
 from fedft.update import MEMORY_LOST, Plan, Update
 from fedft.wire import messages
+
+if TYPE_CHECKING:
+    from fedft.server.masked_rounds import MaskedRounds
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class Asking:
     """Norms of updates that were admitted in the last rounds: what is usual."""
     barred: Sequence[str] = ()
     """Clients in quarantine, for messages."""
-    masked: MaskedRounds | None = None
+    masked: "MaskedRounds | None" = None
     """Hides the updates until they are summed; None: nothing does."""
     admitted: Admitted = field(default_factory=Admitted)
     traffic: Traffic = field(default_factory=Traffic)

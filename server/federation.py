@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedft.carriers.interface import SHORT_ANSWER_BYTES, Post
 from fedft.config import Local, RunConfig
 from fedft.contract import Forecast, Layout, Member, Roster, Seen, State, Work
 from fedft.contract.planning import no_forecast
 from fedft.errors import ConfigError, OtherVersion, RejectedUpdate
-from fedft.privacy.secure_sum.context import threshold
 from fedft.recipe import Recipe
 from fedft.reports.observers import Observer
 from fedft.server import message_sizes, planner_view
@@ -21,12 +20,14 @@ from fedft.server.checkpoint import Store
 from fedft.server.guard import Guard, Unguarded
 from fedft.server.job import told
 from fedft.server.membership import Membership, Roll
-from fedft.server.private_sum import PrivateSum
 from fedft.server.steering import Steering
 from fedft.server.traffic import Clock, Until
 from fedft.training import schedules
 from fedft.update import PROFILE, Job, Plan, Scalar
 from fedft.wire import messages
+
+if TYPE_CHECKING:
+    from fedft.server.private_sum import PrivateSum
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +92,12 @@ class Federation:
     _turned_away: frozenset[str] = frozenset()
 
     @property
-    def private(self) -> PrivateSum | None:
+    def private(self) -> "PrivateSum | None":
         """The guard, where it hides each client's part by noise; then nothing is said that only one of them knows."""
+        if not self.config.privacy.on:
+            return None
+        from fedft.server.private_sum import PrivateSum  # as other runs do not need it, nor its libraries
+
         return self.guard if isinstance(self.guard, PrivateSum) else None
 
     def enter(self, clients: Collection[str], kept: Mapping[str, Any] | None = None) -> None:
@@ -199,7 +204,11 @@ class Federation:
 
     def quorum(self, asked: int) -> int:
         """How many of `asked` clients must answer: the share `[server] quorum`, one at least, and of a secure sum t."""
-        fewest = self.fewest if self.config.privacy.secagg != "clear" else threshold(len(self.members))
+        fewest = self.fewest
+        if self.config.privacy.secagg == "clear":
+            from fedft.privacy.secure_sum.context import threshold
+
+            fewest = threshold(len(self.members))
         return max(fewest, math.ceil(self.config.server.quorum * asked - 1e-9))
 
     def until(self, asked: Collection[str], before: int = 0) -> Until:

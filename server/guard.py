@@ -41,6 +41,14 @@ class Sum:
     """How many members the run has."""
 
 
+class SumLost(Exception):
+    """What a round needs for its secure sum is lost: its updates are dropped, and it begins anew."""
+
+
+class BudgetSpent(Exception):
+    """A release would cost more than `[privacy] max_epsilon` leaves; nothing of it has left."""
+
+
 class Summed(NamedTuple):
     """What a guard made of the updates of a round."""
 

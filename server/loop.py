@@ -10,32 +10,26 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import fedft
 from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import (
-    between_rounds,
-    budget,
-    buffered,
-    by_bits,
-    client_noise,
-    noisy_evaluation,
-    planner_view,
-    summed_evaluation,
-)
+from fedft.server import between_rounds, budget, buffered, by_bits, planner_view
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import brought, evaluate
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
-from fedft.server.masked_rounds import MaskedRounds, SumLost
-from fedft.server.privacy_ledger import BudgetSpent
+from fedft.server.guard import BudgetSpent, SumLost
 from fedft.server.round import Round
 from fedft.server.traffic import Traffic, Until
 from fedft.training.metrics.loss import LOSS, over_clients
+
+if TYPE_CHECKING:
+    from fedft.server.masked_rounds import MaskedRounds
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +50,7 @@ class Loop:
     """Clients whose quarantine ends now."""
     gates: Sequence[Gate] = ()
     """What has to agree to a new state, behind that clients can decode it."""
-    masked: MaskedRounds | None = None
+    masked: "MaskedRounds | None" = None
     """Hides the updates of rounds until they are summed; None: nothing does."""
 
     def __post_init__(self) -> None:
@@ -75,12 +69,20 @@ class Loop:
             RunPaused: a round stayed below quorum, a gate refused its state, or the disk is full; running again
                 continues.
         """
+        with fedft.started():
+            return self._run(clients)
+
+    def _run(self, clients: Collection[str]) -> State:
         run = self.federation
-        if run.deployed:
+        if run.deployed and run.config.privacy.at_clients:
+            from fedft.server import client_noise
+
             client_noise.say_what_is_not_measured(run.config.privacy)
         state, notes = self._found(clients)
         run.barred = notes["barred"]
         if run.private is not None:
+            from fedft.server import noisy_evaluation
+
             run.private.begin(run.members, state, notes["record"], noisy_evaluation.measures(run))
         run.counted = notes.get("counted", {})
         for client, profile in notes.get("profiles", {}).items():
@@ -240,6 +242,8 @@ class Loop:
         line: dict[str, Any] = {"version": state.version, "refused": [], "seconds": {}, **notes["record"]}
         line["state_digest"] = state.digest
         if run.config.privacy.at_clients:
+            from fedft.server import client_noise
+
             privacy, spent = run.config.privacy, run.spent and run.spent()
             fewest = run.steering.fewest_rounds() if run.steering else run.config.server.rounds
             line |= client_noise.said(privacy, state.version, spent, privacy.rounds or fewest)
@@ -273,10 +277,14 @@ class Loop:
     ) -> dict[str, Any]:
         """The line of a state with what its evaluation found; of sites under noise, with what is released of it."""
         run = self.federation
-        if summed_evaluation.wanted(run):
+        if run.deployed and run.config.privacy.evaluate == "summed":
+            from fedft.server import summed_evaluation
+
             said = summed_evaluation.measured(self._exchange, state, barred, self.masked)
             return {**line, **said, "evaluation": {}, "refused": [*line["refused"], *said["refused"]]}
         if run.private is not None and run.deployed:
+            from fedft.server import noisy_evaluation
+
             return _with_bytes(line, noisy_evaluation.measured(self._exchange, state, barred))
         found, traffic = evaluate(self._exchange, state, barred, rouge=rouge)
         # refused evaluations are nobody's fault where the state is; a contradiction of an update is

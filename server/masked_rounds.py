@@ -33,6 +33,7 @@ from fedft.privacy.secure_sum.integer_uploads import Integers
 from fedft.server.attempt_numbers import AttemptNumbers
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
+from fedft.server.guard import SumLost
 from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until
 from fedft.update import BLOCK, SLOT, Plan
@@ -40,10 +41,6 @@ from fedft.update import BLOCK, SLOT, Plan
 log = logging.getLogger(__name__)
 
 LONGEST = 1 << 18  # bytes of an answer: boxes for the most members that there may be
-
-
-class SumLost(Exception):
-    """What a round needs for its sum is lost: its updates are dropped, and it begins anew."""
 
 
 @dataclass

@@ -11,7 +11,6 @@ from fedft.errors import ConfigError
 from fedft.forecast.messages import message_bytes
 from fedft.recipe import Recipe, spec_of
 from fedft.reports.quantities import size
-from fedft.server.integer_sum import check_clients
 from fedft.update import Plan, Spec
 from fedft.wire.messages import MAX_MESSAGE_BYTES
 
@@ -28,7 +27,10 @@ def check_sizes(config: RunConfig, recipe: Recipe, layout: Layout, clients: int)
         layout: of the base model.
         clients: how many there are.
     """
-    check_clients(config, clients)
+    if config.privacy.secagg != "off":
+        from fedft.server import integer_sum
+
+        integer_sum.check_clients(config, clients)
     robust_rules.check_clients(config, clients)
     state, plans = first_round(config, recipe, layout, clients)
     by_shape = {p.shape.key: p for p in largest_plans(config, recipe, plans)}.values()

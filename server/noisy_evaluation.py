@@ -19,7 +19,7 @@ from fedft.privacy.schedule import MEASURE_NOISE
 from fedft.server.evaluation_round import evaluate
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
-from fedft.server.privacy_ledger import BudgetSpent
+from fedft.server.guard import BudgetSpent
 from fedft.server.private_sum import EVALUATION
 
 log = logging.getLogger(__name__)

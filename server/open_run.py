@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedft import registry, strategies
 from fedft.aggregation import robust_rules
@@ -23,27 +23,27 @@ from fedft.board.live_file import LiveFile
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.contract import Forecast, State, Work
-from fedft.forecast.anatomy import anatomy_of
-from fedft.forecast.work import forecaster
 from fedft.models import dtypes
 from fedft.models.resident import Resident
-from fedft.privacy.audit import canaries, verdict
-from fedft.privacy.audit.findings import Rows
-from fedft.privacy.audit.two_models import TwoModels
 from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import archive, buffered, guards, private_checks, private_facts, run_folder, run_outputs, steering
+from fedft.server import archive, buffered, private_facts, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
+from fedft.server.guard import Guard, Unguarded
 from fedft.server.job import job_on
 from fedft.server.loop import Loop
 from fedft.server.membership import Roll
 from fedft.server.steering import RUN_FILE, Steering
 from fedft.server.traffic import Clock
 from fedft.update import Job
+
+if TYPE_CHECKING:
+    from fedft.privacy.audit.findings import Rows
+    from fedft.server.masked_rounds import MaskedRounds
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +93,24 @@ class OpenRun:
             cards: gives the public keys of all who may take part, where updates are masked.
         """
         observe = private_facts.quiet(self.observe, self.config.privacy)
-        masked = guards.masked_of(self.config, self.recipe, self.folder / "state", cards)
+        guard, masked = self._guard(cards)
         federation = Federation(
             post, self.recipe, self.here.layout, self.config, self.job, self.store, observe, clock,
             virtual=virtual, deployed=self.deployed, roll=roll, steering=self.steering, forecast=self.forecast,
-            guard=guards.guard_of(self.config, self.recipe, self.store, self.here, masked),
+            guard=guard,
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         return Loop(federation, self.metrics, lift, gates, masked)
+
+    def _guard(self, cards: Callable[[], Mapping[str, bytes]]) -> "tuple[Guard, MaskedRounds | None]":
+        """What stands between the run's updates and their sum, and what masks them."""
+        said = self.config.privacy
+        if not (said.on or said.secagg != "off" or self.config.robust.rule != "none"):
+            return Unguarded(), None
+        from fedft.server import guards
+
+        masked = guards.masked_of(self.config, self.recipe, self.folder / "state", cards)
+        return guards.guard_of(self.config, self.recipe, self.store, self.here, masked), masked
 
     def forecast(self, work: Work) -> Forecast:
         """What a work of this run takes at a client of whose rows nothing is known, for planners."""
@@ -108,11 +118,14 @@ class OpenRun:
 
     @cached_property
     def _forecast(self) -> Callable[[Work], Forecast]:
+        from fedft.forecast.anatomy import anatomy_of
+        from fedft.forecast.work import forecaster
+
         anatomy = anatomy_of(self.here.base, self.config.model.modules_to_save)
         return forecaster(anatomy, self.here.layout, self.config, self.recipe)
 
     def finish(
-        self, state: State, clients: int, more: Mapping[str, Any] | None = None, rows: Rows | None = None
+        self, state: State, clients: int, more: Mapping[str, Any] | None = None, rows: "Rows | None" = None
     ) -> dict[str, Any]:
         """Set the model to the final `state` and write it with the summary; returns the summary.
 
@@ -128,8 +141,7 @@ class OpenRun:
         base, handle = self.here.base, self.here.handle
         stand = partial(run_outputs.set_model_to, self.config, self.recipe, self.here.layout, handle, state)
         stand()
-        two = TwoModels(handle, base, stand, self.config.eval.batch_size)
-        held_back = verdict.judged(self.folder, two, self.config, canaries.read(self.folder), rows or Rows())
+        held_back = self._judged(stand, rows) if self.config.audit.gate else ""
         seconds = time.monotonic() - self.began
         lines, steered = self.metrics.lines, self.steering.facts()
         if any(steered.values()):
@@ -139,6 +151,15 @@ class OpenRun:
         )
         found: dict[str, Any] = self.ended["summary"]
         return found
+
+    def _judged(self, stand: Callable[[], None], rows: "Rows | None") -> str:
+        """Why the model may not be given out, "" where it may; `stand` sets the model to the run's last state."""
+        from fedft.privacy.audit import canaries, verdict
+        from fedft.privacy.audit.findings import Rows
+        from fedft.privacy.audit.two_models import TwoModels
+
+        two = TwoModels(self.here.handle, self.here.base, stand, self.config.eval.batch_size)
+        return verdict.judged(self.folder, two, self.config, canaries.read(self.folder), rows or Rows())
 
 
 @dataclass(frozen=True)
@@ -220,7 +241,10 @@ def opened(
     config = resolved(config, deployed=deployed)
     recipe = strategies.of(config)
     buffered.check(config, recipe, deployed)
-    private_checks.check(config, deployed)
+    if config.privacy.on:
+        from fedft.server import private_checks
+
+        private_checks.check(config, deployed)
     robust_rules.check(config, recipe, deployed)
     run_folder.check_plugins(config)
     before = run_folder.prepare(config, folder, resume)

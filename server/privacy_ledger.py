@@ -26,10 +26,7 @@ from fedft.errors import StateDamaged
 from fedft.privacy import spent_budget
 from fedft.privacy.keyed_stream import Stream, new_key, seeded_key
 from fedft.privacy.spent_budget import TRAINING, Charge, Header, Ledger
-
-
-class BudgetSpent(Exception):
-    """A release would cost more than `[privacy] max_epsilon` leaves; nothing of it has left."""
+from fedft.server.guard import BudgetSpent
 
 
 class Toss(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from fedft.aggregation.beginnings import Beginnings
 from fedft.contract import Gate, State
@@ -24,10 +25,12 @@ from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.guard import Sum
 from fedft.server.journalled_update import update_in
-from fedft.server.masked_rounds import MaskedRounds
 from fedft.server.traffic import Traffic
 from fedft.server.turns import Turns
 from fedft.update import MEMBERS, Plan, Scalar, Update
+
+if TYPE_CHECKING:
+    from fedft.server.masked_rounds import MaskedRounds
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class Round:
     """Clients in quarantine, who are not asked."""
     going_on: InitVar[Mapping[str, OpenTurn]] = MappingProxyType({})
     """What of earlier rounds goes on, by client."""
-    masked: MaskedRounds | None = None
+    masked: "MaskedRounds | None" = None
     """Hides the updates until they are summed; None: nothing does."""
     admitted: Admitted = field(default_factory=Admitted)
     traffic: Traffic = field(default_factory=Traffic)

@@ -31,11 +31,6 @@ from fedft.wire import messages
 log = logging.getLogger(__name__)
 
 
-def wanted(run: Federation) -> bool:
-    """Whether held-out rows of a run's sites are measured in secure sums."""
-    return run.deployed and run.config.privacy.evaluate == "summed"
-
-
 def measured(exchange: Exchange, state: State, barred: Collection[str], masked: MaskedRounds | None) -> dict[str, Any]:
     """What the line of a state says of it: mean "loss" and "accuracy", "refused", and "evaluation_bytes" of all of it.
 

@@ -14,24 +14,26 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedft import allowed_code
 from fedft import run_file as configs
 from fedft.carriers.interface import Post
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-from fedft.privacy.audit import canaries, verdict
 from fedft.reports.observers import Observers
 from fedft.reports.terminal import Progress
 from fedft.server import budget, disk_need, foreseen_privacy, message_sizes, open_run
 from fedft.server.loop import Loop
 from fedft.server.open_run import OpenRun
-from fedft.simulations import audited_run, devices, fleet, idle_options, python_inputs, run_header
-from fedft.simulations.client_accounts import ClientAccounts
+from fedft.simulations import devices, fleet, idle_options, python_inputs, run_header
 from fedft.simulations.python_run import Run
 from fedft.simulations.virtual_clock import VirtualPost
 from fedft.simulations.workplace import Workplace, whose, workplace
+
+if TYPE_CHECKING:
+    from fedft.privacy.audit.canaries import Plan
+    from fedft.privacy.audit.findings import Rows
 
 log = logging.getLogger(__name__)
 
@@ -113,25 +115,45 @@ def _run(config: RunConfig, folder: Path, resume: bool, observe: Observers) -> R
         disk_need.check(config, held.recipe, place.layout, len(place.clients), folder)
         counts = {name: len(c.train_rows) for name, c in place.clients.items()}
         cost = foreseen_privacy.of_run(config, held.recipe, place.layout, counts, deployed=False)
-        plan = audited_run.plan_of(place)
+        plan = _planted(place)
         opened = held.begin(place.here, whose(place.clients))
         if plan is not None:
+            from fedft.privacy.audit import canaries
+
             canaries.keep(folder, plan)
         before = run_header.peak(place)
         with fleet.post(place, folder) as post:
             said = run_header.header(place, getattr(post, "together", 1), cost)
             opened.observe("header", said)
             loop = _loop(opened, place, post)
-            loop.federation.spent = ClientAccounts(folder, config.privacy.delta or 0.0).largest
+            if config.privacy.on:
+                from fedft.simulations.client_accounts import ClientAccounts
+
+                loop.federation.spent = ClientAccounts(folder, config.privacy.delta or 0.0).largest
             state = loop.run(place.clients)
         more = {"rows": place.rows.to_dict(), "header": said, **run_header.error(place, said, before)}
-        done = Run(
-            folder,
-            opened.finish(state, len(place.clients), more, audited_run.rows_of(place, plan)),
-            opened.metrics.lines,
-        )
-    verdict.raise_if_held(folder, done.summary)
+        rows = _audited_rows(place, plan) if config.audit.gate else None
+        done = Run(folder, opened.finish(state, len(place.clients), more, rows), opened.metrics.lines)
+    if "held_back" in done.summary:
+        from fedft.privacy.audit import verdict
+
+        verdict.raise_if_held(folder, done.summary)
     return done
+
+
+def _planted(place: Workplace) -> "Plan | None":
+    """The canaries of a run that is audited at its end, or later; None where there are none."""
+    if not (place.config.audit.canaries or place.config.audit.gate):
+        return None
+    from fedft.simulations import audited_run
+
+    return audited_run.plan_of(place)
+
+
+def _audited_rows(place: Workplace, plan: "Plan | None") -> "Rows":
+    from fedft.simulations import audited_run
+
+    return audited_run.rows_of(place, plan)
 
 
 def _loop(opened: OpenRun, place: Workplace, post: Post) -> Loop:

@@ -7,8 +7,6 @@ from fedft.data import client_datasets, partition
 from fedft.data.client_datasets import Parts, Rows, encode
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError
-from fedft.privacy.audit.canaries import planned
-from fedft.privacy.audit.planted_records import planted_in
 from fedft.randomness import philox
 from fedft.registry import named
 
@@ -28,7 +26,12 @@ def rows_by_client(config: RunConfig, counts: RowCounts | None = None) -> Parts:
         parts = {c: client_datasets.hold_out(mine, config, c) for c, mine in owned.items()}
     else:
         parts = {c: (mine, held[c]) for c, mine in owned.items()}
-    return planted_in(parts, config, planned(config.audit, list(parts))) if config.audit.canaries else parts
+    if not config.audit.canaries:
+        return parts
+    from fedft.privacy.audit.canaries import planned
+    from fedft.privacy.audit.planted_records import planted_in
+
+    return planted_in(parts, config, planned(config.audit, list(parts)))
 
 
 def whole_by_client(config: RunConfig, counts: RowCounts | None = None) -> tuple[dict[str, Rows], dict[str, Rows]]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache as cached
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedft import durable, strategies
 from fedft import run_file as configs
@@ -30,8 +31,11 @@ from fedft.quickstart.base import cache_folder
 from fedft.recipe import Recipe
 from fedft.server import run_outputs
 from fedft.server.checkpoint import Store
-from fedft.simulations import batched_turns, devices, secure_keys, virtual_clients
+from fedft.simulations import batched_turns, devices, virtual_clients
 from fedft.update import Plan
+
+if TYPE_CHECKING:
+    from fedft.client.secure_sums import SecureSums
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +91,7 @@ def workplace(
     parts = virtual_clients.rows_by_client(config, rows) if data else {}
     profiles = devices.profiles(config, parts)
     at = folder and folder / "clients"
-    secure = secure_keys.secure_sums(config, recipe, at, parts)
+    secure = _secure_sums(config, recipe, at, parts)
     if only is not None:
         parts = {name: parts[name] for name in parts if name in only}
     here = resident.load(config, recipe, trains=trains)
@@ -115,6 +119,17 @@ def workplace(
     }
     cache.members += [c.memory for c in clients.values()]
     return Workplace(config, recipe, here.base, here.layout, here.handle, clients, rows=rows)
+
+
+def _secure_sums(
+    config: RunConfig, recipe: Recipe, folder: Path | None, names: Collection[str]
+) -> "Mapping[str, SecureSums]":
+    """See `secure_keys.secure_sums`, which brings its libraries with it."""
+    if config.privacy.secagg != "on":
+        return {}
+    from fedft.simulations import secure_keys
+
+    return secure_keys.secure_sums(config, recipe, folder, names)
 
 
 def _bases(config: RunConfig, recipe: Recipe, *, trains: bool) -> Callable[[int], tuple[Base, ModelHandle]]:

@@ -14,10 +14,8 @@ from fedft.compression.error_feedback import ByCodec, ErrorFeedback
 from fedft.config import Local, RunConfig
 from fedft.contract import Kind, Roster, State, Work
 from fedft.errors import ConfigError
-from fedft.privacy import site_noise, unfit
-from fedft.privacy.secure_sum import integer_uploads
 from fedft.recipe import Recipe
-from fedft.training import objectives, private_steps, private_walks, schedules
+from fedft.training import objectives, schedules
 from fedft.training.first_order import steps_within
 from fedft.training.optimizers import check_optimizer, named_in
 from fedft.training.trainer_names import check_trainer
@@ -81,11 +79,10 @@ def of(config: RunConfig) -> Recipe:
         recipe.check(config)
     except ValueError as e:
         raise ConfigError(f"{name}: {e}") from e
-    if why := unfit.unfit(recipe, config):
-        raise ConfigError(why)
-    recipe = _hiding_records(recipe, config)
+    if config.privacy.on or config.privacy.secagg != "off" or config.robust.rule != "none":
+        recipe = _guarded(recipe, config)
     recipe = _planned(_transformed(_coded(_noisy(recipe, config), config), config), config)
-    recipe = integer_uploads.secured(recipe, config)
+    recipe = _secured(recipe, config)
     return delta_downloads.wrapped(recipe, config.codec.changes) if config.codec.changes else recipe
 
 
@@ -113,8 +110,14 @@ def _stepping(recipe: Recipe, name: str, local: Local) -> Recipe:
     return replace(recipe, keeps=True)
 
 
-def _hiding_records(recipe: Recipe, config: RunConfig) -> Recipe:
-    """The recipe with local steps as `[privacy] mode` wants them; ConfigError where they cannot be taken so."""
+def _guarded(recipe: Recipe, config: RunConfig) -> Recipe:
+    """The recipe with local steps as `[privacy] mode` wants them; ConfigError where they cannot be taken so, or what
+    [privacy] and [robust] ask for cannot be with the rest of the run file."""
+    from fedft.privacy import unfit
+    from fedft.training import private_steps, private_walks
+
+    if why := unfit.unfit(recipe, config):
+        raise ConfigError(why)
     by_mode = {"example-dp": private_steps.private, "zo-dp": private_walks.private}
     return by_mode[mode](recipe, config) if (mode := config.privacy.mode) in by_mode else recipe
 
@@ -148,10 +151,21 @@ def _noisy(recipe: Recipe, config: RunConfig) -> Recipe:
     """The recipe with each client's own noise on its update, where the run file's mode wants it."""
     if config.privacy.mode != "local-dp":
         return recipe
+    from fedft.privacy import site_noise
+
     if (z := config.privacy.noise_multiplier) is not None and z < site_noise.LEAST:
         said = "[privacy] noise_multiplier = %g: below %g a site's noise hides next to nothing of its data"
         log.warning(said, z, site_noise.LEAST)
     return site_noise.noisy(recipe)
+
+
+def _secured(recipe: Recipe, config: RunConfig) -> Recipe:
+    """The recipe whose uploads are integers, where the run file wants secure sums; else itself."""
+    if config.privacy.secagg == "off":
+        return recipe
+    from fedft.privacy.secure_sum import integer_uploads
+
+    return integer_uploads.secured(recipe, config)
 
 
 def _planned(recipe: Recipe, config: RunConfig) -> Recipe:

@@ -3,7 +3,6 @@
 import logging
 from math import ceil
 
-from fedft.aggregation import robust_weights
 from fedft.arithmetic.named_pairs import A_SUFFIX, B_SUFFIX
 from fedft.config import RunConfig
 from fedft.contract import Layout
@@ -77,6 +76,8 @@ def check_clients(config: RunConfig, clients: int) -> None:
     robust, asked = config.robust, min(config.clients.per_round or clients, clients)
     if robust.rule != "multi_krum":
         return
+    from fedft.aggregation import robust_weights
+
     f = max(0, robust_weights.most_dishonest(asked)) if robust.f is None else robust.f
     if asked < (need := 2 * f + 3):
         raise ConfigError(

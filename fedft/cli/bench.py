@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import fedft
 from fedft import check
 from fedft.errors import ConfigError, Interrupted
 
@@ -54,6 +55,7 @@ def bench(
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     began, measured = results.load(), list[results.Result]()
     try:
+        fedft.starting()
         for name in chosen:
             typer.echo(f"{name} ...", err=True)
             found: results.Result = import_module(_module(name)).bench(quick=quick, turns=turns)

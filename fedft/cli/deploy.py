@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+import fedft
 from fedft.cli import json_log, logs
 from fedft.cli.options import Allow, SetKeys
 from fedft.errors import ConfigError, Interrupted
@@ -63,6 +64,7 @@ def server(
 
     logs.start(log_)
     config = configs.load(run, set_ or ())
+    fedft.starting()
     from fedft.server import app
 
     if superlink:

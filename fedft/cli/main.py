@@ -85,6 +85,7 @@ def simulate(
     file = run or _quickstart()
     config = configs.load(file, set_ or ())
     with Progress(quiet=as_json, rounds=config.server.rounds) as progress:
+        fedft.starting()
         from fedft.simulations import run as runs
 
         name = f"{file.stem}-{config.strategy.name}"
@@ -136,6 +137,7 @@ def race(
     from fedft.reports.terminal import table
 
     with RaceProgress() as progress:
+        fedft.starting()
         from fedft.reports.comparison import LEGEND, readable, shown_columns, spare_columns
         from fedft.simulations import race as races
         from fedft.simulations.contenders import contender

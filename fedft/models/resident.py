@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from fedft import reading_libraries
 from fedft.config import Model, RunConfig
 from fedft.contract import Layout
 from fedft.errors import ConfigError
@@ -54,6 +55,11 @@ def load(config: RunConfig, recipe: Recipe, *, trains: bool = True) -> Resident:
     model that the kind of adapter or dropout cannot have, or a model that `[local] checkpointing` or `compile`
     cannot work on.
     """
+    with reading_libraries():  # transformers and peft read those of a model as it is loaded
+        return _load(config, recipe, trains)
+
+
+def _load(config: RunConfig, recipe: Recipe, trains: bool) -> Resident:
     torch.set_num_threads(config.local.threads)
     config = dtypes.resolved(config)
     device_arithmetic.prepare(config.model.device, config.local)

@@ -9,13 +9,9 @@ from typing import Any
 
 import pytest
 from deployed import Direct, Killed, Site
-<<<<<<< HEAD
 from sampled_kills import sample
-from summed import NAMES, Summed, cards
-=======
 from summed import FRESH, NAMES, NO_NOISE, SHARED, Summed, cards
 from watched_sums import Silent, Watching, kind_of, round_of
->>>>>>> w/noise
 
 from fedft import durable
 from fedft.backups import archive, snapshot
@@ -333,13 +329,8 @@ def _nothing_is_lost_or_said_twice(
 def test_a_kill_at_a_durable_write_costs_no_byte_and_opens_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: Mapping[str, Any]
 ) -> None:
-<<<<<<< HEAD
-    """Every twentieth of them; the slow test takes more."""
-    assert _nothing_is_lost_or_said_twice(tmp_path, 20, monkeypatch) > 3
-=======
-    """Every twentieth of them, and of more with noise; the slow test takes all."""
+    """Every twentieth of them, with noise every fortieth; the slow test takes more."""
     assert _nothing_is_lost_or_said_twice(tmp_path, 40 if noise else 20, monkeypatch, noise) > 3
->>>>>>> w/noise
 
 
 @pytest.mark.slow
@@ -348,9 +339,5 @@ def test_a_kill_at_a_durable_write_costs_no_byte_and_opens_nothing_twice(
 def test_a_kill_at_any_durable_write_costs_no_byte_and_opens_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: Mapping[str, Any]
 ) -> None:
-<<<<<<< HEAD
-    _, step = sample(1, 4)
-    assert _nothing_is_lost_or_said_twice(tmp_path, step, monkeypatch) > 60 // step
-=======
-    assert _nothing_is_lost_or_said_twice(tmp_path, 1, monkeypatch, noise) > 60
->>>>>>> w/noise
+    _, step = sample(1, 12 if noise else 4)
+    assert _nothing_is_lost_or_said_twice(tmp_path, step, monkeypatch, noise) > 60 // step
