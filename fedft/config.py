@@ -494,8 +494,9 @@ class Eval:
     generate_tokens: int = 48
     """Tokens generated per row for ROUGE-L and other metrics of generated text."""
     metrics: list[str] = field(default_factory=list)
-    """Measured at every evaluation beside loss and accuracy: "exact_match", "rouge_l", or another package's by its name
-    or as "package.module:metric". A site measures for a server what its [policy] lists."""
+    """Measured at every evaluation beside loss, accuracy and perplexity: "exact_match", "token_f1" (SQuAD's), "rouge_l",
+    "bleu", "macro_f1", another package's by its name, or "package.module:name": a metric, or a plain function
+    (predictions, references) -> float. A site measures for a server what its [policy] lists."""
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ codecs = Registry("codec", codec_names.GROUP, {n: f"fedft.compression.{at}" for 
 metrics = Registry(
     "metric",
     "fedft.metrics",
-    {n: f"fedft.training.metrics.{n}:{n}" for n in ("exact_match", "macro_f1", "rouge_l")},
+    {n: f"fedft.training.metrics.{n}:{n}" for n in ("bleu", "exact_match", "macro_f1", "rouge_l", "token_f1")},
     called=False,
 )
 loggers = Registry(

@@ -26,7 +26,7 @@ from fedft.server.masked_rounds import MaskedRounds, SumLost
 from fedft.server.privacy_ledger import BudgetSpent
 from fedft.server.round import Round
 from fedft.server.traffic import Traffic, Until
-from fedft.training.metrics.loss import LOSS, over_clients
+from fedft.training.metrics.loss import LOSS, of_tokens, over_clients
 
 log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ class Loop:
         self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
         outside = {"outside_epsilon": ["evaluation"]} if found and run.config.privacy.on else {}
         line = {
-            **over_clients(found.values()),
+            **over_clients(found.values(), of_tokens(run.config)),
             **line,
             **by_bits.evaluated(line, found.values(), run.config.model),
             **outside,

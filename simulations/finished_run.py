@@ -17,7 +17,7 @@ from fedft.server import by_bits
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
 from fedft.training.metrics import interface
-from fedft.training.metrics.loss import over_clients
+from fedft.training.metrics.loss import of_tokens, over_clients
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ Metrics = dict[str, float]
 
 
 def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ()) -> tuple[dict[str, Metrics], Metrics]:
-    """(metrics by client, their mean over clients and `token_loss`) of the newest state on the held-out rows.
+    """(metrics by client, their means with `token_loss` and `perplexity`) of the newest state on the held-out rows.
 
     Warns where it is measured on another base, or another precision of it, than the run's clients had.
 
@@ -55,7 +55,7 @@ def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ())
     if not found:
         raise ConfigError(f"{folder}: no client has held-out rows; see [data] holdout and test")
     counts = {"count": fmean(m["count"] for m in found.values())}
-    return found, over_clients(found.values()) | counts
+    return found, over_clients(found.values(), of_tokens(place.config)) | counts
 
 
 def written(folder: Path, records: Sequence[str | Mapping[str, Any]], new_tokens: int = 48) -> list[str]:

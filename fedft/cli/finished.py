@@ -44,6 +44,7 @@ def evaluate(
         typer.echo(json.dumps({"mean": mean, "clients": by_client}, sort_keys=True))
     else:
         over_tokens = {"loss": mean.pop("token_loss")} if "token_loss" in mean else {}
+        over_tokens |= {"perplexity": mean.pop("perplexity")} if "perplexity" in mean else {}
         rows = [{"client": c, **m} for c, m in by_client.items()]
         rows += [{"client": "mean over clients", **mean}, {"client": "over all held out", **over_tokens}]
         table(rows, tuple(dict.fromkeys(name for row in rows for name in row)))
