@@ -251,6 +251,9 @@ loggers = Registry(
     called=False,
 )
 
+encoders = Registry("encode", "fedft.encoders", {}, called=False)
+"""Functions that make a record token ids; each side's own, so that no message and no site's policy names one."""
+
 IN_JOBS = (adapters, objectives, optimizers, transforms)
 """Whose values a server's job names for its clients, beside strategies, codecs and metrics."""
 

@@ -141,8 +141,14 @@ class Progress:
             self.out.print(f"       {spent_privacy.sentence(summary)}")
         if summary.get("ended") == "budget":
             self.out.print(f"the run ended at its budget, after {summary['rounds']} rounds")
+        elif summary.get("ended") == "patience":
+            self.out.print(f"the run ended at [server] patience, after {summary['rounds']} rounds")
         elif summary.get("ended") == "max_epsilon":
             self.out.print(f"the run ended at [privacy] max_epsilon, after {summary['rounds']} rounds")
+        if best := summary.get("best"):
+            look = columns.of(best["metric"], summary.get("columns"))
+            where = f", {folder / best['model']}" if best["model"] else ""
+            self.out.print(f"best   {look.heading} {look.text(best['value'])}, of round {best['round']}{where}")
         model = folder / "model"
         self.out.print(f"run    {folder}  (model/, metrics.jsonl, summary.json, events/)")
         if (model / "adapter_config.json").exists():
