@@ -104,7 +104,7 @@ def carried_out(said: RunConfig, site: SiteConfig) -> RunConfig:
     """A run as this site carries it out; raises PlanRefused for a chat template that is not the site's own."""
     own = {k: v for k, v in vars(site.data).items() if k not in ("client", "value")}
     form = {k: v for k, v in own.items() if v is not None}
-    if form.keys() & {"prompt", "response", "messages", "tokens"}:  # another form here is not this site's
+    if form.keys() & {"prompt", "response", "messages", "tokens", "encode"}:  # another form here is not this site's
         form = {"messages": None, "tokens": None} | form
     if form.get("messages", said.data.messages) is None and not said.local.pairs:
         form["chat_template"] = None

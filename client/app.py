@@ -124,7 +124,7 @@ def attend(
         raise ConfigError(f"[site] state = {str(state)!r}: cannot be made: {e.strerror}") from e
     signing, node = private_keys.load_signing(own / "signing.key"), own / "node.key"
     trust = ServerTrust(Path(site.server.key), Path(site.server.ca), state)
-    allowed_code.allow([*site.policy.strategies, *site.policy.metrics])  # listed by the operator's own hand
+    allowed_code.allow(site.own_code)
     with durable.alone(state / "lock", f"[site] state = {str(state)!r}: another process is serving this site"):
         disk = SiteDisk(state)  # not before: the process that has the lock may still add to the record
         allowed = partial(allowed_jobs.check_plan, policy=site.policy)
@@ -160,7 +160,7 @@ def attend(
 
 def accompany(site: SiteConfig, here: Companions) -> None:
     """Take part in the local steps of the site's first process until that is gone; ConfigError as of `attend`."""
-    allowed_code.allow([*site.policy.strategies, *site.policy.metrics])
+    allowed_code.allow(site.own_code)
     log.info("site %s: process %d of %d, for local steps", site.site.name, here.rank + 1, here.count)
     with tempfile.TemporaryDirectory(prefix="fedft-companion-") as folder:  # nothing that it keeps counts
         joiner = Joiner(site, SiteDisk(Path(folder)), ResidentModels(site.local.max_models))

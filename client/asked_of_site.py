@@ -75,6 +75,8 @@ def _forms(config: RunConfig, site: SiteConfig) -> dict[str, str]:
         keys = ("prompt", "chosen", "rejected", "chat_template")
     elif not tasks.of(config.model.task).generates:
         keys = ("text", "label")
+    elif d.encode is not None:
+        keys = ("encode",)
     elif d.messages is not None:
         keys = ("messages", "chat_template")
     elif d.tokens is not None:

@@ -61,7 +61,8 @@ def load(path: Path) -> SiteConfig:
 def _forms(data: SiteData, path: Path) -> SiteData:
     """The table with the text of its chat template; ConfigError where the form of records makes no sense."""
     try:
-        said = {"prompt or response": data.prompt or data.response, "messages": data.messages, "tokens": data.tokens}
+        said = {"prompt or response": data.prompt or data.response}
+        said |= {key: getattr(data, key) for key in ("messages", "tokens", "encode")}
         if len(forms := [form for form, name in said.items() if name is not None]) > 1:
             raise ValueError(f"[data] {' and '.join(forms)}: a record has one form; leave out one")
         for key in template_checks.TEMPLATES:

@@ -91,6 +91,9 @@ class SiteData:
     used if it is the same."""
     tokens: str | None = None
     """Field that holds token ids; then `prompt`, `response` and `messages` are not said here."""
+    encode: str | None = None
+    """"package.module:function" on this machine that makes a record token ids, as in a run file; then `prompt`,
+    `response`, `messages` and `tokens` are not said here. A server never names one."""
     text: str | None = None
     """Classification: template of the input."""
     label: str | list[str] | None = None
@@ -221,3 +224,8 @@ class SiteConfig:
     profile: SiteProfile = SiteProfile()
     privacy: SitePrivacy = SitePrivacy()
     audit: SiteAudit = SiteAudit()
+
+    @property
+    def own_code(self) -> list[str]:
+        """Names that the operator's own hand has put into the file: code outside fedft with them may be imported."""
+        return [*self.policy.strategies, *self.policy.metrics, *([self.data.encode] if self.data.encode else [])]

@@ -28,7 +28,7 @@ BUDGETS = ("bytes", "steps", "seconds")
 ALL = frozenset("*")
 LOCAL: Mapping[str, Collection[str]] = {
     "model": frozenset({"attention", "device", "id"}),
-    "data": frozenset({"train", "test", "partition", "client", "clients", "alpha", "min_rows"}),
+    "data": frozenset({"train", "test", "partition", "client", "clients", "alpha", "min_rows", "encode"}),
     "local": frozenset({"threads", "micro_batch", "checkpointing", "deterministic", "compile"}),
     "server": ALL,
     "clients": ALL,
@@ -36,6 +36,7 @@ LOCAL: Mapping[str, Collection[str]] = {
     "privacy": frozenset({"max_epsilon", "cohort", "adaptive_quantile", "clip_learning_rate", "evaluate"}),
     "robust": ALL,
     "audit": ALL,
+    "eval": frozenset({"best", "prompts"}),
 }
 """Keys by table that never travel with a job, or ALL of a table. Whatever else a run file has does, new tables too."""
 OTHER_TOOLS: Mapping[str, str] = {
@@ -80,6 +81,9 @@ OTHER_TOOLS: Mapping[str, str] = {
     **dict.fromkeys(("fraction_fit", "fraction_train", "clients_per_round"), "[clients] per_round"),
     **dict.fromkeys(("fraction_evaluate", "fraction_eval"), "[eval] clients"),
     **dict.fromkeys(("eval_steps", "evaluation_strategy", "eval_strategy"), "[eval] every, in rounds"),
+    **dict.fromkeys(("early_stopping_patience", "early_stopping_rounds"), "[server] patience, in evaluations"),
+    **dict.fromkeys(("early_stopping_threshold",), "[server] min_delta"),
+    **dict.fromkeys(("metric_for_best_model", "load_best_model_at_end"), "[eval] best, the name of a metric"),
     **dict.fromkeys(("max_new_tokens",), "[eval] generate_tokens"),
     **dict.fromkeys(("clipping_norm", "max_clip_norm", "l2_norm_clip"), "[privacy] clip"),
     **dict.fromkeys(("target_epsilon",), "[privacy] epsilon"),
@@ -189,6 +193,9 @@ class Data:
     tokens: str | None = None
     """Field that holds token ids of the base model's own tokenizer, special tokens among them; a field `labels`, if
     there is one, says which are learned. `prompt` and `response` have no part in it."""
+    encode: str | None = None
+    """"package.module:function", in place of all templates: your own function (record, tokenizer) -> (token ids, of
+    each whether it is learned). A site says its own; none travels. CONTRIBUTING.md has an example."""
     text: str = "{text}"
     """Classification: template of the input."""
     label: str | list[str] = "label"
@@ -376,6 +383,11 @@ class Server:
     deadline_s: float | None = None
     """A round closes after so many seconds if quorum is met; left out: an hour in a deployment and with virtual devices
     (`[clients] devices`), by whose seconds it goes then, and never in other simulations."""
+    patience: int | None = None
+    """The run ends when so many evaluations in a row have brought nothing better than the best before, by
+    `[eval] best`, or by the loss. Left out: it goes to its last round or its budget."""
+    min_delta: float = 0.0
+    """For `patience`: what is better by no more than this does not count."""
     grace_s: float = 30.0
     """Seconds to wait for the rest once quorum is met and a deadline is set, or holds as above."""
     gates: list[Choice] = field(default_factory=list)
@@ -494,8 +506,17 @@ class Eval:
     generate_tokens: int = 48
     """Tokens generated per row for ROUGE-L and other metrics of generated text."""
     metrics: list[str] = field(default_factory=list)
-    """Measured at every evaluation beside loss and accuracy: "exact_match", "rouge_l", or another package's by its name
-    or as "package.module:metric". A site measures for a server what its [policy] lists."""
+    """Measured at every evaluation beside loss, accuracy and perplexity: "exact_match", "token_f1" (SQuAD's),
+    "rouge_l", "bleu", "macro_f1", another package's by its name, or "package.module:name": a metric, or a plain
+    function (predictions, references) -> float. A site measures for a server what its [policy] lists."""
+    best: str | None = None
+    """Keep the state with the best number of this name beside the last, and write its model to model-best/ at the end:
+    "loss", "accuracy", "token_loss", "perplexity", or a column of one of `metrics`. Left out: "loss" with `[server]
+    patience`, else none is kept."""
+    prompts: list[str] = field(default_factory=list)
+    """Texts behind which the run's model writes at every evaluation, greedily, `generate_tokens` each, to
+    generations.jsonl in the run folder. Each stands before the model as it is; with `[data] messages`, it is what the
+    user says."""
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ codecs = Registry("codec", codec_names.GROUP, {n: f"fedft.compression.{at}" for 
 metrics = Registry(
     "metric",
     "fedft.metrics",
-    {n: f"fedft.training.metrics.{n}:{n}" for n in ("exact_match", "macro_f1", "rouge_l")},
+    {n: f"fedft.training.metrics.{n}:{n}" for n in ("bleu", "exact_match", "macro_f1", "rouge_l", "token_f1")},
     called=False,
 )
 loggers = Registry(
@@ -250,6 +250,9 @@ loggers = Registry(
     {n: f"fedft.reports.loggers.{n}:{n}" for n in ("otel", "tensorboard")},
     called=False,
 )
+
+encoders = Registry("encode", "fedft.encoders", {}, called=False)
+"""Functions that make a record token ids; each side's own, so that no message and no site's policy names one."""
 
 IN_JOBS = (adapters, objectives, optimizers, transforms)
 """Whose values a server's job names for its clients, beside strategies, codecs and metrics."""

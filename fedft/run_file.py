@@ -243,6 +243,8 @@ def _check_values(c: RunConfig) -> None:
     check.at_least(1, **of("local", "steps", "batch_size", "threads"), **of("server", "rounds", "attempts"))
     check.at_least(1, **of("eval", "every", "batch_size", "generate_tokens", "clients", "max_rows"))
     check.at_least(1, **of("model", "repair_rank"))
+    check.at_least(1, **of("server", "patience"))
+    check.at_least(0, **of("server", "min_delta"))
     check.at_least(1, **of("limits", "max_num_examples", "quarantine_after", "max_bytes"))
     check.at_least(1, **of("data", "min_rows", "clients", "max_prompt"), **of("clients", "per_round"))
     if c.data.max_length != "auto":
@@ -289,6 +291,9 @@ def _check(c: RunConfig, where: str) -> None:
             check.at_least(1, **{"[clients] rank": rank})
         if not task.generates and c.eval.rouge:
             raise ValueError("[eval] rouge compares generated text; task sequence-classification generates none")
+        if c.eval.prompts and (not task.generates or "" in c.eval.prompts):
+            wanted = "texts that are not empty" if task.generates else "none: sequence-classification generates no text"
+            raise ValueError(f"[eval] prompts is {check.quoted(c.eval.prompts)}, wanted {wanted}")
         whole = "modules_to_save" if c.model.modules_to_save else "classifiers' heads"
         if (c.model.modules_to_save or not task.generates) and c.model.dtype not in ("auto", "float32"):
             raise ValueError(f"{whole} are trained in float32; got dtype {c.model.dtype!r}")

@@ -1,4 +1,4 @@
-"""When a run ends: at its last round, or at the last one that fits `[server] budget`.
+"""When a run ends: at its last round, at the last one that fits `[server] budget`, or when `[server] patience` does.
 
     bytes=2e7     training traffic of all clients, up and down, added up
     steps=400     local optimiser steps one after the other: rounds x [local] steps, however many passes one takes
@@ -14,11 +14,12 @@ from collections.abc import Callable, Sequence
 
 from fedft.config import RunConfig, budget_of
 from fedft.reports.metric_log import Line, seconds, traffic
+from fedft.server import best_state
 
 
 def over(config: RunConfig, lines: Sequence[Line]) -> bool:
     """Whether the run with these lines of metrics.jsonl, the newest last and at least one, is at its end."""
-    if lines[-1]["version"] >= config.server.rounds:
+    if lines[-1]["version"] >= config.server.rounds or best_state.over(config, lines):
         return True
     if config.server.budget is None or "round" not in lines[-1]:
         return False

@@ -74,6 +74,8 @@ class Store:
         self._begun_from: list[Collection[int]] = []
         """Versions that turns began from which go on behind each of the last generations."""
         self._attempts = AttemptNumbers(folder / "attempt", self._commit)
+        self.pinned: int | None = None
+        """Version of a state that stays, however old it is."""
         self._spare = SpareFiles(self._journal / "spare")
         self._journal.mkdir(parents=True, exist_ok=True)
 
@@ -103,7 +105,7 @@ class Store:
         self._keep_journal(range(state.version, 2**63), Path.unlink if self._sync_all else self._spare.put)
         self._begun_from = [*self._begun_from, buffered.begun_from(notes)][-KEEP_LAST:]
         for v in self._versions():
-            if not kept(v, state.version) and not any(v in begun for begun in self._begun_from):
+            if v != self.pinned and not kept(v, state.version) and not any(v in begun for begun in self._begun_from):
                 self._path(v).unlink()
 
     def state(self, version: int) -> State | None:

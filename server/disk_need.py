@@ -18,6 +18,7 @@ from fedft.errors import ConfigError
 from fedft.forecast.messages import message_bytes
 from fedft.recipe import Recipe, spec_of
 from fedft.reports.quantities import size
+from fedft.server import best_state
 from fedft.server.kept_generations import KEEP_LAST, kept
 from fedft.server.message_sizes import first_round, largest_plans
 from fedft.update import Spec
@@ -64,6 +65,7 @@ def foreseen(config: RunConfig, recipe: Recipe, layout: Layout, clients: int) ->
         generation, history = 0, rounds * news
     generation += NOTES_BYTES * asked
     generations = 1 + sum(kept(v, rounds) for v in range(rounds + 1))  # one is written aside before another goes
+    generations += best_state.measure(config) is not None  # the best one stays, too
     generations += min(asked - counted, config.server.max_staleness)  # each that a turn which goes on began from
     whole = generations * generation + history + journal + rounds * asked * LINE_BYTES + sent
     whole += rounds * journal if config.server.archive else 0

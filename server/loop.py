@@ -7,7 +7,7 @@ most the work of clients whose updates were not yet journalled, and the run ends
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import between_rounds, budget, buffered, by_bits, planner_view
+from fedft.server import best_state, between_rounds, budget, buffered, by_bits, planner_view
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
 from fedft.server.evaluation_round import brought, evaluate
@@ -26,7 +26,7 @@ from fedft.server.federation import Federation
 from fedft.server.guard import BudgetSpent, SumLost
 from fedft.server.round import Round
 from fedft.server.traffic import Traffic, Until
-from fedft.training.metrics.loss import LOSS, over_clients
+from fedft.training.metrics.loss import LOSS, of_tokens, over_clients
 
 if TYPE_CHECKING:
     from fedft.server.masked_rounds import MaskedRounds
@@ -52,6 +52,8 @@ class Loop:
     """What has to agree to a new state, behind that clients can decode it."""
     masked: "MaskedRounds | None" = None
     """Hides the updates of rounds until they are summed; None: nothing does."""
+    write: Callable[[State, RunConfig], None] = lambda state, config: None
+    """Called with each state that was measured, before its line is written: keeps what the model writes."""
 
     def __post_init__(self) -> None:
         self._exchange = Exchange(self.federation)
@@ -78,6 +80,7 @@ class Loop:
             from fedft.server import client_noise
 
             client_noise.say_what_is_not_measured(run.config.privacy)
+        self._pin()
         state, notes = self._found(clients)
         run.barred = notes["barred"]
         if run.private is not None:
@@ -101,9 +104,15 @@ class Loop:
                 state, notes = self._round(state, between_rounds.lifted(run, state.version, notes))
                 between_rounds.committed(run, state.version, notes)
                 self._report(state, notes)
+            self._exchange.end(run.members)
         finally:
             run.store.close()
         return state
+
+    def _pin(self) -> None:
+        """Have the best state that was measured stay on the disk, where the run asks for it."""
+        found = best_state.best(self.federation.config, self.metrics.lines)
+        self.federation.store.pinned = found and found[0]
 
     def _found(self, clients: Collection[str]) -> tuple[State, dict[str, Any]]:
         """The state to go on from: the newest on disk, or the first, whose founders are `clients`."""
@@ -253,17 +262,20 @@ class Loop:
             line["training_bytes"] = budget.training_bytes(line, earlier, adds)
         last = between_rounds.over(run, [*self.metrics.lines, line])
         if last or state.version % run.config.eval.every == 0:
-            rouge = run.config.eval.rouge and (last or state.version == 0)
+            ends = last or best_state.may_end(run.config, self.metrics.lines)
+            rouge = run.config.eval.rouge and (ends or state.version == 0)
             if last:
                 self._exchange.end(run.members)
             busy = self._exchange.at_work() if run.deployed else ()  # who trains would hold it up
             line = self._evaluated(state, line, [*notes["barred"], *busy], rouge=rouge)
+            self.write(state, run.config)
         if run.private is not None:
             line |= run.private.schedule.report(state.version, run.config.server.rounds)
         line["bytes_up"], line["bytes_down"] = _total(line, "up"), _total(line, "down")
         line["seconds"] = {**line["seconds"], "evaluate": time.monotonic() - started}
         self._say_if_it_diverges(line)
         self.metrics.append(line)
+        self._pin()
         run.observe("line", line)
         self._reported(state.version)
 
@@ -291,7 +303,7 @@ class Loop:
         self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
         outside = {"outside_epsilon": ["evaluation"]} if found and run.config.privacy.on else {}
         line = {
-            **over_clients(found.values()),
+            **over_clients(found.values(), of_tokens(run.config)),
             **line,
             **by_bits.evaluated(line, found.values(), run.config.model),
             **outside,
@@ -309,6 +321,8 @@ def _all_there_is(config: RunConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     version = lines[-1]["version"]
     if version >= config.server.rounds:
         return f"the run has all its {version} rounds; a larger server.rounds goes on, as {2 * version}"
+    if best_state.over(config, lines):
+        return f"the run has ended at [server] patience, after {version} rounds; a larger one goes on"
     if not budget.over(config, lines):
         return f"the run has ended at [privacy] max_epsilon, after {version} rounds; a larger one goes on"
     return f"the run has ended at its budget, after {version} rounds; a larger server.budget goes on"

@@ -29,7 +29,7 @@ from fedft.recipe import Recipe
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import archive, buffered, private_facts, run_folder, run_outputs, steering
+from fedft.server import archive, best_state, buffered, private_facts, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
@@ -37,6 +37,7 @@ from fedft.server.guard import Guard, Unguarded
 from fedft.server.job import job_on
 from fedft.server.loop import Loop
 from fedft.server.membership import Roll
+from fedft.server.prompted import PromptedTexts
 from fedft.server.steering import RUN_FILE, Steering
 from fedft.server.traffic import Clock
 from fedft.update import Job
@@ -100,7 +101,9 @@ class OpenRun:
             guard=guard,
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
-        return Loop(federation, self.metrics, lift, gates, masked)
+        measured = {line["version"] for line in self.metrics.lines}
+        texts = PromptedTexts(self.folder, self.recipe, self.here, measured)
+        return Loop(federation, self.metrics, lift, gates, masked, texts)
 
     def _guard(self, cards: Callable[[], Mapping[str, bytes]]) -> "tuple[Guard, MaskedRounds | None]":
         """What stands between the run's updates and their sum, and what masks them."""
@@ -142,10 +145,11 @@ class OpenRun:
         stand = partial(run_outputs.set_model_to, self.config, self.recipe, self.here.layout, handle, state)
         stand()
         held_back = self._judged(stand, rows) if self.config.audit.gate else ""
+        more = {**(more or {}), **self._best(stand)}
         seconds = time.monotonic() - self.began
         lines, steered = self.metrics.lines, self.steering.facts()
         if any(steered.values()):
-            more = {**(more or {}), "steered": steered}
+            more |= {"steered": steered}
         self.ended["summary"] = run_outputs.write_outputs(
             self.folder, self.config, base, handle, state, clients, lines, seconds, more, held_back
         )
@@ -160,6 +164,27 @@ class OpenRun:
 
         two = TwoModels(self.here.handle, self.here.base, stand, self.config.eval.batch_size)
         return verdict.judged(self.folder, two, self.config, canaries.read(self.folder), rows or Rows())
+
+    def _best(self, stand: Callable[[], None]) -> dict[str, Any]:
+        """Write the model of the best state where the run keeps one; what the summary says of it.
+
+        The resident model is left as `stand` makes it. Nothing is written where the state is no more, or `[audit] gate`
+        bounds what a model may leak: it judges the last one.
+        """
+        config, lines, here = self.config, self.metrics.lines, self.here
+        if (best := best_state.best(config, lines)) is None:
+            if (name := best_state.measure(config)) is not None:
+                log.warning("no state is the best: no evaluation of the run has a number %r", name)
+            return {}
+        state = None if config.audit.gate else self.store.state(best[0])
+        if state is None:
+            why = "[audit] gate judges the last model only" if config.audit.gate else "it was not kept at the time"
+            log.warning("%s/ is not written, the state of round %d: %s", best_state.KEPT, best[0], why)
+        else:
+            run_outputs.set_model_to(config, self.recipe, here.layout, here.handle, state)
+            run_outputs.write_model(self.folder, config, here.base, here.handle, lines, best_state.KEPT)
+            stand()
+        return best_state.summary(config, lines, state is not None)
 
 
 @dataclass(frozen=True)
@@ -247,6 +272,7 @@ def opened(
         private_checks.check(config, deployed)
     robust_rules.check(config, recipe, deployed)
     run_folder.check_plugins(config)
+    best_state.check(config, deployed)
     before = run_folder.prepare(config, folder, resume)
     audience = Audience(observe)
     with run_folder.alone(folder), told_of_the_end(audience, folder) as ended:

@@ -76,7 +76,7 @@ def check_plugins(config: RunConfig) -> None:
 
 
 KEYS = (
-    *(f"server.{key}" for key in ("deadline_s", "quorum", "grace_s", "attempts", "rounds")),
+    *(f"server.{key}" for key in ("deadline_s", "quorum", "grace_s", "attempts", "rounds", "patience", "min_delta")),
     *(f"{table}.{f.name}" for table in ("eval", "limits") for f in fields(get_type_hints(RunConfig)[table])),
 )
 """`table.key` of what may change while a run goes on, and when it is resumed; see `fedft.server.steering`."""

@@ -24,7 +24,7 @@ from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.recipe import Recipe
 from fedft.reports import columns, metric_log, plan_facts, spent_privacy
-from fedft.server import buffered, by_bits, pruned_models
+from fedft.server import best_state, buffered, by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
 MODEL = "model"
@@ -74,13 +74,21 @@ def write_outputs(
 
 
 def write_model(
-    folder: Path, config: RunConfig, base: Base, handle: ModelHandle, lines: Sequence[Mapping[str, Any]]
+    folder: Path,
+    config: RunConfig,
+    base: Base,
+    handle: ModelHandle,
+    lines: Sequence[Mapping[str, Any]],
+    inside: str = MODEL,
 ) -> None:
-    """Write model/ of a run: the model as it stands in `handle`, with a note on its base. Arguments as above."""
+    """Write model/ of a run, or the folder `inside` it that is called otherwise: the model as it stands in `handle`.
+
+    A note on its base is beside it. Arguments as above.
+    """
     name = export.base_name(base)
-    export.save_adapter(folder / MODEL, handle, base, name)
+    export.save_adapter(folder / inside, handle, base, name)
     spent = spent_privacy.spent(config.privacy, lines)
-    base_note.write(folder / MODEL, name, base, config.model, by_bits.clients(lines), spent)
+    base_note.write(folder / inside, name, base, config.model, by_bits.clients(lines), spent)
 
 
 def joined(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def summary_of(
         **labels,
         "strategy": config.strategy.name,
         "rounds": state.version,
-        **_end(config, state.version, lines[-1]),
+        **_end(config, state.version, lines),
         "clients": clients,
         "seed": config.server.seed,
         "initial": ends[0],
@@ -139,10 +147,13 @@ def summary_of(
     }
 
 
-def _end(config: RunConfig, version: int, last: Mapping[str, Any]) -> dict[str, Any]:
-    """Why a run has ended; `last` is its last line, with noise at the server what the budget still holds."""
+def _end(config: RunConfig, version: int, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Why a run has ended; its last line has, with noise at the server, what the budget still holds."""
+    last = lines[-1]
     if version >= config.server.rounds:
         return {"ended": "rounds"}
+    if best_state.over(config, lines):
+        return {"ended": "patience"}
     if "rounds_left" in last and (config.server.budget is None or last["rounds_left"] == 0):
         return {"ended": "max_epsilon", "stopped": "max_epsilon"}
     return {"ended": "budget"}

@@ -22,7 +22,6 @@ from fedft.privacy.secure_sum.integer_uploads import RING, Integers, integers_of
 from fedft.privacy.secure_sum.reach import MOST_LOSS
 from fedft.server import admission
 from fedft.server.exchange import Exchange
-from fedft.server.federation import Federation
 from fedft.server.masked_rounds import MaskedRounds, SumLost
 from fedft.server.sending import Came
 from fedft.server.traffic import Traffic, Until

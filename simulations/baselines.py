@@ -24,7 +24,7 @@ from fedft.server import budget, open_run
 from fedft.server import cohort as sampling
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate
-from fedft.training.metrics.loss import over_clients
+from fedft.training.metrics.loss import of_tokens, over_clients
 
 NO_ROWS = "no client has held-out rows to measure on; see [data] holdout and test"
 Tell = Callable[[float, Mapping[str, Any]], None]
@@ -153,4 +153,4 @@ def _measure(place: runs.Workplace, state: State, panel: Sequence[str], more: Se
         raise ConfigError(NO_ROWS)
     if not all(math.isfinite(f["loss"]) for f in found):
         return {}
-    return over_clients(found)
+    return over_clients(found, of_tokens(place.config))

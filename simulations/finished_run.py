@@ -15,9 +15,9 @@ from fedft.privacy.audit import gate
 from fedft.reports import metric_log, spent_privacy
 from fedft.server import by_bits
 from fedft.simulations import workplace as runs
-from fedft.training import evaluate
+from fedft.training import evaluate, prompts
 from fedft.training.metrics import interface
-from fedft.training.metrics.loss import over_clients
+from fedft.training.metrics.loss import of_tokens, over_clients
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,16 @@ Metrics = dict[str, float]
 
 
 def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ()) -> tuple[dict[str, Metrics], Metrics]:
-    """(metrics by client, their mean over clients and `token_loss`) of the newest state on the held-out rows.
+    """The first two of what `evaluated` gives, of the same arguments."""
+    return evaluated(folder, rouge=rouge, more=more)[:2]
+
+
+def evaluated(
+    folder: Path, *, rouge: bool = False, more: Sequence[str] = ()
+) -> tuple[dict[str, Metrics], Metrics, dict[str, str]]:
+    """(metrics by client, their means with `token_loss` and `perplexity`, text by prompt) of the newest state.
+
+    Measured on the held-out rows; the prompts are those of the run's `[eval] prompts`, none where it has none.
 
     Warns where it is measured on another base, or another precision of it, than the run's clients had.
 
@@ -55,7 +64,11 @@ def evaluate_run(folder: Path, *, rouge: bool = False, more: Sequence[str] = ())
     if not found:
         raise ConfigError(f"{folder}: no client has held-out rows; see [data] holdout and test")
     counts = {"count": fmean(m["count"] for m in found.values())}
-    return found, over_clients(found.values()) | counts
+    place.stand(state)
+    asked = prompts.examples(place.config, place.base, place.handle)
+    texts = prompts.written(place.config, place.base, place.handle, asked)
+    means = over_clients(found.values(), of_tokens(place.config)) | counts
+    return found, means, dict(zip(c.prompts, texts, strict=True))
 
 
 def written(folder: Path, records: Sequence[str | Mapping[str, Any]], new_tokens: int = 48) -> list[str]:
@@ -75,9 +88,8 @@ def written(folder: Path, records: Sequence[str | Mapping[str, Any]], new_tokens
     said = []
     for number, record in enumerate(records, 1):
         text = record if isinstance(record, str) else fill(place.config.data.prompt, record, f"record {number}")
-        ids = tokenizer(text, add_special_tokens=place.handle.two_sided, verbose=False)["input_ids"]
-        bos = [] if place.handle.two_sided or tokenizer.bos_token_id in (None, *ids[:1]) else [tokenizer.bos_token_id]
-        said.append(model.generate(Example([*bos, *ids], [], len(bos) + len(ids))))
+        ids = prompts.ids_of(text, tokenizer, two_sided=place.handle.two_sided)
+        said.append(model.generate(Example(ids, [], len(ids))))
     return said
 
 

@@ -6,6 +6,7 @@
 So a run that began in Python has a `config.toml` as any other: it resumes, is measured and exported by its folder.
 """
 
+import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -60,6 +61,14 @@ def _table(name: str, value: Any) -> dict[str, Any]:
         return {"train": str(value) if isinstance(value, Path) else value}
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} is {type(value).__name__}, wanted a dictionary of the keys of [{name}]")
+    for key, said in value.items():
+        for one in said if isinstance(said, list) else [said]:
+            if inspect.isroutine(one) or inspect.isclass(one):
+                own = f"{one.__module__}:{one.__qualname__}"
+                raise ConfigError(
+                    f"{name}[{key!r}] is {getattr(one, '__name__', one)}, and a run is resumed from its files alone: "
+                    f'wanted its name, as "package.module:function", here {own!r}, and allow=[{own!r}]'
+                )
     return dict(value)
 
 

@@ -147,9 +147,11 @@ def _tokens(config: RunConfig) -> int:
 
 
 def _data(config: RunConfig) -> dict[str, str]:
-    """What else a site says of its rows: a chat template is a program, and runs only where the site's file has it."""
+    """What else a site says of its rows: a chat template or a function is a program, and is the site's own."""
     said = {"test": "test.jsonl"} if config.data.test is not None else {}
-    return said if config.data.chat_template is None else said | {"chat_template": config.data.chat_template}
+    return said | {
+        key: value for key in ("chat_template", "encode") if (value := getattr(config.data, key)) is not None
+    }
 
 
 def _strategies(config: RunConfig) -> list[str]:

@@ -88,7 +88,13 @@ def encoded(data: "SiteData", own: "Sequence[Row]", base: "Base") -> Iterator[Fi
         yield Finding("records", OK, "not looked at: the run says what becomes of them" if own else "there are none")
         return
     looked = own[:FIRST]
-    classes = form.keys() & {"text", "label"} and not form.keys() & {"prompt", "response", "messages", "tokens"}
+    classes = form.keys() & {"text", "label"} and not form.keys() & {
+        "prompt",
+        "response",
+        "messages",
+        "tokens",
+        "encode",
+    }
     cells = [row.get(data.label or "label") for row in looked] if not isinstance(data.label, list) else [data.label]
     if classes and any(isinstance(cell, list) or str(cell).lstrip().startswith("[") for cell in cells):
         yield Finding("records", OK, "not looked at: the run says what its labels are")
@@ -106,7 +112,7 @@ def encoded(data: "SiteData", own: "Sequence[Row]", base: "Base") -> Iterator[Fi
         yield Finding("records", WARN, line, "DATA.md says what becomes of records")
 
 
-FORM = ("prompt", "response", "chosen", "rejected", "messages", "chat_template", "tokens", "text", "label")
+FORM = ("prompt", "response", "chosen", "rejected", "messages", "chat_template", "tokens", "encode", "text", "label")
 """Keys of `[data]` that say what a record is."""
 
 

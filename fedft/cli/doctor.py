@@ -100,10 +100,12 @@ def _site(file: Path, no_model: bool) -> Iterator["Finding"]:
 
 
 def _site_checks(site: "SiteConfig", no_model: bool) -> Iterator["Finding"]:
+    from fedft import allowed_code
     from fedft.cli import checks_deployment, checks_privacy, checks_records, checks_site
     from fedft.cli import checks_machine as doctor
     from fedft.cli.checks_machine import findings_of
 
+    allowed_code.allow(site.own_code)  # as `fedft client` does
     own, data = Path(site.keys.folder), site.data
     rows: list[Row] = []
     yield from findings_of("state", lambda: doctor.disk("state", Path(site.site.state)))

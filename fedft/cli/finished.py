@@ -39,14 +39,18 @@ def evaluate(
             table(compeft_choice.of_each_density(tried), tuple(tried[0]))
             typer.echo(f'the least loss, of {len(tried) - 1} pairs tried:  [codec] up = "{best}"')
         return
-    by_client, mean = finished_run.evaluate_run(folder, rouge=rouge, more=metric or ())
+    by_client, mean, texts = finished_run.evaluated(folder, rouge=rouge, more=metric or ())
     if as_json:
-        typer.echo(json.dumps({"mean": mean, "clients": by_client}, sort_keys=True))
+        written = {"generations": texts} if texts else {}
+        typer.echo(json.dumps({"mean": mean, "clients": by_client, **written}, sort_keys=True))
     else:
         over_tokens = {"loss": mean.pop("token_loss")} if "token_loss" in mean else {}
+        over_tokens |= {"perplexity": mean.pop("perplexity")} if "perplexity" in mean else {}
         rows = [{"client": c, **m} for c, m in by_client.items()]
         rows += [{"client": "mean over clients", **mean}, {"client": "over all held out", **over_tokens}]
         table(rows, tuple(dict.fromkeys(name for row in rows for name in row)))
+        for prompt, text in texts.items():
+            typer.echo(f"prompt   {prompt}\nwritten  {text}\n")
 
 
 def export(

@@ -100,7 +100,7 @@ def _known(file: Path) -> tuple["SiteConfig", Any]:
     from fedft.client.known_runs import KnownRuns
 
     config = site_file.load(file)
-    allowed_code.allow([*config.policy.strategies, *config.policy.metrics])  # as `fedft client` does
+    allowed_code.allow(config.own_code)  # as `fedft client` does
     return config, KnownRuns(Path(config.site.state))
 
 

@@ -122,6 +122,10 @@ class Writer:
         except ValueError as e:  # several templates, none of them the default
             raise ConfigError(f"[data] messages: {_line(e)}") from e
 
+    def asked(self, said: Sequence[Message]) -> list[int]:
+        """The ids of a conversation up to where the assistant is to answer. Raises DataError as the template does."""
+        return self._ids(self._text(said, answer=True))
+
     def marked(self, said: Sequence[Message]) -> tuple[list[int], list[Span]]:
         """(ids, learned spans) by the template's marks. Raises DataError where they are not one for each turn."""
         out = self._applied(said, tokenize=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False})

@@ -121,7 +121,12 @@ def encode(
     everything = [row for both in parts.values() for part in both for row in part] if cache else []
     kept = None
     objective = objectives.of(config)
-    if cache is not None and type(objective) is objectives.Likelihood and len(everything) >= token_cache.FEWEST:
+    if (
+        cache is not None
+        and d.encode is None
+        and type(objective) is objectives.Likelihood
+        and len(everything) >= token_cache.FEWEST
+    ):
         kept = token_cache.TokenCache(cache, everything, config, base.tokenizer_digest)
     examples_of = Encoder(objective, config, base, counts, kept)
     control = ControlTokens(config, base.tokenizer)
@@ -171,7 +176,7 @@ def _never_stops(config: RunConfig, tokenizer: Any, row: Mapping[str, Any]) -> s
     """Why no end of a response or turn is learned, and what to do; "" where one is. `row`: one of the run's records."""
     d, pairs = config.data, config.local.pairs
     learned = d.chosen if pairs else d.response
-    if d.tokens is not None:
+    if d.tokens is not None or d.encode is not None:
         return ""  # nobody knows which of them is an end
     if _talks(config, row):
         if chat.ends(d.chat_template, tokenizer):

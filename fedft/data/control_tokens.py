@@ -41,7 +41,7 @@ class ControlTokens:
 def fields(config: RunConfig) -> list[str]:
     """Names of the fields whose values become text by the templates of `[data]`, or as a conversation."""
     d = config.data
-    if d.tokens is not None:
+    if d.tokens is not None or d.encode is not None:
         return []
     if d.messages is not None:
         return [d.messages, "system", "tools"]

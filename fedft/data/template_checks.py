@@ -31,20 +31,22 @@ def check_forms(data: Data, task: str, objective: str = "likelihood") -> None:
         raise ValueError(f"[data] prompt = '' leaves the encoder nothing to read; task {task!r} wants a template")
     if pairs and task != tasks.CAUSAL.name:
         raise ValueError(f"[local] objective {objective!r} is for task {tasks.CAUSAL.name!r}, the task is {task!r}")
-    for key in ("response", "messages", "tokens") if pairs else ("chosen", "rejected"):
+    for key in ("response", "messages", "tokens", "encode") if pairs else ("chosen", "rejected"):
         if (said := getattr(data, key)) != getattr(plain, key) and (pairs or objective == "likelihood"):
             reads = "chosen and rejected" if pairs else "no pairs of answers, as 'dpo' does"
             raise ValueError(
                 f"[data] {key} = {check.quoted(said)} has no effect: objective {objective!r} reads {reads}"
             )
-    for field in ("tokens", "messages"):
+    for field, beside in (("encode", ("messages", "tokens")), ("tokens", ("messages",)), ("messages", ())):
         if (name := getattr(data, field)) is None:
             continue
         if not name:
-            raise ValueError(f"[data] {field} is '', wanted the name of a field")
+            raise ValueError(
+                f"[data] {field} is '', wanted the name of a {'function' if field == 'encode' else 'field'}"
+            )
         if task != tasks.CAUSAL.name:
             raise ValueError(f"[data] {field} are for task {tasks.CAUSAL.name!r}, the task is {task!r}")
-        for key in ("prompt", "response", "max_prompt", *(("messages",) if field == "tokens" else ())):
+        for key in ("prompt", "response", "max_prompt", *beside):
             if (said := getattr(data, key)) != getattr(plain, key):
                 raise ValueError(f"[data] {key} = {check.quoted(said)} has no effect beside {field}; leave out one")
     if data.chat_template is not None and data.messages is None and not pairs:

@@ -114,7 +114,7 @@ def _templates(config: RunConfig) -> tuple[str, ...]:
     d, task = config.data, tasks.of(config.model.task)
     if not task.generates:
         return (d.text,)
-    if d.tokens is not None or d.messages is not None:
+    if d.encode is not None or d.tokens is not None or d.messages is not None:
         return ()
     if config.local.pairs:
         return d.prompt, d.chosen, d.rejected

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedft import durable
 from fedft.errors import ConfigError, RunPaused
-from fedft.reports import audits, columns, plans, plots
+from fedft.reports import audits, columns, generations, plans, plots
 from fedft.reports.comparison import BASELINES, readable, shown_columns
 from fedft.reports.finished_runs import gather
 from fedft.training.metrics.loss import LOSS
@@ -63,6 +63,7 @@ def write(folders: Sequence[Path], to: Path) -> dict[str, Any]:
     comparison = gather(folders)
     try:
         behind = plans.section(plans.of_folders(folders), _image) + audits.section(folders)
+        behind += generations.section(folders)
         durable.write(to, page(comparison, behind).encode())
     except RunPaused as e:  # there is no run that could be resumed
         raise ConfigError(f"--to {to}: cannot be written: {getattr(e.__cause__, 'strerror', e)}") from e

@@ -1,5 +1,6 @@
 """A run on the terminal: a bar while it works, a row per state, where the model is at the end. And plain tables."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +18,11 @@ from fedft.data.labels import SINGLE
 from fedft.models import tasks
 from fedft.reports import columns, metric_log, run_header, spent_privacy
 from fedft.reports.quantities import size
-from fedft.training.metrics.loss import ACCURACY, LOSS, TOKEN_LOSS
+from fedft.training.metrics.loss import ACCURACY, LOSS, PERPLEXITY, TOKEN_LOSS
 
 FACTS = (("train loss", 11), ("up", 10), ("down", 10), ("clients", 8), ("refused", 8), ("seconds", 8))
 """Columns after those of the metrics, with their widths: of a run without further metrics, a row has 78 letters."""
+WIDTH = 80  # letters of a line of plain text
 
 
 class Progress:
@@ -92,7 +94,7 @@ class Progress:
     def _row(self, line: Mapping[str, Any]) -> None:
         """Print a line of metrics.jsonl as a row, under new headings where it has other metrics than the last one."""
         names = list(dict.fromkeys([LOSS.name, ACCURACY.name, *self._measured, *columns.measured(line)]))
-        names = [name for name in names if name != TOKEN_LOSS.name]  # said at the end
+        names = [name for name in names if name not in (TOKEN_LOSS.name, PERPLEXITY.name)]  # said at the end
         looks = [columns.of(name) for name in names]
         round_ = max(6, 2 * len(str(self._rounds)) + 1)
         heads = [("round", round_), *((c.heading, max(8, len(c.heading) + 1)) for c in looks), *FACTS]
@@ -130,8 +132,8 @@ class Progress:
                 columns.of(n) for n in columns.measured(after) if n in before and n not in (LOSS.name, *columns.OWN)
             ]
             told = [f"{c.heading} {c.text(before[c.name])} -> {c.text(after[c.name])}" for c in others]
-            if told:
-                self.out.print("       " + ", ".join(told))
+            for part in textwrap.wrap(", ".join(told), WIDTH - 7, break_on_hyphens=False):
+                self.out.print(f"{'':7}{part}")
         traffic = f"{size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down"
         virtual = f", {summary['seconds_virtual']:.1f} virtual s" if "seconds_virtual" in summary else ""
         self.out.print(f"       {traffic} in all; {summary['seconds']:.1f} s{virtual}")
@@ -139,8 +141,14 @@ class Progress:
             self.out.print(f"       {spent_privacy.sentence(summary)}")
         if summary.get("ended") == "budget":
             self.out.print(f"the run ended at its budget, after {summary['rounds']} rounds")
+        elif summary.get("ended") == "patience":
+            self.out.print(f"the run ended at [server] patience, after {summary['rounds']} rounds")
         elif summary.get("ended") == "max_epsilon":
             self.out.print(f"the run ended at [privacy] max_epsilon, after {summary['rounds']} rounds")
+        if best := summary.get("best"):
+            look = columns.of(best["metric"], summary.get("columns"))
+            where = f", {folder / best['model']}" if best["model"] else ""
+            self.out.print(f"best   {look.heading} {look.text(best['value'])}, of round {best['round']}{where}")
         model = folder / "model"
         self.out.print(f"run    {folder}  (model/, metrics.jsonl, summary.json, events/)")
         if (model / "adapter_config.json").exists():

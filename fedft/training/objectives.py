@@ -17,7 +17,16 @@ from torch.utils.checkpoint import checkpoint
 from fedft import registry
 from fedft.config import RunConfig
 from fedft.contract import Batch, Objective
-from fedft.data import batches, chat, encoder_decoder, examples, labels, micro_batches, token_columns
+from fedft.data import (
+    batches,
+    chat,
+    encoder_decoder,
+    examples,
+    labels,
+    micro_batches,
+    own_encoding,
+    token_columns,
+)
 from fedft.errors import ConfigError
 from fedft.models import tasks
 
@@ -82,8 +91,9 @@ class OfLogits(Objective):
     def encode(self, record: Mapping[str, Any], base: Any, config: Any, where: str) -> Any:
         """One record as token ids with labels, by the chat template or the templates of `[data]`.
 
-        See `chat.encode` for records of conversations, `token_columns.encode` for those that are tokens already,
-        `encoder_decoder.encode` for the two sides of an encoder-decoder, and `examples.encode` for others.
+        See `own_encoding.encode` where the run has a function for it, `chat.encode` for records of conversations,
+        `token_columns.encode` for those that are tokens already, `encoder_decoder.encode` for the two sides of an
+        encoder-decoder, and `examples.encode` for others.
         """
         d = config.data
         if tasks.of(config.model.task).two_sides:
@@ -91,6 +101,10 @@ class OfLogits(Objective):
                 record, prompt=d.prompt, response=d.response, tokenizer=base.tokenizer, max_length=d.max_length,
                 max_prompt=d.max_prompt, where=where,
             )  # fmt: skip
+        if d.encode is not None:
+            return own_encoding.encode(
+                record, function=d.encode, tokenizer=base.tokenizer, ids=base.ids, max_length=d.max_length, where=where
+            )
         if d.tokens is not None:
             return token_columns.encode(record, field=d.tokens, ids=base.ids, max_length=d.max_length, where=where)
         if d.messages is None:

@@ -139,6 +139,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "by length": {"data": {"partition": {"name": "by_length:by_length", "text": "prompt"}, "clients": 3}},
     "a log": {"server": {"loggers": ["csv_log:csv_log"]}},
     "a metric": {"eval": {"metrics": ["distinct:distinct"]}},
+    "a function as a metric": {"eval": {"metrics": ["same_length:same_length"], "best": "same_length"}},
+    "an encoding": {"data": {"encode": "first_line:first_line"}},
 }  # fmt: skip
 
 
@@ -153,6 +155,8 @@ def test_a_run_file_that_names_it_runs(name: str, tmp_path: Path, tiny_base: Pat
         assert len((run.folder / "log.csv").read_text().splitlines()) == 1 + 3  # three states under a heading
     if name == "a metric":
         assert 0 < run.summary["final"]["distinct"] <= 1
+    if name == "a function as a metric":
+        assert run.summary["best"]["value"] == max(line["same_length"] for line in run.lines)
     if name == "by length":
         assert set(run.lines[1]["participants"]) == {"length-0", "length-1", "length-2"}
     if name in ("ia3", "lora_xs"):

@@ -93,7 +93,7 @@ def test_a_metric_from_outside_is_measured_shown_and_changes_nothing(
     assert "<th>longest answer, tokens</th>" in page
     found, mean = finished_run.evaluate_run(done.folder)
     assert mean["longest"] == done.summary["final"]["longest"]
-    assert {"loss", "token_loss", "accuracy", "count", "exact_match", "longest"} == set(mean)
+    assert {"loss", "token_loss", "perplexity", "accuracy", "count", "exact_match", "longest"} == set(mean)
     assert set(found) == {"asyncio", "email"}
 
 

@@ -18,7 +18,23 @@ from fedft.training.metrics.interface import MeasuredModel
 
 @pytest.mark.parametrize("name", registry.metrics.built_in)
 def test_every_built_in_metric_keeps_the_contract(name: str) -> None:
-    metric_contract(registry.metrics.load(name))
+    metric = registry.metrics.load(name)
+    if needs := getattr(metric, "needs", None):
+        pytest.importorskip(needs[0], reason=f"pip install 'fedft[{needs[1]}]'")
+    metric_contract(metric)
+
+
+def same_length(predictions: list[str], references: list[str]) -> float:
+    return sum(len(p) == len(r) for p, r in zip(predictions, references, strict=True)) / len(references)
+
+
+def test_a_plain_function_is_a_metric_and_is_held_to_the_same() -> None:
+    metric_contract(same_length)
+
+    def counts(predictions: list[str], references: list[str]) -> float:
+        return float(next(COUNTED))
+
+    assert metric_contract(counts, stop=False)["the same rows give the same numbers"]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ def record_of(canary: Canary, secret: str, config: RunConfig) -> dict[str, Any]:
     d, m = config.data, config.model
     if d.tokens is not None:
         raise _refused(f"records are token ids ([data] tokens = {d.tokens!r})", "text")
+    if d.encode is not None:
+        raise _refused(f"records are encoded by [data] encode = {d.encode!r}", "text")
     if config.local.pairs:
         raise _refused("records are pairs of answers", "one answer")
     if not tasks.of(m.task).generates:

@@ -3,17 +3,19 @@
     [eval]
     metrics = ["exact_match", "my_package.metrics:distinct"]
 
-A metric is a value. It is imported where it is named: in the operator's own files, or by a site for a server whose
-metric the site's [policy] lists.
+A metric is a value, or a plain function `(predictions, references) -> float`, see `compared`. It is imported where it
+is named: in the operator's own files, or by a site for a server whose metric the site's [policy] lists.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedft import registry
 from fedft.config import Eval, Model
 from fedft.errors import ConfigError
 from fedft.reports.columns import Column, declare
+from fedft.training.metrics import compared
 
 if TYPE_CHECKING:  # torch loads later than run files are checked
     from torch import Tensor
@@ -52,7 +54,8 @@ class MeasuredModel(Protocol):
 class Metric(Protocol):
     """A measurement on held-out rows.
 
-    A metric for some values of `[model] task` or `problem_type` only lists them in `tasks`, `problem_types`.
+    A metric for some values of `[model] task` or `problem_type` only lists them in `tasks`, `problem_types`. One for
+    which a library must be there says so in `needs`: the module, and the extra of fedft that brings it.
     """
 
     @property
@@ -88,19 +91,28 @@ def load(wanted: Iterable[str], model: Model | None = None) -> dict[str, Metric]
     """The metrics of these names, each once, by name. Arguments and errors as in `chosen`."""
     found: dict[str, Metric] = {}
     for name in dict.fromkeys(wanted):
-        metric: Any = registry.metrics.load(name)
-        columns = getattr(metric, "columns", None)
-        if not (isinstance(columns, tuple) and columns and all(isinstance(c, Column) for c in columns)):
-            raise ConfigError(f"metric {name!r}: columns is {columns!r:.80}, wanted a tuple of Column")
-        if not callable(getattr(metric, "measure", None)):
-            raise ConfigError(f"metric {name!r} is a {type(metric).__name__}, wanted a value with columns and measure")
+        metric: Any = usable(name, registry.metrics.load(name))
         for key in ("task", "problem_type") if model is not None else ():
             if (own := getattr(model, key)) not in (able := getattr(metric, f"{key}s", None) or (own,)):
                 raise ConfigError(f"metric {name!r} is for {key} {', '.join(able)}; [model] {key} is {own}")
         try:
-            for column in columns:
+            for column in metric.columns:
                 declare(column)
         except ValueError as e:
             raise ConfigError(f"metric {name!r}: {e}") from e
         found[name] = metric
     return found
+
+
+def usable(name: str, value: Any) -> Any:
+    """The metric that `value` is, which a run file calls `name`, or that a function makes. Raises ConfigError."""
+    metric = value if hasattr(value, "columns") or not callable(value) else compared.of(name, value)
+    columns = getattr(metric, "columns", None)
+    if not (isinstance(columns, tuple) and columns and all(isinstance(c, Column) for c in columns)):
+        raise ConfigError(f"metric {name!r}: columns is {columns!r:.80}, wanted a tuple of Column")
+    if not callable(getattr(metric, "measure", None)):
+        raise ConfigError(f"metric {name!r} is a {type(metric).__name__}, wanted a value with columns and measure")
+    module, extra = getattr(metric, "needs", None) or ("fedft", "")
+    if find_spec(module) is None:
+        raise ConfigError(f"metric {name!r} is computed by {module}; pip install 'fedft[{extra}]'")
+    return metric
