@@ -57,7 +57,7 @@ def strategies() -> str:
             _shifted(inspect.getdoc(module) or ""),
             f"\n**As a factory.** {headline}\n",
         ]
-        said += [_rows(options) if options else "It has no options.\n"]
+        said += [_listing(name, options) if options else "It has no options.\n"]
     return "\n".join(said)
 
 
@@ -103,20 +103,29 @@ def _tables(config: type) -> str:
         said += [
             f"## [{table}] {{ #{table} }}\n",
             _shifted(inspect.getdoc(kind) or "") + "\n",
-            _rows(key_texts.of_table(kind)),
+            _listing(table, key_texts.of_table(kind)),
         ]
     return "\n".join(said)
 
 
-def _rows(keys: list[Any]) -> str:
-    """A table of keys: name, type, default and what each does."""
-    lines = [f"| `{k.name}` | {_cell(k.type)} | `{_cell(k.default)}` | {_cell(k.what)} |" for k in keys]
-    return "\n".join(["| key | type | default | what it does |\n|---|---|---|---|", *lines, ""])
+def _listing(owner: str, keys: list[Any]) -> str:
+    """Each key with its type, its default and what it does; `owner.key` is a place that can be linked to."""
+    return "\n".join(f"`{k.name}`{{ #{owner}.{k.name} }} {k.type}; {_default(k)}\n:   {_plain(k.what)}\n" for k in keys)
+
+
+def _default(key: Any) -> str:
+    return key.default if key.default in ("needed", "left out") else f"default `{key.default}`"
+
+
+def _plain(text: str) -> str:
+    """A text on one line; outside of backticks its stars and angle brackets are only signs."""
+    parts = " ".join(text.split()).split("`")
+    return "`".join(re.sub(r"([*<])", r"\\\1", part) if n % 2 == 0 else part for n, part in enumerate(parts))
 
 
 def _cell(text: str) -> str:
-    """A text inside a table: on one line, its bars and brackets are only signs."""
-    return re.sub(r"(?<!`)<(\w+)>", r"`<\1>`", " ".join(text.split()).replace("|", "\\|"))
+    """A text inside a table: its bars end no cell."""
+    return _plain(text).replace("|", "\\|")
 
 
 def _leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -169,7 +178,7 @@ def _signature(name: str, value: Any) -> str:
         found = inspect.signature(value)
     except (ValueError, TypeError):
         return name
-    parts = [str(p) for p in found.parameters.values() if p.name != "self"]
+    parts = [re.sub(r"\b(?:\w+\.)+(?=[A-Za-z])", "", str(p)) for p in found.parameters.values() if p.name != "self"]
     whole = f"{name}({', '.join(parts)})"
     return whole if len(whole) <= 88 else f"{name}(\n" + "".join(f"    {p},\n" for p in parts) + ")"
 
