@@ -25,6 +25,7 @@ from fedft.cli import (
     doctor,
     explain,
     finished,
+    init,
     keys,
     kinds,
     logs,
@@ -215,6 +216,7 @@ app.command()(deploy.client)
 app.command()(doctor.doctor)
 app.command()(plan.plan)
 app.command()(explain.explain)
+app.command()(init.init)
 app.command()(new.new)
 app.command()(probe.probe)
 app.command()(watch.status)
