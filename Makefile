@@ -2,6 +2,7 @@
 # make check        format, lint, types and the quick tests         make format  rewrite files as `check` wants them
 # make hashes       what `pip install --require-hashes` takes, for this Python on this machine: two files, here
 # make release      source archive, wheel, list of packages and their sums, of the commit; see RELEASING.md
+# make site         documentation: pages in SITE, every link followed, every block and both notebooks run
 # make architectures   one tiny round of every architecture of model with four strategies: what works, a line for each
 #
 # All of it happens in a virtual environment of its own, made when it is not there and brought up to date when the
@@ -10,6 +11,7 @@
 # PYTHON   which Python makes the environment                       VENV    where it lies
 # OUT      run folder of the quickstart; empty: a new one under fedft-runs/      EXTRAS  of fedft, for the hashes
 # KEY      an SSH key that signs the release                        DIST    the release's folder, new or empty
+# SITE     folder of the documentation's pages
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,6 +19,7 @@ OUT ?=
 EXTRAS ?=
 KEY ?=
 DIST ?= dist
+SITE ?= site
 
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
@@ -27,7 +30,7 @@ SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 INSTALL = echo "installing into $(VENV) (minutes the first time)" && rm -rf build/lib build/bdist.* && \
 	$(PIP) install --constraint constraints.txt
 
-.PHONY: quickstart test check lint format architectures hashes release
+.PHONY: quickstart test check lint format site architectures hashes release
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.fedft
@@ -53,6 +56,10 @@ format: $(VENV)/.fedft-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+site: $(VENV)-site/.made
+	NO_MKDOCS_2_WARNING=1 "$(VENV)-site/bin/mkdocs" build --quiet --strict --site-dir "$(abspath $(SITE))"
+	FEDFT_SITE="$(abspath $(SITE))" "$(VENV)-site/bin/python" -P -m pytest tests/docs
+
 hashes: | $(BIN)/python
 	$(BIN)/python release/hashes.py $(EXTRAS:%=--extra %)
 
@@ -69,3 +76,12 @@ $(VENV)/.fedft: $(SOURCES) | $(BIN)/python
 $(VENV)/.fedft-test: $(SOURCES) | $(BIN)/python
 	@$(INSTALL) ".[test,kernels]"
 	@touch $@ $(VENV)/.fedft
+
+# Sees what the first environment holds, so that torch is not installed twice; what only the site needs stays out there.
+$(VENV)-site/.made: docs/requirements.txt $(VENV)/.fedft-test
+	$(PYTHON) -m venv "$(VENV)-site"
+	@cd "$(VENV)-site"/lib/python*/site-packages && \
+		$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > main.pth
+	@"$(VENV)-site/bin/python" -m pip --quiet --disable-pip-version-check install \
+		--constraint constraints.txt --requirement docs/requirements.txt
+	@touch $@

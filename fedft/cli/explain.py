@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedft import check
+from fedft.cli import completion
 from fedft.cli.options import AsJson, named
 from fedft.errors import ConfigError
 
@@ -18,7 +19,12 @@ WIDTH = 100  # of a paragraph, in characters
 def explain(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="[TABLE[.KEY]]", callback=named, help="As local, local.steps or strategy.flora."),
+        typer.Argument(
+            metavar="[TABLE[.KEY]]",
+            callback=named,
+            autocompletion=completion.explained,
+            help="As local, local.steps or strategy.flora.",
+        ),
     ] = None,
     site: Annotated[bool, typer.Option("--site", help="Of a site file, in place of a run file.")] = False,
     as_json: AsJson = False,

@@ -21,10 +21,12 @@ from fedft.cli import (
     audit,
     backup,
     bench,
+    completion,
     deploy,
     doctor,
     explain,
     finished,
+    init,
     keys,
     kinds,
     logs,
@@ -42,7 +44,6 @@ app = typer.Typer(
     name="fedft",
     help="Federated fine-tuning of language models: simulate many clients, compare methods, export adapters.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -114,7 +115,12 @@ def simulate(
 def race(
     run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="Run file that all contenders share.")],
     strategies: Annotated[
-        str, typer.Option(callback=named, help="Comma-separated: strategies, and the baselines `local` and `central`.")
+        str,
+        typer.Option(
+            callback=named,
+            autocompletion=completion.contenders,
+            help="Comma-separated: strategies, and the baselines `local` and `central`.",
+        ),
     ] = "fedit,flora,ffa_lora,local,central",
     variant: Annotated[
         list[str] | None,
@@ -194,7 +200,12 @@ def _quickstart() -> Path:
 
 @app.command(name="check-strategy")
 def check_strategy(
-    name: Annotated[str, typer.Argument(callback=named, help='An installed name, or "package.module:factory".')],
+    name: Annotated[
+        str,
+        typer.Argument(
+            callback=named, autocompletion=completion.strategy, help='An installed name, or "package.module:factory".'
+        ),
+    ],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="A factory option.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -217,6 +228,7 @@ app.command()(deploy.client)
 app.command()(doctor.doctor)
 app.command()(plan.plan)
 app.command()(explain.explain)
+app.command()(init.init)
 app.command()(new.new)
 app.command()(probe.probe)
 app.command()(watch.status)
@@ -236,7 +248,9 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logs.start_early(sys.argv[1:])
     try:
-        code = app(standalone_mode=False)  # typer returns the code of an Exit, and 130 for a KeyboardInterrupt
+        code = app(
+            standalone_mode=False, prog_name="fedft"
+        )  # typer returns the code of an Exit, and 130 for a KeyboardInterrupt
     except FedftError as e:
         logs.fail(str(e), e.__cause__ if isinstance(e, ClientFailed) else None)
         sys.exit(e.exit_code)

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from fedft.cli import completion
+
 
 def named(value: str | list[str] | None) -> str | list[str] | None:
     """Callback of an option or argument in which "module:name" may stand: whoever types one wants it to run."""
@@ -22,6 +24,12 @@ Allow = Annotated[
 ]
 SetKeys = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", callback=named, help="Override, e.g. strategy.name=ffa_lora."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        callback=named,
+        autocompletion=completion.set_key,
+        help="Override, e.g. strategy.name=ffa_lora.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
