@@ -18,6 +18,7 @@ from fedft.client.train import Client
 from fedft.contract import State
 from fedft.errors import ConfigError, PlanRefused
 from fedft.models import model_folder, resident
+from fedft.models.model_card import RunFacts
 from fedft.update import Plan
 
 
@@ -68,7 +69,8 @@ def export(site: SiteConfig, run: str, to: Path, *, merged: bool = False) -> Exp
         client.install(plan)
     except PlanRefused as e:
         raise ConfigError(f"run {known.run}: {e.code}: {e}") from e
-    kind = model_folder.write(to, config, here.base, here.handle, merged=merged)
+    known_here = RunFacts(summary={"rounds": held.version})
+    kind = model_folder.write(to, config, here.base, here.handle, merged=merged, run=known_here)
     return Exported(kind, known.run, held.version, recipe.personal, plan.rank if recipe.cuts_the_state else 0)
 
 

@@ -145,8 +145,8 @@ class OpenRun:
         stand = partial(run_outputs.set_model_to, self.config, self.recipe, self.here.layout, handle, state)
         stand()
         held_back = self._judged(stand, rows) if self.config.audit.gate else ""
-        more = {**(more or {}), **self._best(stand)}
         seconds = time.monotonic() - self.began
+        more = {**(more or {}), **self._best(stand, clients, seconds)}
         lines, steered = self.metrics.lines, self.steering.facts()
         if any(steered.values()):
             more |= {"steered": steered}
@@ -165,7 +165,7 @@ class OpenRun:
         two = TwoModels(self.here.handle, self.here.base, stand, self.config.eval.batch_size)
         return verdict.judged(self.folder, two, self.config, canaries.read(self.folder), rows or Rows())
 
-    def _best(self, stand: Callable[[], None]) -> dict[str, Any]:
+    def _best(self, stand: Callable[[], None], clients: int, seconds: float) -> dict[str, Any]:
         """Write the model of the best state where the run keeps one; what the summary says of it.
 
         The resident model is left as `stand` makes it. Nothing is written where the state is no more, or `[audit] gate`
@@ -182,7 +182,10 @@ class OpenRun:
             log.warning("%s/ is not written, the state of round %d: %s", best_state.KEPT, best[0], why)
         else:
             run_outputs.set_model_to(config, self.recipe, here.layout, here.handle, state)
-            run_outputs.write_model(self.folder, config, here.base, here.handle, lines, best_state.KEPT)
+            until = [line for line in lines if line["version"] <= best[0]]
+            summary = run_outputs.summary_of(config, here.base, clients, state, until, seconds)
+            facts = run_outputs.facts_of(config, until, summary)
+            run_outputs.write_model(self.folder, config, here.base, here.handle, facts, best_state.KEPT)
             stand()
         return best_state.summary(config, lines, state is not None)
 

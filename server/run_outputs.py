@@ -19,9 +19,10 @@ from fedft import durable
 from fedft.arithmetic import tensors
 from fedft.config import RunConfig
 from fedft.contract import Drawers, Layout, State, Turn
-from fedft.models import base_note, export, tasks
+from fedft.models import model_folder, tasks
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
+from fedft.models.model_card import RunFacts
 from fedft.recipe import Recipe
 from fedft.reports import columns, metric_log, plan_facts, spent_privacy
 from fedft.server import best_state, buffered, by_bits, pruned_models
@@ -68,27 +69,24 @@ def write_outputs(
     if held_back:
         summary |= {"model": None, "held_back": held_back}
     else:
-        write_model(folder, config, base, handle, lines)
+        write_model(folder, config, base, handle, facts_of(config, lines, summary))
     _json(folder / "summary.json", summary)
     return summary
 
 
 def write_model(
-    folder: Path,
-    config: RunConfig,
-    base: Base,
-    handle: ModelHandle,
-    lines: Sequence[Mapping[str, Any]],
-    inside: str = MODEL,
+    folder: Path, config: RunConfig, base: Base, handle: ModelHandle, run: RunFacts, inside: str = MODEL
 ) -> None:
     """Write model/ of a run, or the folder `inside` it that is called otherwise: the model as it stands in `handle`.
 
-    A note on its base is beside it. Arguments as above.
+    With its tokenizer and a card that says `run`.
     """
-    name = export.base_name(base)
-    export.save_adapter(folder / inside, handle, base, name)
-    spent = spent_privacy.spent(config.privacy, lines)
-    base_note.write(folder / inside, name, base, config.model, by_bits.clients(lines), spent)
+    model_folder.write_adapter(folder / inside, config, base, handle, run)
+
+
+def facts_of(config: RunConfig, lines: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> RunFacts:
+    """What a model card says of a run: from the lines of its metrics.jsonl and its summary, as far as that is there."""
+    return RunFacts(by_bits.clients(lines), spent_privacy.spent(config.privacy, lines), summary)
 
 
 def joined(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,6 +171,15 @@ def never_took_part(clients: Iterable[str], lines: Iterable[Mapping[str, Any]]) 
         counted.update(line.get("participants", ()))
         refused |= {r["client"]: f"{r['code']}: {r['reason']}" for r in line.get("refused", ())}
     return {c: refused.get(c, "was not asked") for c in sorted(clients, key=str.encode) if c not in counted}
+
+
+def summary_in(folder: Path) -> dict[str, Any]:
+    """The summary.json of a run's folder; {} of a run that has not ended, or where it cannot be read."""
+    try:
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_config(folder: Path, config: RunConfig, base: Base) -> None:

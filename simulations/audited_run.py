@@ -73,7 +73,8 @@ def release(folder: Path) -> str:
         raise ConfigError(f"--release {folder}: its model is not held back")
     place, _ = workplace.reopen(folder, data=False)
     lines = metric_log.read(folder / "metrics.jsonl")
-    run_outputs.write_model(folder, place.config, place.base, place.handle, lines)
+    facts = run_outputs.facts_of(place.config, lines, summary)
+    run_outputs.write_model(folder, place.config, place.base, place.handle, facts)
     del summary["held_back"]
     said = summary | {"model": run_outputs.MODEL, "released_though": why}
     durable.write(folder / "summary.json", (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())

@@ -12,8 +12,8 @@ from fedft.data.templates import fill
 from fedft.errors import ConfigError
 from fedft.models import base_note, model_folder, tasks
 from fedft.privacy.audit import gate
-from fedft.reports import metric_log, spent_privacy
-from fedft.server import by_bits
+from fedft.reports import metric_log
+from fedft.server import run_outputs
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate, prompts
 from fedft.training.metrics import interface
@@ -93,10 +93,12 @@ def written(folder: Path, records: Sequence[str | Mapping[str, Any]], new_tokens
     return said
 
 
-def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | None = None) -> str:
+def export_run(
+    folder: Path, to: Path, *, merged: bool = False, client: str | None = None, rank: int | None = None
+) -> str:
     """Write the newest state's model to `to`, or that of `client` where clients keep models of their own.
 
-    Returns what `model_folder.write` does.
+    `merged` and `rank` are those of `model_folder.write`, and so is what is returned.
     """
     model_folder.check_free(to)
     if why := gate.held_back(folder):
@@ -110,5 +112,6 @@ def export_run(folder: Path, to: Path, *, merged: bool = False, client: str | No
             raise ConfigError(f"--client {client!r}: no such client{check.nearest(client, place.clients)}")
         place.stand(state, client)
     lines = metric_log.read(folder / "metrics.jsonl")
-    clients, spent = by_bits.clients(lines), spent_privacy.spent(place.config.privacy, lines)
-    return model_folder.write(to, place.config, place.base, place.handle, merged=merged, clients=clients, spent=spent)
+    summary = {**run_outputs.summary_in(folder), "rounds": state.version, "state_digest": state.digest}
+    facts = run_outputs.facts_of(place.config, lines, summary)
+    return model_folder.write(to, place.config, place.base, place.handle, merged=merged, rank=rank, run=facts)

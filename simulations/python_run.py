@@ -75,11 +75,13 @@ class Run:
 
         return written(self.folder, records, new_tokens)
 
-    def export(self, to: str | Path, *, merged: bool = False, client: str | None = None) -> Path:
+    def export(
+        self, to: str | Path, *, merged: bool = False, client: str | None = None, rank: int | None = None
+    ) -> Path:
         """Write the model to an empty folder as `fedft export` does; returns that folder."""
         from fedft.simulations.finished_run import export_run
 
-        export_run(self.folder, Path(to), merged=merged, client=client)
+        export_run(self.folder, Path(to), merged=merged, client=client, rank=rank)
         return Path(to)
 
     def compare(self, *others: "Run") -> "pandas.DataFrame":

@@ -39,6 +39,12 @@ def by_qr(b: Tensor, a: Tensor, rank: int | None) -> Triple:
     return _times_basis(hb, tb, u[:, :rank]), s[:rank], _times_basis(ha, ta, v[:rank].T).T
 
 
+def values(b: Tensor, a: Tensor) -> Tensor:
+    """All singular values of B A, descending, float64 [min(R, o, i)], through QR of both factors."""
+    rb, ra = (torch.linalg.qr(x.double(), mode="r")[1] for x in (b, a.T))
+    return torch.linalg.svdvals(rb @ ra.T)
+
+
 def by_gram(b: Tensor, a: Tensor, rank: int | None) -> Triple | None:
     """`svd` through Gram matrices, without fixed signs; None where these are not precise enough or nothing is cut.
 

@@ -1,6 +1,7 @@
 """The commands on a finished run: `fedft eval` and `fedft export`."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -55,14 +56,43 @@ def evaluate(
 
 def export(
     folder: RunFolder,
-    to: Annotated[Path, typer.Option(help="Folder to write; must not exist or be empty.")],
+    to: Annotated[Path | None, typer.Option(help="Folder to write; must not exist or be empty.")] = None,
     merged: Annotated[bool, typer.Option("--merged", help="The whole model with the change merged in.")] = False,
+    rank: Annotated[
+        int | None, typer.Option(metavar="N", help="The best adapter of this rank, and how far it is off.")
+    ] = None,
     client: Annotated[str | None, typer.Option(help="This client's own model, where clients have such.")] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Send it to this repository of the hub; needs a token.")
+    ] = None,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run's model as a PEFT adapter folder, or merged with its base for transformers and vLLM."""
+    from fedft import run_file as configs
+    from fedft.models import base_note, hub_upload, lower_rank, other_tools
     from fedft.simulations import finished_run as measure
 
-    kind = measure.export_run(folder, to, merged=merged, client=client)
-    typer.echo(json.dumps({"kind": kind, "folder": str(to)}) if as_json else f"{kind} written to {to}")
+    if to is None and push is None:
+        raise ConfigError("Missing option '--to'; see fedft export --help")
+    if push is not None:
+        hub_upload.check(push)
+    with tempfile.TemporaryDirectory() as own:
+        at = to or Path(own) / "model"
+        kind = measure.export_run(folder, at, merged=merged, client=client, rank=rank)
+        lower = base_note.read(at).get("lower_rank")
+        lines = other_tools.lines(at, kind, configs.load(folder / "config.toml").model.task)
+        address = None if push is None else hub_upload.upload(at, push)
+    if as_json:
+        facts = {"lower_rank": lower, "lines": lines, "pushed": address}
+        typer.echo(json.dumps({"kind": kind, "folder": None if to is None else str(to), **facts}))
+        return
+    if to is not None:
+        typer.echo(f"{kind} written to {to}")
+    if lower:
+        typer.echo(f"rank   {lower_rank.sentence(lower)}")
+    if to is not None:
+        for name, line in lines.items():
+            typer.echo(f"{name:7}{line}")
+    if address is not None:
+        typer.echo(f"pushed {address}")

@@ -1,10 +1,11 @@
-"""Which base an exported adapter needs: `base.json` and `README.md` beside it, and what differs where it is used.
+"""Which base an exported adapter needs: `base.json` beside it, and what differs where it is used on another.
 
 base           name or path, as where it was exported
 base_digest    SHA-256 of the base's weights as stored, see `stored_weights`
 dtype, bits    of the base's weights in the run; base_bits or packed_by, where they were packed
 repair_rank    of the pairs that repair packed weights; they are in the adapter
 clients        how many clients had the base in how many bits, where some had another precision than the run
+lower_rank     by `fedft export --rank`: what was lost, see `lower_rank.lowered`
 epsilon        what was spent of privacy, at `delta` under mode `privacy`; null where there is none, and `epsilon_why`
 """
 
@@ -12,48 +13,34 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from fedft import durable
 from fedft.config import Model
-from fedft.models import adapter_folder, stored_quantization
+from fedft.models import adapter_folder, export, stored_quantization
 from fedft.models.load import Base
-from fedft.reports import spent_privacy
 
 log = logging.getLogger(__name__)
 
 NAME = "base.json"
-CARD = """---
-base_model: {base}
-library_name: peft
----
-
-Trained by fedft on the base `{base}`{how}.
-
-SHA-256 of the base's weights as they are stored: `{base_digest}` (`fedft doctor` shows it). On other weights, or on
-these in another precision, the same adapter gives another loss.
-
-Differential privacy of those whose records it learned: {privacy}.
-"""
 
 
 def write(
-    folder: Path, name: str, base: Base, m: Model, clients: Mapping[str, int] | None = None,
-    spent: Mapping[str, Any] = MappingProxyType({}),
+    folder: Path, base: Base, m: Model, clients: Mapping[str, int], spent: Mapping[str, Any],
+    lower: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write what an adapter in `folder` needs to have; other keys of a note that is there already stay.
 
     Args:
         folder: of the adapter; it is there.
-        name: what its files call the base.
         base: that it was trained on, or with adapters in it.
         m: of the run, as resolved.
-        clients: how many had the base in how many bits; None or empty: all as the run says.
+        clients: how many had the base in how many bits; empty: all as the run says.
         spent: of privacy, see `fedft.reports.spent_privacy.spent`; empty: nobody knows.
+        lower: what was lost by a lower rank, see `lower_rank.lowered`; None: nothing.
     """
-    digest = base.lowest or base.digest
-    said = _read(folder) | dict(spent) | {"base": name, "base_digest": digest, "dtype": m.dtype, "bits": m.bits}
+    needed = {"base": export.base_name(base), "base_digest": base.lowest or base.digest}
+    said = read(folder) | dict(spent) | needed | {"dtype": m.dtype, "bits": m.bits}
     if m.base_bits is not None:
         said["base_bits"] = m.base_bits
     if base.repair_rank:
@@ -62,12 +49,9 @@ def write(
         said["packed_by"] = method
     if clients:
         said["clients"] = dict(clients)
+    if lower:
+        said["lower_rank"] = dict(lower)
     durable.write(folder / NAME, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
-    how = f", packed by {method} in its files" if method else f" in {_precision(m.dtype, m.bits)}"
-    if clients:
-        how += f"; its clients had it in {_numbers(clients)} bits"
-    card = CARD.format(base=name, base_digest=digest, how=how, privacy=spent_privacy.sentence(spent))
-    durable.write(folder / "README.md", card.encode())
 
 
 def differences(folder: Path, m: Model, base: Base) -> list[str]:
@@ -75,7 +59,7 @@ def differences(folder: Path, m: Model, base: Base) -> list[str]:
 
     `m` says the base's precision. A folder without a note says nothing.
     """
-    said = _read(folder)
+    said = read(folder)
     try:
         digest, dtype, bits = str(said["base_digest"]), str(said["dtype"]), int(said["bits"])
         clients = {str(b): int(n) for b, n in said.get("clients", {}).items()}
@@ -107,7 +91,7 @@ def say(m: Model, base: Base) -> None:
             log.warning("[model] id: the adapter in %s: %s", folder, line)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, Any]:
     """The note in a folder; {} where there is none that can be read."""
     try:
         said = json.loads((folder / NAME).read_text(encoding="utf-8"))

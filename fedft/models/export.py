@@ -1,6 +1,7 @@
 """The trained part of a model, written as files that other tools read."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,22 @@ from fedft.models.load import Base
 from fedft.models.parameters import shared_names
 from fedft.models.whole_modules import inside
 
-"""Says of what precision the base was that an adapter beside it was trained on, where that was packed."""
-
 
 def base_name(base: Base) -> str:
     """The name or path of a base model that `from_pretrained` takes on this machine."""
     return str(getattr(base.model.config, "_name_or_path", "") or base.source)
 
 
-def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) -> str:
+def pairs_of(handle: ModelHandle, base: Base) -> dict[str, LowRank]:
+    """The change of each adapted module as it is exported, in unit scale: what was learned, and adapters in `base`."""
+    pairs = {m: factored(d).shortened() for m, d in handle.change()[0].items()}
+    both = {m: pairs[m] + d if m in pairs else d for m, d in base.merged.items()}
+    return {**pairs, **both}
+
+
+def save_adapter(
+    folder: Path, handle: ModelHandle, base: Base, base_name: str, pairs: Mapping[str, LowRank] | None = None
+) -> str:
     """Write the difference between `handle`'s model and its base into `folder`; returns the kind of folder it is.
 
     "adapter"   all changes are low-rank: a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) that
@@ -40,6 +48,7 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
         handle: the model; not changed.
         base: the base model that `handle` is on.
         base_name: what the files call the base: a folder or hub id.
+        pairs: in place of `pairs_of`, where the changes are low-rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = base.source if base.merged else base_name
@@ -47,14 +56,11 @@ def save_adapter(folder: Path, handle: ModelHandle, base: Base, base_name: str) 
     if not tasks.of(base.task).generates:
         own = classes.of_config(base.model.config)
         about |= {"labels": list(own.names), "problem_type": own.problem_type}
-    changes, whole = handle.change()
     if handle.kind.of_base:
-        return _plainly(folder, "delta", whole, about)
+        return _plainly(folder, "delta", handle.change()[1], about)
     if not handle.kind.pairs:
         return _plainly(folder, "values", handle.values(), about)
-    pairs = {m: factored(d).shortened() for m, d in changes.items()}
-    both = {m: pairs[m] + d if m in pairs else d for m, d in base.merged.items()}
-    _as_peft(folder, handle, base, base_name, {**pairs, **both})
+    _as_peft(folder, handle, base, base_name, dict(pairs_of(handle, base) if pairs is None else pairs))
     return "adapter"
 
 

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,9 +13,19 @@ from torch import Tensor, nn
 from fedft.arithmetic.lowrank import LowRank
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
-from fedft.models import adapter_folder, base_note, export, quantized_base, sliced_folder, stored_quantization
+from fedft.models import (
+    adapter_folder,
+    base_note,
+    export,
+    lower_rank,
+    model_card,
+    quantized_base,
+    sliced_folder,
+    stored_quantization,
+)
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
+from fedft.models.model_card import UNKNOWN, RunFacts
 from fedft.models.parameters import parameters_of, shared_names
 from fedft.pruning.kept import Kept
 from fedft.pruning.masks import kept_in
@@ -34,41 +43,83 @@ def check_free(to: Path) -> None:
 
 
 def write(
-    to: Path, config: RunConfig, base: Base, handle: ModelHandle, *, merged: bool,
-    clients: Mapping[str, int] | None = None, spent: Mapping[str, Any] = MappingProxyType({}),
+    to: Path, config: RunConfig, base: Base, handle: ModelHandle, *, merged: bool = False, rank: int | None = None,
+    run: RunFacts = UNKNOWN,
 ) -> str:  # fmt: skip
     """Write the model as it stands into the folder `to`, made if missing; returns what it is.
 
     "adapter", "delta" or "values" as `export.save_adapter` says; with `merged` "merged model", the whole of it, or a
-    pruned one as `sliced_folder.save` says: what masks in the model switch off is pruned. `clients` and `spent` are for
-    `base_note`. Raises ConfigError: the folder cannot be written, or a change that is no matrix cannot be merged, nor
-    any into weights that are packed.
+    pruned one as `sliced_folder.save` says: what masks in the model switch off is pruned.
+
+    Args:
+        to: folder.
+        config: of the run, as resolved.
+        base: that `handle` is on.
+        handle: the model.
+        merged: whether the change is added to the base's weights.
+        rank: of the adapter, which is then the best of this rank, see `lower_rank`; None: as it is.
+        run: what else is known of the run, for the model card.
+    Raises:
+        ConfigError: the folder cannot be written; a change that is no matrix cannot be merged, nor any into weights
+            that are packed; a rank for what has none, or is pruned, or a rank above the adapter's.
     """
     if merged and (method := stored_quantization.method_of(base.model.config)):
         raise ConfigError(f"--merged: {base.source!r} holds its weights packed by {method}; export the adapter alone")
+    kept = kept_in(handle.model)
+    pruned = kept if kept is not None and kept.ratio else None
+    pairs, lower = (None, None) if rank is None else _lowered(handle, base, rank, merged, pruned)
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ConfigError(f"--to {to}: cannot be written: {e.strerror}") from e
-    kind = export.save_adapter(to, handle, base, export.base_name(base))
-    _tokenizer(config, base.tokenizer).save_pretrained(to)
-    kept = kept_in(handle.model)
-    pruned = kept if kept is not None and kept.ratio else None
-    if not merged:
-        base_note.write(to, export.base_name(base), base, config.model, clients, spent)
-        if pruned is not None:
-            sliced_folder.write_slices(to, pruned)
-            sliced_folder.add_to_card(to, pruned)
-            log.warning(
-                "%.0f %% of the weights in heads and channels are pruned: fedft.load_sliced(%r) gives this model, the "
-                "adapter on its whole base another one", 100 * pruned.ratio, str(to),
-            )  # fmt: skip
-        if base.bits is not None:
-            log.warning(
-                "it was trained on a base of %d bits, and gives another loss on any other: see base.json", base.bits
-            )
+    if merged:
+        export.save_adapter(to, handle, base, export.base_name(base))
+        kind = _merge(to, config, base, handle, pruned)
+        model_card.write(to, kind, config, base, run)
         return kind
-    return _merge(to, config, base, handle, pruned)
+    kind = write_adapter(to, config, base, handle, run, pairs, lower)
+    if pruned is not None:
+        sliced_folder.write_slices(to, pruned)
+        sliced_folder.add_to_card(to, pruned)
+        log.warning(
+            "%.0f %% of the weights in heads and channels are pruned: fedft.load_sliced(%r) gives this model, the "
+            "adapter on its whole base another one", 100 * pruned.ratio, str(to),
+        )  # fmt: skip
+    if base.bits is not None:
+        log.warning(
+            "it was trained on a base of %d bits, and gives another loss on any other: see base.json", base.bits
+        )
+    return kind
+
+
+def write_adapter(
+    to: Path, config: RunConfig, base: Base, handle: ModelHandle, run: RunFacts,
+    pairs: Mapping[str, LowRank] | None = None, lower: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
+    """Write what was trained with its tokenizer, `base.json` and model card; returns the kind of folder it is.
+
+    `pairs` and `lower` are what `lower_rank.lowered` gives, where the rank is lowered. The other arguments are those of
+    `write`.
+    """
+    kind = export.save_adapter(to, handle, base, export.base_name(base), pairs)
+    _tokenizer(config, base.tokenizer).save_pretrained(str(to))
+    base_note.write(to, base, config.model, run.by_bits, run.spent, lower)
+    model_card.write(to, kind, config, base, run, lower)
+    return kind
+
+
+def _lowered(
+    handle: ModelHandle, base: Base, rank: int, merged: bool, pruned: Kept | None
+) -> tuple[dict[str, LowRank], dict[str, Any]]:
+    """The adapter's pairs at a lower rank, and what is lost. Raises ConfigError where there is no such thing."""
+    if merged:
+        raise ConfigError(f"--rank {rank}: a merged model has no rank; leave --rank out, or --merged")
+    if handle.kind.of_base or not handle.kind.pairs:
+        raise ConfigError(f"--rank {rank}: what adapters of kind {handle.kind.name!r} train is no pair of factors")
+    if pruned is not None:
+        why = "the best approximation of the whole matrices is not that of the rows and columns that are left"
+        raise ConfigError(f"--rank {rank}: this client's model is pruned, and {why}; leave --rank out")
+    return lower_rank.lowered(export.pairs_of(handle, base), rank)
 
 
 def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle, pruned: Kept | None) -> str:

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from fedft.data.labels import SINGLE
-from fedft.models import tasks
+from fedft.models import other_tools
 from fedft.reports import columns, metric_log, run_header, spent_privacy
 from fedft.reports.quantities import size
 from fedft.training.metrics.loss import ACCURACY, LOSS, PERPLEXITY, TOKEN_LOSS
@@ -152,11 +151,9 @@ class Progress:
         model = folder / "model"
         self.out.print(f"run    {folder}  (model/, metrics.jsonl, summary.json, events/)")
         if (model / "adapter_config.json").exists():
-            # how many classes there are is no part of an adapter's folder that peft reads; 2 without it
-            more = f", num_labels={len(summary['labels'])}" if "labels" in summary else ""
-            if (problem := summary.get("problem_type", SINGLE)) != SINGLE:
-                more += f", problem_type='{problem}'"
-            call = f"AutoPeft{tasks.of(summary['task']).model}.from_pretrained('{model}'{more})"
+            call = other_tools.load_call(
+                summary["task"], str(model), summary.get("labels"), summary.get("problem_type")
+            )
             self.out.print(f'load   python -c "from peft import *; model = {call}"')
         else:
             self.out.print(f"load   fedft export {folder} --merged --to FOLDER, then transformers' from_pretrained")
