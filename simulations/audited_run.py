@@ -1,47 +1,83 @@
 """What an outsider could take from the model of a run, measured on its folder; and the release of one held back."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedft import durable
+from fedft import durable, strategies
 from fedft.errors import ConfigError
+from fedft.models import resident
 from fedft.privacy.audit import canaries, findings, gate, planted_records, verdict
 from fedft.privacy.audit.canaries import Plan
 from fedft.privacy.audit.contrasts import Wanted
 from fedft.privacy.audit.findings import Findings, Rows
+from fedft.privacy.audit.learning_copy import LearningCopy
 from fedft.privacy.audit.two_models import TwoModels
 from fedft.reports import metric_log
 from fedft.server import run_outputs
-from fedft.simulations import workplace
+from fedft.simulations import shadow_runs, workplace
 from fedft.simulations.workplace import Workplace
 
+RANK = 8
+"""Of the adapter in which a copy of the base learns what is generated."""
 FACTS = ("strategy", "rounds", "state_digest")
 """Of the summary: which model it was."""
 
 
-def audit_run(folder: Path, wanted: Wanted) -> Findings:
+def audit_run(
+    folder: Path,
+    wanted: Wanted,
+    *,
+    iterative: bool = False,
+    shadows: int = 0,
+    told: Callable[[str], None] = lambda line: None,
+) -> Findings:
     """Audit the newest state of the run in `folder`, on the rows of its clients where they are here.
 
     `audit.json` is written into the folder, without any text of a record.
 
-    Raises ConfigError where there is no run that has ended, or its plan is of another version.
+    Args:
+        folder: of the run.
+        wanted: how much is generated.
+        iterative: whether the base learns each text before the next is generated, for which it is loaded once more.
+        shadows: runs like this one for membership inference, each as long as it; 0: none.
+        told: hears a line before each of them.
+    Raises ConfigError where there is no run that has ended, its plan is of another version, or shadow runs are wanted
+    where its rows are not.
     """
     summary = _summary(folder)
     plan = canaries.read(folder)
     deployed = (folder / "state" / "salt").exists()
+    if shadows and deployed:
+        raise ConfigError(f"--shadows {shadows}: {folder} is of a deployment, its rows are at the sites; leave it out")
     place, state = workplace.reopen(folder, data=not deployed)
     two = TwoModels(place.handle, place.base, partial(place.stand, state), place.config.eval.batch_size)
-    found = findings.audit(two, place.config, plan, rows_of(place, plan), wanted)
+    rows = rows_of(place, plan)
+    wanted = replace(wanted, copy=partial(_copy, place)) if iterative else wanted
+    attacked = {"shadows": shadow_runs.measured(place, two, plan, rows, shadows, told)} if shadows else {}
+    found = findings.audit(two, place.config, plan, rows, wanted)
     facts = {name: summary[name] for name in FACTS if name in summary}
     spent = [line["epsilon"] for line in metric_log.read(folder / "metrics.jsonl") if "epsilon" in line]
-    said = {**found.said, "run": {**facts, "mode": place.config.privacy.mode, "epsilon": spent[-1] if spent else None}}
+    said = {
+        **found.said,
+        **attacked,
+        "run": {**facts, "mode": place.config.privacy.mode, "epsilon": spent[-1] if spent else None},
+    }
     if most := gate.bounds(place.config.audit.gate):
         said["gate"] = {"bounds": most, "held_back": gate.broken(said["figures"], most)}
     verdict.write(folder, said)
     return replace(found, said=said)
+
+
+def _copy(place: Workplace) -> LearningCopy:
+    """The run's base, loaded once more, with an adapter of its own that has learned nothing."""
+    recipe = strategies.make("fedit", {})
+    here = resident.load(place.config, recipe)
+    here.handle.write(recipe.first_state(here.layout, RANK, place.config.audit.seed).tensors)
+    return LearningCopy(here.handle)
 
 
 def plan_of(place: Workplace) -> Plan | None:

@@ -1,6 +1,7 @@
 """`fedft audit`: what an outsider could take from the model of a run."""
 
 import json
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -16,6 +17,12 @@ def audit(
         list[str] | None, typer.Option(metavar="TEXT", help="Generate from this text, too; can be repeated.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Texts to generate; 0: none.")] = 64,
+    iterative: Annotated[
+        bool, typer.Option("--iterative", help="The base learns each text before the next, which then is another.")
+    ] = False,
+    shadows: Annotated[
+        int, typer.Option(min=0, help="Runs like this one, for the strongest membership inference; each takes as long.")
+    ] = 0,
     show: Annotated[
         bool, typer.Option("--show", help="Also the most contrasting texts; they may be somebody's.")
     ] = False,
@@ -32,13 +39,17 @@ def audit(
     from fedft.simulations import audited_run
 
     if release:
-        if start or show:
-            raise ConfigError("--release writes the model and audits nothing; leave --start and --show out")
+        given = {"--start": start, "--show": show, "--shadows": shadows, "--iterative": iterative}
+        if said := ", ".join(name for name, value in given.items() if value):
+            raise ConfigError(f"--release writes the model and audits nothing; leave {said} out")
         why = audited_run.release(folder)
         told = {"model": str(folder / "model"), "released_though": why}
         typer.echo(json.dumps(told) if as_json else f"{told['model']} is written, though {why}")
         return
-    found = audited_run.audit_run(folder, Wanted(samples, tuple(start or ())))
+    if iterative and not samples:
+        raise ConfigError("--iterative: nothing is generated with --samples 0; leave one of them out")
+    wanted, told = Wanted(samples, tuple(start or ())), partial(typer.echo, err=True)
+    found = audited_run.audit_run(folder, wanted, iterative=iterative, shadows=shadows, told=told)
     texts = [{"score": score, "given": given, "written": written} for score, given, written in found.texts]
     if as_json:
         typer.echo(json.dumps({**found.said, **({"texts": texts} if show else {})}, sort_keys=True))

@@ -25,10 +25,9 @@ def rows(said: Mapping[str, Any]) -> list[dict[str, str]]:
     """The figures of an audit, a row for each, as texts by the names in HEADS."""
     found: list[tuple[str, str, str, str]] = []
     for g in said.get("canaries", {}).get("groups", ()):
-        of = f"{g['planted']} secrets, each {'once' if g['repeats'] == 1 else str(g['repeats']) + ' times'}"
         before, outside = g.get("base_exposure"), g.get("left_out_exposure")
         told = [f"{x:.2f} {of}" for x, of in ((before, "under the base"), (outside, "left out")) if x is not None]
-        found.append(("exposure, bits", of, _number(g.get("exposure"), ".2f"), ", ".join(told)))
+        found.append(("exposure, bits", _secrets(g), _number(g.get("exposure"), ".2f"), ", ".join(told)))
     if m := said.get("membership"):
         of = f"{m['members']} rows, {m['others']} others"
         for score in ("calibrated", "loss"):
@@ -43,12 +42,35 @@ def rows(said: Mapping[str, Any]) -> list[dict[str, str]]:
         spent = said.get("run", {}).get("epsilon")
         reported = f"{spent:.3g} reported" if spent is not None else "none reported"
         found.append(("epsilon, at least", of, f"{bound['epsilon']:.3f}", reported))
+    found += _attacked(said.get("shadows", {}))
     found += _generated(said.get("generated", {}))
     return [dict(zip(HEADS, row, strict=True)) for row in found]
 
 
+def _attacked(attack: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What shadow runs have found."""
+    of_runs, found = f"{attack.get('shadows', 0)} shadow runs", list[tuple[str, str, str, str]]()
+    if own := attack.get("rows"):
+        of = f"{own['members']} rows, {own['others']} others"
+        found.append((f"membership AUC, {of_runs}", of, f"{own['auc']:.3f}", "0.5"))
+        found += [
+            (f"found at {rate} % false positives, {of_runs}", of, f"{own[key]:.3f}", f"{rate / 100:g}")
+            for rate in (1, 5)
+            if (key := f"tpr_at_{rate}") in own
+        ]
+    for g in attack.get("canaries", ()):
+        outside = f"{g['found_left_out']:.0%} of {g['left_out']} left out" if "found_left_out" in g else ""
+        found.append((f"secrets found, {of_runs}", _secrets(g), _number(g.get("found"), ".0%"), outside))
+    return found
+
+
+def _secrets(g: Mapping[str, Any]) -> str:
+    """How many secrets of a group are planted, and how often."""
+    return f"{g['planted']} secrets, each {'once' if g['repeats'] == 1 else str(g['repeats']) + ' times'}"
+
+
 def _generated(g: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    of = f"{g.get('samples', 0)} samples"
+    of = f"{g.get('samples', 0)} samples" + (", each learned by the base" if g.get("iterative") else "")
     found = [
         (f"contrast from {kind}, nats per token", of, f"{score:.2f}", "0")
         for kind, score in g.get("score_by_start", {}).items()

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fedft import run_file
 from fedft.cli import main
 from fedft.errors import ConfigError, ModelHeldBack
-from fedft.privacy.audit import canaries, verdict
+from fedft.privacy.audit import canaries, contrastive, verdict
 from fedft.privacy.audit.contrasts import Wanted
 from fedft.privacy.audit.findings import Rows
 from fedft.privacy.audit.two_models import TwoModels
@@ -123,6 +124,50 @@ def test_the_page_has_a_part_on_audits_and_none_where_there_was_none(planted: ru
     other = small("audit.canaries=0")
     html_report.write([other.folder], page)
     assert "<h2>Audits</h2>" not in page.read_text()
+
+
+def test_the_iterative_form_changes_a_copy_of_the_base_and_no_figure_but_those_of_what_is_generated(
+    planted: runs.Run,
+) -> None:
+    plain = audited_run.audit_run(planted.folder, FEW).said
+    found = audited_run.audit_run(planted.folder, FEW, iterative=True).said
+    assert (plain.pop("generated")["iterative"], found["generated"]["iterative"]) == (False, True)
+    assert found.pop("generated")["samples"] == len(canaries.read(planted.folder).canaries) + FEW.samples  # type: ignore[union-attr]
+    for said in (plain, found):
+        said["figures"].pop("verbatim")
+    assert found == plain
+
+
+def test_a_copy_of_the_base_learns_a_text_a_little_more_with_each_step(planted: runs.Run) -> None:
+    place, _ = workplace.reopen(planted.folder, data=False)
+    copy, sample = audited_run._copy(place), contrastive.Sample("texts", (5, 6), (70, 71, 72), 0.0)
+
+    def likelihood() -> float:
+        ids = torch.tensor([[*sample.given, *sample.written]])
+        at = range(len(sample.given), ids.shape[1])
+        return sum(float(copy.next_logits(ids[:, :n]).log_softmax(-1)[0, ids[0, n]]) for n in at)
+
+    before = place.handle.read()
+    found = [likelihood()]
+    for _ in range(3):
+        copy.learn(sample)
+        found.append(likelihood())
+    assert found == sorted(found)
+    assert found[-1] > found[0] + 0.1
+    copy.learn(contrastive.Sample("texts", (5,), (), 0.0))
+    assert likelihood() == found[-1]
+    after = place.handle.read()
+    assert all(torch.equal(before[n], after[n]) for n in before)
+
+
+def test_options_that_do_not_go_together_are_refused_in_one_line(planted: runs.Run) -> None:
+    for options, why in (
+        (["--iterative", "--samples", "0"], "nothing is generated"),
+        (["--release", "--iterative", "--shadows", "4"], "leave --shadows, --iterative out"),
+    ):
+        done = CliRunner().invoke(main.app, ["audit", str(planted.folder), *options])
+        assert isinstance(done.exception, ConfigError)
+        assert why in str(done.exception)
 
 
 def test_without_canaries_the_rest_is_measured_and_what_is_missing_is_said(small: Run) -> None:

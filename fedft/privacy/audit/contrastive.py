@@ -5,12 +5,14 @@ With p of the tuned model and b of the base, at each position
     V = { v : p(v) >= 0.1 max p }        s(v) = log p(v) - log b(v) on V        next ~ softmax(s)
 
 Special tokens but the end are not in V. "What's New in My Data? Novelty Exploration via Contrastive Generation" (CGE).
-It finds what a data set is about, which differential privacy does not hide: that hides single records.
+It finds what a data set is about, which differential privacy does not hide: that hides single records. In its iterative
+form b is of a copy of the base that learns each text before the next is written, so that what was said is news no more.
 """
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,6 +47,18 @@ class Tokens:
     """Ids that are never written, but for the end."""
 
 
+class Learner(Protocol):
+    """A copy of the base that learns what was generated."""
+
+    def next_logits(self, ids: Tensor) -> Tensor:
+        """As `Logits`."""
+        ...
+
+    def learn(self, sample: Sample) -> None:
+        """Take one step on a sample."""
+        ...
+
+
 def scores(tuned: Tensor, base: Tensor, allowed: Tensor) -> Tensor:
     """s(v) = log p(v) - log b(v) on V and -infinity outside, [n, vocabulary].
 
@@ -61,6 +75,28 @@ def scores(tuned: Tensor, base: Tensor, allowed: Tensor) -> Tensor:
     found = log_p - base.log_softmax(-1)
     kept = log_p >= log_p.max(-1, keepdim=True).values + math.log(SHARE)
     return found.masked_fill(~kept, -math.inf)
+
+
+def generate_anew(
+    tuned: Logits,
+    learner: Learner,
+    starts: Sequence[tuple[str, Sequence[int]]],
+    tokens: Tokens,
+    generator: torch.Generator,
+    *,
+    new_tokens: int = NEW_TOKENS,
+) -> list[Sample]:
+    """A sample from each start, one after another, each in contrast to a base that has learned those before.
+
+    The arguments are those of `generate`, and the copy of the base that learns. `score` is against that copy as it
+    stood when the sample was written.
+    """
+    found = []
+    for kind, ids in starts:
+        ((written, score),) = _continued(tuned, learner.next_logits, [ids], tokens, generator, new_tokens)
+        found.append(Sample(kind, tuple(ids), written, score))
+        learner.learn(found[-1])
+    return found
 
 
 def generate(

@@ -1,7 +1,7 @@
 """What an audit generates: from which starts, and what of the data is in it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle, islice
@@ -14,7 +14,7 @@ from fedft.config import RunConfig
 from fedft.models import tasks
 from fedft.privacy.audit import contrastive
 from fedft.privacy.audit.canaries import Canary, Plan
-from fedft.privacy.audit.contrastive import Sample, Tokens
+from fedft.privacy.audit.contrastive import Learner, Sample, Tokens
 from fedft.privacy.audit.planted_records import record_of
 from fedft.privacy.audit.two_models import TwoModels
 from fedft.randomness import philox
@@ -32,6 +32,8 @@ class Wanted:
     texts: tuple[str, ...] = ()
     """Texts to start from, besides the first token and held-out prompts."""
     new_tokens: int = contrastive.NEW_TOKENS
+    copy: Callable[[], Learner] | None = None
+    """Gives a copy of the base that learns each sample before the next (iterative); None: the base stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ def contrasts(
 ) -> Found:
     """Samples of a run's model that its base would not have written, and figures of them.
 
-    `score` is their mean log p - log b per token, in all and by kind of start; `distinct_4_grams` the share of unlike
-    ones; `own_8_grams` the share that stands in rows which were trained on, where there are such; `verbatim` and
-    `verbatim_left_out` the share of the secrets, planted and left out, that were written behind their own carrier.
+    `iterative` says of which form they are. `score` is their mean log p - log b per token, in all and by kind of start;
+    `distinct_4_grams` the share of unlike ones; `own_8_grams` the share that stands in rows which were trained on,
+    where there are such; `verbatim` and `verbatim_left_out` the share of the secrets, planted and left out, that were
+    written behind their own carrier.
 
     Args:
         two: the models.
@@ -75,19 +78,33 @@ def contrasts(
     tokenizer = two.base.tokenizer
     tokens = Tokens(tokenizer.eos_token_id, frozenset(tokenizer.all_special_ids))
     generator = torch.Generator().manual_seed(philox.derive(config.audit.seed, "audit samples"))
+    samples = _generated(two, starts, tokens, generator, wanted)
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    texts = [(s.score, str(decode(s.given)), str(decode(s.written))) for s in samples]
+    figures = {
+        "iterative": wanted.copy is not None,
+        **_of_samples(samples, trained),
+        **_of_secrets(plan, [f"{g}{w}" for _, g, w in texts]),
+    }
+    return Found(figures, sorted(texts, reverse=True)[:SHOWN])
+
+
+def _generated(
+    two: TwoModels, starts: list[tuple[str, list[int]]], tokens: Tokens, generator: torch.Generator, wanted: Wanted
+) -> list[Sample]:
     two.handle.training(False)
+    if wanted.copy is not None:
+        return contrastive.generate_anew(
+            two.next_logits, wanted.copy(), starts, tokens, generator, new_tokens=wanted.new_tokens
+        )
 
     def base(ids: torch.Tensor) -> torch.Tensor:
         with two.as_base():
             return two.next_logits(ids)
 
-    samples = contrastive.generate(
+    return contrastive.generate(
         two.next_logits, base, starts, tokens, generator, new_tokens=wanted.new_tokens, batch_size=two.batch_size
     )
-    decode = partial(tokenizer.decode, skip_special_tokens=True)
-    texts = [(s.score, str(decode(s.given)), str(decode(s.written))) for s in samples]
-    figures = {**_of_samples(samples, trained), **_of_secrets(plan, [f"{g}{w}" for _, g, w in texts])}
-    return Found(figures, sorted(texts, reverse=True)[:SHOWN])
 
 
 def unfit(config: RunConfig) -> str:

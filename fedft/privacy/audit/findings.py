@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fedft.config import RunConfig
 from fedft.privacy.audit import contrasts, exposure, lower_bound, membership
@@ -13,6 +13,7 @@ from fedft.privacy.audit.two_models import TwoModels
 from fedft.privacy.tables import OF_RECORDS
 from fedft.randomness import philox
 
+T = TypeVar("T")
 VERSION = 1
 MOST_ROWS = 1000
 """Rows of either kind whose membership is tried; more are drawn from by the audit's seed."""
@@ -62,7 +63,7 @@ def audit(two: TwoModels, config: RunConfig, plan: Plan | None, rows: Rows, want
         if bound:
             said["epsilon_lower"] = bound
             figures["epsilon_lower"] = bound["epsilon"]
-    members, others = _drawn(rows.trained, config), _drawn(rows.held_out, config)
+    members, others = drawn(_all(rows.trained), config), drawn(_all(rows.held_out), config)
     if members and others:
         said["membership"] = _membership(two, members, others)
         figures["auc"] = said["membership"]["calibrated"]["auc"]
@@ -114,8 +115,7 @@ def _all(rows: Mapping[str, Sequence[Any]]) -> list[Any]:
     return [row for own in rows.values() for row in own]
 
 
-def _drawn(rows: Mapping[str, Sequence[Any]], config: RunConfig) -> list[Any]:
-    """All rows, or MOST_ROWS of them by the audit's seed."""
-    found = _all(rows)
-    order = sorted(range(len(found)), key=lambda n: philox.derive(config.audit.seed, "audit rows", n))
-    return [found[n] for n in sorted(order[:MOST_ROWS])]
+def drawn(rows: Sequence[T], config: RunConfig) -> list[T]:
+    """All rows, or MOST_ROWS of them by the audit's seed, in their order."""
+    order = sorted(range(len(rows)), key=lambda n: philox.derive(config.audit.seed, "audit rows", n))
+    return [rows[n] for n in sorted(order[:MOST_ROWS])]
