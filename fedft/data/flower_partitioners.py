@@ -22,10 +22,10 @@ def dirichlet(*, alpha: float = 0.5) -> Cut:
     """
 
     def cut(rows: Sequence[Row], field: str | None, clients: int | None, seed: int) -> dict[str, list[int]]:
-        from flwr_datasets.partitioner import DirichletPartitioner
-
         count, said = counted(rows, clients, "dirichlet"), texts(rows, field, "dirichlet")
-        flower = DirichletPartitioner(count, "code", float(alpha), min_partition_size=1, seed=seed % 2**63)
+        flower = _library("dirichlet").DirichletPartitioner(
+            count, "code", float(alpha), min_partition_size=1, seed=seed % 2**63
+        )
         try:
             return called(_parts(flower, said))
         except ValueError as e:
@@ -46,8 +46,7 @@ def flwr(*, partitioner: str = "IidPartitioner", options: dict[str, Any] | None 
     `partition_by`, `num_partitions` and `seed` to those that take them, unless they are among the options. A field's
     values are numbered in the order of their text.
     """
-    import flwr_datasets.partitioner as known
-
+    known = _library("flwr")
     names = [n for n in known.__all__ if n.endswith("Partitioner") and n != "Partitioner"]
     check.one_of(names, partitioner=partitioner)
     factory, given = getattr(known, partitioner), dict(options or {})
@@ -64,6 +63,15 @@ def flwr(*, partitioner: str = "IidPartitioner", options: dict[str, Any] | None 
             raise ConfigError(f"[data] partition {partitioner!r}: {in_one_line(e)}") from e
 
     return cut
+
+
+def _library(name: str) -> Any:
+    """The partitioners of flwr-datasets. Raises ConfigError where they are not installed: a first run needs none."""
+    try:
+        import flwr_datasets.partitioner as known
+    except ModuleNotFoundError:
+        raise ConfigError(f"[data] partition {name!r} is of flwr-datasets; pip install 'fedft[partitioners]'") from None
+    return known
 
 
 def _parts(flower: Any, said: Sequence[str]) -> list[list[int]]:

@@ -62,3 +62,10 @@ def test_plain_cuts_import_neither_datasets_nor_flower():
         "print({'datasets', 'flwr_datasets', 'flwr'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "flwr"])
+def test_without_the_library_one_line_names_the_extra(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
+    with pytest.raises(ConfigError, match=rf"'{name}' is of flwr-datasets; pip install 'fedft\[partitioners\]'$"):
+        partition.partition(ROWS, how=name, field="who", clients=3, alpha=0.5, seed=1)
