@@ -7,7 +7,8 @@
 A round is not begun that would exceed the budget if it cost what the last one did; one round is always done. Enrolment
 and evaluation are left out, with one correction: state sent for an evaluation counts as training traffic if the same
 client trains next, since the state would have been sent then anyway. What a client that was killed is sent again does
-not count. Everything is read from the lines of metrics.jsonl, so a run that was killed ends where it would have ended.
+not count. Messages of secure sums do, each round with a sixteenth of its block's set-up. Everything is read from the
+lines of metrics.jsonl, so a run that was killed ends where it would have ended.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,9 +55,10 @@ def training_bytes(line: Line, earlier: Sequence[Line], adds: bool) -> dict[str,
     Within the length of a few headers. Only where clients are drawn, and evaluated in rounds that they sleep through,
     a method that adds one part of its state and replaces another (FedEx-LoRA, RoLoRA) is counted up to a quarter high.
     """
-    up = sum(b["up"] for b in line["bytes"].values())
+    masks = line.get("secagg_training", {"up": 0, "down": 0})
+    up = masks["up"] + sum(b["up"] for b in line["bytes"].values())
     needed = {c: b.get("needed", b["down"]) for c, b in line["bytes"].items()}
-    down = sum(n + brought(c, n, earlier, adds) for c, n in needed.items() if n)  # others are at work from before
+    down = masks["down"] + sum(n + brought(c, n, earlier, adds) for c, n in needed.items() if n)  # others began before
     return {"up": up, "down": down}
 
 

@@ -30,6 +30,7 @@ from fedft.privacy.secure_sum import collector, context
 from fedft.privacy.secure_sum.collector import Block
 from fedft.privacy.secure_sum.context import SLOTS
 from fedft.privacy.secure_sum.integer_uploads import Integers
+from fedft.privacy.secure_sum.messages import bytes_of_a_sum
 from fedft.server.attempt_numbers import AttemptNumbers
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
@@ -149,10 +150,15 @@ class MaskedRounds:
             return np.full(self._held.spec.length, np.iinfo(np.int64).max)
 
     def record(self, refused: list[dict[str, str]]) -> dict[str, Any]:
-        """What the round's line says of these messages: bytes by client, and who was refused beside those `refused`."""
-        of = self.traffic
+        """What the round's line says of these messages: bytes by client, and who was refused beside those `refused`.
+
+        "secagg_training": up and down of all dealers as `bytes_of_a_sum` has it, whatever was sent anew after a kill.
+        """
+        of, block = self.traffic, self._held
+        up, down = bytes_of_a_sum(block.context.n, count := len(block.dealers), len(block.spec.json()))
         return {
             "secagg_bytes": {"up": of.up, "down": of.down, "needed": of.needed},
+            "secagg_training": {"up": count * up, "down": count * down},
             "refused": [*refused, *of.refused],
         }
 

@@ -61,7 +61,9 @@ class PrivateFacts:
         found["refused"] = [{**r, "reason": SEE} for r in found["refused"]]
         if not secret:
             up, down, needed = (sum(b[k] for b in record["bytes"].values()) for k in ("up", "down", "needed"))
-            found |= {"bytes_up": up, "bytes_down": down, "training_bytes": {"up": up, "down": needed}}
+            masks = record.get("secagg_training", {"up": 0, "down": 0})
+            training = {"up": up + masks["up"], "down": needed + masks["down"]}
+            found |= {"bytes_up": up, "bytes_down": down, "training_bytes": training}
         return {**found, "hidden": hidden}
 
     def of_evaluation(self, version: int, traffic: Traffic, *, secret: bool) -> dict[str, int]:

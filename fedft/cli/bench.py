@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # In this order `all` runs them; each is a file of fedft.benchmarks.
 NAMES = (
     "replay", "ferret", "zo-step", "aggregate", "svd", "codec", "clients", "round", "step", "private-step", "slices",
-    "server", "growth", "fleet", "start", "secure-sum", "audit-curve",
+    "server", "growth", "fleet", "start", "secure-sum", "guards", "audit-curve",
 )  # fmt: skip
 COLUMNS = ("what", "way", "time", "times faster", "spread", "of the limit")
 

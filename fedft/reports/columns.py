@@ -26,6 +26,7 @@ RESERVED = frozenset(
         *(
             "evaluation_bytes",
             "secagg_bytes",
+            "secagg_training",
             "sum_refused",
             "bytes_up",
             "bytes_down",

@@ -54,6 +54,14 @@ def test_a_block_costs_what_the_formula_says(tmp_path: Path) -> None:
     assert second["up"] == dict.fromkeys(NAMES, FRAME + 32 * n)
     assert second["down"] == dict.fromkeys(NAMES, FRAME + 1)
     line = masked.metrics.lines[2]
+    opening = FRAME + 32 * n, FRAME + 1
+    each = [(whole - o) // 16 + o for whole, o in zip((up, down), opening, strict=True)]  # a sixteenth of the block
+    plain = Summed(tmp_path / "clear", "clear")
+    plain.run()
+    for a, b in zip(masked.metrics.lines[1:], plain.metrics.lines[1:], strict=True):
+        extra = {way: a["training_bytes"][way] - b["training_bytes"][way] for way in ("up", "down")}
+        assert extra["up"] == n * each[0]
+        assert extra["down"] == pytest.approx(n * each[1], abs=n * 40)  # and plans name a slot
     assert line["evaluation_bytes"] == {"up": {}, "down": {}, "needed": {}}
     assert line["bytes_up"] == sum(b["up"] for b in line["bytes"].values()) + n * (FRAME + 32 * n)
 

@@ -212,3 +212,18 @@ def read_opened(message: Message, dealers: int, refuse: Refuse) -> tuple[int, ..
     if not all(0 < v < shamir.P for v in values):
         raise refuse("malformed", "a share is 0, or not below p")
     return values
+
+
+def bytes_of_a_sum(n: int, dealers: int, spec_bytes: int) -> tuple[int, int]:
+    """(up, down): what one sum costs each of its sites beside the masked vector, and a sixteenth of its block's set-up.
+
+    Args:
+        n: members of the block, all of whom send keys.
+        dealers: those who deal shares.
+        spec_bytes: length of the vector's specification as JSON.
+    """
+    bits, boxes = -(-n // 8), (n - 1) * BOX_BYTES
+    set_up = (3 * FRAME_BYTES + _KEYS_BYTES + SIGNATURE_BYTES + boxes,
+              3 * FRAME_BYTES + 34 + spec_bytes + n * ENTRY_BYTES + bits + boxes)  # fmt: skip
+    opening = (FRAME_BYTES + dealers * shamir.SHARE_BYTES, FRAME_BYTES + bits)
+    return set_up[0] // SLOTS + opening[0], set_up[1] // SLOTS + opening[1]
