@@ -30,6 +30,8 @@ def admit(
 ) -> tuple[Update, float]:
     """(the update, its norm) if the update may count. Nothing is kept; journalling it is the caller's.
 
+    Large tensors of the update may lie in the payload, see `messages.decode_update`.
+
     Args:
         payload: bytes as received from `client`.
         plan: that this client was sent.
@@ -45,7 +47,8 @@ def admit(
         RejectedUpdate: the update must not count, with a code of the module's table.
     """
     spec = recipe.spec(layout, plan)
-    update = replace(messages.decode_update(payload, spec, up, max_bytes=longest(spec, up, limits)), client=client)
+    most = longest(spec, up, limits)
+    update = replace(messages.decode_update(payload, spec, up, max_bytes=most, apart=True), client=client)
     if update.run != plan.run:
         raise RejectedUpdate("wrong_run", f"update of run {update.run}, this is run {plan.run}")
     if update.round != plan.round:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from fedft.arithmetic import tensors
 from fedft.arithmetic.tensors_in_file import LARGE
 from fedft.contract import Seen, State
 from fedft.server import admission
@@ -30,7 +31,7 @@ class Waiting(NamedTuple):
 
 def waiting(update: Update) -> Waiting:
     """The update as it waits for the end of its round."""
-    size = sum(t.nbytes for t in update.delta.values())
+    size = tensors.nbytes(update.delta)
     return Waiting(update if size < LARGE else replace(update, delta={}), size)
 
 

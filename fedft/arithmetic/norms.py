@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,15 @@ class WithSquares(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
+
+    def floats(self) -> "WithSquares":
+        """Those that hold floating-point numbers."""
+        return WithSquares({n: t for n, t in self.items() if t.is_floating_point()}, self.squares)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(t.nbytes for t in self.values())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -48,6 +58,21 @@ def squares(x: Tensor, room: Tensor | None = None) -> list[float]:
     found = []
     for block in blocks(x):
         doubles = room[: block.numel()].copy_(block.detach().reshape(-1))
+        found.append(float(torch.dot(doubles, doubles)))
+    return found
+
+
+def squares_of_bytes(data: memoryview, room: Tensor) -> list[float]:
+    """What `squares` gives for a tensor of the float32 entries in `data`: little endian, wherever they begin.
+
+    `room`: float64, with as many entries as the longest block, or more; overwritten.
+    """
+    entries, found = np.frombuffer(data, "<f4"), []
+    for begin in range(0, len(entries), BLOCK):
+        block = entries[begin : begin + BLOCK]
+        doubles = room[: len(block)]
+        with np.errstate(invalid="ignore"):  # a NaN comes out in the sum
+            np.copyto(doubles.numpy(), block)
         found.append(float(torch.dot(doubles, doubles)))
     return found
 

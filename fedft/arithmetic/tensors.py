@@ -89,8 +89,12 @@ def floats(x: Tensors) -> Tensors:
     >>> list(floats({"w": torch.ones(2), "seeds": torch.tensor([3, 7])}))
     ['w']
     """
-    found = {n: t for n, t in x.items() if t.is_floating_point()}
-    return WithSquares(found, x.squares) if isinstance(x, WithSquares) else found
+    return x.floats() if isinstance(x, WithSquares) else {n: t for n, t in x.items() if t.is_floating_point()}
+
+
+def nbytes(x: Tensors) -> int:
+    """Bytes of all tensors of `x`."""
+    return x.nbytes if isinstance(x, WithSquares) else sum(t.nbytes for t in x.values())
 
 
 def same_bits(x: Tensor, y: Tensor) -> bool:

@@ -88,7 +88,7 @@ def encode_update(update: Update, codec: str, seed: int = 0) -> bytes:
     return _encode(MessageKind.UPDATE, update, update.delta, codec, seed)
 
 
-def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None = None) -> Update:
+def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None = None, apart: bool = False) -> Update:
     """The update in `data`, with exactly the tensors of `spec`, sent in `codec`; `client` is left empty.
 
     Tensors have the spec's dtype, are contiguous and own their memory; all floats are finite and within 1e4; where
@@ -99,6 +99,7 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
         spec: names, shapes and dtypes that are wanted.
         codec: name of the codec that is wanted, as in `[codec] up`.
         max_bytes: a limit below `max_update_bytes(spec, codec)`, which holds in any case.
+        apart: whether large tensors may be left in `data`, which is kept, and be made at each look: `body.InMessage`.
     Raises:
         RejectedUpdate: whatever else is in `data`. Nothing is allocated for a size that `data` does not have.
     """
@@ -109,7 +110,7 @@ def decode_update(data: bytes, spec: Spec, codec: str, *, max_bytes: int | None 
         values = read_fields(header, forms.FORMS[version].update)
         entries = read_entries(table)
         check_fit(entries, spec, codec)
-        return Update(delta=read_with_squares(entries, body), **values)
+        return Update(delta=read_with_squares(entries, body, apart=apart), **values)
 
 
 def relabelled(data: bytes, *, round: int, attempt: int) -> bytes:
