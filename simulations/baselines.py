@@ -72,13 +72,16 @@ def _bounded(config: RunConfig, sharers: int) -> RunConfig:
 
 
 def _local(place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Path, tell: Tell) -> dict[str, Any] | None:
-    """Mean over the clients of the panel. Its rounds are those of the federation, its steps are a client's own."""
+    """Mean over the clients of the panel. Its rounds are those of the federation, its steps are a client's own.
+
+    Every model is measured on everybody's rows, but under `clients` stands each one's loss on its own.
+    """
     config, share = place.config, cohort / len(place.clients)
     rounds = max(1, round(config.server.rounds * share))
     every = max(1, round(config.eval.every * share))
     server = replace(config.server, rounds=rounds)
     place = replace(place, config=replace(config, server=server, eval=replace(config.eval, every=every)))
-    found = []
+    found, own = [], {}
     for i, name in enumerate(panel):
 
         def of_this(share: float, line: Mapping[str, Any], i: int = i, name: str = name) -> None:
@@ -88,11 +91,15 @@ def _local(place: runs.Workplace, panel: Sequence[str], cohort: int, folder: Pat
         if (of_client := run_result.result(lines, config.local.steps)) is None:
             return None
         found.append(of_client)
+        own[name] = of_client["clients"].get(name)
     for r in found:
         r["rounds"] = _federated(r["rounds"], share)
         for point in r["curve"]:
             point["version"] = _federated(point["version"], share)
-    return run_result.mean(found)
+    total = run_result.mean(found)
+    for of in (total, *total["curve"]):
+        of["work"] *= len(place.clients)  # what it would take all of them
+    return {**total, "clients": {name: loss for name, loss in own.items() if loss is not None}}
 
 
 def _federated(turns: int, share: float) -> int:
@@ -142,15 +149,16 @@ def _train_and_measure(
     return lines
 
 
-def _measure(place: runs.Workplace, state: State, panel: Sequence[str], more: Sequence[str] = ()) -> dict[str, float]:
+def _measure(place: runs.Workplace, state: State, panel: Sequence[str], more: Sequence[str] = ()) -> dict[str, Any]:
+    """Metrics of a state on the held-out rows of the panel: means over its clients, and each one's `evaluation`."""
     place.stand(state)
-    found = [
-        evaluate.measure(place.handle, place.base, rows, place.config.eval, more)
+    found = {
+        name: evaluate.measure(place.handle, place.base, rows, place.config.eval, more)
         for name in panel
         if (rows := place.clients[name].test_rows)
-    ]
+    }
     if not found:
         raise ConfigError(NO_ROWS)
-    if not all(math.isfinite(f["loss"]) for f in found):
+    if not all(math.isfinite(f["loss"]) for f in found.values()):
         return {}
-    return over_clients(found, of_tokens(place.config))
+    return {**over_clients(found.values(), of_tokens(place.config)), "evaluation": found}

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -13,13 +13,17 @@ from fedft import run_file as configs
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.reports.comparison import BASELINES
-from fedft.reports.observers import Observer
 from fedft.server import open_run
 from fedft.server.run_folder import changed, check_plugins
 from fedft.simulations import baselines
 from fedft.simulations.devices import check_devices
 
 TABLE, PAGE, RESULT = "race.json", "race.html", "result.json"
+LATEX, CSV, TUNING = "race.tex", "race.csv", "tuning"
+TAKEN = (".", "..", TABLE, PAGE, LATEX, CSV, TUNING)
+"""Names below a race's folder that no contender may have."""
+DONE, STOPPED = {"config", "before", "after", "curve"}, {"config", "stopped"}
+"""What a whole result.json has at least: of a run that came to an end, and of one that cannot."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def check_labels(contenders: Sequence[Contender], seeds: int) -> None:
     seen: set[str] = set()
     for label in (c.label for c in contenders):
         plain = re.fullmatch(r"[\w.+-]+( +[\w.+-]+)*", label, flags=re.ASCII)
-        if not plain or label in (".", "..", TABLE, PAGE):
+        if not plain or label in TAKEN:
             raise ConfigError(f"contender {label!r}: wanted a plain name of letters, digits, spaces and _ . + -")
         if label.casefold() in seen:
             raise ConfigError(f"contender {label!r} is there twice; 'LABEL: KEY=VALUE ...' gives one another label")
@@ -60,37 +64,48 @@ def check_labels(contenders: Sequence[Contender], seeds: int) -> None:
 
 
 def planned(
-    file: Path, c: Contender, seeds: int, overrides: Sequence[str], out: Path, observe: Observer
-) -> list[RunConfig]:
-    """The config of each seed, after all that can be refused before any work."""
-    found = []
-    for seed in range(seeds):
-        config = open_run.resolved(configs.load(file, [*overrides, *c.overrides, f"server.seed={seed}"]))
-        if config.data.test is None and not config.data.holdout:
-            raise ConfigError(f"{file.name}: {baselines.NO_ROWS}")
-        if config.local.epochs is not None:
-            raise ConfigError(
-                f"{file.name}: [local] epochs: a race compares by steps, which are then unlike; name steps"
-            )
-        ranks = config.ranks()
-        if len(set(ranks)) > 1 and (c.label in BASELINES or _needs_one_rank(config)):
-            config = replace(config, clients=replace(config.clients, rank=round(fmean(ranks))))
-            if seed == 0:
-                given = check.few([*map(str, ranks)], 8)
-                observe("note", {"text": f"{c.label} takes one rank: {config.clients.rank}, the mean of {given}"})
-        strategies.of(config)
-        check_plugins(config)
-        check_devices(config)
-        if seed == 0 and config.clients.devices is not None and c.label in BASELINES:
-            observe("note", {"text": f"{c.label} is on no virtual device: its seconds are this machine's"})
-        folder = out / c.label / f"seed-{seed}"
-        if keys := _changed(folder, config):
-            raise ConfigError(
-                f"--out {out}: {c.label}, seed {seed} in it is of a run that differs in {', '.join(keys)}; "
-                "name another --out"
-            )
-        found.append(config)
-    return found
+    file: Path,
+    c: Contender,
+    seed: int,
+    overrides: Sequence[str],
+    folder: Path,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+    tuning: Sequence[str] = (),
+    free: Collection[str] = (),
+) -> RunConfig:
+    """The config of one run of a contender, after all that can be refused before any work.
+
+    Args:
+        file: run file of all.
+        c: whose run it is.
+        seed: of the run.
+        overrides: hold for all contenders, their own win.
+        folder: of the run; what is in it has to be of this config.
+        note: hears what is changed for this contender.
+        tuning: overrides of the race itself, which win over all others.
+        free: `table.key` that what is in `folder` may have otherwise.
+    Raises:
+        ConfigError: nothing to measure on, a strategy that cannot run so, a folder that has a run of another config.
+    """
+    config = open_run.resolved(configs.load(file, [*overrides, *c.overrides, *tuning, f"server.seed={seed}"]))
+    if config.data.test is None and not config.data.holdout:
+        raise ConfigError(f"{file.name}: {baselines.NO_ROWS}")
+    if config.local.epochs is not None:
+        raise ConfigError(f"{file.name}: [local] epochs: a race compares by steps, which are then unlike; name steps")
+    ranks = config.ranks()
+    if len(set(ranks)) > 1 and (c.label in BASELINES or _needs_one_rank(config)):
+        config = replace(config, clients=replace(config.clients, rank=round(fmean(ranks))))
+        given = check.few([*map(str, ranks)], 8)
+        note(f"{c.label} takes one rank: {config.clients.rank}, the mean of {given}")
+    strategies.of(config)
+    check_plugins(config)
+    check_devices(config)
+    if config.clients.devices is not None and c.label in BASELINES:
+        note(f"{c.label} is on no virtual device: its seconds are this machine's")
+    if keys := [key for key in _changed(folder, config) if key not in free]:
+        raise ConfigError(f"{folder}: is of a run that differs in {', '.join(keys)}; name another --out")
+    return config
 
 
 def _needs_one_rank(config: RunConfig) -> bool:
@@ -99,12 +114,16 @@ def _needs_one_rank(config: RunConfig) -> bool:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """What a finished run left here; None if there is none, or what is there is not whole."""
+    """What a finished run left here, with a reason under `stopped` where it will never have a result.
+
+    None if there is none, or what is there is not whole.
+    """
     try:
         found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"config", "before", "after", "curve"} <= found.keys() else None
+    whole = isinstance(found, dict) and any(keys <= found.keys() for keys in (DONE, STOPPED))
+    return found if whole else None
 
 
 def _changed(folder: Path, now: RunConfig) -> list[str]:

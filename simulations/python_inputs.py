@@ -40,7 +40,7 @@ def config_of(run: Path | None, tables: Mapping[str, Any], folder: Path, *, resu
         raise ConfigError(f"{folder}: holds a run already; resume=True continues it, another folder starts anew")
     for key in SOURCES:
         if key in said.get("data", {}) and not _is_text(value := said["data"][key]):
-            text = "".join(f"{json.dumps(row, default=_plain)}\n" for row in _rows(value, own, f"data[{key!r}]"))
+            text = "".join(f"{json.dumps(row, default=plain)}\n" for row in _rows(value, own, f"data[{key!r}]"))
             said["data"][key] = str(_written(inside / f"{key}.jsonl", text, resume=resume))
     if "model" in said and hasattr(said["model"].get("id"), "save_pretrained"):
         said["model"]["id"] = str(
@@ -97,7 +97,7 @@ def _rows(value: Any, client: str, where: str) -> Iterator[dict[str, Any]]:
         yield dict(row)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON has for a value that it does not know: a number of numpy, a date."""
     if hasattr(value, "tolist"):
         return value.tolist()

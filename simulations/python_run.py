@@ -84,10 +84,17 @@ class Run:
         export_run(self.folder, Path(to), merged=merged, client=client, rank=rank)
         return Path(to)
 
-    def compare(self, *others: "Run") -> "pandas.DataFrame":
-        """This run and others, a row each, as the table of `fedft report` has them."""
+    def compare(self, *others: "Run", against: str | None = None) -> "pandas.DataFrame":
+        """This run and others as the table of `fedft report` has them: a row per method, runs of several seeds as one.
+
+        Beside its numbers a method has the paired differences of its loss to that of the method `against` (None: the
+        best): `difference_mean`, `_se`, `_low` and `_high` (a 95 % interval) and `_n` over seeds, and over clients the
+        same behind `client_`. Raises ConfigError where there is no method `against`.
+        """
         import pandas
 
+        from fedft.reports import tables
         from fedft.reports.finished_runs import gather
 
-        return pandas.DataFrame(gather([run.folder for run in (self, *others)])["rows"])
+        done = gather([run.folder for run in (self, *others)], against=against)
+        return pandas.DataFrame(tables.numbers(done))

@@ -1,5 +1,5 @@
 """The front door: every command of `fedft`. Those of a deployment are in `deploy`, `keys`, `admin`, `records`, `site`,
-`probe` and `backup`, those on a run in `finished` and `watch`, the benches in `bench`.
+`probe` and `backup`, those on a run in `finished` and `watch`, on several in `race`, the benches in `bench`.
 
 Imports what a command needs when it runs, so that `fedft --help` answers at once. A user's mistake is one line on
 stderr and a non-zero exit code; a traceback is a bug of ours.
@@ -33,12 +33,13 @@ from fedft.cli import (
     new,
     plan,
     probe,
+    race,
     records,
     site,
     watch,
 )
 from fedft.cli.options import Allow, AsJson, SetKeys, named
-from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted, RunPaused
+from fedft.errors import EXIT_INTERRUPTED, ClientFailed, FedftError, Interrupted
 
 app = typer.Typer(
     name="fedft",
@@ -111,86 +112,6 @@ def simulate(
                 raise Interrupted(f"interrupted in the comparison; the run in {done.folder} is whole") from e
 
 
-@app.command()
-def race(
-    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="Run file that all contenders share.")],
-    strategies: Annotated[
-        str,
-        typer.Option(
-            callback=named,
-            autocompletion=completion.contenders,
-            help="Comma-separated: strategies, and the baselines `local` and `central`.",
-        ),
-    ] = "fedit,flora,ffa_lora,local,central",
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(metavar="'LABEL: KEY=VALUE ...'", callback=named, help="One more contender, made by overrides."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(metavar="bytes=N|steps=N|seconds=N", help="Each run ends at its last round within it."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs per contender, seeds 0, 1, ...")] = 3,
-    set_: SetKeys = None,
-    allow: Allow = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs; finished ones in it are not run again.")] = Path(
-        "fedft-runs/race"
-    ),
-    as_json: AsJson = False,
-) -> None:
-    """Methods side by side: same data, clients and budget, several seeds; a table, learning curves and a page."""
-    from fedft.reports.race_progress import RaceProgress
-    from fedft.reports.terminal import table
-
-    with RaceProgress() as progress:
-        fedft.starting()
-        from fedft.reports.comparison import LEGEND, readable, shown_columns, spare_columns
-        from fedft.simulations import race as races
-        from fedft.simulations.contenders import contender
-
-        contenders = [contender(s.strip()) for s in strategies.split(",") if s.strip()]
-        contenders += [contender(v) for v in variant or ()]
-        try:
-            done = races.race(
-                run, contenders, seeds, out, budget=budget, overrides=set_ or (), observe=progress.observe
-            )
-        except KeyboardInterrupt as e:
-            raise Interrupted("interrupted; nothing is lost: the same command continues the race") from e
-    if as_json:
-        typer.echo(json.dumps(done))
-    else:
-        rows, said = done["rows"], done["columns"]
-        table(readable(rows, said), shown_columns(rows), spare_columns(rows))
-        typer.echo(LEGEND)
-        typer.echo(f"{out / races.PAGE}  (the same with learning curves; numbers in {races.TABLE} beside it)")
-    if stopped := done["stopped"]:
-        raise RunPaused(f"stopped, and without a row: {', '.join(stopped)}; the same command tries again")
-
-
-@app.command()
-def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of finished runs and of races.")],
-    to: Annotated[
-        Path | None, typer.Option(help="File (default: report.html in the folder, or here if there are several).")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """One page that compares runs and races: table, learning curves, bytes; a single file to open, mail and print."""
-    from fedft.reports import html_report as reports
-    from fedft.reports.comparison import LEGEND, readable, shown_columns, spare_columns
-    from fedft.reports.terminal import table
-
-    file = to or (folders[0] if len(folders) == 1 else Path()) / "report.html"
-    done = reports.write(folders, file)
-    if as_json:
-        typer.echo(json.dumps(done))
-    else:
-        rows, said = done["rows"], done["columns"]
-        table(readable(rows, said), shown_columns(rows), spare_columns(rows))
-        typer.echo(LEGEND)
-        typer.echo(f"page   {file}")
-
-
 def _quickstart() -> Path:
     """The run file of the quickstart: beside fedft/ in a checkout, inside it in a wheel."""
     package = Path(__file__).parents[1]
@@ -213,6 +134,8 @@ def check_strategy(
     kinds.check("strategy", name, set_, None, as_json)
 
 
+app.command()(race.race)
+app.command()(race.report)
 app.command(name="eval")(finished.evaluate)
 app.command()(finished.export)
 app.command()(audit.audit)

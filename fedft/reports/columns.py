@@ -44,6 +44,7 @@ RESERVED = frozenset(
         "count",
         # of a result, a row of a table and a point of a curve
         *("method", "seeds", "before", "after", "gain", "rounds", "up", "down", "steps", "error", "curve", "config"),
+        *("work", "clients", "seed", "jobs", "stopped", "difference"),
     }
 )
 """Names with another meaning where metrics are written; no metric may have one of them."""

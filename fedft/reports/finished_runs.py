@@ -10,7 +10,7 @@ from fedft import check, run_file
 from fedft.config import RunConfig
 from fedft.errors import ConfigError
 from fedft.registry import named
-from fedft.reports import run_result
+from fedft.reports import energy, run_result
 from fedft.reports.comparison import compare
 
 
@@ -51,13 +51,30 @@ def _name(path: str | list[str]) -> str:
     return Path(path).name if Path(path).is_absolute() else path
 
 
-def gather(folders: Sequence[Path]) -> dict[str, Any]:
+def known(result: Mapping[str, Any], config: RunConfig) -> dict[str, Any]:
+    """A result with what its run's config says of it: `seed`, and clients by names that mean the same in other seeds.
+
+    Where clients are made by the seed, those of two seeds are different ones, and are called so.
+    """
+    seed = config.server.seed
+    same = named(config.data.partition, "partitioner")[0] == "natural"
+    clients = {c if same else f"{c}, seed {seed}": loss for c, loss in result.get("clients", {}).items()}
+    return {**result, "seed": seed, "clients": clients}
+
+
+def gather(folders: Sequence[Path], *, watts: float | None = None, against: str | None = None) -> dict[str, Any]:
     """The comparison (`comparison.compare`) of the finished runs and races in these folders.
 
     Runs that differ in the seed alone are one method, called by the strategy; a race's methods keep their labels.
     Labels that occur twice get the folder's name behind them.
 
-    Raises ConfigError: a folder holds neither a race nor a finished run, or nothing was measured in it.
+    Args:
+        folders: of runs and races.
+        watts: for the estimate of energy; None: those of the races, or what is assumed for the runs' devices.
+        against: the method that others are compared with in pairs; None: that of a race, or the best.
+    Raises:
+        ConfigError: a folder holds neither a race nor a finished run, or nothing was measured in it; or there is no
+            method `against`.
     """
     results: dict[str, list[dict[str, Any]]] = {}
     alike: dict[str, str] = {}
@@ -65,7 +82,9 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     stopped: dict[str, str] = {}
     said: dict[str, Any] = {}
-    complete = True
+    tuning: dict[str, Any] = {}
+    assumed: list[float] = []
+    complete, wanted = True, against
     for folder in folders:
         if (folder / "race.json").exists():
             of, methods = _race(folder / "race.json")
@@ -74,6 +93,9 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
             stopped |= of.get("stopped", {})
             said |= of.get("columns", {})
             complete = complete and bool(of.get("complete", True))
+            tuning = tuning or of.get("tuning", {})
+            assumed += [of["watts"]] if of.get("watts") else []
+            against = against or (None if of.get("picked", True) else of.get("against"))
             for label, seeds in methods.items():
                 results[_free(label, folder, results)] = seeds
             continue
@@ -83,10 +105,13 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
         text = json.dumps(replace(config, server=replace(config.server, seed=0)).to_dict(), sort_keys=True)
         if text not in alike:
             alike[text] = _free(config.strategy.name, folder, results)
-        results.setdefault(alike[text], []).append(result)
+        results.setdefault(alike[text], []).append(known(result, config))
     of_runs = about(found) if found else {}
     facts = {**of_runs, **facts, "folders": ", ".join(f.resolve().name for f in folders)}
-    return compare(facts, results, stopped, complete=complete, said=said)
+    if wanted is not None and wanted not in results:
+        raise ConfigError(f"--against {wanted!r}: there is no such method; there are {', '.join(results)}")
+    watts = energy.watts((c.model.device for c in found), watts if watts is not None else max(assumed, default=None))
+    return compare(facts, results, stopped, complete=complete, said=said, watts=watts, against=against, tuning=tuning)
 
 
 def _free(label: str, folder: Path, taken: Mapping[str, Any]) -> str:

@@ -12,9 +12,22 @@ from typing import Any
 
 from fedft import durable
 from fedft.errors import ConfigError, RunPaused
-from fedft.reports import audits, columns, generations, plans, plots
+from fedft.reports import (
+    audits,
+    columns,
+    comparison_sections,
+    energy,
+    generations,
+    per_client,
+    plans,
+    plots,
+    race_figures,
+)
 from fedft.reports.comparison import BASELINES, readable, shown_columns
+from fedft.reports.comparison_sections import Cell
 from fedft.reports.finished_runs import gather
+from fedft.reports.page_style import STYLE
+from fedft.reports.race_figures import Figure
 from fedft.training.metrics.loss import LOSS
 
 NO_PLOTS = 'Plots need matplotlib: pip install "fedft[report]", then fedft report on this folder.'
@@ -24,43 +37,20 @@ HEADS = {
     "up": "up, client and round",
     "down": "down, client and round",
     "bytes": "bytes in all",
+    "energy": "energy, estimated",
     "error": "aggregation error",
 }
 """Headings of columns that are no metric; the others have their own names."""
-STYLE = """
-:root { color-scheme: light }
-body { font: 300 15px/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #222;
-  max-width: 76rem; margin: 2.5rem auto; padding: 0 1.5rem; background: #fff }
-h1 { font-size: 1.7rem; font-weight: 300; margin: 0 0 1rem }
-h2 { font-size: 1.1rem; font-weight: 400; margin: 2rem 0 .6rem }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; margin: 0 } dt { color: #767676 }
-dd { margin: 0; overflow-wrap: anywhere }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ececec }
-th { font-weight: 400; color: #767676; vertical-align: bottom; white-space: normal; border-color: #bbb }
-th:first-child, td:first-child { text-align: left; padding-left: 0 } td { font-weight: 400 }
-td.best { font-weight: 700 }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(22rem, 1fr)); gap: 1.2rem }
-.maps { display: flex; flex-wrap: wrap; gap: 1.2rem 2.5rem; margin: .6rem 0 1.2rem }
-.maps img { width: auto; max-width: 100% }
-h3 { font-size: 1rem; font-weight: 400; margin: 1.4rem 0 .3rem }
-figure { margin: 0; break-inside: avoid } figure img { width: 100%; height: auto } figcaption { color: #555 }
-ul.key { list-style: none; margin: 0 0 1rem; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.4rem }
-.swatch { width: 42px; height: 14px; vertical-align: middle; margin-right: .5rem }
-p.note { color: #767676; font-size: .87rem; max-width: 46rem } code { font-size: .9em }
-@page { margin: 12mm }
-@media print { body { margin: 0; padding: 0; max-width: none; font-size: 10px } h1 { font-size: 20px }
-  table { font-size: 8px } p.note { font-size: 9px } th, td { padding: 3px 5px }
-  .plots { grid-template-columns: 1fr 1fr } }
-"""
 
 
-def write(folders: Sequence[Path], to: Path) -> dict[str, Any]:
+def write(
+    folders: Sequence[Path], to: Path, *, watts: float | None = None, against: str | None = None
+) -> dict[str, Any]:
     """Write the page that compares the runs and races in these folders to the file `to`; returns the comparison.
 
-    Raises ConfigError as `finished_runs.gather` does, and where `to` cannot be written.
+    Arguments as, and ConfigError where, `finished_runs.gather` has them; also where `to` cannot be written.
     """
-    comparison = gather(folders)
+    comparison = gather(folders, watts=watts, against=against)
     try:
         behind = plans.section(plans.of_folders(folders), _image) + audits.section(folders)
         behind += generations.section(folders)
@@ -90,10 +80,13 @@ def page(comparison: Mapping[str, Any], behind: str = "") -> str:
             _facts(facts),
             "<h2>Results</h2>",
             _table(comparison),
-            f'<p class="note">{escape(_legend(comparison))}</p>',
+            comparison_sections.note(_legend(comparison)),
+            comparison_sections.pairs(comparison),
+            comparison_sections.tuning(comparison),
             f"<h2>Variants</h2>{_facts(variants)}" if variants else "",
             "<h2>Plots</h2>",
             _plots(comparison),
+            comparison_sections.clients(comparison, _gains(comparison)),
             behind,
             "</body></html>\n",
         ]
@@ -110,20 +103,15 @@ def _facts(facts: Mapping[str, Any]) -> str:
 def _table(comparison: Mapping[str, Any]) -> str:
     """The rows as a table; the method with the smallest loss after, baselines aside, in bold."""
     rows, said = comparison["rows"], comparison.get("columns")
-    cells_of = readable(rows, said)
+    cells_of = readable(comparison)
     shown = [c for c in shown_columns(rows) if any(c in cells for cells in cells_of)]
     racing = [r["after"] for r in rows if r["method"] not in BASELINES]
     heads = {name: columns.of(name, said).label for name in columns.occurring(rows)} | HEADS
-    head = "".join(f"<th>{escape(heads.get(c, c))}</th>" for c in shown)
-    body = ""
+    body: list[list[Cell]] = []
     for row, cells in zip(rows, cells_of, strict=True):
         best = racing and row["after"] == min(racing) and row["method"] not in BASELINES
-        body += "<tr>" + "".join(
-            f"<td{' class=best' if best and c in ('method', 'after') else ''}>{escape(cells.get(c, '-'))}</td>"
-            for c in shown
-        )
-        body += "</tr>\n"
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+        body.append([(cells.get(c, "-"), "best" if best and c in ("method", "after") else "") for c in shown])
+    return comparison_sections.table([heads.get(c, c) for c in shown], body)
 
 
 def _legend(comparison: Mapping[str, Any]) -> str:
@@ -138,7 +126,8 @@ def _legend(comparison: Mapping[str, Any]) -> str:
         f"less the loss after. {_ways((LOSS, *looks))}"
         "Bytes are those of training: up and down per client asked and round, and all clients added up. Steps are "
         "local optimiser steps one after the other; seconds are of training and aggregation. Aggregation error is "
-        "|applied - exact| / |exact|, mean over rounds."
+        "|applied - exact| / |exact|, mean over rounds. "
+        + (energy.assumption(comparison["watts"]) if comparison.get("watts") else "")
     )
 
 
@@ -156,12 +145,36 @@ def _plots(comparison: Mapping[str, Any]) -> str:
         return ""
     look = plots.styles(list(comparison["curves"]))
     key = "".join(f"<li>{_image(plots.swatch(s), '', 'swatch')}{escape(label)}</li>" for label, s in look.items())
-    drawn = "".join(
-        f"<figure>{_image(svg, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
-        for caption, svg in plots.figures(comparison)
+    drawn = "".join(_figure(figure) for figure in race_figures.others(comparison))
+    said = "Lines are means over seeds, bands one standard deviation. A method that sends nothing is a level line."
+    note = comparison_sections.note(said)
+    return f'<ul class="key">{key}</ul>\n{_losses(comparison)}<div class="plots">{drawn}</div>{note}'
+
+
+def _losses(comparison: Mapping[str, Any]) -> str:
+    """The learning curves, of which a reader picks what they are drawn over; in print there are all."""
+    of = race_figures.of_loss(comparison)
+    picks = "".join(
+        f'<input type="radio" name="x" id="x-{name}"{" checked" if n == 0 else ""}>'
+        f'<label for="x-{name}">by {name}</label>'
+        for n, name in enumerate(of)
     )
-    note = "Lines are means over seeds, bands one standard deviation. A method that sends nothing is a level line."
-    return f'<ul class="key">{key}</ul>\n<div class="plots">{drawn}</div><p class="note">{note}</p>'
+    return f'<div class="pick">{picks}\n{"".join(_figure(f, f"x-{name}") for name, f in of.items())}</div>\n'
+
+
+def _gains(comparison: Mapping[str, Any]) -> str:
+    """The figure of who gains and who loses; "" where nobody trained alone, or nothing can be drawn."""
+    differences = per_client.against_alone(comparison["results"])
+    if not differences or not plots.available():
+        return ""
+    return _figure(race_figures.gains(differences, list(comparison["curves"])), "one")
+
+
+def _figure(of: Figure, kind: str = "") -> str:
+    """A figure with its caption, and what its axes leave out."""
+    note = f"<small>{escape(of.note)}</small>" if of.note else ""
+    caption = f"<figcaption>{escape(of.caption)}{note}</figcaption>"
+    return f"<figure{f' class={kind}' if kind else ''}>{_image(of.svg, of.caption)}{caption}</figure>\n"
 
 
 def _image(svg: str, alt: str, kind: str = "") -> str:

@@ -78,7 +78,12 @@ def seconds(line: Line) -> float:
     """Seconds of training and aggregation of the round that led to this line's state; virtual ones where there are."""
     if (virtual := line["seconds"].get(VIRTUAL)) is not None:
         return float(virtual)
-    return sum(line["seconds"].get(part, 0.0) for part in ("train", "aggregate"))
+    return work_seconds(line)
+
+
+def work_seconds(line: Line) -> float:
+    """Seconds that this machine took to train and aggregate in the round that led to this line's state."""
+    return float(sum(line["seconds"].get(part, 0.0) for part in ("train", "aggregate")))
 
 
 def virtual_seconds(lines: Iterable[Line]) -> list[float]:

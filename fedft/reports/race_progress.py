@@ -1,4 +1,4 @@
-"""A race on the terminal: a bar for the run at work, a line for each that is done."""
+"""A race on the terminal: a bar for each run at work, a line for each that is done."""
 
 from collections.abc import Mapping
 from types import TracebackType
@@ -14,7 +14,7 @@ from fedft.reports.quantities import size
 class RaceProgress:
     """The context in which a race is shown, on stderr; its `observe` is an observer of the race.
 
-    On a terminal there is a bar for the run at work; everywhere a plain line for each run that is done.
+    On a terminal there is a bar for each run at work; everywhere a plain line for each run that is done.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,8 @@ class RaceProgress:
             disable=not self._out.is_terminal,
             speed_estimate_period=600,
         )
-        self._run = ""
+        self._tasks: dict[int, tuple[str, Any]] = {}
+        """By a run's number what it is called, and its bar."""
 
     def __enter__(self) -> "RaceProgress":
         return self
@@ -44,25 +45,32 @@ class RaceProgress:
         if kind == "note":
             self._out.print(info["text"])
         elif kind == "run":
-            self._run = f"[{info['number']}/{info['of']}] {info['contender']}, seed {info['seed']}"
-            self._task = self._bar.add_task(self._run, total=1.0, note="loading")
+            what = f"tuning {info['setting']}" if info["setting"] else f"seed {info['seed']}"
+            name = f"[{info['number']}/{info['of']}] {info['contender']}, {what}"
+            self._tasks[info["number"]] = name, self._bar.add_task(name, total=1.0, note="loading")
             self._bar.start()
             if not self._out.is_terminal:
-                self._out.print(self._run)
+                self._out.print(name)
         elif kind == "preparing":
             self._bar.stop()  # the base model may be built now, with a bar of its own
         elif kind == "step":
             self._bar.start()
-            self._bar.update(self._task, completed=info["share"], note=info["note"])
-        elif kind == "stopped":
+            self._bar.update(self._tasks[info["number"]][1], completed=info["share"], note=info["note"])
+        elif kind in ("stopped", "ran"):
+            name, task = self._tasks.pop(info["number"])
             self._bar.stop()
-            self._bar.remove_task(self._task)
-            self._out.print(f"{self._run}: stopped: {info['reason']}")
-        elif kind == "ran":
-            self._bar.stop()
-            self._bar.remove_task(self._task)
-            r = info["result"]
-            self._out.print(
-                f"{self._run}: loss {r['before']:.4f} -> {r['after']:.4f}, {round(r['rounds'])} rounds, "
-                f"{size(round(r['bytes']))}, {r['seconds']:.1f} s"
-            )
+            self._bar.remove_task(task)
+            self._out.print(f"{name}: {_end(kind, info)}")
+            if self._tasks:
+                self._bar.start()
+
+
+def _end(kind: str, info: Mapping[str, Any]) -> str:
+    """What a run came to."""
+    if kind == "stopped":
+        return f"stopped: {info['reason']}"
+    r = info["result"]
+    return (
+        f"loss {r['before']:.4f} -> {r['after']:.4f}, {round(r['rounds'])} rounds, {size(round(r['bytes']))}, "
+        f"{r['seconds']:.1f} s"
+    )

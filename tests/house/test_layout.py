@@ -49,6 +49,7 @@ ROOMS_TOO = {
     "fedft/cli/kinds.py": {"strategies"},
     "fedft/cli/planned.py": set(ROOMS) - {"benchmarks"},
     "fedft/cli/probe.py": {"client"},
+    "fedft/cli/race.py": {"simulations"},
     "fedft/cli/records.py": {"client", "server"},
     "fedft/cli/site.py": {"client"},
 }

@@ -103,7 +103,7 @@ def test_the_table_of_a_race_has_every_metric_with_its_spread() -> None:
 
     done = comparison.compare({}, {"m": [result(0.25), result(0.75)]}, said={"f1": {"heading": "F1", "form": ".2%"}})
     assert done["columns"]["f1"]["heading"] == "F1"
-    (cells,) = comparison.readable(done["rows"], done["columns"])
+    (cells,) = comparison.readable(done)
     assert cells["f1"] == "50.0% ± 35.4%"
     assert comparison.shown_columns(done["rows"])[4:6] == [ACCURACY.name, "f1"]
     assert [p["f1"] for p in done["curves"]["m"][0]] == [0.0, 0.25]

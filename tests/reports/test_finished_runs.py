@@ -13,6 +13,7 @@ from fedft import run_file
 from fedft.cli import main
 from fedft.errors import ConfigError
 from fedft.reports import finished_runs, html_report
+from fedft.simulations.python_run import Run
 
 
 @pytest.fixture
@@ -77,3 +78,14 @@ def test_a_folder_that_says_nothing_is_refused_in_one_line(tmp_path: Path, there
     with pytest.raises(ConfigError, match=why) as e:
         finished_runs.gather([tmp_path])
     assert "\n" not in str(e.value)
+
+
+def test_runs_of_several_seeds_are_paired_in_python_too(run: Callable[..., Path]) -> None:
+    names = [(name, seed) for name in ("fedit", "flora") for seed in (0, 1, 2)]
+    made = [run(f"{name}-{seed}", f"strategy.name={name}", f"server.seed={seed}") for name, seed in names]
+    first, *others = (Run(folder, {}, []) for folder in made)
+    frame = first.compare(*others, against="fedit").set_index("method")
+    assert frame.loc["flora", "difference_mean"] == 0
+    assert frame.loc["flora", "difference_n"] == 3
+    assert frame.loc["flora", "difference_low"] == frame.loc["flora", "difference_high"] == 0
+    assert frame["difference_n"].isna()["fedit"]

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from made_up_runs import compared, lines, of
 
-from fedft.reports import comparison, html_report, plots
+from fedft.reports import comparison, html_report, plots, race_figures
 from fedft.reports.race_progress import RaceProgress
 
 EVIL = "<script>alert('x')</script>&\"$x_1$ ünï"
@@ -34,7 +34,7 @@ def images(page: str) -> list[str]:
 
 def test_a_curve_has_the_states_that_every_seed_has() -> None:
     long, short = of(lines(0.0, rounds=6), lines(0.4, rounds=3))
-    assert plots.series([long["curve"], short["curve"]], "version", "loss") == [
+    assert race_figures.series([long["curve"], short["curve"]], "version", "loss") == [
         (v, pytest.approx(1.2 + 2 * math.exp(-v)), pytest.approx(0.4 / math.sqrt(2))) for v in range(4)
     ]
 
@@ -86,11 +86,12 @@ def test_an_unknown_error_of_aggregation_is_no_plot_and_no_column() -> None:
 
 def test_off_a_terminal_each_run_of_a_race_is_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
     (result,) = of(lines())
+    run = {"contender": "flora", "seed": 0, "setting": "", "number": 1}
     with RaceProgress() as progress:
-        progress.observe("run", {"contender": "flora", "seed": 0, "number": 1, "of": 2})
-        progress.observe("preparing", {})
-        progress.observe("step", {"share": 0.5, "note": "round 1/2", "version": 1})
-        progress.observe("ran", {"contender": "flora", "seed": 0, "result": result})
+        progress.observe("run", {**run, "of": 2})
+        progress.observe("preparing", run)
+        progress.observe("step", {**run, "share": 0.5, "note": "round 1/2", "version": 1})
+        progress.observe("ran", {**run, "result": result})
     out, err = capsys.readouterr()
     assert not out
     assert err.splitlines() == [
@@ -104,11 +105,12 @@ def test_on_a_narrow_terminal_the_table_leaves_columns_out_and_says_which(
 ) -> None:
     from fedft.reports.terminal import table
 
-    rows = compared("fedit", "flora")["rows"]
+    done = compared("fedit", "flora")
+    rows = done["rows"]
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("COLUMNS", "80")
-    table(comparison.readable(rows), comparison.shown_columns(rows), comparison.spare_columns(rows))
+    table(comparison.readable(done), comparison.shown_columns(rows), comparison.spare_columns(rows))
     narrow = capsys.readouterr().out
     assert "left out, for the width of the terminal: before" in narrow
     assert "1.037 ± 0.007" in narrow or "1.042 ± 0.007" in narrow
@@ -130,4 +132,5 @@ def test_one_method_alone_is_drawn_without_a_warning() -> None:
         for v, n in ((0, 0), (1, 10**9))
     ]
     rows = [{"method": "fedavg", "after": 1.0, "bytes": 10**9}]
-    assert len(plots.figures({"curves": {"fedavg": [curve]}, "rows": rows})) == 5
+    found = {"curves": {"fedavg": [curve]}, "rows": rows}
+    assert len(race_figures.of_loss(found)) + len(race_figures.others(found)) == 5

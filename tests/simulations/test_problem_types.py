@@ -170,7 +170,7 @@ def test_the_terminal_and_the_page_show_a_regression_without_accuracy(body, tmp_
     page = html_report.write([done.folder], tmp_path / "page.html")
     assert "mae" in shown_columns(page["rows"])
     assert "accuracy" not in shown_columns(page["rows"])
-    assert readable(page["rows"], page["columns"])[0]["mae"] == f"{done.summary['final']['mae']:.3f}"
+    assert readable(page)[0]["mae"] == f"{done.summary['final']['mae']:.3f}"
     for written in (text.getvalue(), (tmp_path / "page.html").read_text(), (done.folder / "metrics.jsonl").read_text()):
         assert not re.search(r"\bnan\b", written, re.IGNORECASE)
 

@@ -81,7 +81,9 @@ def test_what_a_finished_run_gives(run: Run, tmp_path: Path) -> None:
     assert len(texts) == 2
     assert texts[0] == texts[1]
     assert (run.export(tmp_path / "adapter") / "adapter_model.safetensors").exists()
-    assert len(run.compare(run)) == 1
+    assert list(run.compare(run)["after"]) == [pytest.approx(run.summary["final"]["loss"])]
+    with pytest.raises(ConfigError, match="there is no such method"):
+        run.compare(against="nobody")
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,14 @@ from fedft.config import Local, RunConfig, Server
 from fedft.errors import ConfigError
 from fedft.reports import finished_runs, plots
 from fedft.reports.comparison import readable
-from fedft.simulations import baselines, workplace
+from fedft.simulations import baselines, contenders, race_run, workplace
 from fedft.simulations import race as races
 from fedft.simulations import run as runs
 from fedft.simulations.contenders import Contender, contender
 
 METHODS = ("fedit", "local", "central")
 RANKED = ("flora", "ffa_lora", "local")
+WRITTEN = (races.TABLE, races.PAGE, races.CSV, races.LATEX)
 Race = Callable[..., list[dict[str, Any]]]
 Said = list[tuple[str, dict[str, Any]]]
 
@@ -52,9 +53,10 @@ def race(overrides: list[str]) -> Race:
             if said is not None:
                 said.append((kind, dict(info)))
 
-        contenders = [contender(n) for n in names]
         of = [*overrides, *more]
-        return races.race(runs.QUICKSTART, contenders, seeds, out, overrides=of, observe=observe, **how)["rows"]
+        return races.race(
+            runs.QUICKSTART, [contender(n) for n in names], seeds, out, overrides=of, observe=observe, **how
+        )["rows"]
 
     return run
 
@@ -68,8 +70,13 @@ def finished(race: Race, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def bytes_under(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Time of change and content of every file but the table and the page."""
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in (races.TABLE, races.PAGE))
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in WRITTEN)
     return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what a clock has measured."""
+    return [{k: v for k, v in row.items() if k not in ("seconds", "work")} for row in rows]
 
 
 def never(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +93,7 @@ def test_the_table_has_a_row_and_a_spread_for_every_method(finished: tuple[Path,
         assert {"after_sd", "gain_sd", "accuracy_sd"} <= row.keys()
         assert row["seconds"] > 0
     assert [bool(r["up"]) for r in rows] == [True, False, False]
-    shown = readable(rows)
+    shown = readable(json.loads((out / "race.json").read_text()))
     assert "±" in shown[0]["after"]
     assert shown[1]["up"] == "-"
 
@@ -111,13 +118,13 @@ def test_a_finished_race_is_not_run_again(
 ) -> None:
     out, rows = finished
     before = bytes_under(out)
-    results = [(out / name).read_bytes() for name in (races.TABLE, races.PAGE)]
+    results = [(out / name).read_bytes() for name in WRITTEN]
     said: Said = []
-    monkeypatch.setattr(races, "_one", never)
+    monkeypatch.setattr(race_run, "train", never)
     assert race(out, *METHODS, seeds=2, said=said) == rows
     assert not said
     assert bytes_under(out) == before
-    assert [(out / name).read_bytes() for name in (races.TABLE, races.PAGE)] == results
+    assert [(out / name).read_bytes() for name in WRITTEN] == results
 
 
 @pytest.mark.parametrize("key", ["local.steps=3", "server.rounds=2", "data.clients=3"])
@@ -125,7 +132,7 @@ def test_runs_of_another_config_are_never_reported_as_this_one(
     finished: tuple[Path, list[dict[str, Any]]], race: Race, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     out, _ = finished
-    monkeypatch.setattr(races, "_one", never)
+    monkeypatch.setattr(race_run, "train", never)
     before = bytes_under(out)
     for method in METHODS:
         with pytest.raises(ConfigError, match="another --out") as e:
@@ -145,8 +152,7 @@ def test_a_torn_result_is_made_again(race: Race, tmp_path: Path) -> None:
     ran = [(info["contender"], info["seed"], info["number"], info["of"]) for kind, info in said if kind == "run"]
     assert ran == [("fedit", 0, 1, 2), ("local", 0, 2, 2)]
     assert first[0] == again[0]  # the federated run stands in its folder, with the seconds it took
-    timeless = [{**rows[1], "seconds": 0.0} for rows in (first, again)]
-    assert timeless[0] == timeless[1]
+    assert timeless(first)[1] == timeless(again)[1]
     assert not list(tmp_path.rglob("result.json.tmp"))
 
 
@@ -162,7 +168,7 @@ def test_a_baseline_that_was_stopped_starts_afresh(race: Race, tmp_path: Path, m
     real = durable.write
 
     def stopped(path: Path, *parts: bytes, **more: int) -> None:
-        assert path.name != races.RESULT
+        assert path.name != contenders.RESULT
         real(path, *parts, **more)
 
     with monkeypatch.context() as m:
@@ -172,7 +178,7 @@ def test_a_baseline_that_was_stopped_starts_afresh(race: Race, tmp_path: Path, m
     left = tmp_path / "a/central/seed-0/trained"
     assert len(list((left / "state").glob("gen-*"))) == 3
     found, clean = race(tmp_path / "a", "central"), race(tmp_path / "b", "central")
-    assert [{**r, "seconds": 0} for r in found] == [{**r, "seconds": 0} for r in clean]
+    assert timeless(found) == timeless(clean)
     lines = [json.loads(line) for line in (left / "metrics.jsonl").read_text().splitlines()]
     assert [line["version"] for line in lines] == [0, 1]
     assert found[0]["seconds"] == lines[1]["seconds"]["train"]
@@ -215,6 +221,8 @@ def test_contenders_by_name() -> None:
         (("..: local.steps=2",), "plain name"),
         (("race.json: local.steps=2",), "plain name"),
         (("race.html: local.steps=2",), "plain name"),
+        (("race.tex: local.steps=2",), "plain name"),
+        (("tuning: local.steps=2",), "plain name"),
         (("flora: strategy.name=flora codec.down=int8",), "wanted 'fp32'"),
         (("fedit: server.budget=2e7",), "budget is"),
         ((" : local.steps=2",), "plain name"),
@@ -296,22 +304,22 @@ def test_a_strategy_that_needs_one_rank_takes_the_mean_and_says_so(race: Race, t
 def test_what_is_compared_is_there_while_it_runs(race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A race that is stopped in its second contender has shown the first, and goes on to the same end."""
     whole = race(tmp_path / "whole", "fedit", "ffa_lora")
-    real = races._one
+    real = race_run.train
 
-    def stopped(label: str, *args: Any) -> Any:
-        if label == "ffa_lora":
+    def stopped(task: race_run.Task, *args: Any) -> Any:
+        if task.label == "ffa_lora":
             raise KeyboardInterrupt
-        return real(label, *args)
+        return real(task, *args)
 
     with monkeypatch.context() as m:
-        m.setattr(races, "_one", stopped)
+        m.setattr(race_run, "train", stopped)
         with pytest.raises(KeyboardInterrupt):
             race(tmp_path / "cut", "fedit", "ffa_lora")
     saved = json.loads((tmp_path / "cut" / races.TABLE).read_text())
     assert ([r["method"] for r in saved["rows"]], saved["complete"]) == (["fedit"], False)
     assert "1 of 2 methods are done" in (tmp_path / "cut" / races.PAGE).read_text()
     rows = race(tmp_path / "cut", "fedit", "ffa_lora")
-    assert [{**r, "seconds": 0} for r in rows] == [{**r, "seconds": 0} for r in whole]
+    assert timeless(rows) == timeless(whole)
     assert json.loads((tmp_path / "cut" / races.TABLE).read_text())["complete"]
 
 
@@ -321,7 +329,7 @@ def test_ctrl_c_says_that_the_same_command_continues(
     def stopped(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(races, "_one", stopped)
+    monkeypatch.setattr(race_run, "train", stopped)
     args = ["race", str(runs.QUICKSTART), "--strategies", "fedit", "--seeds", "1", "--budget", "bytes=2e7"]
     sets = [part for o in overrides for part in ("--set", o)]
     monkeypatch.setattr(sys, "argv", ["fedft", *args, "--out", str(tmp_path / "out"), *sets])
