@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 380, 52, 44, 14, 44
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 340, 40, 34, 14, 48
+NAME = (54, 14)  # of the place that a name takes
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#3FA0D8")
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 4")
 
@@ -48,14 +49,16 @@ def figure(curves: dict[str, list[tuple[float, float]]]) -> str:
         parts.append(f'<path d="M{x:.1f} {HEIGHT - BOTTOM}v5" stroke="currentColor"/>')
         parts.append(_text(x, HEIGHT - BOTTOM + 19, _size(power), "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "bytes so far, all clients, up and down", "middle"))
+    names: list[tuple[float, float]] = []
     for (name, points), colour, dash in zip(curves.items(), COLOURS, DASHES, strict=False):
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in (at(*p) for p in points))
         shown = f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
         x, y = at(*points[-1])
-        parts.append(f'{shown}<g fill="{colour}">{dots}</g>{_text(x, y + 18, name, "middle")}')
+        names.append((x, _free(x, y + 18, names)))
+        parts.append(f'{shown}<g fill="{colour}">{dots}</g>{_text(*names[-1], name, "middle")}')
     title = f"Held-out loss against bytes, {', '.join(curves)}"
-    style = 'style="font: 12px sans-serif" fill="currentColor" stroke-width="1"'
+    style = 'style="font: 13px sans-serif" fill="currentColor" stroke-width="1"'
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}" {style}>{"".join(parts)}</svg>'
     return f"<figure>{svg}<figcaption>Held-out loss against bytes. A dot is a round.</figcaption></figure>\n"
 
@@ -64,6 +67,13 @@ def _mean(seeds: list[list[dict[str, Any]]]) -> list[tuple[float, float]]:
     """(bytes, loss) of each round that sent something, mean over seeds."""
     rounds = [of for of in zip(*seeds, strict=True) if all(p["loss"] is not None and p["bytes"] for p in of)]
     return [tuple(sum(p[key] for p in of) / len(of) for key in ("bytes", "loss")) for of in rounds]  # type: ignore[misc]
+
+
+def _free(x: float, y: float, taken: list[tuple[float, float]]) -> float:
+    """The nearest height from y on down at which a name lies on none that is written already."""
+    while any(abs(x - other) < NAME[0] and abs(y - height) < NAME[1] for other, height in taken):
+        y += 1
+    return y
 
 
 def _size(power: int) -> str:
