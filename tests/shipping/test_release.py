@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -87,6 +88,30 @@ def test_the_wheel_is_whole_though_built_of_the_source_archive_alone(made: Path)
     wanted = {f for f in wanted if (ROOT / f).exists() or (ROOT / f.removeprefix("fedft/")).exists()}
     assert len(wanted) > 200
     assert {n for n in names if n.startswith("fedft/")} == wanted
+
+
+def test_the_line_that_installs_a_wheel_is_the_same_everywhere() -> None:
+    page = (ROOT / "docs" / "five-minutes.md").read_text(encoding="utf-8")
+    assert [line for line in page.splitlines() if ".whl &&" in line] == [_line()]
+
+
+def _line() -> str:
+    (line,) = [line for line in RECIPE.splitlines() if ".whl &&" in line]
+    return line
+
+
+@pytest.mark.slow
+def test_one_line_installs_the_wheel_without_a_clone(made: Path, tmp_path: Path) -> None:
+    """With nothing from an index: what the wheel needs is lent by the environment of these tests."""
+    shutil.copy(next(made.glob("*.whl")), tmp_path)
+    here = {**os.environ, "PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}
+    here.pop("PYTHONPATH", None)
+    lend = """python -c 'import site; print(site.getsitepackages()[0])'"""
+    pth = f'echo "{sysconfig.get_path("purelib")}" > "$({lend})/lent.pth"'
+    words = f"{_line().replace('python3', sys.executable, 1)} && {pth} && fedft --version && command -v fedft"
+    done = subprocess.run(["sh", "-ec", words], cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["fedft 0.1.0", str(tmp_path / ".venv" / "bin" / "fedft")]
 
 
 @pytest.mark.slow
