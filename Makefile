@@ -3,6 +3,7 @@
 # make hashes       what `pip install --require-hashes` takes, for this Python on this machine: two files, here
 # make release      source archive, wheel, list of packages and their sums, of the commit; see RELEASING.md
 # make site         documentation: pages in SITE, every link followed, every block and both notebooks run
+# make loggers      the tests of Weights & Biases, MLflow and Trackio, offline, in an environment of their own beside VENV
 # make architectures   one tiny round of every architecture of model with four strategies: what works, a line for each
 #
 # All of it happens in a virtual environment of its own, made when it is not there and brought up to date when the
@@ -30,7 +31,7 @@ SOURCES := pyproject.toml constraints.txt README.md LICENSE \
 INSTALL = echo "installing into $(VENV) (minutes the first time)" && rm -rf build/lib build/bdist.* && \
 	$(PIP) install --constraint constraints.txt
 
-.PHONY: quickstart test check lint format site architectures hashes release
+.PHONY: quickstart test check lint format site architectures loggers hashes release
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.fedft
@@ -41,6 +42,10 @@ test: $(VENV)/.fedft-test
 
 architectures: $(VENV)/.fedft-test
 	$(BIN)/python tests/cases/arch_matrix.py
+
+# -P: what runs is the installed package here, too, and not the checkout.
+loggers: $(VENV)-loggers/.fedft-loggers
+	"$(VENV)-loggers/bin/python" -P -m pytest -n 0 tests/reports/loggers tests/suites/test_loggers.py
 
 check: lint
 	$(BIN)/pytest -m "not slow"
@@ -68,6 +73,14 @@ release: $(VENV)/.fedft
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(VENV)"
+
+# So that what the README's commands make stays small. It sees the packages of the tests' environment behind its own.
+$(VENV)-loggers/.fedft-loggers: tests/reports/loggers-requirements.txt $(VENV)/.fedft-test
+	@$(PYTHON) -m venv "$(VENV)-loggers"
+	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))' && \
+	$(BIN)/python -c "$$purelib" > "$$("$(VENV)-loggers/bin/python" -c "$$purelib")/tests.pth"
+	@"$(VENV)-loggers/bin/python" -m pip --quiet --quiet --disable-pip-version-check install --no-deps --requirement $<
+	@touch $@
 
 $(VENV)/.fedft: $(SOURCES) | $(BIN)/python
 	@$(INSTALL) .

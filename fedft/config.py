@@ -403,8 +403,9 @@ class Server:
     """With `buffer`: versions that the state may have gone on since a client was asked; what is older is dropped and
     counted, and its client free to be asked anew."""
     loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """Who else is told of every line of metrics: "tensorboard" (the folder events/ of the run), "otel" (a collector of
-    OpenTelemetry, where this machine's OTEL_EXPORTER_OTLP_ENDPOINT names one), or another package's by its name or as
+    """Who else is told of every line of metrics: "tensorboard" (the folder events/ of the run), "wandb", "mlflow" and
+    "trackio" (on this machine, unless WANDB_MODE, MLFLOW_TRACKING_URI or TRACKIO_SPACE_ID say otherwise), "otel" (a
+    collector of OpenTelemetry, where OTEL_EXPORTER_OTLP_ENDPOINT names one), or another package's by its name or as
     "package.module:logger". []: nobody."""
     archive: bool = False
     """Keep every round's plans and updates, compressed, in the folder archive/ of the run, in a chain of digests; grows

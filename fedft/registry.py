@@ -247,7 +247,7 @@ metrics = Registry(
 loggers = Registry(
     "logger",
     "fedft.loggers",
-    {n: f"fedft.reports.loggers.{n}:{n}" for n in ("otel", "tensorboard")},
+    {n: f"fedft.reports.loggers.{n}:{n}" for n in ("mlflow", "otel", "tensorboard", "trackio", "wandb")},
     called=False,
 )
 

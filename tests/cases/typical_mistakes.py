@@ -95,7 +95,11 @@ NAMES = [
         "[eval] metrics: no metric 'bleu'",
         "there are exact_match, macro_f1, rouge_l",
     ),
-    m("SIM SET 'server.loggers=[\"wandb\"]'", "[server] loggers: no logger 'wandb'", "there are otel, tensorboard"),
+    m(
+        "SIM SET 'server.loggers=[\"neptune\"]'",
+        "[server] loggers: no logger 'neptune'",
+        "there are mlflow, otel, tens",
+    ),
     m("SIM SET clients.plan=mine", "[clients] plan: no planner 'mine'", "package.module:name"),
 ]
 MODELS = [

@@ -73,8 +73,12 @@ DOORS = {
         "fedft/randomness/hadamard_numba.py",
         "fedft/randomness/hadamard_numba_copies.py",
     },
+    "huggingface_hub": {"fedft/models/"},
+    "mlflow": {"fedft/reports/loggers/mlflow.py"},
     "opentelemetry": {"fedft/reports/loggers/otel.py"},
+    "trackio": {"fedft/reports/loggers/trackio.py"},
     "triton": {"fedft/randomness/hadamard_triton.py"},
+    "wandb": {"fedft/reports/loggers/wandb.py"},
 }
 
 # Modules that run what they read, and calls that do.
@@ -315,6 +319,14 @@ def test_every_dependency_is_pinned() -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9.\-]+==[\w.]+", pin) for pin in pins)
     assert names <= {_canonical(pin.partition("==")[0]) for pin in pins}
+
+
+def test_the_pins_of_the_loggers_are_those_of_everything() -> None:
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = (ROOT / "tests/reports/loggers-requirements.txt").read_text(encoding="utf-8").splitlines()
+    own = {pin for pin in pins if not pin.startswith("#")}
+    assert {_canonical(pin.partition("==")[0]) for pin in own} >= {"wandb", "mlflow-skinny", "trackio"}
+    assert own <= set(constraints)
 
 
 def _canonical(name: str) -> str:

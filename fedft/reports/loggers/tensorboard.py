@@ -1,14 +1,15 @@
-"""TensorBoard events of a run, in its folder events/: every metric, the clients' own loss, and bytes, by version."""
+"""TensorBoard events of a run in its folder events/: the numbers of `lines` by version, and the run file as hparams."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from fedft.config import RunConfig
-from fedft.reports import columns, metric_log
+from fedft.reports.loggers import lines
 from fedft.reports.observers import Observer
+from fedft.training.metrics.loss import ACCURACY, LOSS
 
 
 def tensorboard(folder: Path, config: RunConfig) -> Observer:
@@ -17,16 +18,20 @@ def tensorboard(folder: Path, config: RunConfig) -> Observer:
     for old in events.glob("*tfevents*"):
         old.unlink()
     writer = SummaryWriter(str(events))
+    file: Any = writer.file_writer
+    # which numbers its table shows beside the hyper-parameters; the values are those of the curves
+    *begun, over = hparams(lines.settings(config), {LOSS.name: 0.0, ACCURACY.name: 0.0})
+    for summary in begun:
+        file.add_summary(summary)
+    writer.flush()
 
-    def observe(kind: str, info: Mapping[str, Any]) -> None:
-        if kind == "line":
-            for name in (*columns.measured(info), *metric_log.FACTS):
-                if info.get(name) is not None:
-                    writer.add_scalar(name, info[name], info["version"])
-            writer.flush()
-        elif kind == "ended":
-            writer.close()
+    def write(version: int, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, version)
+        writer.flush()
 
-    for line in metric_log.read(folder / "metrics.jsonl"):
-        observe("line", line)
-    return observe
+    def end(finished: bool) -> None:
+        file.add_summary(over)
+        writer.close()
+
+    return lines.follow("tensorboard", folder, write, end)
