@@ -4,6 +4,9 @@
                process had after the same on a tiny model (libraries and compiled kernels)
     forecast   `fedft.forecast` of the same run file, less what it takes for a process
 
+`--forced` has every turn done with less than it is foreseen to take: `fedft plan` is asked with a limit of 0.8 of its
+own forecast, has to refuse, and the turn is done all the same, on rows as long as the run allows, as it counts them.
+
 Models of random weights, a few million parameters: a Llama whose heads share keys and values, a GPT-2, a BERT with a
 classifier. malloc maps each large block by itself, as it does those of real models. Linux only. By itself:
 `python -m fedft.benchmarks.forecast`.
@@ -19,8 +22,10 @@ from collections.abc import Sequence
 from ctypes import CDLL
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import tomli_w
 import torch
 import transformers
 from transformers.utils import logging
@@ -38,6 +43,7 @@ from fedft.forecast.work import Forecaster
 from fedft.models import checkpointing, layout, load, quantized_base
 from fedft.models.handle import ModelHandle
 from fedft.run_file import from_dict
+from fedft.server.job import job_of
 from fedft.training import objectives
 from fedft.update import Plan
 
@@ -58,11 +64,15 @@ class Setting:
     """0: none."""
     base_bits: int = 0
     """0: float32."""
+    private: bool = False
+    """[privacy] mode = "example-dp"."""
+    whole: bool = False
+    """Every row is as long as `tokens` allows, and all of it is learned."""
     hidden: int = 256
     layers: int = 6
 
-    def config(self) -> RunConfig:
-        """Its run file."""
+    def tables(self) -> dict[str, Any]:
+        """Its run file, as plain tables."""
         model: dict[str, Any] = {"targets": "all-linear" if self.trains == "all" else TARGETS[self.model]}
         model |= {"base_bits": self.base_bits} if self.base_bits else {}
         model |= {"task": "sequence-classification", "labels": list("abc")} if self.model == "bert" else {}
@@ -74,7 +84,14 @@ class Setting:
         }  # fmt: skip
         if self.trains == "full":
             del tables["model"]["targets"], tables["clients"]
-        return from_dict(tables)
+        if self.private:
+            noise: dict[str, Any] = {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5, "noise": "seeded"}
+            tables["privacy"] = {"mode": "example-dp", **noise}
+        return tables
+
+    def config(self) -> RunConfig:
+        """Its run file."""
+        return from_dict(self.tables())
 
 
 SETTINGS: Sequence[Setting] = (
@@ -83,6 +100,7 @@ SETTINGS: Sequence[Setting] = (
     Setting("llama", "qv", 256),
     Setting("llama", "full", 128),
     Setting("llama", "all", 512, micro_batch=2, base_bits=4),
+    Setting("llama", "all", 256, micro_batch=4, private=True),
     Setting("gpt2", "all", 256),
     Setting("gpt2", "qv", 128),
     Setting("gpt2", "full", 256),
@@ -129,9 +147,9 @@ def rows_of(setting: Setting) -> list[Any]:
     g = torch.Generator().manual_seed(0)
     found = []
     for k in range(ROWS):
-        length = setting.tokens - (setting.tokens // 3) * (k % 4) // 4
+        length = setting.tokens - (not setting.whole) * (setting.tokens // 3) * (k % 4) // 4
         ids = torch.randint(1, 4000, (length,), generator=g).tolist()
-        half = length // 2
+        half = 0 if setting.whole else length // 2
         labels: Any = k % 3 if setting.model == "bert" else [IGNORED] * half + ids[half:]
         found.append(Example(ids, labels, 0 if setting.model == "bert" else half))
     return found
@@ -154,6 +172,8 @@ def turn(setting: Setting) -> Memory:
     if setting.checkpointing:
         checkpointing.switch_on(base.model, base.source)
     client = Client("a", rows, rows, base, handle, recipe, config)
+    if setting.private:
+        client.privacy.begin(client.name, job_of(config, "0" * 64, b""), config, len(rows))
     rank = 0 if recipe.space.rank_free else RANK
     state = recipe.first_state(handle.layout, rank, 0)
     for number in range(ROUNDS + 1):
@@ -188,9 +208,55 @@ def compare(settings: Sequence[Setting]) -> list[dict[str, Any]]:
     return rows
 
 
+def forced(setting: Setting) -> dict[str, Any]:
+    """A row of a setting that `fedft plan` refuses: what it says, and whether the turn takes more than the limit."""
+    setting = replace(setting, whole=True)
+    fits = planned(setting, None)
+    (client,) = json.loads(fits.stdout)["clients"]
+    limit = int(0.8 * client["memory"]["peak"] / 2**20)
+    refused = planned(setting, limit)
+    if (fits.returncode, refused.returncode) != (0, 2):
+        raise RuntimeError(f"fedft plan: exit codes {fits.returncode} and {refused.returncode}, wanted 0 and 2")
+    (row,) = compare([setting])
+    there = (limit * 2**20 - client["memory"]["process"]) / 1e6
+    above = row["measured_mb"] > there
+    return {**row, "limit_mb": there, "above_limit": above, "said": refused.stderr.strip().splitlines()[-1]}
+
+
+def planned(setting: Setting, limit_mib: int | None) -> subprocess.CompletedProcess[str]:
+    """`fedft plan --json` of a site that trains in this setting and allows so much memory; None: any."""
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        base_of(setting).model.config.save_pretrained(folder / "model")
+        (folder / "rows.jsonl").write_text('{"q": "?", "a": "!"}\n' * ROWS, encoding="utf-8")
+        tables = setting.tables()
+        form = {"prompt": "{q}", "response": "{a}"} if setting.model != "bert" else {"text": "{q}", "label": "a"}
+        data = {**tables["data"], "train": "rows.jsonl", **form}
+        run = {**tables, "model": {**tables["model"], "id": "model"}, "data": data}
+        strategy = [tables["strategy"]["name"]]
+        policy = {"strategies": strategy} | ({} if limit_mib is None else {"max_memory_mib": limit_mib})
+        site = {
+            "site": {"name": "a"}, "server": {"address": "localhost:1"}, "model": {"id": "model", "dtype": "float32"},
+            "data": {"train": "rows.jsonl", "test": "rows.jsonl", **form}, "policy": policy,
+            "local": {k: x for k, x in tables["local"].items() if k in ("micro_batch", "checkpointing")},
+        }  # fmt: skip
+        if setting.base_bits:
+            site["model"]["base_bits"] = setting.base_bits
+        for name, said in (("run.toml", run), ("site.toml", site)):
+            (folder / name).write_text(tomli_w.dumps(said), encoding="utf-8")
+        (folder / "keys").mkdir()
+        for name in ("ca.pem", "server.pub", "signing.key", "node.key"):
+            (folder / "keys" / name).write_text("-", encoding="utf-8")
+        command = [sys.executable, "-m", "fedft", "plan", "run.toml", "site.toml", "--json"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
 def main() -> None:
-    """Print, as JSON, what is measured and foreseen of each setting, or of the one that is named."""
-    if len(sys.argv) > 1:
+    """Print, as JSON, what is measured and foreseen of each setting, or of the one that is named; see `--forced`."""
+    if sys.argv[1:] == ["--forced"]:
+        for setting in SETTINGS:
+            print(json.dumps(forced(setting)), flush=True)  # noqa: T201
+    elif len(sys.argv) > 1:
         print(json.dumps(peak_of(Setting(**json.loads(sys.argv[1])))))  # noqa: T201
     else:
         for row in compare(SETTINGS):

@@ -52,9 +52,9 @@ def foreseen(config: RunConfig, recipe: Recipe, layout: Layout, clients: int) ->
     plans = [*largest_plans(config, recipe, plans)]
     by_shape = {p.shape.key: recipe.spec(layout, p) for p in plans}
     uploads = [by_shape[p.shape.key] for p in plans]
-    sent = sum(map(_bytes, uploads)) // len(uploads)
+    sent = sum(map(bytes_of, uploads)) // len(uploads)
     journal = counted * sum(message_bytes(u, config.codec.up) for u in by_shape.values()) // len(by_shape)
-    first = _bytes(spec_of(state.tensors)) + sum(_bytes(spec_of(x)) for x in state.own.values())
+    first = bytes_of(spec_of(state.tensors)) + sum(bytes_of(spec_of(x)) for x in state.own.values())
     news, history = sent * (counted if recipe.downlink_is_increment else 1), 0
     if recipe.replaces_what_is_held or config.codec.changes:
         generation = first
@@ -90,5 +90,6 @@ def check(config: RunConfig, recipe: Recipe, layout: Layout, clients: int, folde
     return need
 
 
-def _bytes(spec: Spec) -> int:
+def bytes_of(spec: Spec) -> int:
+    """Bytes of tensors of these shapes and dtypes."""
     return sum(math.prod(t.shape) * int(getattr(torch, t.dtype).itemsize) for t in spec.values())

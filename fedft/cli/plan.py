@@ -131,6 +131,10 @@ def _show(found: "Planned", groups: "list[Group]", whole: "Run", measured: "Prob
     typer.echo(f"run      {rounds}")
     typer.echo(f"pace     {whole.pace} {whole.why}")
     typer.echo(f"process  {size(round(groups[0].largest.memory.process))} of each peak are Python and its libraries")
+    if (s := found.server) is not None:
+        parts = {"base": s.base, "state": s.state, "updates": s.updates, "sums": s.sums, "error": s.error}
+        said = ", ".join(f"{name} {size(round(n))}" for name, n in parts.items() if n)
+        typer.echo(f"server   {size(round(s.peak))} of memory at its peak ({s.where}), where it has no clients: {said}")
     for line in privacy_lines.lines(found.privacy):
         typer.echo(line)
     if measured is not None:
@@ -147,7 +151,7 @@ def _as_dict(
     return {
         "fits": not remedies, "limit": limit, "limit_of": whose, "known": found.of.anatomy.known,
         "clients": [g.to_dict() for g in groups], "run": vars(whole), "disk": found.disk,
-        "privacy": dict(found.privacy),
+        "server": None if found.server is None else found.server.to_dict(), "privacy": dict(found.privacy),
         "remedies": {name: r._asdict() for name, r in remedies.items()},
         "probe": None if measured is None else measured.to_dict(),
     }  # fmt: skip

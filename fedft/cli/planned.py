@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedft.forecast.seconds import Device
     from fedft.forecast.work import Forecaster
     from fedft.models.load import Base
+    from fedft.server.memory_need import ServerMemory
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class Planned:
     """Bytes of memory by whose limit it is."""
     disk: int | None
     """Bytes of the run folder at the end; None: at a site."""
+    server: "ServerMemory | None"
+    """What the process of a server takes that has no clients in it; None: at a site."""
     privacy: Mapping[str, Any]
     """See `fedft.forecast.privacy_cost.cost`."""
     devices: "Mapping[str, Device]" = field(default_factory=dict)
@@ -52,18 +55,20 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
 
     from fedft import strategies
     from fedft.aggregation import robust_rules
-    from fedft.client import allowed_jobs, job_limits, site_file
+    from fedft.client import allowed_jobs, job_limits, site_file, work_limit
     from fedft.forecast.anatomy import anatomy_of
+    from fedft.forecast.memory import base_bytes
     from fedft.forecast.work import Forecaster
     from fedft.models import free_memory, lengths
     from fedft.models.load import device_of
     from fedft.models.skeleton import skeleton
-    from fedft.server import disk_need, foreseen_privacy, open_run
+    from fedft.server import disk_need, foreseen_privacy, memory_need, open_run
 
     config, site = open_run.resolved(config), None
     if site_path is not None:
         site = site_file.load(site_path)
         job_limits.check_limits(config, site.policy)
+        work_limit.check_run(config, site.policy)
         config = open_run.resolved(allowed_jobs.carried_out(config, site))
     recipe, base = strategies.of(config), skeleton(config.model)
     robust_rules.check(config, recipe, deployed=site is not None)
@@ -83,10 +88,13 @@ def read(config: "RunConfig", site_path: Path | None) -> Planned:
         limits["[policy] max_memory_mib"] = site.policy.max_memory_mib * allowed_jobs.MIB
     disk = disk_need.foreseen(config, recipe, layout, clients).whole if site is None else None
     torch.set_num_threads(config.local.threads)
-    of = Forecaster(anatomy_of(base, config.model.modules_to_save), layout, config, recipe, asked=asked)
+    anatomy = anatomy_of(base, config.model.modules_to_save)
+    weights = base_bytes(anatomy, config.model.bits)
+    server = memory_need.foreseen(config, recipe, layout, clients, weights) if site is None else None
+    of = Forecaster(anatomy, layout, config, recipe, asked=asked)
     known, at_server = {name: r.train for name, r in rows.items()}, config.privacy.mode == "central-dp"
     foreseen = {} if site is not None and at_server else foreseen_privacy.of_run(config, recipe, layout, known)
-    return Planned(of, base, rows, limits, disk, foreseen, _devices(config, rows) if site is None else {})
+    return Planned(of, base, rows, limits, disk, server, foreseen, _devices(config, rows) if site is None else {})
 
 
 def _devices(config: "RunConfig", clients: Collection[str]) -> "dict[str, Device]":

@@ -91,7 +91,8 @@ def moments(local: Local) -> int:
 
 def memory_of(
     of: Anatomy, model: Model, local: Local, learning: Learning, sizes: Sizes, step: Pass, measured: Pass | None,
-    *, back_propagates: bool = True, pieces: int = 1, bits: int | None = None, each: int = 0, trains: bool = True,
+    *, back_propagates: bool = True, pieces: int = 1, bits: int | None = None, each: int = 0, apart: int = 0,
+    trains: bool = True,
 ) -> Memory:  # fmt: skip
     """Memory of a client's process at its peak over a turn of training and, where there is one, of evaluation.
 
@@ -106,6 +107,7 @@ def memory_of(
         pieces: how many passes a step has.
         bits: of the base's frozen weights; None: the run's.
         each: bytes that terms of a step keep of each number that learns, beside the optimiser.
+        apart: rows of a pass whose gradients are kept by themselves, as `[privacy] example-dp` clips them; 0: none.
         trains: whether the turn trains; else it is an evaluation alone.
     """
     base = base_bytes(of, bits or model.bits)
@@ -122,7 +124,7 @@ def memory_of(
         moment("evaluation", 0, 0, 0)
     elif back_propagates:
         cast = 2 * of.packed if step.autocast else 0  # of weights, kept until gradients
-        for gradients, activations, of_logits in _backward(of, learning, sizes, step, pieces):
+        for gradients, activations, of_logits in _backward(of, learning, sizes, step, pieces, apart):
             moment("step", start, state + FLOAT * gradients, cast + activations, of_logits)
         moment("optimizer", start, state + FLOAT * (sizes.learned + 2 * sizes.largest), 0)
     else:
@@ -150,11 +152,12 @@ def _forward(of: Anatomy, learning: Learning, given: Pass) -> list[tuple[float, 
 
 
 def _backward(
-    of: Anatomy, learning: Learning, sizes: Sizes, given: Pass, pieces: int
+    of: Anatomy, learning: Learning, sizes: Sizes, given: Pass, pieces: int, apart: int
 ) -> list[tuple[int, float, float]]:
     """(numbers with gradients, bytes of activations, bytes of logits) at the moments of a pass that may be its peak.
 
-    The output's gradient comes first; then layer by layer, the last one first, activations go and gradients come.
+    The output's gradient comes first; then layer by layer, the last one first, activations go and gradients come. Those
+    of rows by themselves are all there when they are summed, beside the sum over the pieces before.
     """
     layers, again = kept(of, learning, given)
     of_logits, beside = logits(of, given)
@@ -167,6 +170,9 @@ def _backward(
     found: list[tuple[int, float, float]] = [(earlier, left, of_logits + beside)]
     for kept_here, learned in zip(reversed(layers[:-1]), reversed(sizes.by_layer), strict=True):
         if kept_here:
-            found.append((max(earlier, done), left + again + at_hand, 0))
+            there = earlier + apart * done if apart else max(earlier, done)
+            found.append((there, left + again + at_hand, 0))
         done, left = done + learned, left - kept_here
+    if apart:
+        found.append((earlier + (apart + 1) * sizes.learned, 0, 0))
     return found

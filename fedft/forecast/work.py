@@ -7,23 +7,22 @@ Nothing large is allocated, and no model is needed. What a work leaves open is a
 largest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil, prod
+from math import ceil, prod, sqrt
 from typing import Any
 
-from fedft.arithmetic.named_pairs import A_SUFFIX
 from fedft.config import RunConfig
 from fedft.contract import Forecast, Layout, Work
 from fedft.data import micro_batches
 from fedft.forecast import activations, memory, seconds
 from fedft.forecast.activations import FLOAT, Learning, Pass
 from fedft.forecast.anatomy import Anatomy
+from fedft.forecast.learning import learning_of
 from fedft.forecast.memory import Memory, Sizes
 from fedft.forecast.messages import drawn_share, message_bytes
 from fedft.forecast.rows import Rows
-from fedft.models.layer_numbers import number_of
 from fedft.recipe import Recipe
 from fedft.training import objectives
 from fedft.training.first_order import steps_within
@@ -83,11 +82,12 @@ class Forecaster:
     def memory(self, work: Work, *, trains: bool = True) -> Memory:
         """Bytes of the client's process at its peak, part by part; without `trains` of an evaluation at that shape."""
         learning, sizes = self._learning(work)
-        step, pieces = self.step(work)
+        apart = self.config.privacy.mode == "example-dp"
+        step, pieces = self.step(work, most=apart)
         return memory.memory_of(
             self.anatomy, self.config.model, self.config.local, learning, sizes, step, self._evaluation(),
             back_propagates=self.back_propagates, pieces=pieces, bits=32 if self._float else work.bits or None,
-            each=self._each, trains=trains,
+            each=self._each, apart=step.rows if apart else 0, trains=trains,
         )  # fmt: skip
 
     def flops(self, work: Work) -> float:
@@ -164,9 +164,15 @@ class Forecaster:
         """What a client of this shape holds of a state that replaces what it held."""
         return self.recipe.space.spec(self.layout, shape if self.recipe.cuts_the_state else self.shape(Work()))
 
-    def step(self, work: Work, tokens: float | None = None) -> tuple[Pass, int]:
-        """(the pass of a piece of a step, how many pieces a step has)."""
+    def step(self, work: Work, tokens: float | None = None, *, most: bool = False) -> tuple[Pass, int]:
+        """(the pass of a piece of a step, how many pieces a step has).
+
+        `most`: of the largest batch of a private turn, whose rows come by chance; what tests gradients has four.
+        """
         local, batch = self.config.local, work.batch or self.config.local.batch_size
+        if most:
+            share = min(1.0, batch / self.rows.train) if self.rows.train else 0.0
+            batch = max(4, ceil(batch + 3 * sqrt(batch * (1 - share))))  # of a thousand batches one has more
         rows = min(batch, local.micro_batch) if isinstance(local.micro_batch, int) else batch
         if (most := rows_at_once(work.extra)) is not None and self._in_pieces:
             rows = min(rows, most)
@@ -220,41 +226,6 @@ class Forecaster:
         return found
 
     def _learning_of(self, plan: Plan) -> tuple[Learning, Sizes]:
-        space = self.recipe.space
-        trained = {n: prod(s) for n, s in space.trained(self.layout, plan.shape).items()}
-        learns = self._learns(plan)
-        live = {n: size for n, size in trained.items() if learns(n)}
-        head = sum(map(prod, self.layout.head.values()))
-        modules = {n.rpartition(".")[0] for n in live}
-        of_base = space.of_base
-        ranks = {m: 0 if of_base else plan.shape.of(m) for m in self.anatomy.parts if m in modules}
-        full = of_base and not plan.chosen
-        by_layer = [0] * self.anatomy.layers
-        for n, size in live.items():
-            if (at := number_of(n)) is not None and at < len(by_layer):
-                by_layer[at] += size
-        learned = sum(live.values())
-        frozen = sum(trained.values()) - learned
-        if space.pairs:
-            frozen += self._frozen_factors(plan.shape, trained)
         held = sum(prod(t.shape) for t in self._state(plan.shape).values())
-        whole = head + (learned if of_base else 0)
-        moved = self.recipe.downlink_is_increment and space.pairs and not self.config.model.base_bits
-        originals = sum(o * i for o, i in self.layout.modules.values()) if moved else 0  # w0 of weights that are merged
-        sizes = Sizes(
-            learned + head, max((*live.values(), *map(prod, self.layout.head.values())), default=0),
-            0 if of_base else frozen, held + originals, by_layer, whole,
-        )  # fmt: skip
-        inputs = not space.pairs or any(n.endswith(A_SUFFIX) for n in live)
-        return Learning({} if full else ranks, full, inputs), sizes
-
-    def _learns(self, plan: Plan) -> Callable[[str], bool]:
-        """Whether a tensor of this name learns under a plan."""
-        steps = steps_within(self.recipe.local)
-        endings = steps.trains(plan) if steps is not None and steps.trains is not None else ("",)
-        return lambda name: name.endswith(endings) and plan.shape.learns(name)
-
-    def _frozen_factors(self, shape: Shape, trained: Mapping[str, int]) -> int:
-        """Numbers of factors that are drawn from the run's seed and never learn."""
-        whole = sum(shape.of(m) * (o + i) for m, (o, i) in self.layout.modules.items())
-        return max(0, whole - sum(trained.values()))
+        merged = self.recipe.downlink_is_increment and self.recipe.space.pairs and not self.config.model.base_bits
+        return learning_of(self.anatomy, self.layout, self.recipe, plan, held, w0=merged)

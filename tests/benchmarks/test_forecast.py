@@ -43,3 +43,11 @@ def test_the_bench_does_what_a_client_does() -> None:
     said = forecast.turn(Setting("llama", "qv", 24, hidden=32, layers=1))
     assert said.where in {"step", "optimizer", "evaluation"}
     assert said.peak > said.process + said.base
+
+
+@pytest.mark.slow
+def test_what_plan_refuses_is_above_the_limit_when_it_is_done_by_force() -> None:
+    row = forecast.forced(Setting("llama", "all", 128, layers=2))
+    assert row["above_limit"]
+    assert "max_memory_mib" in row["said"]
+    assert row["measured_mb"] <= 1.1 * row["forecast_mb"]

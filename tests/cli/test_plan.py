@@ -81,6 +81,7 @@ def test_the_table_needs_no_weights(plan: Plan) -> None:
     for column in ("base", "activations", "logits", "peak", "down", "up"):
         assert column in done.out
     assert "3 rounds, 2 of 2 clients a round" in done.out
+    assert "of memory at its peak (error), where it has no clients: base" in done.out
     assert "pace     b has most to compute" in done.out
 
 
@@ -91,6 +92,9 @@ def test_equal_clients_are_one_row_and_json_has_all_of_it(plan: Plan) -> None:
     m = row["memory"]
     parts = ("base", "adapter", "optimizer", "activations", "logits", "process")
     assert sum(m[k] for k in parts) == pytest.approx(m["peak"])
+    server = found["server"]
+    assert server["peak"] == sum(server[k] for k in ("base", "state", "updates", "sums", "error", "process"))
+    assert server["base"] == pytest.approx(m["base"])
     assert found["fits"]
     assert found["run"]["up"] == 3 * 2 * row["up"]
     assert row["seconds"] == pytest.approx(row["flops"] / 1e9 + row["up"] / 1e4 + row["down"] / 1e5)
@@ -248,7 +252,7 @@ def test_a_site_plans_with_its_own_rows_machine_and_limit(plan: Plan, tmp_path: 
     assert found.code == 0, found.err
     (row,) = found.json["clients"]
     assert row["name"] == "north"
-    assert found.json["disk"] is None
+    assert found.json["disk"] is found.json["server"] is None
     run = plan("run.toml", "--json").json["clients"][0]
     assert row["memory"]["activations"] < run["memory"]["activations"] / 4  # micro_batch is the site's own
 
