@@ -12,7 +12,7 @@ are others are rows loaded. The base model and all that was learned stay.
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedft import quickstart
@@ -24,7 +24,6 @@ from fedft.data.examples import Example
 from fedft.data.row_counts import RowCounts
 from fedft.errors import DataError, PlanRefused
 from fedft.models.load import Base
-from fedft.privacy.tables import Audit
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +70,9 @@ class OwnRows:
             return train, test
         from fedft.privacy.audit import canaries, planted_records
 
-        plan = canaries.planned(Audit(**asdict(self.site.audit)), [self.site.site.name])
-        canaries.keep(Path(self.site.site.state), plan)
+        state = Path(self.site.site.state)
+        plan = canaries.planned(self.site.audit.with_seed(canaries.drawn_seed(state)), [self.site.site.name])
+        canaries.keep(state, plan)
         return planted_records.planted_in({self.site.site.name: (train, test)}, self.config, plan)[self.site.site.name]
 
     def encoded(self, parts: tuple[Rows, Rows], base: Base) -> Encoded:

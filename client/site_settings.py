@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedft.config import Attention
+from fedft.privacy.tables import Audit
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,12 @@ class SiteAudit:
     are trained on in every run that begins from now on, and make its model a little worse."""
     repeats: list[int] = field(default_factory=lambda: [1, 4, 16])
     """How often a canary stands among the rows; dealt out in turn."""
-    seed: int = 0
-    """Of the secrets and the coins; a number of your own, or who reads this file's defaults knows them."""
+    seed: int | None = None
+    """Of the secrets and the coins. Left out: drawn once, when the plan is made, and kept in it: nobody can know it."""
+
+    def with_seed(self, drawn: int) -> Audit:
+        """The table as that of a run: with the seed that the file says, or `drawn` where it says none."""
+        return Audit(self.canaries, self.repeats, drawn if self.seed is None else self.seed)
 
 
 @dataclass(frozen=True)

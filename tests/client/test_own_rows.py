@@ -179,6 +179,28 @@ def test_a_site_plants_what_its_own_file_says_and_keeps_the_plan_to_itself(tmp_p
         OwnRows(replace(site, audit=SiteAudit(canaries=9)), job, "r").read()
 
 
+def test_a_site_that_says_no_seed_draws_one_that_outlives_it(tmp_path: Path, tiny_base: Path) -> None:
+    """Two sites of one file plant unlike secrets; one that is started again plants the same."""
+    plain = site_of(tmp_path, tiny_base)
+    job = run_file.from_dict({"data": {"train": plain.data.train, "holdout": 0.0}})
+
+    def rows_at(name: str, seed: int | None = None) -> list[Any]:
+        own = replace(plain.site, state=str(tmp_path / name))
+        audit = SiteAudit(canaries=32, repeats=[1], seed=seed)
+        train, _ = OwnRows(replace(plain, site=own, audit=audit), job, "r").read()
+        return list(train)
+
+    here, there = rows_at("here"), rows_at("there")
+    plan = canaries.read(tmp_path / "here")
+    assert plan is not None
+    assert plan.seed > 2**32  # but for one draw in two thousand million
+    assert here != there
+    assert rows_at("here") == here
+    assert rows_at("here", plan.seed) == here
+    with pytest.raises(ConfigError, match="is another plan than"):
+        rows_at("here", plan.seed - 1)
+
+
 class Renewed:
     """Rows of a toy client, which change when a test says so."""
 

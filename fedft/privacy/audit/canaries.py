@@ -8,6 +8,7 @@ protect nobody: what they are is known to whoever audits.
 """
 
 import json
+import secrets
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -94,6 +95,12 @@ def planned(audit: Audit, clients: Sequence[str]) -> Plan:
 def _secret(seed: int, purpose: str, *parts: int) -> str:
     """Digits with spaces between them, so that most tokenizers make a token of each."""
     return " ".join(f"{philox.derive(seed, purpose, *parts) % 10**DIGITS:0{DIGITS}d}")
+
+
+def drawn_seed(folder: Path) -> int:
+    """The seed of the plan in a folder, or where there is none one that nobody can know; `keep` makes it last."""
+    there = read(folder)
+    return there.seed if there is not None else secrets.randbits(63)
 
 
 def keep(folder: Path, plan: Plan) -> None:
