@@ -5,7 +5,8 @@
     forecast   `fedft.forecast` of the same run file, less what it takes for a process
 
 `--forced` has every turn done with less than it is foreseen to take: `fedft plan` is asked with a limit of 0.8 of its
-own forecast, has to refuse, and the turn is done all the same, on rows as long as the run allows, as it counts them.
+own forecast beside the process, has to refuse, and the turn is done all the same, on rows as long as the run allows, as
+`plan` counts them.
 
 Models of random weights, a few million parameters: a Llama whose heads share keys and values, a GPT-2, a BERT with a
 classifier. malloc maps each large block by itself, as it does those of real models. Linux only. By itself:
@@ -213,12 +214,13 @@ def forced(setting: Setting) -> dict[str, Any]:
     setting = replace(setting, whole=True)
     fits = planned(setting, None)
     (client,) = json.loads(fits.stdout)["clients"]
-    limit = int(0.8 * client["memory"]["peak"] / 2**20)
+    process = client["memory"]["process"]
+    limit = int((process + 0.8 * (client["memory"]["peak"] - process)) / 2**20)
     refused = planned(setting, limit)
     if (fits.returncode, refused.returncode) != (0, 2):
         raise RuntimeError(f"fedft plan: exit codes {fits.returncode} and {refused.returncode}, wanted 0 and 2")
     (row,) = compare([setting])
-    there = (limit * 2**20 - client["memory"]["process"]) / 1e6
+    there = (limit * 2**20 - process) / 1e6
     above = row["measured_mb"] > there
     return {**row, "limit_mb": there, "above_limit": above, "said": refused.stderr.strip().splitlines()[-1]}
 

@@ -184,10 +184,16 @@ def _planned(recipe: Recipe, config: RunConfig) -> Recipe:
         able = f"{recipe.name} cannot mix; STRATEGIES.md says which strategies can"
         raise ConfigError(f"[clients] plan = {name!r} {GIVES[lacking[0]]}, which {able}")
 
-    def plan(state: State, roster: Roster) -> Mapping[str, Work]:
-        return {**planner(state, roster), **recipe.plan(state, roster)}
+    own = recipe.plan
 
-    return replace(recipe, plan=plan)
+    def plan(state: State, roster: Roster) -> Mapping[str, Work]:
+        return {**planner(state, roster), **own(state, roster)}
+
+    reported = getattr(planner, "reported", None)  # (recipe, config) -> the recipe whose clients report what it reads
+    try:
+        return replace(recipe if reported is None else reported(recipe, config), plan=plan)
+    except ValueError as e:
+        raise ConfigError(f"[clients] plan = {name!r}: {e}") from e
 
 
 def _coded(recipe: Recipe, config: RunConfig) -> Recipe:

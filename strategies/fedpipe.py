@@ -3,7 +3,7 @@
     probe      rounds 0 to T0 - 1: every weight has a triplet P diag(lam) Q of rank r0 = 4; only its scores are sent,
                S_m = sum_k p_k S_m^k (`parts.sensitivity`), and the triplets are thrown away; batches come in pieces
                that fit the client's memory (`parts.probes`)
-    allocate   client k: max sum_m S_m (1 - 2^(-r_m / r0)) over bits, batch and r_m in {0, 4, 8, 16, 32}
+    allocate   client k: max sum_m sqrt(S_m) (1 - 2^(-r_m / r0)) over bits, batch and r_m in {0, 4, 8, 16, 32}
                within its memory and the round's time T (`parts.allocation`)
     local      pairs of the weights with r_m > 0; the others stay as they came
     server     D*_m = sum_{k in S(m)} n_k B_k A_k / sum_{j in S(m)} n_j            over those who trained m, as factors

@@ -4,36 +4,54 @@
     over       r_m in {0, 4, 8, 16, 32, ...}, at most the client's own rank r
     with       sum_m r_m (out_m + in_m)  <=  budget x sum_m r (out_m + in_m)
 
-by the moves of the highest gain per number, ties by name; what one number more is worth falls with the rank. A client's
-ranks stay for `every` rounds. While nothing has moved, ranks are the run file's. Ranks by importance within a budget
-are AdaLoRA's idea inside one training run; the score is TriAdaptLoRA's.
+by the moves of the highest gain per number, ties by name; what one number more is worth falls with the rank. With
+`score = "sensitivity"` S_m is the smoothed |theta * grad| that clients report of the module, in one number a round
+(`parts.sensitivity`, `parts.reported_scores`). A client's ranks stay for `every` rounds. While nothing has moved, or is
+reported, ranks are the run file's. Ranks by importance within a budget are AdaLoRA's idea inside one training run, and
+sensitivity is its score; |B_m A_m| is TriAdaptLoRA's.
 
 Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", ICLR 2023, arXiv:2303.10512.
 """
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Literal
 
 from fedft import check
 from fedft.arithmetic.lowrank import LowRank
 from fedft.arithmetic.named_pairs import split
 from fedft.contract import Member, Planner, Roster, State, Work
+from fedft.strategies.parts import sensitivity
+from fedft.strategies.parts.reported_scores import with_scores
 from fedft.update import Shape
 
 LADDER = (0, 4, 8, 16, 32, 64, 128, 256)
 HALVED_BY = 4  # ranks by which what is left to gain is halved
+OWNER = "rank_budget"  # of the drawer that scores are in
 RANKED_IN = "ranked_in"
 """In `Work.extra`: the round in which a client was given its ranks."""
 
 
-def rank_budget(*, budget: float = 0.5, every: int = 5) -> Planner:
-    """A planner that deals ranks by module; `budget`: share of the numbers of an adapter of one rank in all modules."""
+def rank_budget(*, budget: float = 0.5, every: int = 5, score: Literal["norm", "sensitivity"] = "norm") -> Planner:
+    """A planner that deals ranks by module.
+
+    Args:
+        budget: share of the numbers of an adapter of one rank in all modules.
+        every: rounds for which a client's ranks stay.
+        score: S_m, see above.
+    """
     check.above(0, budget=budget)
     check.between(0, 1, budget=budget)
     check.at_least(1, every=every)
+    check.one_of(("norm", "sensitivity"), score=score)
 
     def plan(state: State, roster: Roster) -> Mapping[str, Work]:
         pairs = split(state.tensors)[0]
-        scores = {m: d.norm() for m, d in pairs.items()}
+        if score == "norm":
+            scores = {m: d.norm() for m, d in pairs.items()}
+        else:
+            said = sensitivity.said(state.drawer(OWNER))
+            scores = {m: said.get(m, 0.0) for m in pairs}
         if not any(scores.values()):
             return {}
         by_rank: dict[int, Shape] = {}
@@ -48,6 +66,8 @@ def rank_budget(*, budget: float = 0.5, every: int = 5) -> Planner:
         return works
 
     plan.unlike_ranks = True  # type: ignore[attr-defined]
+    if score == "sensitivity":
+        plan.reported = partial(with_scores, owner=OWNER)  # type: ignore[attr-defined]
     return plan
 
 

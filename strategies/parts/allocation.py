@@ -1,6 +1,6 @@
 """What one client adapts: which weights, at what ranks, in what batches, on what precision of the base.
 
-    maximise    sum_m U_m(r_m),   U_m(r) = S_m (1 - 2^(-r / r0))              S_m >= 0 the score of weight m
+    maximise    sum_m U_m(r_m),   U_m(r) = w_m (1 - 2^(-r / r0))              w_m >= 0 what weight m is worth
     over        bits, batch, r_m in {0} and a ladder of ranks                 at least one r_m > 0
     where       memory(bits, batch, r) <= memory of the client
                 seconds(bits, batch, r) <= seconds of the round
@@ -89,8 +89,8 @@ class Infeasible(ValueError):
 class Search:
     """Answers for clients of one ladder; what they have in common is computed once. All of it is deterministic."""
 
-    scores: Mapping[str, float]
-    """S by name of all weights that could be adapted, not all zero."""
+    worth: Mapping[str, float]
+    """w by name of all weights that could be adapted, not all zero."""
     cost: Cost
     ladder: Sequence[int]
     """Ranks above 0, ascending."""
@@ -105,7 +105,7 @@ class Search:
 
     def allocate(self, limits: Limits) -> Allocation:
         """The work of a client that has this much. Raises Infeasible where none fits."""
-        wanted = self.least * self.utility(dict.fromkeys(self.scores, self.ladder[-1]))
+        wanted = self.least * self.utility(dict.fromkeys(self.worth, self.ladder[-1]))
         found: Allocation | None = None
         for bits in self.bits:
             for batch in self.batches:
@@ -120,7 +120,7 @@ class Search:
 
     def utility(self, ranks: Ranks) -> float:
         """sum_m U_m(r_m)."""
-        return sum(self.scores[m] * (1 - 2 ** (-ranks[m] / R0)) for m in sorted(ranks))
+        return sum(self.worth[m] * (1 - 2 ** (-ranks[m] / R0)) for m in sorted(ranks))
 
     def forecast(self, bits: int, batch: int, ranks: Ranks) -> Forecast:
         """What a work takes, asked once for each."""
@@ -132,7 +132,7 @@ class Search:
     def _smallest(self) -> Allocation:
         """The work of one weight that takes least memory, the first by name of equal ones."""
         bits, batch, rank = self.bits[-1], self.batches[-1], self.ladder[0]
-        name = min(sorted(self.scores), key=lambda m: self.forecast(bits, batch, {m: rank}).memory)
+        name = min(sorted(self.worth), key=lambda m: self.forecast(bits, batch, {m: rank}).memory)
         ranks = {name: rank}
         return Allocation(bits, batch, ranks, self.utility(ranks), self.forecast(bits, batch, ranks))
 
@@ -143,7 +143,7 @@ class Search:
             return limits.allow(self.forecast(bits, batch, ranks))
 
         best, most = None, -1.0
-        for lowest in sorted(set(map(_layer, self.scores))):
+        for lowest in sorted(set(map(_layer, self.worth))):
             for order in self._orders_from(batch, lowest):
                 fitting = _fitting(order, fits)
                 more = self._with_one_more(order[:fitting], lowest) if self._is_small else ()
@@ -156,12 +156,12 @@ class Search:
 
     @property
     def _is_small(self) -> bool:
-        return len(self.scores) * len(self.ladder) <= SMALL
+        return len(self.worth) * len(self.ladder) <= SMALL
 
     def _with_one_more(self, order: Sequence[Ranks], lowest: float) -> Iterator[Ranks]:
         """Each of these works with one weight of the layers from `lowest` on at a higher rank."""
         for ranks in order:
-            for m in sorted(self.scores):
+            for m in sorted(self.worth):
                 if _layer(m) >= lowest:
                     yield from ({**ranks, m: r} for r in self.ladder if r > ranks.get(m, 0))
 
@@ -171,9 +171,9 @@ class Search:
             bits, rank = self.bits[0], self.ladder[0]
 
             def use(m: str) -> float:
-                return self.scores[m] / max(1.0, self.forecast(bits, batch, {m: rank}).memory)
+                return self.worth[m] / max(1.0, self.forecast(bits, batch, {m: rank}).memory)
 
-            firsts = sorted((m for m in self.scores if _layer(m) == lowest), key=lambda m: (-use(m), m))
+            firsts = sorted((m for m in self.worth if _layer(m) == lowest), key=lambda m: (-use(m), m))
             found = []
             for first in firsts if self._is_small else firsts[:1]:
                 start = {first: rank}
@@ -194,7 +194,7 @@ class Search:
         """
         found: dict[str, list[tuple[int, float, Forecast]]] = {}
         alike: dict[tuple[str, bool, bool], list[Forecast]] = {}
-        for m in sorted(self.scores):
+        for m in sorted(self.worth):
             if _layer(m) >= lowest:
                 ranks = [now := start.get(m, 0), *(r for r in self.ladder if r > now)]
                 kind = re.sub(r"\.\d+\.", "..", m, count=1), _layer(m) == lowest, m in start

@@ -8,11 +8,15 @@ adapts stands in its plan (`RANKS` of `Work.extra`: a digit per weight, in order
 is seen of it: choosing needs no memory of its own. Precision is chosen once; to change it a client would have to load
 its base anew.
 
+A weight is worth the root of its score: s = Ibar Ubar is of the size of a squared loss, its root of a loss, and that is
+what adds up over weights. (AdaLoRA only orders by s, for which either will do.)
+
 Weights that a client does not adapt are there at the rank that they have in the state, and do not learn; those that
 nobody has adapted yet are not there.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -110,9 +114,9 @@ class _Round:
             batches = (0, *(b for b in BATCHES if ask(Work(shape=least, batch=b)).flops < own.flops))
             fewer = (b for b in self.how.bits if ask(Work(shape=least, bits=b)).memory < own.memory)
             precisions = (0, *fewer) if bits is None else (bits,)
-            scores = {m: self.known.get(m, 0.0) for m in self.held}
-            scores = scores if any(scores.values()) else dict.fromkeys(scores, 1.0)
-            self._searches[ladder, bits] = Search(scores, self._counted, ladder, batches, precisions, self.how.least)
+            worth = {m: math.sqrt(self.known.get(m, 0.0)) for m in self.held}
+            worth = worth if any(worth.values()) else dict.fromkeys(worth, 1.0)
+            self._searches[ladder, bits] = Search(worth, self._counted, ladder, batches, precisions, self.how.least)
         return self._searches[ladder, bits]
 
     def _work(self, bits: int, batch: int, ranks: Ranks) -> Work:

@@ -1,5 +1,6 @@
 """A work's forecast as a whole: what moves it, and by how much."""
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -77,6 +78,29 @@ def test_what_saves_memory_saves_it() -> None:
         assert of(**{**tables, "local": {"batch_size": 32, **less}}).forecast(Work()).memory < plain
     packed = of(**tables, base={"base_bits": 4})
     assert packed.memory(Work()).base < 0.7 * of(**tables).memory(Work()).base
+
+
+def test_gradients_of_single_records_are_kept_row_by_row() -> None:
+    """Of a turn that hides records: each row's own numbers beside their sum, and batches larger by chance."""
+    noise = {"mode": "example-dp", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+    few_tokens: dict[str, Any] = {"data": {"max_length": 4}, "eval": {"batch_size": 1}, "clients": {"rank": 64}}
+    tables = {"local": {"batch_size": 64, "micro_batch": 16}, **few_tokens}
+    plain, private = of("ffa_lora", **tables), of("ffa_lora", **tables, privacy=noise)
+    learned = sum(math.prod(t.shape) for t in private.recipe.spec(private.layout, Plan("", 0, 0, rank=64)).values())
+    assert private.memory(Work()).optimizer - plain.memory(Work()).optimizer >= 4 * 16 * learned
+    whole = [of("ffa_lora", local={"batch_size": n}, **few_tokens, privacy=noise) for n in (16, 64)]
+    few, many = (f.memory(Work()) for f in whole)
+    assert many.optimizer - few.optimizer >= 4 * 48 * learned
+    assert private.flops(Work()) == plain.flops(Work())
+
+
+def test_what_a_term_of_a_step_keeps_counts() -> None:
+    """FedPipe's scores: two float32 for every number that learns."""
+    tables: dict[str, Any] = {"local": {"batch_size": 1}, "data": {"max_length": 2}, "eval": {"batch_size": 1}}
+    with_scores, without = of("fedpipe", **tables), of("flexlora", **tables)
+    learned = 8 * sum(map(sum, without.layout.modules.values()))
+    more = with_scores.memory(Work(Shape(8))).optimizer - without.memory(Work(Shape(8))).optimizer
+    assert more == 8 * learned
 
 
 def test_forward_passes_alone_keep_nothing() -> None:

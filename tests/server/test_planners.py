@@ -151,6 +151,7 @@ def test_shares_and_counts_out_of_range_are_refused() -> None:
     for make, said in (
         (lambda: halves(share=0.0), "share"),
         (lambda: rank_budget(budget=1.5), "budget"),
+        (lambda: rank_budget(score="eva"), "score"),
         (lambda: important_layers(most=0), "most"),
         (lambda: important_layers(most=2, drawn=3), "drawn"),
         (lambda: flops_budget(share=math.nan), "share"),
@@ -161,6 +162,11 @@ def test_shares_and_counts_out_of_range_are_refused() -> None:
 
 RUNS = {
     "rank_budget, flexlora": ("flexlora", {"name": "rank_budget", "budget": 0.5, "every": 1}, 4),
+    "rank_budget by sensitivity, flexlora": (
+        "flexlora",
+        {"name": "rank_budget", "budget": 0.5, "every": 1, "score": "sensitivity"},
+        4,
+    ),
     "rank_budget, flora": ("flora", {"name": "rank_budget", "budget": 0.5, "every": 1}, 4),
     "halves, flora": ("flora", {"name": "halves"}, 2),
     "halves, flexlora": ("flexlora", {"name": "halves"}, 2),

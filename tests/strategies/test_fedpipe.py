@@ -21,6 +21,8 @@ from fedft.server.checkpoint import Store
 from fedft.server.planners.modules import modules_of
 from fedft.strategies import make
 from fedft.strategies.fedpipe import OWNER, fedpipe
+from fedft.strategies.parts import works_by_resources
+from fedft.strategies.parts.allocation import Search
 from fedft.strategies.parts.sensitivity import SCORE
 from fedft.testing import RUN, toy
 from fedft.update import Plan, Shape, Update
@@ -125,6 +127,19 @@ def test_the_scores_decide_what_a_client_without_memory_for_all_adapts():
     assert sum(adapted(found["c"]).values()) > sum(adapted(found["a"]).values())
     backwards = {m: SCORES[n] for m, n in zip(SCORES, reversed(SCORES), strict=True)}
     assert "layers.0.q" in adapted(plans(state_at(1, backwards), members, fedpipe(least=0.0))["a"])
+
+
+def test_a_weight_is_worth_the_root_of_its_score(monkeypatch):
+    """Scores are of the size of a squared loss; what adds up over weights is a loss."""
+    seen = []
+
+    def noted(worth: dict[str, float], *more: Any) -> Search:
+        seen.append(worth)
+        return Search(worth, *more)
+
+    monkeypatch.setattr(works_by_resources, "Search", noted)
+    plans(state_at(1, SCORES), {"a": Member(16)})
+    assert seen == [{m: pytest.approx(s**0.5) for m, s in SCORES.items()}]
 
 
 def test_who_is_slower_adapts_less_and_nobody_more_than_the_round_has_time_for():

@@ -70,7 +70,7 @@ def best_additive(scores, cost, limits):
 
 def best_whole(search, limits):
     """The largest utility within the limits of all choices, each forecast whole."""
-    names = sorted(search.scores)
+    names = sorted(search.worth)
     works = ({m: r for m, r in zip(names, of, strict=True) if r} for of in itertools.product((0, *LADDER), repeat=6))
     return max((search.utility(w) for w in works if w and limits.allow(search.cost(16, 4, w))), default=0.0)
 
@@ -118,7 +118,7 @@ def worth(search, one):
     """How good an answer is: a precision and a batch that reach `least` before all, then what they are, then U."""
     if one is None:
         return (-1.0,)
-    reached = one.utility >= search.least * search.utility(dict.fromkeys(search.scores, LADDER[-1]))
+    reached = one.utility >= search.least * search.utility(dict.fromkeys(search.worth, LADDER[-1]))
     return (1.0, one.bits, one.batch, one.utility) if reached else (0.0, one.utility)
 
 
