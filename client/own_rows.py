@@ -11,6 +11,7 @@ are others are rows loaded. The base model and all that was learned stay.
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from fedft.privacy.tables import Audit
 
 log = logging.getLogger(__name__)
 
+SEED_BYTES = 6  # of canaries that nobody gives a seed: below 2^53, for JSON
 TRIES = 3  # at files that change while they are read
 Encoded = tuple[Sequence[Example], Sequence[Example]]
 """(to train on, held out), as the run's objective takes them."""
@@ -70,8 +72,12 @@ class OwnRows:
         """The rows, with what this site's own `[audit]` plants; its plan is kept in the state folder."""
         if not self.site.audit.canaries:
             return train, test
-        plan = canaries.planned(Audit(**asdict(self.site.audit)), [self.site.site.name])
-        canaries.keep(Path(self.site.site.state), plan)
+        said, state = asdict(self.site.audit), Path(self.site.site.state)
+        if said["seed"] is None:
+            known = canaries.read(state)
+            said["seed"] = known.seed if known else int.from_bytes(os.urandom(SEED_BYTES), "little")
+        plan = canaries.planned(Audit(**said), [self.site.site.name])
+        canaries.keep(state, plan)
         return planted_records.planted_in({self.site.site.name: (train, test)}, self.config, plan)[self.site.site.name]
 
     def encoded(self, parts: tuple[Rows, Rows], base: Base) -> Encoded:

@@ -114,7 +114,7 @@ def _check(c: SiteConfig, path: Path) -> None:
                 raise ValueError(f"[keys] folder = {c.keys.folder!r}: there is no {name} in it")
         if c.data.value is not None and c.data.client is None:
             raise ValueError("[data] value needs client, the field that says it")
-        check_audit(Audit(**asdict(c.audit)))
+        check_audit(Audit(**{**asdict(c.audit), "seed": c.audit.seed or 0}))
         p = c.policy
         check.at_least(1, threads=c.local.threads, max_models=c.local.max_models)
         check.at_least(1, max_rank=p.max_rank, max_steps=p.max_steps)

@@ -200,8 +200,9 @@ class SiteAudit:
     are trained on in every run that begins from now on, and make its model a little worse."""
     repeats: list[int] = field(default_factory=lambda: [1, 4, 16])
     """How often a canary stands among the rows; dealt out in turn."""
-    seed: int = 0
-    """Of the secrets and the coins; a number of your own, or who reads this file's defaults knows them."""
+    seed: int | None = None
+    """Of the secrets and the coins. Left out: drawn when the first are planted, and kept in their plan; a number that
+    somebody else can guess tells them the secrets."""
 
 
 @dataclass(frozen=True)

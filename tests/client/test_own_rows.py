@@ -177,6 +177,13 @@ def test_a_site_plants_what_its_own_file_says_and_keeps_the_plan_to_itself(tmp_p
     assert rows.read()[0] == train
     with pytest.raises(ConfigError, match="is another plan than"):
         OwnRows(replace(site, audit=SiteAudit(canaries=9)), job, "r").read()
+    seeds = set()
+    for name in "ab":
+        drawn = replace(site, site=replace(site.site, state=str(tmp_path / name)), audit=SiteAudit(canaries=8))
+        first, _ = OwnRows(drawn, job, "r").read()
+        assert OwnRows(drawn, job, "r").read()[0] == first, "a seed that is drawn stays"
+        seeds.add(canaries.read(tmp_path / name).seed)  # type: ignore[union-attr]
+    assert len(seeds) == 2
 
 
 class Renewed:
