@@ -9,9 +9,10 @@ of one local step, `beside steps` of all else. Bytes are of one client, both dir
 secure sums what a round costs with a sixteenth of its block.
 """
 
+import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
@@ -65,8 +66,8 @@ class Guarded:
     """Of the run file, beside those of the place."""
     line: Line | None = None
     """Of the state that the last round led to."""
-    stepped: float = 0.0
-    """CPU seconds of its local steps."""
+    stepped: list[float] = field(default_factory=list)
+    """CPU seconds of the local steps of each round."""
 
     def __call__(self) -> None:
         """A run of one round, from the first state to the second."""
@@ -74,7 +75,8 @@ class Guarded:
         config = run_file.from_dict({t: {k: x for k, x in keys.items() if x is not None} for t, keys in whole.items()})
         recipe, cache, names = strategies.of(config), CohortCache(), self.place.rows
         secure, here = secure_keys.secure_sums(config, recipe, None, names), self.place
-        self.stepped, outer = 0.0, self
+        self.stepped.append(0.0)
+        stepped = self.stepped
 
         class Timed(Client):
             def steps(self, turn: Turn) -> Trained:
@@ -82,7 +84,7 @@ class Guarded:
                 try:
                     return super().steps(turn)
                 finally:
-                    outer.stepped += time.process_time() - began
+                    stepped[-1] += time.process_time() - began
 
         clients = {
             name: Timed(name, rows, [], here.base, here.handle, recipe, config, Memory(cache), secure=secure.get(name))
@@ -125,6 +127,7 @@ def bench(*, quick: bool = False, turns: int = 5) -> Result:
 
 def _with_facts(row: Row, run: Guarded, steps: int) -> Row:
     assert run.line is not None
-    step, beside = run.stepped / CLIENTS / steps, row.seconds - run.stepped
+    stepped = statistics.median(run.stepped[1:] or run.stepped)
+    step, beside = stepped / CLIENTS / steps, row.seconds - stepped
     sent = sum(run.line["training_bytes"].values()) / CLIENTS
     return replace(row, facts={"step ms": 1e3 * step, "beside steps ms": 1e3 * beside, "bytes": sent})

@@ -39,6 +39,8 @@ def _refused(config: RunConfig, deployed: bool) -> dict[str, str]:
         found["[server] archive"] = "it keeps the updates, and noise whose sum is known hides nothing; leave it out"
     if server.budget is not None and budget_of(server.budget)[0] == "bytes":
         found["[server] budget"] = "bytes of single clients are not written down; wanted steps or seconds"
+    if server.budget is not None and config.privacy.cohort == "poisson" and budget_of(server.budget)[0] == "seconds":
+        found["[server] budget"] = "with secret coins seconds, which tell how many are in a round, are not said"
     if config.clients.devices is not None and not deployed:
         found["[clients.devices]"] = "their seconds go by bytes of single clients, which are not written down"
     return found

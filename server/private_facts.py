@@ -52,12 +52,13 @@ class PrivateFacts:
         """The record of a round as metrics.jsonl has it; all of it is added here.
 
         Bytes are those of all clients, as they were sent; under `hidden` stands what was left out. `secret`: who was
-        asked is, too, and how many, which bytes would tell.
+        asked is, too, and how many, which bytes and seconds would tell.
         """
         self.add(record)
         hidden = [k for k in (*BY_CLIENT, *BY_COIN * secret) if k in record]
         found = {k: x for k, x in record.items() if k not in hidden}
-        found = {**found, "participants": [], "weights": {}, "refused": []} if secret else found
+        if secret:  # seconds, too: a round of few is short
+            found |= {"participants": [], "weights": {}, "refused": [], "seconds": {}}
         found["refused"] = [{**r, "reason": SEE} for r in found["refused"]]
         if not secret:
             up, down, needed = (sum(b[k] for b in record["bytes"].values()) for k in ("up", "down", "needed"))

@@ -28,7 +28,7 @@ from pathlib import Path
 from fedft import durable
 from fedft import run_file as configs
 from fedft.config import RunConfig
-from fedft.errors import ConfigError, FedftError, RunPaused, in_one_line
+from fedft.errors import ConfigError, FedftError, ModelHeldBack, RunPaused, in_one_line
 from fedft.models import dtypes
 from fedft.reports import metric_log
 from fedft.reports.observers import Observers
@@ -213,7 +213,8 @@ class Queue:
     def _ended(self, run: QueuedRun, e: Exception) -> None:
         with self._lock:
             self._failed[run.name] = e
-        self._say(run, "paused" if isinstance(e, RunPaused) else "failed", in_one_line(e))
+        states: dict[type[Exception], str] = {RunPaused: "paused", ModelHeldBack: "held back"}
+        self._say(run, next((x for of, x in states.items() if isinstance(e, of)), "failed"), in_one_line(e))
 
     def _say(self, run: QueuedRun | None = None, state: str = "", why: str = "") -> None:
         """Write how the queue stands into queue.json; a disk that does not take it costs nothing."""
@@ -228,11 +229,16 @@ class Queue:
 
 
 def failure(failed: dict[str, Exception], runs: int) -> FedftError:
-    """One error for the runs that did not finish: a pause if any of them can go on as it is, else as the first's."""
+    """One error for the runs that did not finish: a pause if any of them can go on as it is, else as the first's.
+
+    Where all of them have ended, and only their models are held back, it says that.
+    """
     said = "; ".join(f"{name}: {in_one_line(e)}" for name, e in failed.items())
     errors = list(failed.values())
     kind = next((e for e in errors if isinstance(e, RunPaused)), errors[0])
     text = f"{len(failed)} of {runs} runs did not finish, the same command goes on with them: {said}"
+    if all(isinstance(e, ModelHeldBack) for e in errors):
+        text = f"{len(failed)} of {runs} runs have ended with a model that is held back: {said}"
     return type(kind)(text) if isinstance(kind, FedftError) else FedftError(text)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedft.cli.checks_machine import FAIL, OK, WARN, Finding
 from fedft.errors import ConfigError
@@ -55,24 +55,28 @@ def of_run(config: "RunConfig", roster: Path) -> Iterator[Finding]:
 
 def of_site(site: "SiteConfig") -> Iterator[Finding]:
     """The site's own part: accountant, what its rows have cost so far, and the roster that secure sums go by."""
-    from fedft.client.privacy_ledger import Ledger
-    from fedft.privacy.accountant import epsilon
+    from fedft.client import spent_privacy
 
-    policy = site.policy
-    book = Ledger(Path(site.site.state)).read()
-    noisy = [mode for mode in policy.require if mode != "secagg"]
-    yield accountant(needed=bool(noisy or book.charges or policy.max_epsilon is not None))
-    bound = "no bound" if policy.max_epsilon is None else f"at most {policy.max_epsilon:g}"
+    policy, noisy = site.policy, [mode for mode in site.policy.require if mode != "secagg"]
     try:
-        spent = epsilon(book.releases, policy.delta)
+        found = spent_privacy.spent(site)
     except ConfigError:  # no accountant, which has a row of its own
-        yield Finding("privacy", OK, f"{len(book.charges)} turns are booked, {bound}")
+        yield accountant(needed=True)
     else:
-        found = f"epsilon {spent:.3g} of these rows in all runs, at delta {policy.delta:g}; {bound}"
-        full = policy.max_epsilon is not None and spent > 0.95 * policy.max_epsilon
-        remedy = "runs with noise are refused from here on, or soon: [policy] max_epsilon is spent" if full else ""
-        yield Finding("privacy", WARN if full else OK, found, remedy)
+        yield accountant(needed=bool(noisy or found or policy.max_epsilon is not None))
+        yield _spent(found, policy.max_epsilon)
     yield from _roster(site)
+
+
+def _spent(said: "dict[str, Any] | None", most: float | None) -> Finding:
+    """What a site's rows have cost, of what its policy allows."""
+    bound = "no bound" if most is None else f"at most {most:g}"
+    if said is None:
+        return Finding("privacy", OK, f"nothing is booked on these rows; {bound}")
+    found = f"epsilon {said['epsilon']:.3g} of these rows in all runs, at delta {said['delta']:g}; {bound}"
+    full = most is not None and said["epsilon"] > 0.95 * most
+    remedy = "runs with noise are refused from here on, or soon: [policy] max_epsilon is spent" if full else ""
+    return Finding("privacy", WARN if full else OK, found, remedy)
 
 
 def _roster(site: "SiteConfig") -> Iterator[Finding]:

@@ -42,7 +42,8 @@ def scheduled(
         config.local.steps,
         config.local.batch_size,
         known,
-        schedule.MEASURES * evaluations if deployed and said.evaluate == "noisy" else 0,
+        schedule.MEASURES * evaluations if said.evaluate == "noisy" else 0,
+        deployed,
     )
 
 

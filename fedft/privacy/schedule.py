@@ -46,7 +46,9 @@ class Schedule:
     rows: Mapping[str, int] = field(default_factory=dict)
     """Records by client, of whom it is known."""
     measures: int = 0
-    """Noisy measures of held-out rows in all rounds together."""
+    """Noisy measures of held-out rows in all rounds together, which z has to leave room for."""
+    measured: bool = True
+    """Whether these are released; a simulation looks at the rows themselves, outside of epsilon."""
 
     @property
     def of_records(self) -> bool:
@@ -62,17 +64,18 @@ class Schedule:
         """Of a record being in a step, at a client with so many; by their number in two digits."""
         return min(1.0, self.batch / two_digits(rows))
 
-    def releases(self, z: float, rounds: int, rows: int = 1) -> list[Release]:
+    def releases(self, z: float, rounds: int, rows: int = 1, *, planned: bool = False) -> list[Release]:
         """What leaves of one unit in so many rounds with the noise multiplier z.
 
-        `rows`: of its client, where the unit is a record.
+        `rows`: of its client, where the unit is a record; `planned`: with what z has to leave room for.
         """
         mode, turns = self.privacy.mode, self.turns(rounds)
         if self.of_records:
             return [Release(z, self.probability(rows), turns * self.steps)]
         if mode == "local-dp":
             return [accountant.of_whole_updates(z, turns)]
-        measured = Release(MEASURE_NOISE * z, 1.0, self.measures * rounds // max(1, self.rounds))
+        measures = self.measures if self.measured or planned else 0
+        measured = Release(MEASURE_NOISE * z, 1.0, measures * rounds // max(1, self.rounds))
         if self.privacy.cohort == "poisson":
             return [Release(z, self.asked / self.clients, rounds), measured]
         return [Release(z, 1.0, turns), measured]
@@ -90,7 +93,7 @@ class Schedule:
         if said.epsilon is None or said.delta is None:
             raise ConfigError(f"[privacy] mode = {said.mode!r} says neither noise_multiplier nor epsilon")
         rounds = said.rounds or self.rounds
-        return accountant.noise_for(lambda z: self.releases(z, rounds, rows), said.epsilon, said.delta)
+        return accountant.noise_for(lambda z: self.releases(z, rounds, rows, planned=True), said.epsilon, said.delta)
 
     def epsilon(self, rounds: int, z: float, rows: int = 1) -> float:
         """What so many rounds cost with this noise. Raises ConfigError where dp-accounting is not installed."""

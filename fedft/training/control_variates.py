@@ -57,13 +57,14 @@ def norm(delta: Tensors, plan: Plan) -> float:
     return (tensors.norm(without_controls(delta)) ** 2 + far**2) ** 0.5
 
 
-def warn_unless_exact(local: Local) -> None:
+def warn_unless_exact(local: Local, *, clips: bool = True) -> None:
     """Log a warning where steps are not those of plain SGD, which alone control variates correct exactly.
 
     And one where they are clipped, as the paper's are not: a clip that cuts makes a corrected step shorter, with the
     direction that it has, and c_k' stays the mean of gradients as they were met; so it is left on, and said.
+    `clips`: whether `max_grad_norm` is looked at; steps that hide records have a clip of each record's instead.
     """
-    if local.max_grad_norm is not None and local.max_grad_norm < NO_CLIP:
+    if clips and local.max_grad_norm is not None and local.max_grad_norm < NO_CLIP:
         log.warning(
             "scaffold under [local] max_grad_norm = %g: what is clipped is the corrected gradient, and the published "
             "method clips none; max_grad_norm = 1e9 is no clip",

@@ -94,19 +94,16 @@ def _noisy(total: Tensor | None, like: Tensor, private: Private, name: str, batc
 
 
 def _sums(watch: Watch, batch: Batch, live: Mapping[str, nn.Parameter], clip: float) -> Gradients:
-    """The clipped sums over the rows of a batch; of one in pieces, over its pieces, in whatever process they are."""
+    """The clipped sums over the rows of a batch; of one in pieces, over its pieces."""
     if not isinstance(batch, InPieces):
         return clipped_sum(watch.gradients(batch), clip)
-    pieces, among = batch, batch.size.among
+    pieces = batch
 
     def summed() -> Gradients:
         total = {n: torch.zeros_like(p, requires_grad=False) for n, p in live.items()}
-        mine = pieces.pieces()
-        for piece in mine if among is None else mine[among.rank :: among.count]:
+        for piece in pieces.pieces():
             for name, x in clipped_sum(watch.gradients(piece), clip).items():
                 total[name] += x
-        if among is not None:
-            among.add([*total.values()])
         return total
 
     return in_memory(pieces, summed)

@@ -56,7 +56,7 @@ def with_controls(inner: Recipe) -> Recipe:
 
     def rules(config: RunConfig) -> None:
         inner.check(config)
-        warn_unless_exact(config.local)
+        warn_unless_exact(config.local, clips=config.privacy.mode != "example-dp")
 
     return replace(
         with_term(inner, Corrected(), "scaffold"),

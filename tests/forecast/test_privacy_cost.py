@@ -1,5 +1,6 @@
 """What `fedft plan`, a run's header and a server's log say of privacy before a run begins."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,10 @@ def test_noisy_measures_cost_at_a_server_and_not_in_a_simulation() -> None:
     recipe, rows = strategies.of(config), {"a": 9, "b": 9}
     both = [foreseen_privacy.of_run(config, recipe, LAYOUT, rows, deployed=d)["epsilon"] for d in (True, False)]
     assert both[0] > both[1]
+    said = replace(config, privacy=replace(config.privacy, noise_multiplier=None, epsilon=8.0))
+    found = [foreseen_privacy.of_run(said, recipe, LAYOUT, rows, deployed=d) for d in (True, False)]
+    assert found[0]["noise_multiplier"] == found[1]["noise_multiplier"], "a simulation has its deployment's noise"
+    assert found[1]["epsilon"] < found[0]["epsilon"] <= 8
 
 
 def test_a_delta_that_is_too_large_is_refused_before_anything_starts() -> None:

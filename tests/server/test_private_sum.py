@@ -85,6 +85,9 @@ def test_a_cohort_of_coins_is_drawn_once_may_be_empty_and_is_not_published(tmp_p
     )
     lines = [json.loads(line) for line in text.splitlines()]
     assert all(line["bytes_up"] == 0 and "weights" in line["hidden"] for line in lines[1:])
+    assert all({*line["seconds"]} == {"evaluate"} for line in lines), "a round of few is short"
+    private = [json.loads(line) for line in (tmp_path / "state" / "private.jsonl").read_text().splitlines()]
+    assert all("train" in x["seconds"] for x in private if "seconds" in x)
     assert {c.q for c in run.ledger.charges} == {1 / 6}
     assert all(not c.asked for c in run.ledger.charges)
 
@@ -235,6 +238,10 @@ def test_a_release_that_is_made_twice_is_paid_twice_or_not_made(
     [
         ({"server": {"archive": True}}, "archive"),
         ({"server": {"budget": "bytes=1e6"}}, "budget"),
+        (
+            {"server": {"budget": "seconds=60"}, "privacy": {"cohort": "poisson"}},
+            "how many are in a round, are not said",
+        ),
         ({"privacy": {"noise_multiplier": None, "epsilon": 2.0, "max_epsilon": 3.0}}, "is what the sites have booked"),
     ],
 )

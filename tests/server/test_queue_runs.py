@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from one_line import one_line
 
-from fedft.errors import ConfigError, DataError, FedftError, RunPaused
+from fedft.errors import ConfigError, DataError, FedftError, ModelHeldBack, RunPaused
 from fedft.server import app, open_run, queue_runs, run_outputs
 from fedft.server.queue_runs import NamesTheRun, Queue, failure, planned
 from fedft.update import RUNS_AT_ONCE
@@ -104,6 +104,19 @@ def test_a_run_that_pauses_or_fails_does_not_stop_the_others(server: SimpleNames
     del failed["a"]
     assert isinstance(failure({"b": failed["b"]}, 4), DataError)
     assert failure({"c": failed["c"]}, 4).exit_code == FedftError.exit_code == 1
+
+
+def test_a_run_whose_model_is_held_back_has_not_failed(server: SimpleNamespace, tmp_path: Path) -> None:
+    def held(clock: Any) -> None:
+        raise ModelHeldBack("exposure 6 is above 4")
+
+    out = tmp_path / "out"
+    server.acts = {"a": held}
+    found = Queue(planned(files(tmp_path, "a", "b"), out), PLACE, out).carry_out()
+    assert states(out) == {"a": "held back", "b": "finished"}
+    said = failure(found, 2)
+    assert isinstance(said, ModelHeldBack)
+    assert str(said).startswith("1 of 2 runs have ended with a model that is held back: a: exposure 6")
 
 
 def test_a_finished_run_is_not_run_again_and_one_that_failed_is(server: SimpleNamespace, tmp_path: Path) -> None:

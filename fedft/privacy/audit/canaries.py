@@ -100,7 +100,7 @@ def _secret(seed: int, purpose: str, *parts: int) -> str:
 def drawn_seed(folder: Path) -> int:
     """The seed of the plan in a folder, or where there is none one that nobody can know; `keep` makes it last."""
     there = read(folder)
-    return there.seed if there is not None else secrets.randbits(63)
+    return there.seed if there is not None else secrets.randbits(53)  # which every reader of JSON holds exactly
 
 
 def keep(folder: Path, plan: Plan) -> None:
