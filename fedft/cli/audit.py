@@ -48,8 +48,8 @@ def audit(
         return
     if iterative and not samples:
         raise ConfigError("--iterative: nothing is generated with --samples 0; leave one of them out")
-    wanted, told = Wanted(samples, tuple(start or ())), partial(typer.echo, err=True)
-    found = audited_run.audit_run(folder, wanted, iterative=iterative, shadows=shadows, told=told)
+    wanted, aloud = Wanted(samples, tuple(start or ())), partial(typer.echo, err=True)
+    found = audited_run.audit_run(folder, wanted, iterative=iterative, shadows=shadows, told=aloud)
     texts = [{"score": score, "given": given, "written": written} for score, given, written in found.texts]
     if as_json:
         typer.echo(json.dumps({**found.said, **({"texts": texts} if show else {})}, sort_keys=True))

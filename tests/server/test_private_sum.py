@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from private_runs import NAMES, SAID, Run
+from private_runs import NAMES, SAID, Run, Site
 
 from fedft import run_file, testing
-from fedft.carriers.interface import Refused
+from fedft.carriers.interface import Kind, Refused
+from fedft.contract import State
 from fedft.errors import ConfigError, GateRefused, RunPaused
 from fedft.privacy.accountant import Release
 from fedft.server import private_checks, private_facts
 from fedft.update import Plan, Update
+from fedft.wire import messages
 
 QUIET = {"noise_multiplier": 1e-6}
 """As good as no noise."""
@@ -183,6 +185,31 @@ def test_an_evaluation_of_sites_is_none_or_noisy_and_charged(tmp_path: Path) -> 
     charges = [(c.of, c.z) for c in noisy.ledger.charges]
     assert charges.count(("loss", 4.0)) == charges.count(("accuracy", 4.0)) == 4
     assert charges.count(("training", 1.0)) == 3
+
+
+def test_what_one_site_measures_moves_a_mean_by_its_cut_value_over_all_that_were_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of a million counts as 10, one below 0 as 0, and so does a site that does not answer: of six, 10 + 3."""
+    said = {"anna": (1e6, 7.0), "bert": (-5.0, -1.0), "carl": None}
+    answer = Site.answer
+
+    def twisted(site: Site, name: str, kind: Kind, payload: bytes) -> bytes | Refused:
+        if kind != "evaluate":
+            return answer(site, name, kind, payload)
+        plan = messages.decode_plan(payload, max_bytes=2**31)
+        site.held = State(plan.version, site.toy.turn(plan, site.index, site.held).held)
+        if (found := said.get(name, (1.0, 0.5))) is None:
+            return Refused("client_busy", "not now")
+        metrics = dict(zip(("loss", "accuracy"), found, strict=True))
+        return messages.encode_update(Update({}, 1, plan.round, plan.run, plan.attempt, metrics=metrics), "fp32")
+
+    monkeypatch.setattr(Site, "answer", twisted)
+    run = Run(tmp_path, {**QUIET, "evaluate": "noisy"}, rounds=1, deployed=True)
+    run.digest()
+    for line in run.metrics.lines:
+        assert line["loss"] == pytest.approx((10 + 0 + 0 + 3 * 1.0) / 6, abs=1e-3)
+        assert line["accuracy"] == pytest.approx((1 + 0 + 0 + 3 * 0.5) / 6, abs=1e-3)
 
 
 def test_a_simulation_is_measured_as_ever_and_says_that_this_is_outside(tmp_path: Path) -> None:

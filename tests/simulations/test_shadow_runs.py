@@ -83,13 +83,17 @@ def test_the_audited_model_is_measured_though_shadows_had_the_handle(small: Run,
     assert said == before
 
 
-def test_shadows_of_a_run_with_noise_have_noise_of_their_own(small: Run) -> None:
+def test_an_audit_leaves_its_own_file_behind_and_nothing_else_is_touched(small: Run) -> None:
+    """Shadows have noise and keys of their own: nobody's account is charged, no key is used again."""
     sets = ("privacy.mode=example-dp", "privacy.clip=1.0", "privacy.epsilon=8.0", "privacy.delta=1e-3")
-    run = small(*sets, strategy="ffa_lora")
-    ledgers = {path: path.read_bytes() for path in (run.folder / "clients").rglob("privacy-ledger.fedft")}
-    assert ledgers
-    assert 0 <= attacked(run)["rows"]["auc"] <= 1
-    assert {path: path.read_bytes() for path in ledgers} == ledgers  # nobody's account is charged for a shadow
+    run = small(*sets, "audit.canaries=2", strategy="ffa_lora")
+    assert list((run.folder / "clients").rglob("privacy-ledger.fedft"))
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    said = audited_run.audit_run(run.folder, Wanted(samples=1, new_tokens=2), iterative=True, shadows=4).said
+    assert 0 <= said["shadows"]["rows"]["auc"] <= 1
+    after = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    assert after.pop(run.folder / verdict.FILE)
+    assert after == before
 
 
 def test_the_command_and_the_page_show_what_was_found(small: Run) -> None:
