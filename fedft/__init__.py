@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from fedft.models.sliced_folder import load_sliced as load_sliced
     from fedft.recipe import Recipe as Recipe
     from fedft.recipe import State as State
+    from fedft.reports.observers import observe as observe
+    from fedft.simulations.python_run import Run as Run
+    from fedft.simulations.python_run import load as load
     from fedft.simulations.run import simulate as simulate
     from fedft.update import Plan as Plan
     from fedft.update import Update as Update
@@ -29,13 +32,18 @@ if TYPE_CHECKING:
 _HOME = {
     "Plan": "fedft.update",
     "Recipe": "fedft.recipe",
+    "Run": "fedft.simulations.python_run",
     "State": "fedft.recipe",
     "Update": "fedft.update",
+    "load": "fedft.simulations.python_run",
     "load_sliced": "fedft.models.sliced_folder",
+    "observe": "fedft.reports.observers",
     "simulate": "fedft.simulations.run",
     "strategies": "fedft.strategies",
 }
-__all__ = ["Plan", "Recipe", "State", "Update", "load_sliced", "simulate", "strategies"]
+__all__ = [
+    "Plan", "Recipe", "Run", "State", "Update", "load", "load_sliced", "observe", "simulate", "strategies",
+]  # fmt: skip
 
 
 _SELDOM = 1000

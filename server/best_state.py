@@ -16,6 +16,7 @@ from fedft.registry import named
 from fedft.reports import columns
 from fedft.reports.metric_log import Line
 from fedft.server.noisy_evaluation import RANGES
+from fedft.training.metrics import interface as metrics
 from fedft.training.metrics.loss import LOSS
 
 KEPT = "model-best"
@@ -98,4 +99,7 @@ def _measured(config: RunConfig, lines: Sequence[Line]) -> list[tuple[int, float
 
 def _sign(config: RunConfig) -> int:
     """1 where lower is better, -1 where higher is."""
-    return -1 if columns.of(measure(config) or LOSS.name).better == "higher" else 1
+    name = measure(config) or LOSS.name
+    if not columns.of(name).better:  # nobody has loaded the run's metrics yet
+        metrics.load(config.eval.metrics)
+    return -1 if columns.of(name).better == "higher" else 1

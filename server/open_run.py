@@ -102,7 +102,7 @@ class OpenRun:
         )  # fmt: skip
         gates = [registry.gates.chosen(gate) for gate in self.config.server.gates]
         measured = {line["version"] for line in self.metrics.lines}
-        texts = PromptedTexts(self.folder, self.recipe, self.here, measured)
+        texts = PromptedTexts(self.folder, self.config, self.recipe, self.here, measured)
         return Loop(federation, self.metrics, lift, gates, masked, texts)
 
     def _guard(self, cards: Callable[[], Mapping[str, bytes]]) -> "tuple[Guard, MaskedRounds | None]":

@@ -15,6 +15,7 @@ from pathlib import Path
 from fedft import durable
 from fedft.config import RunConfig
 from fedft.contract import State
+from fedft.errors import ConfigError, DataError
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
 from fedft.reports import generations
@@ -27,11 +28,15 @@ log = logging.getLogger(__name__)
 class PromptedTexts:
     """The generations.jsonl of one run, added to as the run goes."""
 
-    def __init__(self, folder: Path, recipe: Recipe, here: Resident, versions: Collection[int]) -> None:
+    def __init__(
+        self, folder: Path, config: RunConfig, recipe: Recipe, here: Resident, versions: Collection[int]
+    ) -> None:
         """Take up the file in the run's folder, if there is one; lines of other versions than these are cut off.
 
-        `here` is the base model of the run's engine, on which nobody relies between two rounds.
+        `here` is the base model of the run's engine, on which nobody relies between two rounds. Raises ConfigError and
+        DataError where the prompts cannot become tokens.
         """
+        prompts.examples(config, here.base, here.handle)
         self._path, self._recipe, self._here = folder / generations.FILE, recipe, here
         self._said_cut: set[str] = set()
         before = generations.read(folder)
@@ -45,8 +50,12 @@ class PromptedTexts:
         if not config.eval.prompts:
             return
         base, handle = self._here.base, self._here.handle
+        try:
+            asked = prompts.examples(config, base, handle)
+        except (ConfigError, DataError) as e:  # prompts that were set while the run goes on
+            log.warning("nothing is written behind [eval] prompts: %s", e)
+            return
         run_outputs.set_model_to(config, self._recipe, self._here.layout, handle, state)
-        asked = prompts.examples(config, base, handle)
         self._say_what_is_cut(config.eval.prompts, [one.prompt_lost for one in asked])
         texts = prompts.written(config, base, handle, asked)
         news = [
@@ -60,8 +69,8 @@ class PromptedTexts:
         for number, (text, tokens) in enumerate(zip(said, lost, strict=True), 1):
             if tokens and text not in self._said_cut:
                 self._said_cut.add(text)
-                why = "%d tokens at its beginning are more than [data] max_length and are cut off"
-                log.warning(f"[eval] prompts: prompt %d: {why}", number, tokens)
+                why = "is longer than [data] max_length, %d tokens at its beginning are cut off"
+                log.warning(f"[eval] prompts: prompt %d {why}", number, tokens)
 
 
 def _lines(found: Sequence[generations.Written]) -> bytes:

@@ -64,9 +64,11 @@ def evaluated(
     if not found:
         raise ConfigError(f"{folder}: no client has held-out rows; see [data] holdout and test")
     counts = {"count": fmean(m["count"] for m in found.values())}
-    place.stand(state)
-    asked = prompts.examples(place.config, place.base, place.handle)
-    texts = prompts.written(place.config, place.base, place.handle, asked)
+    texts: list[str] = []
+    if c.prompts:
+        place.stand(state)
+        asked = prompts.examples(place.config, place.base, place.handle)
+        texts = prompts.written(place.config, place.base, place.handle, asked)
     means = over_clients(found.values(), of_tokens(place.config)) | counts
     return found, means, dict(zip(c.prompts, texts, strict=True))
 

@@ -1,5 +1,6 @@
 """A finished run, for those who go on with it in Python."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedft.errors import ConfigError
-from fedft.reports import columns
+from fedft.reports import columns, metric_log
 
 if TYPE_CHECKING:
     import pandas
@@ -25,6 +26,12 @@ class Run:
     def model(self) -> Path:
         """Folder of the trained adapter (or of the changes, in the full space)."""
         return self.folder / "model"
+
+    @property
+    def best(self) -> Path | None:
+        """Folder of the best state's model; None where the run has kept none, see `[eval] best`."""
+        name = self.summary.get("best", {}).get("model")
+        return self.folder / name if name else None
 
     def __repr__(self) -> str:
         """Strategy, rounds, first and last held-out loss, and the folder."""
@@ -98,3 +105,15 @@ class Run:
 
         done = gather([run.folder for run in (self, *others)], against=against)
         return pandas.DataFrame(tables.numbers(done))
+
+
+def load(folder: str | Path) -> Run:
+    """The finished run in a folder, as `simulate` returned it. Raises ConfigError where there is none."""
+    folder = Path(folder)
+    if not (folder / "summary.json").exists():
+        raise ConfigError(f"{folder}: no finished run, there is no summary.json")
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{folder / 'summary.json'}: cannot be read: {e}") from e
+    return Run(folder, summary, metric_log.read(folder / "metrics.jsonl"))

@@ -23,6 +23,13 @@ def evaluate(
     compeft: Annotated[
         bool, typer.Option("--compeft", help="Instead: which density and scale of the codec compeft to take.")
     ] = False,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Instead: tasks of lm-evaluation-harness, as arc_easy,piqa.")
+    ] = None,
+    include: Annotated[
+        Path | None, typer.Option(help="Folder of YAML files with tasks of your own, for --tasks.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each of --tasks; left out: all.")] = None,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
@@ -30,6 +37,13 @@ def evaluate(
     from fedft.reports.terminal import table
     from fedft.simulations import compeft_choice, finished_run
 
+    if tasks is not None:
+        if rouge or metric or compeft:
+            raise ConfigError("--tasks measures the harness's tasks alone; leave --rouge, --metric and --compeft out")
+        _tasks(folder, tasks, include, limit, as_json)
+        return
+    if include is not None or limit is not None:
+        raise ConfigError("--include and --limit are for --tasks, which is left out")
     if compeft:
         if rouge or metric:
             raise ConfigError("--compeft goes by the loss alone; leave --rouge and --metric out")
@@ -52,6 +66,20 @@ def evaluate(
         table(rows, tuple(dict.fromkeys(name for row in rows for name in row)))
         for prompt, text in texts.items():
             typer.echo(f"prompt   {prompt}\nwritten  {text}\n")
+
+
+def _tasks(folder: Path, tasks: str, include: Path | None, limit: int | None, as_json: bool) -> None:
+    """Print what tasks of lm-evaluation-harness, names with commas between, find of a run's model."""
+    from fedft.reports.terminal import table
+    from fedft.simulations import harness_tasks
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    found = harness_tasks.evaluate(folder, names, include=include, limit=limit)
+    if as_json:
+        typer.echo(json.dumps(found, sort_keys=True, default=str))
+    else:
+        table(harness_tasks.table(found), ("task", "measure", "value", "std. error"))
+        typer.echo(f"written to {folder / harness_tasks.FILE}")
 
 
 def export(

@@ -11,6 +11,7 @@ MOST = 5  # rounds of a prompt that a page shows: the first, the last, and some 
 NOTE = (
     "Greedy continuations of the prompts in [eval] prompts, by the state of each round; all are in generations.jsonl."
 )
+PLAIN = 'style="white-space: pre-wrap"'  # line breaks as they were written
 Written = Mapping[str, Any]
 """`round`, `prompt` and `text` of one generation."""
 
@@ -45,8 +46,8 @@ def _table(found: Sequence[Written]) -> str:
         of_prompt.setdefault(one["prompt"], []).append(one)
     said = ""
     for prompt, all_ in of_prompt.items():
-        said += f"<dt>prompt</dt><dd><b>{escape(prompt)}</b></dd>"
-        said += "".join(f"<dt>round {one['round']}</dt><dd>{escape(one['text'])}</dd>" for one in _some(all_))
+        said += f"<dt>prompt</dt><dd {PLAIN}><b>{escape(prompt)}</b></dd>"
+        said += "".join(f"<dt>round {one['round']}</dt><dd {PLAIN}>{escape(one['text'])}</dd>" for one in _some(all_))
     return f"<dl>{said}</dl>\n"
 
 

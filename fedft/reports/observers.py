@@ -1,14 +1,19 @@
 """Observers: functions that are called with each event of a run. None of them can end the run by failing.
 
-def observer(kind, info): ...      kind "header", "round", "admitted", "line" (of metrics.jsonl), "asking", "ended", ...
+def observer(kind, info): ...      hears every event; KINDS says which there are
+
+@fedft.observe("line")
+def told(info): ...                hears of these only
 """
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from fedft import check
 from fedft.errors import in_one_line
 
 log = logging.getLogger(__name__)
@@ -17,6 +22,55 @@ Observer = Callable[[str, Mapping[str, Any]], None]
 """(kind of event, its facts by name) -> nothing."""
 Observers = Observer | Iterable[Observer]
 """One observer, or several."""
+KINDS: Mapping[str, str] = {
+    "preparing": "the run's folder is there, and its base model is being loaded",
+    "header": "what is trained, what it will take, what privacy will cost",
+    "changed": "the run file says otherwise than when the run was begun",
+    "enrolling": "clients are sent the job",
+    "enrolled": "a client has taken it up",
+    "joined": "a client takes part from this round on",
+    "left": "a client takes part no more, and why",
+    "lifted": "a client's quarantine has ended",
+    "steered": "an operator has changed something while the run goes on",
+    "round": "a round begins: who is asked",
+    "asking": "plans are sent, and until when answers count",
+    "terms": "until when answers count now",
+    "progress": "what a site is doing",
+    "admitted": "an update counts",
+    "refused": "an answer does not count, and why",
+    "memory_lost": "a client has lost what it kept between rounds",
+    "quarantined": "a client is not asked any more",
+    "evaluating": "clients are asked to measure a state",
+    "measured": "a client has measured it",
+    "line": "the line of metrics.jsonl of a state, when it is on the disk",
+    "link": "the connection to somebody's SuperLink is lost",
+    "ended": "the run has ended or stopped; its summary, or None",
+}
+"""Kind of event -> what has happened. The facts that come with it are by name, plain values and lists."""
+
+
+def observe(*kinds: str) -> Callable[[Callable[[Mapping[str, Any]], None]], Observer]:
+    """A decorator that makes a function of an event's facts an observer of these kinds of event only.
+
+        @fedft.observe("line")
+        def told(info):
+            print(info["version"], info.get("loss"))
+
+        fedft.simulate("run.toml", observe=told)
+
+    Raises ValueError for a kind that there is not.
+    """
+    check.one_of(KINDS, **{f"kind {n}": kind for n, kind in enumerate(kinds, 1)})
+
+    def of(function: Callable[[Mapping[str, Any]], None]) -> Observer:
+        @wraps(function)
+        def observer(kind: str, info: Mapping[str, Any]) -> None:
+            if kind in kinds:
+                function(info)
+
+        return observer
+
+    return of
 
 
 class Audience:

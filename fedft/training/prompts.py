@@ -6,6 +6,7 @@ from typing import Any
 from fedft.config import RunConfig
 from fedft.data.chat import Writer
 from fedft.data.examples import Example
+from fedft.errors import DataError
 from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.training.evaluate import Measured
@@ -25,7 +26,7 @@ def examples(config: RunConfig, base: Base, handle: ModelHandle) -> list[Example
     """The prompts of a run as rows without a response; `prompt_lost` are tokens beyond `[data] max_length`.
 
     Where the run's records are conversations a prompt is what the user says, by the run's chat template; it is cut from
-    the left. Raises ConfigError and DataError for a template that fails.
+    the left. Raises ConfigError and DataError for a template that fails, or a text that is no tokens of the model.
     """
     found = []
     for number, text in enumerate(config.eval.prompts, 1):
@@ -34,6 +35,9 @@ def examples(config: RunConfig, base: Base, handle: ModelHandle) -> list[Example
         else:
             writer = Writer(base.tokenizer, config.data.chat_template, None, f"[eval] prompts: prompt {number}")
             ids = writer.asked([{"role": "user", "content": text}])
+        if not ids or max(ids) >= base.ids:
+            why = f"token id {max(ids)}, the model has embeddings of {base.ids} ids" if ids else "no tokens"
+            raise DataError(f"[eval] prompts: prompt {number} is {why}")
         kept = ids[-config.data.length :]
         found.append(Example(kept, [], len(kept), prompt_lost=len(ids) - len(kept)))
     return found

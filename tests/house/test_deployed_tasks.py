@@ -56,11 +56,24 @@ def dpo(folder: Path, tiny_base: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("task", [seq2seq, several_labels, dpo])
+def prompted(folder: Path, tiny_base: Path) -> dict[str, Any]:
+    """Plain text: the server writes behind prompts and keeps the best state; patience ends the run."""
+    rows = [{"client": f"c{n % 2}", "prompt": f"{n} is", "response": " right"} for n in range(20)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "model": {"id": str(tiny_base)},
+        "data": {"train": str(folder / "rows.jsonl"), "max_length": 24},
+        "strategy": {"name": "fedit"},
+        "server": {"rounds": 5, "patience": 2, "min_delta": 99.0},  # nothing is so much better than the first state
+        "eval": {"best": "loss", "prompts": ["3 is", "4 is"], "generate_tokens": 3},
+    }
+
+
+@pytest.mark.parametrize("task", [seq2seq, several_labels, dpo, prompted])
 def test_a_deployment_ends_with_the_bytes_of_its_simulation(task: Any, tiny_base: Path, tmp_path: Path) -> None:
     tables = task(tmp_path, tiny_base)
     tables["local"] = {"steps": 3, "batch_size": 4, "learning_rate": 5e-3, **tables.get("local", {})}
-    tables["server"] = {"rounds": 2, "loggers": []}
+    tables["server"] = {"rounds": 2, "loggers": [], **tables.get("server", {})}
     (tmp_path / "run.toml").write_text(tomli_w.dumps(tables))
     with Deployment(tmp_path, tmp_path / "run.toml") as d:
         sites = d.rehearse()
@@ -76,3 +89,11 @@ def test_a_deployment_ends_with_the_bytes_of_its_simulation(task: Any, tiny_base
         assert summary["initial"]["loss"] != summary["final"]["loss"]
         weights = Path("model") / "adapter_model.safetensors"
         assert (d.out / weights).read_bytes() == (simulated.folder / weights).read_bytes()
+        assert summary["rounds"] == simulated.summary["rounds"] == 2
+        if task is prompted:
+            assert summary["ended"] == "patience"
+            assert summary["best"] == simulated.summary["best"]
+            best = Path("model-best") / "adapter_model.safetensors"
+            for file in (best, "generations.jsonl"):
+                assert (d.out / file).read_bytes() == (simulated.folder / file).read_bytes()
+            assert len((d.out / "generations.jsonl").read_text().splitlines()) == 3 * 2

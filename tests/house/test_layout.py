@@ -66,6 +66,7 @@ DOORS = {
     "dp_accounting": {"fedft/privacy/accountant.py"},
     "datasets": {"fedft/data/", "fedft/training/trainer_turns.py"},
     "flwr_datasets": {"fedft/data/"},
+    "lm_eval": {"simulations/harness_tasks.py"},
     "matplotlib": {"fedft/reports/plots.py"},
     "numba": {
         "fedft/arithmetic/",

@@ -10,6 +10,7 @@ from deployed import Deployment, Killed, kill_at
 
 from fedft.config import Eval, Local, Privacy, RunConfig, Server
 from fedft.errors import ConfigError
+from fedft.reports import columns
 from fedft.server import best_state, budget
 
 
@@ -68,6 +69,13 @@ def test_patience_ends_a_run_as_counted_by_hand(
     if end is not None:
         assert budget.over(config, lines(values)[: end + 1])
         assert best_state.may_end(config, lines(values)[:end])
+
+
+def test_whoever_asks_knows_which_way_a_metric_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a process that has loaded no metrics, such as that of a queue of runs."""
+    monkeypatch.setattr(columns, "_declared", {})
+    config = replace(run("exact_match"), eval=Eval(best="exact_match", metrics=["exact_match"]))
+    assert best_state.best(config, lines([0.1, 0.5, 0.2], "exact_match")) == (1, 0.5)
 
 
 def test_what_is_not_measured_at_every_evaluation_is_refused_in_one_line() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import fedft
 from fedft import run_file
 from fedft.cli import main
 from fedft.errors import ConfigError
@@ -124,6 +125,23 @@ def test_a_best_state_that_was_not_kept_is_said(whole: Path, tmp_path: Path, cap
     assert done.summary["best"]["model"] is None
     assert not (folder / "model-best").exists()
     assert any("not kept at the time" in said for said in caplog.messages)
+
+
+def test_a_model_that_no_gate_has_judged_is_not_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sets = [*SETS, "server.rounds=1", "eval.best=loss", "audit.gate=['auc=1.0']", "eval.max_rows=2"]
+    done = runs.simulate(run_file.load(runs.QUICKSTART, sets), out=tmp_path / "run")
+    assert done.model.is_dir()
+    assert done.best is None
+    assert not (tmp_path / "run" / "model-best").exists()
+    assert any("gate judges the last model only" in said for said in caplog.messages)
+
+
+def test_a_finished_run_is_loaded_from_its_folder(whole: Path, tmp_path: Path) -> None:
+    run = fedft.load(whole)
+    assert run.best == whole / "model-best"
+    assert run.lines[-1]["version"] == run.summary["rounds"]
+    with pytest.raises(ConfigError, match="no finished run"):
+        fedft.load(tmp_path)
 
 
 def test_prompts_of_a_model_that_writes_nothing_are_refused(tmp_path: Path) -> None:

@@ -126,10 +126,10 @@ def test_a_function_that_nobody_allowed_is_not_imported(mine: Any, monkeypatch: 
 
 def test_perplexity_is_of_all_held_out_tokens_as_one_text() -> None:
     clients = [{"loss": 1.0, "count": 30.0}, {"loss": 2.0, "count": 10.0, "perplexity": 3.0}]
-    found = loss.over_clients(clients, of_tokens=True)
+    found = loss.over_clients(clients, perplexity=True)
     assert found["perplexity"] == pytest.approx(math.exp((30 * 1.0 + 10 * 2.0) / 40))
     assert "perplexity" not in loss.over_clients(clients)  # nor does a client name one
-    assert "perplexity" not in loss.over_clients([{"loss": 1e4, "count": 3.0}], of_tokens=True)  # is no number
+    assert "perplexity" not in loss.over_clients([{"loss": 1e4, "count": 3.0}], perplexity=True)  # is no number
 
 
 def test_only_a_likelihood_of_tokens_has_a_perplexity() -> None:

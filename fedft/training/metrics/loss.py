@@ -30,13 +30,13 @@ def of_tokens(config: RunConfig) -> bool:
     return tasks.of(config.model.task).generates and named(config.local.objective, "objective")[0] == "likelihood"
 
 
-def over_clients(found: Collection[Mapping[str, float]], of_tokens: bool = False) -> dict[str, float]:
+def over_clients(found: Collection[Mapping[str, float]], perplexity: bool = False) -> dict[str, float]:
     """The metrics of a state from those of its clients: means over clients (`columns.averaged`), and `token_loss`.
 
     Args:
         found: metrics by name, one mapping per client; `count` is the number of places that its `loss` is a mean of.
             Where a client with a loss has no such number, there is no `token_loss`.
-        of_tokens: whether there is a `perplexity` too, see the function of this name.
+        perplexity: whether there is one, too: the losses are `of_tokens`.
 
     >>> over_clients([{"loss": 1.0, "count": 30.0}, {"loss": 2.0, "count": 10.0}])
     {'loss': 1.5, 'token_loss': 1.25}
@@ -46,6 +46,6 @@ def over_clients(found: Collection[Mapping[str, float]], of_tokens: bool = False
     counts = [(m.get("count", 0.0), m[LOSS.name]) for m in found if LOSS.name in m]
     if counts and all(0 < n < math.inf for n, _ in counts):
         means[TOKEN_LOSS.name] = sum(n * loss for n, loss in counts) / sum(n for n, _ in counts)
-        if of_tokens and means[TOKEN_LOSS.name] < MOST:
+        if perplexity and means[TOKEN_LOSS.name] < MOST:
             means[PERPLEXITY.name] = math.exp(means[TOKEN_LOSS.name])
     return means
