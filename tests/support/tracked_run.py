@@ -1,4 +1,4 @@
-"""`python tracked_run.py FOLDER NAME...`: a short run is told to the loggers of these names, in a process of its own."""
+"""`python tracked_run.py FOLDER NAME...`: a short run is told to these loggers, in a process of its own."""
 
 import sys
 from pathlib import Path
