@@ -14,7 +14,7 @@ import fedft
 from fedft import run_file
 from fedft.adapters.lora import LoRA
 from fedft.arithmetic.lowrank import LowRank
-from fedft.models import adapter_folder, export, peft_names
+from fedft.models import adapter_folder, export, lower_rank, peft_names
 from fedft.models.handle import ModelHandle
 from fedft.models.layout import layout_of
 from fedft.simulations import finished_run
@@ -33,6 +33,26 @@ def test_peft_computes_with_the_exported_folder_what_we_do(kind, chosen, tmp_pat
         theirs = PeftModel.from_pretrained(plain, tmp_path).eval()
     torch.testing.assert_close(logits(theirs), logits(base.model), atol=1e-5, rtol=0)
     torch.testing.assert_close(logits(theirs.merge_and_unload()), logits(base.model), atol=1e-5, rtol=0)
+
+
+def test_experts_are_lowered_each_by_itself(tmp_path):
+    base = drawn("mixtral")
+    plain, layout = copy.deepcopy(base.model), layout_of(base, "all-linear")
+    handle = ModelHandle(base.model, layout, LoRA())
+    handle.write(unlike(layout))
+    whole = export.pairs_of(handle, base)
+    pairs, facts = lower_rank.lowered(whole, 1)
+    assert {m for m in facts["errors"] if m[-1].isdigit()}, "or there are no experts"
+    assert facts["error"] > 0.01
+    export.save_adapter(tmp_path, handle, base, "some/base", pairs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        theirs = PeftModel.from_pretrained(plain, tmp_path).eval()
+    found = peft_names.changes_of(theirs)
+    for m, error in facts["errors"].items():
+        dense = whole[m].double().dense()
+        distance = (found[m].double().dense() - dense).norm() / max(float(dense.norm()), 1e-30)
+        assert float(distance) == pytest.approx(error, abs=1e-6)
 
 
 @every_kind

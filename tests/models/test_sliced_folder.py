@@ -11,7 +11,7 @@ from small_models import distance, factors
 
 import fedft
 from fedft import strategies
-from fedft.errors import DataError
+from fedft.errors import ConfigError, DataError
 from fedft.models import dtypes, model_folder, resident
 from fedft.models.resident import Resident
 from fedft.models.sliced_folder import save
@@ -120,6 +120,15 @@ def test_an_exported_adapter_of_a_pruned_model_says_so_and_load_sliced_gives_tha
     again = from_dict({"model": {"id": str(tmp_path / "to")}, "strategy": {"name": "fedit"}})
     with pytest.raises(DataError, match="is of a pruned model"):
         resident.load(again, strategies.of(again))
+
+
+def test_a_pruned_model_has_no_lower_rank(tiny_base: Path, tmp_path: Path) -> None:
+    """The best of the whole matrices is not the best of what is left of them."""
+    here, config = _trained(tiny_base, lambda model: some(groups_of(model), 4))
+    with pytest.raises(ConfigError, match="--rank 2: this client's model is pruned") as e:
+        model_folder.write(tmp_path / "to", config, here.base, here.handle, rank=2)
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "to").exists()
 
 
 def test_a_model_of_which_nothing_is_pruned_is_exported_as_ever(tiny_base: Path, tmp_path: Path) -> None:

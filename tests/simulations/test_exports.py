@@ -102,6 +102,36 @@ def test_a_lower_rank_is_loaded_by_peft_and_costs_what_is_said(settings, tmp_pat
         assert (found == pytest.approx(run.summary["final"]["loss"], abs=CLOSE)) == (rank == 16)
 
 
+def test_a_client_s_own_model_has_a_lower_rank_of_its_own(settings, tmp_path: Path) -> None:
+    """Of what it shares and what it keeps: each client's error is its own."""
+    run = a_run(settings, tmp_path / "run", "fedsa_lora")
+    errors = set()
+    for client in "xy":
+        for rank in (4, 2):
+            run.export(tmp_path / f"{client}{rank}", client=client, rank=rank)
+        whole, low = (load_file(tmp_path / f"{client}{r}" / "adapter_model.safetensors") for r in (4, 2))
+        facts = json.loads((tmp_path / f"{client}2" / "base.json").read_text())["lower_rank"]
+        for m, error in facts["errors"].items():
+            n = f"base_model.model.{m}.lora_"
+            old, new = (x[f"{n}B.weight"].double() @ x[f"{n}A.weight"].double() for x in (whole, low))
+            assert float((old - new).norm() / old.norm()) == pytest.approx(error, abs=1e-6)
+        errors.add(facts["error"])
+    assert len(errors) == 2
+
+
+def test_an_adapter_on_an_adapter_is_lowered_with_it(settings, tmp_path: Path) -> None:
+    """What is exported is one adapter of the base below, of both changes: so is what is cut."""
+    from peft import AutoPeftModelForCausalLM
+
+    first = a_run(settings, tmp_path / "first", "fedit")
+    then = {**settings, "model": {"id": str(first.model)}, "strategy": {"name": "fedit"}}
+    run = fedft.simulate(run_file.from_dict(then), out=tmp_path / "then")
+    run.export(tmp_path / "out", rank=8)
+    assert json.loads((tmp_path / "out" / "base.json").read_text())["lower_rank"]["from"] == 8
+    found = loss(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out"), run.folder)
+    assert found == pytest.approx(run.summary["final"]["loss"], abs=CLOSE)
+
+
 def test_a_whole_model_is_loaded_by_transformers(settings, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

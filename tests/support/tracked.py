@@ -1,6 +1,11 @@
 """Reads back what wandb, MLflow and Trackio have of a run's folder, and shuts them off from the network."""
 
+import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +37,21 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     here = ("127.0.0.1", "localhost", "::1", None)
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: (found if host in here else nobody)(host, *a, **k))
     return tried
+
+
+def packets(folder: Path, names: list[str]) -> list[Any] | str:
+    """What a short run that is told to these loggers sends, from whatever process of theirs, in a network of its own;
+    or why this system makes none."""
+    here = Path(__file__).parent
+    lonely = ["unshare", "--map-root-user", "--net", sys.executable, str(here / "lonely_network.py")]
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        return "this machine has no unshare, or no ip"
+    if (tried := subprocess.run([*lonely, os.devnull, "true"], capture_output=True, text=True, check=False)).returncode:
+        return f"no network of our own: {tried.stderr.strip()[-200:]}"
+    (folder / "run").mkdir()
+    command = [sys.executable, str(here / "tracked_run.py"), str(folder / "run"), *names]
+    subprocess.run([*lonely, str(folder / "seen.json"), *command], check=True, timeout=300, capture_output=True)
+    return list(json.loads((folder / "seen.json").read_text()))
 
 
 def mlflow_points(folder: Path) -> Points:

@@ -89,6 +89,35 @@ def test_it_keeps_the_contract_and_contacts_nobody(name: str, tried: list[Any]) 
     assert tried == []
 
 
+def test_no_process_of_theirs_sends_a_packet(tried: list[Any], tmp_path: Path) -> None:
+    """wandb's is no Python: seen is what leaves the network, whoever sends it."""
+    for name in NAMES:
+        pytest.importorskip(name, reason="in an environment of its own: make loggers")
+    sent = tracked.packets(tmp_path, NAMES)
+    if isinstance(sent, str):
+        pytest.skip(sent)
+    assert sent == []
+    for name in ("wandb", "mlflow"):
+        assert ("loss", 2) in POINTS[name](tmp_path / "run")
+
+
+def test_the_user_s_environment_says_otherwise(
+    tried: list[Any], tmp_path: Path, empty: Path | None, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    for name in ("mlflow", "wandb"):
+        pytest.importorskip(name, reason="in an environment of its own: make loggers")
+    assert empty is not None
+    (tmp_path / "theirs").mkdir()
+    shutil.copy(empty, tmp_path / "theirs" / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'theirs' / 'mlflow.db'}")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for name in ("mlflow", "wandb"):
+        told(name, tmp_path / "run", range(2))
+    assert ("loss", 1) in tracked.mlflow_points(tmp_path / "theirs")
+    assert not {"mlflow.db", "wandb"} & {p.name for p in (tmp_path / "run").iterdir()}
+    assert "is not set" not in caplog.text
+
+
 def test_all_numbers_of_a_line_are_there_and_the_run_file_s_keys(name: str, tmp_path: Path) -> None:
     config = run_file.from_dict({"server": {"loggers": [name]}, "local": {"learning_rate": 0.0123}})
     told(name, folder := tmp_path / "run", range(3), config=config)
