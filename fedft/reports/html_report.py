@@ -146,8 +146,7 @@ def _plots(comparison: Mapping[str, Any]) -> str:
     look = plots.styles(list(comparison["curves"]))
     key = "".join(f"<li>{_image(plots.swatch(s), '', 'swatch')}{escape(label)}</li>" for label, s in look.items())
     drawn = "".join(_figure(figure) for figure in race_figures.others(comparison))
-    said = "Lines are means over seeds, bands one standard deviation. A method that sends nothing is a level line."
-    note = comparison_sections.note(said)
+    note = comparison_sections.note("Lines are means over seeds, bands one standard deviation.")
     return f'<ul class="key">{key}</ul>\n{_losses(comparison)}<div class="plots">{drawn}</div>{note}'
 
 
@@ -155,8 +154,7 @@ def _losses(comparison: Mapping[str, Any]) -> str:
     """The learning curves, of which a reader picks what they are drawn over; in print there are all."""
     of = race_figures.of_loss(comparison)
     picks = "".join(
-        f'<input type="radio" name="x" id="x-{name}"{" checked" if n == 0 else ""}>'
-        f'<label for="x-{name}">by {name}</label>'
+        f'<label><input type="radio" name="x" id="x-{name}"{" checked" if n == 0 else ""}>by {name}</label>'
         for n, name in enumerate(of)
     )
     return f'<div class="pick">{picks}\n{"".join(_figure(f, f"x-{name}") for name, f in of.items())}</div>\n'

@@ -9,7 +9,7 @@ from fedft.reports.run_result import Result
 
 ALONE = "local"
 """The method in which every client trains alone."""
-WORST = 5  # clients of each method that are named
+WORST = 3  # clients of each method that are named
 
 
 def against_alone(results: Mapping[str, Sequence[Result]]) -> dict[str, dict[str, float]]:

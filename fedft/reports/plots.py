@@ -24,7 +24,7 @@ SETTINGS: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#e6e6e6",
+    "grid.color": "#dedede",
     "xtick.color": "#444444",
     "ytick.color": "#444444",
     "lines.linewidth": 1.6,

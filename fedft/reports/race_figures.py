@@ -105,10 +105,10 @@ def _curves(caption: str, curves: Curves, x: Axis, y: Axis) -> Figure:
         notes.append(f"Level lines, where they ended: {', '.join(level)} sent nothing.")
     logarithmic = y.name == "aggregation_error"
     if logarithmic and any(mean < FLOOR for line in of.values() for _, mean, _ in line):
-        notes.append(f"Errors below {FLOOR:g} are drawn there.")
+        notes.append("Errors below 1e-9 are drawn there.")
     top, above = _top(of) if y.name == LOSS.name else (None, 0)
     if top is not None:
-        notes.append(f"The axis ends at {LOSS.short(top)}; {above} points of curves are higher.")
+        notes.append(f"The axis ends at {LOSS.short(top)}; points of curves above it: {above}.")
 
     def draw(axes: Any) -> None:
         axes.set_xlabel(x.label)

@@ -4,11 +4,12 @@ import base64
 import math
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from made_up_runs import compared, lines, of
 
-from fedft.reports import comparison, html_report, plots, race_figures
+from fedft.reports import comparison, html_report, page_style, plots, race_figures
 from fedft.reports.race_progress import RaceProgress
 
 EVIL = "<script>alert('x')</script>&\"$x_1$ ünï"
@@ -134,3 +135,67 @@ def test_one_method_alone_is_drawn_without_a_warning() -> None:
     rows = [{"method": "fedavg", "after": 1.0, "bytes": 10**9}]
     found = {"curves": {"fedavg": [curve]}, "rows": rows}
     assert len(race_figures.of_loss(found)) + len(race_figures.others(found)) == 5
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "#rgb" or "#rrggbb", as WCAG 2 has it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * d for d in colour[1:])
+    parts = [int(digits[n : n + 2], 16) / 255 for n in (0, 2, 4)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(a: str, b: str) -> float:
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_all_text_is_dark_enough_and_no_letter_is_thin() -> None:
+    looks = [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{[^}]*\}", page_style.STYLE)]
+    assert len(looks) == 3  # light, dark, print
+    for look in looks:
+        assert all(contrast(look[ink], look["paper"]) >= 4.5 for ink in ("ink", "quiet"))
+    weights = [int(n) for n in re.findall(r"font(?:-weight)?: (\d{3})\b", page_style.STYLE)]
+    assert min(weights) == 400
+    for name in ("axes.labelcolor", "xtick.color", "ytick.color"):
+        assert contrast(plots.SETTINGS[name], "#fff") >= 4.5
+
+
+def test_a_reader_picks_what_the_loss_is_drawn_over_and_sees_all_without_that() -> None:
+    page = html_report.page(comparison.compare({}, {"fedit": of(lines())}, watts=65.0))
+    names = re.findall(r'<input type="radio" name="x" id="x-(\w+)"', page)
+    assert names == ["round", "bytes", "time", "energy"]
+    assert page.count(" checked>") == 1
+    assert all(f"<figure class=x-{name}>" in page and f"#x-{name}:checked) .x-{name}" in page for name in names)
+    hiding = page_style.STYLE.index(".pick figure { display: none")
+    assert page_style.STYLE[:hiding].rstrip().endswith("@supports selector(:has(a)) { @media screen {")
+    assert "65 W that are assumed, not measured" in page
+
+
+def test_what_an_axis_leaves_out_is_said_under_it() -> None:
+    wild = lines(traffic=1000, error=0.0)
+    wild[2]["loss"] = 50.0
+    done = comparison.compare({}, {"fedit": of(lines(error=0.1)), "wild": of(wild), "local": of(lines(traffic=0))})
+    notes = {name: figure.note for name, figure in race_figures.of_loss(done).items()}
+    assert notes["round"] == "The axis ends at 3.491; points of curves above it: 1."
+    assert "local sent nothing" in notes["bytes"]
+    assert "logarithmic" in notes["bytes"]
+    (error,) = [f for f in race_figures.others(done) if "error" in f.caption]
+    assert error.note == "Errors below 1e-9 are drawn there."
+    assert "The axis ends at 3.491" in html_report.page(done)
+
+
+def test_names_of_clients_and_settings_are_text() -> None:
+    def measured(loss: float) -> list[dict[str, Any]]:
+        found = of(lines(loss))
+        return [{**r, "clients": {EVIL: loss + s}} for s, r in enumerate(found)]
+
+    trial = {"chosen": EVIL, "trials": 2, "losses": {EVIL: 1.0}, "stopped": {EVIL: EVIL}}
+    tuning = {"grid": {EVIL: [EVIL]}, "seed": 1, "rows": EVIL, "contenders": {EVIL: trial}}
+    done = comparison.compare({}, {EVIL: measured(0.1), "local": measured(0.2)}, tuning=tuning)
+    page = html_report.page(done)
+    assert len(done["clients"]) == 1
+    assert "Client by client" in page
+    assert "Tuned settings" in page
+    assert "script" not in Tags(page).tags
+    assert all("<script" not in svg for svg in images(page))
