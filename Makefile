@@ -90,11 +90,11 @@ $(VENV)/.fedft-test: $(SOURCES) | $(BIN)/python
 	@$(INSTALL) ".[test,kernels]"
 	@touch $@ $(VENV)/.fedft
 
-# Sees what the first environment holds, so that torch is not installed twice; what only the site needs stays out there.
+# As the loggers': what only the site needs stays out of the first environment. pip sees what that one holds.
 $(VENV)-site/.made: docs/requirements.txt $(VENV)/.fedft-test
-	$(PYTHON) -m venv "$(VENV)-site"
-	@cd "$(VENV)-site"/lib/python*/site-packages && \
-		$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > main.pth
-	@"$(VENV)-site/bin/python" -m pip --quiet --disable-pip-version-check install \
+	@$(PYTHON) -m venv "$(VENV)-site"
+	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))' && \
+	$(BIN)/python -c "$$purelib" > "$$("$(VENV)-site/bin/python" -c "$$purelib")/tests.pth"
+	@"$(VENV)-site/bin/python" -m pip --quiet --quiet --disable-pip-version-check install \
 		--constraint constraints.txt --requirement docs/requirements.txt
 	@touch $@
