@@ -141,9 +141,8 @@ class Round:
         allowed = [c for c in run.members if c not in self.barred]
         going_on = self._turns.give_up(allowed, self.traffic)
         extra: Mapping[str, Scalar] = {}
-        drawn = (
-            run.private.schedule.draw(number, run.members) if run.private else None
-        )  # once begun, those of the plans
+        # who may be in a noisy sum is drawn from all members; once begun, those of the plans are asked
+        drawn = run.private.schedule.draw(number, run.members) if run.private else None
         if not asked and self.masked is not None:
             extra, allowed = self.masked.begin(self.exchange, allowed)
         if not asked and run.config.privacy.shared:
