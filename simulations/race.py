@@ -82,7 +82,8 @@ def race(
     trials = sum(t.trials for t in tuned.values())
     for results, reasons, complete in field.run(configs, stopped, trials):
         beside = max((r["jobs"] for of in results.values() for r in of if "jobs" in r), default=1)
-        facts |= {"seconds": f"with up to {beside} runs side by side, and longer for it"} if beside > 1 else {}
+        said = f"measured with up to {beside} runs side by side: longer than alone, and so is the energy"
+        facts |= {"seconds": said} if beside > 1 else {}
         done = compare(facts, results, reasons, complete=complete, watts=watts, against=against, tuning=about_tuning)
         _save(done, out)
     return done

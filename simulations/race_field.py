@@ -81,8 +81,12 @@ class Field:
             return {}, {}
         trials: dict[str, list[Task]] = {}
         rows: dict[str, str] = {}
+        made: dict[str, tuple[list[str], str]] = {}
         for c in self.contenders:
-            sources, rows[c.label] = tuning.written(configs[c.label], self.seeds, self.out)
+            data = repr((configs[c.label][0].data, configs[c.label][0].audit))
+            if data not in made:
+                made[data] = tuning.written(configs[c.label], self.seeds, self.out)
+            sources, rows[c.label] = made[data]
             settings = grids.settings(self.grid, c)
             trials[c.label] = tuning.trials(self.file, c, settings, self.seeds, self.overrides, self.out, sources)
         found: dict[str, dict[str, Outcome]] = {label: {} for label in trials}

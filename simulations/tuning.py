@@ -2,7 +2,8 @@
 
 The tuning seed is the first that is not among the compared ones. Its held-out rows are drawn from those that none of
 the compared runs holds out, and of a run file with a test file from the training rows: what the comparison reports on
-has no part in what is chosen. All other rows are trained on, as many as in a compared run and those of no one else.
+has no part in what is chosen. All other rows are trained on, those that are reported on later among them, so that a
+trial learns from as many as a compared run; of what it has learned nothing is kept but which setting was best.
 """
 
 import hashlib
@@ -112,7 +113,7 @@ def written(compared: Sequence[RunConfig], seed: int, out: Path) -> tuple[list[s
         ConfigError: the compared runs hold out every row between them, or the files there are of other rows.
     """
     at = compared[0]
-    about = json.dumps([[c.to_dict()["data"] for c in compared[:1]], len(compared), seed], sort_keys=True)
+    about = json.dumps([at.to_dict()["data"], len(compared), seed], sort_keys=True)
     folder = out.resolve() / TUNING / f"rows-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
     at = replace(at, server=replace(at.server, seed=seed))
     reported = _held_out(compared)

@@ -12,7 +12,7 @@ Cell = str | tuple[str, str]
 TUNED = (
     "Before, each method was tried with every setting of a grid at the same budget, baselines too, and kept the one "
     "with the least loss. The rows by which it was chosen are none that the table reports on, and the seed is none "
-    "that it compares."
+    "that it compares; of the trials nothing is kept but the setting."
 )
 PAIRED = (
     "How much higher a method's held-out loss is at the end than that of {against}; below 0 it is better. Differences "

@@ -1,6 +1,7 @@
 """Tuned races, and runs side by side: what is tried and chosen, on which rows, and that nothing else changes."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedft import run_file
+from fedft.cli import main
 from fedft.config import RunConfig
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports import plots
@@ -85,6 +87,26 @@ def test_every_contender_is_tuned_and_runs_with_what_was_best_for_it(
     page = (tmp_path / races.PAGE).read_text()
     assert "local.learning_rate=4e-3" in page
     assert "seed 2, by the loss on" in page
+
+
+def test_the_command_says_what_was_chosen_and_how_sure_differences_are(
+    overrides: list[str],
+    tmp_path: Path,
+    made_up: list[Task],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = ["--strategies", "fedit,local", "--seeds", "2", "--grid", *RATES, "--against", "local", "--watts", "40"]
+    sets = [part for o in overrides for part in ("--set", o)]
+    monkeypatch.setattr(sys, "argv", ["fedft", "race", str(runs.QUICKSTART), *said, "--out", str(tmp_path), *sets])
+    with pytest.raises(SystemExit) as e:
+        main.main()
+    assert not e.value.code
+    out = capsys.readouterr().out
+    assert "local.learning_rate=1e-3" in out
+    assert "tuned with seed 2, by the loss on" in out
+    assert "loss after less that of local, in pairs" in out
+    assert json.loads((tmp_path / "race.json").read_text())["watts"] == 40
 
 
 def test_a_tuned_race_that_was_stopped_goes_on_where_it_stood(
@@ -253,18 +275,20 @@ def numbers(out: Path) -> dict[str, Any]:
     return dict(timeless(json.loads((out / races.TABLE).read_text())))
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_the_same_bit_for_bit(race: Race, tmp_path: Path) -> None:
-    names, how = ("fedit", "local"), {"seeds": 2, "grid": RATES}
-    one = race(tmp_path / "one", *names, jobs=1, **how)
-    two = race(tmp_path / "two", *names, jobs=2, **how)
+    names = ("fedit", "local")
+    one = race(tmp_path / "one", *names, jobs=1)
+    two = race(tmp_path / "two", *names, jobs=2)
     assert numbers(tmp_path / "one") == numbers(tmp_path / "two")
-    assert [r["jobs"] for of in two["results"].values() for r in of] == [2] * 4
-    assert "side by side" in two["about"]["seconds"]
+    assert [r["jobs"] for of in two["results"].values() for r in of] == [2] * 2
+    assert "up to 2 runs side by side" in two["about"]["seconds"]
     assert "seconds" not in one["about"]
     states = [sorted((tmp_path / n).rglob("gen-*/state.safetensors")) for n in ("one", "two")]
     assert [p.read_bytes() for p in states[0]] == [p.read_bytes() for p in states[1]]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_stops_its_run_alone(
     race: Race, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
