@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fedft.cli.options import AsJson
-from fedft.errors import ConfigError
+from fedft.errors import ConfigError, Interrupted
 
 QUESTIONS = {
     "model": "Which model? A folder, a hub id, or stdlib-base (small, built in)",
@@ -82,9 +82,13 @@ def init(
 
 
 def _answer(name: str, given: str | None, proposed: str | None, asks: bool) -> str:
-    """What was given, else what the user says, else what is proposed. Raises ConfigError where that is nothing."""
+    """What was given, else what the user says, else what is proposed. Raises ConfigError where that is nothing,
+    and Interrupted where the user leaves."""
     if given is None and asks:
-        given = typer.prompt(QUESTIONS[name], default=proposed)
+        try:
+            given = typer.prompt(QUESTIONS[name], default=proposed)
+        except typer.Abort:
+            raise Interrupted("interrupted; nothing is written") from None
     found = given if given is not None else proposed
     if not found:
         raise ConfigError(f"--{name} is needed: {QUESTIONS[name][:1].lower()}{QUESTIONS[name][1:]}")

@@ -58,5 +58,6 @@ def test_a_contender_is_proposed_once() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_of_a_shell_is_shown(shell: str) -> None:
     command = [sys.executable, "-m", "fedft", "--show-completion", shell]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # or it is of the shell that runs this
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert "_FEDFT_COMPLETE" in done.stdout

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from fedft import run_file
 from fedft.cli import init, main
-from fedft.errors import ConfigError, DataError
+from fedft.errors import ConfigError, DataError, Interrupted
 
 RECORDS: dict[str, list[dict[str, Any]]] = {
     "questions": [{"clinic": "ab"[n % 2], "question": f"{n} + 1", "answer": f"{n + 1}"} for n in range(20)],
@@ -24,6 +26,8 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
     "unknown names": [{"left": f"{n}", "right": f"{n + 1}"} for n in range(20)],
 }
 TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{% endif %}"
+
+TERMINAL = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
 
 
 @pytest.fixture
@@ -62,11 +66,21 @@ def test_it_asks_five_questions_where_somebody_is_there(rows: Path, monkeypatch:
         return said[next(name for name, text in init.QUESTIONS.items() if text == question)]
 
     monkeypatch.setattr(init.typer, "prompt", answer)
-    monkeypatch.setattr(init, "sys", type("S", (), {"stdin": type("T", (), {"isatty": staticmethod(lambda: True)})}))
+    monkeypatch.setattr(init, "sys", TERMINAL)
     assert _init("mine.toml").exit_code == 0
     assert asked == [*init.QUESTIONS.values()]
     config = run_file.load(Path("mine.toml"))
     assert (config.data.client, config.server.rounds) == ("clinic", init.SIZES["large"]["rounds"])
+
+
+def test_who_leaves_in_the_middle_has_nothing_written(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(question: str, default: str | None) -> str:
+        raise typer.Abort
+
+    monkeypatch.setattr(init.typer, "prompt", leave)
+    monkeypatch.setattr(init, "sys", TERMINAL)
+    assert isinstance(_init().exception, Interrupted)
+    assert not Path("run.toml").exists()
 
 
 ALL = ("--model", "stdlib-base", "--client", "2", "--device", "cpu")
