@@ -1,10 +1,10 @@
 """Runs like one that is audited, each on a half of all records drawn by the audit's seed: its shadows.
 
-    losses of what is tried = learned(place, own, tried)         one run, in a folder that is gone when it has ended
+    found = measured(place, two, plan, rows, 8, print)         eight runs, in folders that are gone when they have ended
 
 All records are in the draw: rows that the audited run was trained on, those that it held out, and its canaries, planted
-or not, each with all its repeats. A shadow is the run's own: strategy, rounds, steps, noise and seed. It masks nothing,
-has no virtual devices and audits nothing; none of that changes what it learns.
+or not, each with all its repeats. A shadow is the run's own: strategy, rounds, steps, noise and seed; without masks,
+virtual devices, evaluations and an audit.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -31,12 +31,7 @@ def rows(said: Mapping[str, Any]) -> list[dict[str, str]]:
     if m := said.get("membership"):
         of = f"{m['members']} rows, {m['others']} others"
         for score in ("calibrated", "loss"):
-            found.append((f"membership AUC, {score}", of, f"{m[score]['auc']:.3f}", "0.5"))
-            found += [
-                (f"found at {rate} % false positives, {score}", of, f"{m[score][key]:.3f}", f"{rate / 100:g}")
-                for rate in (1, 5)
-                if (key := f"tpr_at_{rate}") in m[score]
-            ]
+            found += _of_rows(score, of, m[score])
     if bound := said.get("epsilon_lower"):
         of = f"{bound['right']} of {bound['guesses']} guesses right"
         spent = said.get("run", {}).get("epsilon")
@@ -52,16 +47,20 @@ def _attacked(attack: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     of_runs, found = f"{attack.get('shadows', 0)} shadow runs", list[tuple[str, str, str, str]]()
     if own := attack.get("rows"):
         of = f"{own['members']} rows, {own['others']} others"
-        found.append((f"membership AUC, {of_runs}", of, f"{own['auc']:.3f}", "0.5"))
-        found += [
-            (f"found at {rate} % false positives, {of_runs}", of, f"{own[key]:.3f}", f"{rate / 100:g}")
-            for rate in (1, 5)
-            if (key := f"tpr_at_{rate}") in own
-        ]
+        found += _of_rows(of_runs, of, own)
     for g in attack.get("canaries", ()):
         outside = f"{g['found_left_out']:.0%} of {g['left_out']} left out" if "found_left_out" in g else ""
         found.append((f"secrets found, {of_runs}", _secrets(g), _number(g.get("found"), ".0%"), outside))
     return found
+
+
+def _of_rows(score: str, of: str, figures: Mapping[str, float]) -> list[tuple[str, str, str, str]]:
+    """What one score tells of rows."""
+    return [(f"membership AUC, {score}", of, f"{figures['auc']:.3f}", "0.5")] + [
+        (f"found at {rate} % false positives, {score}", of, f"{figures[key]:.3f}", f"{rate / 100:g}")
+        for rate in (1, 5)
+        if (key := f"tpr_at_{rate}") in figures
+    ]
 
 
 def _secrets(g: Mapping[str, Any]) -> str:
