@@ -45,7 +45,7 @@ architectures: $(VENV)/.fedft-test
 
 # -P: what runs is the installed package here, too, and not the checkout.
 loggers: $(VENV)-loggers/.fedft-loggers
-	"$(VENV)-loggers/bin/python" -P -m pytest -n 0 tests/reports/loggers tests/suites/test_loggers.py
+	"$(VENV)-loggers/bin/python" -P -m pytest -n 0 tests/reports/loggers/test_trackers.py
 
 check: lint
 	$(BIN)/pytest -m "not slow"

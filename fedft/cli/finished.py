@@ -1,6 +1,7 @@
 """The commands on a finished run: `fedft eval` and `fedft export`."""
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ import typer
 
 from fedft.cli.options import Allow, AsJson, named
 from fedft.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `fedft simulate` leaves it.")]
 
@@ -110,6 +113,9 @@ def export(
         kind = measure.export_run(folder, at, merged=merged, client=client, rank=rank)
         lower = base_note.read(at).get("lower_rank")
         lines = other_tools.lines(at, kind, configs.load(folder / "config.toml").model.task)
+        base = other_tools.adapter_config(at).get("base_model_name_or_path", "")
+        if push is not None and base and Path(base).exists():
+            log.warning("--push: the adapter names as its base %s, a folder that nobody else has", base)
         address = None if push is None else hub_upload.upload(at, push)
     if as_json:
         facts = {"lower_rank": lower, "lines": lines, "pushed": address}

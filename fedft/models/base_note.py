@@ -69,10 +69,10 @@ def differences(folder: Path, m: Model, base: Base) -> list[str]:
     if digest != own:
         found.append(f"it was trained on other weights of the base (digest {digest[:12]}) than these ({own[:12]})")
     if bits != m.bits:
-        here = _precision(m.dtype, m.bits)
-        found.append(f"it was trained on a base in {_precision(dtype, bits)}, this one is in {here}: its loss differs")
+        here = precision(m.dtype, m.bits)
+        found.append(f"it was trained on a base in {precision(dtype, bits)}, this one is in {here}: its loss differs")
     if clients.keys() - {str(m.bits)}:
-        found.append(f"its clients had the base in {_numbers(clients)} bits, this one is in {m.bits}")
+        found.append(f"its clients had the base in {numbers(clients)} bits, this one is in {m.bits}")
     return found
 
 
@@ -100,10 +100,11 @@ def read(folder: Path) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _precision(dtype: str, bits: int) -> str:
+def precision(dtype: str, bits: int) -> str:
+    """As "bfloat16" or "4 bits"."""
     return dtype if bits >= 16 else f"{bits} bits"
 
 
-def _numbers(clients: Mapping[str, int]) -> str:
+def numbers(clients: Mapping[str, int]) -> str:
     """As "4 (1 of 3) and 32 (2 of 3)"."""
     return " and ".join(f"{bits} ({n} of {sum(clients.values())})" for bits, n in clients.items())

@@ -1,4 +1,4 @@
-"""`README.md` of a model's folder: what it is, on whose counts of rows it learned, what was spent, how it is used.
+"""`README.md` of a model's folder: what it is, on how many rows it learned, what was spent, how it is used.
 
 Its front matter is what the hub reads: the base model where it is one of the hub's, the library that loads it, tags. A
 licence is not ours to say. No client is named.
@@ -14,7 +14,7 @@ from typing import Any
 
 from fedft import durable
 from fedft.config import RunConfig
-from fedft.models import export, lower_rank, other_tools, stored_quantization, tasks
+from fedft.models import base_note, export, lower_rank, other_tools, stored_quantization, tasks
 from fedft.models.load import Base
 from fedft.models.other_tools import HERE, Lines
 from fedft.reports import spent_privacy
@@ -26,10 +26,10 @@ LIBRARY = {"adapter": "peft", **dict.fromkeys(other_tools.WHOLE, "transformers")
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run's folder says of its model; a site that writes its own knows none of it."""
+    """What a run's folder says of its model; a site that writes its own knows the rounds alone."""
 
     by_bits: Mapping[str, int] = field(default_factory=dict)
-    """How many clients had the base in how many bits; empty: all as the run says."""
+    """How many clients had the base in how many bits; empty: all as the run file says."""
     spent: Mapping[str, Any] = field(default_factory=dict)
     """Of privacy, see `fedft.reports.spent_privacy.spent`; empty: nobody knows."""
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -83,11 +83,8 @@ def _precision(config: RunConfig, base: Base, run: RunFacts) -> str:
     if method := stored_quantization.method_of(base.model.config):
         how = f", packed by {method} in its files"
     else:
-        how = f" in {m.dtype if m.bits >= 16 else f'{m.bits} bits'}"
-    if not run.by_bits:
-        return how
-    shares = [f"{bits} ({n} of {sum(run.by_bits.values())})" for bits, n in run.by_bits.items()]
-    return f"{how}; its clients had it in {' and '.join(shares)} bits"
+        how = f" in {base_note.precision(m.dtype, m.bits)}"
+    return how + (f"; its clients had it in {base_note.numbers(run.by_bits)} bits" if run.by_bits else "")
 
 
 def _base(kind: str, base: Base) -> str:
@@ -135,10 +132,9 @@ def _commands(folder: Path, kind: str, config: RunConfig, lower: bool) -> str:
         labels, problem = (None, None) if generates else (m.labels, m.problem_type)
         call = other_tools.load_call(m.task, HERE, labels, problem)
         load = Lines(f'python -c "from peft import *; model = {call}"')
-    elif kind in LIBRARY or kind == "merged model with zeros":
-        load = Lines(
-            f"python -c \"from transformers import *; model = Auto{tasks.of(m.task).model}.from_pretrained('{HERE}')\""
-        )
+    elif kind in other_tools.WHOLE:
+        call = f"Auto{tasks.of(m.task).model}.from_pretrained('{HERE}')"
+        load = Lines(f'python -c "from transformers import *; model = {call}"')
     ways = {
         "Load it": load,
         "Measure it": Lines("fedft eval RUN", ("That is the model of the run, before its rank was lowered",) * lower),

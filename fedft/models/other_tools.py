@@ -1,5 +1,4 @@
-"""How other tools take an exported folder: one line each for transformers or peft, vLLM and llama.cpp, or why they do
-not.
+"""How peft, vLLM and llama.cpp take an exported folder: a line to type for each, or why there is none.
 
 What these tools can do is theirs to change; this is as their sources have it: vLLM 0.14 (`vllm/config/lora.py`,
 `vllm/lora/peft_helper.py`) and llama.cpp of autumn 2026 (`convert_lora_to_gguf.py`, `llama-adapter.h`).

@@ -76,13 +76,15 @@ def test_what_the_hub_says_is_one_line(hub: type[FakeApi], tmp_path: Path) -> No
 
 
 def test_the_command_sends_only_where_it_is_asked_to(
-    hub: type[FakeApi], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: type[FakeApi], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from fedft.simulations import finished_run
 
+    base = "owner/base"
+
     def export(folder: Path, to: Path, **how: Any) -> str:
         to.mkdir(parents=True)
-        (to / "adapter_config.json").write_text(json.dumps({"r": 8, "base_model_name_or_path": "owner/base"}))
+        (to / "adapter_config.json").write_text(json.dumps({"r": 8, "base_model_name_or_path": base}))
         return "adapter"
 
     monkeypatch.setattr(finished_run, "export_run", export)
@@ -97,3 +99,7 @@ def test_the_command_sends_only_where_it_is_asked_to(
     said = json.loads(run(app, ["export", str(tmp_path), "--to", f"{to}2", "--push", "owner/name", "--json"]).output)
     assert (said["kind"], said["folder"], said["pushed"]) == ("adapter", f"{to}2", "https://hub.test/owner/name")
     assert said["lines"]["vllm"].startswith("vllm serve owner/base ")
+    assert caplog.text == ""
+    base = str(tmp_path)
+    assert run(app, ["export", str(tmp_path), "--push", "owner/name"]).exit_code == 0
+    assert f"the adapter names as its base {tmp_path}, a folder that nobody else has" in caplog.text
