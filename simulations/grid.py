@@ -48,3 +48,22 @@ def settings(grid: Grid, c: Contender) -> list[Setting]:
     own = {override.partition("=")[0].strip() for override in c.overrides}
     varied = {key: values for key, values in grid.items() if key not in own}
     return [tuple(f"{k}={v}" for k, v in zip(varied, of, strict=True)) for of in product(*varied.values())]
+
+
+def at_an_end(grid: Grid, setting: Setting) -> list[str]:
+    """The keys whose value in a setting is the least or the largest that was tried: one beyond might be better.
+
+    Keys whose values are no numbers have no ends.
+
+    >>> at_an_end({"a.b": ["1", "2", "3"], "a.c": ["1e-3", "1e-2"], "a.d": ["x", "y"]}, ("a.b=2", "a.c=1e-2", "a.d=x"))
+    ['a.c']
+    """
+    found = []
+    for key, _, value in (override.partition("=") for override in setting):
+        try:
+            numbers = [float(one) for one in grid[key]]
+        except ValueError:
+            continue
+        if len(numbers) > 1 and float(value) in (min(numbers), max(numbers)):
+            found.append(key)
+    return found

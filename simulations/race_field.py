@@ -96,7 +96,10 @@ class Field:
         tuned = {c.label: tuning.outcome(grids.settings(self.grid, c), found[c.label]) for c in self.contenders}
         unlike = len({*rows.values()}) > 1
         said = "; ".join(f"{label}: {text}" for label, text in rows.items()) if unlike else next(iter(rows.values()))
-        of_each = {label: t.to_dict() for label, t in tuned.items()}
+        of_each = {
+            label: {**t.to_dict(), "at_an_end": grids.at_an_end(self.grid, t.chosen) if t.losses else []}
+            for label, t in tuned.items()
+        }
         return tuned, {"grid": dict(self.grid), "seed": self.seeds, "rows": said, "contenders": of_each}
 
     def run(self, configs: Configs, stopped: Mapping[str, str], trials: int) -> Iterator[Standing]:

@@ -118,7 +118,7 @@ def report(
 
 def _say(done: Mapping[str, Any]) -> None:
     """Print a comparison: chosen settings, the table, paired differences."""
-    from fedft.reports import paired
+    from fedft.reports import comparison_sections, paired, per_client
     from fedft.reports.comparison import LEGEND, readable, shown_columns, spare_columns
     from fedft.reports.terminal import table
 
@@ -129,6 +129,8 @@ def _say(done: Mapping[str, Any]) -> None:
         ]
         table(chosen, ["method", "chosen setting", "trials"])
         typer.echo(f"tuned with {tuning['rows']}")
+        if ends := comparison_sections.at_an_end(tuning):
+            typer.echo(ends)
     table(readable(done), shown_columns(done["rows"]), spare_columns(done["rows"]))
     typer.echo(LEGEND)
     if done["paired"]:
@@ -138,3 +140,5 @@ def _say(done: Mapping[str, Any]) -> None:
         ]
         table(differences, ["method", "over seeds", "over clients"])
         typer.echo(f"loss after less that of {done['against']}, in pairs: mean ± standard error, 95 % interval")
+        if per_client.ALONE in done["results"]:
+            typer.echo("of local, over clients: each one's model on its own rows; over seeds, as above, on everybody's")

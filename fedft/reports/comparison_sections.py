@@ -28,6 +28,10 @@ ALONE = (
     "Each client's loss on its own held-out rows, beside that of a model that it trained alone; means over seeds. "
     "A client gains where its loss is lower. Named are those that lose most, or gain least."
 )
+OWN_MODELS = (
+    " Of `local` the two are not the same: over seeds each client's model is measured on everybody's rows, as in the "
+    "table, over clients each one's on its own rows."
+)
 NOBODY_ALONE = "Who gains and who loses is said where `local` is among the methods: every client trained alone."
 
 
@@ -61,8 +65,14 @@ def tuning(comparison: Mapping[str, Any]) -> str:
         ends = [LOSS.short(min(losses)), LOSS.short(max(losses))] if losses else ["-", "-"]
         stopped = "; ".join(f"{setting}: {why}" for setting, why in t["stopped"].items())
         rows.append([method, (t["chosen"] or "-", "text"), str(t["trials"]), *ends, (stopped or "-", "text")])
-    said = note(f"{TUNED} Grid: {grid}. Tuned with {of['rows']}.")
+    said = note(f"{TUNED} Grid: {grid}. Tuned with {of['rows']}. {at_an_end(of)}")
     return f"<h2>Tuned settings</h2>\n{table(heads, rows)}\n{said}"
+
+
+def at_an_end(tuning: Mapping[str, Any]) -> str:
+    """Whose chosen setting has the least or the largest value of a key, as a sentence; "" where nobody's has."""
+    ends = [f"{m} ({', '.join(keys)})" for m, t in tuning["contenders"].items() if (keys := t.get("at_an_end"))]
+    return f"Chosen at an end of the grid, beyond which may be better: {'; '.join(ends)}." if ends else ""
 
 
 def pairs(comparison: Mapping[str, Any]) -> str:
@@ -78,7 +88,8 @@ def pairs(comparison: Mapping[str, Any]) -> str:
             cells += [mean, interval or "-", str(row[key]["n"]) if row[key] else "0"]
         rows.append(cells)
     against = comparison["against"]
-    said = note(PAIRED.format(against=against) + (PICKED.format(against=against) if comparison["picked"] else ""))
+    text = PAIRED.format(against=against) + (PICKED.format(against=against) if comparison["picked"] else "")
+    said = note(text + (OWN_MODELS if per_client.ALONE in comparison["results"] else ""))
     return f"<h2>Paired differences to {escape(against)}</h2>\n{table(heads, rows)}\n{said}"
 
 

@@ -197,5 +197,6 @@ def test_names_of_clients_and_settings_are_text() -> None:
     assert len(done["clients"]) == 1
     assert "Client by client" in page
     assert "Tuned settings" in page
+    assert "on everybody&#x27;s rows" in page
     assert "script" not in Tags(page).tags
     assert all("<script" not in svg for svg in images(page))

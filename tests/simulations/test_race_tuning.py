@@ -84,6 +84,7 @@ def test_every_contender_is_tuned_and_runs_with_what_was_best_for_it(
         ("", 0),
     ]
     assert done["tuning"]["seed"] == 2
+    assert said["fedit"]["at_an_end"] == []
     page = (tmp_path / races.PAGE).read_text()
     assert "local.learning_rate=4e-3" in page
     assert "seed 2, by the loss on" in page
@@ -105,6 +106,7 @@ def test_the_command_says_what_was_chosen_and_how_sure_differences_are(
     out = capsys.readouterr().out
     assert "local.learning_rate=1e-3" in out
     assert "tuned with seed 2, by the loss on" in out
+    assert "beyond which may be better: fedit (local.learning_rate)" in out
     assert "loss after less that of local, in pairs" in out
     assert json.loads((tmp_path / "race.json").read_text())["watts"] == 40
 
