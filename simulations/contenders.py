@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +24,8 @@ TAKEN = (".", "..", TABLE, PAGE, LATEX, CSV, TUNING)
 """Names below a race's folder that no contender may have."""
 DONE, STOPPED = {"config", "before", "after", "curve"}, {"config", "stopped"}
 """What a whole result.json has at least: of a run that came to an end, and of one that cannot."""
+ENDS = ("server.rounds", "server.budget", "server.patience", "server.min_delta", "eval.best")
+"""`table.key` of what says where a run ends: a run alone may go on with others, one that is compared may not."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,12 @@ def _changed(folder: Path, now: RunConfig) -> list[str]:
         before = configs.load(folder / "config.toml", where=str(folder / "config.toml"))
     else:
         return []
-    keys = [k for k in changed(before, now) if k != "server.budget"]
-    ends = [k for k in ("rounds", "budget") if getattr(before.server, k) != getattr(now.server, k)]
-    return keys + [f"server.{k}" for k in ends]
+    a, b = before.to_dict(), now.to_dict()
+    ends = [key for key in ENDS if _at(a, key) != _at(b, key)]
+    return [*(key for key in changed(before, now) if key not in ENDS), *ends]
+
+
+def _at(tables: Mapping[str, Any], key: str) -> Any:
+    """The value of a `table.key`; None where it is left out."""
+    table, _, name = key.partition(".")
+    return tables[table].get(name)

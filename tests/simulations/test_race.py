@@ -127,7 +127,7 @@ def test_a_finished_race_is_not_run_again(
     assert [(out / name).read_bytes() for name in WRITTEN] == results
 
 
-@pytest.mark.parametrize("key", ["local.steps=3", "server.rounds=2", "data.clients=3"])
+@pytest.mark.parametrize("key", ["local.steps=3", "server.rounds=2", "data.clients=3", "server.patience=9"])
 def test_runs_of_another_config_are_never_reported_as_this_one(
     finished: tuple[Path, list[dict[str, Any]]], race: Race, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
