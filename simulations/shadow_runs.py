@@ -48,8 +48,9 @@ class Record:
 
 
 def measured(
-    place: Workplace, two: TwoModels, plan: Plan | None, rows: Rows, count: int, told: Callable[[str], None]
-) -> dict[str, Any]:
+    place: Workplace, two: TwoModels, plan: Plan | None, rows: Rows, count: int, told: Callable[[str], None],
+    ended: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """What membership inference with so many shadow runs finds, see `shadows.measured`.
 
     Args:
@@ -59,6 +60,7 @@ def measured(
         rows: those of its clients without canaries.
         count: shadow runs.
         told: hears a line before each.
+        ended: after how many rounds the audited run has ended; None: after all that its run file says.
     Raises:
         ConfigError: fewer runs than `shadows.FEWEST`, or no records of both kinds.
     """
@@ -77,7 +79,7 @@ def measured(
         for shadow in range(count):
             told(f"shadow run {shadow + 1} of {count}")
             within = [r for r, there in zip(records, inside[:, shadow].tolist(), strict=True) if there]
-            _learn(place, within)
+            _learn(place, within, ended)
             found.append(two.losses(own))
     finally:
         two.stand()
@@ -107,14 +109,18 @@ def _drawn(records: Sequence[Record], config: RunConfig) -> list[int]:
     return sorted(n for (canary, _), own in numbers.items() for n in (own if canary else findings.drawn(own, config)))
 
 
-def _learn(place: Workplace, records: Sequence[Record]) -> None:
-    """Put the model at the end of a run on these records."""
+def _learn(place: Workplace, records: Sequence[Record], ended: int | None) -> None:
+    """Put the model at the end of a run on these records, of as many rounds as the audited one had."""
     c = place.config
+    early = ended is not None and ended < c.server.rounds  # by its patience, say: rates go by all rounds all the same
+    budget = f"steps={ended * c.local.steps}" if early else None
     config = replace(
         c,
         audit=Audit(),
         privacy=replace(c.privacy, secagg="off"),
         clients=replace(c.clients, devices=None),
+        server=replace(c.server, patience=None, budget=budget),
+        eval=replace(c.eval, prompts=[], best=None),
     )
     clients = {
         name: replace(

@@ -61,6 +61,22 @@ def test_a_secret_planted_16_times_is_found_and_one_that_was_left_out_is_not(sma
     assert (said["rows"]["members"], said["rows"]["others"]) == (10, 10)
 
 
+def test_a_shadow_has_as_many_rounds_as_the_audited_run(small: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that its patience has ended, too: shadows hold nothing out, and would go on to the last round."""
+    run = small("server.rounds=4", "server.patience=1", "server.min_delta=1e9")
+    assert run.summary["ended"] == "patience"
+    ended: list[int] = []
+    stand = workplace.Workplace.stand
+
+    def stood(place: workplace.Workplace, state: Any, client: str | None = None) -> None:
+        ended.append(state.version)
+        stand(place, state, client)
+
+    monkeypatch.setattr(workplace.Workplace, "stand", stood)
+    audited_run.audit_run(run.folder, NONE, shadows=4)
+    assert set(ended) == {run.summary["rounds"]} == {1}
+
+
 def test_a_model_that_learned_nothing_gives_nothing_away_and_stands_as_before(small: Run) -> None:
     run = small("local.learning_rate=0.0")
     before = audited_run.audit_run(run.folder, NONE).said
