@@ -10,6 +10,7 @@ they take the rounds of the federation; of seconds, a client that trains alone h
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def result(label: str, config: RunConfig, folder: Path, tell: Tell) -> dict[str,
     panel = sampling.panel(list(place.clients), config.eval.clients, config.server.seed)
     cohort = min(config.clients.per_round or len(place.clients), len(place.clients))
     config = _bounded(config, len(place.clients) if label == "local" else 1)
-    config = replace(config, eval=replace(config.eval, exactness=False))
+    config = replace(config, eval=replace(config.eval, exactness=False, prompts=[]))  # nobody reads these texts
     if label == "local":
         return _local(replace(place, config=config), panel, cohort, folder, tell)
     return _central(replace(place, config=config), panel, cohort, folder, tell)
@@ -114,7 +115,11 @@ def _central(
     whole = replace(config, local=replace(config.local, steps=steps), clients=replace(config.clients, per_round=None))
     rows = [row for c in place.clients.values() for row in c.train_rows]
     anyone = next(iter(place.clients.values()))
-    owner = replace(anyone, name="central", train_rows=rows, test_rows=anyone.test_rows[:1], config=whole)
+    held_out = anyone.test_rows[:1]
+    if config.server.patience is not None:  # which goes by the engine's own evaluations: of everybody in turn
+        each = zip_longest(*(place.clients[name].test_rows for name in panel))
+        held_out = [row for of in each for row in of if row is not None]
+    owner = replace(anyone, name="central", train_rows=rows, test_rows=held_out, config=whole)
     lines = _train_and_measure(replace(place, config=whole), {"central": owner}, panel, folder, tell)
     return run_result.result(lines, steps)
 

@@ -13,6 +13,7 @@ import pytest
 from fedft import durable
 from fedft import run_file as configs
 from fedft.cli import main
+from fedft.client.train import Client
 from fedft.config import Local, RunConfig, Server
 from fedft.errors import ConfigError
 from fedft.reports import finished_runs, plots
@@ -182,6 +183,24 @@ def test_a_baseline_that_was_stopped_starts_afresh(race: Race, tmp_path: Path, m
     lines = [json.loads(line) for line in (left / "metrics.jsonl").read_text().splitlines()]
     assert [line["version"] for line in lines] == [0, 1]
     assert found[0]["seconds"] == lines[1]["seconds"]["train"]
+
+
+def test_patience_of_the_central_baseline_goes_by_rows_of_everybody(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the one row that is enough to have the engine call for a measurement; prompts are nobody's to read."""
+    seen: list[Client] = []
+    monkeypatch.setattr(baselines, "_train_and_measure", lambda place, owners, *more: seen.extend(owners.values()))
+    monkeypatch.setattr(baselines.run_result, "result", lambda lines, steps: {})
+    for more in (["server.patience=1"], []):
+        said = [*overrides, "strategy.name=fedit", "eval.prompts=['a']", *more]
+        baselines.result("central", configs.load(runs.QUICKSTART, said), tmp_path, lambda share, line: None)
+    places = workplace.workplace(configs.load(runs.QUICKSTART, said)).clients
+    patient, plain = seen
+    assert [row.input_ids for row in patient.test_rows[:2]] == [c.test_rows[0].input_ids for c in places.values()]
+    assert len(patient.test_rows) == sum(len(c.test_rows) for c in places.values())
+    assert len(plain.test_rows) == 1
+    assert not patient.config.eval.prompts
 
 
 def test_the_clients_of_the_workplace_stay_as_they_are(overrides: list[str], tmp_path: Path) -> None:
