@@ -26,6 +26,7 @@ from fedft.contract import Forecast, State, Work
 from fedft.models import dtypes
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
+from fedft.reports import spent_privacy
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
@@ -184,7 +185,9 @@ class OpenRun:
             run_outputs.set_model_to(config, self.recipe, here.layout, here.handle, state)
             until = [line for line in lines if line["version"] <= best[0]]
             summary = run_outputs.summary_of(config, here.base, clients, state, until, seconds)
-            facts = run_outputs.facts_of(config, until, summary)
+            # which state is the best was learned from all lines, and all that they have cost
+            spent = spent_privacy.spent(config.privacy, lines)
+            facts = replace(run_outputs.facts_of(config, until, summary), spent=spent)
             run_outputs.write_model(self.folder, config, here.base, here.handle, facts, best_state.KEPT)
             stand()
         return best_state.summary(config, lines, state is not None)

@@ -63,6 +63,17 @@ def test_the_text_of_every_prompt_and_evaluation_is_there(whole: Path) -> None:
     assert len({one["text"] for one in found}) > 1, "a model that diverges writes something else"
 
 
+def test_the_best_model_says_what_all_rounds_have_cost_of_privacy(tmp_path: Path) -> None:
+    """It was chosen by the lines of all of them, though noise has made none better than the first."""
+    noise = ["privacy.mode=central-dp", "privacy.clip=1.0", "privacy.noise_multiplier=500.0", "privacy.delta=1e-3"]
+    sets = [*SETS, *noise, "strategy.name=ffa_lora", "server.rounds=2", "eval.best=loss"]
+    run = runs.simulate(run_file.load(runs.QUICKSTART, sets), out=tmp_path / "run")
+    assert run.summary["best"]["round"] == 0
+    assert run.summary["epsilon"] > run.lines[0].get("epsilon", 0.0)
+    assert run.best is not None
+    assert json.loads((run.best / "base.json").read_text())["epsilon"] == run.summary["epsilon"]
+
+
 class Killed(BaseException):
     pass
 
