@@ -299,7 +299,8 @@ def _steering(folder: Path, config: RunConfig, deployed: bool, store: Store, ver
     """What was changed of the run in a folder, whose newest state has this version."""
     version = max(version, 0)
     resolve = partial(resolved, deployed=deployed)
-    return Steering(folder / steering.FILE, config, resolve, version, open=bool(store.plans(version)))
+    fits = partial(best_state.check, deployed=deployed)
+    return Steering(folder / steering.FILE, config, resolve, version, open=bool(store.plans(version)), fits=fits)
 
 
 def fresh(

@@ -48,6 +48,8 @@ class Steering:
     """Whether a round is at work that leads on from there."""
     publish: Callable[[RunConfig], None] = lambda config: None
     """Called with the config as it is behind a change."""
+    fits: Callable[[RunConfig], None] = lambda config: None
+    """Raises ConfigError for a config that wants what evaluations of the run do not have."""
     said: dict[str, Any] = field(default_factory=dict)
     """The file's content."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -156,6 +158,7 @@ class Steering:
         with self._lock:
             config = self._with({**_values(self.said["changes"], 2**62), **values})
             run_folder.check_plugins(config)
+            self.fits(config)
             if (rounds := config.server.rounds) < (least := self.version + self.open):
                 raise ConfigError(f"set server.rounds={rounds}: {least} are done or under way, wanted at least as many")
         return values

@@ -13,6 +13,7 @@ from fedft import run_file
 from fedft.config import RunConfig
 from fedft.errors import ConfigError, StateDamaged
 from fedft.server import open_run, steering
+from fedft.server.checkpoint import Store
 from fedft.server.round import Round
 from fedft.server.steering import Steering
 
@@ -89,6 +90,15 @@ def test_a_change_that_makes_no_sense_is_one_line_and_changes_nothing(tmp_path: 
     assert "\n" not in str(e.value)
     assert not s.path.exists()
     assert s.latest() == configured()
+
+
+@pytest.mark.parametrize("text", ["server.patience=2", "eval.best='loss'"])
+def test_what_sites_do_not_measure_ends_no_run_and_chooses_no_state(tmp_path: Path, text: str) -> None:
+    private = {"mode": "local-dp", "clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-3}
+    config, store = configured(privacy=private), Store(tmp_path / "state")
+    with pytest.raises(ConfigError, match="are not measured"):
+        open_run._steering(tmp_path, config, True, store, 0).check([text])
+    assert open_run._steering(tmp_path, config, False, store, 0).check([text])
 
 
 def test_the_run_file_wins_only_where_it_has_been_changed_since(tmp_path: Path) -> None:
