@@ -159,14 +159,9 @@ class _Sizes:
         if rule in BY_ENTRY:
             change, extra = one, min(4 * HELD, len(sizes) * tensor)
         kept = held if rule != "none" or (error and self.recipe.upload_kind == "values") else 0
-        first = held if not self.stacked else 0  # a stack grows as what waits goes
-        yield (
-            "sum",
-            self.resting,
-            max(kept, first),
-            change + extra + self._products(rule),
-            max(0.0, error - held) + known,
-        )
+        waits = max(kept, 0 if self.stacked else held)  # a stack grows as what waits goes
+        sums = change + extra + self._products(rule)
+        yield "sum", self.resting, waits, sums, max(0.0, error - held) + known
         read, new = self.resting, min(one, self.first)
         if self.grows:
             read, new = self.before, self.total(self.config.server.rounds)
@@ -186,7 +181,7 @@ class _Sizes:
             return 0.0
         (o, i), rank = self._largest, sum(self.ranks)
         if self.grows:
-            return 8.0 * (rank * i + 3 * min(BLOCK, o * i))
+            return 8.0 * (rank * i + 3 * min(BLOCK, o * i) + o * i)  # in float64, and the matrix as it is read
         return 12.0 * rank * (o + i) + 64.0 * rank**2  # eigenvectors of rank x rank, in float64
 
     def _products(self, rule: str) -> float:
