@@ -31,8 +31,9 @@ AHEAD = 2  # answers of a worker that wait in Ray's store until they are taken
 
 
 def here() -> dict[str, str]:
-    """The versions that this machine has of what the bytes of a run depend on."""
-    return {"fedft": __version__, **{name: version(name) for name in ("torch", "numpy", "transformers")}}
+    """The versions that this machine has of what the bytes of a run depend on; not for which device torch is built."""
+    libraries = ("torch", "numpy", "transformers")
+    return {"fedft": __version__, **{name: version(name).partition("+")[0] for name in libraries}}
 
 
 class Resident:
