@@ -44,11 +44,16 @@ def check(config: RunConfig, deployed: bool) -> None:
         return
     privacy = config.privacy
     asked = "[eval] best" if config.eval.best else "[server] patience"
-    if privacy.secagg != "off":
-        raise ConfigError(f"{asked}: sites of secure sums are not measured; leave it out")
-    if privacy.mode == "central-dp" and not (privacy.evaluate == "noisy" and name in RANGES):
+    if privacy.at_clients or privacy.shared:
+        raise ConfigError(f"{asked}: sites of [privacy] mode = {privacy.mode!r} are not measured; leave it out")
+    if not privacy.on and privacy.secagg == "off":
+        return
+    releases = "summed" if privacy.secagg != "off" else "noisy"
+    if not (privacy.evaluate == releases and name in RANGES):
         able = " and ".join(RANGES)
-        raise ConfigError(f'{asked}: sites\' {name} is hidden; with [privacy] evaluate = "noisy" {able} are released')
+        raise ConfigError(
+            f"{asked}: sites' {name} is hidden; with [privacy] evaluate = {releases!r} {able} are released"
+        )
 
 
 def best(config: RunConfig, lines: Sequence[Line]) -> tuple[int, float] | None:

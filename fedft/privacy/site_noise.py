@@ -14,10 +14,12 @@ from typing import ClassVar
 
 import torch
 
+from fedft.arithmetic.tensors import Tensors
 from fedft.contract import Handle, Stage, Trained, Turn
 from fedft.privacy.clipping import off_grid, on_grid
 from fedft.privacy.integer_noise import noise
 from fedft.recipe import Recipe, as_it_is
+from fedft.update import Plan
 
 LEAST = 0.5
 """Noise multiplier below which a guarantee is not worth its name."""
@@ -51,5 +53,15 @@ class SiteNoise:
 
 
 def noisy(recipe: Recipe) -> Recipe:
-    """The recipe whose clients add noise to what they send; `unfit` says which recipes that makes sense with."""
-    return replace(recipe, uploads=(*recipe.uploads, SiteNoise(recipe.summand is not as_it_is)))
+    """The recipe whose clients add noise to what they send; `unfit` says which recipes that makes sense with.
+
+    A strategy's own bound on its numbers is one of honest steps, which noise exceeds: of floats beside places it is
+    asked for no more. `[limits]` bounds them, as other strategies' changes.
+    """
+    numbers = recipe.summand is not as_it_is
+
+    def admit(delta: Tensors, plan: Plan) -> None:
+        recipe.admit({n: torch.zeros_like(x) if x.is_floating_point() else x for n, x in delta.items()}, plan)
+
+    admitted = admit if numbers else recipe.admit
+    return replace(recipe, uploads=(*recipe.uploads, SiteNoise(numbers)), admit=admitted)

@@ -11,9 +11,10 @@ from client_turns import turn_of
 
 from fedft import run_file, strategies
 from fedft.contract import Private, Trained, Turn
-from fedft.errors import ConfigError
+from fedft.errors import ConfigError, RejectedUpdate
 from fedft.privacy.keyed_stream import Stream
 from fedft.privacy.site_noise import SiteNoise
+from fedft.update import Plan
 
 KEY = bytes(range(32))
 
@@ -80,6 +81,17 @@ def test_strategies_that_sum_have_it_before_the_codec(name: str) -> None:
     stages = [t.stage for t in strategies.of(config).uploads]
     assert stages.count("noise") == 1
     assert stages[-1:] == (["noise"] if name == "fedkseed" else ["code"])
+
+
+def test_noise_beyond_what_steps_reach_is_admitted_and_a_place_outside_the_pool_is_not() -> None:
+    recipe = strategies.of(config_of("fedkseed"))
+    plan = Plan("0" * 16, 0, 0, steps=2, learning_rate=1e-5)
+    sent = noised({"scalar": torch.zeros(2), "index": torch.tensor([3, 5], dtype=torch.uint16)}, integers=True, z=2.0)
+    with pytest.raises(RejectedUpdate, match="scalars"):
+        strategies.make("fedkseed", {}).admit(sent, plan)
+    recipe.admit(sent, plan)
+    with pytest.raises(RejectedUpdate, match="seed numbers"):
+        recipe.admit(sent | {"index": torch.tensor([5, 3], dtype=torch.uint16)}, plan)
 
 
 @pytest.mark.parametrize("name", ["flora", "flexlora", "fedex_lora", "hetlora", "flasc", "mezo", "scaffold"])

@@ -91,8 +91,12 @@ def test_what_is_not_measured_at_every_evaluation_is_refused_in_one_line() -> No
 def test_what_a_deployment_hides_cannot_choose_its_state() -> None:
     secret = replace(run(), privacy=Privacy(secagg="on"))
     best_state.check(secret, deployed=False)
-    with pytest.raises(ConfigError, match="secure sums"):
+    with pytest.raises(ConfigError, match=r"\[eval\] best.*summed"):
         best_state.check(secret, deployed=True)
+    summed = replace(secret, privacy=replace(secret.privacy, evaluate="summed"))
+    best_state.check(summed, deployed=True)
+    with pytest.raises(ConfigError, match="token_loss is hidden"):
+        best_state.check(replace(summed, eval=Eval(best="token_loss")), deployed=True)
     hidden = replace(run(None, patience=2), privacy=Privacy(mode="central-dp", clip=1.0, noise_multiplier=1.0))
     with pytest.raises(ConfigError, match=r"\[server\] patience.*noisy"):
         best_state.check(hidden, deployed=True)
@@ -100,6 +104,11 @@ def test_what_a_deployment_hides_cannot_choose_its_state() -> None:
     best_state.check(noisy, deployed=True)
     with pytest.raises(ConfigError, match="perplexity is hidden"):
         best_state.check(replace(noisy, eval=Eval(best="perplexity")), deployed=True)
+    for mode, secagg in (("local-dp", "off"), ("example-dp", "off"), ("central-dp", "on")):
+        unmeasured = replace(run(), privacy=Privacy(mode, clip=1.0, noise_multiplier=1.0, secagg=secagg))  # type: ignore[arg-type]
+        best_state.check(unmeasured, deployed=False)
+        with pytest.raises(ConfigError, match=f"{mode}' are not measured"):
+            best_state.check(unmeasured, deployed=True)
 
 
 NEVER = {"rounds": 4, "patience": 2, "min_delta": 1e9}

@@ -4,7 +4,8 @@ loss, accuracy, ...          every metric of the line, and `epsilon`
 train_loss, bytes_up, ...    of the round that led to it, where it says them
 participants, refused        how many
 seconds/<phase>              of the round and its evaluation
-client_loss/<client>         of at most MOST_CLIENTS clients, those that come first
+client_loss/<client>         of at most MOST_CLIENTS clients, those that come first; of nobody under a mode of
+                             [privacy] or secure sums, where a tracker is no place for what a simulation alone can see
 """
 
 import json
@@ -34,20 +35,22 @@ Write = Callable[[int, dict[str, float]], None]
 """(version, numbers by name) -> nothing."""
 
 
-def follow(who: str, folder: Path, write: Write, end: Callable[[bool], None]) -> Observer:
+def follow(who: str, folder: Path, config: RunConfig, write: Write, end: Callable[[bool], None]) -> Observer:
     """An observer that writes the numbers of every line: those that are in `folder` now, and each new one.
 
     Args:
         who: the logger's name, for what it has to say.
         folder: of the run.
+        config: of the run; where it hides single clients, none is written.
         write: called once for each line, in order.
         end: called once, with whether the run has finished.
     """
     clients = ClientLosses(who)
+    hidden = config.privacy.on or config.privacy.secagg != "off"
 
     def observe(kind: str, info: Mapping[str, Any]) -> None:
         if kind == "line":
-            write(info["version"], {**numbers(info), **clients.of(info)})
+            write(info["version"], {**numbers(info), **({} if hidden else clients.of(info))})
         elif kind == "ended":
             end(info["summary"] is not None)
 

@@ -53,7 +53,7 @@ def mlflow(folder: Path, config: RunConfig) -> Observer:
     def end(finished: bool) -> None:
         client.set_terminated(number, "FINISHED" if finished else "KILLED")
 
-    return lines.follow("mlflow", folder, write, end)
+    return lines.follow("mlflow", folder, config, write, end)
 
 
 def _begun(client: Any, folder: Path, config: RunConfig, place: str | None) -> Any:

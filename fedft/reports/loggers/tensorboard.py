@@ -34,4 +34,4 @@ def tensorboard(folder: Path, config: RunConfig) -> Observer:
         file.add_summary(over)
         writer.close()
 
-    return lines.follow("tensorboard", folder, write, end)
+    return lines.follow("tensorboard", folder, config, write, end)

@@ -49,4 +49,4 @@ def trackio(folder: Path, config: RunConfig) -> Observer:
         with redirect_stdout(sys.stderr):
             run.finish()
 
-    return lines.follow("trackio", folder, write, end)
+    return lines.follow("trackio", folder, config, write, end)

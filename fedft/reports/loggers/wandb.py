@@ -71,4 +71,4 @@ def wandb(folder: Path, config: RunConfig) -> Observer:
         _begun.pop(own, None)
         run.finish(exit_code=0 if finished else 1)
 
-    return lines.follow("wandb", folder, write, end)
+    return lines.follow("wandb", folder, config, write, end)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fedft import run_file
+from fedft.config import Privacy, RunConfig
 from fedft.reports.loggers import lines
 from fedft.suites.loggers import line
 
@@ -35,6 +36,16 @@ def test_the_first_clients_are_written_and_the_others_counted_once(caplog: pytes
         "it: of single clients the losses of 20 are written; those of 5 more are in metrics.jsonl alone"
     ]
     assert lines.ClientLosses("it").of({"version": 0}) == {}, "nothing is said of single clients"
+
+
+@pytest.mark.parametrize("privacy", [{"mode": "local-dp", "clip": 1.0, "noise_multiplier": 1.0}, {"secagg": "on"}, {}])
+def test_no_tracker_is_told_of_single_clients_that_a_run_hides(tmp_path: Path, privacy: dict[str, Any]) -> None:
+    told: list[dict[str, float]] = []
+    config = RunConfig(privacy=Privacy(**privacy))
+    observe = lines.follow("it", tmp_path, config, lambda version, found: told.append(found), lambda finished: None)
+    observe("line", line(1, evaluation={"north": {"loss": 1.0}}))
+    assert "loss" in told[0]
+    assert ("client_loss/north" in told[0]) == (not privacy)
 
 
 def test_names_that_look_alike_when_they_are_plain_stay_apart() -> None:
