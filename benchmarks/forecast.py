@@ -174,7 +174,7 @@ def turn(setting: Setting) -> Memory:
         checkpointing.switch_on(base.model, base.source)
     client = Client("a", rows, rows, base, handle, recipe, config)
     if setting.private:
-        client.privacy.begin(client.name, job_of(config, "0" * 64, b""), config, len(rows))
+        client.privacy.begin(client.name, job_of(config, "0" * 64, ()), config, len(rows))
     rank = 0 if recipe.space.rank_free else RANK
     state = recipe.first_state(handle.layout, rank, 0)
     for number in range(ROUNDS + 1):
@@ -237,7 +237,7 @@ def planned(setting: Setting, limit_mib: int | None) -> subprocess.CompletedProc
         run = {**tables, "model": {**tables["model"], "id": "model"}, "data": data}
         strategy = [tables["strategy"]["name"]]
         policy = {"strategies": strategy} | ({} if limit_mib is None else {"max_memory_mib": limit_mib})
-        site = {
+        site: dict[str, Any] = {
             "site": {"name": "a"}, "server": {"address": "localhost:1"}, "model": {"id": "model", "dtype": "float32"},
             "data": {"train": "rows.jsonl", "test": "rows.jsonl", **form}, "policy": policy,
             "local": {k: x for k, x in tables["local"].items() if k in ("micro_batch", "checkpointing")},

@@ -369,7 +369,7 @@ class Server:
     """The workers are actors of Ray, on any machines of its cluster: "auto" or its address ("host:6379",
     "ray://host:10001"), or "local" for one that is started here (`pip install 'fedft[ray]'`). An actor has a GPU of its
     own where its device is "cuda", and `[local] threads` CPUs. Model, data and run folder are at the same paths on all
-    machines, or the run ends before it trains."""
+    machines, and fedft, torch, numpy and transformers of the same versions, or the run ends before it trains."""
     together: int | Literal["auto"] | None = None
     """Simulations: clients that train in one pass of the base model, where the strategy and the model allow it (plain
     back-propagation on adapters, no dropout); memory of activations grows with it. 1 is exactly what a deployment does.

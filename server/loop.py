@@ -17,16 +17,16 @@ from fedft.config import RunConfig
 from fedft.contract import Gate, State
 from fedft.errors import ClientFailed, ConfigError
 from fedft.reports.metric_log import MetricsFile
-from fedft.server import best_state, between_rounds, budget, buffered, by_bits, planner_view
+from fedft.server import best_state, between_rounds, budget, buffered, evaluated_state, planner_view
 from fedft.server.admitted import EverybodyLeft, Outcome
 from fedft.server.candidate_gates import Travels
-from fedft.server.evaluation_round import brought, evaluate
+from fedft.server.evaluation_round import brought
 from fedft.server.exchange import Exchange
 from fedft.server.federation import Federation
 from fedft.server.guard import BudgetSpent, SumLost
 from fedft.server.round import Round
 from fedft.server.traffic import Traffic, Until
-from fedft.training.metrics.loss import LOSS, of_tokens, over_clients
+from fedft.training.metrics.loss import LOSS
 
 if TYPE_CHECKING:
     from fedft.server.masked_rounds import MaskedRounds
@@ -267,7 +267,10 @@ class Loop:
             if last:
                 self._exchange.end(run.members)
             busy = self._exchange.at_work() if run.deployed else ()  # who trains would hold it up
-            line = self._evaluated(state, line, [*notes["barred"], *busy], rouge=rouge)
+            line, false = evaluated_state.evaluated(
+                self._exchange, self.masked, state, line, [*notes["barred"], *busy], rouge=rouge
+            )
+            self._contradicted |= false
             self.write(state, run.config)
         if run.private is not None:
             line |= run.private.schedule.report(state.version, run.config.server.rounds)
@@ -283,37 +286,6 @@ class Loop:
         """The line of this version is on the disk, perhaps since before a kill."""
         if self.federation.private is not None:
             self.federation.private.measured(version)
-
-    def _evaluated(
-        self, state: State, line: Mapping[str, Any], barred: Collection[str], *, rouge: bool
-    ) -> dict[str, Any]:
-        """The line of a state with what its evaluation found; of sites under noise, with what is released of it."""
-        run = self.federation
-        if run.deployed and run.config.privacy.evaluate == "summed":
-            from fedft.server import summed_evaluation
-
-            said = summed_evaluation.measured(self._exchange, state, barred, self.masked)
-            return {**line, **said, "evaluation": {}, "refused": [*line["refused"], *said["refused"]]}
-        if run.private is not None and run.deployed:
-            from fedft.server import noisy_evaluation
-
-            return _with_bytes(line, noisy_evaluation.measured(self._exchange, state, barred))
-        found, traffic = evaluate(self._exchange, state, barred, rouge=rouge)
-        # refused evaluations are nobody's fault where the state is; a contradiction of an update is
-        self._contradicted |= {r["client"] for r in traffic.refused if r["code"] == "equivocation"}
-        outside = {"outside_epsilon": ["evaluation"]} if found and run.config.privacy.on else {}
-        line = {
-            **over_clients(found.values(), of_tokens(run.config)),
-            **line,
-            **by_bits.evaluated(line, found.values(), run.config.model),
-            **outside,
-            "evaluation": found,
-            "refused": [*line["refused"], *traffic.refused],
-        }
-        if (private := run.private) is not None:
-            secret = private.schedule.secret
-            return _with_bytes(line, private.facts.of_evaluation(state.version, traffic, secret=secret))
-        return {**line, "evaluation_bytes": {"up": traffic.up, "down": traffic.down, "needed": traffic.needed}}
 
 
 def _all_there_is(config: RunConfig, lines: Sequence[Mapping[str, Any]]) -> str:
@@ -333,11 +305,6 @@ def _barred(refusals: list[list[Any]], limit: int) -> list[str]:
     rounds = {(r, c) for r, c in refusals}
     clients = [c for _, c in rounds]
     return [c for c in set(clients) if clients.count(c) >= limit]
-
-
-def _with_bytes(line: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of a round with what is `said` of its evaluation; bytes of both are added up."""
-    return {**line, **said, **{k: line.get(k, 0) + said.get(k, 0) for k in ("bytes_up", "bytes_down")}}
 
 
 def _total(line: Mapping[str, Any], way: str) -> int:

@@ -36,6 +36,8 @@ from fedft.server.disk_need import bytes_of
 from fedft.server.message_sizes import first_round, largest_plans, sent_down
 from fedft.update import Spec
 
+Parts = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True)
 class ServerMemory:
@@ -85,7 +87,7 @@ def foreseen(config: RunConfig, recipe: Recipe, layout: Layout, clients: int, ba
             error = of.factors(sampled(layout, plans[0].shape.largest, asked))
             known = of.total(config.server.rounds - 1) if of.grows and not of.resting else 0.0
     found = of.moments(down, message_bytes(specs[0], config.codec.up), error, known)
-    return max((ServerMemory(base, *parts, PROCESS, where) for where, *parts in found), key=lambda m: m.peak)
+    return max((ServerMemory(base, *parts, PROCESS, where) for where, parts in found), key=lambda m: m.peak)
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ class _Sizes:
         """Of it, what is in memory and not in its file."""
         return self.before if self.before < LARGE else 0.0
 
-    def moments(self, down: float, message: float, error: float, known: float) -> Iterator[tuple[Any, ...]]:
-        """(when, state, updates, sums, error) of the moments that may be the peak.
+    def moments(self, down: float, message: float, error: float, known: float) -> Iterator[tuple[str, Parts]]:
+        """(when, (state, updates, sums, error)) of the moments that may be the peak.
 
         Args:
             down: of a plan.
@@ -153,27 +155,22 @@ class _Sizes:
         tensor = max((bytes_of({n: t}) for n, t in self.uploads[0].items()), default=0)
         held = every if one < LARGE and every <= HELD_BYTES else 0
         waiting = held or (min(every, HELD_BYTES) if one < LARGE else 2 * one)
-        yield "answers", self.resting + down, waiting + MOST * message, 0.0, 0.0
+        yield "answers", (self.resting + down, waiting + MOST * message, 0.0, 0.0)
         rule = self.config.robust.rule
         change, extra = (every, one) if self.stacked else (one, one if held else 3 * tensor)
         if rule in BY_ENTRY:
             change, extra = one, min(4 * HELD, len(sizes) * tensor)
         kept = held if rule != "none" or (error and self.recipe.upload_kind == "values") else 0
-        first = held if not self.stacked else 0  # a stack grows as what waits goes
-        yield (
-            "sum",
-            self.resting,
-            max(kept, first),
-            change + extra + self._products(rule),
-            max(0.0, error - held) + known,
-        )
+        waits = max(kept, 0 if self.stacked else held)  # a stack grows as what waits goes
+        sums = change + extra + self._products(rule)
+        yield "sum", (self.resting, waits, sums, max(0.0, error - held) + known)
         read, new = self.resting, min(one, self.first)
         if self.grows:
             read, new = self.before, self.total(self.config.server.rounds)
         error += known
-        yield "state", read + new, 0.0, change + self._cut(), error
+        yield "state", (read + new, 0.0, change + self._cut(), error)
         if error:
-            yield "error", self.resting + new, 0.0, change, error + self._compared()
+            yield "error", (self.resting + new, 0.0, change, error + self._compared())
 
     @property
     def _largest(self) -> tuple[int, int]:
@@ -186,7 +183,7 @@ class _Sizes:
             return 0.0
         (o, i), rank = self._largest, sum(self.ranks)
         if self.grows:
-            return 8.0 * (rank * i + 3 * min(BLOCK, o * i))
+            return 8.0 * (rank * i + 3 * min(BLOCK, o * i) + o * i)  # in float64, and the matrix as it is read
         return 12.0 * rank * (o + i) + 64.0 * rank**2  # eigenvectors of rank x rank, in float64
 
     def _products(self, rule: str) -> float:

@@ -26,11 +26,10 @@ from fedft.contract import Forecast, State, Work
 from fedft.models import dtypes
 from fedft.models.resident import Resident
 from fedft.recipe import Recipe
-from fedft.reports import spent_privacy
 from fedft.reports.loggers import interface as loggers
 from fedft.reports.metric_log import MetricsFile
 from fedft.reports.observers import Audience, Observer, Observers, told_of_the_end
-from fedft.server import archive, best_state, buffered, private_facts, run_folder, run_outputs, steering
+from fedft.server import archive, best_model, best_state, buffered, private_facts, run_folder, run_outputs, steering
 from fedft.server.archive import Archive
 from fedft.server.checkpoint import Store
 from fedft.server.federation import Federation
@@ -147,7 +146,7 @@ class OpenRun:
         stand()
         held_back = self._judged(stand, rows) if self.config.audit.gate else ""
         seconds = time.monotonic() - self.began
-        more = {**(more or {}), **self._best(stand, clients, seconds)}
+        more = {**(more or {}), **best_model.write(self, stand, clients, seconds)}
         lines, steered = self.metrics.lines, self.steering.facts()
         if any(steered.values()):
             more |= {"steered": steered}
@@ -165,32 +164,6 @@ class OpenRun:
 
         two = TwoModels(self.here.handle, self.here.base, stand, self.config.eval.batch_size)
         return verdict.judged(self.folder, two, self.config, canaries.read(self.folder), rows or Rows())
-
-    def _best(self, stand: Callable[[], None], clients: int, seconds: float) -> dict[str, Any]:
-        """Write the model of the best state where the run keeps one; what the summary says of it.
-
-        The resident model is left as `stand` makes it. Nothing is written where the state is no more, or `[audit] gate`
-        bounds what a model may leak: it judges the last one.
-        """
-        config, lines, here = self.config, self.metrics.lines, self.here
-        if (best := best_state.best(config, lines)) is None:
-            if (name := best_state.measure(config)) is not None:
-                log.warning("no state is the best: no evaluation of the run has a number %r", name)
-            return {}
-        state = None if config.audit.gate else self.store.state(best[0])
-        if state is None:
-            why = "[audit] gate judges the last model only" if config.audit.gate else "it was not kept at the time"
-            log.warning("%s/ is not written, the state of round %d: %s", best_state.KEPT, best[0], why)
-        else:
-            run_outputs.set_model_to(config, self.recipe, here.layout, here.handle, state)
-            until = [line for line in lines if line["version"] <= best[0]]
-            summary = run_outputs.summary_of(config, here.base, clients, state, until, seconds)
-            # which state is the best was learned from all lines, and all that they have cost
-            spent = spent_privacy.spent(config.privacy, lines)
-            facts = replace(run_outputs.facts_of(config, until, summary), spent=spent)
-            run_outputs.write_model(self.folder, config, here.base, here.handle, facts, best_state.KEPT)
-            stand()
-        return best_state.summary(config, lines, state is not None)
 
 
 @dataclass(frozen=True)

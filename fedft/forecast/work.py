@@ -174,8 +174,8 @@ class Forecaster:
             share = min(1.0, batch / self.rows.train) if self.rows.train else 0.0
             batch = max(4, ceil(batch + 3 * sqrt(batch * (1 - share))))  # of a thousand batches one has more
         rows = min(batch, local.micro_batch) if isinstance(local.micro_batch, int) else batch
-        if (most := rows_at_once(work.extra)) is not None and self._in_pieces:
-            rows = min(rows, most)
+        if (at_once := rows_at_once(work.extra)) is not None and self._in_pieces:
+            rows = min(rows, at_once)
         return self.pass_of(rows * self.together, tokens), ceil(batch / rows)
 
     def pass_of(self, rows: int, tokens: float | None = None) -> Pass:

@@ -131,8 +131,9 @@ class Progress:
                 columns.of(n) for n in columns.measured(after) if n in before and n not in (LOSS.name, *columns.OWN)
             ]
             told = [f"{c.heading} {c.text(before[c.name])} -> {c.text(after[c.name])}" for c in others]
-            for part in textwrap.wrap(", ".join(told), WIDTH - 7, break_on_hyphens=False):
-                self.out.print(f"{'':7}{part}")
+            whole = ", ".join(one.replace(" ", "\0") for one in told)  # a metric stays in one line
+            for part in textwrap.wrap(whole, WIDTH - 7, break_on_hyphens=False):
+                self.out.print(f"{'':7}{part}".replace("\0", " "))
         traffic = f"{size(summary['bytes_up'])} up, {size(summary['bytes_down'])} down"
         virtual = f", {summary['seconds_virtual']:.1f} virtual s" if "seconds_virtual" in summary else ""
         self.out.print(f"       {traffic} in all; {summary['seconds']:.1f} s{virtual}")

@@ -12,6 +12,9 @@ so I = |theta * grad| is read of the same gradient, and s with it. Of a batch of
 gradient is mu + e / sqrt(b). Where e outweighs mu, I and its spread fall as 1 / sqrt(b), and s as 1 / b. That is one
 factor for all weights, which goes where a client divides its scores by their mean (`sensitivity.to_mean_1`); what stays
 is that scores of fewer rows are less sure. So the batch is the last to give.
+
+Small pieces take longer than as many operations at once. Whoever was asked in smaller ones, and says no speed, is taken
+to be slower than it is until its next rounds are seen.
 """
 
 from collections.abc import Iterator, Mapping

@@ -99,7 +99,7 @@ def _short(simulate: Any, *args: Any, **tables: Any) -> Any:
 
 def _marks(page: Path) -> Any:
     """Pages on which something is trained take seconds, and a race more."""
-    return pytest.mark.slow if re.search(r"simulate[ (]", page.read_text(encoding="utf-8")) else ()
+    return pytest.mark.slow if re.search(r"simulate[ (]|fedft race ", page.read_text(encoding="utf-8")) else ()
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, id=p.stem, marks=_marks(p)) for p in PAGES])

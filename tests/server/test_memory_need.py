@@ -61,7 +61,7 @@ def test_a_sum_of_all_rounds_grows_up_to_the_weights() -> None:
     few, many = (need("flora", eval=QUIET, server={"rounds": r}) for r in (1, 3))
     assert few.beside < many.beside <= need("flora", eval=QUIET, server={"rounds": 300}).beside
     dense = 4 * 4 * 512 * 512
-    assert need("flora", eval=QUIET, server={"rounds": 300}).beside < 5 * dense
+    assert need("flora", eval=QUIET, server={"rounds": 300}).beside < 6 * dense
 
 
 @pytest.mark.parametrize("rule", ["multi_krum", "norm_clip"])

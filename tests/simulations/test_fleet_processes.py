@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +89,39 @@ def test_actors_of_ray_give_the_bytes_of_one_process(command: list[str], whole: 
     assert done.returncode == 0, done.stderr
     same = ("state_digest", "final", "initial", "bytes_up", "bytes_down")
     assert {k: json.loads(done.stdout)[k] for k in same} == {k: whole[k] for k in same}
+
+
+NODES = """
+import sys
+from ray.cluster_utils import Cluster
+own = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+cluster = Cluster(initialize_head=True, head_node_args={**own, "include_dashboard": False})
+cluster.add_node(**own)
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[str]:
+    """The address of a cluster of two nodes of one CPU each, so that two workers have a node each."""
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+    command = [sys.executable, "-W", "ignore", "-c", NODES]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()  # its end of file ends the nodes
+
+
+def test_a_cluster_of_two_nodes_gives_the_bytes_of_one_process(
+    command: list[str], whole: dict[str, Any], two_nodes: str, tmp_path: Path
+) -> None:
+    joined = [*command, "--set", f"server.ray='{two_nodes}'"]
+    done = warm_processes.run([*joined, "--json"], timeout=300)
+    assert done.returncode == 0, done.stderr
+    same = ("state_digest", "final", "initial", "bytes_up", "bytes_down")
+    assert {k: json.loads(done.stdout)[k] for k in same} == {k: whole[k] for k in same}
+    more = warm_processes.run([*joined, "--set", "server.workers=3", "--out", str(tmp_path / "more")], timeout=300)
+    assert more.returncode == 2
+    assert more.stderr.splitlines()[-1].endswith("3 CPUs and 0 GPUs are wanted, Ray's cluster has 2 and 0")

@@ -10,11 +10,15 @@ finishes its call, and its answers are late.
 import json
 import logging
 import os
+import platform
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
+from fedft import __version__
 from fedft.carriers.fleet import crew as crews
 from fedft.carriers.fleet import worker
 from fedft.carriers.fleet.crew import Order, Said
@@ -26,19 +30,34 @@ START_S = 600.0  # for a cluster that is busy to start the actors, and for them 
 AHEAD = 2  # answers of a worker that wait in Ray's store until they are taken
 
 
+def here() -> dict[str, str]:
+    """The versions that this machine has of what the bytes of a run depend on; not for which device torch is built."""
+    libraries = ("torch", "numpy", "transformers")
+    return {"fedft": __version__, **{name: version(name).partition("+")[0] for name in libraries}}
+
+
 class Resident:
     """What lives in an actor: the post of its clients."""
 
     def __init__(self) -> None:
         self._post: Post | None = None
 
-    def begin(self, module: str, told: str) -> tuple[str, bytes]:
-        """A worker's first line, "ready" or "failed", once the function `begin` of `module` has made its post."""
+    def begin(self, module: str, told: str, versions: Mapping[str, str]) -> tuple[str, bytes]:
+        """A worker's first line, "ready" or "failed", once the function `begin` of `module` has made its post.
+
+        Each says which machine's it is. It fails, too, where this machine has not the `versions` (`here`) of the run's.
+        """
+        node = {"node": platform.node()}
         try:
+            if unlike := [
+                f"{name} {v}, the run has {versions[name]}" for name, v in here().items() if v != versions[name]
+            ]:
+                raise ConfigError(f"has {unlike[0]}; the bytes of a run depend on it")
             self._post, facts = import_module(module).begin(json.loads(told))
         except Exception as e:
-            return _on_the_way(worker.failure(e))
-        return _on_the_way(({"is": "ready", **facts}, b""))
+            line, nothing = worker.failure(e)
+            return _on_the_way(({**line, **node}, nothing))
+        return _on_the_way(({"is": "ready", **node, **facts}, b""))
 
     def work(self, line: bytes, *payloads: bytes) -> Iterator[tuple[str, bytes]]:
         """What the worker says to a call."""
@@ -84,11 +103,12 @@ class Actors:
             for device in devices:
                 own = {"num_cpus": threads, "num_gpus": int(device.startswith("cuda"))}
                 self._actors.append(kind.options(max_restarts=0, **own).remote())
-            begun = [a.begin.remote(module, json.dumps(s.told)) for a, s in zip(self._actors, starts, strict=True)]
+            told = [json.dumps(s.told) for s in starts]
+            begun = [a.begin.remote(module, t, here()) for a, t in zip(self._actors, told, strict=True)]
             for number, ref in enumerate(begun):
                 line = json.loads(self._get(number, ref, START_S)[0])
                 if line["is"] == "failed":
-                    crews.raise_failure(starts[number].name, line)
+                    crews.raise_failure(f"{starts[number].name} on {line['node']}", line)
                 self.facts.append(line)
         except BaseException:
             self.close()
@@ -107,12 +127,18 @@ class Actors:
             raise ConfigError(f"[server] workers: {cpus} CPUs and {gpus} GPUs are wanted, Ray's cluster has {has}")
 
     def _get(self, number: int, ref: Any, timeout_s: float | None = None) -> tuple[str, bytes]:
-        """What an actor has given. Raises RunPaused where it has died, or does not come to it in time."""
+        """What an actor has given. Raises RunPaused where it has died, or does not come to it in time.
+
+        ConfigError where its machine has not what it imports.
+        """
         try:
             found: tuple[str, bytes] = self._ray.get(ref, timeout=timeout_s)
         except self._ray.exceptions.GetTimeoutError as e:
             raise RunPaused(f"{self._starts[number].name} has not begun after {timeout_s:.0f} s; is Ray busy?") from e
         except self._ray.exceptions.RayError as e:
+            if lacking := re.search(r"ModuleNotFoundError: (.*)", str(e)):
+                need = f"every machine of the cluster needs fedft {__version__} and what it stands on"
+                raise ConfigError(f"{self._starts[number].name}: {lacking[1]} on its machine; {need}") from None
             raise RunPaused(f"{self._starts[number].name} died: {first_line(e)}; --resume goes on") from e
         return found
 

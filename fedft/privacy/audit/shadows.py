@@ -49,8 +49,8 @@ def dealt(records: int, shadows: int, seed: int) -> Tensor:
 def confidence(losses: Tensor) -> Tensor:
     """phi = log(p / (1 - p)) of p = exp(-loss), float64, of losses that are cut to what is finite.
 
-    >>> confidence(torch.tensor([math.log(2), float("nan")])).tolist()
-    [0.0, -1000.0]
+    >>> confidence(torch.tensor([1.0, float("nan")])).round(decimals=4).tolist()
+    [-0.5413, -1000.0]
     """
     cut = losses.double().nan_to_num(nan=MOST_LOSS).clamp(LEAST_LOSS, MOST_LOSS)
     return -cut - (-torch.expm1(-cut)).log()

@@ -1,5 +1,6 @@
 """Workers that are actors of Ray, on a cluster that is begun for the tests; skipped where Ray is not installed."""
 
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from fleet_answers import said
 from one_line import one_line
 
+import fedft
 from fedft.carriers.fleet.post import FleetPost
 from fedft.carriers.fleet.processes import Start
 from fedft.errors import ClientFailed, ConfigError, RunPaused
@@ -54,7 +56,7 @@ def test_what_a_client_fails_with_and_an_actor_that_dies_are_told_in_one_line(cr
 
 def test_what_is_not_there_is_told_before_any_work() -> None:
     for more, why in (
-        ({"wrong": True}, "worker 1 of 2 (cpu): no such model"),
+        ({"wrong": True}, f"worker 1 of 2 (cpu) on {platform.node()}: no such model"),
         ({"devices": ("cuda", "cuda")}, "[server] workers: 2 CPUs and 2 GPUs are wanted, Ray's cluster has 2 and 0"),
         ({"address": "auto"}, "[server] ray = 'auto': Could not find any running Ray instance"),
     ):
@@ -62,3 +64,11 @@ def test_what_is_not_there_is_told_before_any_work() -> None:
             actors(**more)  # type: ignore[arg-type]
         assert one_line(e).startswith(why)
         assert not ray.is_initialized()
+
+
+def test_a_machine_with_other_versions_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the bytes of a run are those of one torch, and the engines of two fedfts need not agree."""
+    monkeypatch.setattr("fedft.carriers.fleet.actors.__version__", "0.0.9")  # of this process; actors have their own
+    with pytest.raises(ConfigError) as e:
+        actors()
+    assert one_line(e).startswith(f"worker 1 of 2 (cpu) on {platform.node()}: has fedft {fedft.__version__}, the run ")
