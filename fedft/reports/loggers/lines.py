@@ -2,7 +2,7 @@
 
 loss, accuracy, ...          every metric of the line, and `epsilon`
 train_loss, bytes_up, ...    of the round that led to it, where it says them
-participants, refused        how many
+participants, refused        how many, where the line does not hide it
 seconds/<phase>              of the round and its evaluation
 client_loss/<client>         of at most MOST_CLIENTS clients, those that come first; of nobody under a mode of
                              [privacy] or secure sums, where a tracker is no place for what a simulation alone can see
@@ -67,7 +67,8 @@ def numbers(line: metric_log.Line) -> dict[str, float]:
     """
     names = (*columns.measured(line), *OF_A_ROUND)
     found = {name: line[name] for name in names if line.get(name) is not None}
-    found |= {name: len(line[name]) for name in ("participants", "refused") if name in line}
+    told = [name for name in ("participants", "refused") if name in line and name not in line.get("hidden", ())]
+    found |= {name: len(line[name]) for name in told}
     return found | {f"seconds/{phase}": s for phase, s in line.get("seconds", {}).items()}
 
 

@@ -21,6 +21,12 @@ def test_every_number_of_a_line_has_a_name_and_nothing_else_has() -> None:
     }  # fmt: skip
 
 
+def test_what_a_line_hides_is_no_zero() -> None:
+    """Of secret coins the lists are there, empty."""
+    found = lines.numbers(line(1, participants=[], refused=[], seconds={}, hidden=["participants", "refused"]))
+    assert not {"participants", "refused"} & found.keys()
+
+
 def test_the_first_clients_are_written_and_the_others_counted_once(caplog: pytest.LogCaptureFixture) -> None:
     names = [f"c{i:02}" for i in range(25)]
     clients = lines.ClientLosses("it")
