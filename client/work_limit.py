@@ -1,6 +1,7 @@
 """What a site's `[policy] max_work` lets a round ask for, in tokens that are passed through the model to train on.
 
     work = steps x batch x max_length          x samples, of a zeroth-order step that probes several directions
+                                               x answers, 2 of a record that is a pair of them
 
 as many as there can be: rows may be shorter. An evaluation is bounded by the site's own rows, and is not counted.
 """
@@ -37,6 +38,8 @@ def _check(config: RunConfig, steps: int, batch: int, policy: Policy) -> None:
     if policy.max_work is None:
         return
     samples = max(own.get("samples", 1) for _, own in registry.tower(config.strategy.name, config.strategy.options))
-    parts = {"steps": steps, "batch": batch, "max_length": config.data.length, "samples": samples}
-    said = " x ".join(f"{name} {count}" for name, count in parts.items() if name != "samples" or count > 1)
+    answers = 2 if config.local.pairs else 1
+    of_records = {"steps": steps, "batch": batch, "max_length": config.data.length}
+    parts = of_records | {name: n for name, n in (("samples", samples), ("answers", answers)) if n > 1}
+    said = " x ".join(f"{name} {count}" for name, count in parts.items())
     at_most("policy_work", f"{said}: tokens of a round", prod(parts.values()), policy.max_work)

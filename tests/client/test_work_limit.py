@@ -40,6 +40,13 @@ def test_a_job_is_taken_up_to_the_limit_and_refused_above() -> None:
     assert e.value.code == "policy_work"
 
 
+def test_a_pair_of_answers_is_two_texts() -> None:
+    pairs = replace(RUN, local=replace(RUN.local, objective="dpo"))
+    work_limit.check_run(pairs, Policy(max_work=2 * WORK))
+    with pytest.raises(PlanRefused, match="max_length 96 x answers 2: "):
+        work_limit.check_run(pairs, Policy(max_work=2 * WORK - 1))
+
+
 @pytest.mark.parametrize(("more", "times"), [({"steps": 7 * PLAN.steps}, 7), ({"batch": 3 * RUN.local.batch_size}, 3)])
 def test_so_is_what_a_planner_makes_of_it(more: dict[str, int], times: int) -> None:
     check = work_limit.check_of(Policy(max_work=times * WORK), RUN)
