@@ -57,7 +57,7 @@ def audit_run(
     two = TwoModels(place.handle, place.base, partial(place.stand, state), place.config.eval.batch_size)
     rows = rows_of(place, plan)
     wanted = replace(wanted, copy=partial(_copy, place)) if iterative else wanted
-    attacked = {}
+    attacked: dict[str, Any] = {}
     if shadows:
         attacked = {"shadows": shadow_runs.measured(place, two, plan, rows, shadows, told, state.version)}
     found = findings.audit(two, place.config, plan, rows, wanted)

@@ -112,8 +112,9 @@ def _drawn(records: Sequence[Record], config: RunConfig) -> list[int]:
 def _learn(place: Workplace, records: Sequence[Record], ended: int | None) -> None:
     """Put the model at the end of a run on these records, of as many rounds as the audited one had."""
     c = place.config
-    early = ended is not None and ended < c.server.rounds  # by its patience, say: rates go by all rounds all the same
-    budget = f"steps={ended * c.local.steps}" if early else None
+    budget = None
+    if ended is not None and ended < c.server.rounds:  # by its patience, say: rates go by all rounds all the same
+        budget = f"steps={ended * c.local.steps}"
     config = replace(
         c,
         audit=Audit(),
