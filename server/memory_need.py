@@ -4,7 +4,8 @@
     state       the one that is made, and the one that it comes from; of a LARGE one (32 MiB) the tensors lie in their
                 file, and are there as they are read
     updates     admitted ones that wait for the sum: all of a round, up to 256 MiB; of more, or of LARGE ones, none. Two
-                more are looked at and journalled meanwhile, each as its message and decoded
+                more are looked at and journalled meanwhile, each as its message and decoded; in float32, and above a
+                MiB, they stay in their message
     sums        float64 of a mean; a stack of all factors where products are averaged; all of one tensor's entries, or
                 all updates once more, for a robust rule
     error       all clients' factors, and what is multiplied of one module, where aggregation_error is measured
@@ -35,6 +36,7 @@ from fedft.server.aggregation_error import sampled
 from fedft.server.disk_need import bytes_of
 from fedft.server.message_sizes import first_round, largest_plans, sent_down
 from fedft.update import Spec
+from fedft.wire.body import LARGE as IN_MESSAGE
 
 Parts = tuple[float, float, float, float]
 
@@ -125,8 +127,10 @@ class _Sizes:
         return float(sum(4 * min(rank * (o + i), o * i) for o, i in self.layout.modules.values()))
 
     def factors(self, modules: Collection[str]) -> float:
-        """Of all clients' factors of these modules."""
-        return 4.0 * sum(self.ranks) * sum(sum(self.layout.modules[m]) for m in modules)
+        """Of all clients' factors of these modules, as far as they travel: one that stands still is there once."""
+        whole = 4.0 * max(self.ranks) * sum(map(sum, self.layout.modules.values()))
+        travels = min(1.0, bytes_of(self.uploads[0]) / whole)
+        return travels * 4.0 * sum(self.ranks) * sum(sum(self.layout.modules[m]) for m in modules)
 
     @property
     def before(self) -> float:
@@ -155,14 +159,16 @@ class _Sizes:
         tensor = max((bytes_of({n: t}) for n, t in self.uploads[0].items()), default=0)
         held = every if one < LARGE and every <= HELD_BYTES else 0
         waiting = held or (min(every, HELD_BYTES) if one < LARGE else 2 * one)
-        yield "answers", (self.resting + down, waiting + MOST * message, 0.0, 0.0)
+        stays = self.config.codec.up == "fp32" and message >= IN_MESSAGE
+        yield "answers", (self.resting + down, waiting + (0 if stays else MOST * message), 0.0, 0.0)
         rule = self.config.robust.rule
+        weighs = rule != "none" and rule not in BY_ENTRY and self.recipe.space.pairs
         change, extra = (every, one) if self.stacked else (one, one if held else 3 * tensor)
         if rule in BY_ENTRY:
             change, extra = one, min(4 * HELD, len(sizes) * tensor)
         kept = held if rule != "none" or (error and self.recipe.upload_kind == "values") else 0
         waits = max(kept, 0 if self.stacked else held)  # a stack grows as what waits goes
-        sums = change + extra + self._products(rule)
+        sums = change + extra + (self._products() if weighs else 0.0)
         yield "sum", (self.resting, waits, sums, max(0.0, error - held) + known)
         read, new = self.resting, min(one, self.first)
         if self.grows:
@@ -170,7 +176,8 @@ class _Sizes:
         error += known
         yield "state", (read + new, 0.0, change + self._cut(), error)
         if error:
-            yield "error", (self.resting + new, 0.0, change, error + self._compared())
+            compared = error + (held if weighs else 0.0)  # decoded for the rule, too
+            yield "error", (self.resting + new, 0.0, change, compared + self._compared())
 
     @property
     def _largest(self) -> tuple[int, int]:
@@ -186,10 +193,9 @@ class _Sizes:
             return 8.0 * (rank * i + 3 * min(BLOCK, o * i) + o * i)  # in float64, and the matrix as it is read
         return 12.0 * rank * (o + i) + 64.0 * rank**2  # eigenvectors of rank x rank, in float64
 
-    def _products(self, rule: str) -> float:
+    def _products(self) -> float:
         """What is at hand of one module when a rule compares all updates."""
-        weighs = rule != "none" and rule not in BY_ENTRY and self.recipe.space.pairs
-        return 16.0 * sum(self.ranks) * sum(self._largest) if weighs else 0.0
+        return 16.0 * sum(self.ranks) * sum(self._largest)
 
     def _compared(self) -> float:
         """What is at hand of one module when the error is measured: a stack, a difference, both in float64."""

@@ -40,11 +40,14 @@ def pytest_runtestloop() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process more costs seconds of imports: worth it for the whole suite only. 0 is this process alone."""
+    """A process more costs seconds of imports: worth it for the whole suite only. 0 is this process alone.
+
+    One more than cores: tests that wait for servers and sites left half of one idle.
+    """
     if config.option.keyword or any(".py" in name for name in config.args):
         return 0
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(ours, MAX_PROCESSES) if ours > 1 else 0
+    return min(ours + 1, MAX_PROCESSES) if ours > 1 else 0
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
