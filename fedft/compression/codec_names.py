@@ -26,7 +26,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
-from fedft import check
+from fedft import allowed_code, check
 from fedft.compression.codec import Codec, number, promises
 from fedft.errors import in_one_line
 
@@ -187,6 +187,8 @@ def _values(text: str, ours: bool) -> Codec:
         made = _outside(kind, arguments)
         _known[text] = _known[made.name] = made
         return made
+    if ours and kind not in MODULES and allowed_code.NAME.fullmatch(text):
+        raise ValueError(f"codec is {text!r}, wanted the name of an installed one: sites read its bytes as well")
     takers = {"fixed": "fixed:BITS", "compeft": "compeft:DENSITY,SCALE"}
     check.one_of((*(takers.get(known, known) for known in MODULES), *(_installed() if ours else ())), codec=text)
     raise AssertionError("a name that is one of those is found above")

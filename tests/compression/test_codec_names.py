@@ -45,6 +45,8 @@ def test_a_codec_has_one_canonical_name(said, canonical):
         ("", "wanted one of"),
         ("|int8", "selection is '', wanted one of randk, topk"),
         ("topk:0.1", "codec is 'topk:0.1', wanted one of"),
+        ("mine:mine", "wanted the name of an installed one: sites read its bytes as well"),
+        ("fp16:mine", "wanted one of"),
         ("int8 | topk:0.1", "did you mean|wanted one of"),
         ("topk:0.1 | int8 | int4", "wanted one of"),
         ("topk|int8", "wanted topk:Q with Q the share of entries kept, 0 < Q <= 1"),
