@@ -15,7 +15,6 @@ from fedft.errors import ConfigError
 from fedft.registry import named
 from fedft.reports import columns
 from fedft.reports.metric_log import Line
-from fedft.server.noisy_evaluation import RANGES
 from fedft.training.metrics import interface as metrics
 from fedft.training.metrics.loss import LOSS
 
@@ -48,6 +47,8 @@ def check(config: RunConfig, deployed: bool) -> None:
         raise ConfigError(f"{asked}: sites of [privacy] mode = {privacy.mode!r} are not measured; leave it out")
     if not privacy.on and privacy.secagg == "off":
         return
+    from fedft.server.noisy_evaluation import RANGES
+
     releases = "summed" if privacy.secagg != "off" else "noisy"
     if not (privacy.evaluate == releases and name in RANGES):
         able = " and ".join(RANGES)

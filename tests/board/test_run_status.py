@@ -36,7 +36,7 @@ def test_a_run_that_is_looked_at_says_where_it_is_and_ends_with_the_same_state(
 
     def look(kind: str, info: Any) -> None:
         if kind in ("admitted", "measured", "line"):
-            happened, ends = time.time(), time.monotonic() + 20
+            happened, ends = time.time(), time.monotonic() + 2
             while (live_file.read(tmp_path / "seen") or {})["updated"] < happened and time.monotonic() < ends:
                 time.sleep(0.005)  # the file has a thread of its own
             seen.append(watched_runs.check(reader.status()))
@@ -94,7 +94,7 @@ def test_a_deployment_says_who_came_who_did_not_and_why(tmp_path: Path, monkeypa
     live = LiveFile(tmp_path / "run")
     house.federation.observe = house.post.observe = live
     house.run()
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 2
     while not _between(tmp_path / "run", 4) and time.monotonic() < ends:
         time.sleep(0.01)  # the file has a thread of its own
     found = watched_runs.check(RunReader(tmp_path / "run").status())

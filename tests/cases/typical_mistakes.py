@@ -91,9 +91,9 @@ NAMES = [
         "did you mean",
     ),
     m(
-        "SIM SET 'eval.metrics=[\"bleu\"]'",
-        "[eval] metrics: no metric 'bleu'",
-        "there are exact_match, macro_f1, rouge_l",
+        "SIM SET 'eval.metrics=[\"blue\"]'",
+        "[eval] metrics: no metric 'blue'",
+        "there are bleu, exact_match, macro_f1, rouge_l",
     ),
     m(
         "SIM SET 'server.loggers=[\"neptune\"]'",
@@ -152,7 +152,7 @@ RUN_FOLDERS = [
     m("eval base", "base: not a run folder", "no config.toml"),
     m("eval no-state", "no-state: the run has no state yet"),
     m("eval damaged", "damaged/state: no generation verifies", code=65),
-    m("eval done --metric bleu", "no metric 'bleu'", "exact_match"),
+    m("eval done --metric blue", "no metric 'blue'", "exact_match"),
     m("eval done --compeft --rouge", "--compeft", "leave --rouge"),
     m("export done --to base", "--to base: is not empty"),
     m("export done --to elsewhere --client east", "--client east: all clients of fedit have one model"),

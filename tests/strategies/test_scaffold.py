@@ -12,6 +12,7 @@ from quadratic import SGD, Quadratics, best, two_clients
 from fedft.arithmetic import tensors
 from fedft.config import Local
 from fedft.contract import Layout, State, Turn
+from fedft.privacy.tables import Privacy
 from fedft.strategies.fedavg import fedavg
 from fedft.strategies.fedit import fedit
 from fedft.strategies.fedkseed import fedkseed
@@ -235,7 +236,7 @@ def test_a_pull_of_the_wrapped_method_is_part_of_the_gradient():
 
 def test_a_run_file_without_plain_sgd_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
-        scaffold().check(SimpleNamespace(local=Local(optimizer="adamw")))
+        scaffold().check(SimpleNamespace(local=Local(optimizer="adamw"), privacy=Privacy()))
     assert "mean gradients" in caplog.text
 
 
