@@ -76,7 +76,7 @@ class Loop:
 
     def _run(self, clients: Collection[str]) -> State:
         run = self.federation
-        if run.deployed and run.config.privacy.at_clients:
+        if run.deployed:
             from fedft.server import client_noise
 
             client_noise.say_what_is_not_measured(run.config.privacy)

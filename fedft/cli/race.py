@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+import fedft
 from fedft.cli import completion
 from fedft.cli.options import Allow, AsJson, SetKeys, named
 from fedft.errors import Interrupted, RunPaused
@@ -63,6 +64,7 @@ def race(
     from fedft.reports.race_progress import RaceProgress
 
     with RaceProgress() as progress:
+        fedft.starting()
         from fedft.simulations import race as races
         from fedft.simulations.contenders import contender
 

@@ -58,6 +58,15 @@ def test_an_evaluation_that_too_few_open_is_left_out_and_the_run_goes_on(
     assert "the state of round 0 is not measured" in caplog.text
 
 
+@pytest.mark.parametrize("noise", [{}, SUMMED])
+def test_the_log_of_a_server_says_where_nothing_is_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, noise: Mapping[str, str]
+) -> None:
+    Summed(tmp_path / "on", noise=noise, rounds=1).run()
+    said = "[privacy] secagg = 'on': sites measure nothing for a server"
+    assert (said in caplog.text) is (not noise)
+
+
 class Dead(Watching):
     """A server that dies once all have measured the first state, before it hears of any opening."""
 
