@@ -13,15 +13,12 @@ classifier. malloc maps each large block by itself, as it does those of real mod
 `python -m fedft.benchmarks.forecast`.
 """
 
-import gc
 import json
-import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
-from ctypes import CDLL
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -29,10 +26,9 @@ from typing import Any, Literal
 import tomli_w
 import torch
 import transformers
-from transformers.utils import logging
 
 from fedft import strategies
-from fedft.benchmarks.measure import resident_kilobytes
+from fedft.benchmarks import peak_memory
 from fedft.client.train import Client
 from fedft.config import RunConfig
 from fedft.contract import Work
@@ -185,28 +181,16 @@ def turn(setting: Setting) -> Memory:
 
 def peak_of(setting: Setting) -> dict[str, float | str]:
     """Bytes measured and foreseen; called in a process of its own."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable_progress_bar()
+    peak_memory.begin()
     turn(Setting(**{**asdict(setting), "hidden": 32, "layers": 1, "tokens": 16}))
-    gc.collect()
-    CDLL(None).malloc_trim(0)
-    before = resident_kilobytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins here
-    said = turn(setting)
-    beside = 1024 * (resident_kilobytes("VmHWM") - before)
+    said, beside = peak_memory.beside(partial(turn, setting))
     return {"measured_mb": beside / 1e6, "forecast_mb": (said.peak - said.process) / 1e6, "where": said.where}
 
 
 def compare(settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """A row for each setting, each in a process of its own."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    rows = []
-    for setting in settings:
-        command = [sys.executable, "-m", "fedft.benchmarks.forecast", json.dumps(asdict(setting))]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-        rows.append({**asdict(setting), **json.loads(done.stdout)})
-    return rows
+    said = ((s, peak_memory.in_process("fedft.benchmarks.forecast", json.dumps(asdict(s)))) for s in settings)
+    return [{**asdict(setting), **found} for setting, found in said]
 
 
 def forced(setting: Setting) -> dict[str, Any]:

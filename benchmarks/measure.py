@@ -160,12 +160,6 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-def resident_kilobytes(what: str) -> int:
-    """Kilobytes of this process, as Linux says: "VmRSS" now, "VmHWM" at the peak since `clear_refs` was told 5."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what + ":"))
-
-
 def backends() -> tuple[str, ...]:
     """What computes shared directions on this machine's CPU: torch, and numba where it is installed."""
     return ("torch", "numba") if find_spec("numba") else ("torch",)

@@ -8,13 +8,8 @@ are written as ever. Evaluation is off. malloc maps each large block by itself, 
 only: elsewhere nobody says what a process had at its peak. By itself: `python -m fedft.benchmarks.memory`.
 """
 
-import gc
 import json
-import os
-import subprocess
 import sys
-import warnings
-from ctypes import CDLL
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +17,11 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 from fedft import strategies
+from fedft.benchmarks import peak_memory
 from fedft.benchmarks.clients import LONGEST, RANK, RATE, TARGETS, VOCABULARY, made_up
-from fedft.benchmarks.measure import backends, resident_kilobytes, with_kernels
+from fedft.benchmarks.measure import backends, with_kernels
 from fedft.client.received_state import CohortCache, Memory
 from fedft.client.train import Client
 from fedft.data.examples import Example
@@ -75,18 +70,11 @@ def run(strategy: str, folder: Path) -> int:
 
 def peak_of(strategy: str, hidden: int, layers: int) -> dict[str, float]:
     """What a run of this strategy takes; called in a process of its own."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable_progress_bar()
+    peak_memory.begin()
     with TemporaryDirectory() as small, TemporaryDirectory() as large:
         made_up(Path(large), hidden, layers)
         with_kernels(backends()[-1], partial(run, strategy, made_up(Path(small), 32, 1)))()
-        gc.collect()
-        CDLL(None).malloc_trim(0)
-        before = resident_kilobytes("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins here
-        weights = run(strategy, Path(large))
-    beside = 1024 * (resident_kilobytes("VmHWM") - before)
+        weights, beside = peak_memory.beside(partial(run, strategy, Path(large)))
     return {"copies": beside / weights, "peak_mb": beside / 1e6, "weights_mb": weights / 1e6}
 
 
@@ -95,12 +83,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         said: dict[str, Any] = peak_of(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     else:
-        said = {}
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-        for name in METHODS:
-            command = [sys.executable, "-m", "fedft.benchmarks.memory", name, *map(str, SIZE)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-            said[name] = json.loads(done.stdout)
+        said = {name: peak_memory.in_process("fedft.benchmarks.memory", name, *map(str, SIZE)) for name in METHODS}
     print(json.dumps(said))  # noqa: T201
 
 

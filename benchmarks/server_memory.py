@@ -9,15 +9,11 @@ random weights and is not used. malloc maps each large block by itself. Linux on
 `python -m fedft.benchmarks.server_memory`.
 """
 
-import gc
 import json
-import os
-import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
-from ctypes import CDLL
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,10 +21,9 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.utils import logging
 
 from fedft import strategies
-from fedft.benchmarks.measure import resident_kilobytes
+from fedft.benchmarks import peak_memory
 from fedft.carriers.interface import Kind
 from fedft.carriers.local import LocalPost
 from fedft.config import RunConfig
@@ -154,20 +149,13 @@ def serve(setting: Setting, recipe: Recipe, here: Resident, clients: Clients) ->
 
 def peak_of(setting: Setting) -> dict[str, Any]:
     """Bytes measured and foreseen; called in a process of its own."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable_progress_bar()
+    peak_memory.begin()
     small = Setting(**{**asdict(setting), "hidden": 32, "layers": 1, "rank": min(4, setting.rank)})
     with TemporaryDirectory() as folder:
         for one in (small, setting):
             recipe, clients = strategies.of(one.config()), Clients(one, Path(folder))
             here = resident_of(one, recipe)
-            gc.collect()
-            CDLL(None).malloc_trim(0)
-            before = resident_kilobytes("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins here
-            serve(one, recipe, here, clients)
-            beside = 1024 * (resident_kilobytes("VmHWM") - before)
+            _, beside = peak_memory.beside(partial(serve, one, recipe, here, clients))
             clients.end()
     found = memory_need.foreseen(setting.config(), recipe, here.layout, setting.clients)
     return {"measured_mb": beside / 1e6, "forecast_mb": found.beside / 1e6, **found.to_dict()}
@@ -175,13 +163,8 @@ def peak_of(setting: Setting) -> dict[str, Any]:
 
 def compare(settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """A row for each setting, each in a process of its own."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    rows = []
-    for setting in settings:
-        command = [sys.executable, "-m", "fedft.benchmarks.server_memory", json.dumps(asdict(setting))]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-        rows.append({**asdict(setting), **json.loads(done.stdout)})
-    return rows
+    said = ((s, peak_memory.in_process("fedft.benchmarks.server_memory", json.dumps(asdict(s)))) for s in settings)
+    return [{**asdict(setting), **found} for setting, found in said]
 
 
 def main() -> None:
