@@ -24,7 +24,7 @@ from fedft.models.handle import ModelHandle
 from fedft.models.load import Base
 from fedft.models.model_card import RunFacts
 from fedft.recipe import Recipe
-from fedft.reports import columns, metric_log, plan_facts, spent_privacy
+from fedft.reports import columns, metric_log, plan_facts, spent_privacy, summary_file
 from fedft.server import best_state, buffered, by_bits, pruned_models
 from fedft.update import MEMORY_LOST, Plan
 
@@ -70,7 +70,7 @@ def write_outputs(
         summary |= {"model": None, "held_back": held_back}
     else:
         write_model(folder, config, base, handle, facts_of(config, lines, summary))
-    _json(folder / "summary.json", summary)
+    _json(folder / summary_file.NAME, summary)
     return summary
 
 
@@ -171,15 +171,6 @@ def never_took_part(clients: Iterable[str], lines: Iterable[Mapping[str, Any]]) 
         counted.update(line.get("participants", ()))
         refused |= {r["client"]: f"{r['code']}: {r['reason']}" for r in line.get("refused", ())}
     return {c: refused.get(c, "was not asked") for c in sorted(clients, key=str.encode) if c not in counted}
-
-
-def summary_in(folder: Path) -> dict[str, Any]:
-    """The summary.json of a run's folder; {} of a run that has not ended, or where it cannot be read."""
-    try:
-        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_config(folder: Path, config: RunConfig, base: Base) -> None:

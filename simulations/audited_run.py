@@ -16,7 +16,7 @@ from fedft.privacy.audit.contrasts import Wanted
 from fedft.privacy.audit.findings import Findings, Rows
 from fedft.privacy.audit.learning_copy import LearningCopy
 from fedft.privacy.audit.two_models import TwoModels
-from fedft.reports import metric_log
+from fedft.reports import metric_log, summary_file
 from fedft.server import run_outputs
 from fedft.simulations import shadow_runs, workplace
 from fedft.simulations.workplace import Workplace
@@ -48,7 +48,7 @@ def audit_run(
     Raises ConfigError where there is no run that has ended, its plan is of another version, or shadow runs are wanted
     where its rows are not.
     """
-    summary = _summary(folder)
+    summary = summary_file.of_ended(folder)
     plan = canaries.read(folder)
     deployed = (folder / "state" / "salt").exists()
     if shadows and deployed:
@@ -106,7 +106,7 @@ def release(folder: Path) -> str:
 
     Raises ConfigError where no model is held back.
     """
-    why, summary = gate.held_back(folder), _summary(folder)
+    why, summary = gate.held_back(folder), summary_file.of_ended(folder)
     if not why:
         raise ConfigError(f"--release {folder}: its model is not held back")
     place, _ = workplace.reopen(folder, data=False)
@@ -115,15 +115,7 @@ def release(folder: Path) -> str:
     run_outputs.write_model(folder, place.config, place.base, place.handle, facts)
     del summary["held_back"]
     said = summary | {"model": run_outputs.MODEL, "released_though": why}
-    durable.write(folder / "summary.json", (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
+    durable.write(folder / summary_file.NAME, (json.dumps(said, indent=2, sort_keys=True) + "\n").encode())
     if found := verdict.read(folder):
         verdict.write(folder, {**found, "gate": {**found.get("gate", {}), "released": True}})
     return why
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"{folder}: holds no run that has ended, there is no summary.json") from e

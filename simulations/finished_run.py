@@ -12,7 +12,7 @@ from fedft.data.templates import fill
 from fedft.errors import ConfigError
 from fedft.models import base_note, model_folder, tasks
 from fedft.privacy.audit import gate
-from fedft.reports import metric_log
+from fedft.reports import metric_log, summary_file
 from fedft.server import run_outputs
 from fedft.simulations import workplace as runs
 from fedft.training import evaluate, prompts
@@ -114,6 +114,6 @@ def export_run(
             raise ConfigError(f"--client {client!r}: no such client{check.nearest(client, place.clients)}")
         place.stand(state, client)
     lines = metric_log.read(folder / "metrics.jsonl")
-    summary = {**run_outputs.summary_in(folder), "rounds": state.version, "state_digest": state.digest}
+    summary = {**summary_file.read(folder), "rounds": state.version, "state_digest": state.digest}
     facts = run_outputs.facts_of(place.config, lines, summary)
     return model_folder.write(to, place.config, place.base, place.handle, merged=merged, rank=rank, run=facts)

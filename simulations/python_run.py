@@ -1,6 +1,5 @@
 """A finished run, for those who go on with it in Python."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedft.errors import ConfigError
-from fedft.reports import columns, metric_log
+from fedft.reports import columns, metric_log, summary_file
 
 if TYPE_CHECKING:
     import pandas
@@ -110,10 +109,4 @@ class Run:
 def load(folder: str | Path) -> Run:
     """The finished run in a folder, as `simulate` returned it. Raises ConfigError where there is none."""
     folder = Path(folder)
-    if not (folder / "summary.json").exists():
-        raise ConfigError(f"{folder}: no finished run, there is no summary.json")
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"{folder / 'summary.json'}: cannot be read: {e}") from e
-    return Run(folder, summary, metric_log.read(folder / "metrics.jsonl"))
+    return Run(folder, summary_file.of_ended(folder), metric_log.read(folder / "metrics.jsonl"))

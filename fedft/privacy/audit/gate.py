@@ -1,11 +1,11 @@
 """Bounds that an audit must keep before a model is given out: `[audit] gate = ["exposure=4", "auc=0.6"]`."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedft import check
+from fedft.reports import summary_file
 
 FIGURES = {
     "exposure": "bits of planted secrets, the mean of the most exposed number of repeats",
@@ -46,7 +46,4 @@ def broken(figures: Mapping[str, float], most: Mapping[str, float]) -> str:
 
 def held_back(folder: Path) -> str:
     """Why the model of the finished run in a folder is held back; "" where it is not, or was released by hand."""
-    try:
-        return str(json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("held_back", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""  # not finished, or damaged: there is no verdict
+    return str(summary_file.read(folder).get("held_back", ""))  # not finished, or damaged: there is no verdict
