@@ -20,32 +20,34 @@ Watts = Annotated[
     typer.Option(help="Of the machine at work, to estimate energy (default: 65, of a GPU 350; assumed, not measured)."),
 ]
 
+Strategies = Annotated[
+    str,
+    typer.Option(
+        callback=named,
+        autocompletion=completion.contenders,
+        help="Comma-separated: strategies, and the baselines `local` and `central`.",
+    ),
+]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option(metavar="'LABEL: KEY=VALUE ...'", callback=named, help="One more contender, made by overrides."),
+]
+Budget = Annotated[
+    str | None, typer.Option(metavar="bytes=N|steps=N|seconds=N", help="Each run ends at its last round within it.")
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE,VALUE", callback=named, help="Values that are tried for each contender before."),
+]
+
 
 def race(
     run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="Run file that all contenders share.")],
-    strategies: Annotated[
-        str,
-        typer.Option(
-            callback=named,
-            autocompletion=completion.contenders,
-            help="Comma-separated: strategies, and the baselines `local` and `central`.",
-        ),
-    ] = "fedit,flora,ffa_lora,local,central",
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(metavar="'LABEL: KEY=VALUE ...'", callback=named, help="One more contender, made by overrides."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(metavar="bytes=N|steps=N|seconds=N", help="Each run ends at its last round within it."),
-    ] = None,
+    strategies: Strategies = "fedit,flora,ffa_lora,local,central",
+    variant: Variants = None,
+    budget: Budget = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per contender, seeds 0, 1, ...")] = 3,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE,VALUE", callback=named, help="Values that are tried for each contender before."
-        ),
-    ] = None,
+    grid: Grid = None,
     against: Against = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, each in a process.")] = 1,
     watts: Watts = None,

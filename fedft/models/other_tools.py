@@ -50,6 +50,15 @@ def unread(tool: str, kind: str) -> str:
     return f"{tool} reads no folder of kind {kind!r}: export it with --merged{matrices}"
 
 
+def _why_none(tool: str, does: str, kind: str, adapter: Mapping[str, Any]) -> str:
+    """Why a tool that `does` something with adapters of plain pairs does nothing with this folder; "" where it does."""
+    if kind != "adapter":
+        return unread(tool, kind)
+    if saved := adapter.get("modules_to_save"):
+        return f"{tool} {does} modules_to_save ({', '.join(saved)}): export it with --merged"
+    return ""
+
+
 def vllm(kind: str, task: str, adapter: Mapping[str, Any], folder: str = HERE) -> Lines:
     """The line that serves an exported folder by vLLM.
 
@@ -63,10 +72,7 @@ def vllm(kind: str, task: str, adapter: Mapping[str, Any], folder: str = HERE) -
         return Lines("")
     if kind in WHOLE:
         return Lines(f"vllm serve {shlex.quote(folder)}")
-    if kind != "adapter":
-        return Lines("", (unread("vLLM", kind),))
-    if saved := adapter.get("modules_to_save"):
-        why = f"vLLM takes no adapter with modules_to_save ({', '.join(saved)}): export it with --merged"
+    if why := _why_none("vLLM", "takes no adapter with", kind, adapter):
         return Lines("", (why,))
     rank = int(adapter["r"])
     room = next((r for r in VLLM_RANKS if r >= rank), None)
@@ -86,10 +92,7 @@ def gguf(kind: str, task: str, adapter: Mapping[str, Any], folder: str = HERE) -
     to = "--outfile fedft.gguf"
     if kind in WHOLE:
         return Lines(f"python llama.cpp/convert_hf_to_gguf.py {shlex.quote(folder)} {to}")
-    if kind != "adapter":
-        return Lines("", (unread("llama.cpp", kind),))
-    if saved := adapter.get("modules_to_save"):
-        why = f"llama.cpp converts no modules_to_save ({', '.join(saved)}): export it with --merged"
+    if why := _why_none("llama.cpp", "converts no", kind, adapter):
         return Lines("", (why,))
     if adapter.get("rank_pattern"):
         why = (
