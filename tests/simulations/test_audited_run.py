@@ -34,17 +34,9 @@ Run = Callable[..., runs.Run]
 
 
 @pytest.fixture(scope="module")
-def small(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def small(on_rows: Callable[..., Run]) -> Run:
     """A run of a second on forty rows of two clients, with these overrides."""
-    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    said = [{"client": "ab"[n % 2], "prompt": f"def f{n}(x):", "response": f"Return x plus {n}."} for n in range(40)]
-    rows.write_text("".join(json.dumps(row) + "\n" for row in said))
-
-    def of(*more: str, strategy: str = "fedit") -> runs.Run:
-        sets = [f"model.id='{tiny_base}'", f"strategy.name={strategy}", f"data.train='{rows}'", *SMALL, *more]
-        return runs.simulate(run_file.load(runs.QUICKSTART, sets), out=tmp_path_factory.mktemp("run") / "run")
-
-    return of
+    return on_rows(40, SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from fedft.cli import main
 from fedft.client.train import Client
 from fedft.config import Local, RunConfig, Server
 from fedft.errors import ConfigError
-from fedft.reports import finished_runs, plots
+from fedft.reports import finished_runs
 from fedft.reports.comparison import readable
 from fedft.simulations import baselines, contenders, race_run, workplace
 from fedft.simulations import race as races
@@ -30,19 +30,7 @@ Race = Callable[..., list[dict[str, Any]]]
 Said = list[tuple[str, dict[str, Any]]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_plots() -> Iterator[None]:
-    """The page has its own tests; drawing takes longer than these runs."""
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(plots, "available", lambda: False)
-        yield
-
-
-@pytest.fixture(scope="module")
-def overrides(tiny_base: Path) -> list[str]:
-    """One round of two steps for two clients on a Llama with two layers of 64."""
-    small = ["local.steps=2", "local.batch_size=2", "server.rounds=1", "data.clients=2", "eval.max_rows=4"]
-    return [f"model.id='{tiny_base}'", "clients.rank=4", *small]
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from fedft import run_file
 from fedft.cli import main
 from fedft.config import RunConfig
 from fedft.errors import ClientFailed, ConfigError
-from fedft.reports import plots
 from fedft.simulations import grid, race_run, side_by_side, tuning, virtual_clients
 from fedft.simulations import race as races
 from fedft.simulations import run as runs
@@ -23,18 +22,7 @@ RATES = ("local.learning_rate=1e-3,1e-2",)
 Race = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_plots() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(plots, "available", lambda: False)
-        yield
-
-
-@pytest.fixture(scope="module")
-def overrides(tiny_base: Path) -> list[str]:
-    """One round of two steps for two clients on a Llama with two layers of 64."""
-    small = ["local.steps=2", "local.batch_size=2", "server.rounds=1", "data.clients=2", "eval.max_rows=4"]
-    return [f"model.id='{tiny_base}'", "clients.rank=4", *small]
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from fedft import run_file
 from fedft.cli import main
 from fedft.errors import ConfigError
 from fedft.privacy.audit import canaries, verdict
@@ -29,17 +27,9 @@ Run = Callable[..., runs.Run]
 
 
 @pytest.fixture(scope="module")
-def small(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def small(on_rows: Callable[..., Run]) -> Run:
     """A run of a second on twenty rows of two clients and eight canaries, with these overrides."""
-    rows = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    said = [{"client": "ab"[n % 2], "prompt": f"def f{n}(x):", "response": f"Return x plus {n}."} for n in range(20)]
-    rows.write_text("".join(json.dumps(row) + "\n" for row in said))
-
-    def of(*more: str, strategy: str = "fedit") -> runs.Run:
-        sets = [f"model.id='{tiny_base}'", f"strategy.name={strategy}", f"data.train='{rows}'", *SMALL, *more]
-        return runs.simulate(run_file.load(runs.QUICKSTART, sets), out=tmp_path_factory.mktemp("run") / "run")
-
-    return of
+    return on_rows(20, SMALL)
 
 
 def attacked(run: runs.Run, count: int = 4) -> dict[str, Any]:
