@@ -102,7 +102,7 @@ def write_adapter(
     `write`.
     """
     kind = export.save_adapter(to, handle, base, export.base_name(base), pairs)
-    _tokenizer(config, base.tokenizer).save_pretrained(str(to))
+    _save_tokenizer(to, config, base.tokenizer)
     base_note.write(to, base, config.model, run.by_bits, run.spent, lower)
     model_card.write(to, kind, config, base, run, lower)
     return kind
@@ -159,18 +159,23 @@ def _merge(to: Path, config: RunConfig, base: Base, handle: ModelHandle, pruned:
             own[name].data.add_(change)
     for file in to.iterdir():
         shutil.rmtree(file) if file.is_dir() else file.unlink()
-    _tokenizer(config, fresh.tokenizer).save_pretrained(str(to))
+    _save_tokenizer(to, config, fresh.tokenizer)
     if pruned is not None:
         return sliced_folder.save(to, whole, pruned)
     whole.save_pretrained(str(to))
     return "merged model"
 
 
-def _tokenizer(config: RunConfig, tokenizer: Any) -> Any:
-    """The tokenizer, with the chat template that the run learned: what is served is written as it was."""
+def _save_tokenizer(to: Path, config: RunConfig, tokenizer: Any) -> None:
+    """Write the tokenizer, with the chat template that the run learned: what is served is written as it was.
+
+    A base that was made up, as benches do, has none.
+    """
+    if tokenizer is None:
+        return
     if config.data.chat_template is not None:
         tokenizer.chat_template = config.data.chat_template
-    return tokenizer
+    tokenizer.save_pretrained(str(to))
 
 
 def _whole_changes(handle: ModelHandle, fresh: nn.Module, to: Path) -> dict[str, Tensor]:
